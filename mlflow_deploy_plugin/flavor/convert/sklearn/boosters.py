@@ -22,20 +22,19 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from skl2onnx import update_registered_converter
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.categories import encode
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import CLASSIFIER_OPTIONS, NodeBuilder, parse_classifier
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, register_converter
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     LEAF,
     Boosting,
     Node,
     Tree,
     classifier_shapes,
-    write_classes,
-    write_sums,
+    write_answers,
 )
 from mlflow_deploy_plugin.runtime import Array
 
@@ -269,28 +268,15 @@ def _regressor_shapes(operator: Any) -> None:
     operator.outputs[0].type = FloatTensorType([None, len(operator.boosting.base)])
 
 
-def _convert_regressor(scope: Any, operator: Any, container: Any) -> None:
-    """Add the trees and the link."""
-    graph, boosting = NodeBuilder(scope, container), operator.boosting
-    graph.node(boosting.link, [_scores(graph, operator, boosting)], operator.outputs[0].full_name)
-
-
-def _convert_classifier(scope: Any, operator: Any, container: Any) -> None:
-    """Add the trees, the probabilities and the most likely class."""
+def _convert(scope: Any, operator: Any, container: Any) -> None:
+    """Add the trees, with the codes of categories and the missing values of the library."""
     graph = NodeBuilder(scope, container)
-    boosting = read_boosting(operator.raw_operator)
-    raw = container.get_options(operator.raw_operator, {"raw_scores": False})["raw_scores"]
-    sums = _scores(graph, operator, boosting)
-    write_classes(graph, operator, sums, len(boosting.base), "Identity" if raw else boosting.link)
-
-
-def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
-    """Return [N, targets] 32-bit floats, the sums of the trees' leaves."""
+    boosting = getattr(operator, "boosting", None) or read_boosting(operator.raw_operator)
     rows = _features(graph, operator, boosting)
     if not np.isnan(boosting.missing):
         missing, nan = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (boosting.missing, np.nan))
         rows = graph.node("Where", [graph.node("Equal", [rows, missing]), nan, rows])
-    return write_sums(graph, rows, boosting)
+    write_answers(graph, operator, boosting, rows)
 
 
 def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
@@ -307,9 +293,7 @@ def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
         name = variable.full_name
         if name in known:
             codes = [float(code) for code in range(len(known[name]))]
-            name = graph.node(
-                "LabelEncoder", [name], keys_strings=list(known[name]), values_floats=codes, default_float=np.nan
-            )
+            name = encode(graph, (name, StringTensorType), np.array(known[name], object), codes, np.nan)
         columns.append(graph.node("Cast", [name], to=kind))
     return graph.node("Concat", columns, axis=1)
 
@@ -325,16 +309,7 @@ def register() -> None:
     """Tell skl2onnx about the estimators of the libraries in use: a fitted booster has imported its own."""
     for library, names in _ESTIMATORS.items():
         for name in names if library in sys.modules else ():
-            kind, alias = getattr(sys.modules[library], name), f"Onnxserve{name}"
-            if name.endswith("Classifier"):
-                update_registered_converter(
-                    kind,
-                    alias,
-                    classifier_shapes,
-                    _convert_classifier,
-                    parser=parse_classifier,
-                    options=CLASSIFIER_OPTIONS,
-                )
-            else:
-                update_registered_converter(kind, alias, _regressor_shapes, _convert_regressor)
-    update_registered_converter(NativeBooster, "OnnxserveNativeBooster", _regressor_shapes, _convert_regressor)
+            classifies = name.endswith("Classifier")
+            shapes = classifier_shapes if classifies else _regressor_shapes
+            register_converter(getattr(sys.modules[library], name), shapes, _convert, classifies)
+    register_converter(NativeBooster, _regressor_shapes, _convert, False)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from skl2onnx import update_registered_converter
 from skl2onnx._parse import _parse_sklearn
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
@@ -44,19 +45,20 @@ class NodeBuilder:
     def nodes(self, operator: str, inputs: list[str], count: int, output: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
-        results = [output] if output else [self._name(operator) for _ in range(count)]
+        results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
             operator, inputs, results, op_domain=domain, op_version=version, name=name, **attributes
         )
         return results
 
-    def _name(self, operator: str) -> str:
-        return str(self._scope.get_unique_variable_name(f"onnxserve_{operator.lower()}"))
+    def name(self, kind: str = "value") -> str:
+        """Return a name that no other value of the graph has."""
+        return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
     def constant(self, kind: int, shape: list[int], values: list[Any]) -> str:
         """Add an initializer of an ONNX type, and return its name."""
-        name = str(self._scope.get_unique_variable_name("onnxserve_constant"))
+        name = self.name("constant")
         self._container.add_initializer(name, kind, shape, values)
         return name
 
@@ -65,9 +67,9 @@ class NodeBuilder:
         array = np.asarray(values)
         return self.constant(helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape), array.ravel().tolist())
 
-    def name(self) -> str:
-        """Return a name that no other value of the graph has."""
-        return str(self._scope.get_unique_variable_name("onnxserve_value"))
+    def option(self, estimator: Any, name: str) -> bool:
+        """Return an option of the conversion that an ensemble has set for an estimator within it."""
+        return bool(self._container.get_options(estimator, {name: False})[name])
 
     def subgraph(self) -> "Subgraph":
         """Return the builder of a graph within this one."""
@@ -103,11 +105,20 @@ class NodeBuilder:
         return self.joined(operator.inputs)
 
 
-CLASSIFIER_OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
-"""The options that skl2onnx asks of a classifier, also of one within an ensemble."""
+def register_converter(kind: type, shapes: Any, convert: Any, classifies: bool, parser: Any = None) -> None:
+    """Tell skl2onnx how an estimator is converted; a classifier has the options that it asks of one in an ensemble."""
+    options = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
+    update_registered_converter(
+        kind,
+        f"Onnxserve{kind.__name__}",
+        shapes,
+        convert,
+        parser=parser or (_parse_classifier if classifies else None),
+        options=options if classifies else None,
+    )
 
 
-def parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+def _parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
     """Declare the outputs, whatever the class derives from: skl2onnx's own parser knows ClassifierMixin only."""
     operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
     operator.inputs = inputs

@@ -300,13 +300,6 @@ def histogram_boosting(estimator: Any) -> Boosting:
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
 
 
-def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
-    """Add the sum of the trees, through the inverse of the loss's link."""
-    graph = NodeBuilder(scope, container)
-    boosting = histogram_boosting(operator.raw_operator)
-    graph.node(boosting.link, [_scores(graph, operator, boosting)], operator.outputs[0].full_name)
-
-
 def classifier_shapes(operator: Any) -> None:
     """Set the output types: the label, and a 32-bit float for each class."""
     classes = operator.raw_operator.classes_
@@ -314,24 +307,38 @@ def classifier_shapes(operator: Any) -> None:
     operator.outputs[1].type = FloatTensorType([None, len(classes)])
 
 
-def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
-    """Add the probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
-    graph = NodeBuilder(scope, container)
-    boosting = histogram_boosting(operator.raw_operator)
-    raw = container.get_options(operator.raw_operator, {"raw_scores": False})["raw_scores"]
-    scores = _scores(graph, operator, boosting)
-    write_classes(graph, operator, scores, len(boosting.base), "Identity" if raw else boosting.link)
+def convert_histograms(scope: Any, operator: Any, container: Any) -> None:
+    """Add the trees of boosting by histograms, with the codes of its categories."""
+    graph, estimator = NodeBuilder(scope, container), operator.raw_operator
+    if estimator.is_categorical_ is None:
+        rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
+    else:
+        typed = columns_of(graph, operator)
+        columns = [name for name, _ in typed]
+        for position, categories in categories_of(estimator).items():
+            # an unknown category counts as missing, as a text that is missing does
+            codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+            columns[position] = encode(graph, typed[position], categories, codes, np.nan)
+        rows = graph.node("Concat", [graph.node("Cast", [name], to=TensorProto.DOUBLE) for name in columns], axis=1)
+    write_answers(graph, operator, histogram_boosting(estimator), rows)
 
 
-def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, link: str) -> None:
-    """Add the outputs of a classifier: the probabilities, and the class of the largest or of a positive score.
+def write_answers(graph: NodeBuilder, operator: Any, boosting: Boosting, rows: str) -> None:
+    """Add the trees and the outputs: predictions, or the probabilities and the class of the largest.
+
+    With one score for two classes, a positive one is that of the second. An ensemble may ask for the scores themselves.
 
     Args:
-        scores: [N, width]; one score is that of the second of two classes.
-        link: the operator that makes probabilities of scores; Identity for the scores themselves.
+        rows: as `write_sums` has them.
     """
+    scores, link = write_sums(graph, rows, boosting), boosting.link
+    if len(operator.outputs) == 1:
+        graph.node(link, [scores], operator.outputs[0].full_name)
+        return
+    if graph.option(operator.raw_operator, "raw_scores"):
+        link = "Identity"
     probabilities = operator.outputs[1].full_name
-    if width == 1:
+    if len(boosting.base) == 1:
         zero, one = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
         chosen = graph.node("Greater", [scores, zero])
         likely = graph.node(link, [scores])
@@ -344,21 +351,6 @@ def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, li
     write_labels(graph, operator, position)
 
 
-def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
-    estimator = operator.raw_operator
-    if estimator.is_categorical_ is None:
-        rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
-        return write_sums(graph, rows, boosting)
-    typed = columns_of(graph, operator)
-    columns = [name for name, _ in typed]
-    for position, categories in categories_of(estimator).items():
-        # an unknown category counts as missing, as a text that is missing does
-        codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
-        columns[position] = encode(graph, typed[position], categories, codes, np.nan)
-    rows = graph.node("Concat", [graph.node("Cast", [name], to=TensorProto.DOUBLE) for name in columns], axis=1)
-    return write_sums(graph, rows, boosting)
-
-
 def categories_of(estimator: Any) -> dict[int, Array]:
     """Return the categories of each column that boosting by histograms reads as such, in the order of their codes."""
     if estimator.is_categorical_ is None:
@@ -368,6 +360,6 @@ def categories_of(estimator: Any) -> dict[int, Array]:
 
 
 CONVERTERS = {
-    HistGradientBoostingRegressor: (float_columns(lambda boosting: 1), convert_regressor),
-    HistGradientBoostingClassifier: (classifier_shapes, convert_classifier),
+    HistGradientBoostingRegressor: (float_columns(lambda boosting: 1), convert_histograms),
+    HistGradientBoostingClassifier: (classifier_shapes, convert_histograms),
 }

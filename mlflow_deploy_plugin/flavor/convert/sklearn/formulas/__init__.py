@@ -16,20 +16,13 @@
 from typing import Any
 
 import numpy as np
-from skl2onnx import update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType
 from sklearn.base import ClassifierMixin
 from sklearn.multioutput import ClassifierChain
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import ensembles, features, neighbours, predictors
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, Rows
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
-    CLASSIFIER_OPTIONS,
-    NodeBuilder,
-    label_type,
-    parse_classifier,
-    write_labels,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, label_type, register_converter, write_labels
 
 
 def register() -> None:
@@ -39,11 +32,9 @@ def register() -> None:
     for module in (ensembles, features, neighbours, predictors):
         FORMULAS.update(module.FORMULAS)
     for kind in FORMULAS:
-        alias = f"Onnxserve{kind.__name__}"
         classifies = issubclass(kind, ClassifierMixin)
-        parser = parse_classifier if classifies and kind is not ClassifierChain else parse_values  # a chain: a matrix
-        options = CLASSIFIER_OPTIONS if classifies else None
-        update_registered_converter(kind, alias, formula_shapes, convert_formula, parser=parser, options=options)
+        parser = None if classifies and kind is not ClassifierChain else parse_values  # a chain answers a matrix
+        register_converter(kind, formula_shapes, convert_formula, classifies, parser)
 
 
 def parse_values(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
