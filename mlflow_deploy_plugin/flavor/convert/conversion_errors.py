@@ -6,7 +6,7 @@ model at which it stopped, with its place and its option, and says the rest plai
 
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from typing import Any
 
@@ -76,18 +76,14 @@ def packages_of(model: Any) -> list[str]:
 
 def explain_failure(error: BaseException, model: Any) -> str:
     """Return the message if a model is not converted, or its graph not loaded: the step, its option, the reason."""
-    options = list(_options(model))
     part: Any = None
     for frame, _ in traceback.walk_tb(error.__traceback__):  # the estimator that skl2onnx was converting
         part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
     if not part:  # the part whose class the error names, the innermost one that is no pipeline
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
-    if options and (part is None or all(type(one) is not type(part) for one, *_ in options)):
-        part = options[0][0]
-    reasons = [reason for one, reason in options if part is not None and type(one) is type(part)]
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
-    reason = reasons[0] if reasons else plain_reason(str(cause)) or type(cause).__name__
+    reason = plain_reason(str(cause)) or type(cause).__name__
     place = ""
     if part is not None and type(part) is not type(model):
         way = next((name for name, one in _parts(model) if type(one) is type(part)), "")
@@ -128,22 +124,3 @@ def _parts(model: Any) -> Iterator[tuple[str, Any]]:
             if hasattr(value, "get_params") and not isinstance(value, type):
                 yield name, value
     yield "", model
-
-
-def _options(model: Any) -> Iterator[tuple[Any, str]]:
-    """Yield the parts with options that no converter supports."""
-    for _, part in _parts(model):
-        for option, is_obstacle, reason in _OBSTACLES.get(type(part).__name__, ()):
-            value = getattr(part, option, None)
-            if is_obstacle(value):
-                shown = getattr(value, "__qualname__", None) or repr(value)[:60]
-                yield part, f"its option {option}={shown} {reason}"
-
-
-_Obstacle = tuple[str, Callable[[Any], bool], str]
-_PYTHON = "is a Python function, which a graph cannot call"
-_TEXT: tuple[_Obstacle, ...] = (
-    *((option, callable, _PYTHON) for option in ("analyzer", "preprocessor")),
-    ("strip_accents", bool, "has no form in ONNX; strip accents before the pipeline"),
-)
-_OBSTACLES: dict[str, tuple[_Obstacle, ...]] = {"CountVectorizer": _TEXT, "TfidfVectorizer": _TEXT}

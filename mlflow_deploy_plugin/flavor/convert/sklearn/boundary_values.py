@@ -20,21 +20,17 @@ from sklearn.preprocessing import (
     Binarizer,
     FunctionTransformer,
     KBinsDiscretizer,
-    MaxAbsScaler,
-    MinMaxScaler,
     QuantileTransformer,
-    RobustScaler,
     SplineTransformer,
-    StandardScaler,
 )
 
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
+from mlflow_deploy_plugin.flavor.convert.sklearn.elementwise import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting
 from mlflow_deploy_plugin.runtime import Array
 
-_SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 _ROWS = (
     *("_fit_X", "X_fit_", "X_", "X_train_", "support_vectors_"),
     *("cluster_centers_", "subcluster_centers_", "centroids_"),
@@ -186,7 +182,7 @@ def _back(step: Any, found: _Collected) -> _Collected:
         return found
     if isinstance(step, ColumnTransformer):
         return _back_columns(step, found)
-    if isinstance(step, _SCALERS):
+    if isinstance(step, SCALERS):
 
         def inverse(position: int, values: Array) -> Array:
             matrix = np.zeros((len(values), step.n_features_in_))

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
-_SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
+SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
 def _steps(scaler: Any, dtype: Any) -> list[tuple[str, Array]]:
@@ -167,7 +167,7 @@ def _float(kind: Any) -> int:
 
 
 CONVERTERS = {
-    **dict.fromkeys(_SCALERS, (same_shape, convert_scaler)),
+    **dict.fromkeys(SCALERS, (same_shape, convert_scaler)),
     SimpleImputer: (imputer_shapes, convert_imputer),
     FunctionTransformer: (function_shapes, convert_function),
 }

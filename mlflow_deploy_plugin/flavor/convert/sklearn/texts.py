@@ -202,14 +202,18 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
     Raises:
         NotImplementedError: the vectorizer finds its tokens in another way.
     """
-    obstacle = next((name for name in ("strip_accents", "preprocessor") if getattr(vectorizer, name)), "")
-    if not obstacle and callable(vectorizer.analyzer):
-        obstacle = "analyzer"
-    if not obstacle and vectorizer.analyzer == "word" and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
-        obstacle = "stop_words between the words of an n-gram"
-    if obstacle:
-        value = getattr(vectorizer, obstacle.split()[0])
-        raise NotImplementedError(f"{obstacle} ({value!r}): no ONNX operator takes texts apart in this way")
+    for option in ("analyzer", "preprocessor"):
+        if callable(function := getattr(vectorizer, option)):
+            raise NotImplementedError(
+                f"its option {option}={_named(function)} is a Python function, which a graph cannot call"
+            )
+    if vectorizer.strip_accents:
+        shown = _named(vectorizer.strip_accents)
+        raise NotImplementedError(
+            f"its option strip_accents={shown} has no form in ONNX; strip accents before the pipeline"
+        )
+    if vectorizer.analyzer == "word" and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
+        raise NotImplementedError("its option stop_words, which leaves words out between those of an n-gram")
     if vectorizer.analyzer == "char_wb":
         return f"{_class(_WORDS)}+"
     if vectorizer.analyzer == "char":
@@ -277,8 +281,13 @@ def _pattern_of(tokenizer: Any) -> str:
     for pattern in _PATTERNS:
         if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
             return pattern
-    name = getattr(tokenizer, "__qualname__", repr(tokenizer))
-    raise NotImplementedError(f"its option tokenizer={name} is a Python function; str.split and patterns are converted")
+    raise NotImplementedError(
+        f"its option tokenizer={_named(tokenizer)} is a Python function; str.split and patterns are converted"
+    )
+
+
+def _named(option: Any) -> str:
+    return getattr(option, "__qualname__", None) or repr(option)[:60]
 
 
 _PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "[a-zA-Z0-9]+", "[A-Za-z0-9_]+")
