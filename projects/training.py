@@ -24,9 +24,9 @@ DATA_TAG = "data"
 BLUE, ORANGE, GREY = "#0b69a3", "#d9730d", "#9aa5b1"
 
 
-def option(default: Value, meaning: str) -> Value:
-    """A field of a training's options, with the help of its command line."""
-    return field(default=default, metadata={"help": meaning})
+def option(default: Value, meaning: str, *choices: Value) -> Value:
+    """A field of a training's options, with the help of its command line, and the values that it may have."""
+    return field(default=default, metadata={"help": meaning, "choices": choices or None})
 
 
 def run_command(train: Callable[[Options], Any], options: type[Options], document: str) -> None:
@@ -38,8 +38,8 @@ def run_command(train: Callable[[Options], Any], options: type[Options], documen
     """
     parser = argparse.ArgumentParser(description=document.partition("\n")[0])
     for entry in fields(options):
-        flag, meaning = f"--{entry.name.replace('_', '-')}", entry.metadata["help"]
-        parser.add_argument(flag, type=entry.type, default=entry.default, help=meaning)
+        flag = f"--{entry.name.replace('_', '-')}"
+        parser.add_argument(flag, type=entry.type, default=entry.default, **entry.metadata)
     with one_line_errors():
         train(options(**vars(parser.parse_args())))
 

@@ -8,7 +8,6 @@ Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak
 `full` learns them and the labelled images of the file anew; `incremental` tunes the base's weights (`fitting.py`).
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from sklearn.model_selection import train_test_split
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.registry import TRAINING_TAG
-from projects.command import one_line_errors
 from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_labelled, save_labelled, save_weights
 from projects.model_runs import parity_line
-from projects.training import log_options
+from projects.training import log_options, option, run_command
 
-MODEL_NAME = "digits-cnn"
 TEST_IMAGES = "test_images.parquet"
 """The artifact for whoever judges the version later: `onnxserve gate`, `onnxserve optimize`."""
 BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
@@ -34,23 +31,14 @@ BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
 
 @dataclass(frozen=True)
 class Training:
-    """The options of a training.
+    """The options of a training."""
 
-    Attributes:
-        seed: chooses the test images, the first weights and the order of the batches.
-        epochs: passes over the training images.
-        mode: full or incremental.
-        data: a Parquet file of labelled images; empty: none.
-        base_model: the version that is served now; incremental goes on from it.
-        registered_model: under which the version is registered.
-    """
-
-    seed: int = 7
-    epochs: int = 12
-    mode: str = "full"
-    data: str = ""
-    base_model: str = ""
-    registered_model: str = MODEL_NAME
+    seed: int = option(7, "chooses the test images, the first weights and the order of the batches")
+    epochs: int = option(12, "passes over the training images")
+    mode: str = option("full", "anew, or on from a base", "full", "incremental")
+    data: str = option("", "Parquet file of labelled images")
+    base_model: str = option("", "the version that is served now; incremental goes on from it")
+    registered_model: str = option("digits-cnn", "where the version is registered")
 
 
 def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -106,19 +94,5 @@ def train(options: Training) -> Any:
         return info
 
 
-def main() -> None:
-    default = Training()
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=default.seed, help="chooses the test images, weights and batches")
-    parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the training images")
-    parser.add_argument("--mode", choices=["full", "incremental"], default=default.mode, help="anew, or on from a base")
-    parser.add_argument("--data", default=default.data, help="Parquet file of labelled images")
-    parser.add_argument("--base-model", default=default.base_model, help="the version that is served now")
-    parser.add_argument("--registered-model", default=default.registered_model, help="where the version is registered")
-    options = parser.parse_args()
-    with one_line_errors():
-        train(Training(**vars(options)))
-
-
 if __name__ == "__main__":
-    main()
+    run_command(train, Training, __doc__ or "")

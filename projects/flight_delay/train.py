@@ -9,7 +9,6 @@ the model is validated on them, and they are the calm traffic that a drift job i
 `full` learns them and the labelled rows anew; `incremental` lets the base learn the labelled rows too (`fitting.py`).
 """
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +22,11 @@ from threadpoolctl import threadpool_limits
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG, parse_model_uri, resolve
-from projects.command import one_line_errors
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
 from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score
 from projects.flight_delay.training_data import TrainingData, load_training_data
 from projects.model_runs import parity_line
-from projects.training import log_options
+from projects.training import log_options, option, run_command
 
 __all__ = ["MODEL_NAME", "Training", "build_pipeline", "train"]
 
@@ -40,28 +38,17 @@ PARITY_ROWS = 2000
 
 @dataclass(frozen=True)
 class Training:
-    """The options of a training.
+    """The options of a training."""
 
-    Attributes:
-        seed: chooses the ten days that are held out.
-        max_iter, learning_rate: number of boosted trees, and how much each adds.
-        mode: full or incremental.
-        data: a Parquet file of labelled rows (`training_data.py`); empty: none.
-        base_model: the version that is served now; incremental learns on from it.
-        registered_model: under which the version is registered.
-        months: the built-in months that are learned.
-        more_trees: that an incremental training adds.
-    """
-
-    seed: int = 7
-    max_iter: int = 60
-    learning_rate: float = 0.1
-    mode: str = "full"
-    data: str = ""
-    base_model: str = ""
-    registered_model: str = MODEL_NAME
-    months: str = BUILT_IN_MONTHS
-    more_trees: int = 20
+    seed: int = option(7, "chooses the ten held-out days")
+    max_iter: int = option(60, "number of boosted trees")
+    learning_rate: float = option(0.1, "how much each tree adds")
+    mode: str = option("full", "anew, or on from a base", "full", "incremental")
+    data: str = option("", "Parquet file of labelled rows")
+    base_model: str = option("", "the version that is served now; incremental learns on from it")
+    registered_model: str = option(MODEL_NAME, "where the version is registered")
+    months: str = option(BUILT_IN_MONTHS, "built-in months of 2013 that are learned")
+    more_trees: int = option(20, "that an incremental training adds")
 
 
 def train(options: Training) -> Any:
@@ -172,22 +159,5 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def main() -> None:
-    default = Training()
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=default.seed, help="chooses the ten held-out days")
-    parser.add_argument("--max-iter", type=int, default=default.max_iter, help="number of boosted trees")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="how much each tree adds")
-    parser.add_argument("--mode", choices=["full", "incremental"], default=default.mode, help="anew, or on from a base")
-    parser.add_argument("--data", default=default.data, help="Parquet file of labelled rows")
-    parser.add_argument("--base-model", default=default.base_model, help="the version that is served now")
-    parser.add_argument("--registered-model", default=default.registered_model, help="where the version is registered")
-    parser.add_argument("--months", default=default.months, help="built-in months of 2013 that are learned")
-    parser.add_argument("--more-trees", type=int, default=default.more_trees, help="that an incremental training adds")
-    options = parser.parse_args()
-    with one_line_errors():
-        train(Training(**vars(options)))
-
-
 if __name__ == "__main__":
-    main()
+    run_command(train, Training, __doc__ or "")
