@@ -274,8 +274,8 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     boosting = getattr(operator, "boosting", None) or read_boosting(operator.raw_operator)
     rows = _features(graph, operator, boosting)
     if not np.isnan(boosting.missing):
-        missing, nan = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (boosting.missing, np.nan))
-        rows = graph.node("Where", [graph.node("Equal", [rows, missing]), nan, rows])
+        is_missing = graph.node("Equal", [rows, np.array([boosting.missing], np.float32)])
+        rows = graph.node("Where", [is_missing, np.array([np.nan], np.float32), rows])
     write_answers(graph, operator, boosting, rows)
 
 
@@ -284,7 +284,7 @@ def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
     kind = TensorProto.FLOAT if boosting.has_single_rows else TensorProto.DOUBLE
     texts = [variable for variable in operator.inputs if isinstance(variable.type, StringTensorType)]
     if not texts and not boosting.categories:
-        return graph.node("Cast", [graph.all_columns(operator)], to=kind)
+        return graph.node("Cast", [graph.joined(operator.inputs)], to=kind)
     if len(texts) != len(boosting.categories) or any(variable.type.shape[1] != 1 for variable in texts):
         raise NotImplementedError("categories that are no columns of texts of their own")
     known = dict(zip((variable.full_name for variable in texts), boosting.categories, strict=True))

@@ -55,8 +55,7 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
     for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
         codes, unknown, width = _one_hot_codes(encoder, position)
         code = encode(graph, column, categories, codes, unknown)
-        numbers = graph.constant(TensorProto.FLOAT, [1, width], [float(n) for n in range(width)])
-        equal = graph.node("Equal", [code, numbers])
+        equal = graph.node("Equal", [code, np.arange(width, dtype=np.float32)[None]])
         parts.append(graph.node("Cast", [equal], to=TensorProto.FLOAT))
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
@@ -99,8 +98,7 @@ def columns_of(graph: NodeBuilder, operator: Any) -> list[tuple[str, type]]:
     for entry in operator.inputs:
         kind, source = type(entry.type), entry.full_name
         for position in range(entry.type.shape[1]):
-            index = graph.constant(TensorProto.INT64, [1], [position])
-            found.append((graph.node("Gather", [source, index], axis=1), kind))
+            found.append((graph.node("Gather", [source, [position]], axis=1), kind))
     return found
 
 
@@ -119,22 +117,15 @@ def encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, code
     if len(present) == len(categories) or kind is Int64TensorType:
         return encoded
     gap = next(code for code, entry in zip(codes, categories, strict=True) if is_missing(entry))
-    filler = graph.constant(TensorProto.FLOAT, [1, 1], [gap])
-    return graph.node("Where", [graph.node("IsNaN", [source]), filler, encoded])
+    return graph.node("Where", [graph.node("IsNaN", [source]), np.array([[gap]], np.float32), encoded])
 
 
 def _encode_doubles(graph: NodeBuilder, source: str, keys: list[Any], values: list[float], unknown: float) -> str:
     """Return [N, 1] codes of 64-bit numbers, compared exactly; LabelEncoder does not take them."""
-    known = graph.constant(TensorProto.DOUBLE, [1, len(keys)], [float(key) for key in keys])
-    codes = graph.constant(TensorProto.FLOAT, [len(keys), 1], values)
-    default = graph.constant(TensorProto.FLOAT, [1, 1], [unknown])
-    zero = graph.constant(TensorProto.FLOAT, [1], [0.0])
-    equal = graph.node("Equal", [source, known])
-    equal = graph.node("Cast", [equal], to=TensorProto.FLOAT)
-    axis = graph.constant(TensorProto.INT64, [1], [1])
-    found = graph.node("Greater", [graph.node("ReduceMax", [equal, axis]), zero])
-    code = graph.node("MatMul", [equal, codes])
-    return graph.node("Where", [found, code, default])
+    equal = graph.node("Cast", [graph.node("Equal", [source, np.array([keys], float)])], to=TensorProto.FLOAT)
+    known = graph.node("Cast", [graph.node("ReduceMax", [equal, [1]])], to=TensorProto.BOOL)
+    code = graph.node("MatMul", [equal, np.array(values, np.float32)[:, None]])
+    return graph.node("Where", [known, code, np.array([[unknown]], np.float32)])
 
 
 def is_missing(entry: Any) -> bool:

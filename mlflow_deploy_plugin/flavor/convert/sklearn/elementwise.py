@@ -8,7 +8,7 @@ converter of SimpleImputer refuses texts, indicators and 64-bit floats.
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
@@ -52,12 +52,11 @@ def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
     dtype = np.float64 if own == TensorProto.DOUBLE else np.float32
     for name, values in _steps(operator.raw_operator, dtype):
         wide = values.dtype == np.float64
-        kind = TensorProto.DOUBLE if wide else TensorProto.FLOAT
-        constant = graph.constant(kind, [1, len(values)], [float(value) for value in values])
+        constant: Any = values[None]
         if wide and own == TensorProto.FLOAT:
             current = graph.node("Cast", [current], to=TensorProto.DOUBLE)
         elif not wide and own == TensorProto.DOUBLE:
-            constant = graph.node("Cast", [constant], to=TensorProto.DOUBLE)
+            constant = constant.astype(np.float64)
         current = graph.node(name, [current, constant])
         if wide and own == TensorProto.FLOAT:
             current = graph.node("Cast", [current], to=TensorProto.FLOAT)
@@ -72,7 +71,7 @@ def _kind(operator: Any) -> Any:
 def _source(graph: NodeBuilder, operator: Any) -> tuple[str, int]:
     """Return all columns [N, k] in the output's type, and that type."""
     own = int(TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT)
-    return graph.node("Cast", [graph.all_columns(operator)], to=own), own
+    return graph.node("Cast", [graph.joined(operator.inputs)], to=own), own
 
 
 def imputer_shapes(operator: Any) -> None:
@@ -95,26 +94,22 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     marks_nan = isinstance(imputer.missing_values, float) and np.isnan(imputer.missing_values)
     if not (marks_nan or texts) or (texts and _marked(imputer)):
         raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator on texts")
-    source = graph.all_columns(operator)
+    source = graph.joined(operator.inputs)
     result = operator.outputs[0].full_name
-    shape = [1, len(imputer.statistics_)]
     if isinstance(kind, Int64TensorType):  # integers have no gaps
         graph.node("Identity", [source], result)
         return
     if texts:
-        mark = graph.constant(TensorProto.STRING, [1], [MISSING.encode()])
-        filler = graph.constant(TensorProto.STRING, shape, [str(value).encode() for value in imputer.statistics_])
-        gaps = graph.node("Equal", [source, mark])
+        filler = imputer.statistics_.astype(object)
+        gaps = graph.node("Equal", [source, np.array([MISSING], object)])
     else:
-        values = np.asarray(imputer.statistics_, dtype=np.float64)
-        if np.isnan(values).any():
+        filler = np.asarray(imputer.statistics_, helper.tensor_dtype_to_np_dtype(_float(kind)))
+        if np.isnan(filler).any():
             raise NotImplementedError("SimpleImputer that dropped a column without any value")
-        filler = graph.constant(_float(kind), shape, values.tolist())
         gaps = graph.node("IsNaN", [source])
-    filled = graph.node("Where", [gaps, filler, source])
+    filled = graph.node("Where", [gaps, filler[None], source])
     if marked := _marked(imputer):
-        chosen = graph.constant(TensorProto.INT64, [len(marked)], marked)
-        flags = graph.node("Gather", [gaps, chosen], axis=1)
+        flags = graph.node("Gather", [gaps, marked], axis=1)
         numbers = graph.node("Cast", [flags], to=_float(kind))
         filled = graph.node("Concat", [filled, numbers], axis=1)
     graph.node("Identity", [filled], result)
@@ -139,7 +134,7 @@ def convert_function(scope: Any, operator: Any, container: Any) -> None:
     graph = NodeBuilder(scope, container)
     result = operator.outputs[0].full_name
     if operator.raw_operator.func is None:
-        graph.node("Identity", [graph.all_columns(operator)], result)
+        graph.node("Identity", [graph.joined(operator.inputs)], result)
         return
     called = _called(operator.raw_operator, Rows.of(graph, operator))
     own = TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT

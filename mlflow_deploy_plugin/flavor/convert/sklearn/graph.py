@@ -33,22 +33,26 @@ _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
 
 
 class NodeBuilder:
-    """Adds nodes and constants to a graph that skl2onnx is making, each under a name of its own."""
+    """Adds nodes and constants to a graph that skl2onnx is making, each under a name of its own.
+
+    An input of a node is the name of a value, or a constant: an array, or a list of 64-bit numbers or booleans.
+    """
 
     def __init__(self, scope: Any, container: Any) -> None:
         self._scope, self._container = scope, container
 
-    def node(self, operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+    def node(self, operator: str, inputs: list[Any], output: str = "", **attributes: Any) -> str:
         """Add a node with one output, and return the output's name."""
         return self.nodes(operator, inputs, 1, output, **attributes)[0]
 
-    def nodes(self, operator: str, inputs: list[str], count: int, output: str = "", **attributes: Any) -> list[str]:
+    def nodes(self, operator: str, inputs: list[Any], count: int, output: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
+        names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
-            operator, inputs, results, op_domain=domain, op_version=version, name=name, **attributes
+            operator, names, results, op_domain=domain, op_version=version, name=name, **attributes
         )
         return results
 
@@ -56,16 +60,15 @@ class NodeBuilder:
         """Return a name that no other value of the graph has."""
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
-    def constant(self, kind: int, shape: list[int], values: list[Any]) -> str:
-        """Add an initializer of an ONNX type, and return its name."""
-        name = self.name("constant")
-        self._container.add_initializer(name, kind, shape, values)
+    def constant(self, values: Any) -> str:
+        """Add an initializer of the shape and type of an array, whose objects are texts, and return its name."""
+        array, name = np.asarray(values), self.name("constant")
+        flat = array.ravel().tolist()
+        if array.dtype.kind == "O":
+            flat = [str(text).encode() for text in flat]
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self._container.add_initializer(name, kind, list(array.shape), flat)
         return name
-
-    def array(self, values: Any) -> str:
-        """Add an initializer of the shape and type of an array; integers of a list have 64 bits."""
-        array = np.asarray(values)
-        return self.constant(helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape), array.ravel().tolist())
 
     def option(self, estimator: Any, name: str) -> bool:
         """Return an option of the conversion that an ensemble has set for an estimator within it."""
@@ -100,10 +103,6 @@ class NodeBuilder:
         joined = concatenate_variables(self._scope, inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
 
-    def all_columns(self, operator: Any) -> str:
-        """Return the inputs of an estimator side by side, [N, k]."""
-        return self.joined(operator.inputs)
-
 
 def register_converter(kind: type, shapes: Any, convert: Any, classifies: bool, parser: Any = None) -> None:
     """Tell skl2onnx how an estimator is converted; a classifier has the options that it asks of one in an ensemble."""
@@ -135,13 +134,9 @@ def label_type(classes: Array) -> Any:
 def write_labels(graph: NodeBuilder, operator: Any, position: str) -> None:
     """Add the first output: the classes at the positions [N] or [N, 1]."""
     classes = operator.raw_operator.classes_
-    flat = graph.constant(TensorProto.INT64, [1], [-1])
-    position = graph.node("Reshape", [position, flat])
-    if classes.dtype.kind in "OU":
-        names = graph.constant(TensorProto.STRING, [len(classes)], [str(entry).encode() for entry in classes])
-    else:
-        names = graph.constant(TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
-    graph.node("Gather", [names, position], operator.outputs[0].full_name, axis=0)
+    flat = graph.node("Reshape", [position, [-1]])
+    labels = classes.astype(object if classes.dtype.kind in "OU" else np.int64)
+    graph.node("Gather", [labels, flat], operator.outputs[0].full_name, axis=0)
 
 
 class Subgraph(NodeBuilder):

@@ -64,21 +64,21 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     Args:
         rows: [N, features], at least one.
     """
-    one, largest = graph.array([1]), graph.array([max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))])
+    one, largest = [1], [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))]
     count = graph.node("Shape", [rows], start=0, end=1)
     blocks = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, largest]), one]), largest])
     size = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, blocks]), one]), blocks])
     lacking = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
-    padded = graph.node("Pad", [rows, graph.node("Concat", [graph.array([0, 0]), lacking, graph.array([0])], axis=0)])
-    shape = graph.node("Concat", [blocks, size, graph.array([-1])], axis=0)
+    padded = graph.node("Pad", [rows, graph.node("Concat", [[0, 0], lacking, [0]], axis=0)])
+    shape = graph.node("Concat", [blocks, size, [-1]], axis=0)
     body = graph.subgraph()
     block = body.name()
     sums = _write_block(body, block, levels)
     given, found = (helper.np_dtype_to_tensor_dtype(array.dtype) for array in (levels.threshold, levels.value))
     step = body.finish({block: (given, [None, None])}, {sums: (found, [None, len(levels.base)])})
     stacked = graph.node("Scan", [graph.node("Reshape", [padded, shape])], body=step, num_scan_inputs=1)
-    flat = graph.node("Reshape", [stacked, graph.array([-1, len(levels.base)])])
-    return graph.node("Cast", [graph.node("Slice", [flat, graph.array([0]), count])], to=TensorProto.FLOAT)
+    flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
+    return graph.node("Cast", [graph.node("Slice", [flat, [0], count])], to=TensorProto.FLOAT)
 
 
 def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
@@ -87,17 +87,17 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     codes = levels.column * 2 + levels.default
     used = np.unique(codes)
     places = np.searchsorted(used, codes)
-    columns = graph.node("Gather", [graph.node("Transpose", [rows]), graph.array(used // 2)], axis=0)
+    columns = graph.node("Gather", [graph.node("Transpose", [rows]), used // 2], axis=0)
     if levels.default.any():
         missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
-        columns = graph.node("Where", [graph.node("IsNaN", [columns]), graph.array(missing), columns])
+        columns = graph.node("Where", [graph.node("IsNaN", [columns]), missing, columns])
 
     # symmetric trees have one split a level
     nodes = [each[:, :1] if (each == each[:, :1]).all() else each for each in levels.nodes]
     are_compared = [level < _COMPARED_LEVELS or each.shape[1] == 1 for level, each in enumerate(nodes)]
     compared = np.unique(np.concatenate([each.ravel() for each, one in zip(nodes, are_compared, strict=True) if one]))
-    values = graph.node("Gather", [columns, graph.array(places[compared])], axis=0)
-    holding = graph.node(levels.comparison, [values, graph.array(levels.threshold[compared, None])])
+    values = graph.node("Gather", [columns, places[compared]], axis=0)
+    holding = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
     holding = graph.node("Cast", [holding], to=TensorProto.UINT8)
 
     position, kind = "", TensorProto.UINT8
@@ -107,9 +107,7 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
             kind = TensorProto.INT32
             position = graph.node("Cast", [position], to=kind)
         if is_compared:
-            found = [
-                graph.node("Gather", [holding, graph.array(np.searchsorted(compared, one))], axis=0) for one in each.T
-            ]
+            found = [graph.node("Gather", [holding, np.searchsorted(compared, one)], axis=0) for one in each.T]
             for before in reversed(steps if len(found) > 1 else []):
                 condition = graph.node("Cast", [before], to=TensorProto.BOOL)
                 pairs = zip(found[1::2], found[::2], strict=True)
@@ -117,9 +115,9 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
             [step] = found
         else:
             at = graph.node("Cast", [position], to=TensorProto.INT32)
-            place = graph.node("GatherElements", [graph.array(places[each].astype(np.int32)), at], axis=1)
+            place = graph.node("GatherElements", [places[each].astype(np.int32), at], axis=1)
             values = graph.node("GatherElements", [columns, place], axis=0)
-            threshold = graph.node("GatherElements", [graph.array(levels.threshold[each]), at], axis=1)
+            threshold = graph.node("GatherElements", [levels.threshold[each], at], axis=1)
             step = graph.node("Cast", [graph.node(levels.comparison, [values, threshold])], to=TensorProto.UINT8)
         steps.append(step)
         number = graph.node("Cast", [step], to=kind)
@@ -129,10 +127,10 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     targets, trees, leaves = levels.value.shape
     is_shared = len(nodes[0]) == trees
     if is_shared:
-        found = [graph.node("GatherElements", [graph.array(value), leaf], axis=1) for value in levels.value]
+        found = [graph.node("GatherElements", [value, leaf], axis=1) for value in levels.value]
     else:
-        value = graph.node("GatherElements", [graph.array(levels.value.reshape(-1, leaves)), leaf], axis=1)
-        found = [graph.node("Reshape", [value, graph.array([targets, trees, -1])])]
-    over = graph.array([-2])
+        value = graph.node("GatherElements", [levels.value.reshape(-1, leaves), leaf], axis=1)
+        found = [graph.node("Reshape", [value, [targets, trees, -1]])]
+    over = [-2]
     sums = [graph.node("ReduceSum", [value, over], keepdims=int(is_shared)) for value in found]
-    return graph.node("Add", [graph.node("Transpose", [graph.node("Concat", sums, axis=0)]), graph.array(levels.base)])
+    return graph.node("Add", [graph.node("Transpose", [graph.node("Concat", sums, axis=0)]), levels.base])

@@ -16,6 +16,7 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
+from mlflow_deploy_plugin.runtime import Array
 
 # fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
 _PAD = "\x01 \x01"
@@ -42,8 +43,7 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
     tokens = _tokens(graph, operator)
     counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer))
     if vectorizer.binary:
-        one = graph.constant(TensorProto.FLOAT, [1], [1.0])
-        counts = graph.node("Min", [counts, one])
+        counts = graph.node("Min", [counts, np.ones(1, np.float32)])
     if isinstance(vectorizer, TfidfVectorizer):
         counts = _weighted(graph, vectorizer._tfidf, counts)
     graph.node("Identity", [counts], operator.outputs[0].full_name)
@@ -66,18 +66,17 @@ def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
     if vectorizer.n_features > _MAX_HASHED:
         raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph takes up to 2**16 columns of hashes")
     tokens = _tokens(graph, operator)
-    skipped = graph.node("Equal", [tokens, _text(graph, _PAD)])
+    skipped = graph.node("Equal", [tokens, _text(_PAD)])
     for word in sorted(vectorizer.get_stop_words() or ()):
-        skipped = graph.node("Or", [skipped, graph.node("Equal", [tokens, _text(graph, word)])])
+        skipped = graph.node("Or", [skipped, graph.node("Equal", [tokens, _text(word)])])
     hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
-    count = graph.constant(TensorProto.INT64, [1], [vectorizer.n_features])
-    column = graph.node("Mod", [graph.node("Abs", [hashed]), count])
+    column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
     signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
     kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
     values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
     rows = graph.node("Shape", [tokens], start=0, end=1)
-    size = graph.node("Concat", [rows, count], axis=0)
-    nothing = graph.node("Expand", [graph.constant(TensorProto.FLOAT, [1], [0.0]), size])
+    size = graph.node("Concat", [rows, [vectorizer.n_features]], axis=0)
+    nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
     sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
     if vectorizer.binary:
         sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
@@ -91,40 +90,35 @@ def _tokens(graph: NodeBuilder, operator: Any) -> str:
     vectorizer: CountVectorizer = operator.raw_operator
     characters = vectorizer.analyzer in ("char", "char_wb")  # a token is a character
     expression = _token_expression(vectorizer)
-    flat = graph.constant(TensorProto.INT64, [1], [-1])
-    texts = graph.node("Reshape", [operator.inputs[0].full_name, flat])
+    texts = graph.node("Reshape", [operator.inputs[0].full_name, [-1]])
     within_words = vectorizer.analyzer == "char_wb"
     pad = _NO_WORD if within_words else _PAD
     tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
     # texts without any token would make a table without columns, which the next operators refuse
-    always = graph.constant(TensorProto.BOOL, [1], [True])
-    column = graph.constant(TensorProto.INT64, [2], [-1, 1])
-    pads = graph.node("Where", [always, _text(graph, pad), graph.node("Reshape", [texts, column])])
+    pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
     tokens = graph.node("Concat", [tokens, pads], axis=1)
     if within_words:  # each word between spaces; two spaces side by side, between words, are in no term
-        words = graph.node("Reshape", [tokens, flat])
+        words = graph.node("Reshape", [tokens, [-1]])
         tokens = graph.node("Tokenizer", [words], tokenexp="(?s:.)", pad_value=" ", mark=0, mincharnum=1)
-        spaces = graph.node("Where", [always, _text(graph, " "), graph.node("Reshape", [words, column])])
+        spaces = graph.node("Where", [[True], _text(" "), graph.node("Reshape", [words, [-1, 1]])])
         tokens = graph.node("Concat", [spaces, tokens, spaces], axis=1)
-        shape = graph.node("Concat", [graph.node("Shape", [texts]), flat], axis=0)
+        shape = graph.node("Concat", [graph.node("Shape", [texts]), [-1]], axis=0)
         tokens = graph.node("Reshape", [tokens, shape])
     elif characters:  # a run of white space is one space
         runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{2,}}")
-        pads = graph.node("Equal", [tokens, _text(graph, _PAD)])
+        pads = graph.node("Equal", [tokens, _text(_PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
-        tokens = graph.node("Where", [runs, _text(graph, " "), tokens])
+        tokens = graph.node("Where", [runs, _text(" "), tokens])
     if vectorizer.lowercase:
-        dotted = graph.node("Equal", [tokens, _text(graph, _DOTTED)])
+        dotted = graph.node("Equal", [tokens, _text(_DOTTED)])
         shape = graph.node("Shape", [tokens])
-        one_by_one = graph.node("Reshape", [tokens, flat])
+        one_by_one = graph.node("Reshape", [tokens, [-1]])
         lower = graph.node("StringNormalizer", [one_by_one], case_change_action="LOWER", is_case_sensitive=1)
         lower = graph.node("Reshape", [lower, shape])
         if _loses_dots(vectorizer):  # such a token is no term; ONNX Runtime would make a term of it, without the dot
             unknown = graph.node("RegexFullMatch", [tokens], pattern=f"(?s:.*){_DOTTED}(?s:.*)")
-            lower = graph.node("Where", [unknown, _text(graph, _PAD), lower])
-        tokens = lower
-        lowered = _text(graph, _DOTTED.lower())
-        tokens = graph.node("Where", [dotted, lowered, tokens])
+            lower = graph.node("Where", [unknown, _text(_PAD), lower])
+        tokens = graph.node("Where", [dotted, _text(_DOTTED.lower()), lower])
     return tokens
 
 
@@ -142,16 +136,12 @@ def convert_transformer(scope: Any, operator: Any, container: Any) -> None:
 
 def _weighted(graph: NodeBuilder, transformer: TfidfTransformer, counts: str) -> str:
     """Return counts [N, V] times the terms' weights, each row with norm 1; 64 bits, so that no square vanishes."""
-    zero, one = (graph.constant(TensorProto.DOUBLE, [1], [value]) for value in (0.0, 1.0))
     counts = graph.node("Cast", [counts], to=TensorProto.DOUBLE)
     if transformer.sublinear_tf:
-        damped = graph.node("Add", [graph.node("Log", [counts]), one])
-        absent = graph.node("Equal", [counts, zero])
-        counts = graph.node("Where", [absent, zero, damped])
+        damped = graph.node("Add", [graph.node("Log", [counts]), [1.0]])
+        counts = graph.node("Where", [graph.node("Equal", [counts, [0.0]]), [0.0], damped])
     if transformer.use_idf:
-        weights = [float(weight) for weight in transformer.idf_]
-        idf = graph.constant(TensorProto.DOUBLE, [1, len(weights)], weights)
-        counts = graph.node("Mul", [counts, idf])
+        counts = graph.node("Mul", [counts, np.asarray(transformer.idf_, np.float64)[None]])
     if transformer.norm is not None:
         counts = _normed(graph, transformer.norm, counts)
     return graph.node("Cast", [counts], to=TensorProto.FLOAT)
@@ -159,12 +149,10 @@ def _weighted(graph: NodeBuilder, transformer: TfidfTransformer, counts: str) ->
 
 def _normed(graph: NodeBuilder, norm: str, counts: str) -> str:
     """Return counts [N, V] in 64 bits, each row with norm 1; a row of zeros stays."""
-    zero, one = (graph.constant(TensorProto.DOUBLE, [1], [value]) for value in (0.0, 1.0))
     counts = graph.node("Cast", [counts], to=TensorProto.DOUBLE)
-    axis = graph.constant(TensorProto.INT64, [1], [1])
-    length = graph.node({"l1": "ReduceL1", "l2": "ReduceL2"}[norm], [counts, axis])
-    empty = graph.node("Equal", [length, zero])
-    return graph.node("Div", [counts, graph.node("Where", [empty, one, length])])
+    length = graph.node({"l1": "ReduceL1", "l2": "ReduceL2"}[norm], [counts, [1]])
+    empty = graph.node("Equal", [length, [0.0]])
+    return graph.node("Div", [counts, graph.node("Where", [empty, [1.0], length])])
 
 
 def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
@@ -312,8 +300,8 @@ def _as_class(members: Any) -> str:
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
 
 
-def _text(graph: NodeBuilder, text: str) -> str:
-    return graph.constant(TensorProto.STRING, [1], [text.encode()])
+def _text(text: str) -> Array:
+    return np.array([text], dtype=object)
 
 
 _VECTORIZER = float_columns(lambda vectorizer: len(vectorizer.vocabulary_)), convert_vectorizer

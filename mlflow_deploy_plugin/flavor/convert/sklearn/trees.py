@@ -212,7 +212,7 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         "else_branch": (few, _write_walk(few, rows, boosting)),
     }
     width: list[int | None] = [None, len(boosting.base)]
-    enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), graph.array([MANY_ROWS])])
+    enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]])
     graphs = {name: body.finish({}, {sums: (TensorProto.FLOAT, width)}) for name, (body, sums) in branches.items()}
     return graph.node("If", [enough], **graphs)
 
@@ -311,7 +311,7 @@ def convert_histograms(scope: Any, operator: Any, container: Any) -> None:
     """Add the trees of boosting by histograms, with the codes of its categories."""
     graph, estimator = NodeBuilder(scope, container), operator.raw_operator
     if estimator.is_categorical_ is None:
-        rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
+        rows = graph.node("Cast", [graph.joined(operator.inputs)], to=TensorProto.DOUBLE)
     else:
         typed = columns_of(graph, operator)
         columns = [name for name, _ in typed]
@@ -339,9 +339,9 @@ def write_answers(graph: NodeBuilder, operator: Any, boosting: Boosting, rows: s
         link = "Identity"
     probabilities = operator.outputs[1].full_name
     if len(boosting.base) == 1:
-        zero, one = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
-        chosen = graph.node("Greater", [scores, zero])
+        chosen = graph.node("Greater", [scores, np.zeros(1, np.float32)])
         likely = graph.node(link, [scores])
+        one = np.ones(1, np.float32)
         other = graph.node("Neg", [scores]) if link == "Identity" else graph.node("Sub", [one, likely])
         graph.node("Concat", [other, likely], probabilities, axis=1)
         position = graph.node("Cast", [chosen], to=TensorProto.INT64)

@@ -60,13 +60,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         """Add a node. Inputs are traced arrays, and constants of their own type."""
         if self.graph is None:
             return Traced(None, "", sample)
-        names = [one.name if isinstance(one, Traced) else self._constant(one) for one in inputs]
-        return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
-
-    def _constant(self, values: Any) -> str:
-        array = np.asarray(values)
-        assert self.graph is not None  # `emit` has asked
-        return self.graph.constant(ONNX_TYPES[_supported(array.dtype).name], list(array.shape), array.ravel().tolist())
+        given = [one.name if isinstance(one, Traced) else _widened(np.asarray(one)) for one in inputs]
+        return Traced(self.graph, self.graph.node(operator, given, **attributes), sample)
 
     def astype(self, dtype: Any, **_: Any) -> TracedArray:
         kind = _supported(np.dtype(dtype))
@@ -179,6 +174,10 @@ def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.name not in ONNX_TYPES:
         raise NotImplementedError(f"numbers of the type {dtype.name}")
     return np.dtype(dtype.name)
+
+
+def _widened(array: Array) -> Array:
+    return array.astype(_supported(array.dtype))
 
 
 def reduced(operator: str, x: TracedArray, axis: Any, keepdims: bool = False) -> TracedArray:
@@ -328,8 +327,7 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     values = np.take_along_axis(x.sample, places, axis=1)
     if x.graph is None:
         return Traced(None, "", values), Traced(None, "", places)
-    number = x.graph.constant(TensorProto.INT64, [1], [count])
-    names = x.graph.nodes("TopK", [x.name, number], 2, axis=1, largest=0, sorted=1)
+    names = x.graph.nodes("TopK", [x.name, [count]], 2, axis=1, largest=0, sorted=1)
     return Traced(x.graph, names[0], values), Traced(x.graph, names[1], places)
 
 
