@@ -91,9 +91,9 @@ def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedAr
 
 def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
     """Return rows of the model's reference, without labels, or None if it has no reference."""
-    if artifact.reference is None:
+    if (path := artifact.reference_file) is None:
         return None
-    rows = _read_reference(artifact, artifact.reference)
+    rows = _read_reference(artifact, path)
     return take_rows(rows, sample_positions(count_rows(rows), most, seed))
 
 
@@ -214,9 +214,9 @@ def _column_values(column: pa.ChunkedArray) -> Array:
 def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     """Return all rows of a dataset, by the names of `onnxserve gate` (docs/gate.md); raises as `load_dataset`."""
     if dataset == REFERENCE:
-        if artifact.reference is None:
+        if (path := artifact.reference_file) is None:
             raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")
-        return _read_reference(artifact, artifact.reference)
+        return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
         return _read_logged_dataset(dataset)
     if ":" not in dataset or dataset.startswith("file:"):
@@ -226,11 +226,8 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
         return read_rows(fetch(dataset, Path(folder), f"the dataset {dataset}"), dataset)
 
 
-def _read_reference(artifact: Artifact, name: str) -> NamedArrays:
+def _read_reference(artifact: Artifact, path: Path) -> NamedArrays:
     """Return the inputs of the reference in the signature's types; its predictions are the model's own, not a truth."""
-    path = artifact.folder / name
-    if not path.resolve().is_relative_to(artifact.folder.resolve()):
-        raise InvalidConfig(f"the model names the reference {name!r}, which lies outside of it")
     rows = read_rows(path, "of the model's reference")
     return cast_to_signature(artifact, _without_log_columns(artifact, rows))
 

@@ -163,10 +163,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     """
     artifact = model.artifact
     try:
-        if artifact.reference is not None:
-            path = artifact.folder / artifact.reference
-            if not path.resolve().is_relative_to(artifact.folder.resolve()):
-                raise InvalidArtifact(f"{artifact.reference!r} lies outside of the model")
+        if (path := artifact.reference_file) is not None:
             schema = model.schema if model.schema.columns else model.schema.tensor_schema
             table = pq.read_table(path, columns=list(schema.names))
             if table.num_rows > most_rows:

@@ -148,6 +148,15 @@ class Artifact:
     has_signature: bool = True
 
     @property
+    def reference_file(self) -> Path | None:
+        """The path of the reference sample, or None.
+
+        Raises:
+            InvalidArtifact: it leads out of the folder, or is missing.
+        """
+        return None if self.reference is None else _inside(self.folder, self.reference)
+
+    @property
     def parity_state(self) -> str:
         if self.flavor == PYTHON_FUNCTION:
             return PYFUNC_PARITY

@@ -1,6 +1,7 @@
 """A model's folder is read, or refused in one line, whatever stands in its MLmodel file."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     os.symlink(tmp_path / "elsewhere.onnx", folder / "model.onnx")
     with pytest.raises(InvalidArtifact, match="outside"):
         read_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"), [("../rows.parquet", "lies outside"), ("gone.parquet", "lacks its file")]
+)
+def test_a_reference_is_a_file_within_the_folder(tmp_path: Path, reference: str, words: str) -> None:
+    (tmp_path / "rows.parquet").touch()
+    artifact = read_artifact(write_model(tmp_path / "model"))
+    assert artifact.reference_file is None
+    with pytest.raises(InvalidArtifact, match=words):
+        _ = replace(artifact, reference=reference).reference_file
+    assert replace(artifact, reference=MLMODEL).reference_file == tmp_path / "model" / MLMODEL
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

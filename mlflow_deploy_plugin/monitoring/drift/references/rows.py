@@ -145,14 +145,11 @@ def _model_uri(model: str, version: str) -> str:
 def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
     """Return the file of the reference of a saved model, and the id of the logged model."""
     artifact = read_artifact(folder)
-    if artifact.reference is None:
+    if (path := artifact.reference_file) is None:
         raise InvalidArtifact(
             f"{shown} has no reference to compare with; log it with mlflow_deploy_plugin.log_model, "
             "which keeps a sample of the data (reference_data=, event_time=)"
         )
-    path = artifact.folder / artifact.reference
-    if not path.resolve().is_relative_to(artifact.folder.resolve()):
-        raise InvalidArtifact(f"{shown} names the reference {artifact.reference!r}, which lies outside of the model")
     return path, artifact.model_id
 
 
