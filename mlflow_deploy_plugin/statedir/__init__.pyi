@@ -22,6 +22,7 @@ from .files import is_locked as is_locked
 from .files import locked as locked
 from .files import make_local_key as make_local_key
 from .files import mark_loading as mark_loading
+from .files import read_or_make_secret as read_or_make_secret
 from .files import read_state as read_state
 from .files import read_workers as read_workers
 from .files import take_load_deaths as take_load_deaths

@@ -65,8 +65,30 @@ def make_local_key(state_dir: Path) -> None:
     """Write a new API key for the processes of this machine that may read the file: those of the server's user."""
     path = state_dir / LOCAL_KEY
     path.unlink(missing_ok=True)
-    path.touch(0o600)
-    path.write_text(secrets.token_urlsafe(32))
+    read_or_make_secret(path, secrets.token_urlsafe(32).encode())
+
+
+def read_or_make_secret(path: Path, content: bytes) -> bytes:
+    """Return the secret in the file. If there is no file, write `content`, so that only this user can read it.
+
+    Of several processes one writes it, and all read the same.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    if not path.exists():
+        with locked(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+                try:
+                    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.rename(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+    return path.read_bytes()
 
 
 def worker_file(state_dir: Path, pid: int) -> Path:

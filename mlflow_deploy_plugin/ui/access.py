@@ -7,7 +7,6 @@ the caller's session, by Flask-WTF.
 
 import hashlib
 import logging
-import os
 import secrets
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from flask import Flask, g, request
 from flask.sessions import SecureCookieSessionInterface
 
 from mlflow_deploy_plugin.registry import models_served_by
+from mlflow_deploy_plugin.statedir import read_or_make_secret
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 try:
@@ -152,7 +152,8 @@ def add_sessions(app: Flask, key_file: Path) -> None:
     """
     if not app.secret_key:
         try:
-            app.secret_key = _shared_key(key_file)
+            key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            app.secret_key = read_or_make_secret(key_file, secrets.token_bytes(_KEY_BYTES))
         except OSError as error:
             _log.warning("%s cannot be used (%s): only this worker takes the forms of its pages", key_file, error)
             app.secret_key = secrets.token_bytes(_KEY_BYTES)
@@ -193,20 +194,3 @@ class _Sessions(SecureCookieSessionInterface):
 def _session_key(user: str) -> str:
     """Return where the session keeps the token: a form holds only for the account that loaded the page."""
     return f"onnxserve_csrf_token_{user}"
-
-
-def _shared_key(file: Path) -> bytes:
-    """Return the key in the file. The first worker makes it."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # linked once it is whole: of two workers one makes it, and both read the same
-        own = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
-            new.write(secrets.token_bytes(_KEY_BYTES))
-        try:
-            os.link(own, file)
-        except FileExistsError:
-            pass
-        finally:
-            own.unlink()
-    return file.read_bytes()

@@ -5,12 +5,20 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.statedir import FileCache, is_locked, locked, temporary_folder, write_atomically
+from mlflow_deploy_plugin.statedir import (
+    FileCache,
+    is_locked,
+    locked,
+    read_or_make_secret,
+    temporary_folder,
+    write_atomically,
+)
 from tests.support.disk import files_of_at_most
 
 
@@ -163,3 +171,24 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_
             assert os.listdir(first) == ["file"]
 
     assert os.listdir(tmp_path) == ["theirs-1"]
+
+
+def test_of_many_who_make_a_secret_one_does_and_its_user_alone_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    start = threading.Barrier(8)
+
+    def make(number: int) -> bytes:
+        start.wait()
+        return read_or_make_secret(path, b"secret %d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(make, range(8)))
+
+    assert made == {path.read_bytes()}
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_wait_for_a_lock_ends(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock"), pytest.raises(BlockingIOError), locked(tmp_path / "lock", seconds=0.2):
+        pass

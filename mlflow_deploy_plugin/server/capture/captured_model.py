@@ -7,7 +7,6 @@ out values. The same value has the same hash in every column, version and server
 """
 
 import hashlib
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from mlflow_deploy_plugin.runtime import (
     as_key,
     output_column,
 )
-from mlflow_deploy_plugin.statedir import locked
+from mlflow_deploy_plugin.statedir import read_or_make_secret
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server with a copy of it makes the same hashes."""
@@ -88,20 +87,9 @@ class ColumnMask:
 
 def _read_key(path: Path) -> bytes:
     """Return the key that the file holds in hexadecimal; make a new one if there is no file."""
-    if not path.exists():
-        with locked(path.with_name(f".{path.name}.lock")):  # all workers need the same one
-            if not path.exists():
-                temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-                file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                try:
-                    os.write(file, secrets.token_hex(_KEY_BYTES).encode())
-                    os.fsync(file)
-                    os.rename(temporary, path)
-                finally:
-                    os.close(file)
-                    temporary.unlink(missing_ok=True)
+    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # all workers need the same one
     try:
-        key = bytes.fromhex(path.read_text().strip())
+        key = bytes.fromhex(text.decode().strip())
     except ValueError:
         key = b""
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
