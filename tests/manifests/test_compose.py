@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,15 @@ def test_a_gpu_server_reserves_its_devices() -> None:
 
     assert devices({}) == {"driver": "nvidia", "capabilities": ["gpu"], "count": 1}
     assert devices({"server.device_ids": "1,3", "server.workers": "2"})["device_ids"] == ["1", "3"]
+
+
+@pytest.mark.parametrize("config", [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}])
+def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "compose.yaml"
+    file.write_text(FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"])
+    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", file]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.parametrize(

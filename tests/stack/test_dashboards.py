@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.metrics_page import undeclared_metrics
 
@@ -46,3 +49,15 @@ def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_
     known = {variable["name"] for variable in made["templating"]["list"]} | {"__rate_interval"}
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(made["panels"]))) <= known
     assert undeclared_metrics(" ".join(target["expr"] for _, target in targets(file))) == set()
+
+
+def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    asked = [target["expr"] for file in DASHBOARDS for _, target in targets(file)]
+    filled = [re.sub(r"\$\{?\w+(:\w+)?\}?", "x", expression.replace("$__rate_interval", "5m")) for expression in asked]
+    rules = [{"record": "asked", "expr": one, "labels": {"number": str(at)}} for at, one in enumerate(filled)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+    check = ["promtool", "check", "rules", str(tmp_path / "rules.yaml")]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
