@@ -123,8 +123,7 @@ def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         build(plan.server, plan.server_image, report, (*plan.options, *(["--pull"] if pull else [])))
-    build(plan.model, name, report)
-    fields = image_fields(name) or {}
+    fields = build(plan.model, name, report)
     if not any(one.startswith("ONNXSERVE_HOME=") for one in fields["Config"]["Env"] or ()):
         raise InvalidConfig(f"the image {name} cannot serve: {plan.server_image} is none of onnxserve's images")
     return BuiltImage(name, fields["Id"], fields["Size"], fields["Config"]["Labels"])

@@ -19,17 +19,29 @@ _NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
 _KEPT = 40
 
 
-def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> None:
-    """Build the context's image as `tag`; `report` gets the builder's lines.
+def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Build the context's image as `tag`, and return what `docker image inspect` says of it.
+
+    Args:
+        report: gets the builder's lines.
+        options: of `docker build`.
 
     Raises:
-        BuildFailed: there is no engine, or the build failed; the message ends with its last words.
+        BuildFailed: there is no engine, or the build failed; the message ends with its last words. Or the builder is
+            another than the engine's, and keeps what it makes.
         NotInstalled: there is no docker command.
     """
     with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
         context.write(archive)
         archive.seek(0)
         _docker("build", "-t", tag, *options, "-", stdin=archive, report=report, what=f"the image {tag} was not built")
+    fields = image_fields(tag)
+    if fields is None:
+        raise BuildFailed(
+            f"the image {tag} was built and is not among the engine's images: set BUILDX_BUILDER=default, the builder "
+            "that puts it there"
+        )
+    return fields
 
 
 def image_fields(name: str) -> dict[str, Any] | None:

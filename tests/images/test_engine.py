@@ -60,6 +60,14 @@ def test_a_failed_build_ends_with_its_last_words(
     assert seen == words.splitlines()
 
 
+def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)  # it lists no images
+    with pytest.raises(
+        BuildFailed, match=r"flights:3 was built and is not among the engine's images: .*BUILDX_BUILDER"
+    ):
+        engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
+
+
 class _Ecr:
     """The client of a registry that has the repository `known`, as botocore's stubber plays it."""
 

@@ -114,7 +114,8 @@ def test_a_gpu_server_reserves_its_devices() -> None:
 def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text(FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"])
-    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", file]
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
+    check = [program, "--builtin-schema", "vendor.compose-spec", str(file)]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
