@@ -18,6 +18,7 @@ one beside the key, or, on a server without keys, in its place; the commands of 
 import base64
 import binascii
 import hashlib
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -30,6 +31,8 @@ from typing import Any, get_args
 from mlflow_deploy_plugin.errors import ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
+
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
@@ -131,12 +134,16 @@ class Authenticator:
         return entry
 
     def _read_keys(self) -> None:
-        """Read the files that have changed. An unreadable one leaves the keys as they are."""
+        """Read the files that have changed. If the keys cannot be read, they stay as they are."""
         paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY, self.state_dir / JWKS
         files = tuple(part for path in paths for part in _identity(path))
         if files == self._files:
             return
         brought = read_state(paths[0], ValidKeys)
+        if brought is None and paths[0].is_file():
+            logger.error("%s cannot be read; the keys of before go on holding", paths[0])
+            self._files = files
+            return
         keys = dict(brought.keys) if brought is not None else {}
         if paths[1].is_file():
             keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL

@@ -16,7 +16,7 @@ from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
-from mlflow_deploy_plugin.statedir import JWKS, LOCAL_KEY, KeyEntry, make_local_key
+from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, make_local_key
 from tests.support.keys import write_keys
 
 NOON = 1_800_000_000.0
@@ -57,6 +57,17 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(
         asked.wait(10)
         go_on.set()
         assert [caller.result().name for caller in callers] == ["ops", "ops"]
+
+
+def test_keys_that_cannot_be_read_leave_those_of_before(
+    auth: Authenticator, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert auth.require(bearer("ops"), "read").name == "ops"
+    (tmp_path / KEYS).write_text('{"keys": ')
+    for _ in range(2):
+        clock.now += 2
+        assert auth.require(bearer("ops"), "read").name == "ops"
+    assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
 
 
 def bearer(key: str) -> dict[str, str]:
