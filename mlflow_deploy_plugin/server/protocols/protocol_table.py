@@ -113,41 +113,28 @@ def invocations_as(response_media: str, limit: int) -> Protocol:
         content_type = headers.get("content-type")
         media = media_name(content_type)
         if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
-            return INVOCATIONS.decode(headers, body, variant)
-        feeds = decode_rows(content_type, body, predictor.schema, limit)
+            return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body))
+        if is_mlflow := media in (JSON, CSV):
+            feeds = mlflow.decode(content_type, body, predictor.schema)
+        else:
+            feeds = decode_rows(content_type, body, predictor.schema, limit)
         of_table = False
         if not predictor.artifact.has_signature:
-            is_mlflow = media in (JSON, CSV)
             of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
         return DecodedRequest(feeds, partial(_encode_as, response_media, of_table))
 
-    return Protocol(INVOCATIONS.name, decode_request)
+    return Protocol("invocations", decode_request)
 
 
 def _encode_as(media: str, of_table: bool, variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
+    if media == JSON:
+        return EncodedResponse(mlflow.encode(prediction))
     if media in arrow.MEDIA_TYPES:
         return EncodedResponse(arrow.encode(media, prediction), media)
     if media in jsonlines.MEDIA_TYPES:
         return EncodedResponse(jsonlines.encode(prediction), media)
-    if media in npy.MEDIA_TYPES:
-        return EncodedResponse(npy.encode(prediction), media)
-    return EncodedResponse(mlflow.encode(prediction))
-
-
-def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-    predictor = variant.loaded.predictor
-    content_type = headers.get("content-type")
-    if predictor.artifact.flavor == PYTHON_FUNCTION:
-        return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body))
-    feeds = mlflow.decode(content_type, body, predictor.schema)
-    if not predictor.artifact.has_signature and mlflow.is_table(content_type, body):
-        return DecodedRequest(feeds, partial(_encode_as, JSON, True))
-    return DecodedRequest(feeds, _encode_invocations)
-
-
-def _encode_invocations(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
+    return EncodedResponse(npy.encode(prediction), media)
 
 
 def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -332,7 +319,8 @@ def decode_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
     return {field: data, **params}
 
 
-INVOCATIONS = Protocol("invocations", _decode_invocations)
+INVOCATIONS = invocations_as(JSON, 0)
+"""For JSON and CSV, answered in JSON."""
 PREDICT = _predict_protocol("predict", decode_record, encode_record)
 PREDICT_BATCH = _predict_protocol("predict_batch", decode_records, encode_records)
 V2 = Protocol("v2", _decode_v2)
