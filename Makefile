@@ -3,7 +3,7 @@
 # make test           the tests, under ten minutes on two cores (four at a time: many wait for servers)
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
 # make test-all       what is long too, and make test-install
-# make stack-test   docker/compose.yaml's services natively: what docs/stack.md says of them
+# make stack-test     docker/compose.yaml's services natively: what docs/stack.md says of them
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a link that leads nowhere
 # make helm           the program helm, from PyPI, for the tests of the chart
