@@ -113,7 +113,7 @@ class ServerApp(Flask):
         return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
 
 
-def call_flask(app: Flask, raw: RawRequest) -> RawResponse:
+def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
     """Answer a request by a view of the application. A HEAD is a GET whose body the worker leaves out."""
     host, _, port = raw.headers.get("host", "localhost").partition(":")
     environ = {
@@ -129,7 +129,7 @@ def call_flask(app: Flask, raw: RawRequest) -> RawResponse:
         "SERVER_PORT": port or "80",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
+        "wsgi.url_scheme": app.server.spec.scheme,
         "wsgi.input": io.BytesIO(raw.body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from flask import request
+
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 PATIENCE_SECONDS = 1.0
 
@@ -37,3 +41,16 @@ def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
         )
     )
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "url"),
+    [({}, "http://flights:1/where"), ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where")],
+)
+def test_a_view_of_others_knows_by_which_address_it_was_asked(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any, spec: dict[str, str], url: str
+) -> None:
+    app = ServerApp(serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, spec))
+    app.add_url_rule("/where", view_func=lambda: request.url)
+    answer = app.handle(RawRequest("GET", "/where", {"host": "flights:1"}, b""))
+    assert answer.body.decode() == url
