@@ -158,11 +158,13 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
 
 
 def as_array(values: Any) -> Array:
-    """Return an array; of objects for texts and for rows of different lengths."""
+    """Return an array; of objects for texts and for rows of different lengths. Among numbers, None is NaN."""
     try:
         array = np.asarray(values)
     except ValueError:
         array = np.asarray(values, dtype=object)
+    if array.dtype.kind == "O" and {type(None)} < set(map(type, array.flat)) <= {int, float, type(None)}:
+        return array.astype(np.float64)
     return array.astype(object) if array.dtype.kind in "US" else array
 
 

@@ -49,6 +49,8 @@ def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:
     [
         ([1, 2], np.array([1, 2])),
         ([[1.5, 2.0]], np.array([[1.5, 2.0]])),
+        ([[1, 2.0], [None, 0.5]], np.array([[1.0, 2.0], [np.nan, 0.5]])),
+        ([True, None], np.array([True, None], object)),
         ([{"a": 1, "b": "x"}, {"a": 2, "b": "y"}], {"a": np.array([1, 2]), "b": np.array(["x", "y"], object)}),
         ({"label": ["x"], "p": [[0.5, 0.5]]}, {"label": np.array(["x"], object), "p": np.array([[0.5, 0.5]])}),
         ([[1], [1, 2]], np.array([[1], [1, 2]], object)),
