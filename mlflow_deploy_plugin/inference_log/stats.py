@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -21,6 +21,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels, LabelMatches
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, require_endpoint, view_tables
@@ -33,7 +34,6 @@ WATERMARKS = "_watermarks"
 """The folder below the log's root."""
 GONE_AFTER = timedelta(days=30)
 """A living agent writes its watermark every half minute."""
-_COUNTS = ("answered_rows", "captured_rows", "dropped_rows", "shipped_rows")
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,16 @@ class Watermark:
 
     agent: str
     endpoints: tuple[str, ...]
-    complete_until: datetime
-    written_at: datetime
+    complete_until: AwareDatetime
+    written_at: AwareDatetime
     ended: bool = False
     answered_rows: Mapping[str, int] = field(default_factory=dict)
     captured_rows: Mapping[str, int] = field(default_factory=dict)
     dropped_rows: Mapping[str, int] = field(default_factory=dict)
     shipped_rows: Mapping[str, int] = field(default_factory=dict)
+
+
+_WATERMARK = TypeAdapter(Watermark)
 
 
 def write_watermark(location: LogLocation, mark: Watermark) -> None:
@@ -234,8 +237,8 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
         with suppress(FileNotFoundError):  # it is gone for good
             with location.filesystem.open_input_stream(info.path) as stream:
                 content = stream.read()
-            if (mark := parse_watermark(content)) is not None:
-                marks.append(mark)
+            with suppress(ValidationError):
+                marks.append(_WATERMARK.validate_json(content))
     return marks
 
 
@@ -258,19 +261,3 @@ def _files(location: LogLocation) -> Iterator[fs.FileInfo]:
         name = PurePosixPath(info.path).name
         if info.type == fs.FileType.File and name.endswith(".json") and not name.startswith("."):
             yield info
-
-
-def parse_watermark(content: bytes) -> Watermark | None:
-    """Parse what `write_watermark` wrote; return None for anything else."""
-    try:
-        parsed = orjson.loads(content)
-        return Watermark(
-            str(parsed["agent"]),
-            tuple(parsed["endpoints"]),
-            datetime.fromisoformat(parsed["complete_until"]).astimezone(UTC),
-            datetime.fromisoformat(parsed["written_at"]).astimezone(UTC),
-            bool(parsed["ended"]),
-            *({str(name): int(rows) for name, rows in parsed[kind].items()} for kind in _COUNTS),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return None

@@ -5,12 +5,10 @@ is Parquet or CSV, in a folder, behind a URI of MLflow's, or in its artifact sto
 """
 
 import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -26,13 +24,13 @@ from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, read_artifact
-from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state
+from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
 from mlflow_deploy_plugin.tabular import read_table
 
 MAX_ROWS = 1_000_000
 _SEED = 0
-_FILE = "reference.parquet"
-_MODEL_ID = "model_id"
+_MODEL_ID = b"model_id"
+_KEPT = 50
 _NO_TIMES = (
     "the model's reference has no event times, so there are no windows to compare with; "
     "log the model with event_time=, the column (or the values) that say when each row happened"
@@ -91,21 +89,18 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
         return _read_sample(*_reference_of(served, shown), shown)
     resolved = resolve(_model_uri(model, version))
     identity = f"{registry_address()} {resolved.identity}"
-    kept = cache / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if (kept / _FILE).is_file():
-        return _read_sample(kept / _FILE, (kept / _MODEL_ID).read_text(), shown)
+    files = FileCache(cache, ".rows", _KEPT)
+    kept = files.path(hashlib.sha256(identity.encode()).hexdigest()[:32])
+    if kept.is_file():
+        model_id = pq.read_schema(kept).metadata[_MODEL_ID].decode()
+        return _read_sample(kept, model_id, shown)
     with tempfile.TemporaryDirectory(prefix="onnxserve-reference-") as temporary:
         path, model_id = _reference_of(download(resolved.source, Path(temporary)), shown)
         rows = _read_sample(path, model_id, shown)
-        with suppress(OSError):  # if the disk takes nothing, that costs only the next download
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as unfinished:
-                part = Path(unfinished, "kept")
-                part.mkdir()
-                shutil.copyfile(path, part / _FILE)
-                (part / _MODEL_ID).write_text(model_id)
-                os.rename(part, kept)  # fails where another has kept it meanwhile
-        return rows
+    table = rows.table.replace_schema_metadata({_MODEL_ID: model_id})
+    with files.writing(kept) as unfinished:
+        pq.write_table(table, unfinished)
+    return replace(rows, table=table)
 
 
 @contextmanager

@@ -83,12 +83,11 @@ def null_distribution(
     if isinstance(null, Refused):
         return null
     persistence, slowest_column = null.persistence(groups[0])
-    held_out = null.hold_out(groups, rate)
     made = replace(
         null.compare(groups),
         persistence=persistence,
         slowest_column=slowest_column,
-        held_out=held_out if isinstance(held_out, Refused) else held_out.alarms(persistence),
+        held_out=null.hold_out(groups, rate, persistence),
     )
     if files and path:
         with files.writing(path) as temporary:

@@ -112,51 +112,49 @@ class HoldOutAlarms:
         return f"measured {self.how}{supports}: {self.alarms} of {self.windows} ({share})"
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Windows of the reference that were tested by rows that are not theirs.
+def count_alarms(
+    tests: Sequence[TestResult],
+    columns: Sequence[str],
+    rate: float,
+    judges: float,
+    windows: int,
+    how: str,
+    persistence: float,
+) -> HoldOutAlarms:
+    """Return the alarms among windows of the reference that were tested by rows that are not theirs.
 
-    Attributes:
+    Args:
         columns: their names, in the order of the tests' scores.
         rate: that the windows were judged at.
         judges: by so many independent windows, whose luck all share; infinite: each window by others.
         windows: so many of the judged ones fit side by side.
         how: as in `HoldOutAlarms`.
+        persistence: so many windows are worth one independent one.
     """
-
-    tests: Sequence[TestResult]
-    columns: Sequence[str]
-    rate: float
-    judges: float
-    windows: int
-    how: str
-
-    def alarms(self, persistence: float) -> HoldOutAlarms:
-        """Return the alarms that the tests show, where so many windows are worth one independent one."""
-        alarms = [test for test in self.tests if test.is_drifted]
-        named = Counter(
-            name
-            for alarm in alarms
-            for name, score in zip(self.columns, alarm.scores.max(axis=1), strict=True)
-            if score > alarm.threshold
-        )
-        spacing = min(persistence, max(min(self.judges, self.windows) / needed_windows(self.rate), 1.0))
-        effective_n = max(round(self.windows / spacing), 1)
-        hits = math.ceil(len(alarms) / len(self.tests) * effective_n - 1e-9)
-        if math.isinf(self.judges):
-            chance = binom(effective_n, self.rate)
-        else:
-            last = max(math.floor(self.rate * (self.judges + 1) + 1e-9), 1)
-            chance = betabinom(effective_n, last / spacing, (self.judges + 1 - last) / spacing)
-        return HoldOutAlarms(
-            alarms=len(alarms),
-            windows=len(self.tests),
-            effective_n=float(effective_n),
-            rate=self.rate,
-            p_value=float(chance.sf(hits - 1)),
-            columns=tuple(f"{name} ({count})" for name, count in named.most_common(_NAMED)),
-            how=self.how,
-        )
+    alarms = [test for test in tests if test.is_drifted]
+    named = Counter(
+        name
+        for alarm in alarms
+        for name, score in zip(columns, alarm.scores.max(axis=1), strict=True)
+        if score > alarm.threshold
+    )
+    spacing = min(persistence, max(min(judges, windows) / needed_windows(rate), 1.0))
+    effective_n = max(round(windows / spacing), 1)
+    hits = math.ceil(len(alarms) / len(tests) * effective_n - 1e-9)
+    if math.isinf(judges):
+        chance = binom(effective_n, rate)
+    else:
+        last = max(math.floor(rate * (judges + 1) + 1e-9), 1)
+        chance = betabinom(effective_n, last / spacing, (judges + 1 - last) / spacing)
+    return HoldOutAlarms(
+        alarms=len(alarms),
+        windows=len(tests),
+        effective_n=float(effective_n),
+        rate=rate,
+        p_value=float(chance.sf(hits - 1)),
+        columns=tuple(f"{name} ({count})" for name, count in named.most_common(_NAMED)),
+        how=how,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,9 +23,10 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
-    HeldOut,
+    HoldOutAlarms,
     NullDistribution,
     NullKind,
+    count_alarms,
     needed_windows,
     show_rate,
 )
@@ -106,7 +107,7 @@ class IndependentRows(Null):
         floors[2:] = FLOORS[2:]
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), floors, float(self.draws))
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge all windows of the reference by samples of its rows: where rows are independent, each is such a
         sample."""
         pieces = groups[0].reference.pieces
@@ -133,7 +134,7 @@ class IndependentRows(Null):
         judged = judged[np.isfinite(judged[..., DISTANCE]).any(axis=1)]
         tests = [distribution.test(window, rate) for window in judged]
         how = f"on its own {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
-        return HeldOut(tests, column_names(sized), rate, float(self.draws), len(judged), how)
+        return count_alarms(tests, column_names(sized), rate, float(self.draws), len(judged), how, persistence)
 
 
 def _window_figures(

@@ -40,7 +40,12 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBin
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, HeldOut, NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    FLOORS,
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+)
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4
@@ -234,8 +239,9 @@ class Null(ABC):
         """Return the figures of the null's windows in every group."""
 
     @abstractmethod
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
-        """Return tests of the reference's own windows by rows that are not theirs."""
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+        """Return the alarms among the reference's own windows where rows that are not theirs judge them. So many
+        windows (`persistence`) are worth one independent one."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         """Return how many windows are worth one independent one, and the column that says so."""

@@ -38,10 +38,11 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependenc
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
-    HeldOut,
+    HoldOutAlarms,
     NullDistribution,
     NullKind,
     TestResult,
+    count_alarms,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     DISTANCE,
@@ -148,7 +149,7 @@ class StationaryBootstrap(WindowNull):
         """Return 1: stretches are drawn as long as they need to be."""
         return 1.0, ""
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge windows that lie side by side, each by what is drawn anew from the steps before it: two windows at
         least."""
         length, count = groups[0].reference.pieces.window_steps, self.last - self.first
@@ -164,7 +165,7 @@ class StationaryBootstrap(WindowNull):
         supported = max(rate, 1 / (1 + judges))
         tests = [self._test_after(groups, start, supported) for start in starts]
         how = f"forward in time, on its last {len(starts)} windows, each judged by what is drawn from those before it"
-        return HeldOut(tests, column_names(groups), supported, judges, len(starts), how)
+        return count_alarms(tests, column_names(groups), supported, judges, len(starts), how, persistence)
 
     def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
         """Test the window that begins at the step `start` by the steps before it."""

@@ -16,9 +16,10 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
-    HeldOut,
+    HoldOutAlarms,
     NullDistribution,
     NullKind,
+    count_alarms,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     MAX_WINDOWS,
@@ -92,7 +93,7 @@ class WholeReferenceNull(WindowNull):
         complements = column.total() - windows.counts
         return self.beside(column.bins, windows, complements), complements
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by those of the earlier half."""
         names = column_names(groups)
         halves = self.halve(len(names))
@@ -111,7 +112,7 @@ class WholeReferenceNull(WindowNull):
             length=halves.length,
         )
         tests = [distribution.test(window, supported) for window in later]
-        return HeldOut(tests, names, supported, halves.judges, halves.side_by_side, halves.how)
+        return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
 
     def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
         """Return [E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later
@@ -166,7 +167,7 @@ class Contiguous(WholeReferenceNull):
         how = f"forward in time, on its later {count - middle} windows, judged by its earlier {middle} alone"
         return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by those of the earlier half, and by what was known at their end: unseen
         and out of range is what the windows before that time lack."""
         pieces = groups[0].reference.pieces
@@ -181,7 +182,7 @@ class Contiguous(WholeReferenceNull):
                 )
                 reference = replace(reference, pieces=replace(own, windows=windows))
             known.append(replace(group, reference=reference))
-        return super().hold_out(known, rate)
+        return super().hold_out(known, rate, persistence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +292,7 @@ class Lagged(WindowNull):
                 levels[name] = np.abs(now - before)
         return slowest_column(levels)
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge each pair of the later half by all pairs before it, as `rolling:` does."""
         count = len(self.later)
         middle = count // 2
@@ -305,7 +306,7 @@ class Lagged(WindowNull):
         befores = (replace(pairs, figures=figures[:place], effective_n=float(place)) for place in later)
         tests = [before.test(figures[place], supported) for place, before in zip(later, befores, strict=True)]
         how = f"forward in time, on its later {len(later)} pairs, each judged by those before it"
-        return HeldOut(tests, names, supported, math.inf, len(later), how)
+        return count_alarms(tests, names, supported, math.inf, len(later), how, persistence)
 
 
 def _affordable(later: Array, earlier: int, columns: int) -> Array:
