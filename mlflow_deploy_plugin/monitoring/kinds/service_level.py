@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
     unreadable_notes,
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
-from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
+from mlflow_deploy_plugin.monitoring.segments import as_texts, largest_values, segment_name
 from mlflow_deploy_plugin.spec import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
@@ -119,7 +119,10 @@ def judge(request: WindowRequest) -> MonitorResult:
     total, notes = counted.total, [*unreadable_notes(request.log)]
     if not total.requests:
         return request.result("not judged", "the window has no rows", notes=notes)
-    notes += counted.notes
+    absent = sorted({*spec.segment_by} - {*counted.by_column})
+    notes += [f"segments: the rows have no column {column!r}" for column in absent]
+    if counted.is_full:
+        notes.append(f"segments: a column has more than {_MAX_VALUES:,} values, of which the first ones were counted")
     (model, version), *others = most_first(counted.versions)
     if others:
         notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
@@ -146,18 +149,16 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 @dataclass
 class _CountedRequests:
-    """All requests, those of each segment by its name, and how many answers each version gave."""
+    """All requests, those of each segment by column and value, and how many answers each version gave."""
 
     total: _RequestCounts
-    by_segment: dict[str, _RequestCounts] = field(default_factory=dict)
+    by_column: dict[str, dict[str, _RequestCounts]] = field(default_factory=dict)
     versions: dict[ModelVersion, int] = field(default_factory=dict)
-    absent: set[str] = field(default_factory=set)
     is_full: bool = False
 
     def count(self, request: WindowRequest) -> None:
         """Count the requests of the window, those that were answered and those that failed."""
         columns = request.spec.segment_by
-        self.absent = set(columns)
         log, wanted = request.log, (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, wanted):
             requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
@@ -174,39 +175,34 @@ class _CountedRequests:
                 counts.add_failures(statuses[rows])
 
     def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
-        """Yield the counts that the requests belong to, each with its rows: [N] bool."""
-        yield self.total, np.ones(len(requests), bool)
+        """Yield the counts that the requests belong to, each with the places of its rows."""
+        yield self.total, np.arange(len(requests))
         for column in columns:
             texts = as_texts(requests.column(column)) if column in requests.column_names else None
             if texts is None:
                 continue
-            self.absent.discard(column)
-            for value in pc.unique(texts.drop_null()).to_pylist():
-                name = segment_name(column, value)
-                if name not in self.by_segment and len(self.by_segment) >= _MAX_VALUES:
+            by_value = self.by_column.setdefault(column, {})
+            encoded = texts.dictionary_encode()
+            codes = np.asarray(pc.fill_null(encoded.indices, -1))
+            order = np.argsort(codes, kind="stable")
+            bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+            for value, rows in zip(encoded.dictionary.to_pylist(), np.split(order, bounds)[1:], strict=False):
+                if value not in by_value and len(by_value) >= _MAX_VALUES:
                     self.is_full = True
                     continue
                 one = _RequestCounts(self.total.limits_us, has_failures=column.startswith(OWN_PREFIX))
-                counts = self.by_segment.setdefault(name, one)
-                yield counts, np.asarray(pc.fill_null(pc.equal(texts, value), False))
+                yield by_value.setdefault(value, one), rows
 
     def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
         """Return the largest segments that have enough requests, and a line for each thing that is left out."""
-        by_segment, notes = self.by_segment, []
-        order = sorted(by_segment, key=lambda name: (-by_segment[name].requests, name))
-        large = [name for name in order if by_segment[name].requests >= min_rows]
-        if len(large) > MAX_SEGMENTS:
-            notes.append(f"segments: of {len(large):,} the {MAX_SEGMENTS} largest are judged")
-        if small := len(order) - len(large):
-            notes.append(f"segments: {small:,} have fewer than {min_rows} requests each and are not judged apart")
-        return {name: by_segment[name] for name in large[:MAX_SEGMENTS]}, notes
-
-    @property
-    def notes(self) -> Iterator[str]:
-        for column in sorted(self.absent):
-            yield f"segments: the rows have no column {column!r}"
-        if self.is_full:
-            yield f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted"
+        chosen: dict[str, _RequestCounts] = {}
+        notes: list[str] = []
+        for column, by_value in self.by_column.items():
+            counts = {value: one.requests for value, one in by_value.items()}
+            values, left_out = largest_values(counts, column, min_rows)
+            notes += left_out
+            chosen |= {segment_name(column, value): by_value[value] for value in values}
+        return chosen, notes
 
 
 def _findings(
