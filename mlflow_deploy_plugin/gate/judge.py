@@ -37,8 +37,7 @@ from mlflow_deploy_plugin.evaluation import (
     take_rows,
     torch_gradient,
 )
-from mlflow_deploy_plugin.gate.checks.agreement import check_agreement
-from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_parity, check_signature
+from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness

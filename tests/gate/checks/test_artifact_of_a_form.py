@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.evaluation import LabelledRows, LoadedOnnx, graph_digest, load_version
-from mlflow_deploy_plugin.gate.checks.agreement import check_agreement
+from mlflow_deploy_plugin.gate.checks.artifact import check_agreement
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult
