@@ -150,13 +150,8 @@ class AlertContent:
         }
 
     def detail(self) -> dict[str, Any]:
-        return {
-            "order": self.order,
-            "weight": self.weight,
-            "lines": list(self.lines),
-            "link": self.link,
-            "tags": list(self.tags),
-        }
+        texts = {"lines": list(self.lines), "tags": list(self.tags)}
+        return {"order": self.order, "weight": self.weight, "link": self.link, **texts}
 
 
 def fire(

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, Kind
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MISSING, ColumnGroup
@@ -34,7 +34,6 @@ class ColumnVerdict:
     """
 
     name: str
-    kind: Kind
     score: float
     distance: float
     missing: float
@@ -137,92 +136,85 @@ def judge_columns(
     """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
-    verdicts, findings = [], []
+    verdicts: list[ColumnVerdict] = []
+    findings: list[Finding] = []
     for place, (group, name) in enumerate(members):
-        given, others = group.window.columns[name], group.reference.pieces.others
-        score = float(scores[place].max())
-        verdict = ColumnVerdict(
-            name=name,
-            kind=group.reference.bins[name].kind,
-            score=score,
-            distance=float(window[place, DISTANCE]),
-            missing=_missing_share(given, group.window.rows),
-            reference_missing=_missing_share(others.columns.get(name), others.rows),
-            is_drifted=score > threshold,
-            segment=group.segment,
+        others = group.reference.pieces.others
+        column = _JudgedColumn(
+            bins=group.reference.bins[name],
+            given=group.window.columns[name],
+            expected=group.reference.pieces.total.columns[name],
+            before=others.columns.get(name),
+            missing=_missing_share(group.window.columns[name], group.window.rows),
+            missing_before=_missing_share(others.columns.get(name), others.rows),
         )
-        verdicts.append(verdict)
+        score, distance = float(scores[place].max()), float(window[place, DISTANCE])
+        is_drifted = score > threshold
+        verdicts.append(
+            ColumnVerdict(name, score, distance, column.missing, column.missing_before, is_drifted, group.segment)
+        )
         for figure, check in enumerate(CHECKS):
-            # a check that saw nothing is no finding
-            is_seen = window[place, figure] > 0 or (figure == MISSING and verdict.reference_missing)
-            if figure == DISTANCE or is_seen:
-                checked = _CheckedColumn(
-                    verdict=verdict,
-                    bins=group.reference.bins[name],
-                    given=given,
-                    expected=group.reference.pieces.total.columns[name],
-                    before=others.columns.get(name),
-                    value=float(window[place, figure]),
-                    usual=float(usual[place, figure]),
-                    spread=float(spread[place, figure]),
-                )
-                findings.append(checked.finding(check, float(scores[place, figure]), threshold))
+            own = float(scores[place, figure])
+            is_seen = window[place, figure] > 0 or (figure == MISSING and column.missing_before)
+            if figure != DISTANCE and not is_seen:  # a check that saw nothing is no finding
+                continue
+            if not np.isfinite(own):
+                reason = "too few of the reference's own windows say how large it may be"
+                findings.append(Finding(name, check, "not judged", reason, segment=group.segment))
+                continue
+            figures = (float(part[place, figure]) for part in (window, usual, spread))
+            reason, change = column.describe(check, *figures)
+            state: State = "drift" if own > threshold else "no drift"
+            change = change if state == "drift" else ""
+            findings.append(Finding(name, check, state, reason, own, threshold, group.segment, change))
     return verdicts, findings
 
 
 @dataclass(frozen=True, eq=False)
-class _CheckedColumn:
-    """One figure of one column.
+class _JudgedColumn:
+    """One column of the window.
 
     Attributes:
         given: the column of the window; expected: of the whole reference; before: of what the window is compared with.
-        value: of the window; usual, spread: the mean and the deviation of the reference's own windows.
+        missing, missing_before: shares of missing values in the window, and in what it is compared with.
     """
 
-    verdict: ColumnVerdict
     bins: Bins
     given: ColumnSketch
     expected: ColumnSketch
     before: ColumnSketch | None
-    value: float
-    usual: float
-    spread: float
+    missing: float
+    missing_before: float
 
-    def finding(self, check: Check, score: float, threshold: float) -> Finding:
-        name, segment = self.verdict.name, self.verdict.segment
-        if not np.isfinite(score):
-            reason = "too few of the reference's own windows say how large it may be"
-            return Finding(name, check, "not judged", reason, segment=segment)
-        is_drift = score > threshold
-        reason, change = self._describe(check)
-        state: State = "drift" if is_drift else "no drift"
-        return Finding(name, check, state, reason, score, threshold, segment, change if is_drift else "")
+    def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
+        """Return what the check saw, in its own units, and how the column changed; empty if it cannot be said.
 
-    def _describe(self, check: Check) -> tuple[str, str]:
-        """Return what the check saw, in its own units, and how the column changed; empty if it cannot be said."""
-        given, verdict = self.given, self.verdict
+        Args:
+            value: the window's figure; usual, spread: the mean and the deviation of the reference's own windows.
+        """
+        given = self.given
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
-            usual = f"{self.usual:.3g} ± {self.spread:.2g} in the reference's own windows"
-            return f"{name} distance {self.value:.3g}{unit}, {usual}", self._distribution_change()
+            beside = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
+            return f"{name} distance {value:.3g}{unit}, {beside}", self._distribution_change(value)
         if check == "missing":
-            first, now = verdict.reference_missing, verdict.missing
+            first, now = self.missing_before, self.missing
             change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
             return f"{now:.1%} missing, {first:.1%} in the reference", change
-        usual = f"{self.usual:.1%} ± {self.spread:.1%} in the reference's own windows"
+        beside = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
         if check == "unseen":
             share = _share(given.unseen, given)
             shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
-            change = f"values that the reference lacks {self.usual:.1%} → {share}, more"
-            return f"{share} of rows have a value that the reference lacks ({shown}), {usual}", change
+            change = f"values that the reference lacks {usual:.1%} → {share}, more"
+            return f"{share} of rows have a value that the reference lacks ({shown}), {beside}", change
         ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
         share = _share(given.below + given.above, given)
         side = "on both sides" if given.below and given.above else "above" if given.above else "below"
-        change = f"out of range {self.usual:.1%} → {share}, {side}"
-        return f"{share} of rows are outside of {ranges} ({side}), {usual}", change
+        change = f"out of range {usual:.1%} → {share}, {side}"
+        return f"{share} of rows are outside of {ranges} ({side}), {beside}", change
 
-    def _distribution_change(self) -> str:
+    def _distribution_change(self, distance: float) -> str:
         """Return how the distribution changed, as `mean 3.2 → 8.9, higher`."""
         given, before = self.given, self.before
         if before is None or len(before.counts) != len(given.counts):
@@ -231,7 +223,7 @@ class _CheckedColumn:
             if not (before.finite and given.finite):
                 return ""
             means = f"mean {before.mean:.4g} → {given.mean:.4g}"
-            if abs(given.mean - before.mean) >= self.value * self.bins.scale / 2:  # it explains half of the distance
+            if abs(given.mean - before.mean) >= distance * self.bins.scale / 2:  # it explains half of the distance
                 return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
             wide = "wider" if given.deviation > before.deviation else "narrower"
             return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"

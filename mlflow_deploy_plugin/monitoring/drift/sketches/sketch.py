@@ -103,6 +103,7 @@ class ColumnSketch:
         return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
 
 
+_ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
 _FIELDS = [(one.name, getattr(_NOTHING, one.name)) for one in fields(ColumnSketch)]
 """Names in the order of the constructor, and what stands where a column has none; shared, since nobody changes it."""
@@ -180,17 +181,13 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     mean = float((means * (finite / total)).sum()) if total else math.nan
     with np.errstate(over="ignore", invalid="ignore"):
         m2 = float(sum(part.m2 for part in parts) + (finite * (means - mean) ** 2).sum()) if total else 0.0
+    added: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in _ADDED}
     return ColumnSketch(
         name=parts[0].name,
         kind=min(judged, default="other"),
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=np.sum([part.counts for part in parts], axis=0),
-        rows=sum(part.rows for part in parts),
-        missing=sum(part.missing for part in parts),
-        mistyped=sum(part.mistyped for part in parts),
-        below=sum(part.below for part in parts),
-        above=sum(part.above for part in parts),
-        unseen=sum(part.unseen for part in parts),
+        **added,
         fresh=_merge_fresh([part.fresh for part in parts if part.fresh]),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
