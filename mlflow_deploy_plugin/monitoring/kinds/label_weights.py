@@ -50,7 +50,7 @@ _MATERIAL = 0.05
 (Austin, Multivariate Behavioral Research 46, 2011). Of 100,000 rows a test finds far less; were that held against the
 labels, a model that becomes worse would look like labels that are missing by what they would say."""
 _EVENT_TIME = "event time"
-_STEPS, _RIDGE = 25, 0.1
+_RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
 _RANGES = {
     "log_loss": (0.0, -math.log(EPSILON)),
@@ -194,24 +194,19 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
     """
     if not len(labelled):
         return np.zeros(0)
+    from sklearn.linear_model import LogisticRegression  # here: a second, where labels differ
+    from sklearn.preprocessing import OneHotEncoder
+
     cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
     rows, hits = np.bincount(inverse).astype(np.float64), np.bincount(inverse, labelled)
-    columns = [
-        np.ones(len(cells)),
-        *(cells[:, place] == code for place in range(cells.shape[1]) for code in np.unique(cells[:, place])[1:]),
-    ]
-    design = np.stack(columns, axis=1).astype(np.float64)
-    penalty = _RIDGE * np.eye(design.shape[1])
-    slopes = np.zeros(design.shape[1])
-    for _ in range(_STEPS):
-        chances = 1 / (1 + np.exp(-np.clip(design @ slopes, -30, 30)))
-        information = (design * (rows * chances * (1 - chances))[:, None]).T @ design + penalty
-        step = np.linalg.solve(information, design.T @ (hits - rows * chances) - penalty @ slopes)
-        slopes += np.clip(step, -3, 3)
-        if np.abs(step).max() < 1e-6:
-            break
-    return (1 / (1 + np.exp(-np.clip(design @ slopes, -30, 30))))[inverse]
+    parts = OneHotEncoder(drop="first", sparse_output=False).fit_transform(cells)
+    design = np.column_stack([np.ones(len(cells)), parts])
+    model = LogisticRegression(C=1 / _RIDGE, fit_intercept=False, solver="newton-cholesky", tol=1e-8)
+    is_hit = np.repeat([True, False], len(cells))
+    model.fit(np.vstack([design, design]), is_hit, sample_weight=np.concatenate([hits, rows - hits]))
+    chances: Array = model.predict_proba(design)[inverse, 1]
+    return chances
 
 
 def _strata(propensities: Array, labelled: Array) -> Array:

@@ -278,10 +278,11 @@ def sketch_pieces(
     bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], grid: WindowGrid
 ) -> ReferencePieces:
     """Return the pieces of rows that come in batches with their times: [N] int64, microseconds since 1970."""
-    parts: list[tuple[int, Profile]] = []
-    for table, times in batches:
-        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
-            parts.append((grid.start_us + number * grid.step_us, profile))
+    parts = (
+        (grid.start_us + number * grid.step_us, profile)
+        for table, times in batches
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us)
+    )
     return assemble_pieces(grid, parts)
 
 
