@@ -161,10 +161,7 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
         raise InvalidConfig(f"the dataset {shown} has no rows")
     if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
         raise InvalidConfig(f"the dataset {shown} has two columns named {twice[0]!r}")
-    try:
-        return {name: _column_values(table.column(name)) for name in table.column_names}
-    except ValueError:  # numpy's: lists of several lengths
-        raise InvalidConfig(f"the dataset {shown} has a column whose lists are not of one length") from None
+    return _table_rows(table, f"the dataset {shown}")
 
 
 def frame_rows(data: Any) -> NamedArrays:
@@ -179,11 +176,19 @@ def frame_rows(data: Any) -> NamedArrays:
         table = pa.Table.from_pandas(data, preserve_index=False)
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise InvalidConfig(f"data: a file, a DataFrame or a mapping of arrays is expected ({error})") from None
-    return _of_one_length({str(name): _column_values(table.column(name)) for name in table.column_names}, "the data")
+    return _of_one_length(_table_rows(table, "the data"), "the data")
+
+
+def _table_rows(table: pa.Table, shown: str) -> NamedArrays:
+    try:
+        return {name: _column_values(table.column(name)) for name in table.column_names}
+    except ValueError:  # numpy's: lists of several lengths
+        raise InvalidConfig(f"{shown} has a column whose lists are not of one length") from None
 
 
 def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
-    if len({array.shape[:1] for array in rows.values()}) != 1 or not count_rows(rows):
+    lengths = {array.shape[:1] for array in rows.values()}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
         raise InvalidConfig(f"{shown} needs arrays of as many rows each, one at least; its arrays are {shapes[:300]}")
     return rows

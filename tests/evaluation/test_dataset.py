@@ -10,7 +10,13 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, load_dataset, own_columns, reference_rows
+from mlflow_deploy_plugin.evaluation.dataset import (
+    cast_to_signature,
+    frame_rows,
+    load_dataset,
+    own_columns,
+    reference_rows,
+)
 from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.tracking import DEFAULT_EXPERIMENT
@@ -66,6 +72,14 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000), y=np.zeros(10_000))
     with pytest.raises(InvalidConfig, match=r"bomb\.npz holds more than 3,000 bytes; name a sample of it"):
         load(tmp_path / "bomb.npz", artifact)
+
+
+def test_given_data_whose_rows_cannot_be_told_is_named(tmp_path: Path, artifact: Artifact) -> None:
+    np.savez(tmp_path / "number.npz", a=5)
+    with pytest.raises(InvalidConfig, match=r"number\.npz needs arrays of as many rows each, .* its arrays are a \[\]"):
+        load(tmp_path / "number.npz", artifact)
+    with pytest.raises(InvalidConfig, match="the data has a column whose lists are not of one length"):
+        frame_rows(pd.DataFrame({"a": [[1.0, 2.0], [3.0]]}))
 
 
 def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artifact) -> None:
