@@ -66,6 +66,8 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
     values = table.column(column)
     if values.null_count:
         raise pa.ArrowInvalid(f"{values.null_count} rows have no {column}")
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        raise pa.ArrowInvalid(f"{column} holds {values.type}, of which the unit is not known; a timestamp is expected")
     if pa.types.is_timestamp(values.type) and values.type.tz is None:
         values = values.cast(pa.timestamp("us"))
     return microseconds_of(values)

@@ -69,6 +69,7 @@ def test_a_dataset_is_a_reference(
         (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, "has no rows"),
         (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, r"several columns of times \(a, b\): name the"),
         (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, "1 rows have no _event_time"),
+        (pa.table({"_event_time": [1372636800]}), InvalidConfig, "_event_time holds int64, of which the unit"),
     ],
 )
 def test_a_dataset_that_is_none_is_a_clear_error(
