@@ -276,14 +276,7 @@ class Follower:
             errors=len(errors),
             fatal=fatal,
             refused=tuple(
-                RefusedVersion(
-                    endpoint=spec.name,
-                    variant=name,
-                    model=rejection.model,
-                    version=rejection.version,
-                    cause=rejection.cause,
-                    reason=rejection.reason,
-                )
+                RefusedVersion(endpoint=spec.name, variant=name, **vars(rejection))
                 for spec, name, variant in self._variants()
                 if (rejection := self._model(spec, variant).rejection) is not None
             ),

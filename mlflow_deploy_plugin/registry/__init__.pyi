@@ -55,7 +55,6 @@ from .tags import TRAINING_TAG as TRAINING_TAG
 from .tags import WRAPPED_FROM_TAG as WRAPPED_FROM_TAG
 from .tags import GateStatus as GateStatus
 from .tags import gate_status_of as gate_status_of
-from .tags import read_gate_status as read_gate_status
 from .tags import tag_version as tag_version
 from .tags import untag_version as untag_version
 from .tags import with_description_section as with_description_section

@@ -93,17 +93,6 @@ def wrapped_from(name: str, version: str) -> str:
         return str(model.tags.get(WRAPPED_FROM_TAG, ""))
 
 
-def read_gate_status(name: str, version: str) -> GateStatus:
-    """Return the gate status of a registered version, with one call of the registry.
-
-    Raises:
-        NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
-    """
-    with registry_errors(f"model {name} version {version}"):
-        return gate_status_of(registry_client().get_model_version(name, version).tags)
-
-
 def tag_version(name: str, version: str, key: str, value: str) -> None:
     """Set a tag of a registered version; a long value is cut.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import (
@@ -84,21 +84,11 @@ class UndescribedSchema(Schema):
 
     reason: str = ""
 
-    def from_columns(self, data: Any) -> Feeds:
+    def _refuse(self, *data: Any, **named: Any) -> NoReturn:
         raise SchemaMismatch(self.reason)
 
-    def from_records(self, records: Any) -> Feeds:
-        raise SchemaMismatch(self.reason)
-
-    def from_array(self, values: Any) -> Feeds:
-        raise SchemaMismatch(self.reason)
-
-    def from_rows(self, names: Any, rows: Any) -> Feeds:
-        raise SchemaMismatch(self.reason)
-
-    @property
-    def tensor_schema(self) -> Schema:
-        raise SchemaMismatch(self.reason)
+    from_columns = from_records = from_array = from_rows = _refuse
+    tensor_schema = property(_refuse)
 
 
 def pyfunc_schema(artifact: Artifact) -> Schema:

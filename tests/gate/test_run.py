@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-from mlflow_deploy_plugin.registry import read_gate_status
+from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 
@@ -42,7 +42,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: No
     assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
     document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json")).read_text())
     assert (document["state"], document["against"]) == ("passed", "models:/toy/1")
-    assert read_gate_status("toy", "2").passed
+    assert resolve("models:/toy/2").gate_status.passed
     tags = registry.get_model_version("toy", "2").tags
     assert tags["onnxserve.gate"] == "passed"
     assert tags["onnxserve.gate.report"] == f"{gated.run.run_id}/gate_report.html"
@@ -54,10 +54,10 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: No
 
 def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
     run_gate("toy", "3")
-    found = read_gate_status("toy", "3")
+    found = resolve("models:/toy/3").gate_status
     assert (found.passed, found.state) == (False, "failed")
     assert found.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
-    assert read_gate_status("toy", "2").reason == "it has not been through the gate"
+    assert resolve("models:/toy/2").gate_status.reason == "it has not been through the gate"
 
 
 def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
@@ -69,10 +69,10 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
     gated = run_gate("toy", "4", policy_file=tmp_path / "easy.yaml")
     assert gated.verdict.passed
     assert not gated.is_tagged
-    assert read_gate_status("toy", "4").state == ""
+    assert resolve("models:/toy/4").gate_status.state == ""
     (tmp_path / "same.yaml").write_text(own)
     assert run_gate("toy", "4", policy_file=tmp_path / "same.yaml").is_tagged
-    assert read_gate_status("toy", "4").state == "failed"
+    assert resolve("models:/toy/4").gate_status.state == "failed"
 
 
 def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
+from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor, utc_now
 
@@ -135,9 +135,9 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
         )
     if (found.name, found.version) == (served.name, before):
         raise InvalidConfig(f"endpoint {spec.name!r} serves {what} already")
-    if spec.require and not (judged := read_gate_status(found.name, found.version)).passed:
+    if spec.require and not found.gate_status.passed:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} requires {spec.require}, and {what} does not have it: {judged.reason}"
+            f"endpoint {spec.name!r} requires {spec.require}, and {what} does not have it: {found.gate_status.reason}"
         )
     return found
 

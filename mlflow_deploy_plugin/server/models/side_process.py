@@ -89,7 +89,7 @@ class SideMessage:
     body: bytes = b""
 
 
-def send_message(connection: socket.socket, message: SideMessage, deadline: float | None = None) -> None:
+def send_message(connection: socket.socket, message: SideMessage, deadline: float = math.inf) -> None:
     """Send the whole message; `deadline` in monotonic seconds.
 
     Raises:
@@ -118,7 +118,7 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
         connection.sendall(blob)
 
 
-def receive_message(connection: socket.socket, deadline: float | None = None) -> SideMessage | None:
+def receive_message(connection: socket.socket, deadline: float = math.inf) -> SideMessage | None:
     """Receive the next message, or None if the other side has gone; `deadline` in monotonic seconds.
 
     Raises:
@@ -143,17 +143,14 @@ def receive_message(connection: socket.socket, deadline: float | None = None) ->
         raise MalformedMessage(f"no message: {error}") from None
 
 
-def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
-    if deadline is None:
-        connection.settimeout(None)
-        return
+def _set_timeout(connection: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    connection.settimeout(left)
+    connection.settimeout(None if left == math.inf else left)
 
 
-def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
     """Read `size` bytes, or fewer if the other side has gone."""
     parts, left = [], size
     while left:
