@@ -7,7 +7,7 @@ schedule judges the windows that it comes to all the same.
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -354,8 +354,10 @@ def wait_until_shipped(
     Without a living agent nobody ships, and there is nothing to wait for.
     """
     deadline = clock() + patience
-    sizes = {segment: segment.stat().st_size for segment in segments(state_dir / SPOOL)}
-    # a segment that the agent has deleted is in the log
+    sizes: dict[Path, int] = {}
+    for segment in segments(state_dir / SPOOL):
+        with suppress(FileNotFoundError):  # a segment that the agent has deleted is in the log
+            sizes[segment] = segment.stat().st_size
     while any(segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()):
         agent = read_state(state_dir / AGENT, AgentState)
         if clock() >= deadline or agent is None or not is_alive(agent.pid):

@@ -38,7 +38,11 @@ MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
 
 def segments(spool: Path) -> list[Path]:
     """Return the segments in the spool, oldest first."""
-    return sorted(spool.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+    found: list[tuple[int, Path]] = []
+    for path in spool.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # the agent removes what it has shipped
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 def spool_bytes(spool: Path) -> int:

@@ -43,6 +43,12 @@ def test_a_segment_that_is_gone_is_shipped(tmp_path: Path, segment: Path) -> Non
     assert wait_until_shipped(tmp_path, 5, pause=lambda _: segment.unlink())
 
 
+def test_a_segment_that_the_agent_deletes_while_the_spool_is_listed_is_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "deleted.seg").symlink_to(tmp_path / "gone")
+    assert wait_until_shipped(tmp_path, 5)
+
+
 def test_it_gives_up_when_its_patience_ends_or_nobody_ships(tmp_path: Path, segment: Path) -> None:
     seconds = iter(range(100))
     agent(tmp_path, os.getpid())
