@@ -16,6 +16,8 @@ COLOURS = 6
 """Lines that differ by colour and dash; later ones begin anew."""
 _LARGEST = 1e12
 """A larger number is no figure of a server."""
+_LEAST_TOP = 1.0
+"""No value axis ends lower, so that noise about nothing does not fill the picture."""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """Times a power of ten: the ends of an axis whose half is as short to read."""
 _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
@@ -101,7 +103,6 @@ def line_chart(
     axis: TimeAxis,
     series: Sequence[Series],
     *,
-    least_top: float = 1.0,
     limit: float | None = None,
     is_growing: bool = False,
     empty: str = "",
@@ -109,7 +110,6 @@ def line_chart(
     """Return the chart of these series, whose first value stands at the left end and whose last at the right one.
 
     Args:
-        least_top: the value axis ends no lower, so that noise about nothing does not fill the picture.
         limit: a value that is marked.
         is_growing: the right end is still to come: what is known last is now.
         empty: what to say if no series has a value.
@@ -119,7 +119,7 @@ def line_chart(
         for one in series
     ]
     known = [value for values in drawn for value in values if value is not None]
-    top = nice_top(max([least_top, *known, *([limit] if limit is not None else [])]))
+    top = nice_top(max([_LEAST_TOP, *known, *([limit] if limit is not None else [])]))
     lines, said = [], []
     for one, values in zip(series, drawn, strict=True):
         found = [value for value in values if value is not None]

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
     fetch_server_metrics,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig, Refused, StoreUnavailable, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, Refused, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.registry import (
 )
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.ui.access import (
     caller,
@@ -118,11 +118,8 @@ class VariantRow:
     """A variant with the version that answers and its counters; `page` is the version's page in MLflow, or empty."""
 
     name: str
-    model_uri: str
-    model: str
+    spec: VariantSpec
     version: str
-    weight: int
-    shadow: bool
     error: str
     counters: VersionCounters
     page: str
@@ -154,14 +151,13 @@ class EndpointCard:
 
 @dataclass(frozen=True)
 class Overview:
-    """The page's content; `error` says why there is none."""
+    """The page's content."""
 
     endpoints: tuple[EndpointCard, ...] = ()
     models: tuple[ModelCard, ...] = ()
     updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
     events: tuple[AuditEvent, ...] = ()
-    error: str = ""
     hidden: int = 0
 
 
@@ -176,19 +172,17 @@ def build_overview(
 
     Raises:
         NotFound: there is no endpoint `only`, or the caller may not see it.
+        StoreUnavailable: the store does not answer.
     """
-    try:
-        observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
-        unreadable = store.unreadable()
-        events = store.events(only or None, limit=_EVENTS * 3)
-        rollouts = store.rollouts(only or None)
-        if only:
-            observed = [one for one in observed if one.endpoint.name == only]
-            unreadable = [one for one in unreadable if one.name == only]
-            if not (observed or unreadable) or hidden_endpoints(store, [only]):
-                raise no_endpoint(only)
-    except StoreUnavailable as error:
-        return Overview(error=error.message)
+    observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
+    unreadable = store.unreadable()
+    events = store.events(only or None, limit=_EVENTS * 3)
+    rollouts = store.rollouts(only or None)
+    if only:
+        observed = [one for one in observed if one.endpoint.name == only]
+        unreadable = [one for one in unreadable if one.name == only]
+        if not (observed or unreadable) or hidden_endpoints(store, [only]):
+            raise no_endpoint(only)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
     urls = {one.endpoint.name: one.observation.url for one in readable if one.observation.url}
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
@@ -257,11 +251,8 @@ def _variant_row(
         counters = metrics.of(one.endpoint.name, name, model, version)
     return VariantRow(
         name=name,
-        model_uri=spec.model,
-        model=model,
+        spec=spec,
         version=version,
-        weight=spec.weight,
-        shadow=spec.shadow,
         error=observation.errors.get(name, ""),
         counters=counters,
         page=pages.version(model, version) if version.isdigit() else "",

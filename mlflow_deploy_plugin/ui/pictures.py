@@ -46,11 +46,10 @@ _Version = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The newest windows of a monitor, oldest first; `earlier` ones are not shown."""
+    """The newest windows of a monitor, oldest first."""
 
     monitor: str
     windows: tuple[MonitorVerdict, ...]
-    earlier: int = 0
 
     @property
     def latest(self) -> MonitorVerdict:
@@ -88,7 +87,6 @@ class Pictures:
     """
 
     endpoint: str
-    span: Span
     charts: tuple[LineChart, ...]
     notice: str = ""
     rollout: RolloutPicture | None = None
@@ -107,11 +105,10 @@ def endpoint_pictures(
         if (pods.max_replicas or pods.replicas) > 1:
             notice = "Figures of the one pod that has answered; Prometheus adds all of them up"
     if only_traffic:
-        return Pictures(name, span, charts[:3], notice)
+        return Pictures(name, charts[:3], notice)
     rollouts = [found for found in store.rollouts(name) if found.created_at >= one.endpoint.created_at]
     return Pictures(
         endpoint=name,
-        span=span,
         charts=charts,
         notice=notice,
         rollout=rollout_picture(rollouts[-1], now) if rollouts else None,
@@ -284,4 +281,4 @@ def timelines(judged: Iterable[MonitorVerdict], waiting: Iterable[MonitorWindow]
     by_monitor: defaultdict[str, list[MonitorVerdict]] = defaultdict(list)
     for (monitor, *_), window in sorted(found.items(), key=lambda item: item[0]):
         by_monitor[monitor].append(window)
-    return tuple(Timeline(name, tuple(all_of[-_BARS:]), len(all_of[:-_BARS])) for name, all_of in by_monitor.items())
+    return tuple(Timeline(name, tuple(all_of[-_BARS:])) for name, all_of in by_monitor.items())

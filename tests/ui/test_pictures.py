@@ -173,7 +173,7 @@ def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict
 
 def test_of_a_thousand_windows_sixty_are_shown() -> None:
     (found,) = timelines([verdict("drift", day) for day in range(1000)], [])
-    assert (len(found.windows), found.earlier, found.latest.window) == (60, 940, "2028-09-26")
+    assert (len(found.windows), found.latest.window) == (60, "2028-09-26")
 
 
 def history_line(at: float, **requests: int) -> bytes:
