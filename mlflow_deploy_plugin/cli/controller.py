@@ -243,7 +243,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     shown, shown_at = ("", -1, ""), 0.0
     try:
         while True:
-            current = next(one for one in deployments.store.rollouts(begun.endpoint) if one.id == begun.id)
+            current = deployments.store.rollout(begun.id) or begun
             now = (current.state, current.step, current.reason)
             if now[:2] != shown[:2] or (now != shown and time.monotonic() > shown_at + _QUIET_SECONDS):
                 click.echo(rollout_summary(current))
@@ -356,7 +356,7 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
                 keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
             if keeper is not None:
                 runner.advance()
-            current = next(one for one in retrainings.find(begun.endpoint) if one.id == begun.id)
+            current = retrainings.get(begun.id) or begun
             if (line := retraining_summary(current)) != last_line:
                 click.echo(line)
                 last_line = line

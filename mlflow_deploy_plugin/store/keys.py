@@ -101,9 +101,9 @@ class ApiKeys:
         except IntegrityError:
             raise AlreadyExists(f"there is, or was, a key {name!r} already; choose another name") from None
 
-    def revoke(self, name: str, why: str = "", actor: str | None = None) -> ApiKey | None:
+    def revoke(self, name: str, why: str = "") -> ApiKey | None:
         """Revoke the key now, with its audit event. Return None if no such key holds."""
-        now, by = self._store.now(), actor or current_actor()
+        now, by = self._store.now(), current_actor()
         query = select(ApiKeyRow).where(ApiKeyRow.name == name, ApiKeyRow.revoked_at.is_(None)).with_for_update()
         with self._store.transaction() as session:
             row = session.scalars(query).one_or_none()

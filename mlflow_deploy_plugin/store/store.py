@@ -160,7 +160,7 @@ class Store:
             session.flush()
             return _to_endpoint(row, _deleted_names(session, spec.name))
 
-    def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
+    def remove_endpoint(self, name: str, *, why: str = "") -> bool:
         """Delete the endpoint with its monitors' windows, and end its rollout. Return False if there was none.
 
         The monitors' runs stay in MLflow, and the audit events in the store.
@@ -179,8 +179,8 @@ class Store:
                 rollout.state, rollout.reason, rollout.revision = _ABANDONED, _DELETED, rollout.revision + 1
                 rollout.updated_at = rollout.ended_at = now
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
-                self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
-            self._audit(session, "delete", actor, endpoint=name, before=before, why=why)
+                self._audit(session, "rollout.end", None, endpoint=name, why=_DELETED, detail=detail)
+            self._audit(session, "delete", None, endpoint=name, before=before, why=why)
             return True
 
     def endpoint(self, name: str) -> Endpoint | None:

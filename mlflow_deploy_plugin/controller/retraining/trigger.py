@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.deployments import Deployments, check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring import MonitorResult, announce
-from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
+from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor
 
@@ -193,12 +193,9 @@ def _record_refusal(store: Store, event: AuditEvent) -> None:
 def _check_served(deployments: Deployments, result: MonitorResult) -> None:
     """Raise InvalidConfig if the judged version is not the one that answers now, as far as this machine can see."""
     observed = deployments.get_endpoint(result.endpoint)
-    spec = observed.endpoint.spec
-    main = main_variant(spec)
-    reference = parse_model_uri(spec.variants[main].model)
-    if not reference.is_registered or reference.name != result.model:
+    if served_model(observed) != result.model:
         raise InvalidConfig(f"the window was answered by {result.model}, which is not the registered model served")
-    served = take_snapshot(observed).versions.get(main)
+    served = take_snapshot(observed).versions.get(main_variant(observed.endpoint.spec))
     if served is not None and served != result.version:
         raise InvalidConfig(f"the alarm is of version {result.version}, and version {served} is served now")
 
