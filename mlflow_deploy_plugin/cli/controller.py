@@ -3,7 +3,7 @@
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -60,7 +60,7 @@ _LEASE_SECONDS = 15.0
     show_default="none is opened",
     help="Port where Prometheus gets the gauges of all monitors.",
 )
-def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, metrics_port: int | None) -> None:
+def controller(metrics_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until it is ended.
 
     With several controllers on one store, one runs monitors and retrainings, and the others wait to take over.
@@ -74,14 +74,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     with open_deployments(click.echo) as deployments:
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
-        run_controller(
-            deployments,
-            ended,
-            click.echo,
-            lease_seconds=lease_seconds,
-            judge_at_once=judge_at_once,
-            judge_seconds=judge_seconds,
-        )
+        run_controller(deployments, ended, click.echo, **options)
 
 
 @click.command()
@@ -128,17 +121,7 @@ def migrate() -> None:
 @option("--pause", "action", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
 @option("--resume", "action", flag_value="resume", help="Go on after --pause.")
 @option("--abort", "action", flag_value="abort", help="Go back to what was served before.")
-def rollout(
-    name: str,
-    to: str | None,
-    steps: str,
-    every: str,
-    abort_on: str,
-    min_requests: int,
-    why: str,
-    wait: bool,
-    action: str | None,
-) -> None:
+def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None, **plan: Any) -> None:
     """Bring a new version by steps, and back if it is bad.
 
     Each step gives it more of the traffic of the endpoint NAME and judges it by live numbers against the version that
@@ -176,7 +159,7 @@ def rollout(
         if to is not None:
             from mlflow_deploy_plugin.controller import RolloutRequest, start_rollout
 
-            request = RolloutRequest(to, steps, every, abort_on, min_requests, why)
+            request = RolloutRequest(to, **plan, why=why)
 
             def check() -> None:
                 if not wait:

@@ -314,9 +314,8 @@ def run_drift(
     monitor_name: str | None,
     rows: str | None,
     reference: str | None,
-    min_rows: int | None,
-    false_alarm_rate: float | None,
     output: str,
+    **bounds: Any,
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
 
@@ -327,7 +326,6 @@ def run_drift(
     \b
       onnxserve drift run cancer --rows recent.csv --reference training.csv
     """
-    bounds: dict[str, Any] = {"min_rows": min_rows, "false_alarm_rate": false_alarm_rate}
     if rows is not None or reference is not None:
         if rows is None or reference is None or window is not None or monitor_name is not None:
             raise click.UsageError("--rows and --reference go together, without --window and --monitor")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -123,9 +123,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     help="Seconds to wait until the deployments of this machine that follow the stage or alias serve it.",
 )
 @output_option
-def promote(
-    model: str, version: str, to: str, force: bool, why: str, policy_file: Path | None, wait: float, output: str
-) -> None:
+def promote(model: str, version: str, wait: float, output: str, **options: Any) -> None:
     """Move a version to a stage or alias, through its gate.
 
     VERSION of the registered MODEL is moved once it has passed its gate. A fresh passed verdict is taken, else the gate
@@ -142,9 +140,7 @@ def promote(
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
         from mlflow_deploy_plugin.gate import promote as move
 
-        promotion = move(
-            model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=show_progress
-        )
+        promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     if output == "json":
         show_json({**asdict(promotion), "served": served})

@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 @option(
     "--insecure",
     is_flag=True,
+    default=None,
     help="Listen beyond this machine for callers without a key. Otherwise that needs -C server.api_keys=true.",
 )
 @option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
@@ -69,15 +70,11 @@ _log = logging.getLogger(__name__)
 def serve(
     model_uri: str | None,
     spec_file: Path | None,
-    host: str | None,
-    port: int | None,
-    workers: int | None,
     name: str | None,
-    device: str | None,
-    insecure: bool,
     no_follow: bool,
     config: tuple[str, ...],
     state_dir: Path | None,
+    **server: Any,
 ) -> None:
     """Serve a model, or the endpoints of a spec, in the foreground.
 
@@ -88,9 +85,7 @@ def serve(
       onnxserve serve -m models:/flight-delay/Production -p 8123
       onnxserve serve --spec endpoints.yaml
     """
-    options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
-    options["server.insecure"] = insecure or None
-    changes = {**key_values(config), **{key: value for key, value in options.items() if value is not None}}
+    changes = key_values(config) | {f"server.{field}": value for field, value in server.items() if value is not None}
     cloud, settings = read_cloud(), load_settings()
     match model_uri or (None if spec_file else settings.model_uri or cloud.model_uri or None), spec_file:
         case str(uri), None:
