@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 import subprocess
+from ipaddress import ip_address
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
@@ -32,6 +33,14 @@ def keep(name: str, text: str) -> str:
 
 def new_password() -> str:
     return secrets.token_urlsafe(24)
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def make() -> None:
@@ -58,7 +67,7 @@ def make() -> None:
     keep("keys.json", json.dumps({"keys": keys}, indent=2) + "\n")
     if not (FOLDER / "tls.crt").exists():
         hosts = ["localhost", "127.0.0.1", *OPTIONS.host]
-        names = ",".join(f"{'IP' if host.replace('.', '').isdigit() else 'DNS'}:{host}" for host in hosts)
+        names = ",".join(f"{'IP' if is_address(host) else 'DNS'}:{host}" for host in hosts)
         subject = ["-subj", f"/CN={hosts[-1]}", "-addext", f"subjectAltName={names}"]
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "365", *subject]
         files = ["-keyout", str(FOLDER / "tls.key"), "-out", str(FOLDER / "tls.crt")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs  # schemathesis brings it
 import kubernetes_validate
 import pytest
 import yaml
@@ -194,6 +196,15 @@ def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, messa
 def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == __version__
+
+
+def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None:
+    text = (CHART / "values.yaml").read_text()
+    shown, count = re.subn(
+        r"^(\w+): \{\}\n((?:#   .*\n)+)", lambda found: f"{found[1]}:\n{found[2].replace('#', ' ')}", text, flags=re.M
+    )
+    assert count == 3
+    jsonschema_rs.Draft7Validator(values_schema()).validate(yaml.safe_load(shown))
 
 
 def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:

@@ -96,12 +96,13 @@ def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
 def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(folder)]
-    subprocess.run([*make, "--host", "ml.example"], check=True)
+    subprocess.run([*make, "--host", "ml.example", "--host", "fd00::7"], check=True)
     made = {file.name: file.read_text() for file in folder.iterdir()}
     wanted = {Path(one["file"]).name for one in yaml.safe_load(COMPOSE.read_text())["secrets"].values()}
     assert wanted <= made.keys()
     assert folder.stat().st_mode & 0o777 == 0o700
     certificate = ["openssl", "x509", "-in", str(folder / "tls.crt"), "-noout", "-ext", "subjectAltName"]
-    assert "DNS:ml.example" in subprocess.run(certificate, check=True, capture_output=True, text=True).stdout
+    named = subprocess.run(certificate, check=True, capture_output=True, text=True).stdout
+    assert "DNS:ml.example, IP Address:FD00:0:0:0:0:0:0:7" in named
     subprocess.run(make, check=True)
     assert {file.name: file.read_text() for file in folder.iterdir()} == made
