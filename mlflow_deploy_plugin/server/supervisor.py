@@ -357,7 +357,11 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
     """
     for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
         try:
-            return _bind(host, candidate)
+            found = socket.getaddrinfo(host or None, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            # listens at once: with SO_REUSEADDR two sockets can be bound to a port as long as neither listens
+            takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+            return socket.create_server(address, family=family, dualstack_ipv6=takes_ipv4)
         except OSError as error:
             if error.errno == errno.EACCES:
                 reason = f"port {candidate} may not be opened by this user; ports from 1024 up may"
@@ -398,17 +402,3 @@ def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)
         yield
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()  # at once: with SO_REUSEADDR two sockets can be bound to a port as long as neither listens
-    except OSError:
-        listener.close()
-        raise
-    return listener
