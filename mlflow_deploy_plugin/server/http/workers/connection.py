@@ -253,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
-        request = self._request(head, body)
+        request = RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
         response = app.answer_inline(request)
         if response is None:
             return False
