@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Any
 
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
 
@@ -38,6 +38,9 @@ from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
 from mlflow_deploy_plugin.settings import load_settings
 
+logger = logging.getLogger(__name__)
+
+GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of a request in the environment of `call_flask`."""
 _PIECE_BYTES = 64 * 1024
@@ -254,18 +257,13 @@ def _close_unless_whole(stream: IO[bytes]) -> None:
         getattr(stream, "close_connection", lambda: None)()
 
 
-logger = logging.getLogger(__name__)
-
-GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
-
-
 class NameConverter(BaseConverter):
     """A part of a path of TensorFlow Serving, where a colon ends a name."""
 
     regex = "[^/:]+"
 
 
-def register_blueprints(app: Flask) -> None:
+def register_blueprints(app: ServerApp) -> None:
     """Register our routes, then the blueprints of other distributions. One that cannot be loaded is logged."""
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
@@ -273,7 +271,7 @@ def register_blueprints(app: Flask) -> None:
     for number, route in enumerate(ROUTES):
         if not route.is_direct:
             rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
-            view = partial(_view, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
+            view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
             for rule in rules:
                 blueprint.add_url_rule(
                     rule, f"route-{number}", view, methods=[route.method], provide_automatic_options=False
@@ -286,9 +284,8 @@ def register_blueprints(app: Flask) -> None:
             logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
 
 
-def _view(route: Route, keywords: dict[str, None], **named: str) -> Response:
+def _view(server: Server, route: Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that the path leaves out is None."""
-    server: Any = current_app.server  # type: ignore[attr-defined]
     if route.scope is not None and server.auth.is_required:
         is_about_all = route.path in SERVER_WIDE
         endpoint = None if is_about_all else named.get("endpoint") or server.repository.default_endpoint
