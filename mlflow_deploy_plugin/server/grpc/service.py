@@ -8,11 +8,9 @@ adds: metadata, status codes, deadlines, streams.
 Status codes are paired with HTTP's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
 but 413 and 429 are both RESOURCE_EXHAUSTED: gRPC itself answers so if a message exceeds its limit.
 
-The calls of a worker that wait for their client: bounded in number and time, and ended when the server drains.
-
 Each call holds a thread from its first byte on, and grpcio's servers wait for ever for the rest of it. So every method
 is registered as one that takes a stream, even if it takes one message (the wire does not know the difference): then the
-wait is ours, and can be ended.
+wait is ours, bounded, and ended when the server drains.
 """
 
 import base64
@@ -45,6 +43,31 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 
 _CHECK_SECONDS = 0.5
+_MICROSECONDS = 1_000_000
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ALREADY_EXISTS,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+_PUBLIC_METHODS = ("ServerLive", "ServerReady", "HealthCheck")
+_ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
+_WATCH_SECONDS = 0.5
+_STATUS = messages.HealthCheckResponse.ServingStatus
+
+ManagementMethod = Callable[..., dict[str, Any]]
+"""Answers a method, given the server, its message and, if it changes something, the caller: returns the fields of the
+response."""
 
 
 class OpenCalls:
@@ -153,35 +176,6 @@ class OpenCalls:
                 context.cancel()
 
 
-_PROTOCOL = "grpc"
-_MICROSECONDS = 1_000_000
-
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.ALREADY_EXISTS,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    415: grpc.StatusCode.INVALID_ARGUMENT,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-
-
-INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
-_PUBLIC_METHODS = ("ServerLive", "ServerReady", "HealthCheck")
-_ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
-_WATCH_SECONDS = 0.5
-_STATUS = messages.HealthCheckResponse.ServingStatus
-
-ManagementMethod = Callable[..., dict[str, Any]]
-"""Answers a method, given the server, its message and, if it changes something, the caller: returns the fields of the
-response."""
-
-
 def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
     """Return the handlers of all methods; gRPC itself answers UNIMPLEMENTED for others."""
     methods = {
@@ -277,7 +271,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             parameters = with_deadline(decoded.parameters, seconds_left)
             return DecodedRequest(decoded.feeds, encode, decoded.id, parameters=parameters)
 
-        protocol = Protocol(_PROTOCOL, decode)
+        protocol = Protocol("grpc", decode)
         return infer(server, request, protocol, message.model_name or None, message.model_version or None)
 
     return _reply(server, request, respond)
@@ -391,11 +385,10 @@ def _control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> M
     """Return the method of a load or an unload; parameters that are bytes (files) come in base64, as over REST."""
 
     def method(server: Server, message: Any, actor: str) -> dict[str, Any]:
-        parameters: dict[str, Any] = {}
-        for name, parameter in message.parameters.items():
-            kind = parameter.WhichOneof("parameter_choice")
-            value = getattr(parameter, kind) if kind else None
-            parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        parameters = {
+            name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+            for name, value in tensors.parameter_values(message.parameters).items()
+        }
         change(server, message.model_name, parameters, actor)
         return {}
 

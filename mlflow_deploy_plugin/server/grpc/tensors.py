@@ -90,8 +90,8 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
         InvalidRequest: it is malformed, or needs what is not supported.
         SchemaMismatch: a tensor is unknown, missing, doubled, or does not fit its shape, its datatype or the model.
     """
-    parameters = v2.parameters_of("the request", {"parameters": _values(request.parameters)})
-    wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
+    parameters = v2.parameters_of("the request", {"parameters": parameter_values(request.parameters)})
+    wanted = [{"name": output.name, "parameters": parameter_values(output.parameters)} for output in request.outputs]
     feeds = v2.bind_tensors(_read_inputs(request, schema), schema)
     outputs = v2.requested_outputs({"outputs": wanted}, artifact)
     return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
@@ -116,7 +116,7 @@ def encode(
     return response
 
 
-def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
+def parameter_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters as Python values; None for a parameter without a value.
 
     Raises:
@@ -140,7 +140,7 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
         head = read_tensor_header(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
         if head.name in arrays:
             raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
-        v2.parameters_of(head, {"parameters": _values(entry.parameters)})
+        v2.parameters_of(head, {"parameters": parameter_values(entry.parameters)})
         if not raw:
             arrays[head.name] = head, _from_contents(head, entry.contents)
         elif entry.HasField("contents"):
