@@ -199,11 +199,12 @@ def read_families(folder: Path) -> list[MetricFamily]:
     return [families[name] for name in sorted(families)]
 
 
-def read_counter(folder: Path, name: str) -> list[tuple[dict[str, str], float]]:
-    """Return the labels and values of one counter, added up as in `read_families`."""
-    begin = orjson.dumps([name])[:-1] + b","
-    found = [(key, value) for key, value in _sum_files(folder, "counter")["counter"].items() if key.startswith(begin)]
-    return [(orjson.loads(key)[2], value) for key, value in found]
+def read_series(folder: Path) -> defaultdict[str, list[MetricSeries]]:
+    """Return the series of `read_families` by the name of their metric; none if nothing was counted."""
+    found = defaultdict[str, list[MetricSeries]](list)
+    for family in read_families(folder):
+        found[family.name] += family.series.values()
+    return found
 
 
 def prometheus_text(families: list[MetricFamily]) -> bytes:
@@ -256,10 +257,10 @@ def _series(families: dict[str, MetricFamily], kind: MetricKind, key: bytes) -> 
     return series
 
 
-def _sum_files(folder: Path, only: str = "") -> dict[MetricKind, dict[bytes, float]]:
-    """Return by kind and key the value over all files, or over those of one kind."""
+def _sum_files(folder: Path) -> dict[MetricKind, dict[bytes, float]]:
+    """Return by kind and key the value over all files."""
     values_of: dict[MetricKind, dict[bytes, float]] = {kind: {} for kind in _KINDS}
-    for path in sorted(folder.glob(f"{only}*.db")):
+    for path in sorted(folder.glob("*.db")):
         kind, _, mode = path.name.partition("_")
         try:
             content = path.read_bytes()
@@ -404,8 +405,8 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
         folder = link.readlink()
         if folder.is_dir():
             rows: dict[str, dict[str, int]] = {"answered": {}, "captured": {}, "dropped": {}}
-            for labels, value in read_counter(folder, CAPTURE_ROWS):
-                rows[labels["outcome"]][labels["endpoint"]] = int(value)
+            for series in read_series(folder)[CAPTURE_ROWS]:
+                rows[series.labels["outcome"]][series.labels["endpoint"]] = int(series.value)
             return CaptureCounters(folder.name, rows)
     saved = saved_capture_counters(state_dir)
     return saved[-1] if saved else None

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from mlflow_deploy_plugin.server.observability.exposition import CAPTURE_ROWS, MetricFamily, read_families
+from mlflow_deploy_plugin.server.observability.exposition import CAPTURE_ROWS, read_series
 from mlflow_deploy_plugin.statedir import METRICS, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -127,24 +127,20 @@ def _lines(path: Path) -> list[bytes]:
 
 def _read_counts(folder: Path) -> _Counts:
     counts = _Counts()
-    families = {family.name: family for family in read_families(folder)}
-    for series in _series(families.get(_REQUESTS)):
+    found = read_series(folder)
+    for series in found[_REQUESTS]:
         counts["requests", *(series.labels[name] for name in _VERSION), series.labels["status"]] += int(series.value)
-    for series in _series(families.get(_DURATIONS)):
+    for series in found[_DURATIONS]:
         of_version = tuple(series.labels[name] for name in _VERSION)
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
             counts["durations", *of_version, bound] += int(count - below)
-    for series in _series(families.get(CAPTURE_ROWS)):
+    for series in found[CAPTURE_ROWS]:
         if series.labels["outcome"] == "answered":
             counts["rows", series.labels["endpoint"]] += int(series.value)
-    for series in _series(families.get(_LABELS)):
+    for series in found[_LABELS]:
         if series.labels["outcome"] == "accepted":
             counts["labels",] += int(series.value)
     return counts
-
-
-def _series(family: MetricFamily | None) -> Any:
-    return family.series.values() if family is not None else ()
 
 
 def _document(at: float, seconds: float, counts: _Counts) -> dict[str, Any]:

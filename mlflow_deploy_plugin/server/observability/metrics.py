@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     MmapCounters,
     prometheus_text,
     read_families,
+    read_series,
 )
 from mlflow_deploy_plugin.statedir import KeyEntry
 
@@ -342,10 +343,10 @@ class Metrics:
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
         """Return what each (endpoint, model, version) has done, summed over all workers, as V2 needs it."""
         summed: dict[tuple[str, str, str], Statistics] = defaultdict(Statistics)
-        families = {family.name: family.series.values() for family in read_families(self.folder)}
+        counted = read_series(self.folder)
 
         def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
-            for one in families.get(metric.name, ()):
+            for one in counted[metric.name]:
                 yield summed[one.labels["endpoint"], one.labels["model"], one.labels["version"]], one
 
         for found, requests in series_of(_REQUESTS):

@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison
-from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_counter, read_families
+from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_families, read_series
 from mlflow_deploy_plugin.server.observability.metrics import MAX_PREDICTIONS, MULTIPROC_DIR, Metrics, Statistics
 
 REQUEST = ("e", "v", "m", "7", "v2", "200")
@@ -150,9 +150,9 @@ def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metr
         metrics.count_shadow(shadow(), "dropped", 4)
         metrics.count_shadow(shadow(), "failed")
 
-    outcomes = {labels["outcome"]: value for labels, value in read_counter(tmp_path, "onnxserve_shadow_requests")}
+    outcomes = {one.labels["outcome"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_requests"]}
     assert outcomes == {"compared": 4.0, "dropped": 8.0, "failed": 2.0}
-    rows = {labels["agreement"]: value for labels, value in read_counter(tmp_path, "onnxserve_shadow_rows")}
+    rows = {one.labels["agreement"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_rows"]}
     assert rows == {"same": 4.0, "different": 2.0}
     page = prometheus_text(read_families(tmp_path)).decode()
     labels = 'endpoint="e",{bound}model="m",variant="new",version="2"'
