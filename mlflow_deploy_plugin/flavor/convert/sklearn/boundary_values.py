@@ -26,8 +26,8 @@ from sklearn.preprocessing import (
 
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.elementwise import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting
 from mlflow_deploy_plugin.runtime import Array
 

@@ -109,7 +109,12 @@ def encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, code
     present = [position for position, entry in enumerate(categories) if texts or not is_missing(entry)]
     keys, values = [categories[position] for position in present], [codes[position] for position in present]
     if kind is DoubleTensorType:
-        encoded = _encode_doubles(graph, source, keys or [np.nan], values or [0.0], unknown)
+        # compared exactly; LabelEncoder takes no 64-bit numbers
+        equal = graph.node("Equal", [source, np.array([keys or [np.nan]], float)])
+        equal = graph.node("Cast", [equal], to=TensorProto.FLOAT)
+        known = graph.node("Cast", [graph.node("ReduceMax", [equal, [1]])], to=TensorProto.BOOL)
+        code = graph.node("MatMul", [equal, np.array(values or [0.0], np.float32)[:, None]])
+        encoded = graph.node("Where", [known, code, np.array([[unknown]], np.float32)])
     else:
         attribute, convert = _KEYS[kind]
         attributes: dict[str, Any] = {attribute: [convert(key) for key in keys]}
@@ -118,14 +123,6 @@ def encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, code
         return encoded
     gap = next(code for code, entry in zip(codes, categories, strict=True) if is_missing(entry))
     return graph.node("Where", [graph.node("IsNaN", [source]), np.array([[gap]], np.float32), encoded])
-
-
-def _encode_doubles(graph: NodeBuilder, source: str, keys: list[Any], values: list[float], unknown: float) -> str:
-    """Return [N, 1] codes of 64-bit numbers, compared exactly; LabelEncoder does not take them."""
-    equal = graph.node("Cast", [graph.node("Equal", [source, np.array([keys], float)])], to=TensorProto.FLOAT)
-    known = graph.node("Cast", [graph.node("ReduceMax", [equal, [1]])], to=TensorProto.BOOL)
-    code = graph.node("MatMul", [equal, np.array(values, np.float32)[:, None]])
-    return graph.node("Where", [known, code, np.array([[unknown]], np.float32)])
 
 
 def is_missing(entry: Any) -> bool:

@@ -1,8 +1,6 @@
-"""Converters for scalers, SimpleImputer, FunctionTransformer: scikit-learn's operations, in its order and precision.
+"""Converters for SimpleImputer and FunctionTransformer, whose columns may be texts.
 
-skl2onnx multiplies by the inverse of a scale while scikit-learn divides by it, so that a number can end one step beside
-the original's, and on the other side of a tree's threshold. Here the bits are the same, in 32 and in 64. skl2onnx's own
-converter of SimpleImputer refuses texts, indicators and 64-bit floats.
+skl2onnx's own converter of SimpleImputer refuses texts, indicators and 64-bit floats.
 """
 
 from typing import Any
@@ -11,67 +9,12 @@ import numpy as np
 from onnx import TensorProto, helper
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from sklearn.preprocessing import FunctionTransformer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.runtime import Array
-
-SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
-
-
-def _steps(scaler: Any, dtype: Any) -> list[tuple[str, Array]]:
-    """Return the operations of a scaler with their constants, in scikit-learn's order and precision."""
-    match scaler:
-        case MinMaxScaler():
-            low, high = (np.array([bound], dtype) for bound in scaler.feature_range)
-            clipped = [("Max", low), ("Min", high)] if scaler.clip else []
-            return [("Mul", scaler.scale_), ("Add", scaler.min_), *clipped]
-        case StandardScaler():
-            center = scaler.mean_.astype(dtype) if scaler.with_mean else None
-            scale = scaler.scale_.astype(dtype) if scaler.with_std else None
-        case RobustScaler():
-            center = scaler.center_ if scaler.with_centering else None
-            scale = scaler.scale_ if scaler.with_scaling else None
-        case _:
-            center, scale = None, scaler.scale_
-    return [(name, values) for name, values in (("Sub", center), ("Div", scale)) if values is not None]
-
-
-def same_shape(operator: Any) -> None:
-    """Set the output type: as many columns as the inputs; 64-bit floats stay, all else becomes 32-bit floats."""
-    operator.outputs[0].type = _kind(operator)([None, operator.raw_operator.n_features_in_])
-
-
-def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
-    """Add each step in the precision of numpy, rounded to the precision of the input."""
-    graph = NodeBuilder(scope, container)
-    current, own = _source(graph, operator)
-    dtype = np.float64 if own == TensorProto.DOUBLE else np.float32
-    for name, values in _steps(operator.raw_operator, dtype):
-        wide = values.dtype == np.float64
-        constant: Any = values[None]
-        if wide and own == TensorProto.FLOAT:
-            current = graph.node("Cast", [current], to=TensorProto.DOUBLE)
-        elif not wide and own == TensorProto.DOUBLE:
-            constant = constant.astype(np.float64)
-        current = graph.node(name, [current, constant])
-        if wide and own == TensorProto.FLOAT:
-            current = graph.node("Cast", [current], to=TensorProto.FLOAT)
-    graph.node("Identity", [current], operator.outputs[0].full_name)
-
-
-def _kind(operator: Any) -> Any:
-    doubles = any(isinstance(entry.type, DoubleTensorType) for entry in operator.inputs)
-    return DoubleTensorType if doubles else FloatTensorType
-
-
-def _source(graph: NodeBuilder, operator: Any) -> tuple[str, int]:
-    """Return all columns [N, k] in the output's type, and that type."""
-    own = int(TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT)
-    return graph.node("Cast", [graph.joined(operator.inputs)], to=own), own
 
 
 def imputer_shapes(operator: Any) -> None:
@@ -152,6 +95,11 @@ def _called(function: FunctionTransformer, rows: Rows) -> Traced:
     return called
 
 
+def _kind(operator: Any) -> Any:
+    doubles = any(isinstance(entry.type, DoubleTensorType) for entry in operator.inputs)
+    return DoubleTensorType if doubles else FloatTensorType
+
+
 def _marked(imputer: SimpleImputer) -> list[int]:
     """Return the positions of the columns that `add_indicator` marks."""
     return [int(position) for position in imputer.indicator_.features_] if imputer.add_indicator else []
@@ -162,7 +110,6 @@ def _float(kind: Any) -> int:
 
 
 CONVERTERS = {
-    **dict.fromkeys(SCALERS, (same_shape, convert_scaler)),
     SimpleImputer: (imputer_shapes, convert_imputer),
     FunctionTransformer: (function_shapes, convert_function),
 }

@@ -104,26 +104,24 @@ class NodeBuilder:
         return str(joined if isinstance(joined, str) else joined[0])
 
 
-def register_converter(kind: type, shapes: Any, convert: Any, classifies: bool, parser: Any = None) -> None:
-    """Tell skl2onnx how an estimator is converted; a classifier has the options that it asks of one in an ensemble."""
+def register_converter(kind: type, shapes: Any, convert: Any, has_labels: bool) -> None:
+    """Tell skl2onnx how an estimator is converted, to labels and probabilities or to one output.
+
+    skl2onnx's own parser knows ClassifierMixin only, and declares a second output for clusters and outliers. The
+    options are those that it asks of a classifier, also of one within an ensemble.
+    """
+    alias = f"Onnxserve{kind.__name__}"
+    outputs = [("label", Int64TensorType), ("probabilities", FloatTensorType)]
+
+    def parse(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+        operator = scope.declare_local_operator(alias, model)
+        operator.inputs = inputs
+        for name, tensor in outputs if has_labels else [("variable", FloatTensorType)]:
+            operator.outputs.append(scope.declare_local_variable(name, tensor()))
+        return list(operator.outputs)
+
     options = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
-    update_registered_converter(
-        kind,
-        f"Onnxserve{kind.__name__}",
-        shapes,
-        convert,
-        parser=parser or (_parse_classifier if classifies else None),
-        options=options if classifies else None,
-    )
-
-
-def _parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
-    """Declare the outputs, whatever the class derives from: skl2onnx's own parser knows ClassifierMixin only."""
-    operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
-    operator.inputs = inputs
-    for name, kind in (("label", Int64TensorType()), ("probabilities", FloatTensorType())):
-        operator.outputs.append(scope.declare_local_variable(name, kind))
-    return list(operator.outputs)
+    update_registered_converter(kind, alias, shapes, convert, parser=parse, options=options)
 
 
 def label_type(classes: Array) -> Any:

@@ -32,17 +32,8 @@ def register() -> None:
     for module in (ensembles, features, neighbours, predictors):
         FORMULAS.update(module.FORMULAS)
     for kind in FORMULAS:
-        classifies = issubclass(kind, ClassifierMixin)
-        parser = None if classifies and kind is not ClassifierChain else parse_values  # a chain answers a matrix
-        register_converter(kind, formula_shapes, convert_formula, classifies, parser)
-
-
-def parse_values(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
-    """Declare one output: skl2onnx's own parser declares a second one for clusters and outliers."""
-    operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
-    operator.inputs = inputs
-    operator.outputs.append(scope.declare_local_variable("variable", FloatTensorType()))
-    return list(operator.outputs)
+        has_labels = issubclass(kind, ClassifierMixin) and kind is not ClassifierChain  # a chain answers a matrix
+        register_converter(kind, formula_shapes, convert_formula, has_labels)
 
 
 def formula_shapes(operator: Any) -> None:

@@ -1,4 +1,4 @@
-"""Formulas of transformers: selected columns, projections, random features, bins, powers, splines."""
+"""Formulas of transformers: selected columns, projections, random features, scalers, bins, splines."""
 
 from math import factorial
 from typing import Any
@@ -17,7 +17,16 @@ from sklearn.feature_selection import (
 )
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
 from sklearn.neural_network import BernoulliRBM
-from sklearn.preprocessing import Binarizer, KBinsDiscretizer, PowerTransformer, SplineTransformer
+from sklearn.preprocessing import (
+    Binarizer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    PowerTransformer,
+    RobustScaler,
+    SplineTransformer,
+    StandardScaler,
+)
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Selection
@@ -83,6 +92,32 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
 
 
+def scaled(model: Any, rows: Rows) -> TracedArray:
+    """Return scikit-learn's operations in its order and precision, each rounded to that of the rows, as in place.
+
+    skl2onnx multiplies by the inverse of a scale while scikit-learn divides by it, so that a number can end one step
+    beside the original's, and on the other side of a tree's threshold. Here the bits are the same, in 32 and in 64.
+    """
+    x = rows.own
+    steps: list[tuple[Any, Any]]
+    match model:
+        case MinMaxScaler():
+            low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
+            clipped = [(np.maximum, low), (np.minimum, high)] if model.clip else []
+            steps = [(np.multiply, model.scale_), (np.add, model.min_), *clipped]
+        case StandardScaler():
+            center = model.mean_.astype(x.dtype) if model.with_mean else None
+            steps = [(np.subtract, center), (np.divide, model.scale_.astype(x.dtype) if model.with_std else None)]
+        case RobustScaler():
+            center = model.center_ if model.with_centering else None
+            steps = [(np.subtract, center), (np.divide, model.scale_ if model.with_scaling else None)]
+        case _:
+            steps = [(np.divide, model.scale_)]
+    for operation, values in steps:
+        x = x if values is None else operation(x, values).astype(x.dtype)
+    return x
+
+
 def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
     """Return the number of inner edges that a value has reached, as a code or one-hot."""
     edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
@@ -144,6 +179,7 @@ def _derivative(spline: Any, x: Any, order: int) -> Array:
     return np.asarray(spline(x, nu=order))
 
 
+SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 _SELECTORS = (
     *(GenericUnivariateSelect, SelectFromModel, SelectPercentile, SequentialFeatureSelector),
     *(RFE, RFECV, Selection),
@@ -156,6 +192,7 @@ FORMULAS: dict[type, Formula] = {
     FeatureAgglomeration: agglomerated,
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
     SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
+    **dict.fromkeys(SCALERS, scaled),
     Binarizer: lambda model, rows: (rows.matrix > model.threshold).astype(np.float64),
     KBinsDiscretizer: binned,
     PowerTransformer: powered,

@@ -52,18 +52,15 @@ def distances(x: TracedArray, known: Array, metric: Any, p: float = 2) -> Traced
     if metric == "sqeuclidean":
         return squared_distances(x, known)
     if metric == "cosine":
-        return 1.0 - _unit(x) @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # as sklearn.preprocessing.normalize
+        return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - known)
     if metric == "chebyshev" or power == np.inf:
         return away.max(axis=2)
     if power is None:
         raise NotImplementedError(f"metric={metric!r}")
     return away.sum(axis=2) if power == 1 else (away**power).sum(axis=2) ** (1 / power)
-
-
-def _unit(x: TracedArray) -> TracedArray:
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # as sklearn.preprocessing.normalize
 
 
 def kernel(

@@ -12,7 +12,13 @@ from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, compares_in_64_bits, sub_estimators
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
+    ONNX_TYPES,
+    SAMPLE_ROWS,
+    Traced,
+    TracedArray,
+    take,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
@@ -41,13 +47,23 @@ class Rows:
     def matrix(self) -> TracedArray:
         """The rows as [N, k] 64-bit floats."""
         if self._matrix is None:
-            if any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
-                raise NotImplementedError("columns of texts, which no step before it turns into numbers")
-            name = ""
-            if self._graph is not None:
-                name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=TensorProto.DOUBLE)
-            self._matrix = Traced(self._graph, name, np.ones((SAMPLE_ROWS, self._columns)))
+            self._matrix = self._cast(np.float64)
         return self._matrix
+
+    @property
+    def own(self) -> TracedArray:
+        """The rows as [N, k] floats of their own precision: 64-bit ones, all others as 32-bit ones."""
+        dtype = np.float64 if self.is_double else np.float32
+        return self._cast(dtype) if self._inputs else self.matrix.astype(dtype)
+
+    def _cast(self, dtype: type) -> TracedArray:
+        if any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
+            raise NotImplementedError("columns of texts, which no step before it turns into numbers")
+        sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
+        name = ""
+        if self._graph is not None:
+            name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=ONNX_TYPES[sample.dtype.name])
+        return Traced(self._graph, name, sample)
 
     def full(self, value: float) -> TracedArray:
         """Return one number for each row, [N]; the rows may be texts."""
@@ -106,7 +122,7 @@ class Rows:
     def _by_formula(self, formula: "Formula", estimator: Any, method: str) -> TracedArray:
         answer = formula(estimator, self)
         if not isinstance(answer, tuple):
-            return answer if method == "transform" else answer.astype(np.float64)
+            return answer.astype(np.float64)
         position, scores = answer
         if method == "predict":
             return _classes_at(estimator, position)

@@ -60,7 +60,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         """Add a node. Inputs are traced arrays, and constants of their own type."""
         if self.graph is None:
             return Traced(None, "", sample)
-        given = [one.name if isinstance(one, Traced) else _widened(np.asarray(one)) for one in inputs]
+        given = [one.name if isinstance(one, Traced) else np.asarray(one) for one in inputs]
+        given = [one if isinstance(one, str) else one.astype(_supported(one.dtype)) for one in given]
         return Traced(self.graph, self.graph.node(operator, given, **attributes), sample)
 
     def astype(self, dtype: Any, **_: Any) -> TracedArray:
@@ -174,10 +175,6 @@ def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.name not in ONNX_TYPES:
         raise NotImplementedError(f"numbers of the type {dtype.name}")
     return np.dtype(dtype.name)
-
-
-def _widened(array: Array) -> Array:
-    return array.astype(_supported(array.dtype))
 
 
 def reduced(operator: str, x: TracedArray, axis: Any, keepdims: bool = False) -> TracedArray:
