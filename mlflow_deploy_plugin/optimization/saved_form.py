@@ -3,7 +3,6 @@
 `mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,9 +16,8 @@ import pyarrow.parquet as pq
 from mlflow.models import Model
 from mlflow.utils.file_utils import get_total_file_size
 
-from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, count_rows, reference_rows, take_rows
-from mlflow_deploy_plugin.flavor import PARITY_FILE
+from mlflow_deploy_plugin.flavor import ONNX_FILE, PARITY_FILE, write_graph
 from mlflow_deploy_plugin.registry import REGISTERED_META
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OUTPUT_PREFIX, PREDICTION, OnnxModel, read_artifact
 from mlflow_deploy_plugin.runtime import to_log_columns as log_columns
@@ -47,23 +45,19 @@ def save_model(
         is_draft: the reference keeps the base's predictions; they are computed anew otherwise.
 
     Raises:
-        ConversionError: the graph does not fit into one ONNX file.
+        ConversionError: the graph does not fit into a file.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
     beside = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
-    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(REGISTERED_META, *beside))
-    try:
-        content = graph.SerializeToString()
-    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
-        raise ConversionError(f"the graph does not fit into one ONNX file of 2 GB: {error}") from None
-    file = artifact.onnx_file.relative_to(base)
-    (folder / file).write_bytes(content)
+    left_out = shutil.ignore_patterns(REGISTERED_META, artifact.onnx_file.name, *beside)
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=left_out)
+    digests = write_graph(folder, graph)
     before = Model.load(str(base))
     section = before.flavors[artifact.flavor]
-    section["optimization"] = dict(record)
+    section |= {"data": ONNX_FILE, "optimization": dict(record)}
     if artifact.flavor == FLAVOR:
-        section["digests"] = {str(file): f"sha256:{hashlib.sha256(content).hexdigest()}"}
+        section["digests"] = digests
         section["parity"] = dict(parity)
         proof = {**parity, "optimization": dict(record), "parity_of_base": dict(artifact.parity)}
         (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
