@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, count_rows, load_version, take_rows
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, count_rows, take_rows
 from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.runtime import FLAVOR, Feeds, OnnxModel, no_batch_dimension_reason, read_mlmodel
 
@@ -62,10 +62,9 @@ def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
     Raises:
         InvalidConfig: it has no ONNX form, or a fixed number of rows.
     """
-    has_form = {FLAVOR, "onnx"} & set(read_mlmodel(folder).get("flavors") or ())
-    loaded = load_version(folder, allow_pyfunc=False) if has_form else None
-    if not isinstance(loaded, LoadedOnnx):
+    if not {FLAVOR, "onnx"} & set(read_mlmodel(folder).get("flavors") or ()):
         raise InvalidConfig(f"{resolved.source} has no ONNX form, so that there is no graph to look at")
+    loaded = LoadedOnnx(OnnxModel.load(folder))
     if reason := no_batch_dimension_reason(loaded.artifact):
         raise InvalidConfig(f"{resolved.source} has no rows to measure: {reason}")
     return loaded

@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.evaluation import (
     graph_digest,
     load_dataset,
     load_rows,
-    load_version,
     reference_rows,
     take_rows,
     torch_original,
@@ -382,7 +381,7 @@ class _Workshop:
             except ConversionError as error:
                 failure = failure or error
                 continue
-            compared = compare_with_base(self.base, _load(draft.folder), self.rows.calibration)
+            compared = compare_with_base(self.base, LoadedOnnx(OnnxModel.load(draft.folder)), self.rows.calibration)
             found.append((compared.relative_difference, draft))
         if not found:
             raise failure or ConversionError("it has no such form")
@@ -397,7 +396,12 @@ class _Workshop:
             raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
         rows = self.rows
         agreement = compare_with_base(
-            self.base, _load(folder), rows.evaluation, rows.truth, rows.metric, base_outputs=self.answers
+            self.base,
+            LoadedOnnx(OnnxModel.load(folder)),
+            rows.evaluation,
+            rows.truth,
+            rows.metric,
+            base_outputs=self.answers,
         )
         return _Draft(graph, folder, agreement, note)
 
@@ -406,12 +410,6 @@ def try_out(folder: Path) -> None:
     """Load a form and compute a row, in the process that may crash of it."""
     model = OnnxModel.load(folder)
     model.run(model.example_feeds())
-
-
-def _load(folder: Path) -> LoadedOnnx:
-    loaded = load_version(folder, allow_pyfunc=False)
-    assert isinstance(loaded, LoadedOnnx)
-    return loaded
 
 
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:

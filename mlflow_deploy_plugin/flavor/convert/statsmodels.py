@@ -22,16 +22,6 @@ from mlflow_deploy_plugin.runtime import Array
 _OPSET = 18
 
 _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
-_INVERSE_LINKS: dict[str, tuple[str, ...]] = {
-    "Identity": (),
-    "Log": ("Exp",),
-    "Logit": ("Sigmoid",),
-    "InversePower": ("Reciprocal",),
-    "Sqrt": ("Square",),
-    "CLogLog": ("Exp", "Neg", "Exp", "Complement"),
-    "Multinomial": ("Zero first", "Exp", "Share"),  # no Softmax: where exp overflows, statsmodels answers NaN
-}
-"""Operators by the class of a GLM's link (statsmodels.genmod.families.links), and for the multinomial Logit."""
 _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}
 
 
@@ -57,8 +47,7 @@ def forms(
 
 def _convert(results: Any, batch: Batch) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
-    operators = _inverse_link(results.model)
-    graph = _Graph()
+    link, graph = _inverse_link(results.model), _Graph()
     linear = "columns"
     width = batch.shape[1] if isinstance(batch, pd.DataFrame) else batch[""].shape[-1]
     terms = list(results.model.exog_names)
@@ -73,35 +62,20 @@ def _convert(results: Any, batch: Batch) -> ConvertedModel:
                 "Python; make it a column of the table"
             )
         places = np.array([columns.index(terms[position]) for position in used], dtype=np.int64)
-        linear = graph.add("Gather", linear, graph.constant(places), axis=1)
+        linear = graph.add("Gather", linear, places, axis=1)
         intercept = weights[[position for position in range(len(terms)) if position not in used]].sum(axis=0)
-        linear = graph.add("MatMul", linear, graph.constant(weights[used]))
-        linear = graph.add("Add", linear, graph.constant(intercept))
+        linear = graph.add("MatMul", linear, weights[used])
+        linear = graph.add("Add", linear, intercept)
     else:
-        linear = graph.add("MatMul", linear, graph.constant(weights))
-    for operator in operators:
-        if operator == "Complement":
-            linear = graph.add("Sub", graph.constant(np.array(1.0)), linear)
-        elif operator == "Square":
-            linear = graph.add("Mul", linear, linear)
-        elif operator == "Zero first":  # the scores of the first class
-            first = graph.add("Slice", linear, *map(graph.constant, _FIRST))
-            zeros = graph.add("Sub", first, first)
-            linear = graph.add("Concat", zeros, linear, axis=1)
-        elif operator == "Share":
-            linear = graph.add("Div", linear, graph.add("ReduceSum", linear, graph.constant(_FIRST[1])))
-        else:
-            linear = graph.add(operator, linear)
-    shape = ["batch"] if weights.ndim == 1 else ["batch", weights.shape[1] + ("Share" in operators)]
-    proto = graph.model(linear, width, shape)
+        linear = graph.add("MatMul", linear, weights)
+    answer = link(graph, linear)
+    shape = ["batch"] if weights.ndim == 1 else ["batch", weights.shape[1] + (link is _shares)]
+    proto = graph.model(answer, width, shape)
     return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original_model(results))
 
 
-_FIRST = tuple(np.array([place], dtype=np.int64) for place in (0, 1, 1))  # start, end, axis
-
-
-def _inverse_link(model: Any) -> tuple[str, ...]:
-    """Return the operators from the linear predictor to the prediction.
+def _inverse_link(model: Any) -> Callable[["_Graph", str], str]:
+    """Return what adds the prediction of a linear predictor.
 
     Raises:
         ConversionError: the model predicts otherwise.
@@ -132,20 +106,21 @@ def original_model(results: Any) -> OriginalModel:
 
 
 class _Graph:
-    """A chain of operators, with its constants."""
+    """A chain of operators, whose inputs are the names of others or constants."""
 
     def __init__(self) -> None:
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
-    def constant(self, value: Array) -> str:
-        self._constants.append(numpy_helper.from_array(value, f"constant_{len(self._constants)}"))
-        return str(self._constants[-1].name)
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{operator}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
-        return name
+    def add(self, operator: str, *inputs: Any, **attributes: Any) -> str:
+        names = []
+        for one in inputs:
+            if not isinstance(one, str):
+                self._constants.append(numpy_helper.from_array(np.asarray(one), f"constant_{len(self._constants)}"))
+            names.append(one if isinstance(one, str) else self._constants[-1].name)
+        output = f"{operator}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, names, [output], **attributes))
+        return output
 
     def model(self, answer: str, width: int, shape: list[Any]) -> onnx.ModelProto:
         self._nodes.append(helper.make_node("Identity", [answer], ["prediction"]))
@@ -157,3 +132,27 @@ class _Graph:
             self._constants,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
+
+
+def _complementary(graph: _Graph, linear: str) -> str:
+    return graph.add("Sub", 1.0, graph.add("Exp", graph.add("Neg", graph.add("Exp", linear))))
+
+
+def _shares(graph: _Graph, linear: str) -> str:
+    """Add the first class, whose score is 0, and the shares; no Softmax: where exp overflows, statsmodels answers NaN."""
+    first = graph.add("Slice", linear, [0], [1], [1])
+    scores = graph.add("Exp", graph.add("Concat", graph.add("Sub", first, first), linear, axis=1))
+    return graph.add("Div", scores, graph.add("ReduceSum", scores, [1]))
+
+
+_INVERSE_LINKS: dict[str, Callable[[_Graph, str], str]] = {
+    "Identity": lambda graph, linear: linear,
+    "Log": lambda graph, linear: graph.add("Exp", linear),
+    "Logit": lambda graph, linear: graph.add("Sigmoid", linear),
+    "InversePower": lambda graph, linear: graph.add("Reciprocal", linear),
+    "Sqrt": lambda graph, linear: graph.add("Mul", linear, linear),
+    "CLogLog": _complementary,
+    "Multinomial": _shares,
+}
+"""The prediction of a linear predictor by the class of a GLM's link (statsmodels.genmod.families.links), and for the
+multinomial Logit."""

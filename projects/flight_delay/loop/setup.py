@@ -1,11 +1,10 @@
 """The setup of the replay: the first version, an endpoint with its monitors, and a controller."""
 
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.processes import Child, signal_process
 from mlflow_deploy_plugin.registry import child_environment
 from projects.demo.workspace import CHECKOUT
 
@@ -117,21 +117,12 @@ def running_controller(log: Path) -> Iterator[None]:
     """Run `onnxserve controller` within the `with` block."""
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "5"]
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=child_environment(),
-            start_new_session=True,
+        controller = Child(
+            command, environment=child_environment(), stdout=output, stderr=output, own_session=True, kills_group=False
         )
     try:
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        signal_process(controller.pid, signal.SIGTERM)
+        controller.kill_later(_END_SECONDS)
+        controller.wait()
