@@ -1,7 +1,9 @@
 """The MLflow run of a registered version: artifacts for an incremental training, and the parity of the model."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import mlflow
@@ -29,6 +31,15 @@ def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) 
         return None
     except Exception:  # noqa: BLE001 — a damaged file, or of another library: pickle raises anything
         return None
+
+
+@contextmanager
+def logged_file(name: str) -> Iterator[Path]:
+    """Yield the path of a file, which then becomes an artifact of the active run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        yield path
+        mlflow.log_artifact(str(path))
 
 
 PREFIX = "onnxserve.parity."

@@ -118,7 +118,14 @@ def export(
         model = OnnxModel.load(folder)
         described = _describe(resolved, model)
         data = _proof_rows(model, folder, rows)
-        expected = _served_outputs(model, data)
+        try:
+            feeds = dict(model.schema.from_columns(data))
+            expected = model.run(feeds)
+        except (SchemaMismatch, InferenceError) as error:
+            raise InvalidConfig(
+                f"the model does not answer the rows of the proof: {error.message}; give rows that it answers "
+                "(--rows FILE)"
+            ) from None
         graph = work / "model.onnx"
         _write_graph(model.artifact.onnx_file, graph, described)
         made, runner, proven = graph, RUNNER, graph
@@ -129,15 +136,14 @@ def export(
                 made, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
                 proven = runner.with_name(graph.name)
             case "bundle":
-                feeds = _feeds(model, data)
                 example = {name: array[:1] if model.schema.has_rows else array for name, array in feeds.items()}
                 made = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
                 runner, proven = made / "predict.py", made / graph.name
-        error = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
+        largest = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= made.name
         _place(made, target)
-    return ExportedModel(target, format, described["name"], described["version"], _count(data), error)
+    return ExportedModel(target, format, described["name"], described["version"], _count(data), largest)
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
@@ -243,26 +249,8 @@ def _known_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:
     return made_up
 
 
-def _feeds(model: OnnxModel, rows: Rows) -> dict[str, Array]:
-    return dict(model.schema.from_columns(rows))
-
-
 def _count(rows: Rows) -> int:
     return max((len(array) if array.ndim else 1 for array in rows.values()), default=0)
-
-
-def _served_outputs(model: OnnxModel, rows: Rows) -> dict[str, Array]:
-    """Return the outputs of the version as it is served.
-
-    Raises:
-        InvalidConfig: it refuses the rows.
-    """
-    try:
-        return model.run(_feeds(model, rows))
-    except (SchemaMismatch, InferenceError) as error:
-        raise InvalidConfig(
-            f"the model does not answer the rows of the proof: {error.message}; give rows that it answers (--rows FILE)"
-        ) from None
 
 
 _PROOF = """

@@ -1,16 +1,14 @@
 """Fitting the digits network, from scratch or from the weights of a registered version."""
 
 import sys
-import tempfile
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from projects.model_runs import load_run_artifact
+from projects.model_runs import load_run_artifact, logged_file
 
 try:
     import torch
@@ -94,18 +92,14 @@ def accuracy(network: DigitsCNN, images: np.ndarray, digits: np.ndarray) -> floa
 
 def save_weights(network: DigitsCNN) -> None:
     """Log the weights to the active run, so that an incremental training can start from them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / WEIGHTS
+    with logged_file(WEIGHTS) as path:
         torch.save(network.state_dict(), path)
-        mlflow.log_artifact(str(path))
 
 
 def save_labelled(images: np.ndarray, digits: np.ndarray, name: str) -> None:
     """Log images and their digits to the active run, as the columns `image` and `digit` of a Parquet file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
+    with logged_file(name) as path:
         pq.write_table(pa.table({"image": images.tolist(), "digit": digits}), path)
-        mlflow.log_artifact(str(path))
 
 
 def read_labelled(path: Path) -> Labelled:

@@ -1,10 +1,6 @@
 """Fitting the pipeline, from scratch or from that of a registered version, and its scores."""
 
-import tempfile
-from pathlib import Path
-
 import joblib
-import mlflow
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
@@ -16,7 +12,7 @@ from sklearn.preprocessing import OneHotEncoder
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.flight_delay.data import BOOLEANS, CATEGORIES, FEATURES, INTEGERS, LABEL, WEATHER
 from projects.flight_delay.training_data import TrainingData
-from projects.model_runs import load_run_artifact
+from projects.model_runs import load_run_artifact, logged_file
 
 PIPELINE = "pipeline.joblib"
 REPLAYED = 2
@@ -77,10 +73,8 @@ def fit_incremental(
 
 def save_pipeline(pipeline: Pipeline) -> None:
     """Log the pipeline to the active run, so that an incremental training can start from it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PIPELINE
+    with logged_file(PIPELINE) as path:
         joblib.dump(pipeline, path, compress=3)
-        mlflow.log_artifact(str(path))
 
 
 def _read(file: str) -> Pipeline | None:

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, HELD_OUT_DAYS, LABEL, choose_days
 from projects.flight_delay.fitting import build_pipeline, score
 from projects.flight_delay.training_data import load_training_data
+from projects.model_runs import logged_file
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
 from projects.training import BLUE, GREY, ORANGE, log_options, log_scores, option, picture, register, run_command
 
@@ -109,9 +110,8 @@ def search(options: Search) -> Any:
         pipeline.fit(data.built_in[list(FEATURES)], data.built_in[LABEL])
         log_scores(_scores(pipeline, data.held_out))
         _draw(study)
-        with tempfile.TemporaryDirectory() as folder:
-            data.held_out[[*FEATURES, LABEL]].to_parquet(Path(folder) / HELD_OUT)
-            mlflow.log_artifact(str(Path(folder) / HELD_OUT))
+        with logged_file(HELD_OUT) as path:
+            data.held_out[[*FEATURES, LABEL]].to_parquet(path)
         info = register(
             pipeline,
             options.registered_model,

@@ -139,7 +139,7 @@ def _complementary(graph: _Graph, linear: str) -> str:
 
 
 def _shares(graph: _Graph, linear: str) -> str:
-    """Add the first class, whose score is 0, and the shares; no Softmax: where exp overflows, statsmodels answers NaN."""
+    """Add the first class, with the score 0, and the shares; where exp overflows, statsmodels and these are NaN."""
     first = graph.add("Slice", linear, [0], [1], [1])
     scores = graph.add("Exp", graph.add("Concat", graph.add("Sub", first, first), linear, axis=1))
     return graph.add("Div", scores, graph.add("ReduceSum", scores, [1]))
