@@ -210,3 +210,5 @@ def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) ->
         if column not in header:
             option = "--label-column" if column == columns.label else "--key" if columns.key else "--id-column or --key"
             raise InvalidConfig(f"{name} has no column {column!r}, it has {', '.join(header[:20])}; see {option}")
+        if header.count(column) > 1:
+            raise InvalidConfig(f"{name} has two columns {column!r}")

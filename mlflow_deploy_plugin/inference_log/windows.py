@@ -175,4 +175,4 @@ def _parse_bound(text: str, option: str) -> datetime:
 
 def _format(time: datetime) -> str:
     is_midnight = time.time() == datetime.min.time()
-    return time.strftime("%Y-%m-%d") if is_midnight else time.replace(tzinfo=None).isoformat()
+    return time.date().isoformat() if is_midnight else time.replace(tzinfo=None).isoformat()

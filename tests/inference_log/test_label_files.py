@@ -155,6 +155,7 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
     [
         ("csv", "", LabelColumns(), "labels is empty"),
         ("csv", "a,b\n1,2\n", LabelColumns(), "has no column 'prediction_id', it has a, b; see --id-column or --key"),
+        ("csv", "prediction_id,label,label\np,0,1\n", LabelColumns(), "labels has two columns 'label'"),
         ("csv", "flight,late\n1,2\n", KEY, "has no column 'day', it has flight, late; see --key"),
         ("csv", "flight,day\n1,2\n", KEY, "has no column 'late', it has flight, day; see --label-column"),
         ("parquet", b"PAR1", LabelColumns(), "labels cannot be read as Parquet"),

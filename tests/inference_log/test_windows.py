@@ -22,6 +22,7 @@ JULY = datetime(2013, 7, 1, tzinfo=UTC)
         ("2013-07-01/2013-07-02", JULY, JULY + timedelta(days=1)),
         ("2013-07-01/1d", JULY, JULY + timedelta(days=1)),
         ("2013-07-01T12:30Z/90m", JULY + timedelta(hours=12.5), JULY + timedelta(hours=14)),
+        ("0476-09-04/1d", datetime(476, 9, 4, tzinfo=UTC), datetime(476, 9, 5, tzinfo=UTC)),
         ("2013-07-01T02:00+02:00/2013-07-01T01:00Z", JULY, JULY + timedelta(hours=1)),
     ],
 )
