@@ -29,10 +29,10 @@ from mlflow_deploy_plugin.inference_log.storage import (
     Hour,
     LogFile,
     LogLocation,
+    iter_hours,
     list_endpoints,
     list_files,
     list_files_by_hour,
-    list_hours,
     locate_log,
 )
 from mlflow_deploy_plugin.inference_log.tables import (
@@ -128,16 +128,19 @@ class InferenceLog:
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
         """Return the hours that have rows, ascending; with a window, the hours that overlap it."""
+        return list(self.walk_hours(endpoint, window))
+
+    def walk_hours(self, endpoint: str, window: Window | None = None, newest_first: bool = False) -> Iterator[Hour]:
+        """Yield the hours that have rows, ascending; what is not asked for is not looked for."""
         since = self.since
         if since is None:
-            return list_hours(self.location, endpoint, window)
+            yield from iter_hours(self.location, endpoint, window, newest_first)
+            return
         # For an hour before `since` only the rows tell: its files may be compacted or shipped later, and new rows may
         # be of old events.
-        return [
-            hour
-            for hour in self.all_files(endpoint, window)
-            if hour.start >= since or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None
-        ]
+        for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
+            if hour.start >= since or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None:
+                yield hour
 
     def files(self, hour: Hour) -> list[LogFile]:
         """Return the files of an hour, by name."""
@@ -148,7 +151,7 @@ class InferenceLog:
         overlap a window."""
         if window is None:
             return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
-        hours = list_hours(self.location, endpoint, window)
+        hours = iter_hours(self.location, endpoint, window)
         return {hour: files for hour in hours if (files := self.files(hour))}
 
     def batches(
@@ -163,7 +166,7 @@ class InferenceLog:
         Raises:
             OnnxserveError: the log is down.
         """
-        for hour in list_hours(self.location, endpoint, window):
+        for hour in iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
     def scan(
@@ -193,7 +196,7 @@ class InferenceLog:
             NotFound: there is none; the message says what there is.
         """
         unfinished = None
-        for hour in reversed(self.hours(endpoint)):
+        for hour in self.walk_hours(endpoint, newest_first=True):
             for window in self._windows_of(hour, every):
                 if window.end <= now:
                     return window

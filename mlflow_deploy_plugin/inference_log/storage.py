@@ -112,22 +112,26 @@ def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
     return [value for value, _ in _partitions(location, root, "endpoint")]
 
 
-def list_hours(location: LogLocation, endpoint: str, window: Window | None = None) -> list[Hour]:
-    """Return the hours that have rows, ascending; with a window, the hours that overlap it."""
+def iter_hours(
+    location: LogLocation, endpoint: str, window: Window | None = None, newest_first: bool = False
+) -> Iterator[Hour]:
+    """Yield the hours that have rows, ascending; with a window, the hours that overlap it.
+
+    A day is listed when it is reached: in a bucket each costs a round trip.
+    """
 
     def overlaps(start: datetime, length: timedelta) -> bool:
         return window is None or (start < window.end and start + length > window.start)
 
-    hours = []
-    for date, folder in _partitions(location, f"{location.root}/endpoint={endpoint}", "date"):
+    step = -1 if newest_first else 1
+    for date, folder in _partitions(location, f"{location.root}/endpoint={endpoint}", "date")[::step]:
         day = _parse_partition(date, "%Y-%m-%d")
         if day is None or not overlaps(day, DAY):
             continue
-        for number, hour_folder in _partitions(location, folder, "hour"):
+        for number, hour_folder in _partitions(location, folder, "hour")[::step]:
             start = _parse_partition(f"{date} {number}", "%Y-%m-%d %H")
             if start is not None and overlaps(start, HOUR):
-                hours.append(Hour(start, hour_folder))
-    return sorted(hours)
+                yield Hour(start, hour_folder)
 
 
 def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[LogFile]]:

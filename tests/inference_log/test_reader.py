@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow.fs import FileSelector, LocalFileSystem
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import (
     InferenceLog,
     Label,
     LabelMatches,
+    LogLocation,
     View,
     labels_table,
     match_labels,
@@ -37,6 +39,29 @@ def read(log: InferenceLog, max_rows: int = MAX_ROWS) -> WindowRows:
     rows = log.read("flights", WINDOW, max_rows)
     assert rows is not None
     return rows
+
+
+class CountingFiles:
+    """A file system that counts what is listed."""
+
+    def __init__(self) -> None:
+        self.files = LocalFileSystem()
+        self.listed = 0
+
+    def get_file_info(self, selector: FileSelector) -> Any:
+        self.listed += 1
+        return self.files.get_file_info(selector)
+
+
+@pytest.mark.parametrize(("newest_first", "day"), [(False, 0), (True, 8)])
+def test_of_hours_that_are_not_asked_for_no_day_is_listed(writer: LogWriter, newest_first: bool, day: int) -> None:
+    for number in range(9):
+        writer.write({"_event_time": [DAY + timedelta(days=number)], "x": [1]})
+    counting = CountingFiles()
+    log = InferenceLog(LogLocation(counting, str(writer.root), "log", is_local=True))
+
+    assert next(log.walk_hours("flights", newest_first=newest_first)).start == DAY + timedelta(days=day)
+    assert counting.listed == 2  # the endpoint, and one day
 
 
 def test_a_window_is_half_open(log: InferenceLog, writer: LogWriter) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -339,7 +340,7 @@ def _join_earlier_windows(
         least_share: of the rows of an earlier window that have a label.
     """
     spec, tables, selected = request.spec, [rows.table], 0
-    for past in _earlier_windows(request)[:_LOOKED_AT]:
+    for past in islice(_earlier_windows(request), _LOOKED_AT):
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
@@ -363,14 +364,13 @@ def _join_earlier_windows(
     return _JoinedWindows(together, predictions, predictions.classified, number, [left_out] if selected else [])
 
 
-def _earlier_windows(request: WindowRequest) -> list[Window]:
-    """Return the earlier windows that have rows and whose labels should be in, the latest first."""
-    length = request.window.length
+def _earlier_windows(request: WindowRequest) -> Iterator[Window]:
+    """Yield the earlier windows of hours that have rows and whose labels should be in, the latest first."""
+    length, start = request.window.length, request.window.start
     wait = timedelta(seconds=duration_seconds(request.spec.labels_within) if request.spec.labels_within else 0)
-    until = request.window.start - max(math.ceil(wait / length) - 1, 0) * length
-    numbers = set()
-    for hour in request.log.hours(request.endpoint, Window(EPOCH, until)):
-        # so many windows lie between the judged one and the one of the hour's first, and last, microsecond
-        numbers |= {(request.window.start - one) // length for one in (hour.start + _TICK, hour.end)}
-    starts = [request.window.start - (number + 1) * length for number in sorted(numbers)]
-    return [Window(start, start + length) for start in starts if start + length <= until]
+    number = max(math.ceil(wait / length) - 1, 0)  # of windows between the judged one and the next that is yielded
+    for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
+        last = (start - hour.start - _TICK) // length
+        for between in range(max((start - hour.end) // length, number), last + 1):
+            yield Window(start - (between + 1) * length, start - between * length)
+        number = max(number, last + 1)

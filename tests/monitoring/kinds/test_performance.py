@@ -295,6 +295,17 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
     assert any("CBPE" in note for note in judged.notes)
 
 
+def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(
+    endpoint: EndpointWorld, classify: Callable[..., Any]
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, classify, 2_400, labelled=800)  # 200 in each quarter of three hours
+
+    judged = judge(endpoint.ask("2013-04-01T01:00/15m", **ACCURACY))
+
+    assert judged.figures["estimated/windows"] == 4
+
+
 def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
     endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:

@@ -199,12 +199,12 @@ def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[L
             f"reference rolling:{text}: no window of {length} begins {text} before another; take a multiple"
         )
     span = rolling_span(lag, length, request.spec.false_alarm_rate)
-    hours = request.log.hours(request.endpoint, Window(EPOCH, start))
-    if not hours:
+    oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
+    if oldest is None:
         raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} before {start:%F %R}")
-    first = max(hours[0].start, start - span)
-    sampled = Window(*bin_period(hours[0].start, start, span))
-    if not request.log.hours(request.endpoint, sampled):
+    first = max(oldest.start, start - span)
+    sampled = Window(*bin_period(oldest.start, start, span))
+    if next(request.log.walk_hours(request.endpoint, sampled), None) is None:
         sampled = Window(first, start)
     past, notes = _past(request, model, version, Window(first, start), sampled)
     same = Window(start - lag, start - lag + length)
