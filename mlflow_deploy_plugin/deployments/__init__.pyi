@@ -15,6 +15,7 @@ from .description import describe_endpoints as describe_endpoints
 from .description import summarize_endpoints as summarize_endpoints
 from .endpoints import AuditContext as AuditContext
 from .endpoints import ObservedEndpoint as ObservedEndpoint
+from .endpoints import left_specs as left_specs
 from .feedback import LabelTarget as LabelTarget
 from .feedback import check_key_columns as check_key_columns
 from .feedback import import_labels as import_labels

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -17,8 +18,8 @@ from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.deployments.backends.targets import Backend, Target, parse_target
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
-from mlflow_deploy_plugin.statedir import locked
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs
+from mlflow_deploy_plugin.statedir import SPEC, locked
 from mlflow_deploy_plugin.store import Endpoint, Store
 
 _PORT_ATTEMPTS = 5
@@ -218,6 +219,18 @@ class Endpoints:
                 return spec
 
             yield with_port
+
+
+def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:
+    """Return the specs of an endpoint that servers of this machine have left, each with its state folder.
+
+    The deployment's own comes first, then those of `onnxserve serve`. One that cannot be read is passed over.
+    """
+    left: list[tuple[Path, EndpointSpec]] = []
+    for folder in (settings.deployments_path / endpoint, *sorted((settings.home_path / "serve").glob("*"))):
+        with contextlib.suppress(OSError, UnicodeDecodeError, InvalidConfig):
+            left += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
+    return left
 
 
 def _undo_reason(error: BaseException) -> str:

@@ -5,7 +5,6 @@ Labels that go straight into the log are masked as the server would mask them.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,6 +14,7 @@ from uuid import uuid4
 import orjson
 import pyarrow as pa
 
+from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, did_you_mean
@@ -34,8 +34,6 @@ from mlflow_deploy_plugin.inference_log import (
 )
 from mlflow_deploy_plugin.server import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
-from mlflow_deploy_plugin.statedir import SPEC
 
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0
@@ -208,11 +206,7 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
     It comes from the specs that servers of this machine have left. If there are none, a column whose logged values
     look like masks is masked.
     """
-    left: list[tuple[Path, EndpointSpec]] = []
-    # `onnxserve serve` leaves its state folders, too
-    for folder in (settings.deployments_path / endpoint, *sorted((settings.home_path / "serve").glob("*"))):
-        with suppress(OSError, UnicodeDecodeError, InvalidConfig):  # there is none, or none that could be served
-            left += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
+    left = left_specs(endpoint, settings)
     if not left:
         refusal = (
             f"looks masked in the log, and no spec of {endpoint} is on this machine: bring these labels by its server "

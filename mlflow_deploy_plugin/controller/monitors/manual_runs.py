@@ -36,22 +36,15 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
     unsaved_window,
     window_summary,
 )
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments import Deployments, left_specs, state_dir
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log, window_at
 from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_dataset
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import (
-    KINDS_WITH_REFERENCE,
-    CaptureSpec,
-    EndpointSpec,
-    MonitorSpec,
-    empty_endpoint,
-    load_specs,
-)
-from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, is_alive, read_state
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint
+from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
@@ -125,8 +118,9 @@ def run_window(
             f"--engine spark: monitors of {', '.join(KINDS_WITH_REFERENCE)} are sketched, not {monitor.spec.kind}"
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
-    log = endpoint_log(deployments.settings, endpoint)
-    is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)
+    log, left = endpoint_log(deployments.settings, endpoint), left_specs(monitor.endpoint, deployments.settings)
+    folders = {state_dir(monitor.endpoint, deployments.settings), *(folder for folder, _ in left)}
+    is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
     now = deployments.store.now()
     window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)
     if not files_digest(log, monitor.endpoint, window):
@@ -229,13 +223,8 @@ def _endpoint_spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         return stored.spec
-    try:
-        left = load_specs((deployments.settings.deployments_path / endpoint / SPEC).read_text())
-    except OSError:
-        left = []
-    for spec in left:
-        if spec.name == endpoint:
-            return spec
+    if left := left_specs(endpoint, deployments.settings):
+        return left[0][1]
     captured = open_log(deployments.settings.inference_log).endpoints()
     if endpoint not in captured:
         raise unknown_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
@@ -343,23 +332,22 @@ def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
 
 
 def wait_until_shipped(
-    state_dir: Path,
+    folder: Path,
     patience: float,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Return True if all that is in the spool now is in the log, after waiting at most `patience` seconds for the
-    agent.
+    """Wait at most `patience` seconds for the agent; return True if the log has all that was in the folder's spool.
 
     Without a living agent nobody ships, and there is nothing to wait for.
     """
     deadline = clock() + patience
     sizes: dict[Path, int] = {}
-    for segment in segments(state_dir / SPOOL):
+    for segment in segments(folder / SPOOL):
         with suppress(FileNotFoundError):  # a segment that the agent has deleted is in the log
             sizes[segment] = segment.stat().st_size
     while any(segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()):
-        agent = read_state(state_dir / AGENT, AgentState)
+        agent = read_state(folder / AGENT, AgentState)
         if clock() >= deadline or agent is None or not is_alive(agent.pid):
             return False
         pause(_PAUSE)

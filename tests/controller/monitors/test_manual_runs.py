@@ -34,7 +34,7 @@ def deployments(world: MonitoredWorld) -> Deployments:
 
 def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
     """What `onnxserve serve` leaves on this machine, which the store knows nothing of."""
-    folder = world.settings.deployments_path / "flights"
+    folder = world.settings.home_path / "serve" / "flights-8080"
     folder.mkdir(parents=True)
     document = {"name": "flights", "variants": {"flights": {"model": "models:/flight-delay/1"}}, **fields}
     (folder / "spec.yaml").write_text(yaml.safe_dump(document))
