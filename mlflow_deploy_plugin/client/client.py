@@ -11,14 +11,15 @@ from functools import partial, wraps
 from itertools import count
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, LocationParseError, NewConnectionError
 from urllib3.exceptions import TimeoutError as PoolTimeout
+from urllib3.util import parse_url
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.client.rows import (
@@ -143,8 +144,12 @@ class Client:
     generator: random.Random = field(default_factory=random.Random, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = parse_url(self.url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.host)
+        except LocationParseError:
+            is_address = False
+        if not is_address:
             raise errors.InvalidConfig(f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected")
         self._base = self.url.rstrip("/")
         self._route = self._base if self.endpoint is None else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
@@ -313,6 +318,8 @@ class Client:
             except HTTPError as broken:
                 reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None
+            except ValueError as unsent:  # a header that HTTP has no form for
+                raise InvalidRequest(f"the request cannot be sent: {one_line(unsent, 200)}") from None
             else:
                 if 200 <= response.status < 300:
                     return response

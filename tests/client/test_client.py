@@ -293,6 +293,12 @@ def test_an_answer_without_predictions_is_an_error(scripted: Callable[..., Any])
         Client(scripted((200, {}, b"<html>", 0.0)).url).predict([[1]])
 
 
+@pytest.mark.parametrize("request_id", ["a\nb", "→"])
+def test_an_id_that_no_header_can_have_is_refused(flights: Client, request_id: str) -> None:
+    with pytest.raises(InvalidRequest, match="the request cannot be sent: "):
+        flights.predict([{"carrier": "AA"}], request_id=request_id)
+
+
 def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() -> None:
     client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
 
@@ -300,7 +306,7 @@ def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() ->
         client.predict([[1]])
 
 
-@pytest.mark.parametrize("url", ["localhost:8123", "ftp://x", "http://", ""])
+@pytest.mark.parametrize("url", ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"])
 def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
     with pytest.raises(InvalidConfig, match="http://HOST:PORT is expected"):
         Client(url)
