@@ -82,6 +82,10 @@ def parse_model_uri(model_uri: str) -> ModelURI:
     scheme = _SCHEME.match(model_uri)
     if scheme is None:
         return ModelURI("path", model_uri)
+    try:
+        address = urlparse(model_uri)
+    except ValueError as error:
+        raise InvalidConfig(f"{model_uri!r} is not a model URI ({error}); it is {_FORMS}") from None
     match scheme.group()[:-1].lower():
         case "models":
             return _parse_models_uri(model_uri)
@@ -91,9 +95,8 @@ def parse_model_uri(model_uri: str) -> ModelURI:
                 raise InvalidConfig(f"{model_uri!r} is not a run's model; runs:/RUN_ID/PATH is expected")
             return ModelURI("run", run_id, path)
         case "file":
-            return ModelURI("path", unquote(urlparse(model_uri).path))
+            return ModelURI("path", unquote(address.path))
         case "http" | "https":
-            address = urlparse(model_uri)
             if _PROXIED not in address.path:  # MLflow fetches from no web address but an MLflow server's own artifacts
                 server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
                 page = _PAGE.search(unquote(address.fragment))
@@ -172,8 +175,8 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     if not has_parts or "/" in selector or urlparse(model_uri).netloc:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
     if slash:
-        if selector.isdecimal():
-            return ModelURI("version", name, str(int(selector)))
+        if selector.isascii() and selector.isdecimal():
+            return ModelURI("version", name, selector.lstrip("0") or "0")
         if selector.lower() == "latest":
             return ModelURI("latest", name)
         return ModelURI("stage", name, selector)
