@@ -77,7 +77,7 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value
-        elif missing is not None and (value is None or value != value):  # NaN is how a frame writes a missing string
+        elif missing is not None and (value is None or _is_nan(value)):  # which is how a frame writes a missing string
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
             raise SchemaMismatch(_mistyped(column, row, value))
@@ -163,7 +163,15 @@ def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
         return array
     if any(_kind_of(kind) not in "fin" for kind in set(map(type, array.flat))):
         raise SchemaMismatch(f"{label} is ragged, or holds something that is not a number")
-    return np.array([np.nan if value is None else value for value in array.flat], dtype=np.float64).reshape(array.shape)
+    try:
+        filled = np.array([np.nan if value is None else value for value in array.flat], dtype=np.float64)
+    except OverflowError:
+        raise SchemaMismatch(f"{label} holds a number that does not fit {dtype}") from None
+    return filled.reshape(array.shape)
+
+
+def _is_nan(value: Any) -> bool:
+    return not isinstance(value, np.ndarray) and bool(value != value)
 
 
 def _kind_of(kind: type) -> str:

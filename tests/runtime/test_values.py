@@ -90,6 +90,11 @@ def test_null_and_nan_become_the_text_that_stands_for_a_missing_string() -> None
     assert feeds["c"][:, 0].tolist() == ["a", "?", "?"]
 
 
+def test_an_array_is_no_string_even_where_a_missing_one_has_a_text() -> None:
+    with pytest.raises(SchemaMismatch, match=r"row 1: array\(\[1, 2\]\); a string is expected"):
+        columns_schema("?", c="string").from_columns({"c": ["a", np.array([1, 2])]})
+
+
 def test_a_number_beyond_the_graphs_precision_is_refused_not_made_infinite() -> None:
     with pytest.raises(SchemaMismatch, match=r"'b', row 1: 1e\+300 is too large"):
         stacked_schema("float32", "a", "b").from_columns({"a": [1.0, 2.0], "b": [1.0, 1e300]})
@@ -133,6 +138,8 @@ def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> N
         ("float32", [[[1], [2]]], r"too deeply: the shape \[any, 2\]"),
         ("float32", [[True, None]], "not a number"),
         ("float32", [[1.0, 1e300]], "too large"),
+        ("float32", [[1.0, 10**400]], "holds a number that does not fit float32"),
+        ("float32", [[None, 10**400]], "holds a number that does not fit float32"),
         ("float32", [[1, 2], [3]], "ragged"),
         ("float32", [[1, [2]]], "ragged"),
         ("float32", [1, 2], r"shape \[2\]; \[any, 2\]"),
