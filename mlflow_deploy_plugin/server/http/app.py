@@ -103,9 +103,9 @@ class ServerApp(Flask):
         except OnnxserveError as error:
             _close_unless_whole(stream)
             return flask_response(exception_response(path, error))
-        # it has arrived by now
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, _caller())
+        raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # of our worker: what it is read from arrived before
         return flask_response(self.handle(raw))
 
     def _answer_error(self, error: Exception) -> Any:

@@ -69,7 +69,10 @@ class _WsgiInput:
 
     Attributes:
         close_connection / awaits_client: set by `GracefulThreadWorker.handle_request`, for the application.
+        waited_seconds: how long the request has waited for a thread, after its first byte.
     """
+
+    waited_seconds = 0.0
 
     def __init__(self, unreader: Any, length: int) -> None:
         self._unreader = unreader
@@ -171,8 +174,8 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def handle(self, conn: Any) -> Any:
         """Handle a request in a thread of the pool, from its first byte to the last of its response."""
         conn.body, conn.received_before = None, _received(conn)
-        self._handled_since[conn] = time.monotonic()
-        self._queued_since.pop(conn, None)
+        self._handled_since[conn] = now = time.monotonic()
+        conn.waited_seconds = now - self._queued_since.pop(conn, now)
         try:
             return super().handle(conn)
         finally:
@@ -182,6 +185,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         """Let the application (`http/app.py`) give up a body, and with it the connection, since nobody knows where the
         next request begins; and let it say when it awaits the client of a streamed request."""
         conn.body = req.body
+        req.body.waited_seconds = conn.waited_seconds
         req.body.close_connection = req.force_close
 
         def awaits_client(is_awaited: bool) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import os
 import re
@@ -41,6 +42,16 @@ def is_stopped(pid: int) -> bool:
     return status(pid, "State") == "T"
 
 
+def is_read(pid: int, connection: socket.socket) -> bool:
+    """Return True if the process has read all that was sent to it by this connection."""
+    (found,) = [
+        one
+        for one in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        if int(one.split()[2].partition(":")[2], 16) == connection.getsockname()[1]
+    ]
+    return found.split()[4].endswith(":00000000")
+
+
 def trickle(connection: socket.socket, stop: threading.Event) -> None:
     """Send a byte now and then: there is never a second without one."""
     with contextlib.suppress(OSError):
@@ -70,6 +81,26 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
         assert running.post(json=ROW).status_code == 200
         assert time.monotonic() - started < 20
         assert "Traceback" not in running.log.read_text()
+
+
+def test_the_wait_for_a_thread_counts_towards_the_deadline(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    tensor = {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class="gthread", threads=1)) as running:
+        (worker,) = read_workers(tmp_path)
+        address = "127.0.0.1", int(running.url.rpartition(":")[2])
+        with socket.create_connection(address) as holder, socket.create_connection(address) as waiting:
+            holder.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            wait_until(lambda: is_read(worker.pid, holder), what="the only thread")
+            body = json.dumps({"inputs": [tensor], "parameters": {"timeout": 200_000}}).encode()
+            head = b"POST /v2/models/e/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            sent = time.monotonic()
+            waiting.sendall(head + body)
+            wait_until(lambda: time.monotonic() > sent + 0.5, what="the end of its time")
+            holder.sendall(b"}")
+            assert waiting.recv(65536).startswith(b"HTTP/1.1 504 ")
 
 
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
