@@ -139,7 +139,7 @@ def receive_message(connection: socket.socket, deadline: float = math.inf) -> Si
         raise MalformedMessage("half a message")
     try:
         return _decode(json.loads(head), memoryview(rest))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedMessage(f"no message: {error}") from None
 
 
@@ -171,8 +171,9 @@ def _decode(head: Any, blobs: memoryview) -> SideMessage:
         for name, dtype, shape, length in entries:
             blob = blobs[position : position + length]
             if dtype == "str":
-                array = np.empty(math.prod(shape), dtype=object)
-                array[:] = json.loads(bytes(blob))
+                texts = json.loads(bytes(blob))
+                array = np.empty(len(texts), dtype=object)
+                array[:] = texts
             elif (kind := np.dtype(dtype)).hasobject:
                 raise ValueError(f"an array of {dtype}")
             else:

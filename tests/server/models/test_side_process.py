@@ -247,6 +247,10 @@ def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
     assert (got.arrays["feeds"]["x"] == array).all()
 
 
+def framed(head: bytes, rest: bytes = b"") -> bytes:
+    return struct.pack("<4sIQ", b"OXP1", len(head), len(rest)) + head + rest
+
+
 def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) -> None:
     send_message(pair[0], SideMessage("ask"))
     pair[0].sendall(b"OXP1\x05")
@@ -265,10 +269,11 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) ->
         struct.pack("<4sIQ", b"OXP1", 2, 2**60) + b"{}",
         struct.pack("<4sIQ", b"OXP1", 2, 0) + b"{}",
         struct.pack("<4sIQ", b"OXP1", 1, 0) + b"{",
-        struct.pack("<4sIQ", b"OXP1", 62, 8) + b'{"kind":"","fields":{},"arrays":{"f":{"x":0}}}'.ljust(62) + bytes(8),
-        struct.pack("<4sIQ", b"OXP1", 70, 8)
-        + b'{"kind":"a","fields":{},"arrays":{"f":[["x","|O",[1],8]]}}'.ljust(70)
-        + bytes(8),
+        framed(b'{"kind":"","fields":{},"arrays":{"f":{"x":0}}}', bytes(8)),
+        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","|O",[1],8]]}}', bytes(8)),
+        framed(b'{"kind":"a","fields":{},"arrays":[]}'),
+        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1000000000000000],2]]}}', b"[]"),
+        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1],100000]]}}', b"[" * 100_000),
     ],
 )
 def test_what_is_no_message_is_refused(pair: Pair, sent: bytes) -> None:
