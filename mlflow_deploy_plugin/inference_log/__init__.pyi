@@ -54,7 +54,6 @@ from .storage import locate_log as locate_log
 from .storage import upload_file as upload_file
 from .storage import wrap_log_errors as wrap_log_errors
 from .storage import write_file as write_file
-from .tables import Array as Array
 from .tables import Sample as Sample
 from .tables import combine_hashes as combine_hashes
 from .tables import concat_tables as concat_tables

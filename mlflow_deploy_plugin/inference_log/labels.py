@@ -33,8 +33,8 @@ from mlflow_deploy_plugin.inference_log.storage import (
     wrap_log_errors,
     write_file,
 )
-from mlflow_deploy_plugin.inference_log.tables import Array, combine_hashes, conform, contains, hash_ids, hash_texts
-from mlflow_deploy_plugin.runtime import as_key, as_text
+from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, contains, hash_ids, hash_texts
+from mlflow_deploy_plugin.runtime import Array, as_key, as_text
 
 LABELS = "_labels"
 """The folder below the log's root."""

@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.inference_log.storage import (
 )
 from mlflow_deploy_plugin.inference_log.tables import (
     IDENTITY,
-    Array,
     Deduplicator,
     combine_hashes,
     conform,
@@ -51,6 +50,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
     unify_schemas,
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.runtime import Array
 
 QUIET = timedelta(minutes=10)
 """A file that was written since may be written again by its agent."""

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
-from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Array, Deduplicator, hash_rows
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Deduplicator, hash_rows
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536

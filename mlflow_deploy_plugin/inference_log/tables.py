@@ -10,16 +10,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import reduce
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.runtime import as_text
-
-Array = npt.NDArray[Any]
+from mlflow_deploy_plugin.runtime import Array, as_text
 
 _COMPONENTS = 8
 IDENTITY = ("_segment", "_offset", "_row")

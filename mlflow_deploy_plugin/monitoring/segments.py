@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.runtime import Array
 
 MAX_SEGMENTS = 20
 _LONGEST_VALUE = 60

@@ -8,11 +8,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MISSING, ColumnGroup
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, State
+from mlflow_deploy_plugin.runtime import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """The checks of the figures in `threshold/null.py`, in their order."""

@@ -33,9 +33,9 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, weight_below
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, EPSILON, ClassPredictions
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
 
 _DRAWS, _DRAWN_ROWS = 100, 2_000

@@ -34,10 +34,9 @@ from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import microseconds_of
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 from mlflow_deploy_plugin.spec import Requirement
 
 Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]

@@ -25,7 +25,6 @@ from scipy.stats import chi2_contingency
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import microseconds_of
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     EPSILON,
@@ -36,7 +35,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
 )
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10

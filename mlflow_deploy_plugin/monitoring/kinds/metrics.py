@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
     Sampling,
@@ -22,6 +21,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bootstrap_interval,
     share_interval,
 )
+from mlflow_deploy_plugin.runtime import Array
 
 EPSILON = float(np.finfo(np.float64).eps)
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite

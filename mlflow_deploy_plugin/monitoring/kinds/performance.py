@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import EPOCH, MAX_ROWS, Window, WindowRows, concat_tables
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
@@ -32,7 +31,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime import Array, Artifact
 from mlflow_deploy_plugin.spec import REGRESSION, duration_seconds
 
 _MOST_CELLS = 20_000_000

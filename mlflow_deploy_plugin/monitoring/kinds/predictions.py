@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.inference_log import InferenceLog, WindowRows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, as_floats
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output, as_text, read_artifact
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output, as_text, read_artifact
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 NO_LABEL = -1

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bonferroni_confidence,
     criterion_finding,
@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, largest_values, segment_name
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError, Refused
 from mlflow_deploy_plugin.inference_log import combine_hashes, concat_tables, hash_texts, is_answered_by
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
     Sampling,
@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output
 from mlflow_deploy_plugin.server import compare_outputs
 from mlflow_deploy_plugin.spec import MonitorSpec
 

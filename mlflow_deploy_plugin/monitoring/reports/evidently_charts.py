@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import one_line
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.runtime import Array
 
 MAX_ROWS = 5_000
 _CATEGORIES = 50

@@ -13,10 +13,11 @@ import pytest
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 DAY = 86_400_000_000

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import LabelledWindow, labels_contradict
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
+from mlflow_deploy_plugin.runtime import Array
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 ROWS = 1_000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.inference_log import FAILURES
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
+from mlflow_deploy_plugin.runtime import Array
 from tests.monitoring.kinds.conftest import EndpointWorld
 
 P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}

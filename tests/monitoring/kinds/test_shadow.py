@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
+from mlflow_deploy_plugin.runtime import Array
 from tests.monitoring.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, REGRESSOR

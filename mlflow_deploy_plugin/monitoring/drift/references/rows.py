@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.inference_log import microseconds_of
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
-from mlflow_deploy_plugin.runtime import EVENT_TIME, read_artifact
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
 from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
 from mlflow_deploy_plugin.tabular import read_table
 

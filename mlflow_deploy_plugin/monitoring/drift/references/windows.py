@@ -14,13 +14,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log import HOUR_US, microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
-    Array,
-    as_floats,
-    decoded,
-    feature_columns,
-    type_family,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns, type_family
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     Profile,
     merge,
@@ -28,7 +22,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     sketch_by,
     sketch_groups,
 )
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100

@@ -33,7 +33,8 @@ import pyarrow.compute as pc
 from pandas.util import hash_array
 
 from mlflow_deploy_plugin.inference_log import splitmix64
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, Kind
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, Kind
+from mlflow_deploy_plugin.runtime import Array
 
 _GRID = 256
 _BEYOND = 64

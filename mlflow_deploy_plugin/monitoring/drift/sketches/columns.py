@@ -8,16 +8,15 @@ values and structures have no distance here and are left out, with a note.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log import summarise_lists
+from mlflow_deploy_plugin.runtime import Array
 
-Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]
 Family = Literal["number", "category", "null", "other"]
 

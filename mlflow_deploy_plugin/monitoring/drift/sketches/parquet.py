@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
+from mlflow_deploy_plugin.runtime import Array
 
 _PLAIN = {
     "kind": pa.string(),

@@ -34,12 +34,12 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     TRUTH,
-    Array,
     as_floats,
     decoded,
     feature_columns,
     type_family,
 )
+from mlflow_deploy_plugin.runtime import Array
 
 SketchKind = Literal["number", "category", "other"]
 

@@ -32,7 +32,7 @@ from scipy.special import betaincinv
 from scipy.stats import betabinom, binom
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.runtime import Array
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])

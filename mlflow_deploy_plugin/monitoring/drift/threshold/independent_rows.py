@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     out_of_reference,
     subsample,
 )
+from mlflow_deploy_plugin.runtime import Array
 
 MAX_DRAWS = 2_000
 _DRAWS = 400

@@ -37,7 +37,6 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -46,6 +45,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullDistribution,
     NullKind,
 )
+from mlflow_deploy_plugin.runtime import Array
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4

@@ -32,7 +32,6 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -56,6 +55,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     out_of_reference,
     row_counts,
 )
+from mlflow_deploy_plugin.runtime import Array
 
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400

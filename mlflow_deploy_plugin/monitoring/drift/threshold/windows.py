@@ -11,7 +11,6 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces, correct_for_rest, evenly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
@@ -33,7 +32,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     slowest_column,
     subsample,
 )
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")

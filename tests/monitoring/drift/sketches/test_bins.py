@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins, OrderedBins, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.runtime import Array
 
 RNG = np.random.default_rng(0)
 

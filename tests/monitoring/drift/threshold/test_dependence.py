@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence, persistence
+from mlflow_deploy_plugin.runtime import Array
 
 
 def series(coefficient: float, count: int, seed: int) -> Array:
