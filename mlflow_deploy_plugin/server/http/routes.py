@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
+from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
 from mlflow_deploy_plugin.statedir import Scope
 
@@ -104,10 +105,10 @@ ROUTES = (
     _get("/version", views.version, operations.MLFLOW_VERSION),
     _get("/metrics", views.metrics_page, operations.METRICS),
     _get("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
-    _get("/v2", views.v2_server, operations.V2_SERVER),
+    _get("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),
     _get("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "read"),
-    _direct("/v2/health/live", "GET", views.v2_live, operations.V2_LIVE),
+    _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
     _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),

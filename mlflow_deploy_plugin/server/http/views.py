@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page, gpu_metrics_page
 from mlflow_deploy_plugin.server.observability.history import SPANS, read_history
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
-from mlflow_deploy_plugin.server.protocols import tfserving, v2
+from mlflow_deploy_plugin.server.protocols import tfserving
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import TFSERVING, VERTEX, Protocol
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -90,16 +90,8 @@ def metrics_history(server: Server, request: RawRequest) -> RawResponse:
     raise InvalidRequest(f"there is no span {asked[:20]!r}; there are {' and '.join(SPANS)}")
 
 
-def v2_live(server: Server, request: RawRequest) -> RawResponse:
-    return RawResponse(200, b'{"live":true}')
-
-
-def v2_server(server: Server, request: RawRequest) -> RawResponse:
-    return RawResponse(200, dump_json(v2.server_metadata()))
-
-
 def v2_document(document: Callable[..., dict[str, Any]]) -> Callable[..., RawResponse]:
-    """Return the view of a document of `management`, about an endpoint or one version of it."""
+    """Return the view of a document of `management`, about the server, an endpoint or one version of it."""
 
     def view(
         server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
