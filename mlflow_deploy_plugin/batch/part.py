@@ -127,7 +127,9 @@ def _write_part(job: PartJob, model: TableModel, stream: RowStream, source: LogL
     rejects: IO[bytes] | None = None
     with ExitStack() as output, ExitStack() as rejected_rows:  # these are there before the output is
         writer = _Writer(job, output)
-        for piece, position in _predictions(job, model, stream.blocks(columns)):
+        # of a dictionary, pandas makes a categorical column
+        dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
+        for piece, position in _predictions(job, model, stream.blocks(columns, dictionaries)):
             if isinstance(piece, RejectedRow):
                 if job.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")

@@ -90,19 +90,23 @@ class OnnxTable:
         reason = no_batch_dimension_reason(self._model.artifact)
         if not self.schema.has_rows:
             raise InvalidConfig(f"the model does not answer row by row: {reason}")
-        self._run_rows = 1 if reason else _RUN_ROWS
+        self._is_batch_of_one = bool(reason)
 
     def predict(self, table: pa.Table) -> pa.Table:
-        starts = range(0, table.num_rows, self._run_rows)
-        return pa.concat_tables([self._run(table.slice(start, self._run_rows)) for start in starts])
-
-    def _run(self, table: pa.Table) -> pa.Table:
         for place, field in enumerate(table.schema):
             if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
                 table = table.set_column(place, field.name, table.column(place).dictionary_encode())
+        tables = [table.slice(row, 1) for row in range(table.num_rows)] if self._is_batch_of_one else [table]
+        return pa.concat_tables([outputs for table in tables for outputs in self._runs(table)])
+
+    def _runs(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Yield the outputs of the rows, of some with each run of the graph."""
         feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
-        outputs = self._model.run(feeds, self._model.artifact.prediction)
-        return _one_a_row(protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True)), table)
+        for start in range(0, table.num_rows, _RUN_ROWS):
+            run = {name: array[start : start + _RUN_ROWS] for name, array in feeds.items()}
+            outputs = self._model.run(run, self._model.artifact.prediction)
+            predicted = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
+            yield _one_a_row(predicted, min(_RUN_ROWS, table.num_rows - start))
 
     def no_rows(self) -> pa.Table:
         return _declared(self._model.artifact)
@@ -130,7 +134,7 @@ class _PyfuncTable:
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
         except RequestRefused as refusal:
             raise InvalidRequest(refusal.message) from None
-        return _one_a_row(protocols.arrow.prediction_table(outputs), table)
+        return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
     def no_rows(self) -> pa.Table:
         return _declared(self._artifact)
@@ -218,11 +222,9 @@ def _typed(table: pa.Table, schema: Schema) -> pa.Table:
     return table
 
 
-def _one_a_row(outputs: pa.Table, table: pa.Table) -> pa.Table:
-    if outputs.num_rows != table.num_rows:
-        raise OnnxserveError(
-            f"the model answers {table.num_rows} rows with {outputs.num_rows}; one prediction a row is needed"
-        )
+def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
+    if outputs.num_rows != rows:
+        raise OnnxserveError(f"the model answers {rows} rows with {outputs.num_rows}; one prediction a row is needed")
     return outputs
 
 

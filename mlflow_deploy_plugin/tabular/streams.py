@@ -9,7 +9,7 @@ import codecs
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ from mlflow_deploy_plugin.tabular.files import CsvRecord, FileFormat, csv_record
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
+_TEXT_BYTES = 2
+"""Bytes that a text takes at most in a Parquet file if it is one of few, in a dictionary; a plain one takes over 4."""
 _STREAMED = ("csv", "jsonl", "parquet")
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
 """True for the bytes that may stand before a quotation mark that opens a value, and after one that closes it."""
@@ -104,12 +106,20 @@ class RowStream:
         self._file.seek(0)
         return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
-    def blocks(self, columns: Sequence[str]) -> Iterator[RowBlock]:
-        """Yield the rows with these columns only, all of which are in the schema."""
-        read = {"csv": self._csv_blocks, "jsonl": self._json_blocks, "parquet": self._parquet_blocks}[self._kind]
+    def blocks(self, columns: Sequence[str], dictionaries: Collection[str] = ()) -> Iterator[RowBlock]:
+        """Yield the rows with these columns only, all of which are in the schema.
+
+        Args:
+            dictionaries: columns of texts that may come as dictionaries, as they stand in a Parquet file.
+        """
         row = 0
         try:
-            for block in read(list(columns), self.schema):
+            if self._kind == "parquet":
+                blocks = self._parquet_blocks(list(columns), dictionaries)
+            else:
+                read = self._csv_blocks if self._kind == "csv" else self._json_blocks
+                blocks = read(list(columns), self.schema)
+            for block in blocks:
                 row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
                 yield block
         except (pa.ArrowException, OSError) as error:
@@ -120,25 +130,25 @@ class RowStream:
         while position < self._file.size():
             self._file.seek(position)
             content = self._file.read(_BLOCK_BYTES)
-            whole = content[: _whole_rows(content, position + len(content) == self._file.size())]
+            end = _whole_rows(content, position + len(content) == self._file.size())
             try:
-                table = self._csv_table(whole, columns) if whole else None
+                table = self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
             except pa.ArrowInvalid:  # too few fields in a row, or not UTF-8
                 table = None
             # of one column, Arrow takes a blank line for a value
             if table is None or (len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()):
                 block = self._csv_records_block(position, first, columns)
             else:
-                block = RowBlock(table, range(first, first + table.num_rows), (), position + len(whole))
+                block = RowBlock(table, range(first, first + table.num_rows), (), position + end)
             position = block.position
             first += len(block.numbers) + len(block.bad)
             yield block
 
-    def _csv_table(self, content: bytes, columns: list[str]) -> pa.Table:
+    def _csv_table(self, content: pa.Buffer, columns: list[str]) -> pa.Table:
         names = self.schema.names
         return pyarrow.csv.read_csv(
             pa.BufferReader(content),
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=len(content) + 1, column_names=names),
+            pyarrow.csv.ReadOptions(use_threads=False, block_size=content.size + 1, column_names=names),
             pyarrow.csv.ParseOptions(newlines_in_values=True),
             pyarrow.csv.ConvertOptions(
                 include_columns=columns,
@@ -173,7 +183,11 @@ class RowStream:
         finally:
             csv.field_size_limit(limit)
             lines.detach()
-        table = self._csv_table(b"".join(good), columns) if good else self.schema.empty_table().select(columns)
+        table = (
+            self._csv_table(pa.py_buffer(b"".join(good)), columns)
+            if good
+            else self.schema.empty_table().select(columns)
+        )
         return RowBlock(table, numbers, tuple(bad), end)
 
     def _json_schema(self) -> pa.Schema:
@@ -244,16 +258,27 @@ class RowStream:
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
-        # buffered: of a row group of any size, only the pages that are being read are in memory
-        return pq.ParquetFile(self._file, buffer_size=_BLOCK_BYTES // 4, pre_buffer=False)
+        return self._open_parquet()
 
-    def _parquet_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
+    def _open_parquet(self, **options: Any) -> pq.ParquetFile:
+        # buffered: of a row group of any size, only the pages that are being read are in memory
+        return pq.ParquetFile(self._file, buffer_size=_BLOCK_BYTES // 4, pre_buffer=False, **options)
+
+    def _parquet_blocks(self, columns: list[str], dictionaries: Collection[str]) -> Iterator[RowBlock]:
         metadata = self._parquet.metadata
-        size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-        row_bytes = max(1, size // max(1, metadata.num_rows))
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        row_bytes = max(1, sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows))
         rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
+        few = [
+            leaf.path
+            for place, leaf in enumerate(metadata.schema)
+            if leaf.path in dictionaries
+            and self.schema.field(leaf.path).type in (pa.string(), pa.large_string())
+            and sum(group.column(place).total_uncompressed_size for group in groups) < _TEXT_BYTES * metadata.num_rows
+        ]
+        parquet = self._open_parquet(metadata=metadata, read_dictionary=few) if few else self._parquet
         first = 0
-        for batch in self._parquet.iter_batches(rows, columns=columns, use_threads=False):
+        for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
             table = pa.Table.from_batches([batch]).select(columns)
             numbers = range(first, first + len(batch))
             first = numbers.stop
@@ -297,8 +322,8 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     line_end = b"\n" if b"\n" in content else b"\r"
     if b'"' not in content:
         return len(content) if is_last else content.rfind(line_end) + 1
-    signs = np.frombuffer(b"\n%b\n" % content, np.uint8)  # so that each has one before and one after it
-    marks = np.flatnonzero(signs[1:-1] == ord('"'))
+    signs = np.frombuffer(content, np.uint8)
+    marks = np.flatnonzero(signs == ord('"'))
     count, end = len(marks) // 2 * 2, len(content)  # before a value that `content` ends in
     if is_last and count < len(marks):
         return 0
@@ -307,7 +332,8 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         while (end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1) == 0 and count:
             count -= 2
             stop = int(marks[count])
-    before, after = signs[:-2][marks[:count:2]], signs[2:][marks[1:count:2]]
+    # one at an edge has itself beside it
+    before, after = signs[np.maximum(marks[:count:2], 1) - 1], signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
     return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
 
 

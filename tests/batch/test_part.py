@@ -112,6 +112,23 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict: Pr
     assert read(tmp_path / "out" / "made.jsonl") == {"id": ["7", "8"], "y": [[2.0, 4.0], [6.0, 8.0]]}
 
 
+def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict: Predict, tmp_path: Path) -> None:
+    rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
+    path = write(rows, tmp_path / "rows.parquet")
+
+    assert predict(path, "made.parquet", on_error="skip-row") == PartResult(19_999, 1)
+    predict(path, "kept.parquet", on_error="skip-row", keep=("carrier",))
+
+    assert read(tmp_path / "out" / "made.parquet")["prediction"] == labels(rows.slice(1))
+    kept = pq.read_table(tmp_path / "out" / "kept.parquet")
+    assert (kept.schema.field("carrier").type, kept["carrier"].to_pylist()) == (
+        pa.string(),
+        rows["carrier"].to_pylist()[1:],
+    )
+    rejected = json.loads((tmp_path / "out/_rejected/made.parquet.jsonl").read_text())
+    assert (rejected["row"], rejected["content"]["carrier"]) == (0, None)
+
+
 def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
     graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
     folder = write_model(tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}])

@@ -176,6 +176,27 @@ def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
     assert max(block.table.nbytes for block in blocks) < 20e6
 
 
+def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(tmp_path: Path) -> None:
+    rows = pa.table(
+        {
+            "few": [None if row % 7 == 0 else f"{row // 5000} {row % 3}" for row in range(20_000)],
+            "many": [f"text {row}" for row in range(20_000)],
+            "kept": ["x"] * 20_000,
+            "number": pa.array([1] * 20_000, pa.int64()),
+            "bytes": pa.array([b"x"] * 20_000, pa.binary()),
+        }
+    )
+    path = tmp_path / "rows.parquet"
+    pq.write_table(rows, path, row_group_size=5000)
+
+    with fs.LocalFileSystem().open_input_file(str(path)) as file:
+        blocks = list(RowStream(file, "parquet", {}).blocks(rows.column_names, {"few", "many", "number", "bytes"}))
+
+    assert [one for block in blocks for one in block.table.to_pylist()] == rows.to_pylist()
+    texts = pa.dictionary(pa.int32(), pa.string())
+    assert {block.table.schema for block in blocks} == {rows.schema.set(0, pa.field("few", texts))}
+
+
 def test_a_json_document_has_no_stream() -> None:
     with pytest.raises(InvalidConfig, match="a json file is one document; csv, jsonl, parquet are read row by row"):
         stream(b"[]", "json")
