@@ -98,10 +98,10 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
 
 
 def _refuse_loops(location: LogLocation, input: str) -> None:
-    """Raise InvalidConfig for a link to a folder that holds it: its files would be predicted forty times."""
+    """Raise InvalidConfig for a link to a folder that holds it, if only by another link: Linux follows forty."""
     for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
         for path in (Path(folder, name) for name in names):
-            if path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve()):
+            if path.is_symlink() and any(one.resolve().is_relative_to(path.resolve()) for one in path.parents):
                 shown = path.relative_to(location.root)
                 raise InvalidConfig(
                     f"--input {input}: {shown} leads back to a folder that holds it; take the link away"
@@ -195,9 +195,8 @@ class BatchOutput:
                     "what is there and begin anew"
                 )
             wanted = {part["output"] for part in manifest["parts"].values()}
-            unfinished = tuple(f".{name.rpartition('/')[2]}." for name in wanted)
             gone = {SUCCESS} & files if wanted - files else set()
-            self._remove(gone | {name for name in files if name.rpartition("/")[2].startswith(unfinished)})
+            self._remove(gone | {name for name in files if _target_of_unfinished(name) in wanted})
             if known is None:
                 write_file(self._location, MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         except (OSError, pa.ArrowException) as error:
@@ -223,6 +222,12 @@ class BatchOutput:
         # the manifest last: without it nobody knows whose the other files are
         for name in sorted(names, key=lambda name: name == MANIFEST):
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
+
+
+def _target_of_unfinished(name: str) -> str:
+    """Return the file whose place `atomic_file` would have given to a file: `a/b.csv` for `a/.b.csv.k2j4`."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base[1:].rpartition('.')[0]}" if base.startswith(".") else ""
 
 
 def _difference(known: dict[str, Any], manifest: dict[str, Any]) -> str:

@@ -215,6 +215,7 @@ class _Writer:
         self._job = job
         self._held = held
         self._waiting: list[pa.Table] = []
+        self._waiting_rows = self._waiting_bytes = 0
         self._schema: pa.Schema | None = None
 
     def add(self, table: pa.Table) -> None:
@@ -228,14 +229,16 @@ class _Writer:
             except (pa.ArrowException, ValueError) as error:
                 raise OnnxserveError(f"the outputs change their type: {one_line(error, 200)}") from None
         self._waiting.append(table)
-        rows, size = (sum(getattr(one, name) for one in self._waiting) for name in ("num_rows", "nbytes"))
-        if rows >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES:
+        self._waiting_rows += table.num_rows
+        self._waiting_bytes += table.nbytes
+        if self._waiting_rows >= _WRITTEN_ROWS or self._waiting_bytes >= _WRITTEN_BYTES:
             self.flush()
 
     def flush(self) -> None:
         for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches() if self._waiting else ():
             self._write(batch)
         self._waiting.clear()
+        self._waiting_rows = self._waiting_bytes = 0
 
 
 @contextmanager

@@ -210,16 +210,18 @@ class RowStream:
     def _json_lines(self) -> Iterator[list[bytes]]:
         """Yield the lines that are not blank, those of a few megabytes at a time."""
         self._file.seek(0)
-        rest = b""
+        rest: list[bytes] = []  # of a line, whose pieces are joined once
         if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             self._file.seek(0)
         while read := self._file.read(_BLOCK_BYTES):
-            whole, newline, last = (rest + read).rpartition(b"\n")
-            rest = last
+            whole, newline, last = read.rpartition(b"\n")
             if newline:
-                yield [line for line in whole.split(b"\n") if line and not line.isspace()]
-        if rest and not rest.isspace():
-            yield [rest]
+                lines = b"".join([*rest, whole]).split(b"\n")
+                yield [line for line in lines if line and not line.isspace()]
+                rest.clear()
+            rest.append(last)
+        if (line := b"".join(rest)) and not line.isspace():
+            yield [line]
 
     def _json_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
         wanted = pa.schema([schema.field(name) for name in columns])

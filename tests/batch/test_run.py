@@ -143,6 +143,7 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
         ("strange", "out", r"--input .*strange: the name of notes.txt says none of the formats csv, jsonl, parquet"),
         ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
         ("loop", "out", "--input .*loop: loop/again leads back to a folder that holds it"),
+        ("pair", "out", "--input .*pair: (a/b/a|b/a/b) leads back to a folder that holds it"),
         ("in", "in/below", "lie in each other: name another folder"),
         ("in", "out.parquet", "--output .*out.parquet is the name of a file"),
         ("in", "taken", "--output .*taken holds a.txt, which no batch has written"),
@@ -161,6 +162,9 @@ def test_mistakes_are_refused_before_a_row_is_read(
 
     Path("loop/loop").mkdir(parents=True)
     Path("loop/loop/again").symlink_to(tmp_path / "loop")
+    for name, other in (("a", "b"), ("b", "a")):
+        Path("pair", name).mkdir(parents=True)
+        Path("pair", name, other).symlink_to(tmp_path / "pair" / other)
 
     with pytest.raises((InvalidConfig, AlreadyExists), match=message):
         run_batch(BatchPlan(str(model), input, output, output_format="parquet"))
