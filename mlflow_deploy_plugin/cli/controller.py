@@ -321,14 +321,13 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
     """Show the progress of a retraining until it has ended, and run it here if no controller does."""
     from mlflow_deploy_plugin.controller import (
         STORE_LEASE,
-        LeaseKeeper,
         RetrainingRunner,
         controller_name,
         process_name,
         retraining_context,
         retraining_summary,
     )
-    from mlflow_deploy_plugin.store import Retrainings
+    from mlflow_deploy_plugin.store import LeaseKeeper, Retrainings
 
     runner = RetrainingRunner(retraining_context(deployments, controller_name()))
     last_line, retrainings, keeper = "", Retrainings(deployments.store), None

@@ -1,5 +1,4 @@
 from .leadership import STORE_LEASE as STORE_LEASE
-from .leadership import LeaseKeeper as LeaseKeeper
 from .leadership import controller_name as controller_name
 from .leadership import process_name as process_name
 from .leadership import rollouts_lease_name as rollouts_lease_name

@@ -1,6 +1,6 @@
 """Leadership: a process works only while it holds a lease of the store, and another takes over when it ends.
 
-A thread renews the lease and notices when it is lost (`store/leases.py` has the rules). Under a lease run background
+`store/leases.py` has the rules. Under a lease run background
 tasks, each in a thread of its own. Of all controllers of a store one holds `STORE_LEASE`: it runs the monitors, alerts
 and retrainings.
 """
@@ -12,11 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.store import Lease, Store
+from mlflow_deploy_plugin.store import LeaseKeeper, Store
 
 _log = logging.getLogger(__name__)
 
@@ -34,51 +33,6 @@ def controller_name() -> str:
 def process_name() -> str:
     """Return the name of this process as the holder of a lease."""
     return f"{controller_name()} (process {os.getpid()})"
-
-
-class LeaseKeeper:
-    """Renews a lease for as long as the `with` lasts, and releases it then.
-
-    If the store does not answer, the lease is lost once its length has passed. A lost lease never comes back.
-    """
-
-    def __init__(self, store: Store, lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.lease = lease
-        self._store = store
-        self._monotonic = monotonic
-        self._ended = threading.Event()
-        self._is_lost = False
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-
-    def __enter__(self) -> "LeaseKeeper":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self.is_held:
-            try:
-                self._store.release_lease(self.lease)
-            except StoreUnavailable as unavailable:  # the next one waits for its length
-                _log.warning("the lease %s is not given back: %s", self.lease.name, unavailable.message)
-
-    @property
-    def is_held(self) -> bool:
-        return not self._is_lost and self._monotonic() < self.lease.until
-
-    def _renew(self) -> None:
-        while not self._ended.wait(self.lease.seconds / 4) and not self._is_lost:
-            try:
-                renewed = self._store.renew_lease(self.lease) if self.is_held else None
-            except StoreUnavailable as error:
-                _log.warning("the lease %s cannot be renewed: %s", self.lease.name, error.message)
-                continue
-            if renewed is None:
-                self._is_lost = True
-                _log.warning("the lease %s is lost", self.lease.name)
-            else:
-                self.lease = renewed
 
 
 BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]

@@ -5,6 +5,7 @@ finishes what a crash has interrupted. If applying it fails, store and backend a
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, Onnxser
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs
 from mlflow_deploy_plugin.statedir import SPEC, locked
-from mlflow_deploy_plugin.store import Endpoint, Store
+from mlflow_deploy_plugin.store import Endpoint, Lease, LeaseKeeper, Store, current_actor, unknown_endpoint
 
 _PORT_ATTEMPTS = 5
+_LEASE_SECONDS = 15.0
+_LEASE_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,11 @@ class Endpoints:
         return parse_target(stored.target).backend(self.settings)
 
     def target_of(self, name: str) -> Target:
-        """Return the target of an endpoint, also of one whose spec cannot be read."""
+        """Return the target of an endpoint, also of one whose spec cannot be read; raise NotFound if there is none."""
         targets = {one.name: one.target for one in self.store.endpoints()}
         targets |= {one.name: one.target for one in self.store.unreadable()}
+        if name not in targets:
+            raise unknown_endpoint(name, targets)
         return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
@@ -92,7 +97,8 @@ class Endpoints:
             AlreadyExists, InvalidConfig, DeploymentFailed: as `Deployments.create`.
         """
         backend = self.target.backend(self.settings)  # a missing SDK is said before anything is stored
-        with self.lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
+        # before the name is taken, so that nobody deletes it before it is served
+        with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
                 placed = self.store.add_endpoint(str(self.target), with_port(spec), why=why).spec
             if not placed.variants:
@@ -173,18 +179,39 @@ class Endpoints:
         self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
         """Hold the lock of an endpoint; every change of it happens meanwhile.
 
+        It is a file for the processes of this machine, and a lease too where other machines may change the endpoint.
+
+        Args:
+            target: of an endpoint that is not in the store yet.
+
         Raises:
+            NotFound: it was deleted meanwhile.
             InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
         """
+        target = target or self.target_of(name)
         try:
-            with locked(lock_path(name, self.settings)):
+            with contextlib.ExitStack() as held:
+                held.enter_context(locked(lock_path(name, self.settings)))
+                if not target.is_on_this_machine:
+                    held.enter_context(LeaseKeeper(self.store, self._lease(name)))
                 yield
         except OSError as error:
             folder = self.settings.deployments_path
             raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
+
+    def _lease(self, name: str) -> Lease:
+        """Wait for the lease of an endpoint, and return it."""
+        lease_name, holder = f"endpoint/{name}", f"{current_actor()} (process {os.getpid()})"
+        is_told = False
+        while (lease := self.store.acquire_lease(lease_name, holder, _LEASE_SECONDS)) is None:
+            if not is_told and (view := self.store.lease(lease_name)) is not None:
+                self.progress(f"{name}: waits for {view.holder}, who is changing it")
+                is_told = True
+            time.sleep(_LEASE_POLL_SECONDS)
+        return lease
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:

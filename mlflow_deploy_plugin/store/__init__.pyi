@@ -11,6 +11,7 @@ from .database import utc_now as utc_now
 from .keys import ApiKey as ApiKey
 from .keys import ApiKeys as ApiKeys
 from .leases import Lease as Lease
+from .leases import LeaseKeeper as LeaseKeeper
 from .leases import LeaseView as LeaseView
 from .monitors import MonitorNote as MonitorNote
 from .monitors import Monitors as Monitors

@@ -8,12 +8,24 @@ before, and what is written under a lease is refused with an old token: a holder
 harm.
 """
 
+import logging
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
+from mlflow_deploy_plugin.errors import StoreUnavailable
 from mlflow_deploy_plugin.store.tables import LeaseRow
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.store.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,51 @@ class Sighting:
     token: int
     renewals: int
     at: float
+
+
+class LeaseKeeper:
+    """Renews a lease for as long as the `with` lasts, and releases it then.
+
+    If the store does not answer, the lease is lost once its length has passed. A lost lease never comes back.
+    """
+
+    def __init__(self, store: "Store", lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.lease = lease
+        self._store = store
+        self._monotonic = monotonic
+        self._ended = threading.Event()
+        self._is_lost = False
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> "LeaseKeeper":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.is_held:
+            try:
+                self._store.release_lease(self.lease)
+            except StoreUnavailable as unavailable:  # the next one waits for its length
+                _log.warning("the lease %s is not given back: %s", self.lease.name, unavailable.message)
+
+    @property
+    def is_held(self) -> bool:
+        return not self._is_lost and self._monotonic() < self.lease.until
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self.lease.seconds / 4) and not self._is_lost:
+            try:
+                renewed = self._store.renew_lease(self.lease) if self.is_held else None
+            except StoreUnavailable as error:
+                _log.warning("the lease %s cannot be renewed: %s", self.lease.name, error.message)
+                continue
+            if renewed is None:
+                self._is_lost = True
+                _log.warning("the lease %s is lost", self.lease.name)
+            else:
+                self.lease = renewed
 
 
 def acquire(

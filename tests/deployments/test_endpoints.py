@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
-from mlflow_deploy_plugin.store import AuditEvent
+from mlflow_deploy_plugin.deployments.endpoints import Endpoints
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import AuditEvent, current_actor, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
+from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
 ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
@@ -252,3 +257,29 @@ def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(clie
         reason = deployments.create_endpoint("e", {}).observation.reason
 
     assert "`mlflow deployments create -t onnxserve:/docker --endpoint e …` adds one" in reason
+
+
+def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path: Path) -> None:
+    url, target = f"sqlite:///{tmp_path}/store.db", parse_target("onnxserve:/kubernetes/ml")
+    said: list[str] = []
+    done: list[str] = []
+    with closing(open_store(url)) as store, closing(open_store(url)) as same:
+        here, there = (
+            Endpoints(one, Settings(home=tmp_path / name), said.append, target)
+            for name, one in {"here": store, "there": same}.items()
+        )
+        store.add_endpoint(str(target), new_endpoint("flights", "models:/flight-delay/1"))
+
+        def change() -> None:
+            with there.lock("flights"):
+                done.append("there")
+
+        with here.lock("flights"):
+            changing = threading.Thread(target=change)
+            changing.start()
+            wait_until(lambda: said, 30, "it waits")
+            done.append("here")
+        changing.join()
+
+    assert done == ["here", "there"]
+    assert [line.split(" (")[0] for line in said] == [f"flights: waits for {current_actor()}"]

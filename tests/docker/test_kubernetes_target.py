@@ -382,7 +382,7 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
         "--namespace",
         cluster.namespace,
     ]
-    documents = CliRunner().invoke(main, rendered).output
+    documents = CliRunner().invoke(main, rendered).stdout
     old = documents.replace("policy/v1\n", "policy/v1beta1\n")
     cluster.kubectl("apply", "-f", "-", given=old)
     with pytest.raises(
@@ -547,9 +547,22 @@ def test_a_bad_day_of_the_api_server_changes_nothing(
                         seen.append(line)
 
             threading.Thread(target=read, daemon=True).start()
+            followed = "follow=true"  # a line that is older than a second by then would not be read any more
+            wait_until(
+                lambda: sum(count > 2 for path, count in proxy.asked.items() if followed in path) == 2, 60, "it follows"
+            )
             made.client.create_deployment("more", "models:/adder/2", endpoint=made.name)
             wait_until(
                 lambda: proxy.met["stream"] and any("loaded adder 2" in one for one in seen), 60, "the log goes on"
             )
+        made.client.delete_deployment("more", endpoint=made.name)
+        asking = Traffic(made.url)
+        asking.start()
+        options = ["--steps", "50,100", "--every", "1s", "--min-requests", "10", "--abort-on", "error_rate>1%"]
+        brought = CliRunner().invoke(main, ["rollout", made.name, "--to", "2", *options, "--wait"])
+        back = CliRunner().invoke(main, ["rollback", made.name, "--to", "1"])
+        asking.stop()
+    assert (brought.exit_code, back.exit_code) == (0, 0), brought.output + back.output
+    assert set(asking.answers) == {("1", 200), ("2", 200)}
     assert made.predict() == 2.0
     assert all(proxy.met[fault] for fault in ("409", "429", "500", "cut")), proxy.met

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
@@ -17,7 +16,7 @@ from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import LeaseKeeper, Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.inference_log import LogWriter

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
+from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     IDLE_SECONDS,
     Evaluator,
@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.inference_log import (
 from mlflow_deploy_plugin.processes import ProcessEnded, Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow
 
 EVERY_SECONDS = 3600.0
 MAX_REVISIONS = 24

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     EvaluatedWindow,
     Evaluator,
@@ -45,7 +44,7 @@ from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint
 from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
-from mlflow_deploy_plugin.store import Monitors, MonitorWindow, unknown_endpoint
+from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0

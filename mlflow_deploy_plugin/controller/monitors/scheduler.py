@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
+from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
 from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.processes import ProcessEnded, WorkerPool
-from mlflow_deploy_plugin.store import MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import LeaseKeeper, MonitorNote, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0

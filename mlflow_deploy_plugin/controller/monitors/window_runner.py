@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, endpoint_log, window_request
 from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import (
@@ -29,7 +28,7 @@ from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, MonitorResult, re
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, MonitorNote, Monitors, MonitorState, MonitorWindow
 
 _log = logging.getLogger(__name__)
 

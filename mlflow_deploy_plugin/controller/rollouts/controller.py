@@ -17,7 +17,6 @@ from functools import partial
 from mlflow_deploy_plugin.controller.leadership import (
     LEASE_SECONDS,
     BackgroundTask,
-    LeaseKeeper,
     reached_places,
     reaches,
     rollouts_lease_name,
@@ -43,7 +42,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, move_version, parse_model_uri, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec
-from mlflow_deploy_plugin.store import Rollout, Store, move_detail
+from mlflow_deploy_plugin.store import LeaseKeeper, Rollout, Store, move_detail
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
@@ -207,10 +207,20 @@ class KubernetesBackend:
         They are asked from within, with the key that only the server's user reads: the API server's proxy passes no
         `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
         """
-        pods = [pod for pod in self._cluster.find("Pod", {LABEL: spec.name}) if is_ready(pod)]
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}/metrics"
+        command = ["python", "-c", _READ_METRICS, url, f"{STATE_FOLDER}/{LOCAL_KEY}"]
+
+        def read(pod: Document) -> ServerMetrics | Refused:
+            try:
+                return parse_server_metrics(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
+            except DeploymentFailed as error:
+                return Refused(error.message)
+            except ValueError:
+                return Refused("its metrics cannot be read")
+
+        pods = [pod for pod in self._cluster.find("Pod", {LABEL: spec.name}) if is_ready(pod)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            found = zip(pods, pool.map(partial(self._read_metrics, url), pods), strict=True)
+            found = zip(pods, pool.map(read, pods), strict=True)
         return {
             pod["metadata"]["name"]: metrics
             for pod, metrics in found
@@ -352,15 +362,6 @@ class KubernetesBackend:
         pods = self._cluster.find("Pod", {LABEL: name})
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
-    def _read_metrics(self, url: str, pod: Document) -> ServerMetrics | Refused:
-        command = ["python", "-c", _READ_METRICS, url, f"{STATE_FOLDER}/{LOCAL_KEY}"]
-        try:
-            return parse_server_metrics(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
-        except DeploymentFailed as error:
-            return Refused(error.message)
-        except ValueError:
-            return Refused("its metrics cannot be read")
-
     def _read_pods(self, pods: list[Document]) -> list[PodState | None]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(self._read_pod, pods))
@@ -472,21 +473,18 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     Raises:
         InvalidConfig: a model is in the registry, and nothing says where pods reach that.
     """
-    said_by_spec = "MLFLOW_TRACKING_URI" in {**spec.container.environment, **spec.container.secrets}
-    if running is not None and ((kept := _kept_environment(running)) or said_by_spec or not asks_mlflow(spec)):
-        return kept
-    return _own_environment(spec)
-
-
-def _kept_environment(deployment: Document) -> dict[str, str]:
-    containers = deployment["spec"]["template"]["spec"]["containers"]
-    variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
-    return {
-        one["name"]: one["value"].replace("$$", "$") for one in variables if one["name"] in _MLFLOW and one.get("value")
-    }
-
-
-def _own_environment(spec: EndpointSpec) -> dict[str, str]:
+    said_by_spec = {**spec.container.environment, **spec.container.secrets}
+    is_needed = "MLFLOW_TRACKING_URI" not in said_by_spec and asks_mlflow(spec)
+    if running is not None:
+        containers = running["spec"]["template"]["spec"]["containers"]
+        variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
+        kept = {
+            one["name"]: one["value"].replace("$$", "$")
+            for one in variables
+            if one["name"] in _MLFLOW and one.get("value")
+        }
+        if kept or not is_needed:
+            return kept
     import mlflow  # takes a second, which `list` should not wait for
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
@@ -497,7 +495,6 @@ def _own_environment(spec: EndpointSpec) -> dict[str, str]:
         and not is_loopback(parts.hostname or "")
         and parts.password is None  # which would stand in the Deployment
     }
-    given = {*found, *spec.container.environment, *spec.container.secrets}
-    if "MLFLOW_TRACKING_URI" not in given and asks_mlflow(spec):
+    if is_needed and "MLFLOW_TRACKING_URI" not in found:
         raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return found

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance, maintain_log, retained_windows
 from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.deployments import Deployments
@@ -16,6 +15,7 @@ from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import LeaseKeeper
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until
 

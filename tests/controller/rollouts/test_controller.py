@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, rollouts_lease_name
+from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store import Rollout, Store, open_store
+from mlflow_deploy_plugin.store import LeaseKeeper, Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from tests.support.rollouts import PLAN, counted, numbers, variants
 from tests.support.waiting import wait_until
