@@ -218,7 +218,7 @@ class _Console:
         """Return addresses of this MLflow server for a process of this machine, the best first."""
         if self._settings.mlflow_url:
             return (self._settings.mlflow_url.rstrip("/"),)
-        host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT", 0))
+        host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
         local = f"{reachable_url(host, port)}{self._prefix}"
         return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))
 
