@@ -145,12 +145,13 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
     """Return the spec as the server of a pod reads it, with its certificate and key where they are mounted."""
     served = served_spec(spec)
-    update = {field: f"{TLS_FOLDER}/{_TLS_FILES[field]}" for field in _tls_fields(spec)}
+    update = {field: f"{TLS_FOLDER}/{_TLS_FILES[field]}" for field in _tls_keys(spec)}
     return served.model_copy(update={"server": served.server.model_copy(update=update)})
 
 
-def _tls_fields(spec: EndpointSpec) -> list[str]:
-    return [field for field in _TLS_FILES if getattr(spec.server, field) is not None]
+def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
+    """Return the fields of `server` that name a certificate or a key, with the SECRET/KEY of each."""
+    return {field: key for field in _TLS_FILES if (key := getattr(spec.server, field)) is not None}
 
 
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
@@ -160,7 +161,18 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         InvalidConfig: a secret, a certificate or a key is not said as SECRET/KEY.
     """
     kubernetes = spec.kubernetes
-    writable = {"home": HOME_FOLDER, "tmp": "/tmp"}
+    volumes: dict[str, tuple[str, Document]] = {
+        "spec": (SPEC_FOLDER, {"configMap": {"name": spec.name}}),
+        "home": (HOME_FOLDER, {"emptyDir": {}}),
+        "tmp": ("/tmp", {"emptyDir": {}}),
+    }
+    sources: list[Document] = []
+    for field, said in _tls_keys(spec).items():
+        named = _secret_key(f"server.{field}", said)
+        item = {"key": named["key"], "path": _TLS_FILES[field]}
+        sources.append({"secret": {"name": named["name"], "items": [item]}})
+    if sources:
+        volumes["tls"] = (TLS_FOLDER, {"projected": {"sources": sources}})
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
@@ -186,25 +198,13 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
             {
                 **_container(spec, place),
                 "volumeMounts": [
-                    {"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True},
-                    *({"name": name, "mountPath": path} for name, path in writable.items()),
+                    {"name": name, "mountPath": path, **({} if "emptyDir" in source else {"readOnly": True})}
+                    for name, (path, source) in volumes.items()
                 ],
             }
         ],
-        "volumes": [
-            {"name": "spec", "configMap": {"name": spec.name}},
-            *({"name": name, "emptyDir": {}} for name in writable),
-        ],
+        "volumes": [{"name": name, **source} for name, (_, source) in volumes.items()],
     }
-    if fields := _tls_fields(spec):
-        keys = {field: _secret_key(f"server.{field}", getattr(spec.server, field)) for field in fields}
-        sources = [
-            {"secret": {"name": one["name"], "items": [{"key": one["key"], "path": _TLS_FILES[field]}]}}
-            for field, one in keys.items()
-        ]
-        pod["volumes"].append({"name": "tls", "projected": {"sources": sources}})
-        mounted = {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True}
-        pod["containers"][0]["volumeMounts"].append(mounted)
     if kubernetes.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
     if kubernetes.node_selector:
