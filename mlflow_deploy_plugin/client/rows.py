@@ -175,6 +175,9 @@ def _has_unnamed_columns(rows: Any) -> bool:
 
 def _rows_document(rows: Any) -> Mapping[str, Any]:
     """Return the rows in one of MLflow's forms."""
+    refusal = InvalidRequest(
+        f"cannot predict on {type(rows).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
+    )
     if isinstance(rows, np.ndarray):
         return {"inputs": rows.tolist()}
     if isinstance(rows, Mapping):
@@ -185,7 +188,7 @@ def _rows_document(rows: Any) -> Mapping[str, Any]:
     if isinstance(rows, list | tuple):
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
         return {"dataframe_records" if is_records else "inputs": list(rows)}
-    if hasattr(rows, "notna"):  # a frame of pandas
+    if hasattr(rows, "notna") and hasattr(rows, "columns"):  # a frame of pandas
         cells = rows.astype(object).where(rows.notna(), None).to_numpy().tolist()
         if _has_unnamed_columns(rows):
             return {"inputs": cells}
@@ -193,12 +196,13 @@ def _rows_document(rows: Any) -> Mapping[str, Any]:
     if hasattr(rows, "__arrow_c_stream__"):
         import pyarrow as pa
 
-        table = pa.table(rows)
+        try:
+            table = pa.table(rows)
+        except (pa.ArrowException, TypeError, ValueError):  # one column
+            raise refusal from None
         data = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         return {"dataframe_split": {"columns": table.column_names, "data": data}}
-    raise InvalidRequest(
-        f"cannot predict on {type(rows).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
-    )
+    raise refusal
 
 
 def dump_json(document: Mapping[str, Any]) -> bytes:

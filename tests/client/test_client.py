@@ -113,6 +113,8 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flig
     ("rows", "message"),
     [
         (object(), "cannot predict on object: give a DataFrame, an array, a dict of columns, or a list of rows"),
+        (pd.Series([1.0, 2.0]), "cannot predict on Series: give a DataFrame, "),
+        (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: give a DataFrame, "),
         ([{"a": object()}], "the input cannot be sent as JSON: "),
     ],
 )
