@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, row_count, short_repr
+from mlflow_deploy_plugin.runtime import Array, Feeds, row_count, short_repr
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import RequestContext
@@ -74,43 +74,36 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> ExplainRequest:
-    """Decode the request for this variant.
+    """Decode the request for this variant: a JSON document of `/invocations` whose `params` may hold `max_evals`,
+    `seed` and `version`, or a table.
 
     Raises:
-        InvalidRequest: the variant is not explained, or the body cannot be read.
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_rows`; or the variant is not explained, or a
+            param is unknown or invalid.
     """
     if server.spec.explain_max_rows == 0:
         raise InvalidRequest("this server explains nothing (server.explain_max_rows is 0)")
     predictor = variant.loaded.predictor
     check_explainable(predictor.artifact)
     content_type = request.headers.get("content-type")
-    if media_name(content_type) == JSON:
-        return decode_explain_request(content_type, request.body, predictor.schema)
-    return ExplainRequest(decode_rows(content_type, request.body, predictor.schema, server.max_body_bytes))
-
-
-def decode_explain_request(content_type: str | None, body: bytes, schema: Schema) -> ExplainRequest:
-    """Decode a JSON document of `/invocations` whose `params` hold `max_evals`, `seed` and `version`.
-
-    Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `mlflow.decode`; or a param is unknown or invalid.
-    """
-    document = load_json_object(content_type, body)
-    feeds = mlflow.decode_document(document, schema)
+    if media_name(content_type) != JSON:
+        return ExplainRequest(decode_rows(content_type, request.body, predictor.schema, server.max_body_bytes))
+    document = load_json_object(content_type, request.body)
+    feeds = mlflow.decode_document(document, predictor.schema)
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
         raise InvalidRequest(f"params holds {unknown[0][:60]!r}; explaining takes {', '.join(_PARAMS)}")
-    max_evals = None if params.get("max_evals") is None else _integer_param(params, "max_evals", 1, MOST_EVALS)
-    seed = 0 if params.get("seed") is None else _integer_param(params, "seed", 0, _MOST_SEED)
+    max_evals = _integer_param(params, "max_evals", 1, MOST_EVALS)
+    seed = _integer_param(params, "seed", 0, _MOST_SEED) or 0
     version = params.get("version")
     if not isinstance(version, str | None):
         raise InvalidRequest(f"params.version is {short_repr(version)}; a text is expected, as X-Model-Version has it")
     return ExplainRequest(feeds, max_evals, seed, version)
 
 
-def _integer_param(params: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    value = params[name]
-    if type(value) is not int or not least <= value <= most:
+def _integer_param(params: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
+    value = params.get(name)
+    if value is not None and (type(value) is not int or not least <= value <= most):
         raise InvalidRequest(f"params.{name} is {short_repr(value)}; a whole number from {least} to {most} is expected")
     return value
 
