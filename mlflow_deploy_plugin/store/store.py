@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import URL, Engine, Select, delete, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable, did_you_mean, one_line
@@ -367,7 +368,7 @@ class Store:
                 yield session
         except IntegrityError:
             raise
-        except DBAPIError as error:
+        except (DBAPIError, PoolTimeout) as error:
             raise store_unavailable(self._engine.url, error) from None
 
     def read(self, query: Select[Any], kind: type[ValueT]) -> list[ValueT]:

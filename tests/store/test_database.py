@@ -18,7 +18,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Monitors, Retrainings, open_store
+from mlflow_deploy_plugin.store import Monitors, Retrainings, Store, open_store, utc_now
 from mlflow_deploy_plugin.store.database import migration_config
 from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE, Base
 
@@ -253,6 +253,16 @@ def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
 
     assert "file is not a database" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/store.db", pool_size=1, max_overflow=0, pool_timeout=0.01)
+    store = Store(engine, utc_now)
+
+    with store.transaction() as hanging:
+        hanging.connection()
+        with pytest.raises(StoreUnavailable, match="connection timed out"):
+            store.names()
 
 
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
