@@ -65,6 +65,8 @@ class RetrainPlan:
 
 
 _PLAN = TypeAdapter(RetrainPlan)
+_COPIED = {"entry_point", "mode", "env_manager", "then", "steps", "step_every", "parameters", "min_requests"}
+"""The fields that a plan has as they are in the spec."""
 
 
 def plan_for(
@@ -78,18 +80,11 @@ def plan_for(
         base_version=version,
         # a folder of this machine by its whole path: a controller may run in another one
         project=str(folder.absolute()) if folder.is_dir() else spec.project,
-        entry_point=spec.entry_point,
-        mode=spec.mode,
-        env_manager=spec.env_manager,
         timeout=float(duration_seconds(spec.timeout)),
-        then=spec.then,
-        steps=spec.steps,
-        step_every=spec.step_every,
         every=every,
         window=str(window) if window is not None else "",
-        parameters=dict(spec.parameters),
-        min_requests=spec.min_requests,
         actor=actor,
+        **spec.model_dump(include=_COPIED),
     )
 
 
