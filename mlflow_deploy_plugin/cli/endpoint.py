@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     printable,
     show_json,
     show_lines,
+    show_result,
     unknown_endpoint,
     why_option,
 )
@@ -300,26 +301,27 @@ def _show(observed: Any, output: str) -> None:
     from mlflow_deploy_plugin.deployments import describe_endpoint
 
     described = describe_endpoint(observed)
-    if output == "json":
-        show_json(described)
-        return
-    click.echo(f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}")
+    show_result(output, described, _endpoint_lines(described))
+
+
+def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}"
     rows = []
     for name, one in described["deployments"].items():
         share = "shadow" if one["shadow"] else str(one["weight"])
         version = f"version {one['version']}" if one["version"] else ""
         rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
-    show_lines(align_columns(rows))
+    yield from align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
-            click.echo(f"  {key}: {described[key]}")
+            yield f"  {key}: {described[key]}"
     for key, value in described["sticky"].items():
-        click.echo(f"  sticky by {key}: {value}")
+        yield f"  sticky by {key}: {value}"
     for pid, versions in described["workers"].items():
         served = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
-        click.echo(f"  worker {pid}: {served}")
+        yield f"  worker {pid}: {served}"
     if described["log"]:
-        click.echo(f"  log: {described['log']}")
+        yield f"  log: {described['log']}"
 
 
 def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]") -> Iterator[tuple[str, ...]]:

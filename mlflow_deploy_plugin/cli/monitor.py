@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_json,
     show_lines,
     show_progress,
+    show_result,
     why_option,
 )
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
@@ -435,10 +436,17 @@ def _judge(request: "WindowRequest") -> "EvaluatedWindow":
 
 
 def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
-    if output == "json":
-        show_json(_result_document(stored, evaluated))
-    else:
-        show_lines(_result_lines(stored, evaluated))
+    from mlflow_deploy_plugin.monitoring import to_document
+
+    result = evaluated.result
+    document = {
+        **{name: getattr(result, name) for name in ("endpoint", "monitor", "kind", "model", "version")},
+        **_window_document(stored),
+        "findings": to_document(result)["findings"],
+        "figures": dict(stored.figures),
+        "notes": list(result.notes),
+    }
+    show_result(output, document, _result_lines(stored, evaluated))
 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
@@ -479,19 +487,6 @@ def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
 
 def _window_document(window: "MonitorWindow") -> dict[str, Any]:
     return {name: getattr(window, name) for name in _SHOWN}
-
-
-def _result_document(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> dict[str, Any]:
-    from mlflow_deploy_plugin.monitoring import to_document
-
-    result = evaluated.result
-    return {
-        **{name: getattr(result, name) for name in ("endpoint", "monitor", "kind", "model", "version")},
-        **_window_document(window),
-        "findings": to_document(result)["findings"],
-        "figures": dict(window.figures),
-        "notes": list(result.notes),
-    }
 
 
 def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:

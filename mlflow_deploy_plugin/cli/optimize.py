@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_json, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.optimization import GraphProfile, MeasuredForm, NodeTime, Optimization
+    from mlflow_deploy_plugin.optimization import GraphProfile, NodeTime, Optimization
 
 _SHOWN_NODES = 10
 
@@ -93,17 +93,21 @@ def optimize(
         progress=show_progress,
         **options,
     )
-    if output == "json":
-        show_json(done.as_dict())
-    else:
-        show_lines(_optimization_lines(done))
+    show_result(output, done.as_dict(), _optimization_lines(done))
     if done.is_refused:
         raise (ConversionError if done.impossible else ParityError)(done.reason)
 
 
 def _optimization_lines(done: "Optimization") -> Iterator[str]:
-    rows = [("form", "size", "packed", "load", "1 row", "8 rows", "1,000 rows", "agreement with the base")]
-    yield from align_columns([*rows, *(_form_cells(form) for form in done.forms)])
+    rows: list[tuple[str, ...]] = [
+        ("form", "size", "packed", "load", "1 row", "8 rows", "1,000 rows", "agreement with the base")
+    ]
+    for form in done.forms:
+        cost = form.cost
+        latency = (f"{cost.latency_us[count]:,.0f} µs ({ratio:.2f})" for count, ratio in cost.ratio.items())
+        sizes = (f"{size / 1e3:,.0f} kB" for size in (cost.size, cost.packed))
+        rows.append((form.name, *sizes, f"{cost.load_ms:.1f} ms", *latency, str(form.agreement or "")))
+    yield from align_columns(rows)
     for name, why in done.impossible.items():
         if not done.is_refused:
             yield f"cannot be {name}, because {why}"
@@ -114,13 +118,6 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
         yield f"registered {done.model} version {done.version}: {done.chosen}, made from {done.base}"
     elif not done.is_refused:
         yield done.reason
-
-
-def _form_cells(form: "MeasuredForm") -> tuple[str, ...]:
-    cost = form.cost
-    latency = (f"{cost.latency_us[rows]:,.0f} µs ({ratio:.2f})" for rows, ratio in cost.ratio.items())
-    sizes = (f"{size / 1e3:,.0f} kB" for size in (cost.size, cost.packed))
-    return (form.name, *sizes, f"{cost.load_ms:.1f} ms", *latency, str(form.agreement or ""))
 
 
 @click.command()
@@ -148,10 +145,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
     from mlflow_deploy_plugin.optimization import profile as run  # here: MLflow and pandas take seconds
 
     done = run(model_uri, **options)
-    if output == "json":
-        show_json(done.as_dict())
-    else:
-        show_lines(_profile_lines(done))
+    show_result(output, done.as_dict(), _profile_lines(done))
 
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:

@@ -121,6 +121,14 @@ def show_json(document: Any) -> None:
     click.echo(orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
 
 
+def show_result(output: str, document: Any, lines: Iterable[str]) -> None:
+    """Print a result in the format of the option -o: its document as JSON, or its lines."""
+    if output == "json":
+        show_json(document)
+    else:
+        show_lines(lines)
+
+
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Yield one line for each row; a column is as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     option,
     output_option,
-    show_json,
     show_progress,
+    show_result,
 )
 from mlflow_deploy_plugin.registry import parse_model_uri
 
@@ -80,22 +80,15 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
     # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
-    from mlflow_deploy_plugin.gate import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate import run_gate, verdict_as_json, verdict_of_served
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
-        if output == "json":
-            show_json(known)
-        else:
-            click.echo(f"{known}; --against URI compares it with the version that you name")
+        show_result(output, known, [f"{known}; --against URI compares it with the version that you name"])
         return
     gated = run_gate(model, version, policy_file=policy_file, against=against, progress=show_progress)
-    if output == "json":
-        from mlflow_deploy_plugin.gate import verdict_as_json
-
-        run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
-        show_json({**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged})
-    else:
-        _show_verdict(gated)
+    run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
+    document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
+    show_result(output, document, _verdict_lines(gated))
     if not gated.verdict.passed:
         sys.exit(1)
 
@@ -142,10 +135,7 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
 
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
-    if output == "json":
-        show_json({**asdict(promotion), "served": served})
-    else:
-        _show_promotion(promotion, served)
+    show_result(output, {**asdict(promotion), "served": served}, _promotion_lines(promotion, served))
     if any(one.state in ("refused", "waiting") for one in served):
         sys.exit(1)
 
@@ -191,36 +181,33 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
     return "waiting", observation.errors.get(deployment.name) or observation.registry_error or observation.reason
 
 
-def _show_promotion(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
+def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:
     stands = f"{promotion.model} version {promotion.version} {promotion.location_text}"
     if not promotion.is_moved:
-        click.echo(f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})")
+        yield f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})"
         return
     before = f" (before: version {promotion.before})" if promotion.before else ""
-    click.echo(f"{stands}{before}")
-    click.echo(f"  gate: {promotion.gate}; {promotion.reason}")
+    yield f"{stands}{before}"
+    yield f"  gate: {promotion.gate}; {promotion.reason}"
     if promotion.report:
-        click.echo(f"  report: {promotion.report}")
+        yield f"  report: {promotion.report}"
     for one in served:
         state = _STATE_TEXT.get(one.state, one.state)
-        click.echo(
-            f"  {one.endpoint}/{one.deployment} {state} after {one.seconds} s{f': {one.reason}' if one.reason else ''}"
-        )
+        why = f": {one.reason}" if one.reason else ""
+        yield f"  {one.endpoint}/{one.deployment} {state} after {one.seconds} s{why}"
     if not served:
-        click.echo(f"  no deployment of this machine follows {promotion.uri}")
+        yield f"  no deployment of this machine follows {promotion.uri}"
 
 
-def _show_verdict(gated: "GateRun") -> None:
+def _verdict_lines(gated: "GateRun") -> Iterator[str]:
     verdict = gated.verdict
     compared = f", compared with {verdict.against}" if verdict.against else ""
-    click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{compared}")
+    yield f"{verdict.model} version {verdict.version}: {verdict.state}{compared}"
     width = max(len(check.name) for check in verdict.checks)
     for check in verdict.checks:
-        click.echo(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
+        yield f"  {check.state:7}  {check.name:{width}}  {check.reason}"
         for note in check.notes:
-            click.echo(f"  {'':7}  {'':{width}}  note: {note}")
-    click.echo(
-        f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
-    )
+            yield f"  {'':7}  {'':{width}}  note: {note}"
+    yield f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
     where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    click.echo(f"  report: {gated.report if gated.run.url else where}")
+    yield f"  report: {gated.report if gated.run.url else where}"

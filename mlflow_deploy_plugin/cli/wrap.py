@@ -1,24 +1,16 @@
 """`onnxserve wrap`: a model that is there already, as checked ONNX, as the next version of its registered model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import (
-    align_columns,
-    option,
-    output_option,
-    printable,
-    show_json,
-    show_lines,
-    show_progress,
-)
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, printable, show_progress, show_result
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor import WrappedVersion
-    from mlflow_deploy_plugin.runtime import Input
 
 
 @click.command()
@@ -72,10 +64,7 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
 
     rows = None if data is None else read_rows(data, content_type)
     made = wrap_registered(model, data=rows, progress=show_progress, **options)
-    if output == "json":
-        show_json(_as_json(made))
-    else:
-        _show(made)
+    show_result(output, _as_json(made), _lines(made))
 
 
 def _as_json(made: "WrappedVersion") -> dict[str, Any]:
@@ -97,27 +86,23 @@ def _as_json(made: "WrappedVersion") -> dict[str, Any]:
     }
 
 
-def _show(made: "WrappedVersion") -> None:
+def _lines(made: "WrappedVersion") -> Iterator[str]:
     state = (
         made.report.state if made.report.state == "no-original" else f"{made.report.state} on {made.report.rows:,} rows"
     )
     target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
-    click.echo(
-        printable(f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}")
-    )
-    rows = [
-        *(("input", one.name, one.dtype, str(list(one.shape)), _columns_text(one)) for one in made.inputs),
-        *(("output", one.name, one.dtype, str(list(one.shape)), _parity_text(made, one.name)) for one in made.outputs),
-    ]
-    show_lines(printable(f"  {line}") for line in align_columns(rows))
+    yield printable(f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}")
+    rows = []
+    for one in made.inputs:
+        columns = f"{len(one.columns)} columns" if len(one.columns) > 1 else "".join(one.columns)
+        rows.append(("input", one.name, one.dtype, str(list(one.shape)), columns))
+    for output in made.outputs:
+        rows.append(("output", output.name, output.dtype, str(list(output.shape)), _parity_text(made, output.name)))
+    yield from (printable(f"  {line}") for line in align_columns(rows))
     if made.report.repair:
-        click.echo(f"  {made.report.repair}")
+        yield f"  {made.report.repair}"
     if made.version:
-        click.echo(f"  next: onnxserve promote {made.name} {made.version} --to Production")
-
-
-def _columns_text(entry: "Input") -> str:
-    return f"{len(entry.columns)} columns" if len(entry.columns) > 1 else "".join(entry.columns)
+        yield f"  next: onnxserve promote {made.name} {made.version} --to Production"
 
 
 def _parity_text(made: "WrappedVersion", output: str) -> str:
