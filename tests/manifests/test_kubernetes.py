@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs, new_e
 
 PLACE = Place("ml")
 MODEL = "models:/flight-delay/Production"
+SHIPPED = sorted((Path(__file__).parents[2] / "docker" / "kubernetes").glob("*.yaml"))
 CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
 
 
@@ -217,6 +218,15 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
     assert {one["metadata"]["namespace"] for one in documents.values()} == {"staging"}
     assert documents["Deployment"]["spec"]["replicas"] == 1
     assert container_of(documents)["image"] == "registry.example/onnxserve:cpu-0.1.0"
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_a_shipped_manifest_is_valid_and_no_service_sets_variables_of_its_pods(file: Path) -> None:
+    for document in yaml.safe_load_all(file.read_text()):
+        kubernetes_validate.validate(document, "1.32", strict=True)
+        spec = document.get("spec", {})
+        if "template" in (workload := spec.get("jobTemplate", {}).get("spec", spec)):
+            assert workload["template"]["spec"]["enableServiceLinks"] is False  # a Service "onnxserve": ONNXSERVE_PORT
 
 
 @pytest.mark.parametrize(
