@@ -5,5 +5,6 @@ from .run import BatchResult as BatchResult
 from .run import Engine as Engine
 from .run import run_batch as run_batch
 from .spark import predict_frame as predict_frame
+from .table_model import body_predictor as body_predictor
 
 __all__: list[str]

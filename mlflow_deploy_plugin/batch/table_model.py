@@ -1,14 +1,18 @@
-"""A version as a function of Arrow tables, in this process: by ONNX Runtime if it has an ONNX form, else by MLflow.
+"""A version in this process, as a function of Arrow tables and of bodies of /invocations.
 
-A table is read by the same rules as a request with Arrow or CSV in its body.
+ONNX Runtime computes it if it has an ONNX form, else MLflow. A table is read by the same rules as a request with Arrow
+or CSV in its body.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import (
@@ -19,6 +23,7 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
     without_row_number,
 )
+from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     PYTHON_FUNCTION,
@@ -26,13 +31,15 @@ from mlflow_deploy_plugin.runtime import (
     OnnxModel,
     Placement,
     Schema,
+    available_cores,
     no_batch_dimension_reason,
     numpy_dtype,
     pyfunc_schema,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.server import protocols
+from mlflow_deploy_plugin.server import PARQUET, protocols
 from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.statedir import temporary_folder
 from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line
 
 _LARGEST_TABLE_BYTES = 2**31
@@ -65,6 +72,14 @@ class TableModel(Protocol):
         """Return the outputs of no rows, as far as they are known beforehand."""
         ...
 
+    def predict_body(self, content_type: str, body: bytes) -> Any:
+        """Return the value of `predictions` with which a server answers this body of /invocations.
+
+        Raises:
+            InvalidRequest, InferenceError: the model refuses it.
+        """
+        ...
+
 
 @lru_cache(maxsize=2)
 def load_table_model(folder: Path, device: Device = "cpu") -> TableModel:
@@ -75,8 +90,27 @@ def load_table_model(folder: Path, device: Device = "cpu") -> TableModel:
         InvalidConfig: it does not answer row by row.
         DeviceUnavailable, RuntimeMissing: see `open_session`.
     """
+    model = _load(folder, device, 1)
+    if isinstance(model, OnnxTable) and not model.schema.has_rows:
+        raise InvalidConfig(f"the model does not answer row by row: {model.no_batch_dimension_reason}")
+    return model
+
+
+@contextmanager
+def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes], Any]]:
+    """Yield `predict_body` of a version, which is loaded for the time of the block and uses all cores.
+
+    Raises:
+        InvalidConfig, NotFound, RegistryUnavailable: the version cannot be had.
+        InvalidArtifact: it cannot be loaded.
+    """
+    with temporary_folder("onnxserve-predict-") as folder:
+        yield _load(download(resolve(model_uri).source, folder), "cpu", available_cores()).predict_body
+
+
+def _load(folder: Path, device: Device, threads: int) -> TableModel:
     artifact = read_served_artifact(folder)
-    return _PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device)
+    return _PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device, threads)
 
 
 class OnnxTable:
@@ -84,19 +118,16 @@ class OnnxTable:
 
     is_parallel = True
 
-    def __init__(self, folder: Path, device: Device) -> None:
-        self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=1)
+    def __init__(self, folder: Path, device: Device, threads: int) -> None:
+        self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=threads)
         self.schema = self._model.schema
-        reason = no_batch_dimension_reason(self._model.artifact)
-        if not self.schema.has_rows:
-            raise InvalidConfig(f"the model does not answer row by row: {reason}")
-        self._is_batch_of_one = bool(reason)
+        self.no_batch_dimension_reason = no_batch_dimension_reason(self._model.artifact)
 
     def predict(self, table: pa.Table) -> pa.Table:
         for place, field in enumerate(table.schema):
             if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
                 table = table.set_column(place, field.name, table.column(place).dictionary_encode())
-        tables = [table.slice(row, 1) for row in range(table.num_rows)] if self._is_batch_of_one else [table]
+        tables = [table.slice(row, 1) for row in range(table.num_rows)] if self.no_batch_dimension_reason else [table]
         return pa.concat_tables([outputs for table in tables for outputs in self._runs(table)])
 
     def _runs(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -111,6 +142,16 @@ class OnnxTable:
     def no_rows(self) -> pa.Table:
         return _declared(self._model.artifact)
 
+    def predict_body(self, content_type: str, body: bytes) -> Any:
+        is_parquet = content_type == PARQUET
+        if is_parquet:
+            feeds = protocols.arrow.decode(content_type, body, self.schema, _LARGEST_TABLE_BYTES)
+        else:
+            feeds = protocols.mlflow.decode(content_type, body, self.schema)
+        outputs = self._model.run(feeds, self._model.artifact.prediction)
+        of_table = is_parquet or protocols.mlflow.is_table(content_type, body)
+        return orjson.loads(protocols.mlflow.encode(self._model.prediction(outputs, of_table)))["predictions"]
+
 
 class _PyfuncTable:
     is_parallel = False
@@ -118,7 +159,8 @@ class _PyfuncTable:
     def __init__(self, artifact: Artifact) -> None:
         from mlflow_deploy_plugin.pyfunc import load_scorer  # here: mlflow.pyfunc takes a second
 
-        self._scorer = load_scorer(artifact.folder)
+        with redirect_stdout(sys.stderr):  # a model may print, and predictions may go to stdout
+            self._scorer = load_scorer(artifact.folder)
         self._artifact = artifact
         self.schema = pyfunc_schema(artifact)
 
@@ -138,6 +180,16 @@ class _PyfuncTable:
 
     def no_rows(self) -> pa.Table:
         return _declared(self._artifact)
+
+    def predict_body(self, content_type: str, body: bytes) -> Any:
+        from mlflow_deploy_plugin.pyfunc import RequestRefused
+
+        try:
+            with redirect_stdout(sys.stderr):
+                answer = self._scorer.invoke(content_type, body).body
+        except RequestRefused as refusal:
+            raise InvalidRequest(refusal.message) from None
+        return orjson.loads(answer)["predictions"]
 
 
 def predict_block(

@@ -210,13 +210,7 @@ def predict(
     if (model_uri is None) == (name is None):
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments import (
-        model_predictor,
-        predict_batch,
-        read_rows,
-        scoring_target,
-        server_predictor,
-    )
+    from mlflow_deploy_plugin.deployments import predict_batch, read_rows, scoring_target, server_predictor
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
@@ -230,7 +224,9 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            predictor = held.enter_context(model_predictor(model_uri))
+            from mlflow_deploy_plugin.batch import body_predictor  # here: a server is asked without pyarrow
+
+            predictor = held.enter_context(body_predictor(model_uri))
         else:
             deployments = held.enter_context(opened_deployments())
             is_endpoint = deployments.store.endpoint(name or "") is not None

@@ -5,7 +5,6 @@ from .backends.targets import parse_target as parse_target
 from .batch_prediction import Predictor as Predictor
 from .batch_prediction import RowBatch as RowBatch
 from .batch_prediction import RowFile as RowFile
-from .batch_prediction import model_predictor as model_predictor
 from .batch_prediction import predict_batch as predict_batch
 from .batch_prediction import read_rows as read_rows
 from .batch_prediction import server_predictor as server_predictor

@@ -1,17 +1,14 @@
-"""Batch prediction: one prediction for every row of a file, by a deployment's server or by a model in this process.
+"""Batch prediction: one prediction for every row of a file, by a deployment's server or by what else answers bodies.
 
 The rows are read in batches. Only one batch is in memory, except for a JSON document, which is read whole. A row keeps
 its form of the file, so that it is read by the same rules as a request: nothing is guessed here.
 """
 
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any
 
 import orjson
@@ -20,13 +17,10 @@ from mlflow_deploy_plugin.client import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError, without_row_number
-from mlflow_deploy_plugin.registry import download, resolve
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
-from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json, protocols
+from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 _TRIES = 6
-_LARGEST_TABLE_BYTES = 2**31
 
 Predictor = Callable[[str, bytes], Any]
 """A function of content type and body of /invocations that returns the value of `predictions`."""
@@ -107,20 +101,6 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
         yield lambda content_type, body: post_with_retries(
             session, url, body, content_type, target.timeout_seconds, _TRIES
         ).get("predictions")
-
-
-@contextmanager
-def model_predictor(model_uri: str) -> Iterator[Predictor]:
-    """Predict by the model in this process: by ONNX Runtime if it has that form, else by `mlflow.pyfunc`.
-
-    Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: the model cannot be had.
-        InvalidArtifact: it cannot be loaded.
-    """
-    with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
-        files = download(resolve(model_uri).source, Path(folder))
-        is_pyfunc = read_served_artifact(files).flavor == PYTHON_FUNCTION
-        yield _pyfunc_predictor(files) if is_pyfunc else _onnx_predictor(files)
 
 
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:
@@ -260,39 +240,6 @@ def _length(file: IO[bytes]) -> int | None:
         return os.fstat(file.fileno()).st_size if file.seekable() else None
     except OSError:  # no file of the system's
         return None
-
-
-def _onnx_predictor(folder: Path) -> Predictor:
-    loaded = OnnxModel.load(folder, intra_op_num_threads=available_cores())
-
-    def predict(content_type: str, body: bytes) -> Any:
-        is_parquet = content_type == PARQUET
-        if is_parquet:
-            feeds: Feeds = protocols.arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
-        else:
-            feeds = protocols.mlflow.decode(content_type, body, loaded.schema)
-        outputs = loaded.run(feeds, loaded.artifact.prediction)
-        prediction = loaded.prediction(outputs, of_table=is_parquet or protocols.mlflow.is_table(content_type, body))
-        return orjson.loads(protocols.mlflow.encode(prediction))["predictions"]
-
-    return predict
-
-
-def _pyfunc_predictor(folder: Path) -> Predictor:
-    from mlflow_deploy_plugin.pyfunc import RequestRefused, load_scorer  # here: mlflow.pyfunc takes a second
-
-    with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout
-        scorer = load_scorer(folder)
-
-    def predict(content_type: str, body: bytes) -> Any:
-        try:
-            with redirect_stdout(sys.stderr):
-                response = scorer.invoke(content_type, body).body
-        except RequestRefused as refusal:
-            raise InvalidRequest(refusal.message) from None
-        return orjson.loads(response)["predictions"]
-
-    return predict
 
 
 def _split_by_row(predictions: Any, count: int, where: str) -> list[Any]:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.batch.table_model import load_table_model, predict_block, takes
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.batch.table_model import body_predictor, load_table_model, predict_block, takes
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock
 from tests.support.models import write_model
 
@@ -32,6 +33,15 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     kept = [row for row in range(1000) if row not in (0, 500, 999)]
     assert tables["id"].to_pylist() == kept
     assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in kept]
+
+
+def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
+    (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
+
+    with body_predictor(str(model)) as predict:
+        assert predict("application/json", orjson.dumps({"dataframe_records": [row]})) == labels(flights(1))
+        with pytest.raises(InvalidRequest, match="column 'hour'"):
+            predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n")
 
 
 def test_columns_that_a_model_does_not_name_are_not_given_to_it(model: Path) -> None:
