@@ -1,7 +1,7 @@
 """The findings of each column: checks that need no threshold, and the sentences of those that have one."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,28 +101,25 @@ def judgeable_columns(
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """Return the columns whose distribution can be judged, and for each other one a finding with the reason."""
     kept: list[str] = []
-    unjudged: list[Finding] = []
+    reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
         expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
         if given is None or given.rows == 0:
-            reason = "the window lacks the column"
+            reasons[name] = "the window lacks the column"
         elif expected is None:
-            reason = "the reference lacks the column"
+            reasons[name] = "the reference lacks the column"
         elif name not in reference.bins:
-            reason = f"a column of type {expected.arrow_type} has no distribution that is judged"
+            reasons[name] = f"a column of type {expected.arrow_type} has no distribution that is judged"
         elif given.kind == "other":
-            reason = f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
+            reasons[name] = f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
         else:
             kept.append(name)
-            continue
-        unjudged.append(Finding(name, "distribution", "not judged", reason, segment=segment))
-    return tuple(kept), unjudged
+    return tuple(kept), not_judged_findings(reasons, segment)
 
 
-def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") -> Iterator[Finding]:
-    """Yield a finding with the same reason for every column."""
-    for name in columns:
-        yield Finding(name, "distribution", "not judged", reason, segment=segment)
+def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[Finding]:
+    """Return a finding for every column, with the reason why its distribution is not judged."""
+    return [Finding(name, "distribution", "not judged", reason, segment=segment) for name, reason in reasons.items()]
 
 
 def judge_columns(

@@ -167,14 +167,15 @@ def judge_profile(
         if not reason:
             groups.append(ColumnGroup(name, part.reference, part.window, columns, compared))
             continue
-        unjudged += not_judged_findings(columns, reason, name)
+        unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
             # too few rows say nothing at all, not even about the columns that they have
             return _unjudged(base, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
         whole = [finding for finding in unjudged if not finding.segment]
-        return _unjudged(base, null.reason, schema, [*whole, *not_judged_findings(groups[0].columns, null.reason)])
+        whole += not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
+        return _unjudged(base, null.reason, schema, whole)
     return _conclude(base, groups, null, start_us, [*schema, *unjudged])
 
 

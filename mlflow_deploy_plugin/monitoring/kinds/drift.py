@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
-from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst
+from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
@@ -158,8 +158,7 @@ class WindowComparison:
         """Return the verdict on some columns; empty means all. Without a reference nothing is judged."""
         request = self.request
         if self.reference is None:
-            reasons = dict.fromkeys(self.names, self.missing_reason)
-            findings = _not_judged(reasons, columns)
+            findings = self._not_judged(dict.fromkeys(self.names, self.missing_reason), columns)
             rate = request.spec.false_alarm_rate
             return DriftVerdict("not judged", self.profile.rows, 0, rate, self.missing_reason, findings=findings)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
@@ -171,7 +170,11 @@ class WindowComparison:
             request.settings.cache_path / _CACHE,
             self.segments,
         )
-        return replace(verdict, findings=(*verdict.findings, *_not_judged(self.excluded, columns)))
+        return replace(verdict, findings=(*verdict.findings, *self._not_judged(self.excluded, columns)))
+
+    @staticmethod
+    def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
+        return tuple(not_judged_findings({name: reasons[name] for name in reasons if not columns or name in columns}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
         """Return the result with the data of its report; `state` and `reason` stand in place of the verdict's."""
@@ -214,14 +217,6 @@ class WindowComparison:
             sample = sample.take(pa.array(np.sort(chosen)))
         pairs = pair_columns(read_columns(sample)[0], read_columns(concat_tables(tables))[0])
         return [pair for pair in pairs if pair[0].name in subjects]
-
-
-def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
-    return tuple(
-        Finding(name, "distribution", "not judged", reason)
-        for name, reason in reasons.items()
-        if not columns or name in columns
-    )
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
