@@ -58,7 +58,7 @@ class MetricInterval:
     """A figure with its interval; low <= value <= high, in the figure's own units.
 
     Attributes:
-        rows: that it was made of; worth: so many independent ones.
+        rows: that it was made of; effective_n: how many independent ones they are worth.
     """
 
     name: str
@@ -141,7 +141,7 @@ def _evenness(weights: Array) -> float:
 def wilson_interval(
     name: str, hits: float, total: int, confidence: float, worth: float | None = None
 ) -> MetricInterval:
-    """Return a share of `total` > 0 rows that are worth `effective_n` independent ones; None: they are independent."""
+    """Return a share of `total` > 0 rows, which are worth so many independent ones; None: they are independent."""
     z = float(norm.ppf((1 + confidence) / 2))
     part, count = hits / total, total if worth is None else worth
     centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)

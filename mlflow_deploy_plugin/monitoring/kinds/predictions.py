@@ -46,7 +46,7 @@ class Predictions:
         truth: of a classifier [N] int64, places in its classes, -1 without a label; of a regressor [N] float64, NaN
             without a label, or with one that is no number.
         unusable: labels that are there, and no number where one is needed.
-        unfit: why the labels cannot be compared with the answers; empty: they can.
+        label_mismatch: why the labels cannot be compared with the answers; empty: they can.
     """
 
     classified: ClassPredictions | None
