@@ -91,6 +91,7 @@ def test_keys_which_name_endpoints_are_shown_to_administrators_alone(
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[evil.example"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
