@@ -90,7 +90,10 @@ def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     """
     if log_uri.startswith("/") or ":" not in log_uri:  # a folder, whatever its name contains
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
-    parsed = urlparse(log_uri)
+    try:
+        parsed = urlparse(log_uri)
+    except ValueError as error:
+        raise InvalidConfig(f"{setting} is no address: {error}; a folder or s3://BUCKET/PREFIX is expected") from None
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
         raise InvalidConfig(
             f"{setting} holds more than s3://BUCKET/PREFIX, which is all that is read of it: credentials stand "
