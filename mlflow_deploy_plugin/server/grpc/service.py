@@ -178,8 +178,13 @@ class OpenCalls:
 
 def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
     """Return the handlers of all methods; gRPC itself answers UNIMPLEMENTED for others."""
+
+    def infer_one(body: bytes, context: grpc.ServicerContext) -> bytes:
+        request = _raw_request(server, "ModelInfer", body, context)
+        return _finish(context, _infer(server, request, context.time_remaining()))
+
     methods = {
-        "ModelInfer": _unary(calls, partial(_model_infer, server)),
+        "ModelInfer": _unary(calls, infer_one),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, calls)),
     }
     for name, method in METHODS.items():
@@ -225,10 +230,6 @@ def _management_call(
         return _finish(context, _reply(server, _raw_request(server, name, body, context), respond))
 
     return answer
-
-
-def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> bytes:
-    return _finish(context, _infer(server, _raw_request(server, "ModelInfer", body, context), context.time_remaining()))
 
 
 def _model_stream_infer(

@@ -410,7 +410,10 @@ def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
     """Return code for tritonclient[http]; only names, shapes and values differ between models."""
     lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
     for entry in body["inputs"]:
-        values = f"np.array({_python(entry['data'])}, dtype={dtype_of(entry['datatype']).name!r})"
+        data = repr(entry["data"])
+        if not _has_text(entry["data"]):
+            data = data.replace("None", "np.nan")  # null is NaN among numbers
+        values = f"np.array({data}, dtype={dtype_of(entry['datatype']).name!r})"
         lines += [
             f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
             f"tensor.set_data_from_numpy({values})",
@@ -426,11 +429,6 @@ def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
         '    print(output["name"], answer.as_numpy(output["name"]))',
     ]
     return "\n".join(lines)
-
-
-def _python(values: Any) -> str:
-    """Return lists as Python writes them, with null as NaN for floating point."""
-    return repr(values).replace("None", "np.nan") if not _has_text(values) else repr(values)
 
 
 def _has_text(values: Any) -> bool:
