@@ -373,6 +373,8 @@ def silence(
     """
     if sum((length is not None, is_asked, number is not None)) != 1:
         raise click.UsageError("say one of NAME --for DURATION, --list, --remove ID")
+    if monitor and length is None:
+        raise click.UsageError("--monitor goes with --for")
     if length is not None and name is None:
         raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
@@ -392,7 +394,7 @@ def silence(
             else:
                 show_lines(map(_silence_line, active))
         elif number is not None:
-            if silences.end(number) is None:
+            if silences.end(number, why) is None:
                 raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")
             click.echo(f"silence {number} is over")
         else:

@@ -135,9 +135,9 @@ class Silences:
         query = query.filter_by(**given(endpoint=endpoint))
         return self._store.read(query, Silence)
 
-    def end(self, number: int, actor: str | None = None) -> Silence | None:
+    def end(self, number: int, why: str = "") -> Silence | None:
         """End the silence now, with its audit event. Return None if no silence of this number holds."""
-        now, by = self._store.now(), actor or current_actor()
+        now = self._store.now()
         query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
         with self._store.transaction() as session:
             row = session.scalars(query).one_or_none()
@@ -145,7 +145,7 @@ class Silences:
                 return None
             row.until = now
             detail = {"monitor": row.monitor, "silence": row.id}
-            write_event(session, AuditEvent(now, by, "silence.end", row.endpoint, detail=detail))
+            write_event(session, AuditEvent(now, current_actor(), "silence.end", row.endpoint, why=why, detail=detail))
             session.flush()
             return from_row(row, Silence)
 

@@ -34,17 +34,19 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert silence("--list").output.count("\n") == 2
     assert silence("taxis", "--list").output.startswith("Error: there is no endpoint 'taxis'")
     assert [one["monitor"] for one in json.loads(silence("--list", "-o", "json").output)] == ["daily", None]
-    assert silence("--remove", "1").output == "silence 1 is over\n"
+    assert silence("--remove", "1", "--why", "it has passed").output == "silence 1 is over\n"
     assert silence("--list").output.startswith("2  ")
     history = CliRunner().invoke(main, ["history", "flights"]).output
     assert "silence  flights" in history
     assert "why: a known storm" in history
     assert "silence.end  flights" in history
+    assert "why: it has passed" in history
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--list", "--monitor", "daily"], 2, "--monitor goes with --for"),
         ([], 2, "say one of NAME --for DURATION, --list, --remove ID"),
         (["--for", "2h"], 2, "say which endpoint"),
         (["flights", "--for", "2h", "--list"], 2, "say one of"),
