@@ -210,24 +210,14 @@ class Store:
         """Return the endpoints that cannot be read, in the order of their names."""
         return self._read_endpoints()[1]
 
-    def record(
-        self,
-        action: str,
-        *,
-        endpoint: str = "",
-        model: str = "",
-        version: str = "",
-        before: str = "",
-        after: str = "",
-        why: str = "",
-        detail: dict[str, Any] | None = None,
-        actor: str | None = None,
-    ) -> None:
-        """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout."""
-        by = actor or current_actor()
-        event = AuditEvent(self._clock(), by, action, endpoint, model, version, before, after, why, detail or {})
+    def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
+        """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout.
+
+        Args:
+            fields: of `AuditEvent`, by their names.
+        """
         with self.transaction() as session:
-            write_event(session, event)
+            self._audit(session, action, actor, **fields)
 
     def record_unless_repeated(self, event: AuditEvent) -> None:
         """Write the event, unless the last one of its endpoint, monitor and kind of action had the same reason."""
