@@ -14,15 +14,11 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.registry import TRAINING_TAG
 from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_labelled, save_labelled, save_weights
-from projects.model_runs import parity_line
-from projects.training import log_options, option, run_command
+from projects.training import log_options, option, register, run_command
 
 TEST_IMAGES = "test_images.parquet"
 """The artifact for whoever judges the version later: `onnxserve gate`, `onnxserve optimize`."""
@@ -55,9 +51,10 @@ def train(options: Training) -> Any:
 
     Raises:
         InvalidConfig: the file or an option is not valid.
+        ParityError: the ONNX form would answer otherwise than the network.
         NotFound / RegistryUnavailable: the base is not there, or MLflow does not say so.
     """
-    with mlflow.start_run() as run:
+    with mlflow.start_run():
         train_images, test_images, train_digits, test_digits = load_images(options.seed)
         new_images, new_digits = (
             read_labelled(Path(options.data)) if options.data else (train_images[:0], train_digits[:0])
@@ -77,21 +74,15 @@ def train(options: Training) -> Any:
         test_accuracy = accuracy(network, test_images, test_digits)
         mlflow.log_metric("test_accuracy", test_accuracy)
         print(f"accuracy on {len(test_images)} test images: {test_accuracy:.3f}", flush=True)
-        info = onnxserve.log_model(
+        return register(
             network,
-            name="model",
-            registered_model_name=options.registered_model,
+            options.registered_model,
+            "scikit-learn's digits" + (f" and {len(new_images):,} labelled images" if len(new_images) else ""),
+            f"{options.mode}: {way}",
             input_example=train_images[:4],
             parity_data=test_images,
             reference_data=train_images,
         )
-        version = info.registered_model_version
-        training = f"{options.mode}: {way}"
-        MlflowClient().set_model_version_tag(options.registered_model, version, TRAINING_TAG, training)
-        logged = mlflow.get_run(run.info.run_id).data
-        print(parity_line(logged.tags["onnxserve.parity"], logged.metrics), flush=True)
-        print(f"registered {options.registered_model} version {version}, {training}, run {run.info.run_id}", flush=True)
-        return info
 
 
 if __name__ == "__main__":

