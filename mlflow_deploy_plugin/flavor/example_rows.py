@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array
-from mlflow_deploy_plugin.tabular import FileFormat, first_line, format_of, json_lines
+from mlflow_deploy_plugin.tabular import FileFormat, first_line, format_of
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4
@@ -37,7 +37,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> Any:
         "csv": pd.read_csv,
         "parquet": pd.read_parquet,
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
-        "jsonl": _from_json_lines,
+        "jsonl": lambda path: pd.DataFrame(map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines()))),
     }
     if kind is None:
         raise InvalidConfig(f"{path}: its ending is none of .csv, .json, .jsonl and .parquet, in which rows are read")
@@ -59,11 +59,6 @@ def _from_json(document: Any) -> Any:
         known = {"instances", "inputs", "dataframe_records"} & set(document)
         return infer_and_parse_data(document) if known else pd.DataFrame(document)
     return infer_and_parse_data(document)
-
-
-def _from_json_lines(path: Path) -> pd.DataFrame:
-    with path.open("rb") as file:
-        return pd.DataFrame([orjson.loads(line) for _, line, _ in json_lines(file)])
 
 
 def fit_to_signature(rows: Any, signature: ModelSignature | None, names: list[str] | None = None) -> Any:

@@ -83,7 +83,14 @@ def wrap(
             form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
             if form.report.beyond_tolerance:
                 _refuse_random(form.converted.original, example)
-            _check_parity(form.report, parity)
+            if form.report.state == "warned":
+                error = parity_error(form.report)
+                if parity == "require" or not form.report.rows:  # not even the example can be answered
+                    raise error
+                _logger.warning("%s", error.message)
+            if form.report.repair:
+                _logger.info("%s", form.report.repair)
+            _logger.info("parity %s on %d rows", form.report.state, form.report.rows)
             has_rows = form.runnable.schema.has_rows
             if not has_rows and (reference is not None or times is not None):
                 raise InvalidConfig(
@@ -125,18 +132,6 @@ def _refuse_random(original: OriginalModel | None, example: Batch | None) -> Non
     first, again = original(rows), original(rows)
     if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):
         raise ConversionError("the model's answers are random: asked twice, it answers the same rows otherwise")
-
-
-def _check_parity(report: ParityReport, parity: ParityPolicy) -> None:
-    """Raise a ParityError, or log a warning if the user accepts a model that answers otherwise."""
-    if report.state == "warned":
-        error = parity_error(report)
-        if parity == "require" or not report.rows:  # not even the example can be answered
-            raise error
-        _logger.warning("%s", error.message)
-    if report.repair:
-        _logger.info("%s", report.repair)
-    _logger.info("parity %s on %d rows", report.state, report.rows)
 
 
 def _read_data(

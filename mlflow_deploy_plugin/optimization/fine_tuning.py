@@ -5,7 +5,6 @@ Connections for Efficient Neural Networks"). The others learn the labels or, wit
 """
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,7 +44,9 @@ def pruned_and_tuned(
     if truth is None:
         truth = answers[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    kept = [(weight, _largest(weight, share)) for weight in _weights(module)]
+    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # which is looked up
+    weights = (weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)
+    kept = [(weight, _largest(weight, share)) for weight in weights]
     if not kept:
         raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
     torch.manual_seed(seed)
@@ -75,13 +76,6 @@ def pruned_and_tuned(
     if names != [sorted(entry.name for entry in side) for side in (base.artifact.inputs, base.artifact.outputs)]:
         raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the version it is to replace")
     return graph
-
-
-def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the matrices and kernels that a layer multiplies with; an embedding is looked up."""
-    for layer in module.modules():
-        if not isinstance(layer, nn.Embedding):
-            yield from (weight for weight in layer.parameters(recurse=False) if weight.ndim > 1)
 
 
 def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:

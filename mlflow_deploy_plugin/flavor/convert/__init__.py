@@ -12,7 +12,7 @@ A framework of your own is a `Converter` of another distribution, in the entry-p
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -106,11 +106,19 @@ class _Registered:
 def converter_for(model: Any) -> Any:
     """Return what converts `model`: a registered converter, or the module of the first package in its ancestry.
 
+    A converter of another distribution that fails is logged by one line and left out.
+
     Raises:
         ConversionError: nothing knows the model's framework, or the framework's converter is not installed.
     """
-    for registered in _registered(model):
-        return registered
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            converter = entry.load()
+            if converter.matches(model):
+                return _Registered(entry, converter)
+        except Exception as error:  # noqa: BLE001 - the code of another distribution
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
+            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
     framework = "onnx" if is_onnx(model) else next((name for name in packages_of(model) if name in _MODULES), None)
     if framework is None:
         raise ConversionError(
@@ -124,18 +132,6 @@ def converter_for(model: Any) -> Any:
         raise ConversionError(
             f"converting a {framework} model needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'"
         ) from None
-
-
-def _registered(model: Any) -> Iterator[_Registered]:
-    """Yield the converters of other distributions for a model. One that fails is logged by one line and left out."""
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            converter = entry.load()
-            if converter.matches(model):
-                yield _Registered(entry, converter)
-        except Exception as error:  # noqa: BLE001 - the code of another distribution
-            reason = f"{type(error).__name__}: {one_line(error, 300)}"
-            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
 
 
 def _described(entry: EntryPoint) -> str:

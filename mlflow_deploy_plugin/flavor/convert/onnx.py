@@ -1,7 +1,6 @@
 """ONNX models and files: nothing to convert, and no original to compare with."""
 
 from collections.abc import Callable
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,23 @@ def read_batch(model: Any, data: Any) -> Batch:
 def forms(
     model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
-    """Return one form, the graph itself.
+    """Return one form, a copy of the graph with its weights inline.
 
     Raises:
         InvalidConfig: `predict_proba` is requested; a graph does not say which output that is.
     """
     if predict_fn != "predict":
         raise InvalidConfig("pyfunc_predict_fn: an ONNX graph answers all its outputs; only 'predict' is possible")
-    return [partial(_load, model, batch)]
 
+    def load() -> ConvertedModel:
+        try:
+            if isinstance(model, str | PathLike):
+                proto = onnx.load(str(Path(model)))  # reads external weights too
+            else:
+                proto = onnx.ModelProto()
+                proto.CopyFrom(model)
+        except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
+            raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+        return bind_graph(proto, batch, "onnx", onnx.__version__, None)
 
-def _load(model: Any, batch: Batch | None) -> ConvertedModel:
-    """Return a copy of the model with its weights inline, its inputs bound to the batch.
-
-    Raises:
-        ConversionError: not an ONNX file, or a graph that breaks ONNX's rules.
-    """
-    try:
-        if isinstance(model, str | PathLike):
-            proto = onnx.load(str(Path(model)))  # reads external weights too
-        else:
-            proto = onnx.ModelProto()
-            proto.CopyFrom(model)
-    except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
-        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    return bind_graph(proto, batch, "onnx", onnx.__version__, None)
+    return [load]
