@@ -20,9 +20,8 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import signature_of
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
+from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
 from mlflow_deploy_plugin.version import __version__
-
-_EXAMPLE_ROWS = 5
 
 
 class NetModel(PythonModel):  # type: ignore[misc]
@@ -102,7 +101,7 @@ def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # it is of another distribution
         return None
-    rows = batches.take_rows(converter.read_batch(model, input_example), slice(0, _EXAMPLE_ROWS))
+    rows = batches.take_rows(converter.read_batch(model, input_example), slice(0, EXAMPLE_ROWS))
     if isinstance(rows, pd.DataFrame):
         rows = rows.rename(columns=str)  # as signatures have them
     answers = call_original(converter.original_model(model), rows)

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.flavor.batch import to_feeds
 from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.flavor.python_model import net_options
-from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
+from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
@@ -37,7 +37,6 @@ PARITY_TAG = "onnxserve.parity"
 FALLBACK_TAG = "onnxserve.fallback"
 """The tag with the reason why MLflow's own flavor has logged a model."""
 _LONGEST_TAG = 5000
-_EXAMPLE_ROWS = 5
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
 """The frameworks whose own pyfunc answers a table for a table."""
 
@@ -230,9 +229,9 @@ def _log_as_pyfunc(
     """
     rows = input_example
     if isinstance(rows, Mapping):
-        rows = {key: values[:_EXAMPLE_ROWS] for key, values in rows.items()}
+        rows = {key: values[:EXAMPLE_ROWS] for key, values in rows.items()}
     elif rows is not None:
-        rows = rows[:_EXAMPLE_ROWS]
+        rows = rows[:EXAMPLE_ROWS]
     arguments: dict[str, Any] = {"input_example": rows}
     if (net := net_options(flavor, model, input_example)) is not None:
         flavor, arguments = net

@@ -47,6 +47,8 @@ LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"
 REFERENCE_FILE = "reference.parquet"
 
+EXAMPLE_ROWS = 5
+"""The first rows of the user's example, which are MLflow's input example."""
 MAX_REFERENCE_ROWS = 100_000
 MAX_REFERENCE_VALUES = 20_000_000
 """Numbers that a sample of tensors may hold: images are large, and drift needs few of them."""
@@ -128,7 +130,9 @@ def save_model(
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        defaults = default_requirements() if pip_requirements is None else None
+        # MLflow would infer them by loading the model in a second process; the runtime needs no training framework
+        runtime = [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
+        defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
     else:
         processed = environment._process_conda_env(conda_env)
@@ -138,14 +142,6 @@ def save_model(
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
-
-
-def default_requirements() -> list[str]:
-    """Return the packages that `mlflow models serve` and `build-docker` install beside MLflow.
-
-    MLflow would infer them by loading the model in a second process; here the runtime needs no training framework.
-    """
-    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
 
 
 def write_mlmodel(

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Dynami
 from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import (
+    EXAMPLE_ROWS,
     WrappedModel,
     environment_lock,
     provenance_section,
@@ -44,7 +45,6 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 ParityPolicy = Literal["require", "warn"]
 PredictFunction = Literal["predict", "predict_proba"]
-_EXAMPLE_ROWS = 5
 _HEAD = slice(0, 3)
 
 
@@ -105,7 +105,7 @@ def wrap(
         raise (with_alternative(error, model) if says_alternative else error) from (error.__cause__ or error)
     first: Any = example
     if first is not None and has_rows:
-        first = batches.take_rows(first, slice(0, _EXAMPLE_ROWS))
+        first = batches.take_rows(first, slice(0, EXAMPLE_ROWS))
     if isinstance(first, dict) and set(first) == {""}:
         first = first[""]  # MLflow saves a DataFrame, an array or a mapping of arrays
     lock = environment_lock()

@@ -6,10 +6,9 @@ the rounds of form ÷ base. A session computes in one thread, as in a worker of 
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -78,7 +77,11 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
         InferenceError: a form refuses the rows.
     """
     models = [OnnxModel.load(folder) for folder in folders]
-    loads = [[_seconds(lambda folder=folder: OnnxModel.load(folder)) for folder in folders] for _ in range(_LOADS)]  # type: ignore[misc]
+    loads: list[list[float]] = [[] for _ in models]
+    for folder, taken in [*zip(folders, loads, strict=True)] * _LOADS:
+        start = time.perf_counter()
+        OnnxModel.load(folder)
+        taken.append(time.perf_counter() - start)
     latency: list[dict[int, float]] = [{} for _ in models]
     ratio: list[dict[int, float]] = [{} for _ in models]
     upper: list[dict[int, float]] = [{} for _ in models]
@@ -98,7 +101,7 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
-        load = float(np.median([taken[position] for taken in loads])) * 1e3
+        load = float(np.median(loads[position])) * 1e3
         size, packed = len(content), len(zlib.compress(content, 1))
         costs.append(FormCost(size, packed, load, latency[position], ratio[position], upper[position]))
     return costs
@@ -114,9 +117,3 @@ def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
         model.run(feeds)
         calls += 1
     return taken / calls
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

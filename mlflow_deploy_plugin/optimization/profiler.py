@@ -18,7 +18,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation import count_rows, downloaded_version, load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.optimization.measure import load_onnx
-from mlflow_deploy_plugin.registry import ResolvedModel, registry_client, registry_errors, resolve
+from mlflow_deploy_plugin.registry import registry_client, registry_errors, resolve
 from mlflow_deploy_plugin.runtime import OnnxModel, import_onnxruntime, repeat_row, session_options
 
 _WARM_UP, _RUNS = 5, 30
@@ -106,7 +106,11 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     run_us = float(np.median(times)) * 1e6
     done = GraphProfile(resolved.source, rows, runs, run_us, operators, nodes, _advise(operators, nodes, run_us))
     if log:
-        _log(done, resolved)
+        client, run_id = registry_client(), resolved.aspects["run_id"]
+        name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"
+        with registry_errors(f"run {run_id}"):
+            client.log_dict(run_id, done.as_dict(), f"{name}.json")
+            client.log_figure(run_id, draw(done), f"{name}.png")
     return done
 
 
@@ -251,11 +255,3 @@ def draw(done: GraphProfile) -> Any:
     figure.suptitle(f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs a run")
     figure.tight_layout()
     return figure
-
-
-def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
-    name = f"profile/{resolved.name}-{resolved.version or 'run'}-{done.rows}-rows"
-    figure, client, run_id = draw(done), registry_client(), resolved.aspects["run_id"]
-    with registry_errors(f"run {run_id}"):
-        client.log_dict(run_id, done.as_dict(), f"{name}.json")
-        client.log_figure(run_id, figure, f"{name}.png")
