@@ -100,6 +100,8 @@ class NodeBuilder:
 
     def joined(self, inputs: list[Any]) -> str:
         """Return skl2onnx's variables side by side, [N, k]."""
+        if len(inputs) == 1:  # skl2onnx does not know the shape of what the last estimator of a stack reads
+            return str(inputs[0].full_name)
         joined = concatenate_variables(self._scope, inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
 

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor, StackingRegressor, VotingRegressor
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import SplineTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -29,6 +30,15 @@ def test_parts_of_an_ensemble_keep_their_own_precision(make: Any, matrix: tuple[
     rows, target = matrix
 
     assert wrap(make().fit(rows[:400], target[:400]), rows[:400]).report.state == "proven"
+
+
+@pytest.mark.parametrize("step", [StandardScaler(), SplineTransformer(), SimpleImputer()], ids=str)
+def test_the_last_estimator_of_a_stack_may_be_a_pipeline(step: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    members = [("tree", DecisionTreeRegressor(max_depth=2)), ("ridge", Ridge())]
+    model = StackingRegressor(members, make_pipeline(step, Ridge()), cv=2).fit(rows, target)
+
+    assert wrap(model, rows).report.state == "proven"
 
 
 @pytest.mark.parametrize(
