@@ -113,8 +113,8 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
         features = getattr(estimator, "estimators_features_", [None] * len(members))
         yield from zip(members, features, strict=False)
         yield from ((part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", []))
-        if hasattr(estimator, "estimator_") and not hasattr(estimator, "support_"):
-            yield estimator.estimator_, None
+        if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
+            yield estimator.estimator_, None  # of an ensemble, it is what its members were cloned from
         if hasattr(estimator, "regressor_"):
             yield estimator.regressor_, None
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import xgboost
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import StackingClassifier
+from sklearn.ensemble import BaggingRegressor, StackingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -128,6 +128,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "catboost, several targets": (lambda: cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS), FULL),
     "catboost, trees of other shapes": (lambda: cat(grow_policy="Lossguide").fit(GAPS, THREE), GAPS),
     "catboost in a pipeline": (lambda: make_pipeline(StandardScaler(), cat()).fit(FULL, TWO), FULL),
+    "xgboost in a bag": (lambda: BaggingRegressor(xgb("Regressor"), 2, max_features=0.5).fit(FULL, SCORE), FULL),
     "both in a stack": (
         lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(FULL, TWO),
         FULL,
