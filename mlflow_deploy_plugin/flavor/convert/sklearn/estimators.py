@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
 
@@ -186,8 +186,10 @@ def estimator_input(model: Any, batch: Batch) -> Any:
     """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
-    reads_text = isinstance(first_steps(model)[0], CountVectorizer | HashingVectorizer)
-    return batch.iloc[:, 0] if reads_text else batch
+    steps = first_steps(model)
+    if isinstance(steps[0], FeatureUnion):
+        steps = [step for _, part in steps[0].transformer_list for step in first_steps(part)]
+    return batch.iloc[:, 0] if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps) else batch
 
 
 def convertible_copy(fitted: Any) -> Any:
@@ -197,17 +199,7 @@ def convertible_copy(fitted: Any) -> Any:
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
-        if isinstance(part, VotingClassifier | VotingRegressor):
-            part.flatten_transform = False  # only `transform` uses it, and the default has no converter
-            weights = part._weights_not_none  # of the members that are not dropped
-            part.weights = None if weights is None else np.array(weights)  # skl2onnx 1.20 takes no list
-        if hasattr(part, "sparse_output"):
-            part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
-        if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20
-            threshold = part.tree_.threshold
-            threshold[np.isinf(threshold)] = np.finfo(np.float32).max
-        if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
-            part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
+        _prepare(part)
     transformers = [step for step in first_steps(copy) if isinstance(step, ColumnTransformer)]
     for transformer in transformers:
         if hasattr(transformer, "feature_names_in_"):
@@ -219,6 +211,23 @@ def convertible_copy(fitted: Any) -> Any:
         if all(part is not transformer for transformer in transformers):
             vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
     return copy
+
+
+def _prepare(part: Any) -> None:
+    """Change the options of an estimator that skl2onnx does not read, and that change no prediction."""
+    if isinstance(part, VotingClassifier | VotingRegressor):
+        part.flatten_transform = False  # only `transform` uses it, and the default has no converter
+        weights = part._weights_not_none  # of the members that are not dropped
+        part.weights = None if weights is None else np.array(weights)  # skl2onnx 1.20 takes no list
+    if hasattr(part, "sparse_output"):
+        part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
+    if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20
+        threshold = part.tree_.threshold
+        threshold[np.isinf(threshold)] = np.finfo(np.float32).max
+    if isinstance(part, FeatureUnion):
+        part.transformer_list = [entry for entry in part.transformer_list if entry[1] != "drop"]
+    if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
+        part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
 
 
 def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:

@@ -3,10 +3,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor, StackingRegressor, VotingRegressor
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
@@ -39,6 +41,21 @@ def test_the_last_estimator_of_a_stack_may_be_a_pipeline(step: Any, matrix: tupl
     model = StackingRegressor(members, make_pipeline(step, Ridge()), cv=2).fit(rows, target)
 
     assert wrap(model, rows).report.state == "proven"
+
+
+def test_a_part_that_a_union_leaves_out_is_left_out(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    union = FeatureUnion([("left out", "drop"), ("all", PCA(2))], transformer_weights={"all": 3.0})
+
+    assert wrap(make_pipeline(union, Ridge()).fit(rows, target), rows).report.state == "proven"
+
+
+def test_the_parts_of_a_union_read_the_same_texts() -> None:
+    texts = ["a red fox", "blue fox", "a red hen", "blue hen and fox"] * 20
+    union = FeatureUnion([("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))])
+    model = make_pipeline(union, LogisticRegression()).fit(texts, [0, 1, 0, 1] * 20)
+
+    assert wrap(model, texts).report.state == "proven"
 
 
 @pytest.mark.parametrize(
