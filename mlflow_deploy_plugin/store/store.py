@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.store.tables import (
     MonitorRow,
     MonitorWindowRow,
     RolloutRow,
+    SilenceRow,
     ValueT,
     from_row,
     given,
@@ -127,7 +128,7 @@ class Store:
         try:
             with self.transaction() as session:
                 session.add(row)
-                _delete_monitors(session, spec.name)  # also of what was judged by hand while nobody had the name
+                _delete_monitors(session, spec.name, now)  # also of what was judged by hand while nobody had the name
                 event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
@@ -174,7 +175,7 @@ class Store:
             with suppress(InvalidConfig):
                 before = describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
-            _delete_monitors(session, name)
+            _delete_monitors(session, name, now)
             live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
             for rollout in session.scalars(live.with_for_update()):
                 rollout.state, rollout.reason, rollout.revision = _ABANDONED, _DELETED, rollout.revision + 1
@@ -417,10 +418,12 @@ def unknown_endpoint(name: str, known: Iterable[str]) -> NotFound:
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
 
 
-def _delete_monitors(session: Session, endpoint: str) -> None:
-    """Delete states and windows, and resolve the alerts, so that a later endpoint of the name alerts anew."""
+def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
+    """Delete states and windows, resolve alerts and end silences, so that a later endpoint of the name alerts anew."""
     firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
+    silences = update(SilenceRow).where(SilenceRow.endpoint == endpoint, SilenceRow.until > now)
+    session.execute(silences.values(until=now))
     for table in (MonitorRow, MonitorWindowRow):
         session.execute(delete(table).where(table.endpoint == endpoint))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import Silences, Store, open_store
 from mlflow_deploy_plugin.store.monitors import MonitorNote, Monitors, MonitorState
 
 DAY = timedelta(days=1)
@@ -104,6 +104,7 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     monitors.update_state(name, "daily", made_up_to=START, consecutive=2)
     monitors.update_state(name, "daily", note=MonitorNote("left_out", "3 windows are left out"))
     monitors.pause(name, "daily", actor="ada")
+    Silences(store).add(name, "", timedelta(days=3650))
     running = monitors.add(name, "daily", START, START + DAY)
     assert monitors.states(name) == [
         MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out")
@@ -115,5 +116,5 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
 
     assert written is None
-    assert (monitors.states(name), monitors.windows(name)) == ([], [])
-    assert [event.action for event in store.events(name)] == ["create", "monitor.pause", "delete", "create"]
+    assert (monitors.states(name), monitors.windows(name), Silences(store).active(name)) == ([], [], [])
+    assert [event.action for event in store.events(name)] == ["create", "monitor.pause", "silence", "delete", "create"]
