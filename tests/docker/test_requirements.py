@@ -1,5 +1,6 @@
 """The requirements of the serving images against the import graph of what runs there; needs no Docker."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = "mlflow_deploy_plugin"
 ROOTS = [
     "mlflow_deploy_plugin.cli.serve",
     "mlflow_deploy_plugin.server.supervisor",
@@ -31,24 +33,49 @@ MODULE_OF = {
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
-NOT_IMPORTED_BY_US = {"boto3", "cryptography", "uvloop"}  # used by MLflow for s3://, by PyJWT, by uvicorn
+NOT_IMPORTED_BY_US = {"cryptography", "uvloop"}  # used by PyJWT, by uvicorn
 
 
 NOT_TAKEN = [
+    ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.deployments"),
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.store"),
     ("mlflow_deploy_plugin.registry.transitions", "mlflow_deploy_plugin.store"),
 ]
-"""Imports within functions that no serving process calls: of options of other commands, and of the audit trail."""
+"""Imports of rooms within functions that no serving process calls: options of other commands, and the audit trail."""
+
+
+def look_through_faces(graph: grimp.ImportGraph) -> None:
+    """Add the modules that names of a room come from, which its `__init__` imports on first use alone."""
+    for stub in sorted((ROOT / PACKAGE).glob("**/__init__.pyi")):
+        room = ".".join(stub.parent.relative_to(ROOT).parts)
+        homes = {
+            alias.asname: f"{room}.{node.module}"
+            for node in ast.walk(ast.parse(stub.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+            for alias in node.names
+        }
+        for importer in graph.find_modules_that_directly_import(room):
+            source = ROOT.joinpath(*importer.split("."))
+            tree = ast.parse((source / "__init__.py" if source.is_dir() else source.with_suffix(".py")).read_text())
+            lines = {one["line_number"] for one in graph.get_import_details(importer=importer, imported=room)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.lineno in lines:
+                    for alias in node.names:
+                        if alias.name in homes:
+                            graph.add_import(importer=importer, imported=homes[alias.name])
 
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
     """Top-level third-party modules that the server, the agent and `serve` import, directly or through our modules."""
     graph = grimp.build_graph(
-        "mlflow_deploy_plugin", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+        PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
     )
-    for importer, module in NOT_TAKEN:
-        graph.remove_import(importer=importer, imported=module)
+    look_through_faces(graph)
+    for importer, room in NOT_TAKEN:
+        for module in graph.find_modules_directly_imported_by(importer):
+            if f"{module}.".startswith(f"{room}."):
+                graph.remove_import(importer=importer, imported=module)
     reached = set().union(*(graph.find_upstream_modules(root) for root in ROOTS))
     external = {name.split(".")[0] for name in reached if graph.is_module_squashed(name)}
     return external - set(sys.stdlib_module_names)
@@ -66,4 +93,5 @@ def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]
     lines = subprocess.run(program, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed - NOT_IMPORTED_BY_US}
-    assert modules | {"onnxruntime", "pynvml"} == imported  # of the stage for CPU or GPU
+    # of the stage for CPU or GPU, and what boto3 brings
+    assert modules | {"onnxruntime", "pynvml", "botocore"} == imported
