@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.options import option
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.tabular import FileFormat
 
@@ -18,36 +19,28 @@ _FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 
 
 @click.command()
-@click.option(
-    "-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay/Production."
-)
-@click.option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the predictions, also s3://….")
-@click.option("--keep", metavar="COLUMNS", default="", help="Columns of the input to pass through, as id,ts.")
-@click.option("--format", type=_FORMATS, show_default="that of each part", help="Format of the predictions.")
-@click.option("--input-format", type=_FORMATS, show_default="by the files' names", help="Format of the input.")
-@click.option(
+@option("-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay/Production.")
+@option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
+@option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the predictions, also s3://….")
+@option("--keep", metavar="COLUMNS", default="", help="Columns of the input to pass through, as id,ts.")
+@option("--format", type=_FORMATS, show_default="that of each part", help="Format of the predictions.")
+@option("--input-format", type=_FORMATS, show_default="by the files' names", help="Format of the input.")
+@option(
     "--on-error",
     type=click.Choice(["fail", "skip-row", "skip-part"]),
     default="fail",
-    show_default=True,
     help="What a bad row does: end the batch, be left out (and kept in _rejected/), or leave out its file.",
 )
-@click.option(
-    "--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use."
-)
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True, help="Device."
-)
-@click.option(
+@option("--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use.")
+@option("--device", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", help="Device.")
+@option(
     "--engine",
     type=click.Choice(["local", "spark"]),
     default="local",
-    show_default=True,
     help="What predicts: this machine, or the cluster that Spark's own configuration names.",
 )
-@click.option("--restart", is_flag=True, help="Delete what another batch has left in the output, and begin anew.")
-@click.option("--run", metavar="EXPERIMENT", default="", help="Record the batch as an MLflow run of this experiment.")
+@option("--restart", is_flag=True, help="Delete what another batch has left in the output, and begin anew.")
+@option("--run", metavar="EXPERIMENT", default="", help="Record the batch as an MLflow run of this experiment.")
 def batch(
     model_uri: str,
     input: str,

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, unknown_endpoint
+from mlflow_deploy_plugin.cli.options import opened_deployments, option, unknown_endpoint
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.tabular import (
     FILE_FORMATS,
@@ -36,35 +36,30 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--file", required=True, metavar="FILE", help="Labels; - is standard input.")
-@click.option("-t", "--content-type", type=_STREAMED, show_default="by FILE's name", help="Format of the file.")
-@click.option(
+@option("-f", "--file", required=True, metavar="FILE", help="Labels; - is standard input.")
+@option("-t", "--content-type", type=_STREAMED, show_default="by FILE's name", help="Format of the file.")
+@option(
     "--key",
     metavar="COLUMNS",
     show_default="the id column and the row column",
     help="Columns that name a row, as flight,day.",
 )
-@click.option("--label-column", default="label", show_default=True, metavar="COLUMN", help="Column of the labels.")
-@click.option(
-    "--id-column", default="prediction_id", show_default=True, metavar="COLUMN", help="Column of the X-Prediction-Ids."
-)
-@click.option(
+@option("--label-column", default="label", metavar="COLUMN", help="Column of the labels.")
+@option("--id-column", default="prediction_id", metavar="COLUMN", help="Column of the X-Prediction-Ids.")
+@option(
     "--row-column",
     default="row",
-    show_default=True,
     metavar="COLUMN",
     help="Column of the row's number in its request, from 0; it may be missing.",
 )
-@click.option(
+@option(
     "--url",
     metavar="URL",
     show_default="that of NAME on this machine, else the log",
     help="Address of the server: http://host:8080.",
 )
-@click.option("--rejects", metavar="FILE", help="File that the bad rows are written to, as JSON Lines.")
-@click.option(
-    "--match/--no-match", default=True, show_default=True, help="Look for the labels' rows in the log, or not."
-)
+@option("--rejects", metavar="FILE", help="File that the bad rows are written to, as JSON Lines.")
+@option("--match/--no-match", default=True, help="Look for the labels' rows in the log, or not.")
 def feedback(
     name: str,
     file: str,
@@ -160,32 +155,19 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
 
 
 @click.command()
-@click.option(
-    "-m", "--model-uri", metavar="URI", help="Model to load in this process, e.g. models:/flight-delay/Production."
-)
-@click.option("-n", "--name", metavar="NAME", help="Deployment or endpoint to ask instead; its server answers.")
-@click.option("-i", "--input-path", default="-", show_default=True, metavar="FILE", help="Rows; - is standard input.")
-@click.option(
-    "-o", "--output-path", default="-", show_default=True, metavar="FILE", help="Predictions; - is standard output."
-)
-@click.option(
-    "-t", "--content-type", type=_KINDS, show_default="by the file's name, else json", help="Format of the input."
-)
-@click.option(
+@option("-m", "--model-uri", metavar="URI", help="Model to load in this process, e.g. models:/flight-delay/Production.")
+@option("-n", "--name", metavar="NAME", help="Deployment or endpoint to ask instead; its server answers.")
+@option("-i", "--input-path", default="-", metavar="FILE", help="Rows; - is standard input.")
+@option("-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output.")
+@option("-t", "--content-type", type=_KINDS, show_default="by the file's name, else json", help="Format of the input.")
+@option(
     "-O",
     "--output-type",
     type=_KINDS,
     show_default="by the file's name; without an ending, the input's",
     help="Format of the output.",
 )
-@click.option(
-    "--batch-rows",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    metavar="ROWS",
-    help="Number of rows in a request.",
-)
+@option("--batch-rows", type=click.IntRange(min=1), default=1000, metavar="ROWS", help="Number of rows in a request.")
 def predict(
     model_uri: str | None,
     name: str | None,
