@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments import Deployments, parse_target
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store import LeaseKeeper, Store
 
@@ -137,8 +137,10 @@ def rollouts_lease_name(place: str) -> str:
     return f"rollouts/{place}"
 
 
-def reached_places(deployments: Deployments) -> tuple[set[str], set[str]]:
+def reached_places(deployments: Deployments) -> tuple[dict[str, str], set[str]]:
     """Return the places whose servers this process reaches, and a line for each target that it fails to reach.
+
+    Each place comes with the words for its servers.
 
     A target is reached if one of its endpoints is. One that is elsewhere is no failure.
     """
@@ -152,7 +154,11 @@ def reached_places(deployments: Deployments) -> tuple[set[str], set[str]]:
                 continue
             except OnnxserveError as error:
                 failures[one.target] = f"leaves rollouts of {one.target} to other controllers: {error.message}"
-    return set(places.values()), {line for target, line in failures.items() if target not in places}
+    servers = {
+        place: "the servers here" if parse_target(target).is_on_this_machine else target
+        for target, place in places.items()
+    }
+    return servers, {line for target, line in failures.items() if target not in places}
 
 
 def reaches(deployments: Deployments, endpoint: str, place: str | None = None) -> bool:

@@ -54,10 +54,12 @@ def run_controller(
         LogMaintenance(deployments).run,
     )
 
-    def rollouts_at(place: str) -> RolloutController:
+    def rollouts_at(place: str, servers: str) -> RolloutController:
         actions = RolloutActions(deployments, controller_name(), say)
         waiting = repeat(partial(start_rollouts_at, context, place), _REPEAT_SECONDS)
-        return RolloutController(store, actions, process_name(), place, lease_seconds, say, background=(waiting,))
+        return RolloutController(
+            store, actions, process_name(), place, servers, lease_seconds, say, background=(waiting,)
+        )
 
     with ThreadPoolExecutor(1, "store") as pool:
         leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)

@@ -168,6 +168,7 @@ class RolloutController:
     Attributes:
         holder: the name under which the lease is held.
         actions: change the endpoints; their `actor` stands in the audit trail.
+        servers: the words for the place's servers (`reached_places`).
         say: takes one line for each change.
         background: tasks that run while the lease is held, each in a thread of its own.
     """
@@ -176,6 +177,7 @@ class RolloutController:
     actions: RolloutActions
     holder: str
     place: str
+    servers: str = "the servers here"
     lease_seconds: float = LEASE_SECONDS
     say: Callable[[str], None] = lambda line: None
     monotonic: Callable[[], float] = time.monotonic
@@ -186,7 +188,7 @@ class RolloutController:
         """Wait for the lease, and work under it until `ended` is set."""
 
         def on_holder(name: str) -> None:
-            line = f"{name} takes rollouts of the servers here further"
+            line = f"{name} takes rollouts of {self.servers} further"
             self.say(line if name == self.holder else f"waits: {line}")
 
         name, work = rollouts_lease_name(self.place), partial(self._work, ended=ended)
@@ -255,7 +257,7 @@ class RolloutController:
 
 def run_rollouts(
     deployments: Deployments,
-    controller_at: Callable[[str], RolloutController],
+    controller_at: Callable[[str, str], RolloutController],
     ended: threading.Event,
     say: Callable[[str], None],
 ) -> None:
@@ -273,8 +275,8 @@ def run_rollouts(
                     for line in failures - said:
                         say(line)
                     said = failures
-                    for place in places - running.keys():
-                        running[place] = pool.submit(controller_at(place).run, ended)
+                    for place in places.keys() - running.keys():
+                        running[place] = pool.submit(controller_at(place, places[place]).run, ended)
                         running[place].add_done_callback(lambda _: ended.set())
                 ended.wait(_PLACES_SECONDS)
         finally:

@@ -178,13 +178,13 @@ def test_while_one_controller_works_another_does_nothing(
     run(controller(stores[0], worlds[0], "one"))
     wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
 
-    second = run(controller(stores[1], worlds[1], "two", say=said.append))
+    second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml", say=said.append))
     begun = begin(stores[0])
     wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
     second.set()
 
     assert worlds[1].looks == 0
-    assert said == ["waits: one takes rollouts of the servers here further"]
+    assert said == ["waits: one takes rollouts of onnxserve:/kubernetes/ml further"]
     for store in stores:
         store.close()
 
