@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.deployments import (
     CountersByVersion,
     Deployments,
     DeploymentState,
+    MetricsByServer,
     ObservedEndpoint,
     ServerMetrics,
 )
@@ -56,9 +57,7 @@ def main_variant(spec: EndpointSpec) -> str:
     return answering[0]
 
 
-def take_snapshot(
-    observed: ObservedEndpoint, metrics: Mapping[str, ServerMetrics | Refused] = MappingProxyType({})
-) -> EndpointSnapshot:
+def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = MappingProxyType({})) -> EndpointSnapshot:
     """Return a snapshot of the endpoint, with the counters in `metrics` (`Deployments.server_metrics`)."""
     spec, observation = observed.endpoint.spec, observed.observation
     workers = [worker.endpoints.get(spec.name, {}) for worker in observation.workers]

@@ -26,9 +26,10 @@ from .lifecycle import rollout_traffic_refusal as rollout_traffic_refusal
 from .scoring import scoring_target as scoring_target
 from .server_metrics import CountedInterval as CountedInterval
 from .server_metrics import CountersByVersion as CountersByVersion
+from .server_metrics import HistoryByServer as HistoryByServer
+from .server_metrics import MetricsByServer as MetricsByServer
 from .server_metrics import ServerMetrics as ServerMetrics
 from .server_metrics import VersionCounters as VersionCounters
-from .server_metrics import fetch_server_metrics as fetch_server_metrics
-from .server_metrics import read_server_history as read_server_history
+from .server_metrics import total_metrics as total_metrics
 
 __all__: list[str]

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends.served_state import state_dir
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
+from mlflow_deploy_plugin.deployments.server_metrics import (
+    HistoryByServer,
+    MetricsByServer,
+    parse_server_history,
+    parse_server_metrics,
+    read_page,
+)
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     InvalidConfig,
@@ -24,6 +31,7 @@ from mlflow_deploy_plugin.errors import (
     join_names,
 )
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
+from mlflow_deploy_plugin.server import HISTORY, Span, read_history
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,
@@ -34,6 +42,8 @@ from mlflow_deploy_plugin.spec import (
     remove_variant,
 )
 from mlflow_deploy_plugin.store import Endpoint, Store, open_store, unknown_endpoint
+
+_PAGE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -147,15 +157,26 @@ class Deployments:
         """Yield the address at which this machine reaches an endpoint's server, which runs."""
         return self._endpoints.backend(stored).reached(stored.spec)
 
-    def server_metrics(self, observed: ObservedEndpoint) -> Mapping[str, ServerMetrics | Refused]:
-        """Return what each server of an endpoint has counted, by the server's name, or why it does not say."""
-        if not observed.observation.url:  # nothing answers
-            return {}
-        stored = observed.endpoint
-        try:
-            return self._endpoints.backend(stored).server_metrics(stored.spec)
-        except OnnxserveError as error:
-            return {stored.name: Refused(error.message)}
+    def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS) -> MetricsByServer:
+        """Return what each server of an endpoint has counted; nothing if none answers."""
+        pages = self._server_pages(observed, "/metrics", timeout_seconds)
+        return {
+            server: read_page(page, lambda content: parse_server_metrics(content.decode()))
+            for server, page in pages.items()
+        }
+
+    def server_history(
+        self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
+    ) -> HistoryByServer:
+        """Return the intervals that each server of an endpoint keeps; that of this machine need not run."""
+        name, folder = observed.endpoint.name, state_dir(observed.endpoint.name, self.settings)
+        pages: Mapping[str, bytes | Refused]
+        if (folder / HISTORY).is_dir():
+            pages = {name: read_history(folder, span)}
+        else:
+            pages = self._server_pages(observed, f"/metrics/history?span={span}", timeout_seconds)
+        found = {server: read_page(page, parse_server_history) for server, page in pages.items()}
+        return found or {name: Refused("the server does not run")}
 
     def place(self, endpoint: str) -> str:
         """Return the name of the place where an endpoint's server is, the same for every process that reaches it.
@@ -316,6 +337,17 @@ class Deployments:
 
     def _sees(self, stored: Endpoint) -> bool:
         return self.target is None or parse_target(stored.target) == self.target
+
+    def _server_pages(
+        self, observed: ObservedEndpoint, path: str, timeout_seconds: float
+    ) -> Mapping[str, bytes | Refused]:
+        if not observed.observation.url:  # nothing answers
+            return {}
+        stored = observed.endpoint
+        try:
+            return self._endpoints.backend(stored).server_pages(stored.spec, path, timeout_seconds)
+        except OnnxserveError as error:
+            return {stored.name: Refused(error.message)}
 
     def _seen(self) -> Sequence[Endpoint]:
         return [stored for stored in self.store.endpoints() if self._sees(stored)]

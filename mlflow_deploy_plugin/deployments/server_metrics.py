@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -25,9 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.server import HISTORY, Span, read_history
 
-_PAGE_SECONDS = 5.0
 _LATEST = 4e9
 """Seconds since 1970, in 2096: no clock is so wrong."""
 ParsedT = TypeVar("ParsedT")
@@ -149,6 +146,10 @@ class ServerMetrics:
         return sorted(answered, key=last.__getitem__, reverse=True)
 
 
+MetricsByServer = Mapping[str, ServerMetrics | Refused]
+"""Server → what it has counted, or why it does not say."""
+
+
 @dataclass(frozen=True)
 class CountedInterval:
     """The counts of a server in one interval.
@@ -168,44 +169,44 @@ class CountedInterval:
     labels: float = 0
 
 
-def fetch_server_metrics(url: str, timeout_seconds: float = _PAGE_SECONDS) -> ServerMetrics | Refused:
-    """Return what the server at `url` has counted, or why it does not say."""
-    return _fetch(f"{url}/metrics", timeout_seconds, lambda page: parse_server_metrics(page.decode()))
+HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
+"""Server → the intervals that it keeps, oldest first, or why it does not say."""
 
 
-def fetch_server_history(
-    url: str, span: Span, timeout_seconds: float = _PAGE_SECONDS
-) -> list[CountedInterval] | Refused:
-    """Return the intervals that the server at `url` keeps, oldest first, or why it does not say."""
-    return _fetch(f"{url}/metrics/history?span={span}", timeout_seconds, parse_server_history)
-
-
-def read_server_history(
-    state_dir: Path, url: str, span: Span, timeout_seconds: float = _PAGE_SECONDS
-) -> list[CountedInterval] | Refused:
-    """Return the history of a server of this machine from its state folder, also if it does not run; else ask `url`."""
-    try:
-        if (state_dir / HISTORY).is_dir():
-            return parse_server_history(read_history(state_dir, span))
-    except ValueError:
-        return Refused("its history cannot be read")
-    return fetch_server_history(url, span, timeout_seconds) if url else Refused("the server does not run")
-
-
-def _fetch(url: str, timeout_seconds: float, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
+def fetch_page(url: str, timeout_seconds: float) -> bytes | Refused:
+    """Return a page of a server, or why it does not give it."""
     try:
         with ServerSession() as session:
             answer = session.get(url, timeout=timeout_seconds)
         answer.raise_for_status()
-        return parse(answer.content)
+        return answer.content
     except requests.Timeout:
         return Refused(f"no answer within {timeout_seconds:g} s")
     except requests.HTTPError as error:
         return Refused(f"it answers {error.response.status_code}")
     except requests.RequestException:
         return Refused("nothing answers there")
+
+
+def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
+    """Return what `parse` makes of a page, or why that is not known."""
+    try:
+        return page if isinstance(page, Refused) else parse(page)
     except ValueError:
-        return Refused("its metrics cannot be read")
+        return Refused("its figures cannot be read")
+
+
+def total_metrics(servers: MetricsByServer) -> ServerMetrics:
+    """Return the counters of all servers that say what they have counted, added up."""
+    counters: defaultdict[_Version, VersionCounters] = defaultdict(VersionCounters)
+    last_requests: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    for found in servers.values():
+        if isinstance(found, ServerMetrics):
+            for version, counted in found.counters.items():
+                counters[version] = counters[version].plus(counted)
+            for of_model, at in found.last_requests.items():
+                last_requests[of_model] = max(last_requests[of_model], at)
+    return ServerMetrics(dict(counters), dict(last_requests))
 
 
 def parse_server_metrics(page: str) -> ServerMetrics:

@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import requests
 
 from mlflow_deploy_plugin.controller import rollback_refusal
-from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, rollout_traffic_refusal
+from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import (
@@ -62,10 +63,12 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
     return server_blocker(observed) or (refused.reason if refused else "")
 
 
-def rollback_blocker(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
-    """Return why the endpoint cannot be rolled back; `registry` is MLflow's registry store."""
+def rollback_blocker(
+    store: Store, observed: ObservedEndpoint, registry: Any, metrics: MetricsByServer = MappingProxyType({})
+) -> str:
+    """Return why the endpoint cannot be rolled back; `registry` and `metrics` as in `rollback_refusal`."""
     try:
-        return server_blocker(observed) or redact_addresses(rollback_refusal(store, observed, registry))
+        return server_blocker(observed) or redact_addresses(rollback_refusal(store, observed, registry, metrics))
     except RegistryUnavailable:  # the button then says so
         return ""
 

@@ -135,9 +135,9 @@ class _Console:
             store = self._trail.store()
             if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
                 raise no_endpoint(name)
-            one = Deployments(store, self._settings, lambda line: None).get_endpoint(name)
-            pages = self._mlflow_pages()
-            found = endpoint_pictures(one, store, self._settings, pages, _span(), only_traffic=only_traffic)
+            deployments = Deployments(store, self._settings, lambda line: None)
+            one, pages = deployments.get_endpoint(name), self._mlflow_pages()
+            found = endpoint_pictures(one, deployments, pages, _span(), only_traffic=only_traffic)
         except OnnxserveError as error:
             return make_response(error.message, error.http_status, {"Content-Type": "text/plain; charset=utf-8"})
         return make_response(render_template("onnxserve_pictures.html", pictures=found), 200)

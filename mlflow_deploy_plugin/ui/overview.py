@@ -13,10 +13,11 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments import (
     Deployments,
+    MetricsByServer,
     ObservedEndpoint,
     ServerMetrics,
     VersionCounters,
-    fetch_server_metrics,
+    total_metrics,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
@@ -174,7 +175,8 @@ def build_overview(
         NotFound: there is no endpoint `only`, or the caller may not see it.
         StoreUnavailable: the store does not answer.
     """
-    observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
+    deployments = Deployments(store, settings, lambda line: None)
+    observed = list(deployments.list_endpoints())
     unreadable = store.unreadable()
     events = store.events(only or None, limit=_EVENTS * 3)
     rollouts = store.rollouts(only or None)
@@ -184,15 +186,15 @@ def build_overview(
         if not (observed or unreadable) or hidden_endpoints(store, [only]):
             raise no_endpoint(only)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
-    urls = {one.endpoint.name: one.observation.url for one in readable if one.observation.url}
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
-        asked = pool.map(partial(fetch_server_metrics, timeout_seconds=_METRICS_SECONDS), urls.values())
-        metrics = dict(zip(urls, asked, strict=True))
-        draw = partial(endpoint_pictures, store=store, settings=settings, pages=pages, span=span, only_traffic=not only)
+        metrics = list(pool.map(partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS), readable))
+        draw = partial(endpoint_pictures, deployments=deployments, pages=pages, span=span, only_traffic=not only)
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
-    cards = [_endpoint_card(one, metrics.get(one.endpoint.name), pages, store, registry) for one in readable]
+    cards = [
+        _endpoint_card(one, counted, pages, store, registry) for one, counted in zip(readable, metrics, strict=True)
+    ]
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
     if is_administrator():  # nobody knows their models
@@ -209,34 +211,34 @@ def build_overview(
 
 
 def _endpoint_card(
-    one: ObservedEndpoint, metrics: ServerMetrics | Refused | None, pages: MlflowPages, store: Store, registry: Any
+    one: ObservedEndpoint, metrics: MetricsByServer, pages: MlflowPages, store: Store, registry: Any
 ) -> EndpointCard:
     spec, observation = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
     reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     health: str = observation.state
-    if observation.state == "running" and isinstance(metrics, Refused):
-        health, reason = "silent", f"{observation.url}: {metrics.reason}"
-    elif observation.state == "running":
-        health = "degraded" if reason else "healthy"
+    total = total_metrics(metrics)
+    silent = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]
+    if observation.state == "running":
+        reason = "; ".join(silent) or reason
+        is_silent = bool(silent) and len(silent) == len(metrics)
+        health = "silent" if is_silent else "degraded" if reason else "healthy"
     return EndpointCard(
         name=spec.name,
         health=health,
         reason=reason,
         url=observation.url,
-        variants=tuple(_variant_row(one, name, metrics, pages) for name in spec.variants),
+        variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)[:_VERDICTS]),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
-        # a rollback would ask a silent server again, and wait
-        no_rollback=rollback_blocker(store, one, registry) if may_act and not isinstance(metrics, Refused) else "",
+        # a server that is silent now may answer the rollback
+        no_rollback=rollback_blocker(store, one, registry, metrics) if may_act and not silent else "",
     )
 
 
-def _variant_row(
-    one: ObservedEndpoint, name: str, metrics: ServerMetrics | Refused | None, pages: MlflowPages
-) -> VariantRow:
+def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:
     spec, observation = one.endpoint.spec.variants[name], one.observation
     wanted = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {
@@ -246,15 +248,12 @@ def _variant_row(
     }
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
-    counters = VersionCounters()
-    if isinstance(metrics, ServerMetrics):
-        counters = metrics.of(one.endpoint.name, name, model, version)
     return VariantRow(
         name=name,
         spec=spec,
         version=version,
         error=observation.errors.get(name, ""),
-        counters=counters,
+        counters=metrics.of(one.endpoint.name, name, model, version),
         page=pages.version(model, version) if version.isdigit() else "",
     )
 

@@ -11,20 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.deployments import (
     CountedInterval,
+    Deployments,
+    HistoryByServer,
     ObservedEndpoint,
     VersionCounters,
-    parse_target,
-    read_server_history,
-    state_dir,
 )
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.server import HISTORY_INTERVALS, Span
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Rollout, Store
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Rollout
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
 
@@ -94,16 +93,12 @@ class Pictures:
 
 
 def endpoint_pictures(
-    one: ObservedEndpoint, store: Store, settings: Settings, pages: MlflowPages, span: Span, *, only_traffic: bool
+    one: ObservedEndpoint, deployments: Deployments, pages: MlflowPages, span: Span, *, only_traffic: bool
 ) -> Pictures:
     """Return the pictures of an endpoint; with `only_traffic` those that ask neither the store nor MLflow."""
+    store = deployments.store
     name, now = one.endpoint.name, store.now()
-    history = read_server_history(state_dir(name, settings), one.observation.url, span, _HISTORY_SECONDS)
-    charts, notice = traffic_charts(name, history, span, now)
-    if not notice and not parse_target(one.endpoint.target).is_on_this_machine:
-        pods = one.endpoint.spec.kubernetes
-        if (pods.max_replicas or pods.replicas) > 1:
-            notice = "Figures of the one pod that has answered; Prometheus adds all of them up"
+    charts, notice = traffic_charts(name, deployments.server_history(one, span, _HISTORY_SECONDS), span, now)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
     rollouts = [found for found in store.rollouts(name) if found.created_at >= one.endpoint.created_at]
@@ -120,32 +115,38 @@ def endpoint_pictures(
 
 
 def traffic_charts(
-    endpoint: str, history: Sequence[CountedInterval] | Refused, span: Span, now: datetime
+    endpoint: str, histories: HistoryByServer, span: Span, now: datetime
 ) -> tuple[tuple[LineChart, ...], str]:
     """Return the charts of requests, latency, errors, and rows and labels; and why there are no newer figures, if so.
 
-    Args:
-        history: the intervals of the span, oldest first, or why there are none.
+    The servers' figures are added up.
     """
-    notice = f"No figures: {history.reason}" if isinstance(history, Refused) else ""
-    intervals = [] if isinstance(history, Refused) else history
+    unread = {server: found.reason for server, found in histories.items() if isinstance(found, Refused)}
+    read = {server: found for server, found in histories.items() if not isinstance(found, Refused)}
+    notice = ""
+    if unread:
+        whose = f" of {', '.join(unread)}" if read else ""
+        notice = f"No figures{whose}: {next(iter(unread.values()))}"
+    intervals = [one for found in read.values() for one in found]
     end = now
     if intervals:
-        last, late = datetime.fromtimestamp(intervals[-1].at, UTC), now.timestamp() - intervals[-1].at
+        ends = [found[-1].at for found in read.values() if found]
+        newest = max(ends)
+        last, late = datetime.fromtimestamp(newest, UTC), now.timestamp() - newest
         if late > _LATE_SECONDS[span]:
             notice = f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
-        else:  # the newest figures stand at the right end, whatever the two clocks say
-            end = last
+        else:  # the newest figures of all that count stand at the right end, whatever the clocks say
+            counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
+            end = datetime.fromtimestamp(counted, UTC)
         if late < -_CLOCK_SECONDS:
             notice = f"The server's clock is {duration(-late)} ahead of this one"
     age = end.timestamp() - min((one.at - one.seconds for one in intervals), default=-math.inf)
     length = next((one for one in _LENGTHS[span] if one >= age), _LENGTHS[span][-1])
-    slots = _Slots(
-        endpoint, intervals, end.timestamp(), length, max(int(HISTORY_INTERVALS[span][0]), length // _POINTS)
-    )
+    slots = _Slots(endpoint, read, end.timestamp(), length, max(int(HISTORY_INTERVALS[span][0]), length // _POINTS))
     rates, latencies, errors = [], [], []
-    for colour, (name, found) in enumerate(slots.versions().items()):
-        rates.append(Series(name, slots.rates(lambda one: one.requests if one else 0.0, found), colour))
+    for colour, (name, version) in enumerate(slots.versions().items()):
+        found = slots.counted(version)
+        rates.append(Series(name, slots.rates(partial(slots.requests, version)), colour))
         for quantile, share in _QUANTILES.items():
             seconds = (one.quantile(share) if one else None for one in found)
             values = [None if one is None else 1000 * one for one in seconds]
@@ -153,8 +154,8 @@ def traffic_charts(
             latencies.append(Series(f"{name} {quantile}", values, colour, is_thin, label))
         shares = [100 * one.errors / one.requests if one and one.requests else None for one in found]
         errors.append(Series(name, shares, colour))
-    rows = slots.rates(lambda found: 60 * sum(one.rows.get(endpoint, 0.0) for one in found), slots.intervals)
-    labels = slots.rates(lambda found: 60 * sum(one.labels for one in found), slots.intervals)
+    rows = slots.rates(lambda one: 60 * one.rows.get(endpoint, 0.0))
+    labels = slots.rates(lambda one: 60 * one.labels)
     axis, empty = ago_axis(end, length), f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
     charts = (
         line_chart(f"{endpoint}-requests", "Requests", "/s", axis, rates, empty=empty),
@@ -173,45 +174,65 @@ def traffic_charts(
 
 
 class _Slots:
-    """The counts of a server for an endpoint in the seconds before `end`, in slots of equal length.
+    """The counts of servers for an endpoint in the seconds before `end`, in slots of equal length.
 
     An interval belongs to every slot that it overlaps, so that one which was long leaves no gap.
     """
 
     def __init__(
-        self, endpoint: str, intervals: Iterable[CountedInterval], end: float, seconds: int, slot_seconds: int
+        self,
+        endpoint: str,
+        histories: Mapping[str, Sequence[CountedInterval]],
+        end: float,
+        seconds: int,
+        slot_seconds: int,
     ) -> None:
         count = seconds // slot_seconds
-        self.intervals: list[list[CountedInterval]] = [[] for _ in range(count)]
+        self._endpoint = endpoint
+        self._intervals: list[defaultdict[str, list[CountedInterval]]] = [defaultdict(list) for _ in range(count)]
         self._requests: defaultdict[_Version, float] = defaultdict(float)
         self._counted: list[dict[_Version, VersionCounters]] = [{} for _ in range(count)]
-        for interval in intervals:
+        for server, interval in ((server, one) for server, found in histories.items() for one in found):
             own = {key: counted for key, counted in interval.counters.items() if key[0] == endpoint}
             newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
             oldest = count - math.ceil((end - interval.at + interval.seconds) / slot_seconds)
             for slot in range(max(oldest, 0), min(newest, count - 1) + 1):
-                self.intervals[slot].append(interval)
+                self._intervals[slot][server].append(interval)
                 for (_, _, model, version), counted in own.items():
                     known = self._counted[slot].get((model, version))
                     self._counted[slot][model, version] = known.plus(counted) if known else counted
                     self._requests[model, version] += counted.requests
 
-    def versions(self) -> dict[str, list[VersionCounters | None]]:
-        """Return by name what the busiest versions have counted in each slot, None where nothing; oldest first."""
+    def versions(self) -> dict[str, _Version]:
+        """Return the busiest versions by name, the oldest first."""
         busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
         named = sorted(busiest, key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]))
         is_one_model = len({model for model, _ in named}) == 1
         return {
-            f"version {version}" if is_one_model else f"{model} {version}": [
-                counted.get((model, version)) for counted in self._counted
-            ]
-            for model, version in named
+            f"version {version}" if is_one_model else f"{model} {version}": (model, version) for model, version in named
         }
 
-    def rates(self, number: Callable[[Any], float], slots: Sequence[Any]) -> list[float | None]:
-        """Return the number of each slot by the second; None where nobody has counted."""
-        covered = (sum(one.seconds for one in found) for found in self.intervals)
-        return [number(slot) / seconds if seconds > 0 else None for slot, seconds in zip(slots, covered, strict=True)]
+    def counted(self, version: _Version) -> list[VersionCounters | None]:
+        """Return what a version has counted in each slot; None where nothing."""
+        return [counted.get(version) for counted in self._counted]
+
+    def requests(self, version: _Version, interval: CountedInterval) -> float:
+        """Return the requests that a version has answered in an interval."""
+        of_version = (self._endpoint, *version)
+        return sum(
+            counted.requests
+            for (endpoint, _, *of_model), counted in interval.counters.items()
+            if (endpoint, *of_model) == of_version
+        )
+
+    def rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
+        """Return the number by the second in each slot, of all servers together; None where none has counted."""
+        return [
+            sum(sum(map(number, found)) / sum(one.seconds for one in found) for found in slot.values())
+            if slot
+            else None
+            for slot in self._intervals
+        ]
 
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:

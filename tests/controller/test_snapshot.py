@@ -4,19 +4,19 @@ from contextlib import closing
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
-from mlflow_deploy_plugin.deployments import Observation, ObservedEndpoint, fetch_server_metrics
+from mlflow_deploy_plugin.deployments import MetricsByServer, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
-from tests.support.metrics_page import PAGE, serving
+from tests.support.metrics_page import PAGE
 
 
 def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> None:
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         stored = store.add_endpoint("onnxserve", new_endpoint("f", "models:/X/Production", variant="main"))
-    with serving({"/metrics": PAGE}) as url:
-        metrics = {"f-1": fetch_server_metrics(url), "f-2": Refused("it answers 500")}
-    one = ObservedEndpoint(stored, Observation("running", url=url))
+    metrics: MetricsByServer = {"f-1": parse_server_metrics(PAGE), "f-2": Refused("it answers 500")}
+    one = ObservedEndpoint(stored, Observation("running"))
 
     snapshot = take_snapshot(one, metrics)
 

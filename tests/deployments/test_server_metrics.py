@@ -5,9 +5,18 @@ import subprocess
 from http.server import HTTPServer
 from pathlib import Path
 
-from mlflow_deploy_plugin.deployments.server_metrics import VersionCounters, fetch_server_metrics, parse_server_metrics
+from mlflow_deploy_plugin.deployments.server_metrics import (
+    VersionCounters,
+    fetch_page,
+    parse_server_history,
+    parse_server_metrics,
+    read_page,
+    total_metrics,
+)
 from mlflow_deploy_plugin.errors import Refused
 from tests.support.metrics_page import PAGE, serving
+
+SECONDS = 30.0
 
 
 def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
@@ -51,11 +60,23 @@ def test_counts_survive_being_written_down() -> None:
 
 
 def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
-    with serving({"/metrics": PAGE, "/other/metrics": "no { metrics"}) as url:
-        assert fetch_server_metrics(url) == parse_server_metrics(PAGE)
-        assert fetch_server_metrics(f"{url}/elsewhere") == Refused("it answers 404")
-        assert fetch_server_metrics(f"{url}/other") == Refused("its metrics cannot be read")
-    assert fetch_server_metrics(f"http://127.0.0.1:{free_port}") == Refused("nothing answers there")
+    with serving({"/metrics": PAGE}) as url:
+        assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
+        assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused("it answers 404")
+    away = fetch_page(f"http://127.0.0.1:{free_port}", SECONDS)
+    assert read_page(away, parse_server_history) == away == Refused("nothing answers there")
+    assert read_page(b"no { history", parse_server_history) == Refused("its figures cannot be read")
+
+
+def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
+    one, later = PAGE, PAGE.replace('version="5"} 100', 'version="5"} 250')
+    found = total_metrics(
+        {"f-1": parse_server_metrics(one), "f-2": parse_server_metrics(later), "f-3": Refused("gone")}
+    )
+
+    assert found.of("f", "main", "X", "6") == VersionCounters(200, 10, {0.1: 172, float("inf"): 200})
+    assert found.versions_by_last_answer("f", "main", "X") == ["5", "6"]
+    assert total_metrics({"f-3": Refused("gone")}).of("f", "main", "X", "6") == VersionCounters()
 
 
 def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
@@ -71,4 +92,4 @@ def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
         return "https"
 
     with serving({"/metrics": PAGE}, speak_tls) as url:
-        assert fetch_server_metrics(url) == parse_server_metrics(PAGE)
+        assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()

@@ -493,8 +493,10 @@ def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
         made = create(**where, **{"server.api_keys": True})
         assert requests.get(f"{made.url}/metrics", timeout=10).status_code == 401
         with open_deployments(lambda line: None) as deployments:
-            found = deployments.server_metrics(deployments.get_endpoint(made.name))
-        assert set(found) == made.pods()
+            observed = deployments.get_endpoint(made.name)
+            found, history = deployments.server_metrics(observed), deployments.server_history(observed, "hour")
+        assert set(found) == set(history) == made.pods()
+        assert {type(one) for one in history.values()} == {list}
         assert {type(one) for one in found.values()} == {ServerMetrics}
     finally:
         run_docker("rmi", "-f", tag, check=False)

@@ -1,14 +1,18 @@
 """Endpoints, rollouts, verdicts and models on the page."""
 
 import re
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
 
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
-from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint, fetch_server_metrics
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
+from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE
@@ -47,10 +51,11 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     )
     worker = WorkerState(pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}})
     with serving({"/metrics": page}) as url:
-        one = ObservedEndpoint(stored, Observation("running", url=url, workers=(worker,)))
+        spec = apply_config(stored.spec, {"server.port": urlsplit(url).port})
+        one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=url, workers=(worker,)))
         monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
         html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-        counters = take_snapshot(one, {endpoint: fetch_server_metrics(url)}).counters
+        counters = take_snapshot(one, {endpoint: parse_server_metrics(page)}).counters
 
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
@@ -60,14 +65,39 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
 def test_a_server_that_does_not_answer_is_silent(
     mlflow_app: Any, endpoint: str, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"http://127.0.0.1:{free_port}"
-    one = ObservedEndpoint(mlflow_app.store.endpoint(endpoint), Observation("running", url=url))
+    stored = mlflow_app.store.endpoint(endpoint)
+    spec = apply_config(stored.spec, {"server.port": free_port})
+    one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=f"http://127.0.0.1:{free_port}"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
 
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
     assert '<span class="mark mark-silent">silent</span>' in html
-    assert f"{url}: nothing answers there" in html
+    assert f"{endpoint}: nothing answers there" in html
+
+
+@pytest.mark.parametrize(
+    ("unread", "mark"), [([], "healthy"), (["f-2"], "degraded"), (["f-1", "f-2"], "silent")], ids=["all", "one", "none"]
+)
+def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is_named(
+    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch, unread: list[str], mark: str
+) -> None:
+    stored = mlflow_app.store.endpoint(endpoint)
+    model = stored.spec.variants["champion"].model.split("/")[1]
+    page = METRICS.replace('"f",variant="main",model="X"', f'"{endpoint}",variant="champion",model="{model}"')
+    worker = WorkerState(pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}})
+    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080", workers=(worker,)))
+    pods = {"f-1": parse_server_metrics(page), "f-2": parse_server_metrics(page)}
+    found = pods | dict.fromkeys(unread, Refused("no command can be run there"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: found)
+
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+
+    assert f'<span class="mark mark-{mark}">{mark}</span>' in html
+    requests, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
+    assert (requests, failures) == (str(100 * (2 - len(unread))), str(5 * (2 - len(unread))))
+    assert all(f"{pod}: no command can be run there" in html for pod in unread)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,23 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.deployments import CountedInterval, Observation, ObservedEndpoint, VersionCounters, state_dir
+from mlflow_deploy_plugin.deployments import (
+    CountedInterval,
+    Deployments,
+    Observation,
+    ObservedEndpoint,
+    VersionCounters,
+    state_dir,
+)
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_history
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.settings import load_settings
@@ -41,7 +49,7 @@ def interval(at: float, *, seconds: float = 10.0, labels: float = 0, **requests:
 
 
 def charts(*history: CountedInterval, now: datetime = NOW) -> tuple[dict[str, LineChart], str]:
-    found, notice = traffic_charts("f", history, "hour", now)
+    found, notice = traffic_charts("f", {"f": history}, "hour", now)
     return {chart.title: chart for chart in found}, notice
 
 
@@ -80,6 +88,24 @@ def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> Non
     assert line.path.count("M") == 1
 
 
+def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come() -> None:
+    pods: dict[str, list[CountedInterval] | Refused] = {
+        "f-1": [interval(at, v1=60, labels=3) for at in HOUR],
+        "f-2": [interval(at + 4, v1=20) for at in HOUR[:120]],  # it was replaced by the third
+        "f-3": [interval(HOUR[-1] - 12, v2=20)],
+        "f-4": Refused("no command can be run there"),
+    }
+    found, notice = traffic_charts("f", pods, "hour", NOW)
+    requests, latency, errors, rows = found
+
+    assert last(requests) == {"version 1": "6 /s", "version 2": "2 /s"}
+    assert "version 1: now 6 /s, highest 8 /s" in requests.summary
+    assert last(latency)["version 1 p99"] == "3.98 ms"
+    assert last(errors)["version 1"] == "10 %"
+    assert last(rows) == {"rows answered": "480 /min", "labels received": "18 /min"}
+    assert notice == "No figures of f-4: no command can be run there"
+
+
 def test_one_interval_is_a_dot() -> None:
     found, _ = charts(interval(HOUR[-1], v1=10))
     assert found["Requests"].lines[0].path.endswith("h0")
@@ -102,11 +128,11 @@ def test_a_server_that_is_silent_and_a_clock_that_is_wrong_are_said(late: float,
 
 
 def test_without_figures_the_picture_says_why() -> None:
-    found, notice = traffic_charts("f", Refused("nothing answers there"), "hour", NOW)
+    found, notice = traffic_charts("f", {"f": Refused("nothing answers there")}, "hour", NOW)
     assert notice == "No figures: nothing answers there"
     assert {chart.empty for chart in found} == {"no figures yet"}
-    assert {chart.empty for chart in traffic_charts("f", [], "day", NOW)[0]} == {"no figures yet"}
-    idle = traffic_charts("f", [interval(HOUR[-1])], "day", NOW)[0]
+    assert {chart.empty for chart in traffic_charts("f", {"f": []}, "day", NOW)[0]} == {"no figures yet"}
+    idle = traffic_charts("f", {"f": [interval(HOUR[-1])]}, "day", NOW)[0]
     assert [chart.empty for chart in idle] == [*["no requests in the last day"] * 3, ""]
 
 
@@ -181,21 +207,18 @@ def history_line(at: float, **requests: int) -> bytes:
     return orjson.dumps({"at": at, "seconds": 10, "requests": counted, "durations": [], "rows": {}, "labels": 0})
 
 
-@pytest.mark.parametrize(("replicas", "said"), [(3, "Figures of the one pod that has answered"), (1, "")])
-def test_another_machine_s_server_is_asked_and_of_several_pods_one_answers(
-    mlflow_app: Any, replicas: int, said: str
-) -> None:
-    spec = apply_config(new_endpoint("far", "models:/m/1"), {"kubernetes.replicas": replicas})
-    stored = Endpoint("far", "onnxserve:/kubernetes/ml", spec, NOW, NOW)
+def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
     line = history_line(time.time(), v3=70).replace(b'"f"', b'"far"').decode()
     with serving({"/metrics/history?span=hour": line}) as url:
-        one = ObservedEndpoint(stored, Observation("running", url=url))
-        pages = MlflowPages(None, "")
-        found = endpoint_pictures(one, mlflow_app.store, load_settings(), pages, "hour", only_traffic=True)
+        spec = apply_config(new_endpoint("far", "models:/m/1"), {"server.port": urlsplit(url).port})
+        one = ObservedEndpoint(Endpoint("far", "onnxserve", spec, NOW, NOW), Observation("running", url=url))
+        deployments = Deployments(mlflow_app.store, load_settings(), print)
+        found = endpoint_pictures(one, deployments, MlflowPages(None, ""), "hour", only_traffic=True)
+        away = replace(one, observation=Observation("stopped"))
+        gone = endpoint_pictures(away, deployments, MlflowPages(None, ""), "hour", only_traffic=True)
 
-    assert last(found.charts[0]) == {"version 3": "7 /s"}
-    assert found.notice.startswith(said)
-    assert bool(found.notice) is bool(said)
+    assert (last(found.charts[0]), found.notice) == ({"version 3": "7 /s"}, "")
+    assert gone.notice == "No figures: the server does not run"
 
 
 @pytest.fixture
@@ -264,7 +287,7 @@ def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(mlflow_app: A
 def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> None:
     file = state_dir("f", load_settings()) / "history" / "hour.jsonl"
     file.write_bytes(b'{"labels":{}}')
-    assert "No figures: its history cannot be read" in mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert "No figures: its figures cannot be read" in mlflow_app.client.get(PAGE).get_data(as_text=True)
 
 
 def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,11 +326,3 @@ def test_fifty_endpoints_with_pictures_take_hardly_longer_than_without(
 def test_the_file_is_read_as_the_server_writes_it(drawn: str) -> None:
     lines = (state_dir("f", load_settings()) / "history" / "hour.jsonl").read_bytes()
     assert len(parse_server_history(lines)) == 360
-
-
-def test_the_folder_of_an_endpoint_of_another_machine_is_not_there(tmp_path: Path) -> None:
-    from mlflow_deploy_plugin.deployments import read_server_history
-
-    found = read_server_history(tmp_path / "nowhere", "", "hour")
-    assert isinstance(found, Refused)
-    assert found.reason == "the server does not run"

@@ -1,9 +1,11 @@
 """Rollback: one call brings back what an endpoint served before, in the registry and in service together."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
@@ -11,10 +13,10 @@ from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import (
     Deployments,
+    MetricsByServer,
     ObservedEndpoint,
-    ServerMetrics,
-    fetch_server_metrics,
     open_deployments,
+    total_metrics,
 )
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import (
@@ -100,11 +102,14 @@ def rollback(
         return figures
 
 
-def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = None) -> str:
+def rollback_refusal(
+    store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
+) -> str:
     """Say why `rollback` would refuse to bring back what was served before; empty if it would try.
 
     Args:
         registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
+        metrics: what the endpoint's servers have counted.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -117,7 +122,7 @@ def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = N
         main = main_variant(spec)
         reference = parse_model_uri(spec.variants[main].model)
         if reference.followed:
-            _current_and_earlier(store, observed, main, reference, registry)
+            _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)
         else:
             _earlier_model(store, spec.name, main, spec.variants[main].model)
     except (InvalidConfig, NotFound) as error:
@@ -170,7 +175,8 @@ def _repoint(
     begun_at, endpoint = deployments.store.now(), observed.endpoint.name
     snapshot = take_snapshot(observed)
     if not to:
-        current, earlier = _current_and_earlier(deployments.store, observed, main, reference)
+        metrics = partial(deployments.server_metrics, observed)
+        current, earlier = _current_and_earlier(deployments.store, observed, metrics, main, reference)
     else:
         asked = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
         if (asked.kind, asked.name) != ("version", reference.name):
@@ -204,11 +210,16 @@ def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registr
 
 
 def _current_and_earlier(
-    store: Store, observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None
+    store: Store,
+    observed: ObservedEndpoint,
+    metrics: Callable[[], MetricsByServer],
+    main: str,
+    reference: ModelURI,
+    registry: Any = None,
 ) -> tuple[str, PreviousVersion]:
     """Return the current version, and the one that was served before it, from the most reliable source."""
     current = _current(observed, main, reference, registry)
-    for earlier in _candidates(store, observed, main, reference, current, registry):
+    for earlier in _candidates(store, observed, metrics, main, reference, current, registry):
         try:
             if earlier.version != current and not was_rolled_back(reference.name, earlier.version, registry):
                 return current, earlier
@@ -222,19 +233,26 @@ def _current_and_earlier(
 
 
 def _candidates(
-    store: Store, observed: ObservedEndpoint, main: str, reference: ModelURI, current: str, registry: Any
+    store: Store,
+    observed: ObservedEndpoint,
+    metrics: Callable[[], MetricsByServer],
+    main: str,
+    reference: ModelURI,
+    current: str,
+    registry: Any,
 ) -> Iterator[PreviousVersion]:
-    """Yield versions that may have been served before, from the most reliable source first."""
+    """Yield versions that may have been served before, from the most reliable source first.
+
+    Args:
+        metrics: returns what the endpoint's servers have counted; they are asked if the audit trail does not tell.
+    """
     endpoint = observed.endpoint.name
     followed = _versions_in_trail(store, endpoint, reference)
     source = f"it stood there before version {current}, says the audit trail"
     in_trail = [PreviousVersion(version, source) for version in followed if version != current]
     if followed[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
-    metrics = fetch_server_metrics(observed.observation.url) if observed.observation.url else None
-    answered = []
-    if isinstance(metrics, ServerMetrics):
-        answered = metrics.versions_by_last_answer(endpoint, main, reference.name)
+    answered = total_metrics(metrics()).versions_by_last_answer(endpoint, main, reference.name)
     registered = previous_in_registry(reference, current, registry)
     passed = ""
     if registered is not None and registered.version not in answered:

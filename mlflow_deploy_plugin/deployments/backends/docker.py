@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
     PreviousState,
-    machine_metrics,
+    machine_pages,
     machine_place,
     observe_absent,
     observe_server,
@@ -61,7 +61,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, Refused
 from mlflow_deploy_plugin.server import MASK_KEY
 from mlflow_deploy_plugin.settings import Settings
@@ -141,9 +140,9 @@ class DockerBackend:
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(found, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
-    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
-        """Return what the server has counted, or why it does not say."""
-        return machine_metrics(spec)
+    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+        """Return a page of the server, or why it does not give it."""
+        return machine_pages(spec, path, timeout_seconds)
 
     def place(self, name: str) -> str:
         """Return the name of this machine; raise NotReady if the server is on another one."""

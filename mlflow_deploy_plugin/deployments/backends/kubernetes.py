@@ -39,7 +39,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics, parse_server_metrics
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     DeploymentFailed,
@@ -94,14 +93,14 @@ files = [folder / name for name in sys.argv[2:]] + [one for one in folder.glob("
 print(json.dumps({str(one.relative_to(folder)): one.read_text() for one in files if one.is_file()}))
 """
 
-_READ_METRICS = """
+_READ_PAGE = """
 import pathlib, ssl, sys, urllib.request
 url, key = sys.argv[1], pathlib.Path(sys.argv[2])
 headers = {"Authorization": "Bearer " + key.read_text()} if key.is_file() else {}
 any_name = ssl._create_unverified_context() if url.startswith("https:") else None  # of the host for callers
 try:
     request = urllib.request.Request(url, headers=headers)
-    print(urllib.request.urlopen(request, timeout=5, context=any_name).read().decode())
+    sys.stdout.buffer.write(urllib.request.urlopen(request, timeout=float(sys.argv[3]), context=any_name).read())
 except OSError as error:
     sys.exit(f"{url}: {error}")
 """
@@ -201,30 +200,28 @@ class KubernetesBackend:
             shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
         )
 
-    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
-        """Return what each ready pod has counted, by its name, or why it does not say.
+    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+        """Return a page of each ready pod, by its name, or why it does not give it.
 
         They are asked from within, with the key that only the server's user reads: the API server's proxy passes no
         `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
         """
-        url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}/metrics"
-        command = ["python", "-c", _READ_METRICS, url, f"{STATE_FOLDER}/{LOCAL_KEY}"]
+        url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
+        command = ["python", "-c", _READ_PAGE, url, f"{STATE_FOLDER}/{LOCAL_KEY}", str(timeout_seconds)]
 
-        def read(pod: Document) -> ServerMetrics | Refused:
+        def read(pod: Document) -> bytes | Refused:
             try:
-                return parse_server_metrics(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
+                return self._cluster.execute(pod["metadata"]["name"], CONTAINER, command).encode()
             except DeploymentFailed as error:
                 return Refused(error.message)
-            except ValueError:
-                return Refused("its metrics cannot be read")
 
         pods = [pod for pod in self._cluster.find("Pod", {LABEL: spec.name}) if is_ready(pod)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             found = zip(pods, pool.map(read, pods), strict=True)
         return {
-            pod["metadata"]["name"]: metrics
-            for pod, metrics in found
-            if isinstance(metrics, ServerMetrics) or "deletionTimestamp" not in pod["metadata"]
+            pod["metadata"]["name"]: page
+            for pod, page in found
+            if isinstance(page, bytes) or "deletionTimestamp" not in pod["metadata"]
         }
 
     def place(self, name: str) -> str:

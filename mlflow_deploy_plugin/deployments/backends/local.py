@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
     PreviousState,
-    machine_metrics,
+    machine_pages,
     machine_place,
     observe_absent,
     observe_server,
@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, Refused
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
 from mlflow_deploy_plugin.settings import Settings
@@ -113,9 +112,9 @@ class LocalBackend:
             return observe_absent(spec.name, self.settings, f"the server is gone{last_line}", log)
         return observe_server(spec, folder, server, log)
 
-    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
-        """Return what the server has counted, or why it does not say."""
-        return machine_metrics(spec)
+    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+        """Return a page of the server, or why it does not give it."""
+        return machine_pages(spec, path, timeout_seconds)
 
     def place(self, name: str) -> str:
         """Return the name of this machine; raise NotReady if the server is on another one."""

@@ -15,7 +15,7 @@ import requests
 
 from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics, fetch_server_metrics
+from mlflow_deploy_plugin.deployments.server_metrics import fetch_page
 from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
@@ -99,9 +99,9 @@ def machine_place(name: str, settings: Settings) -> str:
     return written.read_text()
 
 
-def machine_metrics(spec: EndpointSpec) -> dict[str, ServerMetrics | Refused]:
-    """Return what the endpoint's server on this machine has counted, as `Backend.server_metrics`."""
-    return {spec.name: fetch_server_metrics(server_url(spec.server))}
+def machine_pages(spec: EndpointSpec, path: str, timeout_seconds: float) -> dict[str, bytes | Refused]:
+    """Return a page of the endpoint's server on this machine, as `Backend.server_pages`."""
+    return {spec.name: fetch_page(f"{server_url(spec.server)}{path}", timeout_seconds)}
 
 
 def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observation:

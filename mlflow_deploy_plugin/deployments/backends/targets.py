@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Literal, Protocol
 
 from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, Refused
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
@@ -49,8 +48,8 @@ class Backend(Protocol):
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the server of an endpoint with a variant; `reason` does not name the endpoint."""
 
-    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
-        """Return what each server of the endpoint has counted, by the server's name, or why it does not say."""
+    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+        """Return a page of each server of the endpoint, by the server's name, or why it does not give it."""
 
     def place(self, name: str) -> str:
         """Return the name of the place where the endpoint's server is, the same for every process that reaches it.

@@ -11,8 +11,14 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.deployments import (
+    Deployments,
+    MetricsByServer,
+    ObservedEndpoint,
+    ServerMetrics,
+    VersionCounters,
+)
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Rollout, Store, move_detail, open_store
@@ -75,6 +81,23 @@ def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
     done = rollback("flights")
 
     assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
+
+
+def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production"))
+
+    class Counted(Deployments):
+        def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = 0) -> MetricsByServer:
+            def answered(version: str, at: float) -> ServerMetrics:
+                key = ("flights", "flights", model, version)
+                return ServerMetrics({key: VersionCounters(requests=1)}, {("flights", model, version): at})
+
+            return {"f-1": answered("3", 300), "f-2": answered("2", 200), "f-3": Refused("no command can be run there")}
+
+    done = rollback("flights", deployments=Counted(store, load_settings(), print))
+
+    assert done["to"] == "2"
+    assert done["source"].startswith("it has answered last before version 3, says the server; passed over is version 1")
 
 
 def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
