@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_json,
     why_option,
 )
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import end_on_signals
 from mlflow_deploy_plugin.version import __version__
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
 """The time between two lines about the same step of a rollout: what it waits for changes with every look."""
-_LEASE_SECONDS = 15.0
+_LEASE_SECONDS, _PLACE_SECONDS = 15.0, 3.0
 
 # within the commands: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
 
@@ -208,20 +209,11 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until it has ended, and run it here if no controller does."""
-    from mlflow_deploy_plugin.controller import (
-        RolloutActions,
-        RolloutController,
-        controller_name,
-        process_name,
-        rollout_summary,
-    )
+    from mlflow_deploy_plugin.controller import rollout_summary
 
     ended = threading.Event()
-    actions = RolloutActions(deployments, controller_name(), lambda line: None)
-    place = deployments.place(begun.endpoint) if begun.is_live else ""  # the endpoint may be gone
-    controller = RolloutController(deployments.store, actions, process_name(), place)
-    worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
-    if begun.is_live:
+    worker = threading.Thread(target=_run_rollouts_of, args=(deployments, begun.endpoint, ended), name="controller")
+    if begun.is_live:  # else the endpoint may be gone
         worker.start()
     shown, shown_at = ("", -1, ""), 0.0
     try:
@@ -243,6 +235,24 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
             worker.join()
     if current.state != "promoted":
         raise SystemExit(1)
+
+
+def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
+    """Run the rollouts of an endpoint's place until `ended` is set; wait until its server is reached from here."""
+    from mlflow_deploy_plugin.controller import RolloutActions, RolloutController, controller_name, process_name
+
+    is_told = False
+    while not ended.is_set():
+        try:
+            place = deployments.place(endpoint)
+        except OnnxserveError as error:
+            if not is_told:
+                click.echo(f"leaves it to other controllers: {error.message}", err=True)
+                is_told = True
+            ended.wait(_PLACE_SECONDS)
+        else:
+            actions = RolloutActions(deployments, controller_name(), lambda line: None)
+            RolloutController(deployments.store, actions, process_name(), place).run(ended)
 
 
 @click.command()

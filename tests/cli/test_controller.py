@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
+from tests.support.rollouts import PLAN as ROLLOUT
 
 CODE = """
 import sys
@@ -101,6 +103,24 @@ def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
     assert "flights: retraining 1 of X, full: waiting" in text
     assert "why: asked by ada: new carrier" in text
     assert json.loads(ask("--list", "-o", "json").output)[0]["state"] == "waiting"
+
+
+def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Store, tmp_path: Path) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
+    begun = store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--wait"]
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
+        assert shown.stdout is not None
+        first = shown.stdout.readline()
+        store.update_rollout(replace(begun, state="promoted", ended_at=store.now()), None)
+        rest, complaint = shown.communicate(timeout=60)
+
+    assert first.startswith("flights: ")
+    assert "promoted" in rest
+    assert shown.returncode == 0
+    assert complaint == "leaves it to other controllers: the server of 'flights' is on another machine\n"
 
 
 def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
