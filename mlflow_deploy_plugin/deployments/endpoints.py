@@ -128,13 +128,16 @@ class Endpoints:
             return
         with self._ports(parse_target(stored.target)) as with_port:
             new = with_port(new)
-            self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
+            changed = self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
         try:
             if new.variants:
                 self._serve(backend, new)
             else:
                 backend.remove(new.name)
         except BaseException as error:
+            current = self.store.endpoint(old.name)
+            if current is None or current.spec != changed.spec:
+                raise  # the lease ended while this machine slept, and another one has changed the endpoint since
             detail = {"undone": True}  # a rollback passes over the change and its undoing
             self.store.replace_spec(
                 old, action=context.action, why=_undo_reason(error), detail=detail, actor=context.actor

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
-from mlflow_deploy_plugin.deployments.endpoints import Endpoints
+from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints
+from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import AuditEvent, current_actor, open_store
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
+from mlflow_deploy_plugin.store import AuditEvent, Endpoint, current_actor, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.waiting import wait_until
 
@@ -283,3 +285,34 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
 
     assert done == ["here", "there"]
     assert [line.split(" (")[0] for line in said] == [f"flights: waits for {current_actor()}"]
+
+
+def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
+    """A laptop sleeps during its change, whose lease is over when it wakes up."""
+    before = new_endpoint("flights", "models:/flight-delay/1")
+    mine, theirs = (apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"}) for n in (2, 3))
+    applied: list[EndpointSpec] = []
+
+    class Cluster:
+        def is_running(self, name: str) -> bool:
+            return True
+
+        def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+            applied.append(spec)
+            store.replace_spec(theirs)
+            raise DeploymentFailed("the pods serve another spec")
+
+    class OfCluster(Endpoints):
+        def backend(self, stored: Endpoint) -> Any:
+            return Cluster()
+
+    with closing(open_store(f"sqlite:///{tmp_path}/store.db")) as store:
+        target = parse_target("onnxserve:/kubernetes/ml")
+        stored = store.add_endpoint(str(target), before)
+        endpoints = OfCluster(store, Settings(home=tmp_path), silently, target)
+
+        with pytest.raises(DeploymentFailed, match="serve another spec"):
+            endpoints.change(stored, mine, AuditContext())
+
+        assert store.require_endpoint("flights").spec == theirs
+        assert applied == [mine]
