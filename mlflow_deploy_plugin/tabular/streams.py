@@ -10,6 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,8 +168,7 @@ class RowStream:
         bad: list[RejectedRow] = []
         self._file.seek(position)
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
-        limit = csv.field_size_limit(_BLOCK_BYTES)  # of this process; Arrow has none
-        try:
+        with _long_csv_values():
             for number, record in enumerate(csv_records(lines), first):
                 if why := _csv_fault(record, len(names), places):
                     bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
@@ -180,9 +180,7 @@ class RowStream:
                     break
             else:
                 end = self._file.size()
-        finally:
-            csv.field_size_limit(limit)
-            lines.detach()
+        lines.detach()
         table = (
             self._csv_table(pa.py_buffer(b"".join(good)), columns)
             if good
@@ -307,12 +305,23 @@ def read_table(path: Path, empty_is_null: bool = False) -> pa.Table:
             end = _whole_rows(content, position + len(content) >= size)
             if not end:
                 file.seek(0)
-                for record in csv_records(file):
-                    if record.error:
-                        raise pa.ArrowInvalid(f"line {record.line}: not valid CSV: {record.error}")
+                with _long_csv_values():
+                    for record in csv_records(file):
+                        if record.error:
+                            raise pa.ArrowInvalid(f"line {record.line}: not valid CSV: {record.error}")
                 break
             position += end
     return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=empty_is_null))
+
+
+@contextmanager
+def _long_csv_values() -> Iterator[None]:
+    """Let `csv` read values of up to a block in this process, which are 128 kB otherwise; Arrow has no such limit."""
+    limit = csv.field_size_limit(_BLOCK_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _whole_rows(content: bytes, is_last: bool) -> int:

@@ -221,3 +221,9 @@ def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_line
 def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'a,b\n1,"x\n""y"""\n2,5" pipe\n')
     assert read_table(tmp_path / "t.csv").column("b").to_pylist() == ['x\n"y"', '5" pipe']
+
+
+def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begins_with(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
+    assert read_table(tmp_path / "t.csv").column("a").to_pylist() == ['5" pipe', long]
