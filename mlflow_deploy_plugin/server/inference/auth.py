@@ -67,6 +67,7 @@ class Authenticator:
     count: Callable[[KeyEntry], None] = lambda key: None
 
     def __post_init__(self) -> None:
+        self._brought: Mapping[str, KeyEntry] = {}  # by the agent
         self._keys: Mapping[str, KeyEntry] = {}
         self._known: OrderedDict[str, KeyEntry] = OrderedDict()  # by the header's text, until the keys change
         self._jwks: Any = None
@@ -134,17 +135,19 @@ class Authenticator:
         return entry
 
     def _read_keys(self) -> None:
-        """Read the files that have changed. If the keys cannot be read, they stay as they are."""
+        """Read the files that have changed. If that of the keys cannot be read, they stay as they are."""
         paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY, self.state_dir / JWKS
         files = tuple(part for path in paths for part in _identity(path))
         if files == self._files:
             return
         brought = read_state(paths[0], ValidKeys)
-        if brought is None and paths[0].is_file():
+        if brought is not None:
+            self._brought = brought.keys
+        elif paths[0].is_file():
             logger.error("%s cannot be read; the keys of before go on holding", paths[0])
-            self._files = files
-            return
-        keys = dict(brought.keys) if brought is not None else {}
+        else:
+            self._brought = {}
+        keys = dict(self._brought)
         if paths[1].is_file():
             keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL
         if self.issuer is not None and paths[2].is_file():

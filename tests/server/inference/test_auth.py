@@ -70,6 +70,12 @@ def test_keys_that_cannot_be_read_leave_those_of_before(
     assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(auth: Authenticator, tmp_path: Path) -> None:
+    (tmp_path / KEYS).write_text('{"keys": ')
+    make_local_key(tmp_path)
+    assert auth.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
+
+
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
