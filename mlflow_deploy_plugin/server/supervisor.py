@@ -366,7 +366,8 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
             if error.errno == errno.EACCES:
                 reason = f"port {candidate} may not be opened by this user; ports from 1024 up may"
             elif error.errno != errno.EADDRINUSE:
-                why = os.strerror(error.errno) if error.errno else error
+                is_of_a_name = isinstance(error, socket.gaierror)  # which has numbers of its own
+                why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
                 reason = f"{host}:{candidate} cannot be listened on: {why}"
             elif port is not None:
                 reason = f"port {candidate} on {host} is in use; choose another with {option}"
