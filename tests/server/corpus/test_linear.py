@@ -21,7 +21,7 @@ from tests.server.corpus.routes import ARROW, POSTS, dump
 from tests.support.handling import handle
 
 SMALL, TIMES = 40_000, 10
-MOST = 1.5
+MOST = 2.0
 """Times the growth of the bytes; a quadratic reader grows ten times as much as they do."""
 _TRIES, _MOST_MEMORY = 6, 3.0
 _JSON = {"Content-Type": "application/json"}

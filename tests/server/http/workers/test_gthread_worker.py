@@ -44,12 +44,10 @@ def is_stopped(pid: int) -> bool:
 
 def is_read(pid: int, connection: socket.socket) -> bool:
     """Return True if the process has read all that was sent to it by this connection."""
-    (found,) = [
-        one
-        for one in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-        if int(one.split()[2].partition(":")[2], 16) == connection.getsockname()[1]
-    ]
-    return found.split()[4].endswith(":00000000")
+    ends = [connection.getpeername()[1], connection.getsockname()[1]]  # a connection of others may have one of them
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    (waiting,) = [line[4] for line in lines if [int(end.partition(":")[2], 16) for end in line[1:3]] == ends]
+    return waiting.endswith(":00000000")
 
 
 def trickle(connection: socket.socket, stop: threading.Event) -> None:
