@@ -1,6 +1,6 @@
 """The routes of the HTTP surface, in one table, and the dispatch of predictions and health checks.
 
-Flask dispatches all other routes (`blueprint.py`). A route's path is a template as documentation shows it: `NAME`
+Flask dispatches all other routes (`app.py`). A route's path is a template as documentation shows it: `NAME`
 stands for an endpoint, `V` for a version, `L` for a label, and a part in brackets may be left out.
 """
 
