@@ -1,8 +1,7 @@
 """Leadership: a process works only while it holds a lease of the store, and another takes over when it ends.
 
-`store/leases.py` has the rules. Under a lease run background
-tasks, each in a thread of its own. Of all controllers of a store one holds `STORE_LEASE`: it runs the monitors, alerts
-and retrainings.
+`store/leases.py` has the rules. Under a lease run background tasks, each in a thread of its own. Of all controllers of
+a store one holds `STORE_LEASE`: it runs the monitors, alerts and retrainings.
 """
 
 import logging
@@ -11,11 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mlflow_deploy_plugin.deployments import Deployments, parse_target
-from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.store import LeaseKeeper, Store
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Store
 
 _log = logging.getLogger(__name__)
 
@@ -137,28 +136,37 @@ def rollouts_lease_name(place: str) -> str:
     return f"rollouts/{place}"
 
 
-def reached_places(deployments: Deployments) -> tuple[dict[str, str], set[str]]:
-    """Return the places whose servers this process reaches, and a line for each target that it fails to reach.
+def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    """Yield the places whose servers this process reaches, each with the words for its servers.
 
-    Each place comes with the words for its servers.
+    A target is reached if one of its endpoints is. One that is elsewhere is no failure. This machine comes first, since
+    a cluster that does not answer is waited for.
 
-    A target is reached if one of its endpoints is. One that is elsewhere is no failure.
+    Args:
+        fail: takes a line for each target that this process fails to reach.
     """
-    places: dict[str, str] = {}
+    reached: set[str] = set()
     failures: dict[str, str] = {}
-    for one in deployments.store.endpoints():
-        if one.target not in places:
+    for one in sorted(deployments.store.endpoints(), key=_is_elsewhere):
+        if one.target not in reached:
             try:
-                places[one.target] = deployments.place(one.name)
+                place = deployments.place(one.name)
             except NotReady:
                 continue
             except OnnxserveError as error:
                 failures[one.target] = f"leaves rollouts of {one.target} to other controllers: {error.message}"
-    servers = {
-        place: "the servers here" if parse_target(target).is_on_this_machine else target
-        for target, place in places.items()
-    }
-    return servers, {line for target, line in failures.items() if target not in places}
+            else:
+                reached.add(one.target)
+                yield place, one.target if _is_elsewhere(one) else "the servers here"
+    for target, line in failures.items():
+        if target not in reached:
+            fail(line)
+
+
+def _is_elsewhere(stored: Endpoint) -> bool:
+    with suppress(InvalidConfig):  # another onnxserve has written the target
+        return not parse_target(stored.target).is_on_this_machine
+    return True
 
 
 def reaches(deployments: Deployments, endpoint: str, place: str | None = None) -> bool:

@@ -1,5 +1,6 @@
 """What one controller of a store does: under a lease that it keeps while it works, and gives back."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
+from tests.support.clusters import kubeconfig
 from tests.support.waiting import wait_until
 
 SECONDS = 30.0
@@ -77,8 +79,10 @@ def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_oth
     assert place == beside.place("flights") != there.place("flights")
     assert [reaches(one, "flights") for one in (here, there, nowhere)] == [True, True, False]
     assert [reaches(one, "flights", place) for one in (here, there, nowhere)] == [True, False, False]
-    assert reached_places(beside) == ({place: "the servers here"}, set())
-    assert reached_places(nowhere) == ({}, set())
+    said: list[str] = []
+    assert list(reached_places(beside, said.append)) == [(place, "the servers here")]
+    assert not list(reached_places(nowhere, said.append))
+    assert not said
     store.close()
 
 
@@ -92,9 +96,29 @@ def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
     here = Deployments(store, Settings(home=tmp_path), print)
     (here.settings.deployments_path / "flights").mkdir(parents=True)
 
-    places, failures = reached_places(here)
+    failures: list[str] = []
+    places = dict(reached_places(here, failures.append))
 
     assert places.keys() == {here.place("flights")}
     (line,) = failures
     assert line.startswith("leaves rollouts of onnxserve:/kubernetes/ml to other controllers: no Kubernetes cluster is")
     store.close()
+
+
+def test_rollouts_of_this_machine_do_not_wait_for_a_cluster_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        config = kubeconfig(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        store = open_store(f"sqlite:///{tmp_path}/store.db")
+        store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("churn", "models:/churn/1"))
+        store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
+        here = Deployments(store, Settings(home=tmp_path), print)
+        (here.settings.deployments_path / "flights").mkdir(parents=True)
+
+        assert next(reached_places(here, print)) == (here.place("flights"), "the servers here")
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+        store.close()

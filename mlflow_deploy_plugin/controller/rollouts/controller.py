@@ -267,17 +267,18 @@ def run_rollouts(
     with ThreadPoolExecutor(_MAX_PLACES, "rollouts") as pool:
         try:
             while not ended.is_set():
+                failures: set[str] = set()
                 try:
-                    places, failures = reached_places(deployments)
+                    for place, servers in reached_places(deployments, failures.add):
+                        if place not in running:
+                            running[place] = pool.submit(controller_at(place, servers).run, ended)
+                            running[place].add_done_callback(lambda _: ended.set())
                 except (StoreUnavailable, OSError) as error:
                     _log.warning("%s", error)
                 else:
                     for line in failures - said:
                         say(line)
                     said = failures
-                    for place in places.keys() - running.keys():
-                        running[place] = pool.submit(controller_at(place, places[place]).run, ended)
-                        running[place].add_done_callback(lambda _: ended.set())
                 ended.wait(_PLACES_SECONDS)
         finally:
             ended.set()

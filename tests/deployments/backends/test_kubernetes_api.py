@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import Cluster
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from tests.support.clusters import kubeconfig
 
 APIS = {"groups": [{"versions": [{"groupVersion": one}]} for one in ("apps/v1", "policy/v1beta1")]}
 SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
@@ -27,20 +27,6 @@ class ScriptedApi:
 
     def next_answer(self, path: str) -> Answer:
         return (200, APIS) if path == "/apis" else self.script.pop(0) if self.script else (200, {})
-
-
-def kubeconfig(folder: Path, server: str) -> Path:
-    """Write the configuration of a cluster."""
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": server}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    (folder / "config").write_text(yaml.safe_dump(config))
-    return folder / "config"
 
 
 @pytest.fixture
