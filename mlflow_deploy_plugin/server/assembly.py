@@ -56,15 +56,18 @@ class Server:
             self.tracer.close()
 
 
-def open_server(state_dir: Path) -> Server:
+def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
     """Open the server of the state folder; it begins to load at once, in a thread of its own.
+
+    Args:
+        is_mounted: the process is another application's; see `Metrics`.
 
     Raises:
         InvalidConfig: spec.yaml is malformed.
     """
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
-    metrics = Metrics()
+    metrics = Metrics(is_mounted)
     open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
     capture = open_capture(metrics.count_capture)
     shadows = Shadows(open_capture(metrics.count_shadow_capture), metrics)

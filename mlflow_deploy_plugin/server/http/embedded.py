@@ -83,7 +83,7 @@ class EmbeddedModel:
                 _wait(deadline, f"the registry has not named the model within {wait_seconds:g} s")
             remove_metrics(self.state_dir)
             self._held.callback(remove_metrics, self.state_dir)
-            server = open_server(self.state_dir)
+            server = open_server(self.state_dir, is_mounted=True)
             self._held.callback(server.close)
             (self.state_dir / METRICS).symlink_to(server.metrics.folder)
             while not server.repository.wait_until_applied(_TICK_SECONDS):

@@ -1,8 +1,8 @@
 """Prometheus metrics of the server, summed over its workers, and the statistics of V2 that are made of them.
 
 Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`exposition.py`), which
-`server/gunicorn_conf.py` makes before the first fork. Without that variable they lie in a folder of its own, and the
-page shows this process alone.
+`server/gunicorn_conf.py` makes before the first fork. Without that variable, or mounted in another application,
+they lie in a folder of its own, and the page shows this process alone.
 """
 
 import os
@@ -144,12 +144,16 @@ class _ShadowSlots:
 class Metrics:
     """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
+    Args:
+        is_mounted: the process is another application's, and so is the folder for counters that its environment names.
+
     Attributes:
         folder: where every worker has its files.
     """
 
-    def __init__(self) -> None:
-        self._own_folder = None if MULTIPROC_DIR in os.environ else tempfile.TemporaryDirectory(prefix="onnxserve-")
+    def __init__(self, is_mounted: bool = False) -> None:
+        is_alone = is_mounted or MULTIPROC_DIR not in os.environ
+        self._own_folder = tempfile.TemporaryDirectory(prefix="onnxserve-") if is_alone else None
         self.folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
         worker = uuid.uuid4().hex  # process ids come back, and must not overwrite what a dead worker has counted
         self._counters = MmapCounters(self.folder / f"counter_{worker}.db")

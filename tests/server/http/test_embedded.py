@@ -187,6 +187,20 @@ def test_two_processes_of_one_application_have_folders_of_their_own(folder: Path
         assert {path.name for path in tmp_path.iterdir()} == {"state", "state.2"}
 
 
+def test_the_counters_of_the_application_stay_as_they_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = tmp_path / "counters"
+    counters.mkdir()
+    mine = counters / f"gauge_livesum_{os.getpid()}.db"  # as prometheus_client calls it
+    mine.write_bytes(b"the application's")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
+    with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:
+        assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
+        assert {path.name: path.read_bytes() for path in counters.iterdir()} == {mine.name: b"the application's"}
+    assert mine.is_file()
+
+
 def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_path: Path) -> None:
     before = len(psutil.Process().children())
     with pytest.raises(DeploymentFailed, match="nowhere"):
