@@ -150,7 +150,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
         stall_reason,
     )
 
-    with opened_deployments(quiet=True) as deployments:
+    with opened_deployments(quiet=action != "abort") as deployments:
         if not deployments.store.rollouts(name):  # a deleted endpoint may have had one
             deployments.store.require_endpoint(name)
 
@@ -201,7 +201,8 @@ def rollback(name: str, to: str | None, why: str) -> None:
     import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller import rollback as go_back
 
-    done = go_back(name, why=why, to=to)
+    with opened_deployments() as deployments:
+        done = go_back(name, why=why, to=to, deployments=deployments)
     click.echo(
         f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} s; {done['source']}"
     )

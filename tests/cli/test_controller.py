@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec import add_variant, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
 from tests.support.rollouts import PLAN as ROLLOUT
@@ -121,6 +123,26 @@ def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Sto
     assert "promoted" in rest
     assert shown.returncode == 0
     assert complaint == "leaves it to other controllers: the server of 'flights' is on another machine\n"
+
+
+def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Store, tmp_path: Path) -> None:
+    champion, candidate = new_endpoint("flights", "models:/X/Production", variant="champion"), "models:/X/7"
+    stepping = configure(add_variant(champion, "candidate", candidate), {"traffic": {"champion": 90, "candidate": 10}})
+    store.add_endpoint("onnxserve:/kubernetes/ml", stepping)
+    store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
+    store.acquire_lease("endpoint/flights", "controller@pod", 60)
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--abort"]
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
+        assert shown.stderr is not None
+        watchdog = threading.Timer(30, shown.kill)
+        watchdog.start()
+        said = shown.stderr.readline()
+        shown.kill()
+        watchdog.cancel()
+
+    assert said == "flights: waits for controller@pod, who is changing it\n"
 
 
 def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
