@@ -118,7 +118,8 @@ def show_lines(lines: Iterable[str]) -> None:
 
 def show_json(document: Any) -> None:
     """Print a document on standard output as JSON: times in ISO 8601, NaN and infinity as null."""
-    click.echo(orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+    option = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    click.echo(orjson.dumps(document, default=str, option=option))
 
 
 def show_result(output: str, document: Any, lines: Iterable[str]) -> None:

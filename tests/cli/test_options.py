@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.cli.options import align_columns, key_values, printable, show_json
@@ -41,10 +42,11 @@ def test_control_characters_become_spaces() -> None:
 
 
 def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    show_json({"at": datetime(2013, 7, 1, tzinfo=UTC), "rmse": float("nan"), "label": "ü"})
+    show_json({"at": datetime(2013, 7, 1, tzinfo=UTC), "rmse": float("nan"), "auc": np.float64(0.5), "label": "ü"})
     shown = capsys.readouterr().out
     assert json.loads(shown, parse_constant=pytest.fail) == {
         "at": "2013-07-01T00:00:00+00:00",
         "rmse": None,
+        "auc": 0.5,
         "label": "ü",
     }
