@@ -118,6 +118,12 @@ def scaled(model: Any, rows: Rows) -> TracedArray:
     return x
 
 
+def binarized(model: Binarizer, rows: Rows) -> TracedArray:
+    """Return 1 where a value is above the threshold, which is compared in the precision of the rows, else 0."""
+    threshold = np.float32(model.threshold) if rows.is_single else model.threshold
+    return (rows.matrix > float(threshold)).astype(np.float64)
+
+
 def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
     """Return the number of inner edges that a value has reached, as a code or one-hot."""
     edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
@@ -193,7 +199,7 @@ FORMULAS: dict[type, Formula] = {
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
     SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
     **dict.fromkeys(SCALERS, scaled),
-    Binarizer: lambda model, rows: (rows.matrix > model.threshold).astype(np.float64),
+    Binarizer: binarized,
     KBinsDiscretizer: binned,
     PowerTransformer: powered,
     AdditiveChi2Sampler: additive_chi2,

@@ -28,6 +28,7 @@ class Rows:
 
     Attributes:
         is_double: True if an estimator within reads 64-bit floats.
+        is_single: True if the original reads 32-bit floats: it compares in 32 bits. It takes integers as 64-bit floats.
     """
 
     def __init__(self, graph: NodeBuilder | None, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
@@ -36,6 +37,7 @@ class Rows:
         self._after: dict[int, Rows] = {}
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # without and with raw scores
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
+        self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
 
     @classmethod
     def of(cls, graph: NodeBuilder | None, operator: Any) -> "Rows":

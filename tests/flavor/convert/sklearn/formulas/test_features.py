@@ -63,6 +63,14 @@ def test_a_transformer_is_proven(step: Any) -> None:
     assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.generic]) -> None:
+    rows = (np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10).astype(np.float32).astype(dtype)
+    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0)).fit(rows, VALUES)
+
+    assert wrap(model, rows).report.state == "proven"
+
+
 def test_an_elimination_predicts_by_its_own_estimator() -> None:
     assert wrap(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS).report.state == "proven"
 
