@@ -22,7 +22,7 @@ together.
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
@@ -65,7 +65,7 @@ ResultCallback = Callable[["dict[str, Array] | Exception"], None]
 """Receives the outputs of one request, or the error. It must not raise."""
 BatchCallback = Callable[[int, float, float], None]
 """Receives the rows of a batch, the seconds that its first request waited, and the seconds of its computation."""
-Compute = Callable[[Feeds, Sequence[str] | None], dict[str, Array]]
+Compute = Callable[[Feeds], dict[str, Array]]
 
 
 class RequestState(Enum):
@@ -86,7 +86,6 @@ class QueuedRequest:
     """
 
     feeds: Feeds
-    outputs: Sequence[str] | None
     rows: int
     queued: float
     deadline: float
@@ -98,8 +97,7 @@ class QueuedRequest:
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        columns = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
-        self.key = None if self.outputs is None else tuple(self.outputs), columns
+        self.key = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
@@ -138,7 +136,6 @@ class Batcher:
     def run(
         self,
         feeds: Feeds,
-        outputs: Sequence[str] | None = None,
         deadline: float = float("inf"),
         count: BatchCallback = lambda rows, queue_seconds, compute_seconds: None,
     ) -> dict[str, Array]:
@@ -155,8 +152,8 @@ class Batcher:
         """
         rows = _row_counts(feeds)
         if len(rows) != 1:
-            return self._compute(feeds, outputs)  # the graph decides if it takes inputs of different lengths
-        entry = QueuedRequest(feeds, outputs, rows.pop(), time.perf_counter(), deadline, count)
+            return self._compute(feeds)  # the graph decides if it takes inputs of different lengths
+        entry = QueuedRequest(feeds, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
             self._wait(entry)
@@ -164,9 +161,7 @@ class Batcher:
             self._lead(entry)
         return self._result(entry)
 
-    def submit(
-        self, feeds: Feeds, outputs: Sequence[str] | None, deadline: float, count: BatchCallback, done: ResultCallback
-    ) -> None:
+    def submit(self, feeds: Feeds, deadline: float, count: BatchCallback, done: ResultCallback) -> None:
         """Compute one request as `run` does, without blocking.
 
         `done` is called in another thread, or in this one if the queue is full. A request whose deadline passes while a
@@ -175,7 +170,7 @@ class Batcher:
         rows = _row_counts(feeds)
         # the graph decides if it takes inputs of different lengths: such a request is a batch of its own
         size = rows.pop() if len(rows) == 1 else self._limit
-        entry = QueuedRequest(feeds, outputs, size, time.perf_counter(), deadline, count, done)
+        entry = QueuedRequest(feeds, size, time.perf_counter(), deadline, count, done)
         if rows:
             entry.key = object()
         if not self._threads:
@@ -222,7 +217,7 @@ class Batcher:
         if entry.state is RequestState.EXPIRED:
             raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
         if entry.state is RequestState.RETRY_ALONE:
-            return self._compute(entry.feeds, entry.outputs)
+            return self._compute(entry.feeds)
         if isinstance(entry.result, Exception):
             raise entry.result
         return entry.result
@@ -349,13 +344,13 @@ class Batcher:
         first, rows = batch[0], sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
         if len(batch) == 1 and size == rows:
-            return [self._compute(first.feeds, first.outputs)]
+            return [self._compute(first.feeds)]
         parts = [entry.feeds for entry in batch]
         if size > rows:
             last = next(entry for entry in reversed(batch) if entry.rows)
             parts.append(repeat_row(last.feeds, last.rows - 1, size - rows))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
-        outputs = self._compute(joined, first.outputs)
+        outputs = self._compute(joined)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return []  # not one entry a row after all
         ends = np.cumsum([entry.rows for entry in batch]).tolist()

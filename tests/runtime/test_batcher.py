@@ -62,7 +62,7 @@ def ask(pool: ThreadPoolExecutor) -> Ask:
 
     def ask(batcher: Batcher, x: Array, deadline: float = float("inf"), **more: Any) -> Future[Any]:
         before = len(batcher._queue), batcher._is_led
-        future = pool.submit(batcher.run, {"x": x}, None, deadline, **more)
+        future = pool.submit(batcher.run, {"x": x}, deadline, **more)
         wait_until(lambda: future.done() or (len(batcher._queue), batcher._is_led) != before, what="the request")
         return future
 
@@ -83,7 +83,7 @@ def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Fut
         else:
             future.set_result(result)
 
-    batcher.submit({"x": x}, None, deadline, lambda *batch: None, done)
+    batcher.submit({"x": x}, deadline, lambda *batch: None, done)
     return future
 
 
@@ -405,7 +405,7 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model: Model
             version = Version()
             alive, answered = weakref.ref(version), threading.Event()
             done = lambda result, version=version, answered=answered: answered.set()  # noqa: E731
-            batcher.submit({"x": rows(1, value)}, None, float("inf"), lambda *batch: None, done)
+            batcher.submit({"x": rows(1, value)}, float("inf"), lambda *batch: None, done)
             assert answered.wait(30)
             del version, done
             wait_until(lambda: alive() is None, seconds=5, what="the end of the version")  # noqa: B023
@@ -422,7 +422,7 @@ def test_inputs_of_different_lengths_are_for_the_graph_to_judge() -> None:
     with pytest.raises(InferenceError, match=r"\[1, 2\]"):
         batcher.run(feeds)
     future: Future[Any] = Future()
-    batcher.submit(feeds, None, float("inf"), lambda *batch: None, future.set_result)
+    batcher.submit(feeds, float("inf"), lambda *batch: None, future.set_result)
     assert future.result(30).message == "[1, 2]"
     batcher.close()
 

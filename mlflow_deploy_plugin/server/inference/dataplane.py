@@ -198,7 +198,7 @@ class DataPlane:
             else:
                 done(self._capture_response(variant, request, arrived, request.inputs, outputs))
 
-        batcher.submit(request.inputs, None, self._deadline(request), self._batch_callback(variant), computed)
+        batcher.submit(request.inputs, self._deadline(request), self._batch_callback(variant), computed)
 
     def _find(self, endpoint: str | None) -> ServedEndpoint | None:
         table = self._repository.table
@@ -251,7 +251,7 @@ class DataPlane:
     def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
         if loaded.batcher is not None:
-            return loaded.batcher.run(inputs, None, deadline, self._batch_callback(variant))
+            return loaded.batcher.run(inputs, deadline, self._batch_callback(variant))
         if deadline != math.inf:
             _check_deadline(deadline)
         began = time.perf_counter()
