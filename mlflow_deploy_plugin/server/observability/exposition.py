@@ -174,14 +174,14 @@ class MetricFamily:
     series: dict[tuple[str, ...], MetricSeries] = field(default_factory=dict)
 
 
-def read_families(folder: Path) -> list[MetricFamily]:
-    """Return the metrics of all workers that have files in the folder, sorted by name.
+def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
+    """Return the metrics of these kinds, of all workers that have files in the folder, sorted by name.
 
     Counters and histograms include dead workers. Gauges in files named `gauge_livesum_PID` are added up, of those in
     `gauge_max_…` the largest is taken. It sleeps now and then, so that other threads can run.
     """
     families: dict[str, MetricFamily] = {}
-    for kind, values in _sum_files(folder).items():
+    for kind, values in _sum_files(folder, kinds).items():
         buckets: dict[bytes, list[tuple[float, str, float]]] = defaultdict(list)
         for number, (key, value) in enumerate(values.items(), 1):
             if number % _KEYS_AT_ONCE == 0:
@@ -199,10 +199,10 @@ def read_families(folder: Path) -> list[MetricFamily]:
     return [families[name] for name in sorted(families)]
 
 
-def read_series(folder: Path) -> defaultdict[str, list[MetricSeries]]:
+def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> defaultdict[str, list[MetricSeries]]:
     """Return the series of `read_families` by the name of their metric; none if nothing was counted."""
     found = defaultdict[str, list[MetricSeries]](list)
-    for family in read_families(folder):
+    for family in read_families(folder, kinds):
         found[family.name] += family.series.values()
     return found
 
@@ -257,16 +257,18 @@ def _series(families: dict[str, MetricFamily], kind: MetricKind, key: bytes) -> 
     return series
 
 
-def _sum_files(folder: Path) -> dict[MetricKind, dict[bytes, float]]:
-    """Return by kind and key the value over all files."""
-    values_of: dict[MetricKind, dict[bytes, float]] = {kind: {} for kind in _KINDS}
+def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[MetricKind, dict[bytes, float]]:
+    """Return by kind and key the value over all files of these kinds; others are not opened."""
+    values_of: dict[MetricKind, dict[bytes, float]] = {kind: {} for kind in kinds}
     for path in sorted(folder.glob("*.db")):
         kind, _, mode = path.name.partition("_")
+        if kind not in values_of:
+            continue
         try:
             content = path.read_bytes()
         except FileNotFoundError:  # a worker has died, and its gauges with it
             continue
-        values = values_of[kind]  # type: ignore[index]
+        values = values_of[kind]
         if kind == "gauge" and mode.startswith("max"):
             for key, value in _entries(content):
                 values[key] = max(value, values.get(key, value))
@@ -405,7 +407,7 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
         folder = link.readlink()
         if folder.is_dir():
             rows: dict[str, dict[str, int]] = {"answered": {}, "captured": {}, "dropped": {}}
-            for series in read_series(folder)[CAPTURE_ROWS]:
+            for series in read_series(folder, ("counter",))[CAPTURE_ROWS]:
                 rows[series.labels["outcome"]][series.labels["endpoint"]] = int(series.value)
             return CaptureCounters(folder.name, rows)
     saved = saved_capture_counters(state_dir)
