@@ -65,7 +65,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def reachable_url(host: str, port: int, scheme: str = "http") -> str:
+def reachable_url(host: str, port: int | None, scheme: str = "http") -> str:
     """Return the address at which this machine reaches a server that listens on `host`."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"

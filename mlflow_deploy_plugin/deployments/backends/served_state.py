@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.deployments.server_metrics import fetch_page
 from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, reachable_url
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     SERVER,
@@ -42,7 +42,6 @@ STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 _PLACE = ".place"
 _PING_SECONDS = 2.0
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,7 @@ def written_spec(state_dir: Path) -> EndpointSpec | None:
 
 def server_url(server: ServerSpec) -> str:
     """Return the address at which this machine reaches the server."""
-    host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
-    return f"{server.scheme}://{host}:{server.port}"
+    return reachable_url(server.host, server.port, server.scheme)
 
 
 def read_applied_spec(
