@@ -7,8 +7,8 @@ import click
 
 from mlflow_deploy_plugin.cli.options import key_values, opened_store, option, read_spec_file, show_lines, show_progress
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests import FORMATS, Place
-from mlflow_deploy_plugin.registry import default_endpoint_name, parse_model_uri
+from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
+from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
 
 if TYPE_CHECKING:
@@ -175,9 +175,7 @@ def render(
         except OSError as error:
             raise InvalidConfig(f"{output / path} cannot be written: {error.strerror}") from None
         show_progress(f"written: {output / path}")
-    given = {*spec.container.environment, *spec.container.secrets}
-    kinds = {parse_model_uri(variant.model).kind for variant in spec.variants.values()}
-    if format_name != "helm" and "MLFLOW_TRACKING_URI" not in given and kinds - {"path", "remote"}:
+    if format_name != "helm" and lacks_mlflow_address(spec):
         show_progress(
             f"note: the server of {spec.name} will ask MLflow, and nothing says where that is: "
             "-C container.environment.MLFLOW_TRACKING_URI=http://…"

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.manifests.served import (
     asks_mlflow,
     dump_documents,
     http_port,
+    lacks_mlflow_address,
     local_files,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec
@@ -43,6 +44,7 @@ __all__ = [
     "dump_documents",
     "http_port",
     "kubernetes_documents",
+    "lacks_mlflow_address",
     "local_files",
     "values_schema",
 ]

@@ -114,6 +114,11 @@ def asks_mlflow(spec: EndpointSpec) -> bool:
     return any(parse_model_uri(one.model).kind not in ("path", "remote") for one in spec.variants.values())
 
 
+def lacks_mlflow_address(spec: EndpointSpec) -> bool:
+    """Return True if MLFLOW_TRACKING_URI is needed (`asks_mlflow`), and the spec does not set it."""
+    return "MLFLOW_TRACKING_URI" not in {**spec.container.environment, **spec.container.secrets} and asks_mlflow(spec)
+
+
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
     """Return the variables whose values stand in the spec or come from the place, but for those that are secrets."""
     found = {**place.environment, **spec.container.environment}

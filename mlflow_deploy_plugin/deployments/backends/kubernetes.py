@@ -54,9 +54,9 @@ from mlflow_deploy_plugin.manifests import (
     STATE_FOLDER,
     Document,
     Place,
-    asks_mlflow,
     http_port,
     kubernetes_documents,
+    lacks_mlflow_address,
 )
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
@@ -470,8 +470,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     Raises:
         InvalidConfig: a model is in the registry, and nothing says where pods reach that.
     """
-    said_by_spec = {**spec.container.environment, **spec.container.secrets}
-    is_needed = "MLFLOW_TRACKING_URI" not in said_by_spec and asks_mlflow(spec)
+    is_needed = lacks_mlflow_address(spec)
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
         variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
