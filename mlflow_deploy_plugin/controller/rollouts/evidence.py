@@ -14,6 +14,8 @@ from mlflow_deploy_plugin.deployments import CountersByVersion, VersionCounters
 
 _MIN_TIMED = 100
 """Requests of the current version from which its quantiles are known well enough."""
+_UNREAD = 100
+"""Servers that no longer answer whose counters are kept: some come back, and those of ended pods are never read again."""
 _ROLES = ("current", "candidate", "shadow")
 
 
@@ -22,7 +24,7 @@ class StepEvidence:
     """The counts of a rollout and the tests of its step.
 
     Attributes:
-        last: server → role → its counters when it was last read; empty before the first look.
+        last: server → role → its counters when it was last read, the latest last; empty before the first look.
         step: role → its counts since the step began.
         history: the counts of the current version, from before the rollout up to the last look. The bounds that a look
             is judged by come from here, so that they do not depend on what the look finds.
@@ -75,7 +77,8 @@ def add_counters(
     """Return the evidence with what was counted since the last look.
 
     Each server's counters are compared with its own last ones: a sum over servers would fall when one of them ends, and
-    a server that could not be read for a while is counted from where it was. A new server has begun at zero.
+    a server that could not be read for a while is counted from where it was. A server that is read for the first time
+    is counted from there: it may be an old one that was not ready before.
 
     Args:
         counters: of each server that was read.
@@ -90,17 +93,15 @@ def add_counters(
         server: {role: counted.get(variant, nothing) for role, variant in variants.items()}
         for server, counted in counters.items()
     }
-    last = {**evidence.last, **now}
-    if not evidence.last:
-        current = reduce(VersionCounters.plus, (roles["current"] for roles in now.values()))
-        return replace(evidence, last=last, history=current, before_step=current)
+    unread = {server: roles for server, roles in evidence.last.items() if server not in now}
+    known = [server for server in now if server in evidence.last]
     added = {
         role: reduce(
-            VersionCounters.plus,
-            (roles[role].since(evidence.last.get(server, {}).get(role, nothing)) for server, roles in now.items()),
+            VersionCounters.plus, (now[server][role].since(evidence.last[server][role]) for server in known), nothing
         )
         for role in _ROLES
     }
+    new = [roles["current"] for server, roles in now.items() if server not in evidence.last]
     tests = {text: replace(test) for text, test in evidence.tests.items()}
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
@@ -114,10 +115,10 @@ def add_counters(
             tests[criterion.text].look(*events)
     return replace(
         evidence,
-        last=last,
+        last={**dict(list(unread.items())[-_UNREAD:]), **now},
         tests=tests,
         step={role: evidence.step[role].plus(counted) for role, counted in added.items()} if evidence.step else {},
-        history=evidence.history.plus(added["current"]),
+        history=reduce(VersionCounters.plus, new, evidence.history.plus(added["current"])),
     )
 
 

@@ -54,12 +54,30 @@ def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> 
         {"a": pod(1020, 9)},  # b cannot be read
         {"a": pod(1030, 12), "b": pod(1050, 20)},
         {"b": pod(1060, 25), "c": pod(8, 3)},  # a was replaced by c
-        {"b": pod(2, 1), "c": pod(9, 3)},  # the server of b was started anew
+        {"b": pod(2, 1), "c": pod(9, 4)},  # the server of b was started anew
     )
 
-    assert ledger.step["current"].requests == 30 + 60 + 9 + 2
-    assert ledger.step["candidate"].requests == 12 + 25 + 3 + 1
-    assert ledger.history.requests == 2000 + ledger.step["current"].requests
+    assert ledger.step["current"].requests == 30 + 60 + 1 + 2
+    assert ledger.step["candidate"].requests == 12 + 25 + 1 + 1
+    assert ledger.history.requests == 2000 + 8 + ledger.step["current"].requests
+
+
+def test_what_a_pod_has_counted_before_it_was_ready_is_not_of_the_step() -> None:
+    begun, old = counted(100), versions_counted(counted(5000, 400), counted(900, 890))
+    ledger = looked(ERRORS, {"a": versions_counted(begun)}, {"a": versions_counted(begun), "unready before": old})
+
+    assert figures(ERRORS, ledger)["candidate"] == {"requests": 0, "errors": 0}
+    assert figures(ERRORS, ledger)["current"] == {"requests": 0, "errors": 0}
+    assert rejection(ERRORS, ledger) == ""
+    assert ledger.history.requests == 5100
+
+
+def test_the_counters_of_pods_that_have_ended_are_not_kept_for_ever() -> None:
+    one = versions_counted(counted(10))
+    ledger = looked(ERRORS, *({f"pod {number}": one, "always": one} for number in range(300)))
+
+    assert len(ledger.last) < 150
+    assert {"always", "pod 299", "pod 298"} <= {*ledger.last}
 
 
 def test_errors_that_the_current_version_has_too_are_not_held_against_the_candidate() -> None:
