@@ -81,17 +81,17 @@ class Alerts:
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
         """Write what `change` makes of the firing alert, or of None if there is none. Nothing if it returns None."""
-        query = select(AlertRow).where(
-            AlertRow.fingerprint == storable_text(fingerprint, 255), AlertRow.state == FIRING
-        )
-        with self._store.transaction() as session:
+        stored = storable_text(fingerprint, 255)
+        query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
+        with self._store.transaction(alone_with=f"alert/{stored}") as session:
             row = session.scalars(query.order_by(AlertRow.id.desc()).limit(1).with_for_update()).one_or_none()
             return _write(session, row, change(None if row is None else from_row(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
         """Write the alert. Return None if an alert of its fingerprint was ever written."""
-        query = select(AlertRow.id).where(AlertRow.fingerprint == storable_text(alert.fingerprint, 255)).limit(1)
-        with self._store.transaction() as session:
+        stored = storable_text(alert.fingerprint, 255)
+        query = select(AlertRow.id).where(AlertRow.fingerprint == stored).limit(1)
+        with self._store.transaction(alone_with=f"alert/{stored}") as session:
             return None if session.scalars(query).first() is not None else _write(session, None, alert)
 
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:

@@ -3,12 +3,12 @@
 A contender never compares a time in the store with its own wall clock, which may jump or differ. It takes a lease over
 once it has itself seen it, unrenewed, for the lease's whole length by its own monotonic clock (the way of DynamoDB's
 lock client; Gray and Cheriton 1989 for leases). A holder counts its lease from before it asked for it, likewise by the
-monotonic clock, so it stops believing in it before another can have it. Each taking has a higher token than the one
-before, and what is written under a lease is refused with an old token: a holder that slept through its lease does no
-harm.
+monotonic clock, so it stops believing in it before another can have it. Each taking has a token of its own, and what is
+written under a lease is refused with another token: a holder that slept through its lease does no harm.
 """
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -108,14 +108,13 @@ def acquire(
     """Return the lease, or the sighting of another's lease, which the next attempt takes as `seen`."""
     row = session.get(LeaseRow, name, with_for_update=True)
     if row is None:
-        row = LeaseRow(name=name, holder="", token=0, renewals=0, seconds=seconds, expires_at=now)
-        session.add(row)
-    elif row.holder:
+        session.add(row := LeaseRow(name=name))
+    elif row.holder:  # one without was given back by an onnxserve that kept such rows
         is_unchanged = seen is not None and (seen.token, seen.renewals) == (row.token, row.renewals)
         sighting = seen if seen is not None and is_unchanged else Sighting(row.token, row.renewals, monotonic)
         if monotonic - sighting.at < row.seconds:
             return sighting
-    row.holder, row.token, row.renewals, row.seconds = holder, row.token + 1, 0, seconds
+    row.holder, row.token, row.renewals, row.seconds = holder, secrets.randbits(62), 0, seconds
     row.expires_at = now + timedelta(seconds=seconds)
     session.flush()
     return Lease(name, holder, row.token, seconds, monotonic + seconds)

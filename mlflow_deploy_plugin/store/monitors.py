@@ -1,7 +1,8 @@
 """Monitors in the store: their windows with the results, and the state of each."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -123,8 +124,7 @@ class Monitors:
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
         """Pause or resume the monitor, with its audit event. Return False if it was so already."""
         by = actor or current_actor()
-        with self._store.transaction() as session:
-            row = _row(session, endpoint, monitor)
+        with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
                 return False
             row.paused, row.paused_by = paused, storable_text(by, 255) if paused else ""
@@ -143,8 +143,7 @@ class Monitors:
         note: MonitorNote | None = None,
     ) -> None:
         """Write the given fields, and leave the rest."""
-        with self._store.transaction() as session:
-            row = _row(session, endpoint, monitor)
+        with self._row(endpoint, monitor) as (_, row):
             if made_up_to is not None:
                 row.made_up_to = made_up_to
             if consecutive is not None:
@@ -258,6 +257,16 @@ class Monitors:
             query = query.where(MonitorWindowRow.end > since)
         return self._store.read(query, MonitorWindow)[::-1]
 
+    @contextmanager
+    def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:
+        """Open a transaction with the monitor's row, which is made if there is none."""
+        with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
+            row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
+            if row is None:
+                session.add(row := MonitorRow(endpoint=endpoint, monitor=monitor))
+                session.flush()
+            yield session, row
+
 
 @dataclass(frozen=True)
 class StoreCounts:
@@ -313,12 +322,3 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
             {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
             {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},
         )
-
-
-def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
-    row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
-    if row is None:
-        row = MonitorRow(endpoint=endpoint, monitor=monitor)
-        session.add(row)
-        session.flush()
-    return row

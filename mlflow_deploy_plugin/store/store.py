@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import URL, Engine, Select, delete, select, update
+from sqlalchemy import URL, Engine, Select, delete, func, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -225,7 +225,7 @@ class Store:
         kind = event.action.partition(".")[0]
         of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
         earlier = select(AuditRow).where(AuditRow.endpoint == event.endpoint, of_monitor).order_by(AuditRow.id.desc())
-        with self.transaction() as session:
+        with self.transaction(alone_with=f"events/{event.endpoint}/{event.detail['monitor']}") as session:
             last = session.scalars(earlier.where(AuditRow.action.startswith(f"{kind}.")).limit(1)).first()
             if last is None or (last.action, last.why) != (event.action, event.why):
                 write_event(session, event)
@@ -331,7 +331,7 @@ class Store:
         """Release the lease, so that the next one has it at once. It may be lost already."""
         with self.transaction() as session:
             if (row := held_row(session, lease)) is not None:
-                row.holder = ""
+                session.delete(row)
 
     def lease(self, name: str) -> LeaseView | None:
         """Return the lease of this name as others see it; None if nobody holds it."""
@@ -347,8 +347,12 @@ class Store:
         return self._clock()
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self, alone_with: str = "") -> Iterator[Session]:
         """Open one transaction: everything that is written in it stands, or nothing. For the modules of this package.
+
+        Args:
+            alone_with: a name; no other transaction with this name runs meanwhile. A row that is not there yet cannot
+                be locked, and two transactions that miss it would both write it. SQLite runs one at a time anyway.
 
         Raises:
             IntegrityError: a unique value is there already.
@@ -356,6 +360,8 @@ class Store:
         """
         try:
             with Session(self._engine) as session, session.begin():
+                if alone_with and self._engine.dialect.name == "postgresql":
+                    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))))
                 yield session
         except IntegrityError:
             raise

@@ -134,7 +134,7 @@ class RolloutRow(Base):
 
 
 class LeaseRow(Base):
-    """One lease; a row without a holder keeps the last token."""
+    """One lease that is held; a holder that was killed leaves its row to the next."""
 
     __tablename__ = "onnxserve_leases"
 

@@ -1,18 +1,33 @@
 """Monitors in the store: a window is there once, is judged once, and not under a lost lease."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Silences, Store, open_store
+from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Silences, Store, open_store
 from mlflow_deploy_plugin.store.monitors import MonitorNote, Monitors, MonitorState
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 20, tzinfo=UTC)
+AT_ONCE = 6
+
+
+def at_once(call: Callable[[], object]) -> list[object]:
+    """What the same call gives in several threads that begin together, each with a connection of its own."""
+    begun = Barrier(AT_ONCE)
+
+    def begin(_: int) -> object:
+        begun.wait()
+        return call()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(begin, range(AT_ONCE)))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
@@ -118,3 +133,23 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     assert written is None
     assert (monitors.states(name), monitors.windows(name), Silences(store).active(name)) == ([], [], [])
     assert [event.action for event in store.events(name)] == ["create", "monitor.pause", "silence", "delete", "create"]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_of_several_who_write_a_new_row_at_once_one_makes_it(store: Store, name: str, number: int) -> None:
+    monitors, alerts, now = Monitors(store), Alerts(store), store.now()
+    said = Alert(f"{name}/said", name, "daily", "said", now, now)
+    firing = replace(said, fingerprint=f"{name}/drift", state="firing")
+    failed = AuditEvent(now, "controller", "retrain.failed", name, why="no labels", detail={"monitor": "daily"})
+
+    at_once(lambda: monitors.update_state(name, "daily", consecutive=2))
+    paused = at_once(lambda: monitors.pause(name, "hourly"))
+    announced = at_once(lambda: alerts.add_once(said))
+    at_once(lambda: alerts.change(firing.fingerprint, lambda known: known or firing))
+    at_once(lambda: store.record_unless_repeated(failed))
+
+    assert [one.monitor for one in monitors.states(name)] == ["daily", "hourly"]
+    assert paused.count(True) == 1
+    assert announced.count(None) == AT_ONCE - 1
+    assert len(alerts.firing(name)) == 1
+    assert [one.action for one in store.events(name)] == ["monitor.pause", "retrain.failed"]

@@ -10,6 +10,7 @@ import pytest
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
+from mlflow_deploy_plugin.store.tables import LeaseRow
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
@@ -119,7 +120,20 @@ def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, 
     assert seen.holder == "one"
     first.release_lease(lease)
     assert second.lease(name) is None
-    assert second.acquire_lease(name, "two", 10)
+    taken = second.acquire_lease(name, "two", 10)
+    assert taken is not None
+    assert first.renew_lease(lease) is None
+    assert second.renew_lease(taken)
+
+
+def test_a_lease_that_is_given_back_leaves_nothing(machines: tuple[Machine, Machine], name: str) -> None:
+    store = machines[0].store
+    lease = store.acquire_lease(name, "one", 10)
+    assert lease is not None
+    store.release_lease(lease)
+
+    with store.transaction() as session:
+        assert session.get(LeaseRow, name) is None
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
@@ -137,7 +151,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
     taken = second.store.acquire_lease(name, "two", 10)
 
     assert taken is not None
-    assert taken.token > lost.token
+    assert taken.token != lost.token
     assert first.store.renew_lease(lost) is None
     assert first.store.update_rollout(replace(rollout, state="stepping"), lost) is None
     assert second.store.update_rollout(replace(rollout, state="stepping"), taken)
