@@ -134,6 +134,10 @@ class Settings(BaseModel):
     def deployments_path(self) -> Path:
         return self.home_path / "deployments"
 
+    def state_dir(self, endpoint: str) -> Path:
+        """Return the state folder of an endpoint's server on this machine. It may not exist."""
+        return self.deployments_path / endpoint
+
 
 def load_settings() -> Settings:
     """Return the settings of the environment.

@@ -1,6 +1,5 @@
 from .backends import DeploymentState as DeploymentState
 from .backends import Observation as Observation
-from .backends.served_state import state_dir as state_dir
 from .backends.targets import parse_target as parse_target
 from .batch_prediction import Predictor as Predictor
 from .batch_prediction import RowBatch as RowBatch

@@ -15,7 +15,7 @@ import yaml
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
-from mlflow_deploy_plugin.deployments.backends.served_state import lock_path, state_dir
+from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.deployments.backends.targets import Backend, Target, parse_target
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
@@ -257,7 +257,7 @@ def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSp
     The deployment's own comes first, then those of `onnxserve serve`. One that cannot be read is passed over.
     """
     left: list[tuple[Path, EndpointSpec]] = []
-    for folder in (state_dir(endpoint, settings), *sorted((settings.home_path / "serve").glob("*"))):
+    for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):
         with contextlib.suppress(OSError, UnicodeDecodeError, InvalidConfig):
             left += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
     return left

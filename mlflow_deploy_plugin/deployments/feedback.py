@@ -14,7 +14,6 @@ from uuid import uuid4
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin.deployments.backends.served_state import state_dir
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
@@ -114,7 +113,7 @@ def label_target(deployments: Deployments, log: InferenceLog, endpoint: str) -> 
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
         return LabelTarget("", _masking_without_spec(deployments.settings, log, endpoint))
-    key = state_dir(endpoint, deployments.settings) / MASK_KEY
+    key = deployments.settings.state_dir(endpoint) / MASK_KEY
     masking = LabelMasking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
     return LabelTarget(deployments.get_endpoint(endpoint).observation.url, masking)
 

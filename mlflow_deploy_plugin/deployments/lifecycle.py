@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.backends.served_state import state_dir
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
@@ -169,7 +168,7 @@ class Deployments:
         self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
     ) -> HistoryByServer:
         """Return the intervals that each server of an endpoint keeps; that of this machine need not run."""
-        name, folder = observed.endpoint.name, state_dir(observed.endpoint.name, self.settings)
+        name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
             pages = {name: read_history(folder, span)}

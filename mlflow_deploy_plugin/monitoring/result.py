@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -192,11 +191,6 @@ class WindowRequest:
     def labels(self) -> EndpointLabels:
         """The labels of the endpoint, read once for this window and those before it."""
         return EndpointLabels(self.log.location, self.endpoint, self.log.unreadable)
-
-    @property
-    def state_dir(self) -> Path:
-        """The state folder of the endpoint's server on this machine. It may not exist."""
-        return self.settings.deployments_path / self.endpoint
 
     def result(
         self,

@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.deployments import (
     Observation,
     ObservedEndpoint,
     VersionCounters,
-    state_dir,
 )
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_history
 from mlflow_deploy_plugin.errors import Refused
@@ -224,7 +223,7 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
 @pytest.fixture
 def drawn(mlflow_app: Any) -> Iterator[str]:
     """An endpoint `f` whose server has just ended, after an hour of requests."""
-    folder = state_dir("f", load_settings()) / "history"
+    folder = load_settings().state_dir("f") / "history"
     folder.mkdir(parents=True)
     lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
     (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
@@ -285,7 +284,7 @@ def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(mlflow_app: A
 
 
 def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> None:
-    file = state_dir("f", load_settings()) / "history" / "hour.jsonl"
+    file = load_settings().state_dir("f") / "history" / "hour.jsonl"
     file.write_bytes(b'{"labels":{}}')
     assert "No figures: its figures cannot be read" in mlflow_app.client.get(PAGE).get_data(as_text=True)
 
@@ -306,7 +305,7 @@ def test_fifty_endpoints_with_pictures_take_hardly_longer_than_without(
     model, lines = mlflow_app.model(), [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))]
     for number in range(50):
         mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"many-{number}", f"models:/{model}/1"))
-        folder = state_dir(f"many-{number}", load_settings()) / "history"
+        folder = load_settings().state_dir(f"many-{number}") / "history"
         folder.mkdir(parents=True)
         (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
     seconds: dict[int, list[float]] = {0: [], 6: []}
@@ -324,5 +323,5 @@ def test_fifty_endpoints_with_pictures_take_hardly_longer_than_without(
 
 
 def test_the_file_is_read_as_the_server_writes_it(drawn: str) -> None:
-    lines = (state_dir("f", load_settings()) / "history" / "hour.jsonl").read_bytes()
+    lines = (load_settings().state_dir("f") / "history" / "hour.jsonl").read_bytes()
     assert len(parse_server_history(lines)) == 360

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
     unsaved_window,
     window_summary,
 )
-from mlflow_deploy_plugin.deployments import Deployments, left_specs, state_dir
+from mlflow_deploy_plugin.deployments import Deployments, left_specs
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log, window_at
 from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_dataset
@@ -118,7 +118,7 @@ def run_window(
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log, left = endpoint_log(deployments.settings, endpoint), left_specs(monitor.endpoint, deployments.settings)
-    folders = {state_dir(monitor.endpoint, deployments.settings), *(folder for folder, _ in left)}
+    folders = {deployments.settings.state_dir(monitor.endpoint), *(folder for folder, _ in left)}
     is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
     now = deployments.store.now()
     window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)

@@ -56,7 +56,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     observe_absent,
     observe_server,
     server_url,
-    state_dir,
     wait_until_served,
     written_spec,
 )
@@ -109,7 +108,7 @@ class DockerBackend:
             is_running = server is not None and server.status == "running"
             if is_running and server.labels.get(DIGEST) == options["labels"][DIGEST]:
                 self._start_listener(spec)
-                folder = state_dir(spec.name, self.settings)
+                folder = self.settings.state_dir(spec.name)
                 before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
                 write_atomically(folder / SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
@@ -124,7 +123,7 @@ class DockerBackend:
             listener = self._listener(spec.name)
             is_running = server is not None and server.status == "running"
             ended = f"its container {end_of(server)}" if server is not None and not is_running else ""
-        name, folder = spec.name, state_dir(spec.name, self.settings)
+        name, folder = spec.name, self.settings.state_dir(spec.name)
         log = f"docker logs {server.name}" if server is not None else ""
         if not is_running:
             gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
@@ -155,7 +154,7 @@ class DockerBackend:
                 self._stop(server)
             if (listener := self._listener(name)) is not None:
                 listener.stop()
-        if (folder := state_dir(name, self.settings)).exists():
+        if (folder := self.settings.state_dir(name)).exists():
             (folder / STOPPED).touch()
 
     def remove(self, name: str) -> None:
@@ -168,7 +167,7 @@ class DockerBackend:
                 listener.remove(v=True, force=True)
             with suppress(NotFound):
                 self._engine.volumes.get(volume_name(name)).remove()
-        state_dir(name, self.settings).unlink(missing_ok=True)
+        self.settings.state_dir(name).unlink(missing_ok=True)
         shutil.rmtree(home_folder(name, self.settings), ignore_errors=True)
 
     def is_running(self, name: str) -> bool:
@@ -180,7 +179,7 @@ class DockerBackend:
     def poll_registry(self, name: str) -> None:
         """Make the endpoint's agent ask the registry at once instead of at its next poll."""
         with suppress(OSError):  # it has no server: the next poll comes anyway
-            (state_dir(name, self.settings) / LOOK).touch()
+            (self.settings.state_dir(name) / LOOK).touch()
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         """Yield the address of the published port."""
@@ -211,7 +210,7 @@ class DockerBackend:
 
     def _slot(self, name: str) -> str:
         """Return the slot of the server that counts; empty before the first is ready."""
-        link = state_dir(name, self.settings)
+        link = self.settings.state_dir(name)
         return link.readlink().name if link.is_symlink() else ""
 
     def _containers(self, name: str) -> list[Any]:
@@ -315,7 +314,7 @@ class DockerBackend:
             elif (listener := self._listener(name)) is not None:  # it would keep the port to itself
                 listener.remove(v=True, force=True)
             raise
-        link = state_dir(name, self.settings)
+        link = self.settings.state_dir(name)
         link.parent.mkdir(parents=True, exist_ok=True)
         temporary = link.with_name(f".{name}.link")
         temporary.unlink(missing_ok=True)

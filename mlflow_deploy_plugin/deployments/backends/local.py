@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     observe_absent,
     observe_server,
     server_url,
-    state_dir,
     wait_until_served,
     written_spec,
 )
@@ -73,7 +72,7 @@ class LocalBackend:
             raise InvalidConfig(
                 "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
             )
-        folder = state_dir(spec.name, self.settings)
+        folder = self.settings.state_dir(spec.name)
         before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
@@ -102,7 +101,7 @@ class LocalBackend:
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's server now."""
-        folder = state_dir(spec.name, self.settings)
+        folder = self.settings.state_dir(spec.name)
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
         if server is None or server.pid != _supervisor_pid(folder):
@@ -122,7 +121,7 @@ class LocalBackend:
 
     def stop(self, name: str) -> None:
         """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
-        folder = state_dir(name, self.settings)
+        folder = self.settings.state_dir(name)
         server = read_state(folder / SERVER, ServerState)
         spec = written_spec(folder)
         for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
@@ -134,16 +133,16 @@ class LocalBackend:
     def remove(self, name: str) -> None:
         """End the server and remove its state folder; shipped rows stay in the inference log."""
         self.stop(name)
-        shutil.rmtree(state_dir(name, self.settings), ignore_errors=True)
+        shutil.rmtree(self.settings.state_dir(name), ignore_errors=True)
 
     def poll_registry(self, name: str) -> None:
         """Make the endpoint's agent ask the registry at once instead of at its next poll."""
         with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
-            (state_dir(name, self.settings) / LOOK).touch()
+            (self.settings.state_dir(name) / LOOK).touch()
 
     def is_running(self, name: str) -> bool:
         """Return True if the endpoint's server lives, ready or not, and is not stopping."""
-        return _running_pid(state_dir(name, self.settings)) is not None
+        return _running_pid(self.settings.state_dir(name)) is not None
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         """Yield the address of the server."""
@@ -151,7 +150,7 @@ class LocalBackend:
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log, and with `follow` those to come until the server ends."""
-        folder = state_dir(name, self.settings)
+        folder = self.settings.state_dir(name)
         yield from read_log_tail(folder / LOG)[-lines:]
         if not follow or not (folder / LOG).exists():
             return

@@ -73,11 +73,6 @@ class PreviousState:
     agent: AgentState | None = None
 
 
-def state_dir(name: str, settings: Settings) -> Path:
-    """Return the state folder of an endpoint's server."""
-    return settings.deployments_path / name
-
-
 def lock_path(name: str, settings: Settings) -> Path:
     """Return the lock file of an endpoint; a process that changes the endpoint holds it."""
     return settings.deployments_path / f".{name}.lock"
@@ -88,7 +83,7 @@ def machine_place(name: str, settings: Settings) -> str:
 
     Whoever sees them reads it there. A process in a pod, or beside other servers of the same store, has other ones.
     """
-    if not state_dir(name, settings).is_dir():
+    if not settings.state_dir(name).is_dir():
         raise NotReady(f"the server of {name!r} is on another machine")
     written = settings.deployments_path / _PLACE
     if not written.exists():
@@ -107,7 +102,7 @@ def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observ
     """Return the observation of an endpoint whose server does not live; `gone` says so."""
     if is_locked(lock_path(name, settings)):
         return Observation("starting", STARTING, log=log)
-    if (state_dir(name, settings) / STOPPED).exists():
+    if (settings.state_dir(name) / STOPPED).exists():
         return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
     return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
 

@@ -286,7 +286,7 @@ def version_artifact(request: WindowRequest, model: str, version: str) -> Artifa
         RegistryUnavailable: MLflow does not answer.
     """
     try:
-        with model_folder(request.state_dir, model, version) as folder:
+        with model_folder(request.settings.state_dir(request.endpoint), model, version) as folder:
             return read_artifact(folder)
     except (InvalidArtifact, NotFound):
         return None

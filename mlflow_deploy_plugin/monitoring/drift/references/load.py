@@ -268,7 +268,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     elif kind == "dataset":
         rows = load_dataset(rest)
     else:
-        rows = load_training_rows(request.state_dir, model, version, cache)
+        rows = load_training_rows(request.settings.state_dir(request.endpoint), model, version, cache)
     bins, notes = freeze_table(rows.table, spec.columns, rows.shown)
     key = bins_digest(bins)
     if log_reference:
