@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.deployments import CountersByVersion, VersionCounters
 _MIN_TIMED = 100
 """Requests of the current version from which its quantiles are known well enough."""
 _UNREAD = 100
-"""Servers that no longer answer whose counters are kept: some come back, and those of ended pods are never read again."""
+"""Servers that no longer answer whose counters are kept: some come back, and others have ended."""
 _ROLES = ("current", "candidate", "shadow")
 
 
