@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, failure_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body, negotiate_protocol
 from mlflow_deploy_plugin.server.http.openapi import operations
+from mlflow_deploy_plugin.server.http.openapi.document import DocumentedRoute
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
@@ -37,7 +38,8 @@ class Route:
         operation: its document for OpenAPI.
         protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
-        scope: the scope that a caller's key needs; None: everybody may ask, or `RequestContext.admit` knows.
+        scope: the scope that a caller's key needs; None: everybody may ask. `RequestContext.admit` holds the direct
+            routes to it, `app.py` all others.
     """
 
     path: str
@@ -53,16 +55,16 @@ def _get(path: str, view: View, operation: Operation) -> Route:
     return Route(path, "GET", view, operation, scope="read")
 
 
-def _post(path: str, view: View, operation: Operation, scope: Scope | None = None) -> Route:
+def _post(path: str, view: View, operation: Operation, scope: Scope) -> Route:
     return Route(path, "POST", view, operation, scope=scope)
 
 
 def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
-    return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, is_direct=True)
+    return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, True, "infer")
 
 
-def _direct(path: str, method: str, view: View, operation: Operation) -> Route:
-    return Route(path, method, view, operation, is_direct=True)
+def _direct(path: str, method: str, view: View, operation: Operation, scope: Scope | None = None) -> Route:
+    return Route(path, method, view, operation, is_direct=True, scope=scope)
 
 
 def _page(name: str) -> View:
@@ -94,11 +96,11 @@ ROUTES = (
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _get("/openapi.json", _page("openapi"), operations.OPENAPI),
     *(Route(f"/pages/{name}", "GET", _page(name), operation) for name, operation in _ASSETS.items()),
-    _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS),
+    _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
-    _post("/explain", views.explain, operations.EXPLAIN),
+    _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     _post("/feedback", views.feedback, operations.FEEDBACK, "infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
@@ -110,9 +112,9 @@ ROUTES = (
     _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "read"),
     _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
-    _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS),
+    _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
-    _post("/endpoints/NAME/explain", views.explain, operations.EXPLAIN),
+    _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK, "infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
@@ -124,7 +126,7 @@ ROUTES = (
     _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD, "admin"),
     _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD, "admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA),
-    _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT),
+    _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT, "infer"),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
@@ -170,9 +172,13 @@ for _route in ROUTES:
 _NOTHING_NAMED: Mapping[str, str] = {}
 
 
-def list_routes() -> list[tuple[str, str, Operation]]:
-    """Return the paths of every route, as OpenAPI writes them, its method and its document."""
-    return [(path, route.method, route.operation) for route in ROUTES for path in expand_path(route.path, "{{{}}}")]
+def list_routes() -> list[DocumentedRoute]:
+    """Return every route at each of its paths, as OpenAPI writes them."""
+    return [
+        DocumentedRoute(path, route.method, route.operation, route.scope)
+        for route in ROUTES
+        for path in expand_path(route.path, "{{{}}}")
+    ]
 
 
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
@@ -256,5 +262,5 @@ def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)
     if path == server.cloud.predict_route:
-        routes["POST"] = _post(path, views.vertex_predict, operations.INVOCATIONS)
+        routes["POST"] = _post(path, views.vertex_predict, operations.INVOCATIONS, "infer")
     return routes

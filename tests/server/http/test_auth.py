@@ -47,8 +47,9 @@ def scope_of(path: str, method: str) -> str:
     return "read" if method == "GET" or path == "/v2/repository/index" else "infer"
 
 
-@pytest.mark.parametrize(("path", "method"), [(route.path, route.method) for route in ROUTES])
-def test_every_route_needs_its_scope(server: Server, path: str, method: str) -> None:
+@pytest.mark.parametrize(("path", "method", "declared"), [(route.path, route.method, route.scope) for route in ROUTES])
+def test_every_route_needs_its_scope(server: Server, path: str, method: str, declared: Scope | None) -> None:
+    assert (declared or "") == scope_of(path, method)
     plain = path.partition("[")[0] + path.partition("]")[2]  # without the parts that may be left out
     named = plain.replace("/NAME", "/e")
     needed = scope_of(path, method)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import NotReady
@@ -12,18 +12,18 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import error_response
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
-from mlflow_deploy_plugin.server.http.openapi.operations import Bodies, Operation
+from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import Scope
 from mlflow_deploy_plugin.version import __version__
-
-DocumentedRoute = tuple[str, str, Operation]
-"""A path template, as `/v2/models/{endpoint}/versions/{version}/infer`, its method and its document."""
 
 MAX_ENDPOINTS = 20
 """The endpoints that one document describes; 200 would take megabytes, and seconds."""
 _NAME = "{endpoint}"
+_KEY = "key"
 
 _REQUEST_SCHEMAS: Mapping[str, Callable[[Schema], JsonSchema]] = {
     "invocations": schemas.invocations_schema,
@@ -52,7 +52,8 @@ _EXAMPLES: Mapping[str, Callable[[Schema, Example], Any]] = {
 
 _ERRORS = {
     400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
-    403: "a web page of elsewhere asks, or a name that is not known to be the server's",
+    401: "no key or certificate was sent, or it does not hold",
+    403: "the key is for something else, a web page of elsewhere asks, or a name that is not known to be the server's",
     404: "there is no such endpoint, or no such version of it",
     413: "the body is larger than the server's limit",
     415: "the Content-Type is not one that this route takes",
@@ -72,6 +73,20 @@ _RESPONSE_HEADERS = {
     "X-Model-Version": "its version",
     "X-Model-Variant": "the endpoint's variant that answered, where it has several",
 }
+
+
+class DocumentedRoute(NamedTuple):
+    """A method of a path.
+
+    Attributes:
+        path: a template, as `/v2/models/{endpoint}/versions/{version}/infer`.
+        scope: the scope that a caller's key needs; None: everybody may ask.
+    """
+
+    path: str
+    method: str
+    operation: Operation
+    scope: Scope | None
 
 
 @dataclass(frozen=True)
@@ -135,12 +150,18 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
     paths: dict[str, dict[str, Any]] = {}
-    for template, method, operation in routes:
-        for described in endpoints if _NAME in template else [default]:
-            if described is None or operation.applies_to(described.artifact):
-                path = template.replace(_NAME, quote(described.endpoint, safe="")) if described else template
-                document = _operation_object(operation, path, described, errors={404} if _NAME in template else set())
-                paths.setdefault(path, {})[method.lower()] = document
+    schemes = _security_schemes(server.spec)
+    for route in routes:
+        for described in endpoints if _NAME in route.path else [default]:
+            if described is None or route.operation.applies_to(described.artifact):
+                path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
+                errors = {404} if _NAME in route.path else set()
+                needed = {}
+                if route.scope is not None and schemes:
+                    errors |= {401, 403}
+                    needed = {"security": [{name: [route.scope] if name == _KEY else [] for name in schemes}]}
+                document = _operation_object(route.operation, path, described, errors)
+                paths.setdefault(path, {})[route.method.lower()] = document | needed
     summary = [
         f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
         for described in endpoints
@@ -159,8 +180,22 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
     }
+
+
+def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
+    """Return what a caller has to send, all of it; nothing where everybody may ask."""
+    schemes = {}
+    if spec.takes_keys:
+        schemes[_KEY] = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "an API key, or a token of the server's issuer; its scopes are infer, read and admin",
+        }
+    if spec.ca_certs is not None:
+        schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server names"}
+    return schemes
 
 
 def _operation_object(
@@ -186,7 +221,7 @@ def _operation_object(
         response["headers"] = {
             name: {"schema": {"type": "string"}, "description": meaning} for name, meaning in _RESPONSE_HEADERS.items()
         }
-    responses = {str(status): _error_object(path, status) for status in sorted(errors)}
+    responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: dict[str, Any] = {
         "summary": operation.summary,
         "tags": [operation.tag],
@@ -214,7 +249,9 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, A
     return content
 
 
-def _error_object(path: str, status: int) -> dict[str, Any]:
+def _error_object(path: str, status: int, operation: Operation) -> dict[str, Any]:
+    if operation.response == HTML and status in (404, 503):
+        return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
     is_short = _error_fields(path) != _error_fields("/")
     # a path that cannot be parsed has no protocol: its error is in MLflow's form
     kinds = dict.fromkeys(["error_v2" if is_short else "error", *(["error"] if status == 400 and "{" in path else [])])

@@ -64,7 +64,8 @@ def _readable(summary: str, tag: str, response: Bodies) -> Operation:
 
 
 _BYTES: JsonSchema = {"type": "string", "format": "binary"}
-_HTML: Bodies = {"text/html": STRING}
+HTML: Bodies = {"text/html": STRING}
+"""A page, whose errors are pages as well."""
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
 
 _TENSORS = array_schema(object_schema({"name": STRING, "datatype": STRING, "shape": array_schema({"type": "integer"})}))
@@ -200,10 +201,10 @@ METRICS_HISTORY = Operation(
 )
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
 ENDPOINT_OPENAPI = _readable("This document, for one endpoint", PAGES, {JSON: {"type": "object"}})
-TRY_PAGE = Operation("A page to try the default endpoint in the browser", PAGES, _HTML)
-DOCS_PAGE = Operation("This document, to be read", PAGES, _HTML)
-ENDPOINT_TRY_PAGE = Operation("A page to try the endpoint in the browser", PAGES, _HTML)
-ENDPOINT_DOCS_PAGE = Operation("What the endpoint takes and answers, to be read", PAGES, _HTML)
+TRY_PAGE = Operation("A page to try the default endpoint in the browser", PAGES, HTML)
+DOCS_PAGE = Operation("This document, to be read", PAGES, HTML)
+ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)
+ENDPOINT_DOCS_PAGE = _readable("What the endpoint takes and answers, to be read", PAGES, HTML)
 STYLESHEET = Operation("The pages' style", PAGES, {"text/css": STRING})
 SCRIPT = Operation("What a page runs", PAGES, {"text/javascript": STRING})
 ICON = Operation("The pages' icon", PAGES, {"image/svg+xml": STRING})

@@ -116,7 +116,9 @@ def docs_page(
             subject,
             fields=form_fields(schema, example),
             outputs=subject.artifact.outputs,
-            snippets=snippets(base, f"{subject.path}/invocations", subject.endpoint, schema, example),
+            snippets=snippets(
+                base, f"{subject.path}/invocations", subject.endpoint, schema, example, server.spec.takes_keys
+            ),
             groups=_groups(document.document(server, routes, only=subject.endpoint)),
         ).body
 
@@ -387,26 +389,31 @@ class Snippet:
     code: str
 
 
-def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Example) -> list[Snippet]:
+def snippets(
+    base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
+) -> list[Snippet]:
     """Return code that asks for the example's predictions.
 
     Args:
         base: the server's address, as http://127.0.0.1:8080.
         path: the endpoint's `/invocations`.
+        takes_keys: a caller needs a key, for which the word KEY stands.
     """
     body = invocations_example(schema, example)
     if not body:
         return []
     url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
-    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
-    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n"
+    sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
+    headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
+    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
+    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
     found = [Snippet("curl", curl), Snippet("Python, requests", python + 'print(response.json()["predictions"])')]
     if tensors := v2_example(schema, example):
-        found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
+        found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors, headers)))
     return found
 
 
-def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
+def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
     """Return code for tritonclient[http]; only names, shapes and values differ between models."""
     lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
     for entry in body["inputs"]:
@@ -424,7 +431,7 @@ def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
     lines += [
         "",
         f"client = InferenceServerClient({host!r}{is_secure})",
-        f"answer = client.infer({endpoint!r}, inputs)",
+        f"answer = client.infer({endpoint!r}, inputs{headers})",
         'for output in answer.get_response()["outputs"]:',
         '    print(output["name"], answer.as_numpy(output["name"]))',
     ]

@@ -1,8 +1,10 @@
 """The OpenAPI document: all routes are in it, it is valid, its examples are answered and fit its own schemas."""
 
+import html
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import pages
 from mlflow_deploy_plugin.server.http.messages import RawResponse
-from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS
+from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS, document
 from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.waiting import wait_until
@@ -56,9 +59,58 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
 def test_every_route_is_in_the_document(server: Server) -> None:
     described = json.loads(ask(server, "/openapi.json").body)["paths"]
     methods = {(path, method) for path, operations in described.items() for method in operations}
-    plain = {(path, method.lower()) for path, method, _ in list_routes() if "{endpoint}" not in path}
+    plain = {(path, method.lower()) for path, method, *_ in list_routes() if "{endpoint}" not in path}
     assert plain <= methods
-    assert len({(path, method) for path, method, _ in list_routes()}) == len(list_routes())
+    assert len({(path, method) for path, method, *_ in list_routes()}) == len(list_routes())
+
+
+def test_where_everybody_may_ask_no_key_is_spoken_of(server: Server) -> None:
+    document = fetched(server)
+    assert "securitySchemes" not in document["components"]
+    assert not any("security" in said for path in document["paths"].values() for said in path.values())
+    assert "Bearer KEY" not in ask(server, "/docs").body.decode()
+
+
+@pytest.mark.parametrize(
+    ("settings", "infer", "read"),
+    [
+        ({"api_keys": True}, {"key": ["infer"]}, {"key": ["read"]}),
+        ({"ca_certs": "/c", "certfile": "/c", "keyfile": "/c"}, {"certificate": []}, {"certificate": []}),
+        (
+            {"ca_certs": "/c", "certfile": "/c", "keyfile": "/c", "jwt_issuer": "https://i", "jwt_audience": "a"},
+            {"key": ["infer"], "certificate": []},
+            {"key": ["read"], "certificate": []},
+        ),
+    ],
+)
+def test_it_says_what_a_caller_has_to_send(
+    server: Server, settings: dict[str, Any], infer: dict[str, list[str]], read: dict[str, list[str]]
+) -> None:
+    keyed = replace(server, spec=ServerSpec.model_validate(settings))
+    described = document(keyed, list_routes())
+    assert {*described["components"]["securitySchemes"]} == {*infer}
+    paths = described["paths"]
+    for path, method in (("/invocations", "post"), ("/explain", "post"), ("/v1/models/flights:predict", "post")):
+        assert paths[path][method]["security"] == [infer]
+        assert {"401", "403"} <= {*paths[path][method]["responses"]}
+    for path in ("/metrics", "/", "/v2/models/flights"):
+        assert paths[path]["get"]["security"] == [read]
+    for path in ("/ping", "/v2/health/ready", "/pages/page.css"):
+        assert "security" not in paths[path]["get"]
+
+
+def test_the_snippets_send_the_key_that_a_server_asks_for(server: Server) -> None:
+    keyed = replace(server, spec=ServerSpec(api_keys=True))
+    shown = html.unescape(handle(keyed, RawRequest("GET", "/docs", {"host": "h"}, b"")).body.decode())
+    assert "-H 'Authorization: Bearer KEY'" in shown
+    assert shown.count("headers={'Authorization': 'Bearer KEY'}") == 2
+
+
+def test_the_error_of_a_page_is_a_page(server: Server) -> None:
+    for path in ("/endpoints/flights", "/endpoints/flights/docs"):
+        said = fetched(server)["paths"][path]["get"]["responses"]
+        assert [*said["404"]["content"]] == [*said["503"]["content"]] == ["text/html"]
+    assert ask(server, "/endpoints/nobody").content_type.startswith("text/html")
 
 
 @pytest.mark.parametrize(
