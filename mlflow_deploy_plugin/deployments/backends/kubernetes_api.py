@@ -24,6 +24,7 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.stream import portforward, stream
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
+from websocket import WebSocketBadStatusException, WebSocketException
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names, one_line
 from mlflow_deploy_plugin.manifests import Document
@@ -213,16 +214,22 @@ class Cluster:
                 stdin=False,
                 tty=False,
                 _preload_content=False,
+                binary=True,  # as text each frame would be decoded alone, also where it ends within a character
             )
             running.run_forever(timeout=_EXEC_SECONDS)
-            printed: str = running.read_stdout(timeout=0) or ""
-            complaint: str = running.read_stderr(timeout=0) or ""
+            printed: str = running.read_stdout(timeout=0).decode(errors="replace")
+            complaint: str = running.read_stderr(timeout=0).decode(errors="replace")
             status = running.returncode
-        except (ApiException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
-            why = one_line(error, 300)
-            refused = ApiRefused(f"no command can be run in pod {pod}: {why}")
-            refused.status = getattr(error.__context__, "status_code", 0)  # of the answer that opens no web socket
+            running.close()
+        except (ApiException, WebSocketException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
+            answer = error.__context__  # what opens no web socket
+            if isinstance(answer, WebSocketBadStatusException):
+                raise self._refusal(answer.status_code, answer.resp_body or b"") from None
+            refused = ApiRefused(f"no command can be run in pod {pod}: {one_line(error, 300)}")
+            refused.status = 0
             raise refused from None
+        if status is None:
+            raise DeploymentFailed(f"a command in pod {pod} has not ended within {_EXEC_SECONDS} s")
         if status != 0:
             last = complaint.strip().rpartition("\n")[2]
             why = f": {one_line(last, 300)}" if last else ""
@@ -308,28 +315,28 @@ class Cluster:
             raise DeploymentFailed(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
         if response.ok:
             return response
-        raise _refusal(response, self.namespace, self._configuration.host)
+        raise self._refusal(response.status_code, response.content)
 
-
-def _refusal(response: requests.Response, namespace: str, host: str) -> OnnxserveError:
-    try:
-        document = response.json()
-        message, missing = document.get("message") or response.reason, document.get("details", {}).get("kind")
-    except (ValueError, AttributeError):
-        message, missing = response.text[:300] or response.reason, None
-    message = one_line(message)
-    if response.status_code == 404 and missing == "namespaces":
-        return InvalidConfig(
-            f"there is no namespace {namespace!r} in the cluster: kubectl create namespace {namespace}"
-        )
-    said = {
-        401: f"the Kubernetes API at {host} does not accept the credentials of KUBECONFIG",
-        403: "the Kubernetes API forbids it",
-        409: "",
-    }.get(response.status_code, f"the Kubernetes API answered {response.status_code}")
-    error = ApiRefused(f"{said}: {message}" if said else message)
-    error.status = response.status_code
-    return error
+    def _refusal(self, status: int, body: bytes) -> OnnxserveError:
+        """Return the error that says what an answer of the API server says."""
+        try:
+            document = json.loads(body)
+            message, missing = document.get("message", ""), document.get("details", {}).get("kind")
+        except (ValueError, AttributeError):
+            message, missing = body[:300].decode(errors="replace"), None
+        message = one_line(message) or "it gives no reason"
+        if status == 404 and missing == "namespaces":
+            return InvalidConfig(
+                f"there is no namespace {self.namespace!r} in the cluster: kubectl create namespace {self.namespace}"
+            )
+        said = {
+            401: f"the Kubernetes API at {self._configuration.host} does not accept the credentials of KUBECONFIG",
+            403: "the Kubernetes API forbids it",
+            409: "",
+        }.get(status, f"the Kubernetes API answered {status}")
+        error = ApiRefused(f"{said}: {message}" if said else message)
+        error.status = status
+        return error
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

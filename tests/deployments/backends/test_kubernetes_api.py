@@ -1,5 +1,7 @@
 """The API server's refusals as one line each, and what is tried again. A real cluster: tests/kubernetes."""
 
+import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -9,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.kubernetes_api import Cluster
+from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from tests.support.clusters import kubeconfig
 
 APIS = {"groups": [{"versions": [{"groupVersion": one}]} for one in ("apps/v1", "policy/v1beta1")]}
 SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
+STDOUT, STATUS = b"\1", b"\3"
+"""Channels of a command in a pod."""
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -23,6 +27,8 @@ class ScriptedApi:
 
     def __init__(self) -> None:
         self.script: list[Answer] = []
+        self.frames: list[bytes] = []
+        """What a web socket gets: each with its channel first."""
         self.asked: list[str] = []
 
     def next_answer(self, path: str) -> Answer:
@@ -38,6 +44,9 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.path != "/apis":
                 made.asked.append(f"{self.command} {self.path}")
+            if self.headers.get("Upgrade") == "websocket" and made.frames:
+                self.stream()
+                return
             status, body = made.next_answer(self.path)
             content = json.dumps(body).encode()
             self.send_response(status)
@@ -46,6 +55,19 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def stream(self) -> None:
+            asked = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
+            self.send_response(101)
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(asked.encode()).digest()).decode())
+            self.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
+            self.end_headers()
+            for frame in made.frames:
+                self.wfile.write(bytes([0x82, len(frame)]) + frame)
+            if made.frames[-1].startswith(STATUS):
+                self.wfile.write(bytes([0x88, 0]))
 
         do_GET = do_PATCH = do_DELETE = answer  # noqa: N815
 
@@ -161,6 +183,28 @@ def test_without_a_cluster_one_line_says_what_is_missing(
         InvalidConfig, match=r"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config \("
     ):
         Cluster("ml", context)
+
+
+def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api: ScriptedApi) -> None:
+    text = "möglich".encode()
+    api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
+    assert Cluster("ml").execute("flights-1", "onnxserve", ["cat", "note"]) == "möglich"
+
+
+def test_a_command_whose_connection_is_cut_has_not_run(api: ScriptedApi) -> None:
+    api.frames = [STDOUT + b"half"]
+    with pytest.raises(ApiRefused, match="no command can be run in pod flights-1: Connection to remote host was lost"):
+        Cluster("ml").execute("flights-1", "onnxserve", ["cat", "note"])
+
+
+def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(api: ScriptedApi) -> None:
+    api.script = [(403, {"message": 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'})]
+    with pytest.raises(ApiRefused) as refused:
+        Cluster("ml").execute("flights-1", "onnxserve", ["true"])
+    assert refused.value.status == 403
+    assert refused.value.message == (
+        'the Kubernetes API forbids it: pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
+    )
 
 
 def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
