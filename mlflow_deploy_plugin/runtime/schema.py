@@ -177,13 +177,15 @@ class Schema:
         """Return the sent values of feeds: arrays of [N] by column, or of [N, …] by tensor.
 
         Captured rows are written like this. An input without an entry in `feeds` has no column: one value for all rows
-        is not captured.
+        is not captured. A missing text is None again.
         """
         columns: dict[str, Array] = {}
         arrays = sent_arrays(feeds)
         for entry in self.sent_inputs:
             if (array := arrays.get(entry.name)) is None:
                 continue
+            if entry.missing is not None:
+                array = np.where(array == entry.missing, None, array)
             if entry.columns:
                 flat = array.reshape(len(array), -1)
                 columns.update({name: flat[:, position] for position, name in enumerate(entry.columns)})

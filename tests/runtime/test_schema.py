@@ -263,6 +263,13 @@ def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
         np.testing.assert_array_equal(array, again[name])
 
 
+def test_a_missing_text_comes_back_as_missing() -> None:
+    schema = columns_schema("<missing>", carrier="string", delay="double")
+    feeds = schema.from_columns({"carrier": ["AA", None], "delay": [1.0, None]})
+    assert feeds["carrier"].ravel().tolist() == ["AA", "<missing>"]
+    assert schema.to_columns(feeds)["carrier"].tolist() == ["AA", None]
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4),

@@ -337,10 +337,4 @@ def feeds_to_columns(feeds: Feeds, schema: Schema) -> dict[str, Array]:
         dtype = np.dtype(COLUMN_TYPES[column.type])
         if array.dtype != dtype and (dtype.kind == "f" or np.isfinite(array).all()):
             columns[column.name] = array.astype(dtype)  # an integer that was stacked among floats is one again
-    for entry in schema.inputs:
-        if entry.missing is not None:
-            for name in entry.columns:
-                restored = columns[name].copy()
-                restored[restored == entry.missing] = None
-                columns[name] = restored
     return columns
