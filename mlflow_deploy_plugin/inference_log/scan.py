@@ -221,8 +221,8 @@ def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
 
 
 def microseconds_of(column: pa.ChunkedArray) -> Array:
-    """Return [N] int64: the times in microseconds since 1970."""
-    times: Array = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    """Return [N] int64: the times in whole microseconds since 1970; pandas writes nanoseconds."""
+    times: Array = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64()).to_numpy()
     return times
 
 

@@ -225,10 +225,14 @@ class _JudgedColumn:
             wide = "wider" if given.deviation > before.deviation else "narrower"
             return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
         shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
-        place = int(np.argmax(np.abs(shares[1] - shares[0])))
+        divergence = self.bins.divergence(*shares)
+        is_rest = 2 * divergence[-1] > divergence.sum()  # a few new values tell more than many fewer of a frequent one
+        place = len(divergence) - 1 if is_rest else int(np.argmax(np.abs(shares[1] - shares[0])))
         first, now = (float(share[place]) for share in shares)
         names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in self.bins.codes]
-        name = names[place] if place < len(names) else "rarer values"
+        is_new = 2 * given.unseen > given.counts[-2]  # what is rare in the reference, too, is in the same bin
+        rest = f"new values as {next(iter(given.unseen_values))!r}" if is_new else "rarer values"
+        name = names[place] if place < len(names) else rest
         return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
 
 

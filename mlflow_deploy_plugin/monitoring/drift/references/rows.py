@@ -68,7 +68,7 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         raise pa.ArrowInvalid(f"{column} holds {values.type}, of which the unit is not known; a timestamp is expected")
     if pa.types.is_timestamp(values.type) and values.type.tz is None:
-        values = values.cast(pa.timestamp("us"))
+        values = values.cast(pa.timestamp("us"), safe=False)
     return microseconds_of(values)
 
 

@@ -140,10 +140,13 @@ class CategoryBins:
 
     def distance(self, left: Array, right: Array) -> Array:
         """Jensen–Shannon distance of counts [B, K] and [B, K] (or [K]), row by row: [B]; 0 where a side is empty."""
-        first, second = _shares(left), _shares(right)
-        middle = (first + second) / 2
-        divergence = (_entropy(middle) * 2 - _entropy(first) - _entropy(second)) / 2
+        divergence = self.divergence(_shares(left), _shares(right)).sum(axis=-1)
         return _where_known(np.sqrt(np.maximum(divergence, 0)), left, right)
+
+    @staticmethod
+    def divergence(left: Array, right: Array) -> Array:
+        """Return the part of each category in the Jensen–Shannon divergence of shares [..., K] and [..., K]."""
+        return _entropy((left + right) / 2) - (_entropy(left) + _entropy(right)) / 2
 
 
 Bins = OrderedBins | CategoryBins
@@ -216,7 +219,7 @@ def _shares(counts: Array) -> Array:
 
 def _entropy(shares: Array) -> Array:
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    entropy: Array = -(shares * logs).sum(axis=-1)
+    entropy: Array = -shares * logs
     return entropy
 
 

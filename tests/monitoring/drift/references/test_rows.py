@@ -61,6 +61,18 @@ def test_a_dataset_is_a_reference(
     assert set(ask(f"dataset:file://{path}").bins) == set(reference.bins)
 
 
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, zone: str | None
+) -> None:
+    table = reference_of_days(days)
+    nanoseconds = table["_event_time"].cast(pa.int64()).to_numpy() * 1000 + 1
+    times = pa.array(nanoseconds, pa.timestamp("ns", tz=zone))
+    pq.write_table(table.drop_columns("_event_time").append_column("_event_time", times), tmp_path / "calm.parquet")
+
+    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
