@@ -185,7 +185,7 @@ class Schema:
             if (array := arrays.get(entry.name)) is None:
                 continue
             if entry.missing is not None:
-                array = np.where(array == entry.missing, None, array)
+                array = np.where(array == entry.missing, np.array(None, object), array)
             if entry.columns:
                 flat = array.reshape(len(array), -1)
                 columns.update({name: flat[:, position] for position, name in enumerate(entry.columns)})

@@ -322,7 +322,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     numbers, owners = values[is_finite], groups[is_finite]
     finite = np.bincount(owners, minlength=count)
     with np.errstate(all="ignore"):
-        about = np.bincount(owners, numbers / finite[owners], minlength=count)  # a sum could exceed a float
+        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # a sum could exceed a float
         about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
         mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # of one value: no dust
         m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
