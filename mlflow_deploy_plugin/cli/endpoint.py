@@ -294,7 +294,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
         lines = [line for event in shown for line in _event_lines(event)]
     show_lines(lines)
     if not found and output == "text":
-        click.echo(f"nothing is known of {model or name or 'anything'}", err=True)
+        click.echo(f"nothing is known of {model or name}" if model or name else "nothing was changed so far", err=True)
 
 
 def _show(observed: Any, output: str) -> None:

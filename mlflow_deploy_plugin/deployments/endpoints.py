@@ -114,18 +114,18 @@ class Endpoints:
     def change(self, stored: Endpoint, new: EndpointSpec, context: AuditContext) -> None:
         """Replace the spec of an endpoint, or leave it as it was. The caller holds the lock.
 
-        An endpoint without a variant has no server, and keeps its port. A stopped server is started again, unless only
-        monitors change.
+        An endpoint without a variant has no server, and keeps its port. A stopped server is started again. If only
+        monitors change, the server is left alone: it knows nothing of them.
 
         Raises:
             InvalidConfig, DeploymentFailed: as `Deployments.update`.
         """
-        old, backend = stored.spec, self.backend(stored)
-        was_running = backend.is_running(old.name)
-        only_monitors = new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old
-        if not was_running and only_monitors:
+        old = stored.spec
+        if new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old:
             self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
             return
+        backend = self.backend(stored)
+        was_running = backend.is_running(old.name)
         with self._ports(parse_target(stored.target)) as with_port:
             new = with_port(new)
             changed = self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)

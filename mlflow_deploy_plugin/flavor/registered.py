@@ -112,13 +112,13 @@ def wrap_registered(
     """
     path = Path(model_uri).expanduser()
     is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
+    if is_file and not path.exists():
+        raise NotFound(f"the file {path} does not exist")
     is_registered = not is_file and parse_model_uri(model_uri).is_registered
     if not (register or is_registered or dry_run):
         raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
     with TemporaryDirectory(prefix="onnxserve-wrap-") as temporary:
         if is_file:
-            if not path.exists():
-                raise NotFound(f"the file {path} does not exist")
             found, folder = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()), path
             shown, original = str(path), originals.load_file(path, allow_pickle)
         else:

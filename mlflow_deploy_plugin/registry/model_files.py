@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.errors import (
     NotInstalled,
     OnnxserveError,
     RegistryUnavailable,
+    did_you_mean,
 )
 from mlflow_deploy_plugin.registry.connection import (
     no_request_timeout,
@@ -95,8 +96,10 @@ def fetch(location: str, destination: Path, what: str) -> Path:
 
     scheme = urlparse(location).scheme
     where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
-    if scheme not in get_registered_artifact_repositories():
-        raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…; it knows s3, gs and others")
+    stores = get_registered_artifact_repositories()
+    if scheme not in stores:
+        hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
+        raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
     try:
         with registry_errors(what, where), no_request_timeout():
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))

@@ -218,6 +218,8 @@ def _not_found_message(uri: ModelURI) -> str:
     In the second case the message names the registry: without MLFLOW_TRACKING_URI it is a file in this folder, which is
     rarely meant.
     """
+    import mlflow
+
     client, name = registry_client(), uri.name
     wanted = {
         "stage": f"version in stage {_STAGES.get(uri.selector.lower())}",
@@ -240,7 +242,8 @@ def _not_found_message(uri: ModelURI) -> str:
     if name in models:
         return lacks + "it has no versions at all"
     others = f"registered are {', '.join(models)}" if models else "the registry is empty"
-    return f"there is no registered model {name}; {others}, in MLflow at {registry_address()}"
+    unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
+    return f"there is no registered model {name}; {others}, in MLflow at {registry_address()}{unset}"
 
 
 def lookup_key(model_uri: str) -> str:

@@ -16,7 +16,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable, did_you_mean, one_line
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    NotFound,
+    StoreUnavailable,
+    did_you_mean,
+    join_names,
+    one_line,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, describe_change, describe_traffic, write_event
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
@@ -420,7 +428,7 @@ def _read_spec(text: str) -> EndpointSpec:
 def unknown_endpoint(name: str, known: Iterable[str]) -> NotFound:
     """Return the error for a name that is not among the known ones."""
     names = sorted(known)
-    others = f"there are {', '.join(names)}" if names else ""
+    others = f"there are {join_names(names, name)}" if names else "there is none yet"
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
 
 

@@ -64,7 +64,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert endpoint("delete", "flights").output == "flights is deleted\n"
     again = endpoint("delete", "flights")
     assert (again.exit_code, again.stdout) == (0, "")
-    assert again.stderr == "nothing was deleted: there is no endpoint 'flights'\n"
+    assert again.stderr == "nothing was deleted: there is no endpoint 'flights'; there is none yet\n"
     assert told("list") == []
 
 
@@ -100,8 +100,8 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["get", "nobody"], "there is no endpoint 'nobody'"),
-        (["traffic", "nobody", "a=1"], "there is no endpoint 'nobody'"),
+        (["get", "nobody"], "there is no endpoint 'nobody'; there is none yet"),
+        (["traffic", "nobody", "a=1"], "there is no endpoint 'nobody'; there is none yet"),
         (["traffic", "nobody", "a"], "traffic 'a' is not KEY=VALUE"),
         (["traffic", "nobody", "a=1", "a=2"], "traffic 'a' is said twice"),
         (["create", "x", "-C", "server.prot=1"], "unknown config key 'server.prot'; did you mean 'server.port'?"),

@@ -71,6 +71,7 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
         ("feedback nope -f labels.csv", "nothing is known of an endpoint 'nope'; known are flights; or say --url"),
         ("monitor remove flights daily", "endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one"),
         ("monitor backfill flights d --from now", "'now' is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC"),
+        ("wrap typo.joblib", "the file typo.joblib does not exist"),
         ("serve", "give either -m MODEL_URI or --spec FILE"),
         ("serve --spec .", "the spec . cannot be read: Is a directory"),
     ],

@@ -254,6 +254,15 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
 
 
+def test_a_monitor_changes_nothing_of_the_server(client: BaseDeploymentClient, models: Any) -> None:
+    client.create_deployment("e", models.once)
+    lines: list[str] = []
+    with open_deployments(lines.append) as deployments:
+        deployments.update_endpoint("e", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"})
+        assert list(deployments.store.endpoint("e").spec.monitors) == ["daily"]  # type: ignore[union-attr]
+    assert lines == []
+
+
 def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(client: BaseDeploymentClient) -> None:
     with open_deployments(silently, parse_target("onnxserve:/docker")) as deployments:
         reason = deployments.create_endpoint("e", {}).observation.reason

@@ -69,5 +69,7 @@ def test_a_store_whose_package_is_missing_names_what_to_install(tmp_path: Path) 
 
 
 def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="the files of foo:/bar: MLflow knows no store foo:"):
+    with pytest.raises(InvalidConfig, match="the files of foo:/bar: MLflow knows no store foo:…; it knows s3, gs and"):
         download("foo:/bar", tmp_path)
+    with pytest.raises(InvalidConfig, match="MLflow knows no store model:…; did you mean 'models'"):
+        download("model:/flights/1", tmp_path)
