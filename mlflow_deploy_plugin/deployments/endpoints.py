@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, Onnxser
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs
 from mlflow_deploy_plugin.statedir import SPEC, locked
-from mlflow_deploy_plugin.store import Endpoint, Lease, LeaseKeeper, Store, current_actor, unknown_endpoint
+from mlflow_deploy_plugin.store import ApiKeys, Endpoint, Lease, LeaseKeeper, Store, current_actor, unknown_endpoint
 
 _PORT_ATTEMPTS = 5
 _LEASE_SECONDS = 15.0
@@ -177,8 +177,10 @@ class Endpoints:
                     self.store.replace_spec(placed, why=f"port {port} was taken by another program")
 
     def remove(self, name: str, why: str = "") -> None:
-        """End the server and remove the endpoint from the store. The caller holds the lock."""
+        """End the server, revoke the keys for it alone, and remove it from the store. The caller holds the lock."""
         self.target_of(name).backend(self.settings).remove(name)
+        for key in ApiKeys(self.store).withdraw(name):
+            self.progress(f"{name}: the key {key} was for it alone, and is revoked")
         self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from limits import parse
 from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope, ValidKeys
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.store.tables import ApiKeyRow, from_row, storable_text
 _PREFIX = "onnxserve_"
 """Scanners of source code for secrets can know a key by it."""
 _RANDOM_BYTES = 32
+_UNREVOKED = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None)).with_for_update()
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,35 @@ class ApiKeys:
 
     def revoke(self, name: str, why: str = "") -> ApiKey | None:
         """Revoke the key now, with its audit event. Return None if no such key holds."""
-        now, by = self._store.now(), current_actor()
-        query = select(ApiKeyRow).where(ApiKeyRow.name == name, ApiKeyRow.revoked_at.is_(None)).with_for_update()
         with self._store.transaction() as session:
-            row = session.scalars(query).one_or_none()
+            row = session.scalars(_UNREVOKED.where(ApiKeyRow.name == name)).one_or_none()
             if row is None:
                 return None
-            row.revoked_at = now
-            write_event(session, AuditEvent(now, by, "key.revoke", before=f"key {name}", why=why))
+            self._revoke(session, row, why)
             session.flush()
             return from_row(row, ApiKey)
+
+    def withdraw(self, endpoint: str) -> list[str]:
+        """Take a deleted endpoint from the keys that name it: they must not hold for a later one of its name.
+
+        Returns:
+            The keys that were for it alone. They are revoked.
+        """
+        revoked = []
+        with self._store.transaction() as session:
+            for row in session.scalars(_UNREVOKED.order_by(ApiKeyRow.name)):
+                others = [name for name in row.endpoints if name != endpoint]
+                if not others and row.endpoints:
+                    self._revoke(session, row, f"its endpoint {endpoint} was deleted")
+                    revoked.append(row.name)
+                else:
+                    row.endpoints = others
+        return revoked
+
+    def _revoke(self, session: Session, row: ApiKeyRow, why: str) -> None:
+        row.revoked_at = self._store.now()
+        event = AuditEvent(row.revoked_at, current_actor(), "key.revoke", before=f"key {row.name}", why=why)
+        write_event(session, event)
 
     def created(self) -> list[ApiKey]:
         """Return all keys, also those that were revoked, oldest first."""
