@@ -39,7 +39,7 @@ def _fetcher(
             except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and gets well again
                 error = one_line(failure, 300)
             if error and error != before:
-                _log.warning("%s are those of before: %s", what, error)
+                _log.warning("%s cannot be fetched; those fetched before, if any, hold on: %s", what, error)
             before = error
             stop.wait(again_seconds if error else seconds)
 
@@ -89,7 +89,11 @@ def issuer_key_fetcher(
             where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
             found = session.get(where, timeout=_TIMEOUT_SECONDS)
             found.raise_for_status()
-            answer = session.get(found.json()["jwks_uri"], timeout=_TIMEOUT_SECONDS)
+            document = found.json()
+            named = document.get("issuer") if isinstance(document, dict) else None
+            if named != issuer or not isinstance(document.get("jwks_uri"), str):
+                raise ValueError(f"{where} is not the discovery document of server.jwt_issuer: it names {named!r}")
+            answer = session.get(document["jwks_uri"], timeout=_TIMEOUT_SECONDS)
             answer.raise_for_status()
         try:
             PyJWKSet.from_json(answer.text)

@@ -37,7 +37,8 @@ def issuer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     (folder / ".well-known").mkdir(parents=True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     url = f"http://127.0.0.1:{server.server_port}"
-    (folder / ".well-known" / "openid-configuration").write_text(json.dumps({"jwks_uri": f"{url}/keys"}))
+    document = {"issuer": f"{url}/", "jwks_uri": f"{url}/keys"}
+    (folder / ".well-known" / "openid-configuration").write_text(json.dumps(document))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield url, folder
@@ -69,6 +70,25 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
         assert not stop.wait(0.1)
         assert brought() == ["monday", "tuesday"]
         assert fetcher.is_alive()
+    finally:
+        stop.set()
+        fetcher.join()
+
+
+@pytest.mark.parametrize("document", ['{"issuer": "https://other", "jwks_uri": "URL/keys"}', "[]", '{"issuer": "URL"}'])
+def test_a_document_of_another_issuer_is_refused_in_the_log(
+    issuer: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, document: str
+) -> None:
+    """Its tokens would name the other issuer, and none would ever hold."""
+    url, folder = issuer
+    write_keys(folder, "monday")
+    (folder / ".well-known" / "openid-configuration").write_text(document.replace("URL", url))
+    stop = threading.Event()
+    fetcher = issuer_key_fetcher(tmp_path, url, stop, seconds=0.02)
+    fetcher.start()
+    try:
+        wait_until(lambda: "is not the discovery document of server.jwt_issuer" in caplog.text, what="the reason")
+        assert not (tmp_path / JWKS).exists()
     finally:
         stop.set()
         fetcher.join()

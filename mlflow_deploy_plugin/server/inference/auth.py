@@ -28,7 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-from mlflow_deploy_plugin.errors import ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, one_line
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
 
@@ -94,6 +94,7 @@ class Authenticator:
         Raises:
             Unauthenticated: there is no key, or it does not hold (any more).
             ScopeMissing: it holds for something else.
+            NotReady: it is a token, by keys that have not been fetched yet.
         """
         if certificate and not self.takes_keys:
             return _of_certificate(certificate)
@@ -162,11 +163,12 @@ class Authenticator:
 
         Raises:
             Unauthenticated: it is none, or not of this issuer, for this audience and this time.
+            NotReady: the agent has not fetched the issuer's keys yet.
         """
         import jwt
 
         if self._jwks is None:
-            raise Unauthenticated(f"the keys of {self.issuer} have not been fetched yet; ask again in a moment")
+            raise NotReady(f"the keys of {self.issuer} have not been fetched yet; ask again in a moment")
         try:
             known = {key.key_id: key for key in self._jwks.keys}
             name = jwt.get_unverified_header(token).get("kid")
@@ -190,7 +192,7 @@ class Authenticator:
         if not (isinstance(words, list) and isinstance(endpoints, list | None)):
             raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
         return KeyEntry(
-            name=str(claims.get("sub") or claims.get("client_id") or "a token")[:100],
+            name=one_line(claims.get("sub") or claims.get("client_id") or "a token", 100),
             scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
             endpoints=tuple(map(str, endpoints or ())),
             expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from jwt.algorithms import ECAlgorithm
 
-from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, make_local_key
 from tests.support.keys import write_keys
@@ -251,5 +251,5 @@ def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Auth
 
 
 def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(Unauthenticated, match="have not been fetched yet"):
+    with pytest.raises(NotReady, match="have not been fetched yet"):  # its client may ask again with the same token
         Authenticator(tmp_path, True, ISSUER, AUDIENCE).require(bearer(token()), "infer")
