@@ -61,7 +61,8 @@ def keys() -> None:
     multiple=True,
     metavar="RATE",
     show_default="none",
-    help="Predictions that it may ask for: 100/second, or a quota as 1000000/day; may be given again.",
+    help="Predictions that it may ask for: 100/second, or a quota as 1000000/day; may be given again. Each worker of a "
+    "server counts for itself, from its start on, unless ONNXSERVE_REDIS_URL lets all count together.",
 )
 @output_option
 def create(

@@ -132,6 +132,7 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
             spec.rate_limit_header,
             partial(metrics.count_refused, ""),
             partial(open_rate_limiter, redis_url=settings.redis_url),
+            may_block=bool(settings.redis_url) and (spec.rate_limit is not None or spec.takes_keys),
         ),
         read_cloud(),
     )

@@ -47,10 +47,10 @@ class RequestLimits:
         rate_header: the header (lower case) that identifies the client; without it, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
         open_rate: opens a limit of a key; they are as many as the store's keys have.
+        may_block: a limit, or one that a key may have, asks another machine: an event loop must not wait for it.
 
     Attributes:
         is_active: if false, `acquire` and `release` need not be called: there is no limit but those of keys.
-        may_block: a limit asks another machine, which an event loop must not wait for.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class RequestLimits:
         rate_header: str | None = None,
         count_refused: Callable[[str], None] = lambda reason: None,
         open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, ""),
+        may_block: bool = False,
     ) -> None:
-        self.may_block = isinstance(rate, RedisRateLimiter)
+        self.may_block = may_block
         self.is_active = max_concurrent_requests is not None or rate is not None
         self._allowed = max_concurrent_requests
         self._rate = rate
@@ -112,9 +113,8 @@ class RequestLimits:
             name, refusal = key.name, ()
             for rate in key.limits:
                 if (opened := self._of_keys.get((name, rate))) is None:
-                    limiter = self._open_rate(rate)
-                    opened = self._of_keys.setdefault((name, rate), (limiter, _digest(f"limit {rate} of {name}")))
-                    self.may_block |= isinstance(limiter, RedisRateLimiter)
+                    opened = self._open_rate(rate), _digest(f"limit {rate} of {name}")
+                    opened = self._of_keys.setdefault((name, rate), opened)
                 if (seconds := opened[0](opened[1])) is not None:
                     refusal = rate, seconds
                     self._count_refused("key")

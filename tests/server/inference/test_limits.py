@@ -156,7 +156,6 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
     assert ask("shop").endswith("the key 'shop' may ask for 3/day; ask again later")
     assert refused == ["key", "key"]
     assert not of_keys.is_active
-    assert not of_keys.may_block
 
 
 def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,12 +178,11 @@ def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: in
 
 
 @pytest.mark.redis
-def test_keys_share_their_limits_over_redis_for_which_no_loop_waits(redis_url: str) -> None:
+def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
     workers = [RequestLimits(open_rate=lambda rate: open_rate_limiter(rate, redis_url)) for _ in range(2)]
     shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for worker in workers:
         worker.check_key(sent(), shop)
-        assert worker.may_block
     with pytest.raises(TooManyRequests, match="the key 'shop' may ask for 2/day"):
         workers[0].check_key(sent(), shop)
 
