@@ -1,7 +1,7 @@
 """The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands within pods.
 
-The official client finds the cluster and the credentials, and speaks the web sockets of `exec` and `port-forward`.
-Plain requests carry documents by server-side apply. Every request is idempotent: a busy or failing API server (429,
+The official client finds the cluster and the credentials, and speaks the web sockets of `port-forward`. Plain requests
+carry documents by server-side apply. Every request is idempotent: a busy or failing API server (429,
 5xx) and a cut connection are tried again, after the pause that the server names.
 """
 
@@ -9,22 +9,25 @@ import json
 import os
 import re
 import socket
+import ssl
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import kubernetes
 import requests
+import websocket
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
-from kubernetes.stream import portforward, stream
+from kubernetes.stream import portforward
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
-from websocket import WebSocketBadStatusException, WebSocketException
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names, one_line
 from mlflow_deploy_plugin.manifests import Document
@@ -57,6 +60,8 @@ _RETRIES = Retry(
 )
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 _EXEC_SECONDS = 30
+_STDOUT, _STDERR, _STATUS = 1, 2, 3
+"""The channels of a command's web socket: the first byte of each frame."""
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflict with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
@@ -198,43 +203,56 @@ class Cluster:
     def execute(self, pod: str, container: str, command: Sequence[str]) -> str:
         """Run a command in a container and return what it prints.
 
+        The official client would wait for a node that hangs without end, and decodes each frame alone.
+
         Raises:
             ApiRefused: it cannot be run; with status 403, it may not.
             DeploymentFailed: it ends with an error.
         """
+        query = [
+            ("container", container),
+            ("stdout", "true"),
+            ("stderr", "true"),
+            *(("command", one) for one in command),
+        ]
+        path, written = f"{self._path('Pod')}/{pod}/exec?{urlencode(query)}", defaultdict[int, bytes](bytes)
         try:
-            running = stream(
-                self._streaming_api().connect_get_namespaced_pod_exec,
-                pod,
-                self.namespace,
-                container=container,
-                command=list(command),
-                stdout=True,
-                stderr=True,
-                stdin=False,
-                tty=False,
-                _preload_content=False,
-                binary=True,  # as text each frame would be decoded alone, also where it ends within a character
-            )
-            running.run_forever(timeout=_EXEC_SECONDS)
-            printed: str = running.read_stdout(timeout=0).decode(errors="replace")
-            complaint: str = running.read_stderr(timeout=0).decode(errors="replace")
-            status = running.returncode
-            running.close()
-        except (ApiException, WebSocketException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
-            answer = error.__context__  # what opens no web socket
-            if isinstance(answer, WebSocketBadStatusException):
-                raise self._refusal(answer.status_code, answer.resp_body or b"") from None
+            with closing(self._web_socket(path)) as running:
+                while (frame := running.recv_data())[0] != websocket.ABNF.OPCODE_CLOSE:
+                    channel, text = frame[1][:1], frame[1][1:]
+                    written[ord(channel)] += text
+            end = json.loads(written[_STATUS])
+        except websocket.WebSocketBadStatusException as answer:
+            raise self._refusal(answer.status_code, answer.resp_body or b"") from None
+        except (websocket.WebSocketException, OSError, ValueError) as error:
             refused = ApiRefused(f"no command can be run in pod {pod}: {one_line(error, 300)}")
             refused.status = 0
             raise refused from None
-        if status is None:
-            raise DeploymentFailed(f"a command in pod {pod} has not ended within {_EXEC_SECONDS} s")
-        if status != 0:
-            last = complaint.strip().rpartition("\n")[2]
-            why = f": {one_line(last, 300)}" if last else ""
-            raise DeploymentFailed(f"a command in pod {pod} has ended with status {status}{why}")
-        return printed
+        if end["status"] != "Success":
+            last = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2] or end.get("message", "")
+            raise DeploymentFailed(f"a command in pod {pod} has failed: {one_line(last, 300)}")
+        return written[_STDOUT].decode(errors="replace")
+
+    def _web_socket(self, path: str) -> websocket.WebSocket:
+        """Open a web socket to the API server, whose reads end after `_EXEC_SECONDS`."""
+        settings = self._configuration
+        proxy = urlsplit(settings.proxy or "")
+        return websocket.create_connection(
+            settings.host.replace("http", "ws", 1) + path,
+            timeout=_EXEC_SECONDS,
+            header=self._credentials(),
+            subprotocols=["v4.channel.k8s.io"],
+            sslopt={
+                "cert_reqs": ssl.CERT_REQUIRED if settings.verify_ssl else ssl.CERT_NONE,
+                "check_hostname": settings.verify_ssl,
+                "ca_certs": settings.ssl_ca_cert or requests.utils.DEFAULT_CA_BUNDLE_PATH,
+                "certfile": settings.cert_file,
+                "keyfile": settings.key_file,
+            },
+            http_proxy_host=proxy.hostname,
+            http_proxy_port=proxy.port,
+            http_no_proxy=None if proxy.hostname else ["*"],
+        )
 
     @contextmanager
     def forwarded(self, pod: str, port: int) -> Iterator[str]:
@@ -300,10 +318,7 @@ class Cluster:
         timeout: float | None = _READ_SECONDS,
     ) -> requests.Response:
         """Send a request. Raises ApiRefused, and DeploymentFailed if no API server answers."""
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        # asked for every request: a token of a cloud or of a pod is renewed there
-        for setting in self._configuration.auth_settings().values():
-            headers[setting["key"]] = setting["value"]
+        headers = {"Accept": "application/json", "Content-Type": content_type, **self._credentials()}
         url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
         waits = (_CONNECT_SECONDS, timeout)
         try:
@@ -316,6 +331,10 @@ class Cluster:
         if response.ok:
             return response
         raise self._refusal(response.status_code, response.content)
+
+    def _credentials(self) -> dict[str, str]:
+        """Return the headers that say who asks, anew for every request: a token of a cloud or of a pod is renewed."""
+        return {one["key"]: one["value"] for one in self._configuration.auth_settings().values()}
 
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:
         """Return the error that says what an answer of the API server says."""

@@ -79,5 +79,6 @@ def container_status(pod: Document) -> Document:
 
 
 def is_ready(pod: Document) -> bool:
-    """Return True if the server's container is ready."""
-    return bool(container_status(pod).get("ready"))
+    """Return True if a Service counts the pod as ready; if its node is lost, its container's status still says so."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

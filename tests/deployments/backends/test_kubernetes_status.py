@@ -6,6 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
     PodTrouble,
+    is_ready,
     pending_rollout,
     pod_trouble,
     quota_trouble,
@@ -82,6 +83,11 @@ def test_what_keeps_a_pod_from_being_ready_is_said_and_whether_waiting_helps(
     found: dict[str, Any], trouble: PodTrouble | None
 ) -> None:
     assert pod_trouble(found) == trouble
+
+
+def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was() -> None:
+    assert is_ready(pod({"type": "Ready", "status": "True"}, ready=True))
+    assert not is_ready(pod({"type": "Ready", "status": "False"}, ready=True))
 
 
 def test_a_quota_that_is_full_is_said_at_once() -> None:
