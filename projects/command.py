@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 
 
 @contextmanager
@@ -15,5 +15,5 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (OnnxserveError, MlflowException) as error:
-        print(f"Error: {error.message}", file=sys.stderr)
+        print(f"Error: {one_line(error.message, 500)}", file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import TRAINING_TAG
 from projects.command import one_line_errors
 from projects.model_runs import parity_line
@@ -33,15 +34,18 @@ def run_command(train: Callable[[Options], Any], options: type[Options], documen
     """Train with the options of the command line; expected failures are one line and exit status 1.
 
     Args:
-        options: a dataclass whose fields are made by `option`; `seed` becomes `--seed`.
+        options: a dataclass whose fields are made by `option`; `seed`, which each has, becomes `--seed`.
         document: the docstring of the module; its first line is the help.
     """
     parser = argparse.ArgumentParser(description=document.partition("\n")[0])
     for entry in fields(options):
         flag = f"--{entry.name.replace('_', '-')}"
         parser.add_argument(flag, type=entry.type, default=entry.default, **entry.metadata)
+    given = parser.parse_args()
     with one_line_errors():
-        train(options(**vars(parser.parse_args())))
+        if not 0 <= given.seed < 2**32:
+            raise InvalidConfig(f"seed {given.seed}: a whole number from 0 to {2**32 - 1} is expected")
+        train(options(**vars(given)))
 
 
 def log_options(options: Any) -> None:

@@ -180,8 +180,10 @@ class BatchOutput:
                     known = orjson.loads(file.read())
                 if not isinstance(known, dict):
                     raise ValueError
-            if known is not None and restart:
-                own = {MANIFEST, SUCCESS, *(part["output"] for part in known["parts"].values())}
+            written = {part["output"] for part in known["parts"].values()} if known is not None else set()
+            # with nothing written, nothing is mixed; only a folder is locked against another batch that has just begun
+            if known is not None and (restart or (self._location.is_local and not written & files)):
+                own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
                 files, known = self._files(), None
             # a name with a dot: the lock, and what a killed writer has left behind
@@ -189,7 +191,7 @@ class BatchOutput:
                 raise AlreadyExists(
                     f"--output {self.uri} holds {min(strange)}, which no batch has written: name another folder"
                 )
-            if known is not None and (changed := _difference(known, manifest)):
+            if known is not None and (changed := _difference(known, manifest, files)):
                 raise AlreadyExists(
                     f"--output {self.uri} was begun with {changed}; name another folder, or say --restart to delete "
                     "what is there and begin anew"
@@ -197,7 +199,7 @@ class BatchOutput:
             wanted = {part["output"] for part in manifest["parts"].values()}
             gone = {SUCCESS} & files if wanted - files else set()
             self._remove(gone | {name for name in files if _target_of_unfinished(name) in wanted})
-            if known is None:
+            if known is None or known["parts"] != manifest["parts"]:
                 write_file(self._location, MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         except (OSError, pa.ArrowException) as error:
             shown = one_line(error, 300)
@@ -230,8 +232,11 @@ def _target_of_unfinished(name: str) -> str:
     return f"{folder}{slash}{base[1:].rpartition('.')[0]}" if base.startswith(".") else ""
 
 
-def _difference(known: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """Return what another batch has begun with, in words; an empty text if it is the same."""
+def _difference(known: dict[str, Any], manifest: dict[str, Any], files: set[str]) -> str:
+    """Return what another batch has begun with, in words; an empty text if it is the same.
+
+    Files of the input that have no predictions among `files` yet may have changed: a bad one was mended.
+    """
     for field in ("digest", "name", "version"):
         one, other = known["model"].get(field), manifest["model"].get(field)
         if one != other:
@@ -241,9 +246,10 @@ def _difference(known: dict[str, Any], manifest: dict[str, Any]) -> str:
     for option in ("input", "keep", "on_error", "format", "input_format"):
         if known.get(option) != manifest.get(option):
             return f"{option.replace('_', '-')} {known.get(option)!r}, and it is {manifest.get(option)!r} now"
-    if known["parts"] != manifest["parts"]:
-        before, now = known["parts"], manifest["parts"]
-        names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-        how = "is new" if names[0] not in before else "is gone" if names[0] not in now else "has changed"
-        return f"other files of {known['input']}: {names[0]} {how}"
+    before, now = known["parts"], manifest["parts"]
+    for name in sorted({*before, *now}):
+        given = [parts[name] for parts in (before, now) if name in parts]
+        if before.get(name) != now.get(name) and any(part["output"] in files for part in given):
+            how = "is new" if name not in before else "is gone" if name not in now else "has changed"
+            return f"other files of {known['input']}: {name} {how}"
     return ""

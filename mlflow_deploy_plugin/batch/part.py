@@ -11,9 +11,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
+from urllib.parse import unquote
 
 import orjson
 import pyarrow as pa
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.batch.table_model import (
     load_table_model,
     predict_block,
     takes,
+    typed,
     with_kept,
 )
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, one_line
@@ -38,6 +40,7 @@ OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"
 """The folder of the output with the rows that were left out, one JSON Lines file a part."""
 _WRITTEN_ROWS, _WRITTEN_BYTES = 2**17, 16 * 2**20
+_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = "choose another --format, or leave the column out of --keep"
 _SLOT = struct.Struct("<qq")
 
@@ -122,14 +125,16 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
 
 
 def _write_part(job: PartJob, model: TableModel, stream: RowStream, source: LogLocation) -> PartResult:
-    columns = _columns(job, model, stream)
+    folders = _folder_columns(job, model, stream)
+    columns = _columns(job, model, stream, folders)
     rows = rejected = 0
     rejects: IO[bytes] | None = None
     with ExitStack() as output, ExitStack() as rejected_rows:  # these are there before the output is
         writer = _Writer(job, output)
         # of a dictionary, pandas makes a categorical column
         dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
-        for piece, position in _predictions(job, model, stream.blocks(columns, dictionaries)):
+        blocks = (_with_folders(block, folders) for block in stream.blocks(columns, dictionaries))
+        for piece, position in _predictions(job, model, blocks):
             if isinstance(piece, RejectedRow):
                 if job.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
@@ -144,7 +149,8 @@ def _write_part(job: PartJob, model: TableModel, stream: RowStream, source: LogL
             write_progress(job.progress, job.slot, rows, position)
         if not rows:
             keep = job.keep if stream.schema.names else ()
-            writer.add(with_kept(stream.schema.empty_table(), keep, model.no_rows()))
+            nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
+            writer.add(with_kept(nothing, keep, model.no_rows()))
         writer.flush()
         if job.state and _has_changed(job, source):
             raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
@@ -158,20 +164,43 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     return job.state.partition(" ")[0] != str(entry.size)  # a bucket says another time of one object than in its list
 
 
-def _columns(job: PartJob, model: TableModel, stream: RowStream) -> list[str]:
+def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
+    """Return one row with the columns that the part's folders name, as `date=2013-07-01/city=Wien`.
+
+    A column of the file goes before a folder. One that the model takes has the type of the signature; others are texts.
+    """
+    columns: dict[str, pa.ChunkedArray] = {}
+    for folder in job.name.split("/")[:-1]:
+        name, equals, value = (unquote(piece) for piece in folder.partition("="))
+        if equals and name not in stream.schema.names and (name in job.keep or name in model.schema.names):
+            text = pa.table({name: pa.array([None if value == _NULL_FOLDER else value], pa.string())})
+            columns[name] = (typed(text, model.schema) if name in model.schema.names else text).column(0)
+    return pa.table(columns)
+
+
+def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
+    table = block.table
+    for name in folders.column_names:
+        table = table.append_column(name, pa.repeat(folders.column(name)[0], len(block.numbers)))
+    return replace(block, table=table)
+
+
+def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Table) -> list[str]:
     """Return the columns to be read, after a look at whether they fit the model."""
     names = stream.schema.names
     if not names:  # an empty CSV or JSON Lines file
         return []
-    if missing := [name for name in job.keep if name not in names]:
-        raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {', '.join(names)[:300]}")
-    if problem := model.schema.missing_columns(names):
+    known = [*names, *folders.column_names]
+    if missing := [name for name in job.keep if name not in known]:
+        raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {', '.join(known)[:300]}")
+    if problem := model.schema.missing_columns(known):
         raise InvalidRequest(problem)
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):
         raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} stands twice; rename one")
     if job.input_format == "parquet" and isinstance(model, OnnxTable):
-        fields = [field for field in stream.schema if takes(model.schema, field.name, job.keep)]
+        columns = [*stream.schema, *folders.schema]
+        fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
         protocols.arrow.select_columns(pa.schema(fields), model.schema)
     return read
 

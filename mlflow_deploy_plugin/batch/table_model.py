@@ -204,7 +204,7 @@ def predict_block(
     """
     inputs = block.table.select([name for name in block.table.column_names if takes(model.schema, name, keep)])
     try:
-        outputs = model.predict(_typed(inputs, model.schema) if are_texts else inputs)
+        outputs = model.predict(typed(inputs, model.schema) if are_texts else inputs)
     except (InvalidRequest, InferenceError) as error:
         if len(block.numbers) == 1:
             yield RejectedRow(block.numbers[0], without_row_number(error.message), block.table.to_pylist()[0])
@@ -243,7 +243,7 @@ def _arrow_type(dtype: str) -> pa.DataType:
     return _ARROW_TYPES.get(dtype, pa.float64())
 
 
-def _typed(table: pa.Table, schema: Schema) -> pa.Table:
+def typed(table: pa.Table, schema: Schema) -> pa.Table:
     """Return texts as the values of the signature's types, by the rules of `/invocations` for CSV.
 
     Raises:

@@ -90,8 +90,6 @@ def _check(options: Training) -> None:
     for name in ("max_iter", "more_trees", "learning_rate"):
         if not getattr(options, name) > 0:
             raise InvalidConfig(f"{name} {getattr(options, name)}: a number above 0 is expected")
-    if not 0 <= options.seed < 2**32:
-        raise InvalidConfig(f"seed {options.seed}: a whole number from 0 to {2**32 - 1} is expected")
     if options.base_model:
         if not parse_model_uri(options.base_model).is_registered:
             raise InvalidConfig(f"base_model {options.base_model}: a registered version, models:/NAME/1, is expected")

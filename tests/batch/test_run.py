@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import mlflow
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -119,6 +120,49 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, 
 
     assert run_batch(BatchPlan(**{**vars(plan), "restart": True})).progress.rows == 20
     assert files(out) == ["_SUCCESS", "_batch.json", "new.parquet"]
+
+
+def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
+    plan = BatchPlan(str(model), str(source), str(out), on_error="skip-part", workers=1)
+    run_batch(plan)
+    write(flights(10), bad)
+    write(flights(20), source / "later.parquet")
+
+    result = run_batch(plan)
+
+    assert (result.progress.finished_before, result.progress.rows, result.failed) == (1, 30, {})
+    assert run_batch(plan).progress.finished_before == 3
+
+
+def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    with pytest.raises(OnnxserveError, match="--keep nothing: there is no such column"):
+        run_batch(BatchPlan(str(model), str(source), str(out), keep=("nothing",), workers=1))
+
+    run_batch(BatchPlan(str(model), str(source), str(out), keep=("id",), workers=1))
+
+    assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path, suffix: str) -> None:
+    rows = flights(6)
+    late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
+    folder = tmp_path / "in" / "hour=7" / "day=2026-01-01" / "city=S%C3%A3o Paulo" / "zone=__HIVE_DEFAULT_PARTITION__"
+    write(late.drop_columns("hour"), folder / f"a.{suffix}")
+    out = tmp_path / "out"
+
+    run_batch(
+        BatchPlan(
+            str(model), str(tmp_path / "in"), str(out), ("day", "city", "zone"), output_format="parquet", workers=1
+        )
+    )
+
+    written = pq.ParquetFile(out / folder.relative_to(tmp_path / "in") / "a.parquet").read().to_pydict()
+    assert written["prediction"] == labels(late)
+    assert [written[name][0] for name in ("day", "city", "zone")] == ["2026-01-01", "São Paulo", None]
 
 
 def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:

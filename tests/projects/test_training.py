@@ -98,14 +98,23 @@ def asked_by_readme(project: str) -> Any:
     return np.array(json.loads((ROOT / file).read_text())["inputs"], dtype=np.float32)
 
 
-def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("trees", "0", "a whole number from 1 is expected"),
+        ("seed", "-1", "a whole number from 0 to 4294967295 is expected"),
+    ],
+)
+def test_a_refusal_is_one_line(
+    option: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from projects.churn.train import Training, train
 
-    monkeypatch.setattr(sys, "argv", ["churn", "--trees", "0"])
+    monkeypatch.setattr(sys, "argv", ["churn", f"--{option}", value])
     with pytest.raises(SystemExit) as ended:
         run_command(train, Training, "Trains.")
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "Error: trees 0: a whole number from 1 is expected\n"
+    assert capsys.readouterr().err == f"Error: {option} {value}: {said}\n"
 
 
 @pytest.mark.parametrize(

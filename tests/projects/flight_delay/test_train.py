@@ -18,7 +18,6 @@ from tests.support.tracking import tracking_at
         (Training(max_iter=0), InvalidConfig, "max_iter 0: a number above 0 is expected"),
         (Training(more_trees=-1), InvalidConfig, "more_trees -1: a number above 0"),
         (Training(learning_rate=float("nan")), InvalidConfig, "learning_rate nan: a number above 0"),
-        (Training(seed=-1), InvalidConfig, "seed -1: a whole number from 0"),
     ],
 )
 def test_what_cannot_be_trained_is_said_at_once(

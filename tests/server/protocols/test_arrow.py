@@ -4,6 +4,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,19 @@ def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind: pa
     np.testing.assert_array_equal(feeds["x"].ravel(), [1.0, np.nan, 3.0])
 
 
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+def test_a_decimal_is_the_nearest_number_or_exact_if_it_is_whole(media: str) -> None:
+    prices = [Decimal("678.4"), None, Decimal("-0.1"), Decimal("99999999999999999.9")]
+    table = pa.table({"x": pa.array(prices, pa.decimal128(38, 1))})
+    whole = pa.table({"x": pa.array([2**53 + 1, 7], pa.decimal128(38, 0))})
+
+    feeds = arrow.decode(media, WRITERS[media](table), schema_of(x="double"), LIMIT)
+    ids = arrow.decode(media, WRITERS[media](whole), schema_of(x="long"), LIMIT)
+
+    np.testing.assert_array_equal(feeds["x"].ravel(), [678.4, np.nan, -0.1, 99999999999999999.9])
+    assert ids["x"].ravel().tolist() == [2**53 + 1, 7]
+
+
 @pytest.mark.parametrize("writer", [stream, lambda table: stream(table, "zstd"), lambda table: stream(table, "lz4")])
 def test_columns_are_stacked_by_name_into_one_input(writer: Callable[[pa.Table], bytes]) -> None:
     values = np.random.default_rng(0).normal(size=(1000, 30))
@@ -142,7 +156,8 @@ REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
     ("numbers for strings", pa.array([1, 2]), "string", ["'x'", "string"]),
     ("fractions for integers", pa.array([1.0, 2.5]), "long", ["'x'", "integer"]),
     ("too large for an integer", pa.array([1, 2**40]), "integer", ["'x'", "row 1", str(2**40)]),
-    ("decimals", pa.array([1, 2]).cast(pa.decimal128(25, 2)), "double", ["'x'", "decimal128"]),
+    ("decimals as strings", pa.array([1, 2]).cast(pa.decimal128(25, 2)), "string", ["'x'", "decimal128"]),
+    ("half a decimal", pa.array(["0.5"]).cast(pa.decimal128(5, 1)), "long", ["'x'", "0.5"]),
     ("times", pa.array([1, 2], pa.timestamp("ns")), "long", ["'x'", "timestamp"]),
     ("bytes", pa.array([b"a", b"b"]), "string", ["'x'", "binary"]),
     ("lists", pa.array([[1.0], [2.0]]), "double", ["'x'", "lists"]),
