@@ -1,5 +1,6 @@
 """`onnxserve controller`, and what it works on: `rollout` and `rollback` of versions, and `retrain`."""
 
+import os
 import threading
 import time
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
 """The time between two lines about the same step of a rollout: what it waits for changes with every look."""
 _LEASE_SECONDS, _PLACE_SECONDS = 15.0, 3.0
+_END_SECONDS = 8.0
+"""The time to end the work under way: Docker kills after ten seconds."""
 
 # within the commands: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
 
@@ -72,10 +75,21 @@ def controller(metrics_port: int | None, **options: Any) -> None:
 
     ended = threading.Event()
     end_on_signals(ended)
+    threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     with open_deployments(click.echo) as deployments:
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
         run_controller(deployments, ended, click.echo, **options)
+
+
+def _leave_in_time(ended: threading.Event) -> None:
+    """End this process soon after `ended`, whatever it waits for: the next controller goes on from the store."""
+    ended.wait()
+    time.sleep(_END_SECONDS)
+    click.echo(
+        f"the controller leaves what has not ended after {_END_SECONDS:g} s: a cluster, or a server, hangs", err=True
+    )
+    os._exit(1)
 
 
 @click.command()

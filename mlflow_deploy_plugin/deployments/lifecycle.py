@@ -5,6 +5,7 @@ is made, and every worker serves it when the call returns. Only a change of the 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ from mlflow_deploy_plugin.spec import (
 from mlflow_deploy_plugin.store import Endpoint, Store, open_store, unknown_endpoint
 
 _PAGE_SECONDS = 5.0
+_OBSERVED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,8 @@ class Deployments:
         self._report_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
-            for stored in self._seen()
-            if endpoint in (None, stored.name)
-            for observed in [self._endpoints.observe(stored)]
-            for name in stored.spec.variants
+            for observed in self._observe(stored for stored in self._seen() if endpoint in (None, stored.name))
+            for name in observed.endpoint.spec.variants
         ]
 
     def start(self, name: str) -> None:
@@ -283,7 +283,7 @@ class Deployments:
     def list_endpoints(self) -> Sequence[ObservedEndpoint]:
         """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read."""
         self._report_unreadable()
-        return [self._endpoints.observe(stored) for stored in self._seen()]
+        return self._observe(self._seen())
 
     def add(
         self,
@@ -333,6 +333,11 @@ class Deployments:
     @property
     def _endpoints(self) -> Endpoints:
         return Endpoints(self.store, self.settings, self.progress, self.target or LOCAL)
+
+    def _observe(self, stored: Iterable[Endpoint]) -> Sequence[ObservedEndpoint]:
+        """Observe the endpoints at the same time: a cluster that hangs is waited for once, and holds up no other."""
+        with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
+            return [*pool.map(self._endpoints.observe, stored)]
 
     def _sees(self, stored: Endpoint) -> bool:
         return self.target is None or parse_target(stored.target) == self.target

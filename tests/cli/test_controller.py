@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
+from tests.support.clusters import silent_api
 from tests.support.rollouts import PLAN as ROLLOUT
 
 CODE = """
@@ -143,6 +144,21 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Stor
         watchdog.cancel()
 
     assert said == "flights: waits for controller@pod, who is changing it\n"
+
+
+def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_path: Path) -> None:
+    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/X/Production"))
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"]
+    with silent_api(tmp_path) as (config, listener):
+        environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "KUBECONFIG": str(config)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
+            asked = listener.accept()[0]
+            running.terminate()
+            complaint = running.communicate(timeout=30)[1]
+            asked.close()
+
+    assert running.returncode == 1
+    assert "the controller leaves what has not ended after 8 s" in complaint
 
 
 def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, current_actor, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
+from tests.support.clusters import silent_api
 from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
@@ -325,3 +328,34 @@ def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_
 
         assert store.require_endpoint("flights").spec == theirs
         assert applied == [mine]
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Return True if the other side has not closed the connection."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    with silent_api(tmp_path) as (config, listener), open_deployments(silently) as deployments:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        for name in ("a", "b", "c"):
+            deployments.store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint(name, "models:/X/1"))
+        with ThreadPoolExecutor(1) as pool:
+            listed = pool.submit(deployments.list_endpoints)
+            at_once = [listener.accept()[0] for _ in range(3)]
+            assert all(map(is_open, at_once))  # none has been given up for the next
+            listener.close()  # what asks again is refused
+            for connection in at_once:
+                connection.close()
+
+    assert [one.observation.state for one in listed.result()] == ["failed"] * 3
+    assert all("does not answer" in one.observation.reason for one in listed.result())

@@ -1,5 +1,8 @@
 """A cluster as KUBECONFIG names it."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -17,3 +20,11 @@ def kubeconfig(folder: Path, server: str) -> Path:
     }
     (folder / "config").write_text(yaml.safe_dump(config))
     return folder / "config"
+
+
+@contextmanager
+def silent_api(folder: Path) -> Iterator[tuple[Path, socket.socket]]:
+    """Yield the configuration of a cluster whose API server takes connections and never answers, and its listener."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        listener.settimeout(60)
+        yield kubeconfig(folder, f"http://127.0.0.1:{listener.getsockname()[1]}"), listener

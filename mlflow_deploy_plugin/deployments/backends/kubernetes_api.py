@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -51,14 +50,18 @@ _RESOURCES: Mapping[str, tuple[str, ...]] = {
 """Kind → its plural and the API versions that it may have, the newest first; their documents are the same."""
 _RETRIES = Retry(
     total=8,
-    connect=2,
+    connect=1,
+    read=1,
     backoff_factor=0.2,
     backoff_max=5,
     status_forcelist=(429, 500, 502, 503, 504),
     allowed_methods=None,
     raise_on_status=False,
 )
-_CONNECT_SECONDS, _READ_SECONDS = 10, 60
+_CONNECT_SECONDS, _GET_SECONDS = 5, 6
+"""Twice as long until a cluster that hangs is known to: less than the console waits for its page."""
+_CHANGE_SECONDS = 60
+"""Admission webhooks may take half a minute each."""
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
 """The channels of a command's web socket: the first byte of each frame."""
@@ -80,6 +83,7 @@ class Cluster:
     namespace: str
     context: str | None = None
     _session: requests.Session = field(init=False)
+    _versions: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
@@ -131,7 +135,7 @@ class Cluster:
 
     def serves(self, kind: str) -> bool:
         """Return True if the cluster knows objects of this kind."""
-        return any(version in self._versions for version in _RESOURCES[kind][1:])
+        return any(version in self._known_versions() for version in _RESOURCES[kind][1:])
 
     def apply(self, document: Document, force: bool = False) -> None:
         """Apply a document. Fields of ours are taken back; those of others are, with `force`.
@@ -195,7 +199,7 @@ class Cluster:
         path = f"{self._path('Pod')}/{pod}/log"
         with (
             suppress(ApiRefused, requests.RequestException),
-            self._send("GET", path, query, stream=True, timeout=None) as response,
+            self._send("GET", path, query, stream=True, is_endless=True) as response,
         ):
             for line in response.iter_lines():
                 yield line.decode(errors="replace")
@@ -290,14 +294,17 @@ class Cluster:
         """Return an API of its own for each stream: until that is open, the API can send nothing else."""
         return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
 
-    @cached_property
-    def _versions(self) -> set[str]:
-        groups = self._request("GET", "/apis")["groups"]
-        return {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
+    def _known_versions(self) -> set[str]:
+        if (
+            not self._versions
+        ):  # no cached_property: Python 3.11 lets all clusters of a process wait for the one it asks
+            groups = self._request("GET", "/apis")["groups"]
+            self._versions = {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
+        return self._versions
 
     def _version(self, kind: str) -> str:
         known = _RESOURCES[kind][1:]
-        return next((version for version in known if version in self._versions), known[0])
+        return next((version for version in known if version in self._known_versions()), known[0])
 
     def _path(self, kind: str) -> str:
         version = self._version(kind)
@@ -315,18 +322,24 @@ class Cluster:
         body: Document | None = None,
         content_type: str = "application/json",
         stream: bool = False,
-        timeout: float | None = _READ_SECONDS,
+        is_endless: bool = False,
     ) -> requests.Response:
         """Send a request. Raises ApiRefused, and DeploymentFailed if no API server answers."""
         headers = {"Accept": "application/json", "Content-Type": content_type, **self._credentials()}
         url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
-        waits = (_CONNECT_SECONDS, timeout)
+        seconds = None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
         try:
             response = self._session.request(
-                method, url, params=query, data=data, headers=headers, stream=stream, timeout=waits
+                method,
+                url,
+                params=query,
+                data=data,
+                headers=headers,
+                stream=stream,
+                timeout=(_CONNECT_SECONDS, seconds),
             )
         except requests.RequestException as error:
-            why = one_line(error, 300)
+            why = one_line(getattr(error.args[0], "reason", error) if error.args else error, 300)
             raise DeploymentFailed(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
         if response.ok:
             return response
