@@ -261,29 +261,43 @@ def run_rollouts(
     ended: threading.Event,
     say: Callable[[str], None],
 ) -> None:
-    """Run a controller for each place that this process reaches, also for those to come, until `ended` is set."""
-    running: dict[str, Future[None]] = {}
+    """Run a controller for each place that this process reaches, also for those to come, until `ended` is set.
+
+    The controller of a place that is no longer reached ends: its lease would keep out one that does reach it.
+    """
+    running: dict[str, tuple[Future[None], threading.Event]] = {}
     said: set[str] = set()
+
+    def stop_all(done: Future[None]) -> None:
+        if done.exception() is not None:
+            ended.set()
+
     with ThreadPoolExecutor(_MAX_PLACES, "rollouts") as pool:
         try:
             while not ended.is_set():
-                failures: set[str] = set()
+                failures, reached = set[str](), set[str]()
                 try:
                     for place, servers in reached_places(deployments, failures.add):
-                        if place not in running:
-                            running[place] = pool.submit(controller_at(place, servers).run, ended)
-                            running[place].add_done_callback(lambda _: ended.set())
+                        reached.add(place)
+                        if place not in running or running[place][0].done():
+                            over = threading.Event()
+                            running[place] = pool.submit(controller_at(place, servers).run, over), over
+                            running[place][0].add_done_callback(stop_all)
                 except (StoreUnavailable, OSError) as error:
                     _log.warning("%s", error)
                 else:
                     for line in failures - said:
                         say(line)
                     said = failures
+                    for place in running.keys() - reached:
+                        running[place][1].set()
                 ended.wait(_PLACES_SECONDS)
         finally:
             ended.set()
-    for one in running.values():
-        one.result()
+            for _, over in running.values():
+                over.set()
+    for future, _ in running.values():
+        future.result()
 
 
 def _news(rollout: Rollout) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import LeaseKeeper, Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from tests.support.rollouts import PLAN, counted, numbers, variants
@@ -326,3 +327,35 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
         "other: rollout 1: abandoned; aborted by ada@laptop; nothing was put back: the plan of rollout 1"
     )
     assert store.events("other")[-1].action == "rollout.end"
+
+
+def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_when_it_is(
+    store: Store, tmp_path: Path
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
+    here = Deployments(store, Settings(home=tmp_path), print)
+    folder = here.settings.deployments_path / "flights"
+    folder.mkdir(parents=True)
+    lease = rollouts_lease_name(here.place("flights"))
+    actions = RolloutActions(here, "controller@here", print)
+    ended = threading.Event()
+
+    def controller_at(place: str, servers: str) -> RolloutController:
+        return RolloutController(store, actions, "one", place, servers)
+
+    def is_held() -> bool:
+        view = store.lease(lease)
+        return view is not None and view.expires_at > utc_now()
+
+    running = threading.Thread(target=run_rollouts, args=(here, controller_at, ended, print))
+    running.start()
+    try:
+        wait_until(is_held, SECONDS, "the place is taken")
+        folder.rmdir()
+        wait_until(lambda: not is_held(), 10, "its lease is given back, which lasts 15 s")
+        folder.mkdir()
+        wait_until(is_held, SECONDS, "it is taken again")
+    finally:
+        ended.set()
+        running.join()
+    assert not is_held()
