@@ -291,10 +291,10 @@ def registry(seconds: float) -> None:
 
 
 def redis(seconds: float) -> None:
-    from mlflow_deploy_plugin.server.inference.limits import open_rate_limiter
+    from mlflow_deploy_plugin.server.inference.limits import RedisRates, open_rate_limiter
 
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, redis_server(Path(folder)) as url:
-        limiter = open_rate_limiter("1000000/second", url)
+        limiter = open_rate_limiter("1000000/second", RedisRates(url))
         count, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
             limiter(b"client")

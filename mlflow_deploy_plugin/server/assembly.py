@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.server.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
-from mlflow_deploy_plugin.server.inference.limits import RequestLimits, max_batch_rows, open_rate_limiter
+from mlflow_deploy_plugin.server.inference.limits import RedisRates, RequestLimits, max_batch_rows, open_rate_limiter
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
@@ -102,6 +102,8 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
     repository.add_listener(metrics.set_served_versions)
     settings = load_settings()
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
+    has_rates = spec.rate_limit is not None or spec.takes_keys  # any key may have a limit
+    redis = RedisRates(settings.redis_url) if settings.redis_url and has_rates else None
     server = Server(
         DataPlane(
             repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds, mirror=shadows.mirror
@@ -127,12 +129,12 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
         settings.log_requests,
         RequestLimits(
             spec.max_concurrent_requests,
-            open_rate_limiter(spec.rate_limit, settings.redis_url) if spec.rate_limit else None,
+            open_rate_limiter(spec.rate_limit, redis) if spec.rate_limit else None,
             spec.rate_limit or "",
             spec.rate_limit_header,
             partial(metrics.count_refused, ""),
-            partial(open_rate_limiter, redis_url=settings.redis_url),
-            may_block=bool(settings.redis_url) and (spec.rate_limit is not None or spec.takes_keys),
+            partial(open_rate_limiter, redis=redis),
+            may_block=redis is not None,
         ),
         read_cloud(),
     )

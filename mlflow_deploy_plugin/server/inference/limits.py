@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -60,7 +61,7 @@ class RequestLimits:
         rate_text: str = "",
         rate_header: str | None = None,
         count_refused: Callable[[str], None] = lambda reason: None,
-        open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, ""),
+        open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, None),
         may_block: bool = False,
     ) -> None:
         self.may_block = may_block
@@ -179,10 +180,16 @@ class MemoryRateLimiter:
         return None
 
 
-class RedisRateLimiter:
-    """Counts in Redis, for all workers and servers that share it. While Redis is down, every request passes."""
+class RedisRates:
+    """Counts in Redis: all workers that name it count together. While it does not answer, every request passes.
 
-    def __init__(self, item: Any, url: str) -> None:
+    All limits of a worker share its connections, and the circuit that keeps requests from one that is away.
+
+    Raises:
+        InvalidConfig: see `import_redis`.
+    """
+
+    def __init__(self, url: str) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -195,30 +202,34 @@ class RedisRateLimiter:
             socket_timeout=ANSWER_SECONDS,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
-        self._item = item
         self._circuit = CircuitBreaker("the rate limit lets every request pass")
 
-    def __call__(self, client: bytes) -> float | None:
+    def count(self, item: Any, client: bytes) -> float | None:
+        """Count a request as a `RateLimiter` of this rate does."""
         from limits.errors import StorageError
 
         if self._circuit.is_open:
             return None
         key = client.hex()
         try:
-            if self._limiter.hit(self._item, key):
+            if self._limiter.hit(item, key):
                 return None
-            return float(self._limiter.get_window_stats(self._item, key).reset_time - time.time())
+            return float(self._limiter.get_window_stats(item, key).reset_time - time.time())
         except StorageError as error:
             self._circuit.record_failure(error.storage_error)
             return None
 
 
-def open_rate_limiter(rate: str, redis_url: str) -> RateLimiter:
-    """Return the limiter for `rate`, in the syntax of the `limits` library, which `spec` has checked."""
+def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
+    """Return the limiter for `rate`, in the syntax of the `limits` library, which `spec` has checked.
+
+    Args:
+        redis: None: it counts in this worker.
+    """
     from limits import parse  # late: it costs memory and time at the start
 
     item = parse(rate)
-    return RedisRateLimiter(item, redis_url) if redis_url else MemoryRateLimiter(item.amount, item.get_expiry())
+    return partial(redis.count, item) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
 
 
 def request_threads(spec: ServerSpec) -> int:

@@ -6,13 +6,13 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.inference.circuit_breaker import CircuitBreaker
-from mlflow_deploy_plugin.server.inference.limits import open_rate_limiter
+from mlflow_deploy_plugin.server.inference.limits import RedisRates
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
 
 
 @pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
 def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
-    for opening in (lambda: open_rate_limiter("1/minute", url), lambda: open_cache(1000, 60, url)):
+    for opening in (lambda: RedisRates(url), lambda: open_cache(1000, 60, url)):
         with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL is no URL of a Redis") as error:
             opening()
         assert "secret" not in error.value.message

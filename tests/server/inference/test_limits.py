@@ -2,12 +2,13 @@
 
 import logging
 import threading
+from functools import partial
 
 import pytest
 
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.inference import limits
-from mlflow_deploy_plugin.server.inference.limits import MemoryRateLimiter, RequestLimits, open_rate_limiter
+from mlflow_deploy_plugin.server.inference.limits import MemoryRateLimiter, RedisRates, RequestLimits, open_rate_limiter
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import KeyEntry
 from tests.support.waiting import free_port
@@ -172,14 +173,14 @@ def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: p
     ("text", "amount", "period"), [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)]
 )
 def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: int, period: int) -> None:
-    rate = open_rate_limiter(text, "")
+    rate = open_rate_limiter(text, None)
     assert isinstance(rate, MemoryRateLimiter)
     assert (rate._amount, rate._period) == (amount, period)
 
 
 @pytest.mark.redis
 def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
-    workers = [RequestLimits(open_rate=lambda rate: open_rate_limiter(rate, redis_url)) for _ in range(2)]
+    workers = [RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url))) for _ in range(2)]
     shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for worker in workers:
         worker.check_key(sent(), shop)
@@ -188,7 +189,7 @@ def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
 
 
 def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
-    workers = [open_rate_limiter("4/minute", redis_url) for _ in range(2)]
+    workers = [open_rate_limiter("4/minute", RedisRates(redis_url)) for _ in range(2)]
     answers = [workers[number % 2](b"shared caller") for number in range(6)]
 
     assert answers[:4] == [None] * 4
@@ -197,9 +198,10 @@ def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
 
 
 def test_while_redis_is_away_everybody_passes_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    rate = open_rate_limiter("1/minute", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    redis = RedisRates(f"redis://:secret@127.0.0.1:{free_port()}/0")
+    rates = [open_rate_limiter(text, redis) for text in ("1/minute", "1/hour")]
     with caplog.at_level(logging.ERROR):
-        assert [rate(b"a") for _ in range(20)] == [None] * 20
+        assert [rate(b"a") for rate in rates for _ in range(20)] == [None] * 40
 
     (record,) = caplog.records
     assert "the rate limit lets every request pass" in record.getMessage()

@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.runtime import Artifact
-from mlflow_deploy_plugin.server.http.openapi.schemas import STRING, JsonSchema, array_schema, object_schema
+from mlflow_deploy_plugin.server.http.openapi.schemas import (
+    ARRAY_OR_OBJECT,
+    STRING,
+    JsonSchema,
+    array_schema,
+    object_schema,
+)
 from mlflow_deploy_plugin.server.models.explainer import is_explainable
 from mlflow_deploy_plugin.server.protocols import feedback
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
@@ -51,7 +57,7 @@ class Operation:
 
 def _object_of(**types: str) -> JsonSchema:
     """Return the schema of an object with these properties, given by their JSON types."""
-    return object_schema({name: {"type": kind} for name, kind in types.items()})
+    return object_schema({name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()})
 
 
 def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Operation:
@@ -72,9 +78,7 @@ _TENSORS = array_schema(object_schema({"name": STRING, "datatype": STRING, "shap
 _V2_MODEL = object_schema(
     {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS}
 )
-_TF_RESPONSE = object_schema(
-    {}, {"predictions": array_schema(), "outputs": {"type": ["array", "object"]}}, minProperties=1
-)
+_TF_RESPONSE = object_schema({}, {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT}, minProperties=1)
 _EXPLANATION = object_schema(
     {
         "columns": array_schema(STRING),
@@ -137,7 +141,7 @@ FEEDBACK = Operation(
 )
 
 AZURE_SCORE = _prediction(
-    "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: {"type": ["array", "object"]}}, {JSON: "azure"}
+    "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: "azure"}
 )
 TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: "tfserving"}

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 JsonSchema = dict[str, Any]
 
 STRING: JsonSchema = {"type": "string"}
+ARRAY_OR_OBJECT: JsonSchema = {"type": ["array", "object"], "items": {}}
 _ANY_OBJECT: JsonSchema = {"type": ["object", "null"]}
 _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
 _V2_DTYPES = (
@@ -32,8 +33,11 @@ def object_schema(
 
 
 def array_schema(items: JsonSchema | None = None, **more: Any) -> JsonSchema:
-    """Return the schema of an array of anything, or of such items; `more` are further keywords."""
-    return {"type": "array", **({} if items is None else {"items": items}), **more}
+    """Return the schema of an array of anything, or of such items; `more` are further keywords.
+
+    `items` always stands there: generators of clients leave operations out whose arrays have none.
+    """
+    return {"type": "array", "items": items or {}, **more}
 
 
 def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
@@ -177,7 +181,7 @@ def invocations_answer(artifact: Artifact) -> JsonSchema:
     outputs = {output.name: output for output in artifact.outputs}
     names = artifact.prediction
     if artifact.flavor == "onnx" or not outputs or any(name not in outputs for name in names):
-        return object_schema({"predictions": {"type": ["array", "object"]}})
+        return object_schema({"predictions": ARRAY_OR_OBJECT})
     by_name = {name: _output_schema(artifact, outputs[name]) for name in names}
     return object_schema({"predictions": by_name[names[0]] if len(names) == 1 else object_schema(by_name)})
 
@@ -190,7 +194,7 @@ def predict_answer(artifact: Artifact) -> JsonSchema:
 def batch_answer(artifact: Artifact) -> JsonSchema:
     """Return the schema of the response of `/predict/batch`."""
     more = {name: array_schema(row) for name, row in _probabilities(artifact).items()}
-    return object_schema({"predictions": {"type": ["array", "object"]}, "count": {"type": "integer"}, **_VERSION}, more)
+    return object_schema({"predictions": ARRAY_OR_OBJECT, "count": {"type": "integer"}, **_VERSION}, more)
 
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
@@ -220,7 +224,7 @@ def _split_schema(schema: Schema) -> JsonSchema:
         {"data": array_schema(minItems=1)},
         {
             "columns": {"type": ["array", "null"], "items": {"type": ["string", "integer"]}},
-            "index": {"type": ["array", "null"], "description": "one label a row; ignored"},
+            "index": {"type": ["array", "null"], "items": {}, "description": "one label a row; ignored"},
         },
         additionalProperties=False,
         description=f"columns: {', '.join(schema.names[:50]) or 'any'}",

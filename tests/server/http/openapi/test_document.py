@@ -3,7 +3,7 @@
 import html
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,20 @@ def test_it_is_valid(server: Server) -> None:
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
     referred = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert referred <= set(document["components"]["schemas"])
+
+
+def test_every_array_says_what_it_holds(server: Server) -> None:
+    """Generators of clients leave an operation out that has an array without `items`: OpenAPI 3.0 demanded them."""
+
+    def arrays(part: Any) -> Iterator[dict[str, Any]]:
+        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from arrays(value)
+        if isinstance(part, dict) and "array" in (part.get("type"), *(part.get("type") or ())):
+            yield part
+
+    found = list(arrays(fetched(server)))
+    assert len(found) > 100
+    assert [one for one in found if "items" not in one] == []
 
 
 def test_every_example_fits_its_schema_and_is_answered_as_the_document_says(server: Server) -> None:
