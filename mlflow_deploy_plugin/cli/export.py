@@ -46,13 +46,14 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
       onnxserve export models:/flight-delay@champion --format bundle -o flights.zip --download-wheels
 
     onnx is the bare graph with metadata, ort ONNX Runtime's own format, wheel a Python package with predict(), bundle a
-    folder (or a .zip) for machines without network. What is exported is run on rows in a process of its own; if it
-    answers otherwise than the version does when it is served, nothing is left at FILE.
+    folder (or a .zip) for machines without network, tflite a net for TensorFlow Lite (LiteRT). What is exported is
+    run on rows in a process of its own; if it answers otherwise than the version does when it is served, nothing is
+    left at FILE.
     """
     # here: onnx and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.exporter import export as export_model
 
-    made = export_model(model_uri, export_format, output_path, **options)
+    made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
     click.echo(f"{made.name} version {made.version}: {made.path}, proven on {made.rows} rows{difference}")
 

@@ -25,7 +25,7 @@ def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--format", "tflite"], 1, "Error: cannot export tflite, because onnx2tf"),
+        (["--format", "tflite"], 1, "Error: cannot export tflite, because 'carrier' is of texts"),
         (["--download-wheels"], 1, "Error: wheels go into a bundle; the format is onnx"),
         (["--format", "pickle"], 2, "Invalid value for '--format'"),
         (["--rows", "none.csv"], 1, "Error: the file none.csv cannot be read"),

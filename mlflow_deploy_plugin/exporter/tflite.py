@@ -1,0 +1,128 @@
+"""Writes a graph as TensorFlow Lite, by onnx2tf in an environment of its own.
+
+onnx2tf pins numpy, onnx, ONNX Runtime and protobuf, which do not go beside this package. Its environment is made on
+first use, from `tflite-requirements.txt`, and kept in the cache folder.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.statedir import locked
+
+LITERT = Path(__file__).with_name("litert.py")
+_REQUIREMENTS = Path(__file__).with_name("tflite-requirements.txt")
+_SIZE = "330 MB"
+_INSTALL_SECONDS = 1800
+_CONVERSION_SECONDS = 600
+# onnx2tf names Python 3.12 as its least; the same code runs on 3.11, and the proof looks at each file
+_PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "install", "--quiet")
+_PIP_OPTIONS = ("--no-deps", "--ignore-requires-python", "--only-binary", ":all:", "--no-cache-dir", "--no-compile")
+
+
+def refuse_unconvertible(graph: Path) -> None:
+    """Refuse a graph that TensorFlow Lite has no form for, before anything is installed.
+
+    Raises:
+        ConversionError: it takes or gives texts, or has an operator that is not of ONNX's own domain.
+    """
+    import onnx  # heavy, and only here
+
+    model = onnx.load(str(graph), load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            raise ConversionError(
+                f"cannot export tflite, because {value.name!r} is of texts, which it has no operators for"
+            )
+    for node in _nodes(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            raise ConversionError(
+                f"cannot export tflite, because operator {node.op_type} ({node.domain}) has no form there: "
+                "it is for nets; trees, linear models and texts are exported as onnx, ort, wheel or bundle"
+            )
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def converter_python(progress: ProgressCallback) -> Path:
+    """Return the Python of the converter's environment, which is made if it is not there yet.
+
+    Raises:
+        ConversionError: it cannot be made, e.g. without a network.
+    """
+    requirements = _REQUIREMENTS.read_bytes()
+    digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[:16]
+    folder = load_settings().cache_path / "environments" / f"tflite-{digest}"
+    python = folder / "bin" / "python"
+    try:
+        with locked(folder.with_suffix(".lock")):
+            if not folder.exists():
+                progress(f"installing the converter of tflite (once, {_SIZE}) into {folder}")
+                unfinished = folder.with_suffix(".unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+                _make_environment(unfinished)
+                os.replace(unfinished, folder)  # bin/python finds its packages from where it lies
+    except OSError as error:
+        raise ConversionError(f"the converter of tflite cannot be installed into {folder}: {error.strerror}") from None
+    return python
+
+
+def _make_environment(folder: Path) -> None:
+    python = str(folder / "bin" / "python")
+    try:
+        _run([sys.executable, "-m", "venv", str(folder)], _INSTALL_SECONDS)
+        _run([python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)], _INSTALL_SECONDS)
+    except BaseException as error:  # Ctrl-C, too
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, ConversionError):
+            raise
+        raise ConversionError(
+            f"the converter of tflite cannot be installed: {error.message}; it needs venv and a package index "
+            "(PIP_INDEX_URL, PIP_FIND_LINKS)"
+        ) from None
+
+
+def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
+    """Return the graph as a file of TensorFlow Lite in the folder.
+
+    Args:
+        one_row: the file takes one row a call; otherwise any number where the graph does.
+
+    Raises:
+        ConversionError: the converter cannot write it; the message names the operator.
+    """
+    folder.mkdir()
+    try:
+        _run([str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"], _CONVERSION_SECONDS)
+    except ConversionError as error:
+        raise ConversionError(f"cannot export tflite, because {error.message}") from None
+    return folder / "model.tflite"
+
+
+def _run(command: list[str], seconds: float) -> None:
+    """Run a command.
+
+    Raises:
+        ConversionError: it fails, with its last line, or takes longer.
+    """
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise ConversionError(f"it has not ended within {seconds:.0f} s") from None
+    if ran.returncode:
+        said = (ran.stderr.strip() or ran.stdout.strip() or "it was killed").splitlines()
+        raise ConversionError(said[-1].removeprefix("ERROR: ")[:500])

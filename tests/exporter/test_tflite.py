@@ -1,0 +1,130 @@
+"""TensorFlow Lite: what it is refused for, its environment, and nets that answer as they are served."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.exporter.tflite import converter_python
+from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.runtime import OnnxModel
+from tests.support.models import write_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("mixed", "'carrier' is of texts, which it has no operators for"),
+        ("trees", r"operator TreeEnsembleRegressor \(ai.onnx.ml\) has no form there: it is for nets"),
+    ],
+)
+def test_trees_and_texts_are_refused_before_anything_is_installed(
+    model: str, reason: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.tree import DecisionTreeRegressor
+
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    folder = mixed
+    if model == "trees":
+        rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+        folder = tmp_path / "trees"
+        save_model(DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]), folder, input_example=rows)
+    with pytest.raises(ConversionError, match=f"cannot export tflite, because {reason}"):
+        onnxserve.export(str(folder), "tflite", tmp_path / "m.tflite")
+    assert not (tmp_path / "home" / "cache" / "environments").exists()
+
+
+def test_without_a_network_one_line_says_so_and_nothing_is_left(
+    tensor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    said: list[str] = []
+    with pytest.raises(
+        ConversionError, match=r"the converter of tflite cannot be installed: No matching .*index"
+    ) as one:
+        onnxserve.export(str(tensor), "tflite", tmp_path / "m.tflite", progress=said.append)
+    assert "\n" not in one.value.message
+    assert re.fullmatch(r"installing the converter of tflite \(once, \d+ MB\) into /.*", said[0])
+    assert not list((tmp_path / "home" / "cache" / "environments").iterdir())
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Install the converter by two threads at once, over what a killed process has left; return what they said."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("ONNXSERVE_HOME", str(home))
+        said: list[str] = []
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(converter_python, [said.append] * 2)
+        assert first == second
+        yield said
+
+
+@pytest.mark.install
+def test_two_first_exports_install_one_environment(environment: list[str]) -> None:
+    assert len(environment) == 1
+    folder = Path(environment[0].rpartition(" ")[2])
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from projects.digits_cnn.fitting import DigitsCNN
+
+    torch.manual_seed(0)
+    save_model(DigitsCNN().eval(), tmp_path / "digits", input_example=np.random.rand(8, 1, 8, 8).astype(np.float32))
+    onnxserve.export(str(tmp_path / "digits"), "tflite", tmp_path / "digits.tflite")
+
+    (example,) = re.findall(r"```python\n(import numpy.*?)```", PAGE.read_text(), re.DOTALL)
+    code = f"{example}print(*scores[1].tolist())"
+    ran = subprocess.run(
+        [converter_python(print), "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    want = OnnxModel.load(tmp_path / "digits").run({"image": np.zeros((2, 1, 8, 8), np.float32)})["output"]
+    np.testing.assert_allclose(np.array(ran.stdout.split(), float), want[1], atol=1e-5)
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = Add(ids, ids) }",
+        # its output stays NCHW
+        "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = {1,2,3,4,5,6}> {map = Conv(image, w)}",
+    ],
+)
+def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Path) -> None:
+    name = graph.partition(" ")[0]
+    model = write_model(tmp_path / name, graph)
+    said: list[str] = []
+    exported = onnxserve.export(str(model), "tflite", tmp_path / f"{name}.tflite", progress=said.append)
+    assert exported.path.is_file()
+    assert exported.rows > 500
+    assert not said  # any number of rows a call
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
+    counts = 'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], ngram_indexes=[0, 1]'
+    graph = f"words (int64[N,4] x) => (float[N,2] y) {{ y = TfIdfVectorizer <{counts}, pool_int64s=[1, 2]> (x) }}"
+    with pytest.raises(
+        ConversionError, match="cannot export tflite, because operator TFIDFVECTORIZER has no form there"
+    ) as refused:
+        onnxserve.export(str(write_model(tmp_path / "words", graph)), "tflite", tmp_path / "m.tflite")
+    assert "\n" not in refused.value.message
+    assert not (tmp_path / "m.tflite").exists()
