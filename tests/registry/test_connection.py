@@ -1,13 +1,16 @@
 import os
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
     no_request_timeout,
     redact_addresses,
     redact_credentials,
     registry_client,
+    registry_errors,
     set_service_timeouts,
 )
 from tests.support.tracking import tracking_at
@@ -65,6 +68,28 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
 )
 def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
     assert redact_addresses(text) == public
+
+
+def test_a_server_without_a_route_is_told_without_its_page() -> None:
+    class Page(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            with (
+                tracking_at(f"http://127.0.0.1:{server.server_port}"),
+                pytest.raises(RegistryUnavailable) as refused,
+                registry_errors("model x"),
+            ):
+                registry_client().get_registered_model("x")
+        finally:
+            server.shutdown()
+
+    assert refused.value.message.endswith(
+        "it has no /api/2.0/mlflow/registered-models/get: it is an MLflow before 3, or another address is meant"
+    )
 
 
 def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
