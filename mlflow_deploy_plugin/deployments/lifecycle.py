@@ -196,10 +196,9 @@ class Deployments:
         """
         if endpoint is not None:
             self._require(endpoint)
-        self._report_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
-            for observed in self._observe(stored for stored in self._seen() if endpoint in (None, stored.name))
+            for observed in self.list_endpoints(endpoint)
             for name in observed.endpoint.spec.variants
         ]
 
@@ -280,10 +279,15 @@ class Deployments:
         """Return an endpoint; raise NotFound if there is none."""
         return self._endpoints.observe(self._require(endpoint))
 
-    def list_endpoints(self) -> Sequence[ObservedEndpoint]:
-        """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read."""
-        self._report_unreadable()
-        return self._observe(self._seen())
+    def list_endpoints(self, only: str | None = None) -> Sequence[ObservedEndpoint]:
+        """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read.
+
+        They are observed at the same time: a cluster that hangs is waited for once, and holds up no other.
+        """
+        for one in self.store.unreadable():
+            self.progress(one.reason)
+        with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
+            return [*pool.map(self._endpoints.observe, (one for one in self._seen() if only in (None, one.name)))]
 
     def add(
         self,
@@ -333,11 +337,6 @@ class Deployments:
     @property
     def _endpoints(self) -> Endpoints:
         return Endpoints(self.store, self.settings, self.progress, self.target or LOCAL)
-
-    def _observe(self, stored: Iterable[Endpoint]) -> Sequence[ObservedEndpoint]:
-        """Observe the endpoints at the same time: a cluster that hangs is waited for once, and holds up no other."""
-        with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
-            return [*pool.map(self._endpoints.observe, stored)]
 
     def _sees(self, stored: Endpoint) -> bool:
         return self.target is None or parse_target(stored.target) == self.target
@@ -423,10 +422,6 @@ class Deployments:
     def _nothing_deleted(self, error: NotFound) -> bool:
         self.progress(f"nothing was deleted: {error.message}")
         return False
-
-    def _report_unreadable(self) -> None:
-        for one in self.store.unreadable():
-            self.progress(one.reason)
 
     def _find_server(self, name: str) -> str:
         """Return the endpoint of this name, or the one of the deployment of this name."""

@@ -176,15 +176,12 @@ def build_overview(
         StoreUnavailable: the store does not answer.
     """
     deployments = Deployments(store, settings, lambda line: None)
-    observed = list(deployments.list_endpoints())
-    unreadable = store.unreadable()
+    if only and (only not in store.names() or hidden_endpoints(store, [only])):
+        raise no_endpoint(only)
+    observed = deployments.list_endpoints(only or None)
+    unreadable = [one for one in store.unreadable() if only in ("", one.name)]
     events = store.events(only or None, limit=_EVENTS * 3)
     rollouts = store.rollouts(only or None)
-    if only:
-        observed = [one for one in observed if one.endpoint.name == only]
-        unreadable = [one for one in unreadable if one.name == only]
-        if not (observed or unreadable) or hidden_endpoints(store, [only]):
-            raise no_endpoint(only)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
         metrics = list(pool.map(partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS), readable))

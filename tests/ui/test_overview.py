@@ -53,7 +53,7 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     with serving({"/metrics": page}) as url:
         spec = apply_config(stored.spec, {"server.port": urlsplit(url).port})
         one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=url, workers=(worker,)))
-        monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
+        monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
         html = mlflow_app.client.get(PAGE).get_data(as_text=True)
         counters = take_snapshot(one, {endpoint: parse_server_metrics(page)}).counters
 
@@ -68,7 +68,7 @@ def test_a_server_that_does_not_answer_is_silent(
     stored = mlflow_app.store.endpoint(endpoint)
     spec = apply_config(stored.spec, {"server.port": free_port})
     one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=f"http://127.0.0.1:{free_port}"))
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
 
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
@@ -89,7 +89,7 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
     one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080", workers=(worker,)))
     pods = {"f-1": parse_server_metrics(page), "f-2": parse_server_metrics(page)}
     found = pods | dict.fromkeys(unread, Refused("no command can be run there"))
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: found)
 
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
