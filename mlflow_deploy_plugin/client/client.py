@@ -283,7 +283,12 @@ class Client:
         """Return the endpoint's name for a path. The first one of the server's index is its default."""
         if self.endpoint is not None:
             return quote(self.endpoint, safe="")
-        index = orjson.loads(self._post_json(f"{self._base}/v2/repository/index", b"{}").data)
+        try:
+            index = orjson.loads(self._post_json(f"{self._base}/v2/repository/index", b"{}").data)
+        except errors.ScopeMissing as error:
+            error.message = f"say the endpoint's name, Client(URL, NAME): {error.message}"
+            error.args = (error.message,)
+            raise
         if not index:
             raise NotReady("the server has no endpoint")
         return quote(index[0]["name"], safe="")

@@ -1,6 +1,7 @@
 """The client against a real model in a server, and against servers that are busy, slow, gone or not ours."""
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -161,6 +162,19 @@ def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, serve
     assert not Client(f"http://127.0.0.1:{find_free_port()}").ready()
     with pytest.raises(NotFound, match="'other'"):
         Client(served("images"), "other").predict(np.ones((1, 2, 2)))
+
+
+def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(scripted: Callable[..., Any]) -> None:
+    message = {"error_code": "PERMISSION_DENIED", "message": "the key 'shop' is for infer; this needs read"}
+    server = scripted((403, {}, json.dumps(message).encode(), 0))
+    with Client(server.url) as client, pytest.raises(ScopeMissing) as refused:
+        client.infer({"x": np.zeros((1, 1), np.float32)})
+    assert (
+        str(refused.value)
+        == refused.value.message
+        == f"say the endpoint's name, Client(URL, NAME): {message['message']}"
+    )
+    assert refused.value.status == 403
 
 
 def test_a_model_that_is_not_explained_says_why(flights: Client) -> None:

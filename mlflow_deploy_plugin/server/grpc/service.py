@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference import management as documents
-from mlflow_deploy_plugin.server.inference.auth import UNNAMED
+from mlflow_deploy_plugin.server.inference.auth import UNNAMED, Need
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
@@ -62,6 +62,11 @@ _CODES = {
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _PUBLIC_METHODS = ("ServerLive", "ServerReady", "HealthCheck")
 _ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
+_NEEDS: Mapping[str, Need] = {
+    **dict.fromkeys(_ADMIN_METHODS, "admin"),
+    **dict.fromkeys(("ModelReady", "ModelMetadata", "ModelConfig"), "describe"),
+}
+"""What a caller needs; read for other methods."""
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
@@ -220,7 +225,7 @@ def _management_call(
         message = tensors.read_message(request_type, request.body)
         if server.auth.is_required and name not in _PUBLIC_METHODS:
             endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
-            server.auth.identify(request, "admin" if name in _ADMIN_METHODS else "read", endpoint or None)
+            server.auth.identify(request, _NEEDS.get(name, "read"), endpoint or None)
         caller = (request.caller,) if name in _ADMIN_METHODS else ()
         document = orjson.loads(dump_json(method(server, message, *caller)))
         response = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)

@@ -286,10 +286,10 @@ def register_blueprints(app: ServerApp) -> None:
 
 def _view(server: Server, route: Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that the path leaves out is None."""
-    if route.scope is not None and server.auth.is_required:
+    if route.need is not None and server.auth.is_required:
         is_about_all = route.path in SERVER_WIDE
         endpoint = None if is_about_all else named.get("endpoint") or server.repository.default_endpoint
-        server.auth.identify(g.raw_request, route.scope, endpoint)
+        server.auth.identify(g.raw_request, route.need, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
     return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
 

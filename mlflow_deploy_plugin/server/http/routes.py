@@ -18,11 +18,11 @@ from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.document import DocumentedRoute
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management
+from mlflow_deploy_plugin.server.inference.auth import Need
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
 from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
-from mlflow_deploy_plugin.statedir import Scope
 
 _SUGGESTED_PATHS = 3
 
@@ -38,8 +38,8 @@ class Route:
         operation: its document for OpenAPI.
         protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
-        scope: the scope that a caller's key needs; None: everybody may ask. `RequestContext.admit` holds the direct
-            routes to it, `app.py` all others.
+        need: what a caller's key needs; None: everybody may ask. `RequestContext.admit` holds the direct routes to
+            it, `app.py` all others.
     """
 
     path: str
@@ -48,23 +48,23 @@ class Route:
     operation: Operation
     protocol: Protocol | None = None
     is_direct: bool = False
-    scope: Scope | None = None
+    need: Need | None = None
 
 
-def _get(path: str, view: View, operation: Operation) -> Route:
-    return Route(path, "GET", view, operation, scope="read")
+def _get(path: str, view: View, operation: Operation, need: Need = "read") -> Route:
+    return Route(path, "GET", view, operation, need=need)
 
 
-def _post(path: str, view: View, operation: Operation, scope: Scope) -> Route:
-    return Route(path, "POST", view, operation, scope=scope)
+def _post(path: str, view: View, operation: Operation, need: Need) -> Route:
+    return Route(path, "POST", view, operation, need=need)
 
 
 def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
     return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, True, "infer")
 
 
-def _direct(path: str, method: str, view: View, operation: Operation, scope: Scope | None = None) -> Route:
-    return Route(path, method, view, operation, is_direct=True, scope=scope)
+def _direct(path: str, method: str, view: View, operation: Operation, need: Need | None = None) -> Route:
+    return Route(path, method, view, operation, is_direct=True, need=need)
 
 
 def _page(name: str) -> View:
@@ -120,16 +120,16 @@ ROUTES = (
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
     _predict(_V2_MODEL + "/infer", V2, operations.V2_INFER),
-    _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY),
+    _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY, "describe"),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
-    _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG),
+    _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG, "describe"),
     _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD, "admin"),
     _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD, "admin"),
-    _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA),
+    _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
     _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT, "infer"),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
-    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
-    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
+    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
+    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
 )
 SERVER_WIDE = {
     "/version", "/openapi.json", "/metrics", "/metrics/history", "/v2", "/v2/models/stats", "/v2/repository/index"
@@ -175,7 +175,7 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 def list_routes() -> list[DocumentedRoute]:
     """Return every route at each of its paths, as OpenAPI writes them."""
     return [
-        DocumentedRoute(path, route.method, route.operation, route.scope)
+        DocumentedRoute(path, route.method, route.operation, route.need)
         for route in ROUTES
         for path in expand_path(route.path, "{{{}}}")
     ]

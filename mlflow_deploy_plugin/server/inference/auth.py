@@ -26,13 +26,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, one_line
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
 
 logger = logging.getLogger(__name__)
+
+Need = Scope | Literal["describe"]
+"""What a caller needs: a scope, or, for the metadata and readiness of one model, one of two."""
+_DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
@@ -74,15 +78,15 @@ class Authenticator:
         self._files: tuple[float, ...] = ()
         self._look_at = 0.0
 
-    def identify(self, request: RawRequest, scope: Scope, endpoint: str | None = None) -> KeyEntry:
+    def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry:
         """Return the caller's key if it allows this, count the request, and name its caller. Raises as `require`."""
-        key = self.require(request.headers, scope, endpoint, request.caller)
+        key = self.require(request.headers, need, endpoint, request.caller)
         request.caller = key.name
         self.count(key)
         return key
 
     def require(
-        self, headers: Mapping[str, str], scope: Scope, endpoint: str | None = None, certificate: str = ""
+        self, headers: Mapping[str, str], need: Need, endpoint: str | None = None, certificate: str = ""
     ) -> KeyEntry:
         """Return the caller's key if it allows this.
 
@@ -115,9 +119,9 @@ class Authenticator:
             raise Unauthenticated(_NO_CERTIFICATE)
         if entry.expires_at is not None and entry.expires_at <= now:
             raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
-        if scope not in entry.scopes:
+        if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
             held = ", ".join(entry.scopes) or "nothing here"
-            raise ScopeMissing(f"the key {entry.name!r} is for {held}; this needs {scope}")
+            raise ScopeMissing(f"the key {entry.name!r} is for {held}; this needs {' or '.join(scopes_for(need))}")
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             asked = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
             raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
@@ -198,6 +202,11 @@ class Authenticator:
             expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
             counted_as="a token",
         )
+
+
+def scopes_for(need: Need) -> tuple[Scope, ...]:
+    """Return the scopes of which a caller needs one."""
+    return _DESCRIBERS if need == "describe" else (need,)
 
 
 @lru_cache(1000)

@@ -34,7 +34,10 @@ def test_each_method_needs_its_scope_and_health_needs_none(
     with calling(tmp_path, endpoints, **settings) as served, served.client() as client:
         assert (client.is_server_live(), client.is_server_ready()) == (True, True)
         assert client.infer("tensor", image, headers=headers("infer")).get_response().model_version == "7"
-        assert client.get_model_metadata("tensor", headers=headers("read")).name == "tensor"
+        for key in ("read", "infer"):  # who may ask a model may know what it takes
+            assert client.get_model_metadata("tensor", headers=headers(key)).name == "tensor"
+            assert client.get_model_config("tensor", headers=headers(key)).config.name == "tensor"
+            assert client.is_model_ready("tensor", headers=headers(key))
         for key, expected in (("", "UNAUTHENTICATED"), ("wrong", "UNAUTHENTICATED"), ("read", "PERMISSION_DENIED")):
             with pytest.raises(InferenceServerException) as refused:
                 client.infer("tensor", image, headers=headers(key) if key else None)
@@ -44,7 +47,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(
             client.infer("tensor", image, headers=headers("once"))
         assert code(refused) == "StatusCode.RESOURCE_EXHAUSTED"
         with pytest.raises(InferenceServerException) as refused:
-            client.get_model_metadata("tensor", headers=headers("infer"))
+            client.get_inference_statistics("tensor", headers=headers("infer"))
         assert code(refused) == "StatusCode.PERMISSION_DENIED"
         with pytest.raises(InferenceServerException) as refused:
             client.unload_model("tensor", headers=headers("read"))

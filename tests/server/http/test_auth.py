@@ -39,25 +39,30 @@ def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], too
     return server
 
 
-def scope_of(path: str, method: str) -> str:
+def need_of(path: str, method: str) -> str:
     if path in PUBLIC or path.startswith("/pages/") or path.endswith(":classify"):  # which nobody can ask for
         return ""
     if path.endswith(("/load", "/unload")):
         return "admin"
+    if path.startswith("/v1/models/NAME[") and method == "GET":
+        return "describe"
+    if path.startswith("/v2/models/NAME[") and path.endswith(("]", "/ready", "/config")):
+        return "describe"
     return "read" if method == "GET" or path == "/v2/repository/index" else "infer"
 
 
-@pytest.mark.parametrize(("path", "method", "declared"), [(route.path, route.method, route.scope) for route in ROUTES])
-def test_every_route_needs_its_scope(server: Server, path: str, method: str, declared: Scope | None) -> None:
-    assert (declared or "") == scope_of(path, method)
+@pytest.mark.parametrize(("path", "method", "declared"), [(route.path, route.method, route.need) for route in ROUTES])
+def test_every_route_needs_its_scope(server: Server, path: str, method: str, declared: str | None) -> None:
+    assert (declared or "") == need_of(path, method)
     plain = path.partition("[")[0] + path.partition("]")[2]  # without the parts that may be left out
     named = plain.replace("/NAME", "/e")
-    needed = scope_of(path, method)
+    needed = need_of(path, method)
+    allowing = {"describe": {"infer", "read"}}.get(needed, {needed})
     assert (ask(server, named, method).status == 401) is bool(needed)
     body = b"{" if needed == "admin" else ROW  # nobody carries out what is asked here
     for scope in SCOPES if needed else ():
         refused = ask(server, named, method, body, host="localhost", authorization=f"Bearer {scope}").status == 403
-        assert refused is (scope != needed), scope
+        assert refused is (scope not in allowing), scope
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_both_workers_count_requests_by_key_and_refuse_what_is_above_its_limit(u
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert answers[-1].json()["message"] == "the key 'thrice' may ask for 3/hour; ask again later"
-    assert int(answers[-1].headers["Retry-After"]) > 60
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # to the end of the hour that the worker counts in
     headers["Authorization"] = "Bearer infer"
     for body in (ROW, b"no JSON"):  # by its plan, and by the general way
         requests.post(f"{url}/invocations", body, headers=headers, timeout=10)

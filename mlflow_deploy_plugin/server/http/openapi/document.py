@@ -14,10 +14,10 @@ from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.inference.auth import Need, scopes_for
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import Scope
 from mlflow_deploy_plugin.version import __version__
 
 MAX_ENDPOINTS = 20
@@ -84,13 +84,13 @@ class DocumentedRoute(NamedTuple):
 
     Attributes:
         path: a template, as `/v2/models/{endpoint}/versions/{version}/infer`.
-        scope: the scope that a caller's key needs; None: everybody may ask.
+        need: what a caller's key needs; None: everybody may ask.
     """
 
     path: str
     method: str
     operation: Operation
-    scope: Scope | None
+    need: Need | None
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,10 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
                 path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
                 errors = {404} if _NAME in route.path else set()
                 needed = {}
-                if route.scope is not None and schemes:
+                if route.need is not None and schemes:
                     errors |= {401, 403}
-                    needed = {"security": [{name: [route.scope] if name == _KEY else [] for name in schemes}]}
+                    scopes = scopes_for(route.need) if _KEY in schemes else [""]
+                    needed = {"security": [{name: [one] if name == _KEY else [] for name in schemes} for one in scopes]}
                 document = _operation_object(route.operation, path, described, errors)
                 paths.setdefault(path, {})[route.method.lower()] = document | needed
     summary = [

@@ -93,8 +93,9 @@ def test_it_says_what_a_caller_has_to_send(
     for path, method in (("/invocations", "post"), ("/explain", "post"), ("/v1/models/flights:predict", "post")):
         assert paths[path][method]["security"] == [infer]
         assert {"401", "403"} <= {*paths[path][method]["responses"]}
-    for path in ("/metrics", "/", "/v2/models/flights"):
+    for path in ("/metrics", "/", "/v2/models/flights/stats"):
         assert paths[path]["get"]["security"] == [read]
+    assert paths["/v2/models/flights"]["get"]["security"] == ([infer, read] if "key" in infer else [read])
     for path in ("/ping", "/v2/health/ready", "/pages/page.css"):
         assert "security" not in paths[path]["get"]
 
