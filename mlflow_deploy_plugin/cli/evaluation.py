@@ -38,7 +38,7 @@ def _result_options(under: str) -> Callable[[_Command], _Command]:
             metavar="FOLDER",
             help="Folder for the pictures and the JSON.",
         ),
-        option("--log", is_flag=True, help=f"Log pictures and JSON to MODEL's run, under {under}/."),
+        option("--log", is_flag=True, help=f"Log pictures and JSON to MODEL_URI's run, under {under}/."),
         output_option,
     ]
 
@@ -58,7 +58,7 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL")
+@click.argument("model_uri")
 @option("--data", required=True, metavar="FILE", help="Rows with labels: .csv, .parquet, or arrays in .npz.")
 @option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
 @_metric_option
@@ -69,7 +69,7 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
     show_default="what fits the model",
     help=f"A disturbance, and its strengths; may be repeated. There are {', '.join(DISTURBANCES)}.",
 )
-@option("--original", default="", metavar="URI", help="Torch model of which MODEL was made, for fgsm and pgd.")
+@option("--original", default="", metavar="URI", help="Torch model of which MODEL_URI was made, for fgsm and pgd.")
 @option(
     "--max-rows", type=click.IntRange(min=2), default=2000, metavar="ROWS", help="Rows that are disturbed, by the seed."
 )
@@ -79,7 +79,7 @@ def robustness(
 ) -> None:
     """Measure how the metric falls when rows are disturbed.
 
-    MODEL is a model URI, such as models:/flight-delay/7, or a folder.
+    MODEL_URI is a version, such as models:/flight-delay/7, or a folder.
 
     \b
       onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed
@@ -106,9 +106,12 @@ def robustness(
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL")
+@click.argument("model_uri")
 @option(
-    "--data", required=True, metavar="FILE", help="Rows: .csv, .parquet or .npz; `reference` is MODEL's own sample."
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="Rows: .csv, .parquet or .npz; `reference` is the version's own sample.",
 )
 @option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
 @_metric_option
@@ -129,9 +132,9 @@ def explain(
 ) -> None:
     """Measure what each column contributes to predictions.
 
-    MODEL is a model URI, such as models:/flight-delay/7, or a folder; FILE has the rows. With labels, the command also
-    measures how much of a metric is lost if a column is permuted. A deployment explains rows by `mlflow deployments
-    explain -t onnxserve --name NAME`.
+    MODEL_URI is a version, such as models:/flight-delay/7, or a folder; FILE has the rows. With labels, the command
+    also measures how much of a metric is lost if a column is permuted. A deployment explains rows by `mlflow
+    deployments explain -t onnxserve --name NAME`.
 
     \b
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed

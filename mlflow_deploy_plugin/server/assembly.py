@@ -71,8 +71,7 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
     open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
     capture = open_capture(metrics.count_capture)
     shadows = Shadows(open_capture(metrics.count_shadow_capture), metrics)
-    rows = max_batch_rows(spec)
-    policy = None  # running each request alone is best for tiny models on a CPU
+    rows, policy = max_batch_rows(spec), None  # running each request alone is best for tiny models on a CPU
     if rows > 1:
         policy = BatchPolicy(
             rows,
@@ -104,19 +103,20 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     has_rates = spec.rate_limit is not None or spec.takes_keys  # any key may have a limit
     redis = RedisRates(settings.redis_url) if settings.redis_url and has_rates else None
+    controls = max(1, spec.threads // 2)
     server = Server(
-        DataPlane(
+        dataplane=DataPlane(
             repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds, mirror=shadows.mirror
         ),
-        repository,
-        metrics,
-        capture,
-        shadows,
-        spec.max_body_bytes,
-        ModelControl(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
-        spec,
-        ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
-        Authenticator(
+        repository=repository,
+        metrics=metrics,
+        capture=capture,
+        shadows=shadows,
+        max_body_bytes=spec.max_body_bytes,
+        model_control=ModelControl(state_dir, spec.model_control_mode, controls),
+        spec=spec,
+        explainer=ExplainerClient(float(spec.request_timeout_seconds), controls),
+        auth=Authenticator(
             state_dir,
             spec.authenticates,
             spec.jwt_issuer,
@@ -125,18 +125,17 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
             takes_keys=spec.takes_keys,
             count=metrics.count_key,
         ),
-        open_tracer(),
-        settings.log_requests,
-        RequestLimits(
+        tracer=open_tracer(),
+        logs_requests=settings.log_requests,
+        limits=RequestLimits(
             spec.max_concurrent_requests,
-            open_rate_limiter(spec.rate_limit, redis) if spec.rate_limit else None,
             spec.rate_limit or "",
             spec.rate_limit_header,
             partial(metrics.count_refused, ""),
             partial(open_rate_limiter, redis=redis),
             may_block=redis is not None,
         ),
-        read_cloud(),
+        cloud=read_cloud(),
     )
     repository.start()
     atexit.register(server.close)

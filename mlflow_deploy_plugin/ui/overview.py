@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.registry import (
     parse_stage_or_alias,
     registered_model_names,
     registered_model_uris,
+    without_step_events,
 )
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
@@ -202,7 +203,7 @@ def build_overview(
         models=tuple(models),
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
-        events=tuple(visible_events(store, events)[::-1][:_EVENTS]),
+        events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
         hidden=len(observed) + len(unreadable) - len(cards),
     )
 

@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.registry import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.store.tables import EndpointRow
@@ -26,6 +27,14 @@ def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoi
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
     assert f'<th scope="row">{endpoint}</th><td data-label="To">models:/m/2</td>' in html
     assert '<td><span class="mark mark-stepping">stepping</span></td> <td data-label="Step">1 of 4</td>' in html
+
+
+def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any) -> None:
+    begun = mlflow_app.store.now().isoformat()
+    mlflow_app.store.record("transition", model="stepped", version="7", before="None", after="Production")
+    mlflow_app.store.record("promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun})
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert re.findall(r'data-label="What">(\w+)</td>\s*<td data-label="Of"> stepped', html) == ["promote"]
 
 
 def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:

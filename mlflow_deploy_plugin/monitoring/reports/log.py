@@ -50,10 +50,11 @@ _EMPTY = "<!doctype html><html lang='en'><head><meta charset='utf-8'></head><bod
 _STYLE = """
 .onnxserve { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 64rem }
 .onnxserve h1 { font-size: 1.3rem; margin: 0 0 .25rem } .onnxserve p { margin: .25rem 0 .75rem }
-.onnxserve table { border-collapse: collapse; margin: .25rem 0 .75rem }
+.onnxserve table { border-collapse: collapse; margin: .25rem 0 .75rem; display: block; overflow-x: auto }
 .onnxserve th, .onnxserve td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884;
   vertical-align: top; overflow-wrap: break-word; max-width: 14rem }
 .onnxserve td:last-child { max-width: 24rem }
+@media (max-width: 64rem) { .onnxserve td:last-child { min-width: 24rem } }
 .onnxserve td.n, .onnxserve td.s { white-space: nowrap; font-variant-numeric: tabular-nums }
 [id^=root_] { min-width: 62rem }
 .onnxserve .alarm { color: #cf222e; font-weight: 600 } .onnxserve .fine { color: #1a7f37 }

@@ -43,11 +43,10 @@ class RequestLimits:
 
     Args:
         max_concurrent_requests: requests in flight; None for any number.
-        rate: counts the requests of each client, if there is a rate limit.
-        rate_text: the rate as the spec has it, for the message.
+        rate: of the requests of each client, as the spec has it; empty for no limit.
         rate_header: the header (lower case) that identifies the client; without it, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
-        open_rate: opens a limit of a key; they are as many as the store's keys have.
+        open_rate: opens the limiter of a rate: of `rate`, and of those of keys.
         may_block: a limit, or one that a key may have, asks another machine: an event loop must not wait for it.
 
     Attributes:
@@ -57,18 +56,17 @@ class RequestLimits:
     def __init__(
         self,
         max_concurrent_requests: int | None = None,
-        rate: RateLimiter | None = None,
-        rate_text: str = "",
+        rate: str = "",
         rate_header: str | None = None,
         count_refused: Callable[[str], None] = lambda reason: None,
         open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, None),
         may_block: bool = False,
     ) -> None:
         self.may_block = may_block
-        self.is_active = max_concurrent_requests is not None or rate is not None
+        self.is_active = max_concurrent_requests is not None or bool(rate)
         self._allowed = max_concurrent_requests
-        self._rate = rate
-        self._rate_text = rate_text
+        self._rate_text = rate
+        self._rate = open_rate(rate) if rate else None
         self._rate_header = rate_header
         self._count_refused = count_refused
         self._open_rate = open_rate

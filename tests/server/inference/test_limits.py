@@ -85,7 +85,9 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
 
 def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     refused: list[str] = []
-    limited = RequestLimits(rate=MemoryRateLimiter(3, 60, clock), rate_text="3/minute", count_refused=refused.append)
+    limited = RequestLimits(
+        rate="3/minute", count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(3, 60, clock)
+    )
     for _ in range(3):
         limited.acquire(sent("192.0.2.1"))
 
@@ -126,7 +128,9 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock)
 
 
 def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
-    limited = RequestLimits(rate=MemoryRateLimiter(1, 60, clock), rate_header="x-api-key")
+    limited = RequestLimits(
+        rate="1/minute", rate_header="x-api-key", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock)
+    )
     limited.acquire(sent("192.0.2.1", "one"))
     limited.acquire(sent("192.0.2.1", "two"))
     limited.acquire(sent("192.0.2.1"))
