@@ -8,6 +8,7 @@ Flask app itself. The console is the page `/onnxserve`: what is served, its heal
 """
 
 import os
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -80,6 +81,7 @@ def extend(app: Flask) -> None:
 
     if _EXTENSION in app.extensions:
         return
+    _compare_versions_as_numbers()
     settings = load_settings()
     trail = guard.AuditTrail(settings.store_url)
     guard.install(app, trail)
@@ -109,6 +111,24 @@ def extend(app: Flask) -> None:
     allow_pages("GET", base, *(f"{base}/{name}" for name in ("history.jsonl", "pictures", *_ASSETS)))
     allow_pages("POST", f"{base}/act")
     app.extensions[_EXTENSION] = trail
+
+
+def _compare_versions_as_numbers() -> None:
+    """Give MLflow's store the number of a version that is moved to a stage, where MLflow 3.17 gives it the text.
+
+    Where the others are archived, that is compared with a column of numbers, and PostgreSQL refuses it by psycopg 3:
+    nobody could put a version into Production, on no page and by no command.
+    """
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    transition = SqlAlchemyStore.transition_model_version_stage
+
+    @wraps(transition)
+    def with_number(self: Any, name: str, version: str, stage: str, archive_existing_versions: bool) -> Any:
+        number = int(version) if str(version).isdecimal() else version
+        return transition(self, name, number, stage, archive_existing_versions)
+
+    SqlAlchemyStore.transition_model_version_stage = with_number
 
 
 class _Console:

@@ -22,7 +22,7 @@ def test_the_page_of_deployments_runs_as_it_stands(
     assert '{"predictions": [0, 0, 0]}' in one
     assert "model_uri: models:/cancer/2" in one
     assert re.search(r"champion +95 +models:/cancer/1 +version 1 +running", several)
-    assert json.loads(several.splitlines()[-1])[0]["traffic"] == {"challenger": 100}
+    assert json.loads(several[several.rindex("\n[\n") :])[0]["traffic"] == {"challenger": 100}
     assert (
         len(pd.read_csv(tmp_path / "predictions.csv")) == len(pd.read_parquet(tmp_path / "predictions.parquet")) == 569
     )

@@ -3,12 +3,14 @@
 import json
 import re
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.ui.app import create_app
 from tests.support.console import PAGE
+from tests.support.services.postgresql import postgresql_server
 
 SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
 
@@ -40,6 +42,24 @@ def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(m
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert re.findall(r'(?:src|href)="(?:https?:)?//', html) == []
     assert re.findall("<script.*", html) == [SCRIPT]
+
+
+@pytest.mark.postgresql
+def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_path: Path) -> None:
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    with postgresql_server() as url:
+        registry = SqlAlchemyStore(url)
+        try:
+            registry.create_registered_model("flights")
+            for version in ("1", "2"):
+                registry.create_model_version("flights", str(tmp_path))
+                registry.transition_model_version_stage("flights", version, "Production", True)
+            found = registry.search_model_versions("name = 'flights'")
+        finally:
+            registry.engine.dispose()
+
+    assert {one.version: one.current_stage for one in found} == {1: "Archived", 2: "Production"}
 
 
 @pytest.mark.parametrize(
