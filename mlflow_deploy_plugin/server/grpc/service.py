@@ -66,7 +66,7 @@ _NEEDS: Mapping[str, Need] = {
     **dict.fromkeys(_ADMIN_METHODS, "admin"),
     **dict.fromkeys(("ModelReady", "ModelMetadata", "ModelConfig"), "describe"),
 }
-"""What a caller needs; read for other methods."""
+"""The needs of callers; they need `read` for other methods."""
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 

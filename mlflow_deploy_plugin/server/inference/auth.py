@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope
 logger = logging.getLogger(__name__)
 
 Need = Scope | Literal["describe"]
-"""What a caller needs: a scope, or, for the metadata and readiness of one model, one of two."""
+"""A caller needs a scope, or, for the metadata and readiness of one model (`describe`), one of two."""
 _DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0

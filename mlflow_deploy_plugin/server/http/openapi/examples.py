@@ -23,6 +23,7 @@ MAX_ROWS = 3
 MAX_VALUES = 1024
 _MAX_DOCUMENT_BYTES = 64 * 1024
 _MAX_FILE_BYTES = 4 * 1024 * 1024
+_BLANKS = {"str": "", "bool": False}
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,11 @@ def _plain_lists(value: Any) -> Any:
 def _zeros(schema: Schema) -> Example:
     """Return a row of zeros and empty strings, if that is small enough."""
     if schema.columns:
-        blank = {"str": "", "bool": False}
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
-        return Example({name: [blank.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
+        return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
     shapes = {tensor.name: [1 if size == -1 else size for size in tensor.shape] for tensor in schema.tensors}
     if not shapes or any(0 in shape for shape in shapes.values()) or sum(map(prod, shapes.values())) > MAX_VALUES:
         return Example()
-    blanks = {tensor.name: "" if tensor.dtype == "str" else 0 for tensor in schema.tensors}
+    blanks = {tensor.name: _BLANKS.get(tensor.dtype, 0) for tensor in schema.tensors}
     values = {name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()}
     return Example(values, len(next(iter(values.values()))) if schema.has_rows else 1)

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
+from tests.support.models import write_model
 from tests.support.waiting import wait_until
 
 
@@ -52,6 +53,9 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
         "tensor": model_folders["tensor"],
         "single": model_folders["single"],
         "stock": model_folders["stock"],
+        "masked": write_model(
+            tmp_path / "masked", "masked (bool[N,2] mask, string[N] s) => (bool[N,2] y) { y = Not(mask) }"
+        ),
     }
     return serve_here({name: {"v": tools.variant(folder)} for name, folder in folders.items()})
 
