@@ -14,7 +14,7 @@ from mlflow.models.signature import infer_signature
 from mlflow.types import ColSpec, DataType, TensorSpec
 from mlflow.types import Schema as SignatureSchema
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     OUTPUT_PREFIX,
@@ -32,6 +32,11 @@ _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
 Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
+
+
+def as_pandas(data: Any) -> Any:
+    """Return a table of polars or Arrow as pandas' own, everything else as it is."""
+    return data.to_pandas() if hasattr(data, "to_pandas") else data
 
 
 def read_batch(data: Any) -> Batch:
@@ -109,7 +114,7 @@ def column_type(series: "pd.Series[Any]") -> ColumnType:
     """Return MLflow's type of a column.
 
     Raises:
-        InvalidConfig: no ONNX graph can take its type; the message names the column.
+        ConversionError: no ONNX graph can take its type; the message names the column.
     """
     dtype = series.cat.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
     types = pd.api.types
@@ -129,9 +134,9 @@ def column_type(series: "pd.Series[Any]") -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
-    raise InvalidConfig(
-        f"input_example: column {str(series.name)!r} has the type {dtype}, which an ONNX model cannot take; "
-        "it takes numbers, booleans and strings"
+    raise ConversionError(
+        f"column {str(series.name)!r} has the type {dtype}, which an ONNX model cannot take: it takes numbers, "
+        "booleans and strings, and needs no column that the model does not read"
     )
 
 
@@ -227,7 +232,8 @@ def cast_to_signature(batch: Batch, signature: Any) -> Batch:
     """Return the batch with the columns, the order and the types of the user's signature.
 
     Raises:
-        InvalidConfig: the batch lacks a column of the signature, or no ONNX graph can take a type of it.
+        InvalidConfig: the batch lacks a column of the signature, or contradicts it.
+        ConversionError: no ONNX graph can take a type of it.
     """
     if signature is None or signature.inputs is None:
         return batch
@@ -241,7 +247,7 @@ def cast_to_signature(batch: Batch, signature: Any) -> Batch:
         raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
     types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in signature.inputs.inputs}
     if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
-        raise InvalidConfig(
+        raise ConversionError(
             f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot take; "
             f"it takes {', '.join(COLUMN_TYPES)}"
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.models.model import ModelInfo
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelErr
 from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
-from mlflow_deploy_plugin.flavor.batch import to_feeds
+from mlflow_deploy_plugin.flavor.batch import as_pandas, to_feeds
 from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.flavor.python_model import net_options
@@ -169,6 +169,7 @@ def log_model(
         "step": step,
         "model_id": model_id,
     }
+    input_example = as_pandas(input_example)
     try:
         model = load_file(model)
         wrapped = wrap(
@@ -183,7 +184,7 @@ def log_model(
             says_alternative=False,
         )
     except (ConversionError, ParityError) as error:
-        flavor = pyfunc_flavor(model) if fallback == "pyfunc" else None
+        flavor = pyfunc_flavor(model, pyfunc_predict_fn) if fallback == "pyfunc" else None
         if flavor is None:
             raise with_alternative(error, model) from (error.__cause__ or error)
         if isinstance(event_time, str) and isinstance(input_example, pd.DataFrame):
@@ -233,6 +234,9 @@ def _log_as_pyfunc(
     elif rows is not None:
         rows = rows[:EXAMPLE_ROWS]
     arguments: dict[str, Any] = {"input_example": rows}
+    if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
+        # MLflow infers the outputs from `predict` all the same
+        options["signature"] = infer_signature(rows, model.predict_proba(rows))
     if (net := net_options(flavor, model, input_example)) is not None:
         flavor, arguments = net
         options.pop("serialization_format", None)

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import (
     Batch,
     align_columns,
+    as_pandas,
     cast_to_signature,
     check_example,
     check_outputs,
@@ -144,6 +145,7 @@ def _read_data(
     event_time: Any,
 ) -> tuple[Batch | None, Batch | None, Batch | None, Array | None]:
     """Return the example, `parity_data` and `reference_data` as batches of the model, and the event times."""
+    input_example, parity_data, reference_data = map(as_pandas, (input_example, parity_data, reference_data))
     times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
     if reference_data is None:
         input_example = judged

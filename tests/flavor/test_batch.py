@@ -9,7 +9,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 
 
@@ -33,7 +33,7 @@ def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column
 
 
 def test_a_column_of_times_is_refused_by_its_name() -> None:
-    with pytest.raises(InvalidConfig, match="column 'when' has the type datetime64"):
+    with pytest.raises(ConversionError, match="column 'when' has the type datetime64"):
         batches.columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
 
 

@@ -11,7 +11,7 @@ import pytest
 import xgboost
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -121,6 +121,10 @@ def ranked(numbers: pd.DataFrame) -> pd.DataFrame:
     return numbers.rank(axis=1)
 
 
+def with_month(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(day=table.day.dt.month)
+
+
 def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_why(
     tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,6 +172,33 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(tracking: Pa
     np.testing.assert_allclose(
         mlflow.pyfunc.load_model(info.model_uri).predict(table), linear.predict(table), rtol=1e-6
     )
+
+
+def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, table: pd.DataFrame) -> None:
+    labels = table.a > table.a.median()
+    models: list[Any] = [
+        make_pipeline(FunctionTransformer(ranked), LogisticRegression()),
+        xgboost.XGBClassifier(booster="gblinear", n_estimators=3, n_jobs=1),
+    ]
+
+    for model in models:
+        model.fit(table, labels)
+        info = onnxserve.log_model(model, name="model", input_example=table, pyfunc_predict_fn="predict_proba")
+
+        found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
+        np.testing.assert_allclose(found, model.predict_proba(table))
+        assert info.signature.outputs.inputs[0].shape == (-1, 2)
+
+
+def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.DataFrame) -> None:
+    dated = table.assign(day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D"))
+    pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(dated, table.a)
+
+    info = onnxserve.log_model(pipeline, name="model", input_example=dated)
+
+    reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    assert reason.startswith("column 'day' has the type datetime64")
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(dated), pipeline.predict(dated))
 
 
 def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(

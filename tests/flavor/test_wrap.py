@@ -14,6 +14,13 @@ from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
+def test_a_table_of_arrow_is_read_as_one_of_pandas(line: LinearRegression, timed: pd.DataFrame) -> None:
+    """A table of polars has the same method."""
+    table: Any = pa.Table.from_pandas(timed)
+
+    assert wrap(line, table, event_time="when").signature == wrap(line, timed, event_time="when").signature
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -222,7 +222,7 @@ def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.
     table, labels = weather
     model = make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels)
 
-    with pytest.raises(InvalidConfig, match="column 'when' has the type datetime64"):
+    with pytest.raises(ConversionError, match="column 'when' has the type datetime64"):
         wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))
 
 

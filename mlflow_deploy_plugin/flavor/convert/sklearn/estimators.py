@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
-from sklearn.ensemble import VotingClassifier, VotingRegressor
+from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -27,8 +27,8 @@ from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.runtime import Array, Column, Input
 
-MISSING = "<missing>"
-"""The value of a missing text in the graph: ONNX strings have no missing value."""
+MISSING = "⟨missing⟩"
+"""The value of a missing text in the graph: ONNX strings have no missing value. Nobody types its brackets."""
 
 MATRIX = "X"
 _NOTHING = (None, "passthrough")
@@ -47,6 +47,29 @@ class Selection(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _get_support_mask(self) -> Array:
         return self.support
+
+
+class LaterColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A ColumnTransformer of what the steps before it have made: each step with the positions of its columns.
+
+    skl2onnx picks by names and positions of the graph's inputs only.
+    """
+
+    def __init__(self, parts: list[tuple[Any, list[int]]], n_features_in_: int) -> None:
+        self.parts, self.n_features_in_ = parts, n_features_in_
+
+    @classmethod
+    def of(cls, model: ColumnTransformer) -> "LaterColumns":
+        names = [str(name) for name in getattr(model, "feature_names_in_", range(model.n_features_in_))]
+        parts = [
+            (step, [names.index(str(name)) for name in column_names(columns, names)])
+            for _, step, columns in model.transformers_
+            if step != "drop" and column_names(columns, names)
+        ]
+        return cls(parts, model.n_features_in_)
+
+    def fit(self, rows: Any, target: Any = None) -> "LaterColumns":
+        return self  # scikit-learn asks for this method before it takes an estimator as one
 
 
 def best_estimator(model: Any) -> Any:
@@ -118,16 +141,18 @@ def first_steps(estimator: Any) -> list[Any]:
             return first_steps(getattr(estimator, "estimator_", estimator.estimator))
         case CalibratedClassifierCV():
             within = [part.estimator for part in estimator.calibrated_classifiers_]
-        case OneVsRestClassifier():
+        case (
+            OneVsRestClassifier() | VotingClassifier() | VotingRegressor() | StackingClassifier() | StackingRegressor()
+        ):
             within = estimator.estimators_
         case _:
             return [estimator]
     return [step for one in within for step in first_steps(one)]
 
 
-def column_transformer(estimator: Any) -> ColumnTransformer | None:
-    """Return the ColumnTransformer that reads the input, or None if the first step takes all columns alike."""
-    return next((step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)), None)
+def column_transformers(estimator: Any) -> list[ColumnTransformer]:
+    """Return the ColumnTransformers that read the input; none if the first step takes all columns alike."""
+    return [step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)]
 
 
 def encoders(estimator: Any) -> list[Any]:
@@ -166,14 +191,14 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
     columns = columns_of(batch)
     texts = {column.name for column in columns if column.type == "string"}
     missing = {name: MISSING for name in texts if _takes_missing(model, batch, name)}
-    transformer = column_transformer(fitted)
-    if transformer is None and len(texts) in (0, len(columns)):
+    transformers = column_transformers(fitted)
+    if not transformers and len(texts) in (0, len(columns)):
         names = tuple(column.name for column in columns)
         codes = not texts and bool(encoders(fitted)) and all(_is_code(column) for column in columns)
         dtype = "str" if texts else "int64" if codes else float_dtype
         missing_text = MISSING if texts and len(missing) == len(texts) else None
         return (Input(MATRIX, dtype, (-1, len(names)), names, missing_text),)
-    encoded = encoded_columns(transformer) if transformer is not None else set()
+    encoded = {name for transformer in transformers for name in encoded_columns(transformer)}
     inputs = []
     for column in columns:
         is_encoded = column.name in encoded and _is_code(column)
@@ -200,12 +225,18 @@ def convertible_copy(fitted: Any) -> Any:
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
         _prepare(part)
-    transformers = [step for step in first_steps(copy) if isinstance(step, ColumnTransformer)]
+    transformers = column_transformers(copy)
     for transformer in transformers:
         if hasattr(transformer, "feature_names_in_"):
             names = list(transformer.feature_names_in_)
             transformer.transformers_ = [
                 (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
+            ]
+    for part in sub_estimators(copy):
+        if isinstance(part, Pipeline):
+            part.steps[1:] = [
+                (name, LaterColumns.of(step) if isinstance(step, ColumnTransformer) else step)
+                for name, step in part.steps[1:]
             ]
     for part in sub_estimators(copy):
         if all(part is not transformer for transformer in transformers):
@@ -215,10 +246,6 @@ def convertible_copy(fitted: Any) -> Any:
 
 def _prepare(part: Any) -> None:
     """Change the options of an estimator that skl2onnx does not read, and that change no prediction."""
-    if isinstance(part, VotingClassifier | VotingRegressor):
-        part.flatten_transform = False  # only `transform` uses it, and the default has no converter
-        weights = part._weights_not_none  # of the members that are not dropped
-        part.weights = None if weights is None else np.array(weights)  # skl2onnx 1.20 takes no list
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
     if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20
@@ -226,8 +253,9 @@ def _prepare(part: Any) -> None:
         threshold[np.isinf(threshold)] = np.finfo(np.float32).max
     if isinstance(part, FeatureUnion):
         part.transformer_list = [entry for entry in part.transformer_list if entry[1] != "drop"]
-    if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
-        part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
+    if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing; samplers of imblearn only train
+        steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING and not hasattr(step[1], "fit_resample")]
+        part.steps = steps + part.steps[-1:]
 
 
 def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:

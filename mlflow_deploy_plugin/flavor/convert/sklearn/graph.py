@@ -19,7 +19,6 @@ from skl2onnx._parse import _parse_sklearn
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
-from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 
@@ -190,10 +189,6 @@ def _domain_and_version(operator: str) -> tuple[str, int]:
 
 Precision = Literal["single", "double_until_last_step", "double"]
 
-_ENSEMBLES = (
-    *(VotingClassifier, VotingRegressor, StackingClassifier, StackingRegressor),
-    *(MultiOutputClassifier, MultiOutputRegressor),
-)
 _ALIKE = (
     *("Add", "Sub", "Mul", "Div", "Sum", "Concat", "Max", "Min", "Mean", "MatMul", "Gemm"),
     *("Where", "Pow", "Equal", "Greater", "Less"),
@@ -207,7 +202,7 @@ def round_before_last_step(copy: Any) -> Any:
         name, last = copy.steps[-1]
         rounded = round_before_last_step(last)
         copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
-    elif isinstance(copy, _ENSEMBLES):
+    elif isinstance(copy, MultiOutputClassifier | MultiOutputRegressor):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
     elif hasattr(copy, "predict") and not any(map(compares_in_64_bits, sub_estimators(copy))):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])

@@ -20,12 +20,11 @@ from mlflow_deploy_plugin.runtime import Array
 
 # fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
 _PAD = "\x01 \x01"
-_NO_WORD = "\x01"  # fills up after the last word of `char_wb`
 _MAX_HASHED = 2**16  # columns of a hash: in a graph they are not sparse, and a row of more takes above 256 KiB
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
 _DOT = "\u0307"
 _ALL = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
-_SPACES, _WORDS = r"\s", r"\S"
+_SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
     rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
@@ -91,21 +90,15 @@ def _tokens(graph: NodeBuilder, operator: Any) -> str:
     characters = vectorizer.analyzer in ("char", "char_wb")  # a token is a character
     expression = _token_expression(vectorizer)
     texts = graph.node("Reshape", [operator.inputs[0].full_name, [-1]])
+    # each word of `char_wb` stands between spaces; one for two words does, as no term has a space within
     within_words = vectorizer.analyzer == "char_wb"
-    pad = _NO_WORD if within_words else _PAD
+    pad = " " if within_words else _PAD
     tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
     # texts without any token would make a table without columns, which the next operators refuse
     pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
-    tokens = graph.node("Concat", [tokens, pads], axis=1)
-    if within_words:  # each word between spaces; two spaces side by side, between words, are in no term
-        words = graph.node("Reshape", [tokens, [-1]])
-        tokens = graph.node("Tokenizer", [words], tokenexp="(?s:.)", pad_value=" ", mark=0, mincharnum=1)
-        spaces = graph.node("Where", [[True], _text(" "), graph.node("Reshape", [words, [-1, 1]])])
-        tokens = graph.node("Concat", [spaces, tokens, spaces], axis=1)
-        shape = graph.node("Concat", [graph.node("Shape", [texts]), [-1]], axis=0)
-        tokens = graph.node("Reshape", [tokens, shape])
-    elif characters:  # a run of white space is one space
-        runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{2,}}")
+    tokens = graph.node("Concat", [pads, tokens, pads] if within_words else [tokens, pads], axis=1)
+    if characters:  # a run of white space is one space
+        runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{{1 if within_words else 2},}}")
         pads = graph.node("Equal", [tokens, _text(_PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
         tokens = graph.node("Where", [runs, _text(" "), tokens])
@@ -160,7 +153,7 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     smallest, largest = vectorizer.ngram_range
     characters = vectorizer.analyzer in ("char", "char_wb")
     if vectorizer.analyzer == "char_wb":  # a word that is shorter than the n-grams is a term as a whole
-        if any("  " in term or term == " " or _NO_WORD in term for term in vectorizer.vocabulary_):
+        if any("  " in term or term == " " for term in vectorizer.vocabulary_):
             raise NotImplementedError("analyzer ('char_wb'): a term of a space alone")
         smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
     dotted = characters and vectorizer.lowercase
@@ -203,7 +196,7 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
     if vectorizer.analyzer == "word" and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
         raise NotImplementedError("its option stop_words, which leaves words out between those of an n-gram")
     if vectorizer.analyzer == "char_wb":
-        return f"{_class(_WORDS)}+"
+        return f"{_class(_SPACES)}+|(?s:.)"
     if vectorizer.analyzer == "char":
         return f"{_class(_SPACES)}{{2,}}|(?s:.)"
     return _word_expression(vectorizer)

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
@@ -15,7 +16,7 @@ from sklearn.tree import DecisionTreeRegressor
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
     column_names,
-    column_transformer,
+    column_transformers,
     encoded_columns,
     estimator_input,
     last_step,
@@ -45,11 +46,31 @@ def test_a_pipeline_is_looked_into() -> None:
     table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "c": ["x", "y", "x"]})
     columns = make_column_transformer((OneHotEncoder(), ["c"]), (StandardScaler(), ["a"]))
     model = make_pipeline(columns, LogisticRegression()).fit(table, [0, 1, 0])
-    assert column_transformer(model) is model[0]
+    assert column_transformers(model) == [model[0]]
     assert encoded_columns(model[0]) == {"c"}
     assert last_step(model) is model[1]
     assert estimator_input(model, table) is table
     assert isinstance(estimator_input(make_pipeline(CountVectorizer(), LogisticRegression()), table[["c"]]), pd.Series)
+
+
+class Sampler(BaseEstimator):  # type: ignore[misc]
+    """A sampler as imbalanced-learn has them: its pipeline calls it in training only."""
+
+    def fit(self, rows: Any, target: Any = None) -> "Sampler":
+        return self
+
+    def fit_resample(self, rows: Any, target: Any) -> tuple[Any, Any]:
+        return rows, target
+
+    def transform(self, rows: Any) -> Any:
+        return rows
+
+
+def test_a_sampler_in_a_pipeline_is_left_out() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 2))
+    model = make_pipeline(StandardScaler(), Sampler(), LinearRegression()).fit(rows, rows[:, 0])
+
+    assert wrap(model, rows).report.state == "proven"
 
 
 def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:

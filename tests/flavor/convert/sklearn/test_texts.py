@@ -73,6 +73,19 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
+def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Each text as words, and each word as characters, both as long as the longest, would be 12 GB here."""
+    texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, ["ok_1" in text for text in texts])
+    saved = _saved(model, texts, tmp_path)
+
+    asked = ["a " * 2000, "x" * 3000, *texts[:60]]
+
+    found = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
+    np.testing.assert_allclose(found, model.predict_proba(asked), atol=1e-5)
+
+
 def stemmed(text: str) -> list[str]:
     """A tokenizer whose rule shows in no word of the example."""
     return [token.removesuffix("s") for token in text.split()]

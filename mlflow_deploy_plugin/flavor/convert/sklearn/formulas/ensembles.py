@@ -10,6 +10,9 @@ import numpy as np
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # the next import needs it
+from sklearn.impute import IterativeImputer
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier, _ConstantPredictor
 from sklearn.multioutput import ClassifierChain, RegressorChain
@@ -169,6 +172,71 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
     return np.argmin(distances, axis=1), -distances
 
 
+def stacked(model: Any, rows: Rows) -> TracedArray | Decision:
+    """Return the answer of the last estimator, which reads those of the others as columns."""
+    columns = []
+    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
+        answer = rows.ask(estimator, method)
+        if answer.ndim == 1:
+            answer = answer[:, None]
+        elif method == "predict_proba" and answer.sample.shape[1] == 2:
+            answer = answer[:, 1:]  # the first column is 1 - the second
+        columns.append(answer)
+    if model.passthrough:
+        columns.append(rows.matrix)
+    last, read = model.final_estimator_, rows.with_matrix(np.concatenate(columns, axis=1))
+    if is_regressor(model):
+        return read.ask(last, "predict")
+    if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
+        raise NotImplementedError(f"{type(model).__name__} of several labels")
+    position = read.ask(last, "predict").astype(np.int64)  # its labels are the positions of the classes
+    if hasattr(last, "predict_proba"):
+        return position, read.ask(last, "predict_proba")
+    score = read.ask(last, "decision_function")
+    return position, np.stack([-score, score], axis=1) if score.ndim == 1 else score
+
+
+def voted(model: Any, rows: Rows) -> TracedArray | Decision:
+    """Return the mean of the answers, or the class with the most votes."""
+    weights = model._weights_not_none or [1.0] * len(model.estimators_)
+    if is_regressor(model):
+        return _mean([_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_], weights)
+    if model.voting == "soft":
+        likely = _mean([rows.ask(estimator, "predict_proba") for estimator in model.estimators_], weights)
+        return np.argmax(likely, axis=1), likely
+    classes = np.arange(len(model.classes_))  # the labels of the members are the positions of the classes
+    flags = [(rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64) for estimator in model.estimators_]
+    votes = _mean(flags, weights)
+    return np.argmax(votes, axis=1), votes
+
+
+def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
+    """Return the columns, each gap filled by the regression of its column on the others, round by round.
+
+    scikit-learn leaves the regressions out if no row of a request has any value; here a row never depends on others.
+    """
+    is_nan = isinstance(model.missing_values, float) and np.isnan(model.missing_values)
+    if not is_nan or model.sample_posterior or model._is_empty_feature.any():
+        raise NotImplementedError(
+            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
+        )
+    gaps = np.isnan(rows.matrix)
+    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
+    at = [gaps & place for place in np.eye(gaps.sample.shape[1], dtype=bool)]
+    for place, others, estimator in model.imputation_sequence_ if model.n_iter_ else ():
+        found = _flat(rows.with_matrix(filled[:, others]).ask(estimator, "predict"))
+        found = np.clip(found, float(model._min_value[place]), float(model._max_value[place]))
+        filled = np.where(at[place], found[:, None], filled)
+    if model.add_indicator:
+        filled = np.concatenate([filled, gaps[:, model.indicator_.features_].astype(np.float64)], axis=1)
+    return filled
+
+
+def _mean(answers: list[TracedArray], weights: Any) -> TracedArray:
+    weighted = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
+    return sum(weighted[1:], weighted[0]) / float(sum(weights))
+
+
 def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
     answer = rows.ask(model.regressor_, "predict")
     return _inverse(model.transformer_, answer[:, None] if answer.ndim == 1 else answer)
@@ -229,4 +297,7 @@ FORMULAS: dict[type, Formula] = {
     OneVsOneClassifier: one_vs_one,
     OutputCodeClassifier: output_code,
     TransformedTargetRegressor: transformed_target,
+    IterativeImputer: imputed_in_turn,
+    **dict.fromkeys((StackingClassifier, StackingRegressor), stacked),
+    **dict.fromkeys((VotingClassifier, VotingRegressor), voted),
 }

@@ -15,10 +15,12 @@ from sklearn.feature_selection import (
     SelectPercentile,
     SequentialFeatureSelector,
 )
+from sklearn.impute import MissingIndicator
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
 from sklearn.neural_network import BernoulliRBM
 from sklearn.preprocessing import (
     Binarizer,
+    FunctionTransformer,
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
@@ -29,7 +31,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Selection
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, take
 from mlflow_deploy_plugin.runtime import Array
@@ -37,6 +39,22 @@ from mlflow_deploy_plugin.runtime import Array
 
 def selected(model: Any, rows: Rows) -> TracedArray:
     return rows.matrix[:, np.flatnonzero(model.get_support())]
+
+
+def picked(model: LaterColumns, rows: Rows) -> TracedArray:
+    """Return the columns that each step makes of those it reads, side by side."""
+    parts = []
+    for step, positions in model.parts:
+        columns = rows.with_matrix(rows.matrix[:, positions])
+        is_same = step == "passthrough" or (isinstance(step, FunctionTransformer) and step.func is None)
+        parts.append(columns.matrix if is_same else columns.ask(step, "transform"))
+    return np.concatenate(parts, axis=1)
+
+
+def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
+    if not (isinstance(model.missing_values, float) and np.isnan(model.missing_values)):
+        raise NotImplementedError("MissingIndicator with missing_values other than NaN")
+    return np.isnan(rows.matrix)[:, model.features_].astype(np.float64)
 
 
 def factors(model: FactorAnalysis, rows: Rows) -> TracedArray:
@@ -192,6 +210,8 @@ _SELECTORS = (
 )
 FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(_SELECTORS, selected),
+    LaterColumns: picked,
+    MissingIndicator: marked,
     FactorAnalysis: factors,
     FastICA: independent,
     **dict.fromkeys((SparsePCA, MiniBatchSparsePCA), sparse_components),

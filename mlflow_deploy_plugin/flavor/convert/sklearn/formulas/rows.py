@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
+from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
-from sklearn.linear_model._base import LinearClassifierMixin
-from sklearn.pipeline import Pipeline
+from sklearn.linear_model._base import LinearClassifierMixin, LinearModel
+from sklearn.pipeline import FeatureUnion, Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, compares_in_64_bits, sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
@@ -101,6 +103,8 @@ class Rows:
             return rows.ask(estimator.steps[-1][1], method)
         if isinstance(estimator, LinearClassifierMixin) and (scores := self._linear(estimator, method)) is not None:
             return scores
+        if isinstance(estimator, LinearModel) and is_regressor(estimator):
+            return self.matrix @ np.asarray(estimator.coef_, float).T + np.asarray(estimator.intercept_, float)
         if (formula := FORMULAS.get(type(estimator))) is not None:
             return self._by_formula(formula, estimator, method)
         return self._by_converter(estimator, method)
@@ -114,7 +118,7 @@ class Rows:
         if method == "predict":
             position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
             return _classes_at(estimator, position)
-        if not isinstance(estimator, LogisticRegression):
+        if not isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis):
             return None
         if single:
             likely = 1.0 / (1.0 + np.exp(-scores))
@@ -149,7 +153,8 @@ class Rows:
         """Return the inputs of an estimator's converter; trees read 32-bit floats, as in scikit-learn."""
         parts = list(sub_estimators(estimator))
         rounds = any(hasattr(part, "tree_") for part in parts) and not any(map(compares_in_64_bits, parts))
-        if self._inputs and not (rounds and self.is_double):
+        is_table = len(self._inputs) > 1 and not isinstance(estimator, ColumnTransformer | FeatureUnion)
+        if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs
         assert self._graph is not None  # only the graph has variables
         matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)

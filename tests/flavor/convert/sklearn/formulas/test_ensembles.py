@@ -6,19 +6,30 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor, make_column_transformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # the import of IterativeImputer needs it
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
+from sklearn.impute import IterativeImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
 from sklearn.multioutput import ClassifierChain, RegressorChain
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     MaxAbsScaler,
     MinMaxScaler,
+    OneHotEncoder,
     PowerTransformer,
     QuantileTransformer,
     RobustScaler,
@@ -26,7 +37,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.svm import SVC, LinearSVC
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -58,6 +69,16 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "codes": (OutputCodeClassifier(LogisticRegression(), random_state=0), THREE),
     "a chain": (ClassifierChain(LogisticRegression(), order=[1, 0]), LABELS),
     "a chain by probabilities": (ClassifierChain(LogisticRegression(), chain_method="predict_proba"), LABELS),
+    "a stack": (StackingClassifier([("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))], cv=2), TWO),
+    "a stack of three classes": (
+        StackingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", SVC())], LinearSVC(), cv=2),
+        THREE,
+    ),
+    "votes with weights": (
+        VotingClassifier([("a", LinearDiscriminantAnalysis()), ("b", GaussianNB())], voting="soft", weights=[2, 1]),
+        TWO,
+    ),
+    "votes by labels": (VotingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB())]), THREE),
     "labels of its own": (SelfTrainingClassifier(LogisticRegression()), np.where(ROWS.c > 1, -1, THREE)),
     "a search within": (
         TunedThresholdClassifierCV(GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2), cv=2),
@@ -99,6 +120,29 @@ def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
     model = TransformedTargetRegressor(Ridge(), transformer=transformer).fit(ROWS, np.exp(VALUES / 10))
 
     assert wrap(model, ROWS).report.state == "proven"
+
+
+def test_members_of_a_stack_pick_columns_of_their_own() -> None:
+    table = ROWS.assign(city=np.where(ROWS.c > 0, "rome", "oslo"))
+    scaled = make_pipeline(make_column_transformer((StandardScaler(), ["a", "b"])), LinearSVC())
+    encoded = make_pipeline(
+        make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["city"]), (MinMaxScaler(), ["c"])),
+        RandomForestClassifier(5, random_state=0),
+    )
+
+    for model in (
+        StackingClassifier([("a", scaled), ("b", encoded)], cv=2),
+        VotingClassifier([("a", scaled), ("b", encoded)]),
+    ):
+        assert wrap(model.fit(table, TWO), table).report.state == "proven"
+
+
+@pytest.mark.parametrize("within", [None, DecisionTreeRegressor(max_depth=3)], ids=["linear", "trees"])
+def test_gaps_are_filled_in_turn(within: Any) -> None:
+    gapped = ROWS.mask(np.random.default_rng(1).random(ROWS.shape) < 0.1)
+    imputer = IterativeImputer(within, max_iter=3, random_state=0, add_indicator=True)
+
+    assert wrap(make_pipeline(imputer, Ridge()).fit(gapped, VALUES), gapped).report.state == "proven"
 
 
 def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:

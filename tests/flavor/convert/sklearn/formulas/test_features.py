@@ -3,16 +3,26 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.cluster import FeatureAgglomeration
+from sklearn.compose import make_column_transformer
 from sklearn.decomposition import FactorAnalysis, FastICA, SparsePCA
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.feature_selection import RFE, GenericUnivariateSelect, SelectFromModel, SequentialFeatureSelector
+from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
 from sklearn.linear_model import Ridge
 from sklearn.neural_network import BernoulliRBM
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Binarizer, KBinsDiscretizer, PowerTransformer, SplineTransformer
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import (
+    Binarizer,
+    KBinsDiscretizer,
+    OrdinalEncoder,
+    PowerTransformer,
+    SplineTransformer,
+    StandardScaler,
+)
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.errors import ConversionError
@@ -61,6 +71,21 @@ CASES = [
 @pytest.mark.parametrize("step", CASES)
 def test_a_transformer_is_proven(step: Any) -> None:
     assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
+
+
+def test_columns_are_picked_of_what_a_step_has_made() -> None:
+    table = pd.DataFrame(ROWS, columns=list("abcd")).assign(city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo"))
+    table["a"] = table.a.mask(table.b > 0.8)
+    numbers = make_column_transformer(
+        (make_union(SimpleImputer(), MissingIndicator()), ["a"]),
+        (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
+        remainder="passthrough",
+        verbose_feature_names_out=False,
+    ).set_output(transform="pandas")
+    picked = make_column_transformer((StandardScaler(), ["b", "city"]), ("drop", ["c"]), remainder="passthrough")
+    model = make_pipeline(numbers, picked, Ridge()).fit(table, VALUES)
+
+    assert wrap(model, table).report.state == "proven"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
