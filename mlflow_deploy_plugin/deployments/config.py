@@ -254,6 +254,9 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
             if one.argument not in spec.variants:
                 hint = did_you_mean(one.argument, spec.variants, f"it has {', '.join(spec.variants)}")
                 raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.argument!r}{hint}")
+    others = [name for name in monitor.columns if not _is_answer(name)]
+    if monitor.kind == "prediction_drift" and others:
+        raise InvalidConfig(f"columns: {join_names(others)}: prediction_drift judges answers: prediction, output.NAME")
     if columns is None:
         return
     named = [(f"{field}: ", name) for field in ("columns", "segment_by") for name in getattr(monitor, field)]

@@ -54,6 +54,10 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
     [
         ({"columns": "temp,winds"}, "monitors.m.columns: the model has no column 'winds'; did you mean 'wind'?"),
         (
+            {"kind": "prediction_drift", "columns": "temp,prediction"},
+            "monitors.m.columns: temp: prediction_drift judges answers: prediction, output.NAME",
+        ),
+        (
             {"segment_by": "airport"},
             "monitors.m.segment_by: the model has no column 'airport'; "
             "it has temp, wind, visib, prediction, output.probabilities",

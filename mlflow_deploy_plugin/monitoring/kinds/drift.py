@@ -101,8 +101,8 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
 def judge_quality(request: WindowRequest) -> MonitorResult:
     """Judge values that are missing, of another type, unseen or out of range, and columns that come or go.
 
-    Against the reference each is judged as drift is. Requirements (`require`) are judged exactly: they speak of the
-    rows of this window, all of which were counted, and not of what they are a sample of.
+    Against the reference each is judged as drift is. Requirements (`require`) have no interval: they speak of the rows
+    of this window that were captured, all of which are counted.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.

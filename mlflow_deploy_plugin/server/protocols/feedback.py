@@ -97,7 +97,9 @@ def _entry(entry: Any, where: str) -> Feedback:
         values = {name: None if value != value else value for name, value in values.items()}
         return Feedback(None, None, values, label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
-        raise InvalidRequest(f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer")
+        raise InvalidRequest(
+            f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer is expected"
+        )
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
     return Feedback(prediction_id, row, None, label)
