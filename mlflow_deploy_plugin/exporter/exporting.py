@@ -39,8 +39,8 @@ METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
 
 _SAVEDMODEL = (
-    "cannot export savedmodel, because TensorFlow has to write and to prove it, and is not beside this package: export "
-    "--format tflite, or --format onnx and convert that file in an environment of its own"
+    "cannot export savedmodel, because TensorFlow has to write and to prove it, and does not go beside this package: "
+    "export --format tflite, or --format onnx and convert that file in an environment of its own"
 )
 _ROWS = 500
 _GIVEN_ROWS = 500

@@ -54,7 +54,8 @@ def convert(graph: str, folder: str, rows: str) -> None:
     import onnx
     import onnx2tf
 
-    model = onnx.load(graph)
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
+    _unroll(model.graph)
     if rows == "1":
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -72,6 +73,107 @@ def convert(graph: str, folder: str, rows: str) -> None:
     )
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
     _interpreter(str(file)).allocate_tensors()  # raises if an operator has become a custom one, which nobody has
+
+
+def _unroll(graph: Any) -> None:
+    """Write LSTM and GRU layers over a known number of steps as the operations of each step.
+
+    LiteRT's own layers keep their state from one call to the next, and take one number of rows.
+    """
+    values = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        inputs = [*node.input, *[""] * (8 - len(node.input))]
+        steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
+        # other functions, and what torch and Keras never write, are left to the converter
+        plain = not any(name in attributes for name in ("activations", "clip")) and not inputs[4] and not inputs[7]
+        plain = plain and not any(name in attributes and attributes[name].i for name in ("layout", "input_forget"))
+        if node.op_type == "GRU":
+            plain = plain and "linear_before_reset" in attributes and attributes["linear_before_reset"].i == 1
+        if node.op_type in ("LSTM", "GRU") and plain and steps and inputs[3]:
+            _unroll_layer(graph, node, inputs, steps, attributes["hidden_size"].i)
+        else:
+            graph.node.append(node)
+
+
+def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: int) -> None:
+    """Append the operations of a layer (https://onnx.ai/onnx/operators/onnx__LSTM.html, …__GRU.html)."""
+    from onnx import helper, numpy_helper
+
+    def add(operator: str, *names: str, **attributes: Any) -> str:
+        output = f"{node.output[0] or node.output[1]}__{len(graph.node)}"
+        graph.node.append(helper.make_node(operator, names, [output], **attributes))
+        return output
+
+    def constant(values: Any) -> str:
+        name = f"{node.output[0] or node.output[1]}__constant{len(graph.initializer)}"
+        graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+        return name
+
+    def parts(name: str, count: int) -> list[str]:
+        return [
+            add("Slice", name, constant([k * size]), constant([(k + 1) * size]), constant([1])) for k in range(count)
+        ]
+
+    gates = 4 if node.op_type == "LSTM" else 3
+    backward = next((one.s for one in node.attribute if one.name == "direction"), b"forward")
+    directions = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}[backward]
+    every, last, last_cells = [], [], []
+    for number, is_reverse in enumerate(directions):
+        one = constant(number)
+        weights, recurrent = (
+            add("Transpose", add("Gather", name, one, axis=0), perm=[1, 0]) for name in (inputs[1], inputs[2])
+        )
+        biases = add("Unsqueeze", add("Gather", inputs[3], one, axis=0), constant([0]))
+        bias, recurrent_bias = (
+            add("Slice", biases, constant([k * gates * size]), constant([(k + 1) * gates * size]), constant([1]))
+            for k in (0, 1)
+        )
+        state, cell = ("" if _is_zero(graph, name) else add("Gather", name, one, axis=0) for name in inputs[5:7])
+        answers = []
+        for step in range(steps)[:: -1 if is_reverse else 1]:
+            taken = add("Add", add("MatMul", add("Gather", inputs[0], constant(step), axis=0), weights), bias)
+            kept = add("Add", add("MatMul", state, recurrent), recurrent_bias) if state else recurrent_bias
+            if node.op_type == "LSTM":
+                *sigmoids, candidate = parts(add("Add", taken, kept), gates)
+                enter, leave, forget = (add("Sigmoid", name) for name in sigmoids)
+                entered = add("Mul", enter, add("Tanh", candidate))
+                cell = add("Add", add("Mul", forget, cell), entered) if cell else entered
+                state = add("Mul", leave, add("Tanh", cell))
+            else:
+                update, reset, new = parts(taken, gates)
+                update_kept, reset_kept, new_kept = parts(kept, gates)
+                update = add("Sigmoid", add("Add", update, update_kept))
+                reset = add("Sigmoid", add("Add", reset, reset_kept))
+                new = add("Tanh", add("Add", new, add("Mul", reset, new_kept)))
+                drawn = add("Sub", state, new) if state else add("Neg", new)
+                state = add("Add", new, add("Mul", update, drawn))
+            answers.append(add("Unsqueeze", state, constant([0, 1])))
+        every.append(add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
+        last.append(add("Unsqueeze", state, constant([0])))
+        last_cells.append(add("Unsqueeze", cell, constant([0])) if gates == 4 else "")
+    for name, given, axis in zip(node.output, (every, last, last_cells), (1, 0, 0), strict=False):
+        if name:
+            joined = add("Concat", *given, axis=axis) if len(given) > 1 else given[0]
+            graph.node.append(helper.make_node("Identity", [joined], [name]))
+
+
+def _is_zero(graph: Any, name: str) -> bool:
+    """Return whether a value is zeros, or left out. torch expands a constant to the number of rows."""
+    from onnx import numpy_helper
+
+    constant = next((one for one in graph.initializer if one.name == name), None)
+    if constant is not None or not name:
+        return constant is None or not numpy_helper.to_array(constant).any()
+    node = next((one for one in graph.node if name in one.output), None)
+    if node is None:
+        return False
+    if node.op_type in ("Constant", "ConstantOfShape"):
+        return all(one.HasField("t") and not numpy_helper.to_array(one.t).any() for one in node.attribute)
+    keeps = ("Expand", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze", "Identity")
+    return node.op_type in keeps and _is_zero(graph, node.input[0])
 
 
 def _keep_layout(model: Any) -> None:

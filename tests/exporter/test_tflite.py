@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,3 +129,25 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
         onnxserve.export(str(write_model(tmp_path / "words", graph)), "tflite", tmp_path / "m.tflite")
     assert "\n" not in refused.value.message
     assert not (tmp_path / "m.tflite").exists()
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(kind: str, tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+
+    class Last(torch.nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = getattr(torch.nn, kind)(3, 4, num_layers=2, batch_first=True, bidirectional=True)
+
+        def forward(self, series):  # type: ignore[no-untyped-def]
+            return self.layers(series)[0][:, -1]
+
+    torch.manual_seed(0)
+    series = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
+    save_model(Last().eval(), tmp_path / "series", input_example=series)
+    said: list[str] = []
+    onnxserve.export(str(tmp_path / "series"), "tflite", tmp_path / "series.tflite", progress=said.append)
+    assert not said
