@@ -23,7 +23,7 @@ _SERVICE_SETTINGS = {
 }
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
-_UNKNOWN_ROUTE = re.compile(r"API request to endpoint (\S+) failed with error code 404\b")
+_HTTP_FAILURE = re.compile(r"API request to endpoint (\S+) failed with error code (401|404)\b")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -175,6 +175,8 @@ def _reason(error: Exception) -> str:
         if "Connection refused" in text:
             return "connection refused"
         return "no answer in time" if "timed out" in text else text[-200:]
-    if unknown := _UNKNOWN_ROUTE.match(text):
-        return f"it has no {unknown[1]}: it is an MLflow before 3, or another address is meant"
+    if failure := _HTTP_FAILURE.match(text):
+        if failure[2] == "401":
+            return "it refuses the account: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are missing or wrong"
+        return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
     return text if len(text) <= 300 else text[:297] + "…"

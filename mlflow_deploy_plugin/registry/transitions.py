@@ -82,7 +82,7 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """On a version that was served, or tried, and rolled back: the endpoint and the reason."""
 _STAGES = ("Production", "Staging", "Archived", "None")
-_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the other versions of no other stage
+_ARCHIVES_OTHERS = ("Production", "Staging")  # as in MLflow
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,13 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
                 for other in all_versions(client, name):
                     if selects(uri, other) and str(other.version) != version:
                         client.delete_model_version_tag(name, str(other.version), key)
-            elif [str(one.version) for one in all_versions(client, name) if selects(uri, one)] != [version]:
-                archives = uri.selector.capitalize() in _ARCHIVES_OTHERS
-                client.transition_model_version_stage(name, version, uri.selector, archive_existing_versions=archives)
+            elif (there := [str(one.version) for one in all_versions(client, name) if selects(uri, one)]) != [version]:
+                client.transition_model_version_stage(name, version, uri.selector)
+                for other in there if uri.selector.capitalize() in _ARCHIVES_OTHERS else ():
+                    if (
+                        other != version
+                    ):  # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
+                        client.transition_model_version_stage(name, other, "Archived")
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:

@@ -19,6 +19,8 @@ from mlflow_deploy_plugin.registry.transitions import (
     previous_in_registry,
     was_rolled_back,
 )
+from tests.support.services.postgresql import postgresql_server
+from tests.support.tracking import tracking_at
 
 _numbers = count()
 
@@ -59,6 +61,22 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     move_version(reference, "2")
 
     assert stages(model) == ["None", "Production", "Archived"]
+
+
+def test_the_others_are_archived_on_postgresql_too() -> None:
+    with postgresql_server() as url, tracking_at(url):
+        client = MlflowClient()
+        client.create_registered_model("moved")
+        for version in ("1", "2"):
+            client.create_model_version("moved", "/nowhere")
+            client.transition_model_version_stage("moved", version, "Production")
+
+        move_version(parse_model_uri("models:/moved/Production"), "1")
+
+        assert [client.get_model_version("moved", version).current_stage for version in "12"] == [
+            "Production",
+            "Archived",
+        ]
 
 
 def test_a_version_that_is_pointed_at_is_no_longer_rolled_back(model: str) -> None:
