@@ -7,6 +7,7 @@ import base64
 import hashlib
 import keyword
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +86,8 @@ def write_wheel(
         InvalidConfig: the name cannot be that of a Python package.
     """
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
-    if not package.isidentifier() or keyword.iskeyword(package) or package in ("numpy", "onnxruntime"):
+    taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
+    if not package.isidentifier() or package in taken:
         raise InvalidConfig(f"{name or described['name']!r} makes no name of a Python package; say another (--name)")
     version = wheel_version(described["version"])
     summary = f"The model {' '.join(described['name'].split())}, version {described['version']}."

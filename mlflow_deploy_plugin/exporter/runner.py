@@ -10,10 +10,11 @@ file say the rest: the columns or tensors that it takes, the inputs that they fe
     python predict.py ROWS.csv|ROWS.json                        # one JSON object a row
 """
 
+import contextlib
 import csv
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,8 @@ class Model:
 
     def parse_texts(self, row: Mapping[str, str]) -> dict[str, Any]:
         """Return a row of a CSV file with the values that its texts stand for; an empty one is a missing value."""
-        read: dict[str, Callable[[str], Any]] = {"string": str, "integer": int, "long": int}
-        read["boolean"] = lambda text: text.lower() in ("true", "1")
-        parse = {column["name"]: read.get(column["type"], float) for column in self._known["columns"]}
-        return {name: parse[name](text) if text else None for name, text in row.items() if name in parse}
+        kinds = {column["name"]: column["type"] for column in self._known["columns"]}
+        return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
     def _feeds(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
         columns, tensors = self._known["columns"], self._known["tensors"]
@@ -126,6 +125,9 @@ class Model:
             if len(names) > 1:
                 raise ValueError(f"the model takes several tensors: give a dict of {', '.join(names)}")
             return {names[0]: rows}
+        for row, values in enumerate(rows):
+            if not isinstance(values, (list, tuple, np.ndarray)):
+                raise ValueError(f"row {row} is {values!r}; a record, or a list of {len(names)} values is expected")
         table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
         if table.ndim != 2 or table.shape[1] != len(names):
             raise ValueError(f"the array has the shape {list(table.shape)}; [rows, {len(names)}] is expected")
@@ -147,6 +149,19 @@ def _listed(values: list[Any]) -> np.ndarray[Any, Any]:
     return array
 
 
+def _parsed(text: str | None, kind: str) -> Any:
+    """Return the value that a text of a CSV file stands for, or the text itself if it stands for none of its type."""
+    if not text:
+        return None
+    if kind == "boolean":
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if kind != "string":
+        for parse in (int, float) if kind in ("integer", "long") else (float,):
+            with contextlib.suppress(ValueError):
+                return parse(text)
+    return text
+
+
 def _column(column: dict[str, Any], values: Any, missing: str | None) -> np.ndarray[Any, Any]:
     """Return the values of one column in its type; a missing number is NaN, a missing text what the model says."""
     name, kind = column["name"], column["type"]
@@ -163,12 +178,12 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> np.ndar
     allowed = {"double": "fiu", "float": "fiu", "integer": "iu", "long": "iu", "boolean": "b"}[kind]
     if array.dtype.kind not in allowed:
         # numbers such as 20.0 are integers, too
-        unfit = array != np.trunc(array) if array.dtype.kind == "f" and "i" in allowed[0] else np.ones(len(array), bool)
-        if unfit.any():
+        are_whole = array.dtype.kind == "f" and "i" in allowed
+        unfit = array != np.trunc(array) if are_whole else [np.asarray(one).dtype.kind not in allowed for one in listed]
+        if np.any(unfit):
             row = int(np.flatnonzero(unfit)[0])
-            raise ValueError(
-                f"column {name!r}, row {row}: {array[row].item()!r}; a value of the type {kind} is expected"
-            )
+            value = np.asarray(listed[row]).item()
+            raise ValueError(f"column {name!r}, row {row}: {value!r}; a value of the type {kind} is expected")
     return array.astype(_COLUMN_TYPES[kind])
 
 
@@ -178,11 +193,17 @@ def main(arguments: list[str] | None = None) -> None:
     if len(given) != 1:
         sys.exit("usage: ROWS.csv or ROWS.json")
     file, model = given[0], Model()
-    if file.endswith(".json"):
-        rows = json.loads(Path(file).read_text(encoding="utf-8"))
-    else:
-        with open(file, newline="", encoding="utf-8") as lines:
-            rows = [model.parse_texts(row) for row in csv.DictReader(lines)]
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
+            rows = (
+                json.load(lines)
+                if file.endswith(".json")
+                else [model.parse_texts(row) for row in csv.DictReader(lines)]
+            )
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: the file {file} cannot be read: {getattr(error, 'strerror', None) or error}")
+    if not rows:
+        sys.exit(f"Error: the file {file} has no rows")
     try:
         outputs = model.outputs(rows)
     except ValueError as error:

@@ -94,7 +94,7 @@ def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> Non
 def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path) -> None:
     if not shutil.which("npm"):
         pytest.skip("needs node and npm")
-    folder = tmp_path / "bundle"
+    folder = tmp_path / "a bundle"
     shutil.copytree(bundle, folder)
     # without its script, which fetches CUDA
     subprocess.run(["npm", "install", "--ignore-scripts", "--no-save", "onnxruntime-node"], cwd=folder, check=True)

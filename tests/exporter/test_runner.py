@@ -1,6 +1,7 @@
 """The runner that exports carry: rows of every kind, their mistakes, and its own small command."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.exporter.runner import Model, main
+from mlflow_deploy_plugin.exporter.runner import Model
 from tests.support.models import IDENTITY, parse_graph
 
 FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
@@ -58,6 +59,8 @@ def test_a_model_knows_itself(model: Model) -> None:
         ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; a text is expected"),
         ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; a text is expected"),
         ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; a value of the type double is expected"),
+        ({"distance": [1, "far"]}, "column 'distance', row 1: 'far'; a value of the type double is expected"),
+        ({"late": [True, None]}, "column 'late', row 1: nan; a value of the type boolean is expected"),
         ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; a value of the type long is expected"),
         ({"hour": [None, 9]}, "column 'hour', row 0: nan; a value of the type long is expected"),
         ({"late": [1, 0]}, "column 'late', row 0: 1; a value of the type boolean is expected"),
@@ -114,13 +117,53 @@ def test_its_command_predicts_a_file_without_our_package(bundle: Path, tmp_path:
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
-def test_its_command_says_what_is_wrong_in_a_line(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("carrier,distance,hour\nUA,1,\n")
-    command = [sys.executable, str(bundle / "predict.py"), str(tmp_path / "rows.csv")]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (ran.returncode, ran.stderr) == (
-        1,
-        "Error: the column 'late' is missing; the model takes 'carrier', 'distance', 'hour', 'late'\n",
-    )
+def test_its_command_reads_what_spreadsheets_and_pandas_write(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes("\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode())
+    _run_command(bundle, rows)
+    assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "carrier,distance,hour\nUA,1,\n", "the column 'late' is missing; the model takes 'carrier', "),
+        ("a.csv", "carrier,distance,hour,late\n", "the file {file} has no rows"),
+        ("a.json", "[]", "the file {file} has no rows"),
+        (
+            "a.csv",
+            "carrier,distance,hour,late\nUA,1,9,0\nUA,far,9,0\n",
+            "column 'distance', row 1: 'far'; a value of the",
+        ),
+        ("a.csv", "carrier,distance,hour,late\nUA,1,9.5,0\n", "column 'hour', row 0: 9.5; a value of the type long is"),
+        (
+            "a.csv",
+            "carrier,distance,hour,late\nUA,1,9,maybe\n",
+            "column 'late', row 0: 'maybe'; a value of the type boo",
+        ),
+        ("a.json", '{"carrier":', "the file {file} cannot be read: Expecting value"),
+        ("a.json", "[1, 2]", "row 0 is 1; a record, or a list of 4 values is expected"),
+        ("a.csv", None, "the file {file} cannot be read: No such file or directory"),
+        ("a.csv", b"carrier\nK\xf6ln\n", "the file {file} cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_its_command_says_what_is_wrong_in_a_line(
+    bundle: Path, tmp_path: Path, name: str, text: str | bytes | None, message: str
+) -> None:
+    file = tmp_path / name
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit) as ended:
+        _run_command(bundle, file)
+    assert str(ended.value).startswith(f"Error: {message.format(file=file)}")
+
+
+def _run_command(bundle: Path, *files: Path) -> None:
+    runpy.run_path(str(bundle / "predict.py"))["main"]([str(file) for file in files])
+
+
+def test_its_command_says_how_it_is_used(bundle: Path) -> None:
     with pytest.raises(SystemExit, match=r"usage: ROWS\.csv or ROWS\.json"):
-        main([])
+        _run_command(bundle)

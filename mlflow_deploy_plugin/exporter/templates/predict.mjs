@@ -3,9 +3,10 @@
 //   npm install onnxruntime-node
 //   node predict.mjs
 import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import ort from "onnxruntime-node";
 
-const file = (name) => new URL("../" + name, import.meta.url).pathname;
+const file = (name) => fileURLToPath(new URL("../" + name, import.meta.url));
 const session = await ort.InferenceSession.create(file("$graph"));
 
 const arrays = {
