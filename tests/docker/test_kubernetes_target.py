@@ -360,6 +360,20 @@ def test_a_quota_that_is_full_is_said(endpoint: Endpoint, cluster: Cluster) -> N
     assert "exceeded quota: few" in said
 
 
+def test_a_quota_with_room_for_one_pod_more_lets_updates_follow_one_another(
+    endpoint: Endpoint, cluster: Cluster
+) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-more"}}
+    cluster.apply({**quota, "spec": {"hard": {"pods": "3"}}})
+    try:
+        wait_until(lambda: cluster.items("resourcequota")[0].get("status", {}).get("used"), 30, "the quota is counted")
+        for threads in (7, 8, 9):
+            endpoint.update(server__threads=threads)
+    finally:
+        cluster.kubectl("delete", "resourcequota", "one-more")
+    assert endpoint.predict() == 2.0
+
+
 def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
     cluster.kubectl("patch", "deployment", endpoint.name, "-p", '{"spec": {"replicas": 1}}')
     with pytest.raises(
@@ -413,8 +427,12 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     label = ["-l", f"app.kubernetes.io/instance={scaled.name}"]
     (autoscaler,) = cluster.items("hpa", *label)
     assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 3)
+    by_autoscaler = ["--field-manager=kube-controller-manager", "-p", '{"spec": {"replicas": 3}}']
+    cluster.kubectl("patch", "deployment", scaled.name, *by_autoscaler)
+    scaled.update(kubernetes__max_replicas=2)  # it is the autoscaler that takes a pod away then
     scaled.update(kubernetes__max_replicas="")
     assert cluster.items("hpa", *label) == []
+    wait_until(lambda: scaled.ready_pods() == 1, 60, "the pods are as many as the spec says")
 
     runner = CliRunner()
     assert runner.invoke(main, ["stop", scaled.name]).exit_code == 0

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, ser
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, one_line
 from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, asks_mlflow, local_files
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback
+from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
@@ -34,6 +34,7 @@ _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
 _NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER", "ONNXSERVE_SECRETS")
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
+_IS_HEALTHY = ("CMD", "python", "-m", "mlflow_deploy_plugin.server.cloud")
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -65,12 +66,14 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
         raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
     own = {**wanted.environment, **{name: _secret(name, path) for name, path in wanted.secrets.items()}}
     mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
+    asked_at = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
     options: dict[str, Any] = {
         "image": wanted.image_for(spec.server.device),
         "entrypoint": ["onnxserve"],
         "network": wanted.network or "bridge",
         "mounts": mounts if is_host else [*mounts, Mount(HOME_FOLDER, volume_name(spec.name))],
         "pids_limit": wanted.pids,
+        "healthcheck": {"test": [*_IS_HEALTHY, asked_at]},
         **_hardened(),
     }
     if wanted.cpus is not None:
@@ -79,8 +82,6 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
         options |= {"mem_limit": wanted.memory_bytes, "memswap_limit": wanted.memory_bytes}
     if spec.server.device != "cpu":
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    if spec.server.certfile is not None:
-        options["healthcheck"] = {"test": ["NONE"]}  # the image's own speaks http
     parts = [image_id, options, own, spec.server.model_dump(mode="json"), wanted.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     environment = {**_environment(spec, settings), **own}

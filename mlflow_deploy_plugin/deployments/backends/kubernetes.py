@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from urllib.parse import urlsplit
 
@@ -75,6 +75,8 @@ _AT_ONCE = 8
 _LOG_LINES = 50
 _STOP_MARGIN_SECONDS = 60
 _LOG_QUEUE = 10_000
+_NEXT_TRY_SECONDS = 30
+"""A quota counts pods that are ending. Within this time after their end the cluster tries again what it has refused."""
 _MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _NO_MLFLOW = (
     "the pods do not reach MLflow at {uri}: say by -C container.environment.MLFLOW_TRACKING_URI=… where it is for "
@@ -124,6 +126,7 @@ class KubernetesBackend:
     namespace: str
     _cluster: Cluster = field(init=False)
     _may_look: bool = field(default=True, init=False)
+    _quota_waits_until: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
@@ -146,10 +149,13 @@ class KubernetesBackend:
             for pod, state in zip(pods, self._read_pods(pods), strict=True)
             if state is not None
         }
+        is_scaled, replicas = spec.kubernetes.max_replicas is not None, spec.kubernetes.replicas
+        if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
+            self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})  # until now the autoscaler's
         for document in documents:
-            if document["kind"] == "Deployment" and spec.kubernetes.max_replicas is not None:
-                now = 0 if running is None else running["spec"].get("replicas", 0)  # the autoscaler's, which we keep
-                document["spec"]["replicas"] = max(spec.kubernetes.replicas, min(now, spec.kubernetes.max_replicas))
+            if document["kind"] == "Deployment" and is_scaled:  # the autoscaler's number stays, also out of new bounds
+                now = 0 if running is None else running["spec"].get("replicas", 0)
+                document["spec"]["replicas"] = now or replicas
             self._cluster.apply(document, spec.kubernetes.force_conflicts)
         wanted = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
@@ -347,17 +353,21 @@ class KubernetesBackend:
                     "kubernetes.force_conflicts=true takes it over"
                 )
 
-    def _delete(self, kind: str, name: str) -> None:
-        """Delete an object if it is ours."""
-        if self._cluster.serves(kind):
-            found = self._cluster.get(kind, name)
-            if found is not None and self._is_ours(found):
-                self._cluster.delete(kind, name)
+    def _delete(self, kind: str, name: str) -> bool:
+        """Delete an object if it is ours; return True if it was there."""
+        found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
+        if found is None or not self._is_ours(found):
+            return False
+        self._cluster.delete(kind, name)
+        return True
 
     def _living_pods(self, name: str) -> list[Document]:
         """Return the pods that are not ending; while the Deployment rolls, also those of before."""
         pods = self._cluster.find("Pod", {LABEL: name})
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def _has_ending_pods(self, name: str) -> bool:
+        return any("deletionTimestamp" in pod["metadata"] for pod in self._cluster.find("Pod", {LABEL: name}))
 
     def _read_pods(self, pods: list[Document]) -> list[PodState | None]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -438,6 +448,9 @@ class KubernetesBackend:
         """Return why pods do not come up: first what waiting does not help."""
         conditions = deployment.get("status", {}).get("conditions", ())
         found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
+        if found and self._has_ending_pods(deployment["metadata"]["name"]):
+            self._quota_waits_until = time.monotonic() + _NEXT_TRY_SECONDS
+        found = [replace(one, is_final=time.monotonic() > self._quota_waits_until) for one in found]
         for pod in pods:
             if (trouble := pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
@@ -484,6 +497,8 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     import mlflow  # takes a second, which `list` should not wait for
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
+    if len(set(uris.values())) == 1:
+        del uris["MLFLOW_REGISTRY_URI"]  # the spec may name another server for pods, which is both then
     found = {
         variable: str(uri)
         for variable, uri in uris.items()

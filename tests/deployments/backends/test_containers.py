@@ -67,6 +67,24 @@ def test_the_listener_is_published_where_the_server_would_listen(settings: Setti
 
 
 @pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({}, "http://127.0.0.1:8123"),
+        ({"server__certfile": "/tls.crt", "server__keyfile": "/tls.key"}, "https://127.0.0.1:8123"),
+        (
+            {"container__network": "host", "server__host": "172.17.0.1", "server__insecure": "true"},
+            "http://172.17.0.1:8123",
+        ),
+    ],
+)
+def test_the_health_check_asks_where_and_as_the_server_listens(
+    settings: Settings, fields: dict[str, str], url: str
+) -> None:
+    options = server_options(flights(**fields), settings, "sha256:1")
+    assert options["healthcheck"] == {"test": ["CMD", "python", "-m", "mlflow_deploy_plugin.server.cloud", url]}
+
+
+@pytest.mark.parametrize(
     ("changed", "image", "is_another"),
     [
         ({}, "sha256:1", False),

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.spec import new_endpoint
 @pytest.mark.parametrize(
     ("uri", "model", "config", "found"),
     [
-        ("http://mlflow:5000", "models:/f/1", {}, {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"}),
+        ("http://mlflow:5000", "models:/f/1", {}, {"MLFLOW_TRACKING_URI"}),
         ("http://127.0.0.1:5000", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://m:5000"}, set()),
         ("https://user:password@mlflow", "models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}, set()),
         ("sqlite:///mlflow.db", "/model", {}, set()),  # it is in the image
@@ -21,6 +21,16 @@ def test_pods_are_told_of_the_mlflow_that_they_reach(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert set(pod_environment(new_endpoint("f", model, config))) == found
+
+
+def test_a_registry_of_its_own_is_told_and_no_other_is_named_beside_that_of_the_spec(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = new_endpoint("f", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://outside:5000")
+    assert "MLFLOW_REGISTRY_URI" not in pod_environment(elsewhere)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry:5000")
+    assert pod_environment(elsewhere)["MLFLOW_REGISTRY_URI"] == "http://registry:5000"
 
 
 def test_pods_keep_the_mlflow_of_the_first_command() -> None:
@@ -49,10 +59,7 @@ def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
     assert pod_environment(new_endpoint("f", model, config), deployment) == {}
-    assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_REGISTRY_URI",
-    }
+    assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {"MLFLOW_TRACKING_URI"}
 
 
 def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
