@@ -83,6 +83,14 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
     assert "Prediction id" in told
 
 
+def test_a_probability_that_is_no_number_is_not_drawn_as_nought(page: Any) -> None:
+    page.goto("/endpoints/flights")
+    page.get_by_label("distance").fill("")
+    page.get_by_role("button", name="Predict").click()
+    page.locator(".single .value").wait_for()
+    assert page.locator(".bar-line .percent").all_inner_texts() == ["no number", "no number"]
+
+
 def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.keyboard.press("Tab")

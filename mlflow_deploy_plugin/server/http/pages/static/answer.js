@@ -66,7 +66,7 @@ function cell(value) {
 /** The most probable classes as bars. */
 function bars(row) {
   const shown = make("div", "bars");
-  const most = row.map(([name, share]) => [name, Number(share)]).sort((a, b) => b[1] - a[1]);
+  const most = [...row].sort((a, b) => b[1] - a[1]);
   for (const [name, share] of most.slice(0, MAX_CLASSES_SHOWN)) {
     const line = make("div", "bar-line");
     const label = make("span", "class", name);
@@ -75,7 +75,7 @@ function bars(row) {
     const bar = make("span", "share");
     bar.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
     track.append(bar);
-    line.append(label, track, make("span", "percent", `${(share * 100).toFixed(1)} %`));
+    line.append(label, track, make("span", "percent", share === null ? "no number" : `${(share * 100).toFixed(1)} %`));
     shown.append(line);
   }
   if (most.length > MAX_CLASSES_SHOWN) shown.append(make("p", "hint", `and ${most.length - MAX_CLASSES_SHOWN} less probable`));
