@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from pydantic import ValidationError
 
-from mlflow_deploy_plugin.errors import OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, read_state, write_atomically, write_state
 
 _log = logging.getLogger(__name__)
@@ -64,8 +65,14 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
             opened = None
             raise
 
+    def read_file(file: Path) -> ValidKeys:
+        try:
+            return ValidKeys.model_validate_json(file.read_bytes())
+        except ValidationError:
+            raise InvalidConfig(f"{file} is not what `onnxserve keys export` writes") from None
+
     def fetch() -> None:
-        found = ValidKeys.model_validate_json(source.read_bytes()) if isinstance(source, Path) else read_store()
+        found = read_file(source) if isinstance(source, Path) else read_store()
         if found != read_state(state_dir / KEYS, ValidKeys):
             write_state(state_dir / KEYS, found)
             _log.info("%d API keys hold", len(found.keys))

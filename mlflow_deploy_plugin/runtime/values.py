@@ -215,7 +215,8 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
 def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
     """Convert an array of numbers or booleans. Integers may not wrap around."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
-        raise SchemaMismatch(_mistyped(column, 0, values[0].item()))
+        held = f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""  # also where it is 1.0
+        raise SchemaMismatch(_mistyped(column, 0, values[0].item()) + held)
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))

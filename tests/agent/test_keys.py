@@ -4,6 +4,8 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher
 from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, ValidKeys, read_state
 from mlflow_deploy_plugin.store import ApiKeys, open_store
@@ -41,7 +43,7 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
         fetcher.join()
 
 
-def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path) -> None:
+def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mounted = tmp_path / "mounted.json"
 
     def is_brought(keys: ValidKeys) -> bool:
@@ -58,6 +60,7 @@ def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path) -> None:
             mounted.write_text("{")
             assert not stop.wait(0.1)
             assert is_brought(keys)
+        assert f"{mounted} is not what `onnxserve keys export` writes" in caplog.text
     finally:
         stop.set()
         fetcher.join()

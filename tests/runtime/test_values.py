@@ -59,7 +59,7 @@ def test_a_column_takes_what_mlflow_takes(kind: ColumnType, values: Any, dtype: 
         ("long", [float("nan")], ["row 0", "nan"]),
         ("long", [1, 2**63], ["row 1", str(2**63)]),
         ("long", np.array([1, 2**63], np.uint64), ["row 1", str(2**63)]),
-        ("long", np.array([1.0]), ["row 0", "1.0"]),
+        ("long", np.array([1.0]), ["row 0", "1.0", "an integer is expected, and the whole column is float64"]),
         ("integer", [2**31], ["row 0", str(2**31), "does not fit the type integer"]),
         ("integer", np.array([0, -(2**31) - 1]), ["row 1", str(-(2**31) - 1)]),
         ("boolean", [1], ["row 0", "1", "true or false"]),
