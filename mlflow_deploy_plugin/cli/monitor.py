@@ -511,8 +511,8 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
         rows.append((f"  {subject}", finding.check, value, threshold, shown))
     if rows:
         yield from align_columns(rows)
-    if len(own) > _SHOWN_FINDINGS:
-        yield f"  and {len(own) - _SHOWN_FINDINGS} more findings, in the report"
+    if rest := len(own) - len(rows):
+        yield f"  and {rest} more {'finding' if rest == 1 else 'findings'}, in the report"
     for note in result.notes:
         yield f"  note: {note}"
     yield f"  report: {evaluated.run.url or f'run {evaluated.run.run_id} in experiment {evaluated.run.experiment}'}"

@@ -377,7 +377,7 @@ def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[
     for name in broken[:_MOST_COLUMNS] or order[:1]:
         share, change = shares[name], ""
         said = f"{share:.2%} of {profile.rows:,} rows"
-        said = f"{said}, required is" if broken else f"at most {said} ({name}), required is"
+        said = f"{said}, required is" if broken or argument else f"at most {said} ({name}), required is"
         if others is not None and others.rows and name in others.columns:
             before = _share(requirement.name, others, others.columns[name])
             first, last = f"{before:.1%}", f"{share:.1%}"
