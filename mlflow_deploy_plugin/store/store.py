@@ -193,6 +193,12 @@ class Store:
             self._audit(session, "delete", None, endpoint=name, before=before, why=why)
             return True
 
+    def clear_if_deleted(self, name: str) -> None:
+        """Delete what was written of a deleted endpoint's monitors after it, by somebody who had read it before."""
+        with self.transaction() as session:
+            if session.get(EndpointRow, name) is None:
+                _delete_monitors(session, name, self._clock())
+
     def endpoint(self, name: str) -> Endpoint | None:
         """Return the endpoint; None if there is none. Raises InvalidConfig if its spec cannot be read."""
         with self.transaction() as session:

@@ -154,6 +154,7 @@ class MonitorScheduler:
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
                     watched.looked_for_late = self.monotonic()  # also if it fails: it may have read hours of rows
                     self._look_for_late_data(key, watched, windows)
+            self._store.clear_if_deleted(key[0])
         except ProcessEnded:
             return 0.0
         except OnnxserveError as error:

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.inference_log import View, Window, compact, log_stats,
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.monitoring.alerts import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts
 from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until
@@ -97,3 +98,21 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
     wait_until(lambda: any("endpoint 'flights' in the store cannot be read" in line for line in world.said), SECONDS)
     assert [one.state for one in world.monitors.windows("flights")] == [begun.state]
     assert [one.endpoint for one in Alerts(world.store).firing()] == ["flights"]
+
+
+def test_what_a_controller_has_written_just_after_the_deletion_goes_too(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+
+    def deleted_meanwhile(_: WindowRequest) -> str:
+        world.store.remove_endpoint("flights")
+        world.monitors.add("flights", "hourly", NOON + HOUR, NOON + 2 * HOUR)
+        world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
+        return "no drift"
+
+    world.judge = deleted_meanwhile
+    world.start()
+
+    wait_until(lambda: world.asked and not world.monitors.states(), SECONDS, "nothing is left")
+    assert world.monitors.windows() == []
