@@ -7,6 +7,7 @@ https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,9 +214,11 @@ def dump_json(document: Mapping[str, Any]) -> bytes:
 
 
 def _json_value(value: Any) -> Any:
-    """Return what orjson can encode for a numpy scalar, an array that it does not take, or a timestamp of pandas."""
+    """Return what orjson can encode for a scalar of numpy, an array that it does not take, a timestamp or a decimal."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
     raise TypeError(f"a value of the type {type(value).__name__} ({str(value)[:40]!r})")

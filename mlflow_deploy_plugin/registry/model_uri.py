@@ -77,6 +77,8 @@ def parse_model_uri(model_uri: str) -> ModelURI:
     Raises:
         InvalidConfig: the URI has none of the known forms.
     """
+    if not isinstance(model_uri, str):  # of a caller without types
+        raise InvalidConfig(f"{model_uri!r} is not a text; a model is {_FORMS}")
     if not model_uri.strip():
         raise InvalidConfig(f"no model is named; it is {_FORMS}")
     scheme = _SCHEME.match(model_uri)

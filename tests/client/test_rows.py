@@ -1,5 +1,7 @@
 """The bytes of a request as our own server reads them, and its answers as the client reads them."""
 
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,13 @@ def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
     np.testing.assert_equal(feeds["a"], np.array([[1.0], [np.nan]]))
     assert feeds["b"].tolist() == [["x"], [""]]
     assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
+
+
+@pytest.mark.parametrize("encode", [encode_json, lambda rows: encode_rows(rows).body])
+def test_a_decimal_is_a_number(encode: Callable[[Any], bytes]) -> None:
+    frame = pd.DataFrame({"a": [Decimal("1.5"), None]})
+
+    assert orjson.loads(encode(frame))["dataframe_split"]["data"] == [[1.5], [None]]
 
 
 def test_a_frame_that_is_none_of_pandas_is_written_in_json_too() -> None:

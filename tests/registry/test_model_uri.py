@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,9 +71,11 @@ def test_a_tag_has_a_key_and_a_value() -> None:
         "models:/x/tag:=b",
         "models:/x/tag:a=",
         "models://host/x/tag:a=b",
+        None,
+        Path("model"),
     ],
 )
-def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: str) -> None:
+def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: Any) -> None:
     with pytest.raises(InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE"):
         parse_model_uri(model_uri)
 
