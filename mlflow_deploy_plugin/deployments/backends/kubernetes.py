@@ -403,6 +403,14 @@ class KubernetesBackend:
         unready: list[Document] = []
 
         def pending() -> str:
+            try:
+                return pending_at_cluster()
+            except ApiRefused as error:
+                if not error.may_pass:
+                    raise
+                return error.message  # what is applied goes on without the API server
+
+        def pending_at_cluster() -> str:
             deployment = self._cluster.get("Deployment", spec.name)
             if deployment is None:
                 raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")

@@ -71,9 +71,16 @@ _OUR_MANAGERS = (MANAGER, "before-first-apply")
 
 
 class ApiRefused(DeploymentFailed):
-    """The API server refused a request; `status` is the HTTP status, 0 if it is unknown."""
+    """The API server refused a request; `status` is None if it did not answer."""
 
-    status: int
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Return True if the same request may be accepted later: the API server is busy, or being started anew."""
+        return self.status is None or self.status == 429 or self.status >= 500
 
 
 @dataclass
@@ -229,9 +236,7 @@ class Cluster:
         except websocket.WebSocketBadStatusException as answer:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
-            refused = ApiRefused(f"no command can be run in pod {pod}: {one_line(error, 300)}")
-            refused.status = 0
-            raise refused from None
+            raise ApiRefused(f"no command can be run in pod {pod}: {one_line(error, 300)}") from None
         if end["status"] != "Success":
             last = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2] or end.get("message", "")
             raise DeploymentFailed(f"a command in pod {pod} has failed: {one_line(last, 300)}")
@@ -324,7 +329,7 @@ class Cluster:
         stream: bool = False,
         is_endless: bool = False,
     ) -> requests.Response:
-        """Send a request. Raises ApiRefused, and DeploymentFailed if no API server answers."""
+        """Send a request. Raises ApiRefused."""
         headers = {"Accept": "application/json", "Content-Type": content_type, **self._credentials()}
         url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
         seconds = None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
@@ -340,7 +345,7 @@ class Cluster:
             )
         except requests.RequestException as error:
             why = one_line(getattr(error.args[0], "reason", error) if error.args else error, 300)
-            raise DeploymentFailed(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
+            raise ApiRefused(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
         if response.ok:
             return response
         raise self._refusal(response.status_code, response.content)
@@ -366,9 +371,7 @@ class Cluster:
             403: "the Kubernetes API forbids it",
             409: "",
         }.get(status, f"the Kubernetes API answered {status}")
-        error = ApiRefused(f"{said}: {message}" if said else message)
-        error.status = status
-        return error
+        return ApiRefused(f"{said}: {message}" if said else message, status)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

@@ -201,7 +201,7 @@ def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server
     api.script = [(403, {"message": 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'})]
     with pytest.raises(ApiRefused) as refused:
         Cluster("ml").execute("flights-1", "onnxserve", ["true"])
-    assert refused.value.status == 403
+    assert (refused.value.status, refused.value.may_pass) == (403, False)
     assert refused.value.message == (
         'the Kubernetes API forbids it: pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
     )
@@ -209,5 +209,6 @@ def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server
 
 def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
-    with pytest.raises(DeploymentFailed, match=r"the Kubernetes API at http://127\.0\.0\.1:9 does not answer: "):
+    with pytest.raises(ApiRefused, match=r"the Kubernetes API at http://127\.0\.0\.1:9 does not answer: ") as refused:
         Cluster("ml").get("Service", "flights")
+    assert refused.value.may_pass
