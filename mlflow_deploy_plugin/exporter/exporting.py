@@ -5,7 +5,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,12 +25,19 @@ from mlflow_deploy_plugin.errors import (
 from mlflow_deploy_plugin.evaluation import reference_rows
 from mlflow_deploy_plugin.exporter.bundle import write_bundle
 from mlflow_deploy_plugin.exporter.package import write_wheel
-from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
+from mlflow_deploy_plugin.exporter.tflite import (
+    LITERT,
+    converter_python,
+    refuse_unconvertible,
+    run_to_end,
+    write_tflite,
+)
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.processes import exit_reason
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, OnnxModel, numpy_dtype, read_served_artifact
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, JSON, protocols
+from mlflow_deploy_plugin.statedir import temporary_folder
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite", "savedmodel"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -112,8 +118,7 @@ def export(
     if target.exists() and not (format == "wheel" and target.is_dir()):
         raise AlreadyExists(f"{target} exists; say another path")
     resolved = resolve(model_uri)
-    with tempfile.TemporaryDirectory(prefix="onnxserve-export-") as temporary:
-        work = Path(temporary)
+    with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
@@ -302,12 +307,12 @@ def _prove(
     Raises:
         ParityError: it fails, or answers otherwise.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxserve-proof-") as folder:
-        given, answered = Path(folder) / "rows", Path(folder) / "outputs"
+    with temporary_folder("onnxserve-proof-") as folder:
+        given, answered = folder / "rows", folder / "outputs"
         given.write_bytes(pickle.dumps(rows))
         command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(given), str(answered)]
         try:
-            ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PROOF_SECONDS)
+            ran = run_to_end(command, _PROOF_SECONDS)
         except subprocess.TimeoutExpired:
             raise ParityError(
                 f"the exported model has not answered within {_PROOF_SECONDS} s, and is not kept"

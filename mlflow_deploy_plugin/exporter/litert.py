@@ -72,7 +72,25 @@ def convert(graph: str, folder: str, rows: str) -> None:
         verbosity="error",
     )
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
+    _restore_names(file, [value.name for value in (*model.graph.input, *model.graph.output)])
     _interpreter(str(file)).allocate_tensors()  # raises if an operator has become a custom one, which nobody has
+
+
+def _restore_names(file: Path, names: list[str]) -> None:
+    """Give the signature the names that onnx2tf replaces: "input:0" (tf2onnx), "/output"."""
+    changed = {re.sub("^/", "wa/", name.replace(":", "__")).encode(): name for name in names}
+    if all(replaced == name.encode() for replaced, name in changed.items()):
+        return
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
+    for signature in content.signatureDefs:
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.name = changed[entry.name]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(content.Pack(builder), b"TFL3")
+    file.write_bytes(builder.Output())
 
 
 def _unroll(graph: Any) -> None:

@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.processes import die_with_parent, exit_reason
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import locked
 
@@ -72,8 +74,9 @@ def converter_python(progress: ProgressCallback) -> Path:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the converter of tflite (once, {_SIZE}) into {folder}")
-                unfinished = folder.with_suffix(".unfinished")
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # by a process that was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
                 _make_environment(unfinished)
                 os.replace(unfinished, folder)  # bin/python finds its packages from where it lies
     except OSError as error:
@@ -120,9 +123,19 @@ def _run(command: list[str], seconds: float) -> None:
         ConversionError: it fails, with its last line, or takes longer.
     """
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        ran = run_to_end(command, seconds)
     except subprocess.TimeoutExpired:
         raise ConversionError(f"it has not ended within {seconds:.0f} s") from None
     if ran.returncode:
-        said = (ran.stderr.strip() or ran.stdout.strip() or "it was killed").splitlines()
-        raise ConversionError(said[-1].removeprefix("ERROR: ")[:500])
+        said = ran.stderr.strip() or ran.stdout.strip() or f"it {exit_reason(ran.returncode)}"
+        raise ConversionError(said.splitlines()[-1].removeprefix("ERROR: ")[:500])
+
+
+def run_to_end(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command, which is killed with this process, and return what it has said.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer, and was killed.
+    """
+    ending = partial(die_with_parent, parent=os.getpid())
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
