@@ -103,6 +103,11 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
         low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
         if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
             array = array.astype(dtype)
+        elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
+            try:  # numpy makes floats of integers beyond int64 beside smaller ones
+                array = np.array(values, dtype=dtype)
+            except OverflowError:
+                raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}") from None
     if len(array.shape) != len(tensor.shape) or any(
         want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
     ):
