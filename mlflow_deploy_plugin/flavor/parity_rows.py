@@ -122,7 +122,12 @@ class _TableRows:
             yield RowGroup("learned", self.learned(learned))
             yield RowGroup("halfway", self.learned(learned, halfway=True), may_tie=True)
         for name, categories in boundary_values.categories.items():
+            dtype, is_text = self.example[name].dtype, column_type(self.example[name]) == "string"
             for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
+                if (
+                    isinstance(dtype, pd.CategoricalDtype) and not is_text
+                ):  # what is no category would be missing, which no integer can be
+                    values = [value for value in values if value in dtype.categories]
                 if not values:
                     continue
                 chosen = [values[position] for position in self.random.permutation(len(values))[:_CATEGORY_ROWS]]

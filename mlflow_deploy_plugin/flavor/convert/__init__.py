@@ -47,6 +47,9 @@ _MODULES = {
 }
 """Our module by the package of a model's class. Its name is that of the extra with what it needs."""
 
+_NEVER = ("pmdarima",)
+"""Packages whose classes inherit from a framework's, and answer no rows: MLflow's own flavor logs them."""
+
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
@@ -119,8 +122,9 @@ def converter_for(model: Any) -> Any:
         except Exception as error:  # noqa: BLE001 - the code of another distribution
             reason = f"{type(error).__name__}: {one_line(error, 300)}"
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
-    framework = "onnx" if is_onnx(model) else next((name for name in packages_of(model) if name in _MODULES), None)
-    if framework is None:
+    known = (name for name in packages_of(model) if name in _MODULES or name in _NEVER)
+    framework = "onnx" if is_onnx(model) else next(known, None)
+    if framework is None or framework in _NEVER:
         raise ConversionError(
             f"{type(model).__module__}.{type(model).__qualname__} is of no framework that can be converted to ONNX; "
             f"known are {', '.join(sorted(_MODULES))}"

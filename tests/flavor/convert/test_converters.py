@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -69,3 +70,11 @@ def test_a_converter_whose_graph_answers_otherwise_is_refused(score_card: Any, m
     monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
     with pytest.raises(Exception, match="answers otherwise than the original"):
         wrap(score_card, ROWS)
+
+
+def test_a_forecaster_that_inherits_from_scikit_learn_is_none_of_its_models() -> None:
+    class Arima(BaseEstimator):  # type: ignore[misc]
+        __module__ = "pmdarima.arima"
+
+    with pytest.raises(ConversionError, match=r"pmdarima\.arima.* is of no framework that can be converted"):
+        wrap(Arima(), ROWS)

@@ -218,6 +218,14 @@ def test_example_without_a_meaning_is_refused(
         wrap(Ridge().fit(rows, target), change(rows))
 
 
+def test_integers_that_pandas_has_as_categories_are_encoded(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+    table, labels = weather
+    table = table.astype({"code": "category"})
+    columns = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["code"]), (StandardScaler(), ["hour"]))
+
+    assert wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table).report.state == "proven"
+
+
 def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     model = make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.categories import encode
@@ -60,7 +60,7 @@ def read_boosting(estimator: Any) -> Boosting:
     """Return the trees of a fitted booster.
 
     Raises:
-        NotImplementedError: categories that are no texts, linear or vector leaves, or an objective without a form.
+        NotImplementedError: categories of other types, linear or vector leaves, or an objective without a form.
     """
     booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
     return _READERS[library_of(booster)](booster)
@@ -107,17 +107,17 @@ def _xgboost(model: Any) -> Boosting:
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels a row")
     missing = np.nan if model is booster else float(model.missing)
-    categories = tuple(map(_xgboost_texts, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
+    categories = tuple(map(_xgboost_categories, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
     return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories)
 
 
-def _xgboost_texts(encoded: dict[str, list[int]]) -> tuple[str, ...]:
-    """Return the categories of a column, which XGBoost has as bytes, one after the other.
+def _xgboost_categories(encoded: dict[str, Any]) -> tuple[str | int, ...]:
+    """Return the categories of a column; of texts, XGBoost has the bytes, one after the other.
 
     XGBoost 3.2 counts the characters of texts, not their bytes: what is not ASCII is cut.
     """
     if "offsets" not in encoded:
-        raise NotImplementedError("categories that are no texts (enable_categorical)")
+        return tuple(encoded["values"])  # XGBoost takes no fractions
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
         raise NotImplementedError("categories that are not ASCII, which XGBoost cuts")
     text = bytes(encoded["values"]).decode()
@@ -147,8 +147,8 @@ def _lightgbm(model: Any) -> Boosting:
         scale /= max(1, len(document["tree_info"]) // width)
     trees = [_lightgbm_tree(entry["tree_structure"], scale) for entry in document["tree_info"]]
     categories = tuple(map(tuple, document["pandas_categorical"] or ()))
-    if any(not isinstance(category, str) for column in categories for category in column):
-        raise NotImplementedError("categories that are no texts (categorical_feature)")
+    if any(not isinstance(category, str | int) for column in categories for category in column):
+        raise NotImplementedError("categories that are neither texts nor integers (categorical_feature)")
     targets = [place % width for place in range(len(trees))]
     return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories)
 
@@ -280,20 +280,21 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
-    """Return the columns as numbers, [N, features], with the code of each category; NaN for a text that is none."""
+    """Return the columns as numbers, [N, features], with the code of each category; NaN for what is none."""
     kind = TensorProto.FLOAT if boosting.has_single_rows else TensorProto.DOUBLE
-    texts = [variable for variable in operator.inputs if isinstance(variable.type, StringTensorType)]
-    if not texts and not boosting.categories:
+    kinds = (StringTensorType, Int64TensorType)
+    read = [variable for variable in operator.inputs if isinstance(variable.type, kinds)]
+    if not boosting.categories and not any(isinstance(variable.type, StringTensorType) for variable in read):
         return graph.node("Cast", [graph.joined(operator.inputs)], to=kind)
-    if len(texts) != len(boosting.categories) or any(variable.type.shape[1] != 1 for variable in texts):
-        raise NotImplementedError("categories that are no columns of texts of their own")
-    known = dict(zip((variable.full_name for variable in texts), boosting.categories, strict=True))
+    if len(read) != len(boosting.categories) or any(variable.type.shape[1] != 1 for variable in read):
+        raise NotImplementedError("categories that are no columns of texts or integers of their own")
+    known = dict(zip((variable.full_name for variable in read), boosting.categories, strict=True))
     columns = []
     for variable in operator.inputs:
         name = variable.full_name
         if name in known:
             codes = [float(code) for code in range(len(known[name]))]
-            name = encode(graph, (name, StringTensorType), np.array(known[name], object), codes, np.nan)
+            name = encode(graph, (name, type(variable.type)), np.array(known[name], object), codes, np.nan)
         columns.append(graph.node("Cast", [name], to=kind))
     return graph.node("Concat", columns, axis=1)
 

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
@@ -70,6 +72,24 @@ class LaterColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, rows: Any, target: Any = None) -> "LaterColumns":
         return self  # scikit-learn asks for this method before it takes an estimator as one
+
+
+class Transforming(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A predictor that stands where its `transform` is asked, and not its `predict`, as skl2onnx always does."""
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+        self.n_features_in_ = estimator.n_features_in_
+
+    def fit(self, rows: Any, target: Any = None) -> "Transforming":
+        return self  # scikit-learn asks for this method before it takes an estimator as one
+
+
+def _transforming(step: Any) -> Any:
+    if isinstance(step, Pipeline):
+        step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
+    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
+    return Transforming(step) if replaced else step
 
 
 def best_estimator(model: Any) -> Any:
@@ -192,13 +212,15 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
     texts = {column.name for column in columns if column.type == "string"}
     missing = {name: MISSING for name in texts if _takes_missing(model, batch, name)}
     transformers = column_transformers(fitted)
-    if not transformers and len(texts) in (0, len(columns)):
+    # a booster reads the categories of pandas itself, as texts or integers
+    coded = {name for name in batch if library_of(fitted) and isinstance(batch[name].dtype, pd.CategoricalDtype)}
+    if not transformers and (not coded or texts) and len(texts) in (0, len(columns)):
         names = tuple(column.name for column in columns)
         codes = not texts and bool(encoders(fitted)) and all(_is_code(column) for column in columns)
         dtype = "str" if texts else "int64" if codes else float_dtype
         missing_text = MISSING if texts and len(missing) == len(texts) else None
         return (Input(MATRIX, dtype, (-1, len(names)), names, missing_text),)
-    encoded = {name for transformer in transformers for name in encoded_columns(transformer)}
+    encoded = {name for transformer in transformers for name in encoded_columns(transformer)} | set(map(str, coded))
     inputs = []
     for column in columns:
         is_encoded = column.name in encoded and _is_code(column)
@@ -235,7 +257,7 @@ def convertible_copy(fitted: Any) -> Any:
     for part in sub_estimators(copy):
         if isinstance(part, Pipeline):
             part.steps[1:] = [
-                (name, LaterColumns.of(step) if isinstance(step, ColumnTransformer) else step)
+                (name, LaterColumns.of(step) if hasattr(step, "transformers_") else step)
                 for name, step in part.steps[1:]
             ]
     for part in sub_estimators(copy):
@@ -251,11 +273,13 @@ def _prepare(part: Any) -> None:
     if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20
         threshold = part.tree_.threshold
         threshold[np.isinf(threshold)] = np.finfo(np.float32).max
+    if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
+        part.transformers_ = [(name, _transforming(step), columns) for name, step, columns in part.transformers_]
     if isinstance(part, FeatureUnion):
-        part.transformer_list = [entry for entry in part.transformer_list if entry[1] != "drop"]
+        part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
     if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing; samplers of imblearn only train
         steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING and not hasattr(step[1], "fit_resample")]
-        part.steps = steps + part.steps[-1:]
+        part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
 
 
 def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:

@@ -127,7 +127,7 @@ class Boosting:
         is_single: True if leaves and sums have 32 bits.
         has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
         missing: a number that counts as a missing value, beside NaN.
-        categories: the texts of each column of texts, in the order of their codes.
+        categories: those of each column of texts or integers, in the order of their codes.
     """
 
     trees: list[Tree]
@@ -138,7 +138,7 @@ class Boosting:
     is_single: bool = False
     has_single_rows: bool = False
     missing: float = np.nan
-    categories: tuple[tuple[str, ...], ...] = ()
+    categories: tuple[tuple[str | int, ...], ...] = ()
 
     def edges(self) -> dict[int, Array]:
         """Return the thresholds of each feature by its position."""

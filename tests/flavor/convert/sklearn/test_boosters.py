@@ -38,7 +38,8 @@ TARGETS = np.c_[SCORE, 2 * SCORE, -SCORE]
 MANY = pd.Categorical(DRAW.choice([f"gate {number}" for number in range(40)], ROWS))
 KINDS = FULL.assign(kind=pd.Categorical(TEXT), many=MANY).mask(DRAW.random((ROWS, 6)) < 0.05)
 ACCENTS = KINDS.assign(many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café")))
-CODES = FULL.assign(code=pd.Categorical(THREE))
+CODES = FULL.assign(code=pd.Categorical(THREE), kind=pd.Categorical(TEXT), count=COUNTS)
+HALVES = FULL.assign(code=pd.Categorical(THREE / 2))
 OF_KINDS = ((TEXT == "high") ^ (MANY.codes % 3 == 0)).astype(int)
 ZEROS = FULL.round()
 
@@ -93,6 +94,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         lambda: xgb(enable_categorical=True, max_cat_to_onehot=2, max_cat_threshold=64).fit(KINDS, OF_KINDS),
         KINDS,
     ),
+    "xgboost, codes": (lambda: xgb(enable_categorical=True).fit(CODES, OF_KINDS), CODES),
     "xgboost in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(FULL, THREE), FULL),
     "xgboost in a search": (
         lambda: GridSearchCV(make_pipeline(SimpleImputer(), xgb()), {"xgbclassifier__max_depth": [2, 3]}, cv=2).fit(
@@ -118,6 +120,11 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "lightgbm, categories": (
         lambda: lgbm(max_cat_to_onehot=1, min_data_per_group=2, cat_smooth=0.1).fit(ACCENTS, OF_KINDS),
         ACCENTS,
+    ),
+    "lightgbm, codes": (lambda: lgbm(min_data_per_group=2).fit(CODES, OF_KINDS), CODES),
+    "lightgbm, native codes": (
+        lambda: lightgbm.train({"verbose": -1, "num_threads": 1}, lightgbm.Dataset(CODES[["code"]], SCORE), 5),
+        CODES[["code"]],
     ),
     "lightgbm, calibrated": (lambda: CalibratedClassifierCV(lgbm(), cv=2).fit(FULL, TWO), FULL),
     "lightgbm in a pipeline": (lambda: make_pipeline(StandardScaler(), lgbm()).fit(FULL, THREE), FULL),
@@ -145,7 +152,6 @@ def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
 
 REFUSED: dict[str, tuple[Fit, str]] = {
     "xgboost, accents": (lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO), "categories that are not ASCII"),
-    "xgboost, codes": (lambda: xgb(enable_categorical=True).fit(CODES, TWO), "categories that are no texts"),
     "xgboost, vector leaves": (
         lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(FULL, TARGETS),
         "several values in each leaf",
@@ -156,11 +162,14 @@ REFUSED: dict[str, tuple[Fit, str]] = {
     ),
     "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels a row"),
     "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
-    "lightgbm, codes": (lambda: lgbm().fit(CODES, TWO), "categories that are no texts"),
+    "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither texts"),
     "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), "linear leaves"),
     "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
     "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
-    "catboost, categories": (lambda: cat(cat_features=["code"]).fit(CODES, TWO), "features that are no numbers"),
+    "catboost, categories": (
+        lambda: cat(cat_features=["kind", "code"]).fit(CODES, TWO),
+        "features that are no numbers",
+    ),
 }
 
 
@@ -168,7 +177,16 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str]) -> None:
     fit, reason = case
     with pytest.raises(ConversionError, match=rf"{reason}.*served as pyfunc"):
-        wrap(fit(), ACCENTS if "ASCII" in reason else CODES if "no texts" in reason or "no numbers" in reason else FULL)
+        wrap(
+            fit(),
+            ACCENTS
+            if "ASCII" in reason
+            else HALVES
+            if "neither" in reason
+            else CODES
+            if "no numbers" in reason
+            else FULL,
+        )
 
 
 def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import special
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import (
     RFE,
     RFECV,
@@ -31,7 +32,8 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection, Transforming
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, take
 from mlflow_deploy_plugin.runtime import Array
@@ -49,6 +51,15 @@ def picked(model: LaterColumns, rows: Rows) -> TracedArray:
         is_same = step == "passthrough" or (isinstance(step, FunctionTransformer) and step.func is None)
         parts.append(columns.matrix if is_same else columns.ask(step, "transform"))
     return np.concatenate(parts, axis=1)
+
+
+def transformed(model: Transforming, rows: Rows) -> TracedArray:
+    """Return the distances from the centres of clusters, or the axes of a discriminant."""
+    within = model.estimator
+    if not isinstance(within, LinearDiscriminantAnalysis):
+        return np.sqrt(squared_distances(rows.matrix, within.cluster_centers_))
+    centred = rows.matrix - within.xbar_ if within.solver == "svd" else rows.matrix
+    return centred @ within.scalings_[:, : within._max_components]
 
 
 def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
@@ -211,6 +222,7 @@ _SELECTORS = (
 FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(_SELECTORS, selected),
     LaterColumns: picked,
+    Transforming: transformed,
     MissingIndicator: marked,
     FactorAnalysis: factors,
     FastICA: independent,

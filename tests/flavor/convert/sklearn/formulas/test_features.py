@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.cluster import FeatureAgglomeration
+from sklearn.cluster import FeatureAgglomeration, KMeans
 from sklearn.compose import make_column_transformer
-from sklearn.decomposition import FactorAnalysis, FastICA, SparsePCA
+from sklearn.decomposition import PCA, FactorAnalysis, FastICA, SparsePCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.feature_selection import RFE, GenericUnivariateSelect, SelectFromModel, SequentialFeatureSelector
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import BernoulliRBM
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
@@ -47,6 +48,9 @@ STEPS: dict[str, Any] = {
     "counts": AdditiveChi2Sampler(),
     "sketch": PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     "machine": BernoulliRBM(3, n_iter=2, random_state=0),
+    "distances from centres": KMeans(4, n_init=1, random_state=0),
+    "a union with distances": make_union(PCA(2), make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0))),
+    "distances of some columns": make_column_transformer((KMeans(3, n_init=1, random_state=0), [0, 1])),
     "bins": KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
     "codes of bins": KBinsDiscretizer(3, encode="ordinal", strategy="uniform"),
     "threshold": Binarizer(threshold=0.5),
@@ -86,6 +90,13 @@ def test_columns_are_picked_of_what_a_step_has_made() -> None:
     model = make_pipeline(numbers, picked, Ridge()).fit(table, VALUES)
 
     assert wrap(model, table).report.state == "proven"
+
+
+@pytest.mark.parametrize("solver", ["svd", "eigen"])
+def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
+    model = make_pipeline(LinearDiscriminantAnalysis(n_components=1, solver=solver), LogisticRegression())
+
+    assert wrap(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS).report.state == "proven"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
