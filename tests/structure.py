@@ -310,6 +310,7 @@ def main() -> int:
         RECORD.write_text(json.dumps({name: figure.value for name, figure in figures.items()}, indent=2) + "\n")
     elif worse:
         print(f"worse than on record: {', '.join(worse)}; `python -m tests.structure --show WORD` lists the places")
+        print("if the change is worth it: `python -m tests.structure --record`, and say why in the commit")
         return 1
     return 0
 

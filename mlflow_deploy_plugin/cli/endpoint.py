@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.cli.options import (
     show_json,
     show_lines,
     show_result,
-    unknown_endpoint,
     why_option,
 )
 
@@ -280,6 +279,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     """
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
+    from mlflow_deploy_plugin.store import unknown_endpoint
 
     with opened_store() as store:
         if name is not None and name not in store.names() and not store.events(name, limit=1):

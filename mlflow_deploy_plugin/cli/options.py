@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean, join_names
+from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
@@ -76,13 +76,6 @@ def read_spec_file(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None
-
-
-def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
-    """Return the error about a name that no endpoint has or had; `otherwise` ends its message."""
-    names = list(dict.fromkeys(filter(None, known)))
-    others = f"known are {join_names(names, name)}" if names else ""
-    return NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, option, unknown_endpoint
+from mlflow_deploy_plugin.cli.options import opened_deployments, option
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.tabular import (
     FILE_FORMATS,
@@ -88,6 +88,7 @@ def feedback(
     from mlflow_deploy_plugin.deployments import check_key_columns, import_labels, label_target
     from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
     from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import unknown_endpoint
 
     kind = content_type or format_of(file)
     if kind not in _STREAMED.choices:

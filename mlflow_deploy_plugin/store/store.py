@@ -431,11 +431,11 @@ def _read_spec(text: str) -> EndpointSpec:
     return spec
 
 
-def unknown_endpoint(name: str, known: Iterable[str]) -> NotFound:
-    """Return the error for a name that is not among the known ones."""
-    names = sorted(known)
+def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
+    """Return the error for a name that is not among the known ones; `otherwise` ends its message."""
+    names = sorted({*known} - {""})
     others = f"there are {join_names(names, name)}" if names else "there is none yet"
-    return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
+    return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")
 
 
 def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:

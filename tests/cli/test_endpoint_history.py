@@ -128,7 +128,7 @@ def test_what_was_deleted_keeps_its_history_and_that_of_its_model(trail: None) -
 def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail: None) -> None:
     result = history("flihgts", "-o", "jsonl")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: nothing is known of an endpoint 'flihgts'; did you mean 'flights'?\n"
+    assert result.stderr == "Error: there is no endpoint 'flihgts'; did you mean 'flights'?\n"
 
 
 def test_a_model_without_a_history_is_told_so(trail: None) -> None:

@@ -110,7 +110,7 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
         (("sums", "--key", "a,bb"), "--key names 'bb', which no logged row of sums has; did you mean 'b'?"),
         (("sums",), "has no column 'prediction_id', it has a, b, label; see --id-column or --key"),
         (("sums", "--key", "a", "--label-column", "late"), "has no column 'late'"),
-        (("sumz", "--key", "a"), "nothing is known of an endpoint 'sumz'; did you mean 'sums'?"),
+        (("sumz", "--key", "a"), "there is no endpoint 'sumz'; did you mean 'sums'?"),
         (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), "there is no answer at http://127.0.0.1:9/"),
         (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), "the file no/such/bad.jsonl cannot be written"),
         (("sums", "--key", "a", "--rejects", "labels.csv"), "--rejects labels.csv is the file of the labels"),
