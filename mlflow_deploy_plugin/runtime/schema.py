@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.runtime.feeds import (
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,
+    cast_tensor,
     convert_column,
     convert_tensor,
     is_lossless_cast,
@@ -305,15 +306,12 @@ class Schema:
         missing = [name for name in self.names if name not in data]
         if missing:
             raise SchemaMismatch(self._missing_message("tensor", missing, data))
-        try:
-            with np.errstate(over="raise"):
-                arrays = {tensor.name: convert_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
-                feeds = {
-                    entry.name: arrays[tensor.name].astype(numpy_dtype(entry.dtype), copy=False)
-                    for entry, tensor in self._bound_tensors
-                }
-        except FloatingPointError:
-            raise SchemaMismatch("a number is too large for the model's floating-point type") from None
+        with np.errstate(over="raise"):
+            arrays = {tensor.name: convert_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
+            feeds = {
+                entry.name: cast_tensor(tensor.name, arrays[tensor.name], entry.dtype)
+                for entry, tensor in self._bound_tensors
+            }
         if problem := size_mismatch(self._shared, feeds):
             raise SchemaMismatch(problem)
         sent = {}

@@ -92,7 +92,7 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
     Raises:
         SchemaMismatch: ragged, of another type or shape, or a number that does not fit.
     """
-    label = f"tensor {tensor.name!r}" if tensor.name else "the tensor"
+    label = _label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
     if not isinstance(values, np.ndarray):
         _check_nesting(label, tensor, values)
@@ -116,10 +116,26 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
         raise SchemaMismatch(f"{label} has the shape {_sizes(array.shape)}; {_sizes(tensor.shape)} is expected")
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(f"{label} holds {_found(array.dtype.kind)}, where {tensor.dtype} is expected")
-    converted = array.astype(dtype, copy=False)
+    converted = cast_tensor(tensor.name, array, tensor.dtype)
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}")
     return converted
+
+
+def cast_tensor(name: str, array: Array, dtype: str) -> Array:
+    """Return the array in this dtype. An overflow is seen where numpy's `errstate` has it raise.
+
+    Raises:
+        SchemaMismatch: a floating-point number does not fit.
+    """
+    try:
+        return array.astype(numpy_dtype(dtype), copy=False)
+    except FloatingPointError:
+        raise SchemaMismatch(f"{_label(name)} holds a number that does not fit {dtype}") from None
+
+
+def _label(name: str) -> str:
+    return f"tensor {name!r}" if name else "the tensor"
 
 
 def overflow_message(arrays: Mapping[str, Array]) -> str:

@@ -189,7 +189,7 @@ TENSOR_CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("a null in integers", {"datatype": "INT32", "data": [1, None, 3, 4, 5, 6]}, ["element 1", "null"]),
     ("too large for its datatype", {"datatype": "UINT8", "data": [256, 2, 3, 4, 5, 6]}, ["'X'", "does not fit UINT8"]),
     ("too large for FP16", {"datatype": "FP16", "data": [1e6, 2, 3, 4, 5, 6]}, ["'X'", "does not fit FP16"]),
-    ("too large for the graph", {"datatype": "FP64", "data": [1e300, 2, 3, 4, 5, 6]}, ["too large"]),
+    ("too large for the graph", {"datatype": "FP64", "data": [1e300, 2, 3, 4, 5, 6]}, ["'X'", "does not fit float32"]),
     ("booleans for floats", {"datatype": "BOOL", "data": [True] * 6}, ["'X'", "BOOL", "FP32 is expected"]),
     ("strings for floats", {"datatype": "BYTES", "data": ["a"] * 6}, ["'X'", "BYTES", "FP32 is expected"]),
     ("an unknown datatype", {"datatype": "FP8"}, ["'X'", "'FP8'", "FP16", "BYTES"]),
