@@ -15,5 +15,5 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (OnnxserveError, MlflowException) as error:
-        print(f"Error: {one_line(error.message, 500)}", file=sys.stderr)
+        print(f"Error: {one_line(error.message)}", file=sys.stderr)
         sys.exit(1)

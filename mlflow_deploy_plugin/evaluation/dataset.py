@@ -67,10 +67,12 @@ def labelled_rows(
     """Return the rows whose target is known, at most `max_rows` of them; the message of an error calls them `shown`.
 
     Raises:
-        InvalidConfig: there is no such target, or no row has it.
+        InvalidConfig: there is no such target, the model takes it, or no row has it.
     """
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {', '.join(rows)[:300]}")
+    if target in {column.name for column in artifact.columns}:
+        raise InvalidConfig(f"the target {target!r} is a column that the model takes; name the one of the labels")
     # a missing value, NaN, and of several values any NaN differ from themselves
     is_known = [value is not None and bool(np.all(value == value)) for value in rows[target]]
     known = np.flatnonzero(is_known)

