@@ -151,9 +151,6 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     """
     if (to is None) == (action is None) and not (to is None and wait):
         raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
-    from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
-
-    import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller import (
         command_rollout,
         controller_status,
@@ -173,7 +170,9 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
 
         if to is not None:
             from mlflow_deploy_plugin.controller import RolloutRequest, start_rollout
+            from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
 
+            import_mlflow_without_pandas()
             request = RolloutRequest(to, **plan, why=why)
 
             def check() -> None:

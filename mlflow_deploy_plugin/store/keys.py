@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from limits import parse
 from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -81,6 +80,8 @@ class ApiKeys:
         Raises:
             AlreadyExists: the name is, or was, that of another key: the audit trail and the logs have it.
         """
+        from limits import parse  # here: most that open the store make no key, and its parts for Redis take a while
+
         text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         now, by = self._store.now(), actor or current_actor()
         row = ApiKeyRow(

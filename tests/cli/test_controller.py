@@ -25,9 +25,9 @@ CODE = """
 import sys
 from mlflow_deploy_plugin.cli import main
 try:
-    main(["rollback", "flights", "--to", "1"])
+    main(sys.argv[2:])
 finally:
-    print(sorted({"pandas", "scipy", "sklearn", "shap", "onnxruntime"} & set(sys.modules)))
+    print(sorted(set(sys.argv[1].split(",")) & set(sys.modules)))
 """
 
 
@@ -37,13 +37,22 @@ def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_da
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/Production"))
     store.close()
 
-    said = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=False, timeout=120
-    )
+    command = [sys.executable, "-c", CODE, "pandas,scipy,sklearn,shap,onnxruntime", "rollback", "flights", "--to", "1"]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
     assert said.stdout == "[]\n"
     assert said.returncode == 1
     assert said.stderr.startswith("Error: model flight-delay version 1 does not exist: ")
+
+
+def test_status_asks_the_store_alone(store: Store, tmp_path: Path) -> None:
+    store.add_rollout("flights", ROLLOUT.to_json(), "promoted")
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes", "rollout", "flights", "--status"]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
+
+    assert "flights: version 6 → 7: promoted" in said.stdout
+    assert said.stdout.endswith("[]\n")
 
 
 PLAN = {
