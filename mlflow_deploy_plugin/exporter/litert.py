@@ -67,6 +67,7 @@ def convert(graph: str, folder: str, rows: str) -> None:
         input_onnx_file_path=str(prepared),
         output_folder_path=folder,
         output_signaturedefs=True,
+        not_use_onnxsim=True,  # it would be whatever lies on the PATH
         keep_shape_absolutely_input_names=[value.name for value in model.graph.input],
         non_verbose=True,
         verbosity="error",

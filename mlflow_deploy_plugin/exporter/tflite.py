@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.statedir import locked
 
 LITERT = Path(__file__).with_name("litert.py")
 _REQUIREMENTS = Path(__file__).with_name("tflite-requirements.txt")
-_SIZE = "330 MB"
+_SIZE = "310 MB"
 _INSTALL_SECONDS = 1800
 _CONVERSION_SECONDS = 600
 # onnx2tf names Python 3.12 as its least; the same code runs on 3.11, and the proof looks at each file
