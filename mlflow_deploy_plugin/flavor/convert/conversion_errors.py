@@ -110,6 +110,8 @@ def plain_reason(text: str) -> str:
         return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
     if "inhomogeneous" in text:  # numpy, of the classes of each target
         return "its targets have different numbers of classes"
+    if "invalid literal for int()" in text:  # skl2onnx, of a forest
+        return "several targets whose labels are texts"
     if _MIXED.search(text):
         return (
             "a step reads texts and numbers together, which a graph keeps apart; a ColumnTransformer gives each kind a "

@@ -1,7 +1,7 @@
 """Results of statsmodels whose prediction is a linear predictor and the inverse of a link: OLS, GLM, Logit, Poisson, …
 
-All is computed in 64 bits, as statsmodels does. Formulas of plain columns are converted; a term that computes
-(`C(city)`, `np.log(x)`, `a:b`) is Python, and so are time series.
+All is computed in 64 bits, as statsmodels does. Formulas of plain columns and their interactions are converted; a term
+that computes (`C(city)`, `np.log(x)`) is Python, and so are time series.
 """
 
 from collections.abc import Callable
@@ -55,16 +55,23 @@ def _convert(results: Any, batch: Batch) -> ConvertedModel:
         if not isinstance(batch, pd.DataFrame):
             raise InvalidConfig("input_example: the model has a formula; give a table with its columns")
         columns = [str(name) for name in batch.columns]
-        used = [position for position, term in enumerate(terms) if term != "Intercept"]
-        if computed := [terms[position] for position in used if terms[position] not in columns]:
+        factors = {place: term.split(":") for place, term in enumerate(terms) if term != "Intercept"}
+        if computed := [terms[place] for place, names in factors.items() if not set(names) <= set(columns)]:
             raise ConversionError(
                 f"{type(results.model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is computed by "
                 "Python; make it a column of the table"
             )
-        places = np.array([columns.index(terms[position]) for position in used], dtype=np.int64)
-        linear = graph.add("Gather", linear, places, axis=1)
-        intercept = weights[[position for position in range(len(terms)) if position not in used]].sum(axis=0)
-        linear = graph.add("MatMul", linear, weights[used])
+        linear = ""
+        for count in sorted(set(map(len, factors.values()))) or [1]:  # an interaction is the product of its columns
+            group = [place for place, names in factors.items() if len(names) == count]
+            product = ""
+            for level in range(count):
+                places = np.array([columns.index(factors[place][level]) for place in group], dtype=np.int64)
+                picked = graph.add("Gather", "columns", places, axis=1)
+                product = graph.add("Mul", product, picked) if product else picked
+            part = graph.add("MatMul", product, weights[group])
+            linear = graph.add("Add", linear, part) if linear else part
+        intercept = weights[[place for place in range(len(terms)) if place not in factors]].sum(axis=0)
         linear = graph.add("Add", linear, intercept)
     else:
         linear = graph.add("MatMul", linear, weights)

@@ -123,6 +123,7 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got 3 input(s)",
             "it reads 3 inputs of different types, and its converter takes 1; a ColumnTransformer before it",
         ),
+        ("invalid literal for int() with base 10: 'female'", "several targets whose labels are texts"),
         ("The detected shape was (2,) + inhomogeneous part.", "its targets have different numbers of classes"),
         ("No. You may raise an issue at https://github.com/onnx/sklearn-onnx/issues.", "No"),
         ("loss is not supported, please fill an isue at https://github.com/x/issues", "loss is not supported"),
