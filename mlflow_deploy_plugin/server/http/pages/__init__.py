@@ -6,12 +6,9 @@ policy allows no script that is not a file of this package, and no other host.
 
 import json
 import re
-import secrets
 import shlex
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +25,6 @@ from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint,
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.version import __version__
@@ -68,8 +64,7 @@ def openapi(
         NotReady, NotFound: see `DataPlane.select_variant`, for one endpoint.
     """
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
-    body = _cached(server, ("openapi", only), lambda: dump_json(document.document(server, routes, only)))
-    return RawResponse(200, body, headers={"Cache-Control": "no-store"})
+    return RawResponse(200, dump_json(document.document(server, routes, only)), headers={"Cache-Control": "no-store"})
 
 
 def try_page(
@@ -106,24 +101,23 @@ def docs_page(
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
-    placeholder = f"[{_HOST_PLACEHOLDER}]" if "[" in host else _HOST_PLACEHOLDER  # a shell's quotes depend on brackets
-
-    def build() -> bytes:
-        schema, example, base = subject.schema, subject.example, f"{scheme}://{placeholder}"
-        return _page(
-            "docs.html",
-            server,
-            subject,
-            fields=form_fields(schema, example),
-            outputs=subject.artifact.outputs,
-            snippets=snippets(
-                base, f"{subject.path}/invocations", subject.endpoint, schema, example, server.spec.takes_keys
-            ),
-            groups=_groups(document.document(server, routes, only=subject.endpoint)),
-        ).body
-
-    html = _cached(server, ("docs", subject.endpoint, scheme, placeholder), build)
-    return RawResponse(200, html.replace(placeholder.encode(), host.encode()), _HTML, dict(HEADERS))
+    schema, example = subject.schema, subject.example
+    return _page(
+        "docs.html",
+        server,
+        subject,
+        fields=form_fields(schema, example),
+        outputs=subject.artifact.outputs,
+        snippets=snippets(
+            f"{scheme}://{host}",
+            f"{subject.path}/invocations",
+            subject.endpoint,
+            schema,
+            example,
+            server.spec.takes_keys,
+        ),
+        groups=_groups(document.document(server, routes, only=subject.endpoint)),
+    )
 
 
 PAGES: Mapping[str, Callable[[Server, RawRequest, str | None, Iterable[DocumentedRoute]], RawResponse]] = {
@@ -133,52 +127,6 @@ PAGES: Mapping[str, Callable[[Server, RawRequest, str | None, Iterable[Documente
     **{name: partial(asset, name) for name in _ASSETS},
 }
 """The view of each page, and of each file that they load. It takes the table of routes, too."""
-
-
-@dataclass
-class _Cache:
-    """The bodies that were rendered for one state of a repository."""
-
-    state: Any
-    bodies: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
-
-
-_CACHES: "weakref.WeakKeyDictionary[Repository, _Cache]" = weakref.WeakKeyDictionary()
-_CACHE_LOCK = threading.Lock()
-_MAX_CACHED_BYTES = 8 * 1024 * 1024
-_HOST_PLACEHOLDER = f"host-{secrets.token_hex(8)}"
-"""Stands for the caller's address of the server in a cached page. No model can have it among its texts."""
-
-
-def _cached(server: Server, key: tuple[Any, ...], build: Callable[[], bytes]) -> bytes:
-    """Return the result of `build`, cached as long as the same versions are served.
-
-    A page takes milliseconds, and seconds for a model with thousands of columns.
-    """
-    with _CACHE_LOCK:
-        state = [  # everything about the served versions that the pages show, without holding a version in memory
-            (
-                name,
-                variant.name,
-                variant.weight,
-                variant.shadow,
-                dict(variant.aspects),
-                weakref.ref(variant.loaded),
-                variant.loaded.unavailable_reason,
-                variant.loaded.predictor.artifact.outputs,  # a pyfunc learns them from its first answer
-            )
-            for name, served in server.repository.table.items()
-            for variant in served.variants.values()
-        ]
-        cache = _CACHES.get(server.repository)
-        if cache is None or cache.state != state:
-            cache = _CACHES[server.repository] = _Cache(state)
-        if key not in cache.bodies:
-            body = build()
-            while cache.bodies and sum(map(len, cache.bodies.values())) + len(body) > _MAX_CACHED_BYTES:
-                del cache.bodies[next(iter(cache.bodies))]
-            cache.bodies[key] = body
-        return cache.bodies[key]
 
 
 def _json_text(body: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ import jsonschema_rs  # schemathesis brings it
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http import pages
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS, document
 from mlflow_deploy_plugin.server.http.routes import list_routes
@@ -118,19 +117,6 @@ def test_the_error_of_a_page_is_a_page(server: Server) -> None:
     assert ask(server, "/endpoints/nobody").content_type.startswith("text/html")
 
 
-@pytest.mark.parametrize(
-    "path", ["/openapi.json", "/docs", "/endpoints/flights/openapi.json", "/endpoints/flights/docs"]
-)
-def test_a_document_is_built_once_for_what_is_served(
-    server: Server, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    first = ask(server, path)
-    monkeypatch.setattr("mlflow_deploy_plugin.server.http.openapi.document.document", None)  # it is not called again
-    assert ask(server, path) == first
-    assert first.status == 200
-    assert ask(server, "/endpoints/nobody/openapi.json").status == 404
-
-
 def test_another_version_is_described_anew_and_the_old_one_let_go(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
 ) -> None:
@@ -142,20 +128,11 @@ def test_another_version_is_described_anew_and_the_old_one_let_go(
     wait_until(lambda: old() is None, what="version 1 to be freed")
 
 
-def test_a_page_that_is_kept_names_each_caller_its_own_address(server: Server) -> None:
+def test_a_page_names_each_caller_its_own_address(server: Server) -> None:
     for host in ("one.example:8080", "two.example", "[::1]:8123"):
         page = handle(server, RawRequest("GET", "/docs", {"host": host}, b"")).body.decode()
         assert f"http://{host}/endpoints/flights/invocations" in page
         assert ("one.example" in page) == (host.startswith("one"))
-        assert "host-" not in page
-
-
-def test_what_is_kept_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_MAX_CACHED_BYTES", 400_000)
-    for name in ("flights", "digits", "tensor", "single"):
-        assert ask(server, f"/endpoints/{name}/openapi.json").status == 200
-        assert ask(server, f"/endpoints/{name}/docs").status == 200
-    assert 0 < sum(map(len, pages._CACHES[server.repository].bodies.values())) <= 400_000
 
 
 def test_it_is_valid(server: Server) -> None:
