@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.monitoring import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
+from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
 
 IDLE_SECONDS = 300.0
@@ -92,7 +92,19 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
 
 def count_rows(request: WindowRequest) -> int:
     """Return how many rows of the window are in the log, each counted once."""
-    return request.log.count(request.endpoint, request.window)
+    return sum(log.count(request.endpoint, request.window) for log in _judged_logs(request.log, request.spec.kind))
+
+
+def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
+    """Return True if the log has a row of the window, or a file of its hours that cannot be read, which the result
+    names. A window shorter than an hour may have none in files that others have rows in."""
+    logs = _judged_logs(log, kind)
+    return any(len(batch) for one in logs for batch in one.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
+
+
+def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
+    """Return the log, for a service level with that of the requests that got no answer."""
+    return (log, log.failures) if kind == "service_level" else (log,)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
@@ -100,9 +112,10 @@ def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
     return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
-def files_digest(log: InferenceLog, endpoint: str, window: Window) -> str:
+def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
     """Return a digest of the files of the window's hours; empty if there are none."""
-    files = [(file.path, file.size) for hour in log.hours(endpoint, window) for file in log.files(hour)]
+    logs = _judged_logs(log, kind)
+    files = [(file.path, file.size) for one in logs for hour in one.hours(endpoint, window) for file in one.files(hour)]
     return digest(sorted(files)) if files else ""
 
 

@@ -76,7 +76,7 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
     Args:
         windows: of one monitor.
     """
-    rows = [files_digest(log, one.endpoint, Window(one.start, one.end)) for one in windows]
+    rows = [files_digest(log, one.endpoint, Window(one.start, one.end), spec.kind) for one in windows]
     if spec.kind != "performance" or not any(rows):
         return rows
     since = min(one.start for one in windows) - DAY  # two machines' clocks may differ

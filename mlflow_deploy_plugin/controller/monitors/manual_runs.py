@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
     Evaluator,
     Judge,
     endpoint_log,
-    files_digest,
+    has_rows,
     judge_and_log,
     window_request,
 )
@@ -122,7 +122,7 @@ def run_window(
     is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
     now = deployments.store.now()
     window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)
-    if not files_digest(log, monitor.endpoint, window):
+    if not has_rows(log, monitor.endpoint, window, monitor.spec.kind):
         latest = log.latest_window(monitor.endpoint, monitor.spec.every, now)
         raise NotFound(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest whole window with rows is "

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, endpoint_log, window_request
+from mlflow_deploy_plugin.controller.monitors.evaluation import (
+    EvaluatedWindow,
+    Evaluator,
+    endpoint_log,
+    has_rows,
+    window_request,
+)
 from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     MAX_CATCH_UP,
@@ -181,9 +187,11 @@ class WindowRunner:
         endpoint = self.deployments.store.endpoint(window.endpoint)
         log = endpoint_log(self.deployments.settings, endpoint)
         (digest,) = files_digests(log, [window], spec)
-        if not digest:
+        if not digest or not has_rows(log, window.endpoint, Window(window.start, window.end), spec.kind):
             reason = "; ".join([NO_ROWS, *notes])
-            return replace(window, state="judged", not_before=None, log_digest="", verdict="not judged", reason=reason)
+            return replace(
+                window, state="judged", not_before=None, log_digest=digest, verdict="not judged", reason=reason
+            )
         result = self.evaluator.judge(window_request(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._report(window, spec, result)

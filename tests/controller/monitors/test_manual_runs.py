@@ -229,7 +229,7 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
 
 def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world: MonitoredWorld) -> None:
     world.endpoint()
-    world.rows(NOON, NOON + HOUR)
+    world.rows(NOON, NOON + HOUR / 4, NOON + HOUR)
     odd = world.monitors.add("flights", "hourly", NOON + HOUR / 4, NOON + HOUR / 2, by_hand=True)
     world.monitors.update(replace(odd, state="running"))
     world.now = NOON + 2 * HOUR + timedelta(minutes=30)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session
@@ -12,10 +13,12 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.inference_log import FAILURES
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow
+from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until
 
@@ -47,6 +50,29 @@ def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_noth
     assert [asked.window.start for asked in world.asked] == [NOON, NOON + 2 * HOUR, NOON + 3 * HOUR]
     assert [window.verdict for window in windows] == ["no drift", "not judged", "no drift", "no drift"]
     assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
+
+
+def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(world: MonitoredWorld) -> None:
+    world.endpoint(short={"every": "10m"})
+    world.rows(NOON)
+    world.now = NOON + timedelta(minutes=27)
+
+    world.start()
+    windows = world.wait_for(2)
+
+    assert [asked.window.start for asked in world.asked] == [NOON]
+    assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
+
+
+def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+    LogWriter(Path(world.settings.inference_log) / FAILURES).write({"_event_time": [NOON] * 3})
+    world.now = NOON + timedelta(hours=1, minutes=7)
+
+    world.start()
+    (window,) = world.wait_for(1)
+
+    assert (window.verdict, window.log_rows) == ("no drift", 3)  # as the test's judge says
 
 
 def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_out(world: MonitoredWorld) -> None:
