@@ -1,6 +1,7 @@
 """Exports a version as files that need none of us, and proves each by running rows through it and the served model."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -115,8 +116,8 @@ def export(
     target = Path(path).expanduser().absolute()
     if (wheels or download_wheels) and format != "bundle":
         raise InvalidConfig("wheels go into a bundle; the format is " + format)
-    if target.exists() and not (format == "wheel" and target.is_dir()):
-        raise AlreadyExists(f"{target} exists; say another path")
+    if not (format == "wheel" and target.is_dir()):
+        _refuse_existing(target)
     resolved = resolve(model_uri)
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
@@ -350,12 +351,23 @@ def _place(made: Path, target: Path) -> None:
         AlreadyExists: there is something.
         OnnxserveError: the disk is full, or the folder cannot be written.
     """
-    if target.exists():
-        raise AlreadyExists(f"{target} exists; say another path")
+    staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")  # on the target's disk: a copy takes time
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if made.is_dir() and target.suffix == ".zip":
             made = Path(shutil.make_archive(str(made), "zip", made))
-        shutil.move(made, target)
+        shutil.move(made, staged)
+        _refuse_existing(target)
+        os.rename(staged, target)
     except OSError as error:
-        raise OnnxserveError(f"{target} cannot be written: {error.strerror}") from None
+        _refuse_existing(target)
+        raise OnnxserveError(f"{target} cannot be written: {error.strerror or error}") from None
+    finally:  # Ctrl-C, too
+        if staged.is_dir():
+            shutil.rmtree(staged)
+        staged.unlink(missing_ok=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise AlreadyExists(f"{target} exists; say another path")

@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,20 @@ def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
     exported = onnxserve.export(str(mixed), "bundle", tmp_path / "m.zip")
     with zipfile.ZipFile(exported.path) as archive:
         assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(archive.namelist())
+
+
+def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path: Path) -> None:
+    def export(_: int) -> str:
+        try:
+            return str(onnxserve.export(str(mixed), "bundle", tmp_path / "b").path)
+        except AlreadyExists:
+            return "refused"
+
+    with ThreadPoolExecutor(4) as threads:
+        results = sorted(threads.map(export, range(4)))
+    assert results == [str(tmp_path / "b"), "refused", "refused", "refused"]
+    assert os.listdir(tmp_path) == ["b"]
+    assert sorted(os.listdir(tmp_path / "b")) == ["README.md", "example.json", "examples", "model.onnx", "predict.py"]
 
 
 def test_rows_of_a_file_are_the_rows_of_the_proof(forest: Path, forest_rows: pd.DataFrame, tmp_path: Path) -> None:
