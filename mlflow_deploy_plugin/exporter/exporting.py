@@ -29,12 +29,12 @@ from mlflow_deploy_plugin.exporter.package import write_wheel
 from mlflow_deploy_plugin.exporter.tflite import (
     LITERT,
     converter_python,
+    failure_reason,
     refuse_unconvertible,
     run_to_end,
     write_tflite,
 )
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.processes import exit_reason
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, OnnxModel, numpy_dtype, read_served_artifact
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, JSON, protocols
@@ -319,9 +319,7 @@ def _prove(
                 f"the exported model has not answered within {_PROOF_SECONDS} s, and is not kept"
             ) from None
         if ran.returncode:
-            said = ran.stderr.strip().splitlines() if ran.returncode > 0 else []
-            reason = said[-1] if said else f"it {exit_reason(ran.returncode)}"
-            raise ParityError(f"the exported model does not run, and is not kept: {reason[:500]}")
+            raise ParityError(f"the exported model does not run, and is not kept: {failure_reason(ran)}")
         outputs = pickle.loads(answered.read_bytes())  # written just now by our own code
     largest, otherwise = 0.0, "the exported model answers otherwise, and is not kept: output"
     for name, want in expected.items():

@@ -127,8 +127,7 @@ def _run(command: list[str], seconds: float) -> None:
     except subprocess.TimeoutExpired:
         raise ConversionError(f"it has not ended within {seconds:.0f} s") from None
     if ran.returncode:
-        said = ran.stderr.strip() or ran.stdout.strip() or f"it {exit_reason(ran.returncode)}"
-        raise ConversionError(said.splitlines()[-1].removeprefix("ERROR: ")[:500])
+        raise ConversionError(failure_reason(ran))
 
 
 def run_to_end(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -139,3 +138,9 @@ def run_to_end(command: Sequence[str], seconds: float) -> subprocess.CompletedPr
     """
     ending = partial(die_with_parent, parent=os.getpid())
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
+
+
+def failure_reason(ran: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line that a failed command has said, or how it was killed."""
+    said = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
+    return said[-1].removeprefix("ERROR: ")[:500] if said else f"it {exit_reason(ran.returncode)}"
