@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -110,7 +111,7 @@ class DescribedEndpoint:
     def artifact(self) -> Artifact:
         return self.variant.loaded.predictor.artifact
 
-    @property
+    @cached_property
     def example(self) -> Example:
         return examples.example_of(self.variant.loaded)
 

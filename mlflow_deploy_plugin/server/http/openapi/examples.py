@@ -4,7 +4,6 @@ It is the input example that the model was logged with (its first rows), or a ro
 the OpenAPI document, so its size is bounded: there is none for a tensor that is too large to be read by people.
 """
 
-import weakref
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -50,14 +49,9 @@ class Example:
         return [{name: values[row] for name, values in self.values.items()} for row in range(self.rows)]
 
 
-_EXAMPLES: "weakref.WeakKeyDictionary[LoadedVersion, Example]" = weakref.WeakKeyDictionary()
-
-
 def example_of(loaded: LoadedVersion) -> Example:
-    """Return the example of a loaded version, which is read once."""
-    if (known := _EXAMPLES.get(loaded)) is None:
-        known = _EXAMPLES[loaded] = _read(loaded) or _zeros(loaded.predictor.schema)
-    return known
+    """Return the example of a loaded version: its own, or zeros."""
+    return _read(loaded) or _zeros(loaded.predictor.schema)
 
 
 def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
