@@ -70,6 +70,7 @@ def forms(
 
 
 def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedModel:
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which compiles for each size of batches, for seconds
     parameters = _parameters(model)
     if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
         names = [next(iter(parameters), "input")]

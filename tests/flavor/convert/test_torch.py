@@ -77,6 +77,15 @@ def _cnn() -> Any:
 SHAPES = {"mlp": (_mlp, (4,)), "cnn": (_cnn, (1, 8, 8)), "lstm": (Recurrent, (5, 4))}
 
 
+def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise AssertionError("compiled")
+
+    net: Any = torch.compile(torch.nn.Linear(2, 1), backend=refuse)
+
+    assert wrap(net, np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)).report.state == "proven"
+
+
 @pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
 def test_module_answers_every_batch_size_after_an_example_of_one_row(make: Any, shape: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
