@@ -40,13 +40,16 @@ def event_history(store: "Store", endpoint: str | None, model: str | None, limit
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     """Leave out the steps of a promotion or a rollback, which has an event of its own.
 
-    The steps are the run of the gate, the tags of its verdict, and the move as MLflow's server saw it.
+    The steps are the run of the gate, the tags of its verdict, and the moves as MLflow's server saw them: into the
+    stage, and out of it to the archive.
     """
     acts = [(datetime.fromisoformat(start), event) for event in events if (start := event.detail.get(STARTED_AT))]
 
     def is_step(event: "AuditEvent") -> bool:
         return event.action in _STEPS and any(
-            start <= event.at <= act.at and (act.model, act.version) == (event.model, event.version)
+            start <= event.at <= act.at
+            and act.model == event.model
+            and (act.version == event.version or event.after == "Archived")
             for start, act in acts
         )
 
@@ -185,11 +188,10 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
                         client.delete_model_version_tag(name, str(other.version), key)
             elif (there := [str(one.version) for one in all_versions(client, name) if selects(uri, one)]) != [version]:
                 client.transition_model_version_stage(name, version, uri.selector)
-                for other in there if uri.selector.capitalize() in _ARCHIVES_OTHERS else ():
-                    if (
-                        other != version
-                    ):  # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
-                        client.transition_model_version_stage(name, other, "Archived")
+                others = [one for one in there if one != version]
+                # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
+                for other in others if uri.selector.capitalize() in _ARCHIVES_OTHERS else ():
+                    client.transition_model_version_stage(name, other, "Archived")
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:

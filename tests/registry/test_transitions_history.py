@@ -1,6 +1,7 @@
 """The events of an endpoint and its models, from a store in a SQLite file."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ def test_the_steps_of_a_promotion_are_left_out() -> None:
     )
     events = [event("gate", -1), event("gate", 1), event("transition", 4), promoted, event("tag", 6)]
     assert [one.action for one in without_step_events(events)] == ["gate", "promote", "tag"]
+
+
+def test_what_gave_its_stage_up_to_a_promoted_version_is_a_step_of_it() -> None:
+    archived = replace(event("transition", 4, before="Production", after="Archived"), version="1")
+    by_itself = replace(archived, at=NOON - timedelta(minutes=1))
+    promoted = event("promote", 5, detail={STARTED_AT: NOON.isoformat()})
+    assert without_step_events([by_itself, archived, promoted]) == [by_itself, promoted]
 
 
 def test_an_event_is_one_line_of_json() -> None:
