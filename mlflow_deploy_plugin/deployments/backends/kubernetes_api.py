@@ -65,6 +65,9 @@ _CHANGE_SECONDS = 60
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
 """The channels of a command's web socket: the first byte of each frame."""
+_LOADING = threading.Lock()
+"""The client writes certificates and keys of a configuration to files, one for all who load it, and removes them at the
+end. Of two who load it at once, one would find a file empty, or leave a key behind."""
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflict with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
@@ -95,7 +98,8 @@ class Cluster:
     def __post_init__(self) -> None:
         file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
         try:
-            self._client = kubernetes.config.new_client_from_config(file, self.context)
+            with _LOADING:
+                self._client = kubernetes.config.new_client_from_config(file, self.context)
         except (ConfigException, TypeError) as missing:
             configuration = kubernetes.client.Configuration()
             try:

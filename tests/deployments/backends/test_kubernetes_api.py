@@ -3,13 +3,18 @@
 import base64
 import hashlib
 import json
+import os
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
@@ -212,3 +217,25 @@ def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch
     with pytest.raises(ApiRefused, match=r"the Kubernetes API at http://127\.0\.0\.1:9 does not answer: ") as refused:
         Cluster("ml").get("Service", "flights")
     assert refused.value.may_pass
+
+
+def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = kubeconfig(tmp_path, "https://127.0.0.1:1")
+    config = yaml.safe_load(file.read_text())
+    config["users"][0]["user"] = {"client-key-data": base64.b64encode(os.urandom(32)).decode()}
+    file.write_text(yaml.safe_dump(config))
+    (tmp_path / "keys").mkdir()
+    made = tempfile.mkstemp
+
+    def slowly(*args: Any, **options: Any) -> tuple[int, str]:
+        time.sleep(0.05)  # the disk lets others go first
+        return made(*args, **options)
+
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "keys"))
+    monkeypatch.setattr(tempfile, "mkstemp", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Cluster, ["ml"] * 4))
+    assert len(list((tmp_path / "keys").iterdir())) == 1
