@@ -279,7 +279,8 @@ def run_rollouts(
                 try:
                     for place, servers in reached_places(deployments, failures.add):
                         reached.add(place)
-                        if place not in running or running[place][0].done():
+                        before = running[place][0] if place in running else None
+                        if before is None or (before.done() and before.exception() is None):
                             over = threading.Event()
                             running[place] = pool.submit(controller_at(place, servers).run, over), over
                             running[place][0].add_done_callback(stop_all)

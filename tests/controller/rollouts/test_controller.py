@@ -359,3 +359,29 @@ def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_whe
         ended.set()
         running.join()
     assert not is_held()
+
+
+def test_what_ended_a_controller_is_raised_also_if_its_place_is_seen_again_meanwhile(
+    store: Store, tmp_path: Path
+) -> None:
+    for name, target in (("first", "onnxserve"), ("second", "onnxserve:/docker")):
+        store.add_endpoint(target, new_endpoint(name, "models:/flight-delay/1"))
+    ended = threading.Event()
+
+    class OfOnePlace(Deployments):
+        def place(self, endpoint: str) -> str:
+            if endpoint == "second":
+                wait_until(ended.is_set, SECONDS, "the controller of the place has failed")
+            return "here"
+
+    class Broken(RolloutController):
+        def run(self, ended: threading.Event) -> None:
+            raise ArithmeticError("broken")
+
+    here = OfOnePlace(store, Settings(home=tmp_path), print)
+    actions = RolloutActions(here, "controller@here", print)
+    broken = Broken(store, actions, "one", "here")
+    sound = RolloutController(store, actions, "two", "here")
+    controllers = iter([broken, sound])
+    with pytest.raises(ArithmeticError):
+        run_rollouts(here, lambda place, servers: next(controllers), ended, print)
