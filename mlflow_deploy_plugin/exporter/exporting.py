@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -361,11 +362,11 @@ def _place(made: Path, target: Path) -> None:
         _refuse_existing(target)
         raise OnnxserveError(f"{target} cannot be written: {error.strerror or error}") from None
     finally:  # Ctrl-C, too
-        if staged.is_dir():
-            shutil.rmtree(staged)
-        staged.unlink(missing_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):
+            staged.unlink()
 
 
 def _refuse_existing(target: Path) -> None:
-    if target.exists():
+    if os.path.exists(target):  # false, too, where a path cannot be asked for: that is said when it is written
         raise AlreadyExists(f"{target} exists; say another path")

@@ -21,16 +21,21 @@ class LiteRTModel:
 
     def __init__(self, path: str, threads: int = 1) -> None:
         self._run = _interpreter(path, threads).get_signature_runner()
-        shapes = [details["shape_signature"] for details in self._run.get_input_details().values()]
-        self._takes_one_row = all(len(shape) and shape[0] == 1 for shape in shapes)
+        details = self._run.get_input_details()
+        self._sizes = {name: tuple(one["shape_signature"][:1]) for name, one in details.items()}
 
     def outputs(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Return every output for the rows. Calls of one row, of a few and of many have a part of them each."""
-        count = min(len(array) for array in rows.values())
-        ends = range(1, count + 1) if self._takes_one_row else sorted({1, min(1 + _FEW_ROWS, count), count})
+        # an input of the file's own size is given whole: it is one value for all rows, or the graph has no rows
+        parted = {name: len(array) for name, array in rows.items() if array.shape[:1] not in ((), self._sizes[name])}
+        if not parted:
+            return dict(self._run(**rows))
+        count = min(parted.values())
+        takes_many = any(self._sizes[name] == (-1,) for name in parted)
+        ends = sorted({1, min(1 + _FEW_ROWS, count), count}) if takes_many else range(1, count + 1)
         parts, start = [], 0
         for end in ends:
-            outputs = self._run(**{name: array[start:end] for name, array in rows.items()})
+            outputs = self._run(**{name: array[start:end] if name in parted else array for name, array in rows.items()})
             parts.append({name: array.copy() for name, array in outputs.items()})
             start = end
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -175,15 +175,18 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> np.ndar
     if not isinstance(listed, np.ndarray):
         listed = [np.nan if value is None else value for value in listed]
     array = np.asarray(listed)
-    allowed = {"double": "fiu", "float": "fiu", "integer": "iu", "long": "iu", "boolean": "b"}[kind]
+    allowed = "b" if kind == "boolean" else "fiu"
     if array.dtype.kind not in allowed:
-        # numbers such as 20.0 are integers, too
-        are_whole = array.dtype.kind == "f" and "i" in allowed
-        unfit = array != np.trunc(array) if are_whole else [np.asarray(one).dtype.kind not in allowed for one in listed]
-        if np.any(unfit):
-            row = int(np.flatnonzero(unfit)[0])
-            value = np.asarray(listed[row]).item()
-            raise ValueError(f"column {name!r}, row {row}: {value!r}; a value of the type {kind} is expected")
+        unfit = [np.asarray(one).dtype.kind not in allowed for one in listed]
+    elif kind in ("integer", "long"):  # 20.0 is one, too
+        with np.errstate(invalid="ignore"):
+            unfit = array.astype(_COLUMN_TYPES[kind]) != array
+    else:
+        unfit = []
+    if np.any(unfit):
+        row = int(np.flatnonzero(unfit)[0])
+        value = np.asarray(listed[row]).item()
+        raise ValueError(f"column {name!r}, row {row}: {value!r}; a value of the type {kind} is expected")
     return array.astype(_COLUMN_TYPES[kind])
 
 

@@ -214,6 +214,12 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
             onnxserve.export(uri, form, out / "new", **options)
     with pytest.raises(AlreadyExists, match=r"m\.onnx exists; say another path"):
         onnxserve.export(str(mixed), "onnx", out / "m.onnx")
+    for path, reason in [
+        (out / "m.onnx" / "new", "(File exists|Not a directory)"),
+        (out / ("n" * 300), "File name too long"),
+    ]:
+        with pytest.raises(OnnxserveError, match=f"{path} cannot be written: {reason}"):
+            onnxserve.export(str(mixed), "onnx", path)
     assert os.listdir(out) == ["m.onnx"]
     assert (out / "m.onnx").read_text() == "mine"
 

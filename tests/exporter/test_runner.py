@@ -63,6 +63,8 @@ def test_a_model_knows_itself(model: Model) -> None:
         ({"late": [True, None]}, "column 'late', row 1: nan; a value of the type boolean is expected"),
         ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; a value of the type long is expected"),
         ({"hour": [None, 9]}, "column 'hour', row 0: nan; a value of the type long is expected"),
+        ({"hour": [17, 2**63]}, "column 'hour', row 1: 9223372036854775808; a value of the type long is expected"),
+        ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf; a value of the type long is expected"),
         ({"late": [1, 0]}, "column 'late', row 0: 1; a value of the type boolean is expected"),
     ],
 )

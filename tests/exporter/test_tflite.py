@@ -119,6 +119,8 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
     [
         "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = Add(ids, ids) }",
         'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = Add("a b:0", "/größe") }',
+        "fixed (float[4,3] x) => (float[4,3] y) { y = Softmax<axis=0>(x) }",  # it has no rows
+        "scaled (float[N,3] x, float[1] by) => (float[N,3] y) { y = Mul(x, by) }",
         # its output stays NCHW
         "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = {1,2,3,4,5,6}> {map = Conv(image, w)}",
     ],

@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 import mlflow.onnx
@@ -18,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.flavor.wrap import PredictFunction
 from mlflow_deploy_plugin.runtime import read_artifact
 from tests.support.models import parse_graph
 
@@ -206,8 +207,9 @@ def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
 ) -> None:
     with pytest.raises(InvalidConfig, match="fallback: 'pickle' is not one of pyfunc, error"):
         onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
-    with pytest.raises(ConversionError, match=r"Log it with mlflow\.pyfunc\.log_model\(python_model=…\)"):
-        onnxserve.log_model({}, name="model", input_example=table)
+    for function in get_args(PredictFunction):
+        with pytest.raises(ConversionError, match=r"Log it with mlflow\.pyfunc\.log_model\(python_model=…\)"):
+            onnxserve.log_model({}, name="model", input_example=table, pyfunc_predict_fn=function)
 
 
 def test_a_model_is_explained_where_it_is_logged(

@@ -42,7 +42,8 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 def pyfunc_flavor(model: Any, predict_fn: str = "predict") -> tuple[str, dict[str, str]] | None:
     """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one."""
     if predict_fn != "predict":  # the flavors of the boosters have none, and theirs are estimators of scikit-learn, too
-        return "sklearn", {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
+        options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
+        return ("sklearn", options) if hasattr(model, predict_fn) else None
     packages = packages_of(model)
     flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
     if flavor == "transformers" and "torch" in packages:
