@@ -119,8 +119,6 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
     [
         "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = Add(ids, ids) }",
         'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = Add("a b:0", "/größe") }',
-        "fixed (float[4,3] x) => (float[4,3] y) { y = Softmax<axis=0>(x) }",  # it has no rows
-        "scaled (float[N,3] x, float[1] by) => (float[N,3] y) { y = Mul(x, by) }",
         # its output stays NCHW
         "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = {1,2,3,4,5,6}> {map = Conv(image, w)}",
     ],
@@ -133,6 +131,21 @@ def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Pa
     assert exported.path.is_file()
     assert exported.rows > 500
     assert not said  # any number of rows a call
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "fixed (float[4,3] x) => (float[4,3] y) { y = Softmax<axis=0>(x) }",
+        "scaled (float[N,3] x, float[1] by) => (float[N,3] y) { y = Mul(x, by) }",
+    ],
+)
+def test_what_is_no_row_is_given_whole(graph: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    onnxserve.export(str(write_model(tmp_path / "m", graph)), "tflite", tmp_path / "m.tflite", progress=said.append)
+    assert not said
 
 
 @pytest.mark.install
