@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
+from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log import (
     LABEL,
     LABEL_NUMBER,
@@ -100,6 +102,15 @@ def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind
     names. A window shorter than an hour may have none in files that others have rows in."""
     logs = _judged_logs(log, kind)
     return any(len(batch) for one in logs for batch in one.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
+
+
+def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
+    """Return the last whole window with rows that the monitor judges; raise as `InferenceLog.latest_window`."""
+    found: list[Window] = []
+    for one in _judged_logs(log, spec.kind):
+        with contextlib.suppress(NotFound):
+            found.append(one.latest_window(endpoint, spec.every, now))
+    return max(found, key=lambda window: window.end) if found else log.latest_window(endpoint, spec.every, now)
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
     endpoint_log,
     has_rows,
     judge_and_log,
+    latest_window,
     window_request,
 )
 from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
@@ -121,9 +122,9 @@ def run_window(
     folders = {deployments.settings.state_dir(monitor.endpoint), *(folder for folder, _ in left)}
     is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
     now = deployments.store.now()
-    window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)
+    window = window or latest_window(log, monitor.endpoint, monitor.spec, now)
     if not has_rows(log, monitor.endpoint, window, monitor.spec.kind):
-        latest = log.latest_window(monitor.endpoint, monitor.spec.every, now)
+        latest = latest_window(log, monitor.endpoint, monitor.spec, now)
         raise NotFound(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest whole window with rows is "
             f"{latest}"

@@ -17,12 +17,13 @@ from mlflow_deploy_plugin.controller.monitors.schedule import overviews
 from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.inference_log import FAILURES, Window
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from tests.support.deployments import empty_home
 from tests.support.guides import run_page
+from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
@@ -54,6 +55,15 @@ def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monito
 
     assert (written.monitor, written.start, written.state) == ("hourly", NOON - 3 * HOUR, "judged")
     assert world.asked[-1].spec.min_rows == 60
+
+
+def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+    world.rows(NOON - 3 * HOUR)
+    LogWriter(Path(world.settings.inference_log) / FAILURES).write({"_event_time": [NOON] * 3})
+    world.now = NOON + 2 * HOUR
+
+    assert run(world, "level").start == NOON
 
 
 def test_a_window_that_was_judged_already_gets_a_further_revision(world: MonitoredWorld) -> None:
