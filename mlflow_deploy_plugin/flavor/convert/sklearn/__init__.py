@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -255,7 +256,8 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     if precision != "single":
         widen(proto)
     trees.restore_missing_directions(proto.graph, fitted)
-    for node in proto.graph.node:
+    bodies = [attribute.g.node for node in proto.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    for node in chain(proto.graph.node, *bodies):
         if node.op_type == "StringNormalizer":  # every machine has C.UTF-8; the default, en_US, may be missing
             kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
             del node.attribute[:]

@@ -232,7 +232,7 @@ def widen(model: Any) -> None:
                     types[wide] = helper.make_tensor_type_proto(TensorProto.DOUBLE, None)
                     node.input[position] = wide
         nodes.append(node)
-        if node.op_type == "If":  # its branches declare the same types
+        if node.op_type in ("If", "Scan"):  # their bodies declare the types
             declared = zip(node.output, node.attribute[0].g.output, strict=True)
             types |= {name: value.type for name, value in declared}
             continue

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,48 @@ def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) 
 
     found = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
     np.testing.assert_allclose(found, model.predict_proba(asked), atol=1e-5)
+
+
+_PEAK = """
+import re, sys
+from pathlib import Path
+from mlflow_deploy_plugin.runtime import OnnxModel
+
+model = OnnxModel.load(Path(sys.argv[1]))
+for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 5000]):
+    found = model.run(model.schema.from_columns({"text": texts}))["probabilities"]
+    [peak] = re.findall(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
+    print(peak, *found[-1])
+"""
+
+
+@pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
+def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(name: str, tmp_path: Path) -> None:
+    """A table of all rows, each as long as the longest, would be several GB here."""
+    texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
+    model = make_pipeline(VECTORIZERS[name](), LogisticRegression()).fit(texts, ["ok_1" in text for text in texts])
+    _saved(model, texts, tmp_path)
+
+    run = subprocess.run([sys.executable, "-c", _PEAK, tmp_path / "model"], capture_output=True, text=True, check=True)
+
+    (alone, *of_one), (beside, *of_many) = (map(float, line.split()) for line in run.stdout.splitlines())
+    assert beside < 1.5 * alone
+    assert of_many == pytest.approx(of_one, abs=1e-6)
+    assert of_one == pytest.approx(model.predict_proba(["good wärm " * 5000])[0], abs=1e-5)
+
+
+def test_each_text_is_answered_in_its_place_in_blocks_and_row_by_row(tmp_path: Path) -> None:
+    texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
+    labels = ["ok_1" in text for text in texts]
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, labels)
+    saved = _saved(model, texts, tmp_path)
+
+    for rows in (1, 2, 64, 65, 127, 129, 200):
+        for last in ("wärm", "wärm " * 300):
+            asked = [WORDS[row % 7] + " good" * (row % 3) for row in range(rows - 1)] + [last]
+
+            found = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
+            np.testing.assert_allclose(found, model.predict_proba(asked), atol=1e-5)
 
 
 def stemmed(text: str) -> list[str]:
