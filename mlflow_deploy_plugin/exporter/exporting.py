@@ -172,6 +172,10 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
         "columns": [asdict(column) for column in artifact.columns],
         "tensors": [asdict(tensor) for tensor in artifact.tensors] if not artifact.columns else [],
         "inputs": [asdict(entry) for entry in artifact.inputs],
+        "refused": {
+            "missing": sorted(artifact.refusals.missing),
+            "categories": {name: list(values) for name, values in artifact.refusals.categories.items()},
+        },
         "outputs": [asdict(output) for output in artifact.outputs],
         "prediction": list(artifact.prediction),
         "classes": list(artifact.classes),

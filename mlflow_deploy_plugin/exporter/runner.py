@@ -94,6 +94,8 @@ class Model:
                 if entry["name"] not in data:
                     raise ValueError(f"the tensor {entry['name']!r} is missing; the model takes {_quoted(tensors)}")
                 feeds[entry["name"]] = np.asarray(data[entry["name"]], dtype=_dtype(entry["dtype"]))
+            for tensor, array in zip(tensors, feeds.values(), strict=True):
+                self._check(tensor["name"], array)
             return feeds
         count = max((len(values) for values in data.values()), default=0)
         arrays = {}
@@ -104,10 +106,24 @@ class Model:
         for column in columns:
             name = column["name"]
             arrays[name] = _column(column, data.get(name, [None] * count), missing.get(name))
+            self._check(name, arrays[name])
         for entry in self._known["inputs"]:
             parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
             feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
         return feeds
+
+    def _check(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        """Refuse what the model was found to refuse before it became ONNX: missing numbers, unknown categories."""
+        refused = self._known.get("refused", {})
+        if array.dtype.kind == "f" and name in refused.get("missing", ()) and np.isnan(array).any():
+            row = int(np.argwhere(np.isnan(array))[0][0])
+            raise ValueError(f"{name!r}, row {row}: the number is missing (NaN), and the model takes no missing value")
+        known = refused.get("categories", {}).get(name)
+        if known is not None:
+            known = {*known, *(entry["missing"] for entry in self._known["inputs"] if name in entry["columns"])}
+            for row, value in enumerate(array.tolist()):
+                if value not in known:
+                    raise ValueError(f"column {name!r}, row {row}: the model does not know {value!r}")
 
     def _named(self, rows: Any) -> Mapping[str, Any]:
         """Return the columns or tensors by name."""

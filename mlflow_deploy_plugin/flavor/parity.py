@@ -25,7 +25,13 @@ from mlflow_deploy_plugin.flavor.comparison import (
     compare_output,
     top_margins,
 )
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    MAX_VALUES,
+    BoundaryValues,
+    ConvertedModel,
+    OriginalModel,
+    call_original,
+)
 from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output, ParityState
 
 WORST_ROWS = 5
@@ -68,6 +74,7 @@ class ParityReport:
     Attributes:
         sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
         refused_by_original: generated rows that were dropped because the original itself refuses them.
+        refused_columns: source → the columns of which it refuses each value of that source.
         problem: the reason if the saved model could not answer at all.
         unproven: the reason if the rows are too few for a proof.
     """
@@ -76,6 +83,7 @@ class ParityReport:
     rows: int = 0
     sources: dict[str, int] = field(default_factory=dict)
     refused_by_original: dict[str, int] = field(default_factory=dict)
+    refused_columns: dict[str, list[str]] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=list)
     outputs: list[OutputFigures] = field(default_factory=list)
     worst_rows: list[dict[str, Any]] = field(default_factory=list)
@@ -133,6 +141,7 @@ class RowGroup:
     Attributes:
         generated: the original may refuse them.
         block: if the original refuses, this many consecutive rows are dropped together; 0: all.
+        columns: the column that was changed in each block; a single one: in all blocks.
         may_tie: the rows were made to lie between two predictions, so that a rounding decides: a row is a tie if the
             original itself predicts otherwise once its input moves by one 32-bit step.
         alone: the first rows are also predicted one by one.
@@ -142,6 +151,7 @@ class RowGroup:
     batch: Batch
     generated: bool = True
     block: int = 0
+    columns: tuple[str, ...] = ()
     may_tie: bool = False
     alone: bool = False
 
@@ -173,6 +183,7 @@ class _ParityProof:
         self._worst: list[tuple[float, dict[str, Any]]] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
+        self._columns: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}  # answered → (source, column)
         self._spreads: dict[str, Array] = {}
         self._sizes: set[int] = set()
         self.problem = ""
@@ -186,12 +197,16 @@ class _ParityProof:
                 raise
             if not group.block or count <= group.block:
                 self._refused[group.source] += count
+                self._columns[False].update((group.source, name) for name in group.columns)
                 return
             # the blocks that the original refuses are found by bisection
-            middle = (count // group.block + 1) // 2 * group.block
-            for part in (slice(0, middle), slice(middle, count)):
-                self.add(replace(group, batch=batches.take_rows(group.batch, part)))
+            blocks = (count // group.block + 1) // 2
+            middle = blocks * group.block
+            for part, named in ((slice(0, middle), slice(0, blocks)), (slice(middle, count), slice(blocks, None))):
+                columns = group.columns[named] if len(group.columns) > 1 else group.columns
+                self.add(replace(group, batch=batches.take_rows(group.batch, part), columns=columns))
             return
+        self._columns[True].update((group.source, name) for name in group.columns)
         try:
             got = self._answers(group.batch)
             self._sources[group.source] += count
@@ -319,6 +334,10 @@ class _ParityProof:
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
+            refused_columns={
+                source: sorted(name for kind, name in self._columns[False] - self._columns[True] if kind == source)
+                for source in sorted({kind for kind, _ in self._columns[False]})
+            },
             batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),
             worst_rows=[row for _, row in self._worst],
@@ -326,6 +345,32 @@ class _ParityProof:
             unproven=unproven,
             repair=self._converted.repair,
         )
+
+
+def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, Any]:
+    """Return the section `refused` of the MLmodel file: the values that the original refuses, by column.
+
+    The graph would compute something of a missing number, or of a category that its encoder never saw; scikit-learn
+    raises an error there, and so has the server to refuse them. A column counts only if the original refused every row
+    in which that column alone was changed so, and took the rows around it.
+    """
+    if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
+        return {}
+    refused = {source: set(names) for source, names in report.refused_columns.items()}
+    categories: dict[str, list[Any]] = {}
+    for name in sorted(refused.get("unseen", set()) | refused.get("near categories", set())):
+        learned = boundary_values.categories.get(name, ())
+        known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
+        is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
+        if known and is_whole and all(isinstance(value, str) or _is_code(value) for value in known):
+            categories[name] = known
+    missing = sorted(refused.get("missing", ()))
+    return {name: entry for name, entry in (("missing", missing), ("categories", categories)) if entry}
+
+
+def _is_code(value: Any) -> bool:
+    """Return True for a whole number that a 32-bit float of the graph holds, too."""
+    return isinstance(value, int | float) and abs(value) <= 2**24 and value == int(value)
 
 
 def _plain(value: Any) -> Any:

@@ -89,7 +89,8 @@ def parity_rows(
     for group in _TableRows(table, random).groups(boundary_values, MIN_PARITY_ROWS - given):
         if group.source == "missing" and array.dtype.kind in "OUT":
             continue  # no signature of tensors has a missing text
-        yield replace(group, batch={name: pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)})
+        matrix = pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)
+        yield replace(group, batch={name: matrix}, columns=(name,) * len(group.columns))
 
 
 def _chunk_rows(tensors: dict[str, Array]) -> int:
@@ -110,7 +111,9 @@ class _TableRows:
         for source, fits, count, change in _CHANGES:
             if names := self.some_columns(fits, count):
                 changed = [change(self.some(count), name) for name in names]
-                yield RowGroup(source, pd.concat(changed, ignore_index=True), block=count)
+                yield RowGroup(
+                    source, pd.concat(changed, ignore_index=True), block=count, columns=tuple(map(str, names))
+                )
         if any(_is_number(self.example[name]) for name in self.example):
             yield RowGroup("far together", self.far_together(), block=len(_FAR_TOGETHER), alone=True)
 
@@ -133,7 +136,9 @@ class _TableRows:
                 chosen = [values[position] for position in self.random.permutation(len(values))[:_CATEGORY_ROWS]]
                 table = self.some(len(chosen))
                 with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                    yield RowGroup(source, self.with_column(table, name, chosen), block=_UNSEEN_ROWS)
+                    yield RowGroup(
+                        source, self.with_column(table, name, chosen), block=_UNSEEN_ROWS, columns=(str(name),)
+                    )
         for name, terms in boundary_values.texts.items():
             texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
             yield RowGroup("vocabulary", self.with_column(self.some(len(texts)), name, texts), alone=True)

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
-from mlflow_deploy_plugin.flavor.parity import ParityReport
+from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
 from mlflow_deploy_plugin.runtime import (
     EVENT_TIME,
     FLAVOR,
@@ -126,6 +126,8 @@ def save_model(
     if wrapped.reference is not None:
         pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
         proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
+    if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
+        proofs["refused"] = refused
     write_mlmodel(folder, model, wrapped.converted, predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))

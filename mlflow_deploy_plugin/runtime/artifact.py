@@ -96,6 +96,22 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Refusals:
+    """What the original refuses, as the proof of parity has found; the graph would compute something of it.
+
+    Attributes:
+        missing: the columns (or tensors) that take no missing number.
+        categories: the values that a column takes, where it takes no other.
+    """
+
+    missing: frozenset[str] = frozenset()
+    categories: Mapping[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
+
+
+NO_REFUSALS: Final = Refusals()
+
+
+@dataclass(frozen=True)
 class Output:
     """An ONNX output and what it means."""
 
@@ -114,6 +130,7 @@ class Artifact:
         columns / tensors: the inputs of the signature. One of them is empty; both are if there is no signature.
         has_signature: true if the MLmodel file has one. If not, `tensors` are the inputs of the loaded graph.
         inputs / outputs: those of the graph, bound to the signature. Empty for a stock `onnx` model until it is loaded.
+        refusals: the values that the server refuses since the original does.
         prediction: the outputs that `predict` returns: a single one as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
         classes: the labels in the order of the columns of the probabilities.
@@ -136,6 +153,7 @@ class Artifact:
     tensors: tuple[Tensor, ...] = ()
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
+    refusals: Refusals = NO_REFUSALS
     prediction: tuple[str, ...] = ()
     classes: tuple[str | int | float | bool, ...] = ()
     framework: str = "onnx"
@@ -261,6 +279,7 @@ def read_artifact(folder: Path) -> Artifact:
             outputs=tuple(
                 Output(e["name"], e["dtype"], tuple(e["shape"]), e["role"]) for e in section.get("outputs") or ()
             ),
+            refusals=_read_refusals(section.get("refused") or {}),
             prediction=tuple(section.get("prediction") or ()),
             classes=tuple(section.get("classes") or ()),
             framework=str(section.get("framework", "onnx")),
@@ -273,6 +292,14 @@ def read_artifact(folder: Path) -> Artifact:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+
+
+def _read_refusals(section: Mapping[str, Any]) -> Refusals:
+    categories = section.get("categories") or {}
+    return Refusals(
+        frozenset(map(str, section.get("missing") or ())),
+        {str(name): tuple(values) for name, values in categories.items()},
+    )
 
 
 def check_digests(artifact: Artifact) -> None:

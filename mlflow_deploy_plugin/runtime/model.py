@@ -129,7 +129,7 @@ class OnnxModel:
         inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)
         self.artifact = replace(artifact, inputs=inputs)
         self.schema: Schema = compile_schema(
-            self.artifact.columns, self.artifact.tensors, self.artifact.inputs, self.artifact.outputs
+            artifact.columns, artifact.tensors, inputs, artifact.outputs, artifact.refusals
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)

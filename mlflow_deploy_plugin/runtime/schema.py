@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch, hint_for_missing, join_names
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Output, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, NO_REFUSALS, Column, Input, Output, Refusals, Tensor
 from mlflow_deploy_plugin.runtime.fast_decode import (
     FastDecoder,
     compile_fast_decoder,
@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.runtime.feeds import (
     shared_dimensions,
     size_mismatch,
 )
+from mlflow_deploy_plugin.runtime.refusals import ValueCheck, check_values, compile_checks
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,
@@ -60,12 +61,14 @@ class Schema:
         tensors: the tensors of the signature; empty for a column-based one.
         inputs: the inputs of the graph, each bound to columns or to a tensor.
         has_rows: true if the first dimension of every tensor is its rows. If not, a request counts as one row.
+        refusals: the values that are refused since the original of the model does.
     """
 
     columns: tuple[Column, ...]
     tensors: tuple[Tensor, ...]
     inputs: tuple[Input, ...]
     has_rows: bool = True
+    refusals: Refusals = NO_REFUSALS
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ class Schema:
         if not self.columns:
             return self._from_tensors(data)
         if self._fast is not None and (feeds := self._fast.from_columns(data)) is not None:
-            return feeds
+            return self._taken(feeds)
         if problem := self.missing_columns(data):
             raise SchemaMismatch(problem)
         rows = self._common_length(data)
@@ -99,11 +102,11 @@ class Schema:
             except FloatingPointError:
                 raise SchemaMismatch(overflow_message(arrays)) from None
         if not self._blocks:
-            return feeds
+            return self._taken(feeds)
         texts = {column.name for column in self.columns if column.type == "string"}  # these stand in no block
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
         sent |= {entry.name: feeds[entry.name] for entry in self.inputs if not texts.isdisjoint(entry.columns)}
-        return narrowed_feeds(feeds, sent)
+        return self._taken(narrowed_feeds(feeds, sent))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
@@ -112,7 +115,7 @@ class Schema:
             SchemaMismatch: as `from_columns`, a row is no mapping, or names other columns of a tensor than the first.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
-            return feeds
+            return self._taken(feeds)
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(
@@ -143,7 +146,7 @@ class Schema:
             SchemaMismatch: as `from_columns`, a name that stands twice, or a row of another length than `names`.
         """
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
-            return feeds
+            return self._taken(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
             raise SchemaMismatch(f"column {doubled[0]!r} stands twice")
         for row, values in enumerate(rows):
@@ -166,7 +169,7 @@ class Schema:
         rows = values
         if isinstance(values, np.ndarray):
             if self._fast is not None and (feeds := self._fast.from_array(values)) is not None:
-                return feeds
+                return self._taken(feeds)
             rows = values.tolist()
         if not isinstance(rows, list | tuple):
             raise SchemaMismatch(f"the data is {short_repr(rows)}; a list of rows is expected")
@@ -203,7 +206,7 @@ class Schema:
             inputs = tuple(replace(entry, dimension_names=row_symbols(entry.shape)) for entry in inputs)
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
-        return Schema((), tuple(tensors), inputs, self.has_rows)
+        return Schema((), tuple(tensors), inputs, self.has_rows, self.refusals)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
         """Return the number of rows of a request with these inputs or outputs."""
@@ -300,7 +303,7 @@ class Schema:
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
         if self._fast_tensors is not None and (feeds := self._fast_tensors(data)) is not None:
-            return feeds
+            return self._taken(feeds)
         if self.names == ("",) and len(data) == 1:
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
         missing = [name for name in self.names if name not in data]
@@ -321,7 +324,22 @@ class Schema:
             is_typed = entry.columns and isinstance(given, np.ndarray) and given.dtype.kind in "fiub"
             sent[entry.name] = given if is_typed else arrays[tensor.name]
         is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
-        return narrowed_feeds(feeds, sent) if is_narrowed else feeds
+        return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
+
+    def _taken(self, feeds: Feeds) -> Feeds:
+        """Return the feeds if the original of the model takes their values.
+
+        Raises:
+            SchemaMismatch: it refuses one.
+        """
+        if self._checks:
+            check_values(self._checks, feeds)
+        return feeds
+
+    @cached_property
+    def _checks(self) -> list[ValueCheck]:
+        tensors = {} if self.columns else {entry.name: tensor.name for entry, tensor in self._bound_tensors}
+        return compile_checks(self.refusals, self.inputs, tensors)
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:
@@ -337,6 +355,7 @@ def compile_schema(
     tensors: tuple[Tensor, ...],
     inputs: tuple[Input, ...],
     outputs: tuple[Output, ...] = (),
+    refusals: Refusals = NO_REFUSALS,
 ) -> Schema:
     """Return the schema after checking that the signature feeds every input of the graph.
 
@@ -354,7 +373,7 @@ def compile_schema(
             raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
     if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
         raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, the signature gives {sorted(names)}")
-    return Schema(columns, tensors, inputs, not rowless_reason(columns, inputs, outputs))
+    return Schema(columns, tensors, inputs, not rowless_reason(columns, inputs, outputs), refusals)
 
 
 def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:

@@ -22,6 +22,10 @@ DynamicAxes = Mapping[str, tuple[int, ...]]
 sizes."""
 
 
+MAX_VALUES = 1_000
+"""The most edges, categories and terms of a column, and learned rows, evenly spread over all."""
+
+
 @dataclass(frozen=True)
 class BoundaryValues:
     """The inputs at which a fitted model may change its prediction, by signature column.

@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
     SplineTransformer,
 )
 
-from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
@@ -37,7 +37,6 @@ _ROWS = (
 )
 """Attributes with rows from which predictions are computed."""
 
-_MAX_VALUES = 1_000  # of the edges, categories and terms of a column, and of the learned rows, evenly spread
 _MAX_ROW_SETS = 3
 
 
@@ -220,8 +219,8 @@ def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collect
 
 
 def _some(values: Any) -> Any:
-    """Return at most `_MAX_VALUES` of the values, evenly spread."""
-    if len(values) <= _MAX_VALUES:
+    """Return at most `MAX_VALUES` of the values, evenly spread."""
+    if len(values) <= MAX_VALUES:
         return values
-    chosen = np.linspace(0, len(values) - 1, _MAX_VALUES).astype(int)
+    chosen = np.linspace(0, len(values) - 1, MAX_VALUES).astype(int)
     return values[chosen] if isinstance(values, np.ndarray) else [values[position] for position in chosen]

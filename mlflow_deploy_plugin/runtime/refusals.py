@@ -1,0 +1,85 @@
+"""The values that the original of a model refuses, refused before the graph computes something of them.
+
+scikit-learn raises an error for a missing number where nothing imputes it, and for a category that an encoder without
+`handle_unknown` has not learned. An ONNX graph answers both: a label made of NaN, a row of zeros. The proof of parity
+finds which columns these are (`flavor/parity.py`), and the schema checks the feeds of each request here.
+"""
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import SchemaMismatch, did_you_mean, join_names
+from mlflow_deploy_plugin.runtime.artifact import Input, Refusals
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
+
+
+class ValueCheck(NamedTuple):
+    """The check of one input of the graph.
+
+    Attributes:
+        whole: (position, column) of those that take no missing number; the position is -1 for a tensor.
+        categories: (position, column, the values that it takes, the same for an error).
+    """
+
+    input: str
+    whole: list[tuple[int, str]]
+    categories: list[tuple[int, str, frozenset[Any], list[str]]]
+
+
+def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
+    """Return the checks of the inputs of a graph.
+
+    Args:
+        tensors: input → the tensor of the signature that feeds it; empty for a signature of columns.
+    """
+    checks = []
+    for entry in inputs if refusals.missing or refusals.categories else ():
+        columns = list(enumerate(entry.columns)) or [(-1, tensors[entry.name])]
+        kind = numpy_dtype(entry.dtype).kind
+        whole = [(position, name) for position, name in columns if kind == "f" and name in refusals.missing]
+        categories = []
+        for position, name in columns:
+            known = refusals.categories.get(name, ()) if entry.columns else ()
+            # an input of texts may hold the digits of numbers, as its encoder learned them
+            if known and all(isinstance(value, str) == (kind == "O") for value in known):
+                missing = [] if entry.missing is None or name in refusals.missing else [entry.missing]
+                shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
+                categories.append((position, name, frozenset([*known, *missing]), shown))
+        if whole or categories:
+            checks.append(ValueCheck(entry.name, whole, categories))
+    return checks
+
+
+def check_values(checks: Iterable[ValueCheck], feeds: Mapping[str, Array]) -> None:
+    """Check the values of a request.
+
+    Raises:
+        SchemaMismatch: a number is missing, or a value is no category of its column.
+    """
+    for name, whole, categories in checks:
+        array = feeds[name]
+        # the sum is NaN if one number is; it takes a third of the time of `isnan` and `any`
+        if whole and not isfinite(np.add.reduce(array, axis=None)):
+            for position, column in whole:
+                values = array if position < 0 else _column(array, position)
+                if len(missing := np.argwhere(np.isnan(values))):
+                    called = f"column {column!r}" if position >= 0 else f"tensor {column!r}" if column else "the tensor"
+                    raise SchemaMismatch(
+                        f"{called}, row {missing[0][0]}: null or NaN; the model takes no missing value"
+                    )
+        for position, column, known, shown in categories:
+            sent = _column(array, position).tolist()
+            if not known.issuperset(sent):
+                row = next(row for row, value in enumerate(sent) if value not in known)
+                hint = did_you_mean(str(sent[row]), shown, f"it takes {join_names(shown)}")
+                raise SchemaMismatch(
+                    f"column {column!r}, row {row}: the model does not know {short_repr(sent[row])}{hint}"
+                )
+
+
+def _column(array: Array, position: int) -> Array:
+    return array if array.ndim == 1 else array[:, position]
