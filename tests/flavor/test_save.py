@@ -11,13 +11,16 @@ import pytest
 import xgboost
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.exporter.runner import Model as ExportedModel
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
 from mlflow_deploy_plugin.runtime import read_artifact
 from tests.support.models import parse_graph
@@ -108,6 +111,29 @@ def test_unfaithful_model_is_logged_as_warned_on_request(
 
     assert mlflow.MlflowClient().get_model_version("lossy", "1").tags["onnxserve.parity"] == "warned"
     assert onnxserve.load_model(info.model_uri).artifact.parity_state == "warned"
+
+
+def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_model(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    carriers, hours = random.choice(["AA", "DL", "UA"], 200), random.integers(5, 9, 200)
+    rows = pd.DataFrame({"carrier": carriers, "hour": hours, "distance": random.normal(size=200)})
+    rows["wind"] = np.where(rows.distance > 1, np.nan, rows.distance)
+    columns = [(OneHotEncoder(), ["carrier", "hour"]), (SimpleImputer(), ["wind"])]
+    model = make_pipeline(make_column_transformer(*columns, remainder="passthrough"), LogisticRegression())
+    onnxserve.save_model(model.fit(rows, rows.distance > 0), tmp_path / "model", input_example=rows)
+    saved = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    exported = ExportedModel(onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path)
+
+    np.testing.assert_array_equal(saved.predict(rows), model.predict(rows))
+    for change, words in (
+        ({"carrier": "XX"}, r"column 'carrier', row 0: the model does not know 'XX'"),
+        ({"hour": 23}, r"column 'hour', row 0: the model does not know 23"),
+        ({"distance": np.nan}, r"'distance', row 0: .* the model takes no missing value"),
+    ):
+        changed = rows.head(1).assign(**change)
+        for refusing, error in ((model, ValueError), (saved, SchemaMismatch), (exported, ValueError)):
+            with pytest.raises(error, match="" if refusing is model else words):
+                refusing.predict(changed)
 
 
 def test_without_a_run_the_model_itself_carries_the_parity(

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.runtime import Schema
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Refusals, Tensor
+from mlflow_deploy_plugin.runtime.schema import compile_schema
+
+COLUMNS = (Column("distance", "double"), Column("hour", "long"), Column("wind", "double"), Column("carrier", "string"))
+INPUTS = (
+    Input("numbers", "float32", (-1, 3), ("distance", "hour", "wind")),
+    Input("carrier", "str", (-1, 1), ("carrier",), missing="?"),
+)
+ROW = {"distance": 1400.0, "hour": 17, "wind": 3.5, "carrier": "UA"}
+
+
+def _schema(refusals: Refusals) -> Schema:
+    return compile_schema(COLUMNS, (), INPUTS, refusals=refusals)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_number_is_refused_where_the_original_refuses_it(missing: float | None) -> None:
+    schema = _schema(Refusals(missing=frozenset({"distance"})))
+
+    assert np.isnan(schema.from_records([ROW, ROW | {"wind": missing}])["numbers"][1, 2])
+    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: null or NaN; the model takes no missing"):
+        schema.from_records([ROW, ROW | {"distance": missing}])
+    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null or NaN"):
+        schema.from_columns({name: [value] for name, value in (ROW | {"distance": missing}).items()})
+
+
+def test_infinity_and_products_that_overflow_are_no_missing_numbers() -> None:
+    schema = compile_schema(COLUMNS[:1], (), (Input("x", "float64", (-1, 1), ("distance",)),), refusals=_distance())
+
+    assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (4, 1)
+
+
+def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
+    schema = _schema(Refusals(categories={"carrier": ("UA", "DL"), "hour": (16, 17)}))
+
+    assert schema.from_records([ROW, ROW | {"carrier": None}])["carrier"].tolist() == [["UA"], ["?"]]
+    with pytest.raises(
+        SchemaMismatch, match=r"^column 'carrier', row 1: the model does not know 'XX'; it takes DL, UA, null$"
+    ):
+        schema.from_records([ROW, ROW | {"carrier": "XX"}])
+    with pytest.raises(SchemaMismatch, match=r"^column 'hour', row 0: the model does not know 18.0; it takes 16, 17$"):
+        schema.from_rows(list(ROW), [[1400.0, 18, 3.5, "UA"]])
+
+
+def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared() -> None:
+    digits = (Input("hour", "str", (-1, 1), ("hour",)),)
+    schema = compile_schema(COLUMNS[1:2], (), digits, refusals=Refusals(categories={"hour": (16, 17)}))
+
+    assert len(schema.from_columns({"hour": [18]})["hour"]) == 1
+
+
+@pytest.mark.parametrize(("name", "called"), [("", "the tensor"), ("x", "tensor 'x'")])
+def test_a_tensor_without_missing_numbers(name: str, called: str) -> None:
+    refusals = Refusals(missing=frozenset({name}))
+    inputs = (Input("x", "float32", (-1, 2)),)
+    schema = compile_schema((), (Tensor(name, "float32", (-1, 2)),), inputs, refusals=refusals)
+
+    for rows in ([[1, 2], [3, None]], np.array([[1, 2], [3, np.nan]], np.float32)):
+        with pytest.raises(SchemaMismatch, match=f"^{called}, row 1: null or NaN; the model takes no missing value$"):
+            schema.from_array(rows)
+
+
+def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold() -> None:
+    tensors = _schema(_distance()).tensor_schema
+
+    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null or NaN"):
+        tensors.from_columns(
+            {"numbers": np.array([[np.nan, 17, 3.5]], np.float32), "carrier": np.array([["UA"]], object)}
+        )
+
+
+def _distance() -> Refusals:
+    return Refusals(missing=frozenset({"distance"}))
