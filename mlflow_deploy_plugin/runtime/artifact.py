@@ -298,7 +298,7 @@ def _read_refusals(section: Mapping[str, Any]) -> Refusals:
     categories = section.get("categories") or {}
     return Refusals(
         frozenset(map(str, section.get("missing") or ())),
-        {str(name): tuple(values) for name, values in categories.items()},
+        {str(name): tuple(dict.fromkeys(values)) for name, values in categories.items()},
     )
 
 

@@ -26,6 +26,11 @@ BROKEN: list[tuple[str, str, str]] = [
     ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
     ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
     ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
+    (
+        "categories that are lists",
+        "flavors: {onnxserve: {data: model.onnx, refused: {categories: {a: [[1]]}}}}",
+        "cannot be understood",
+    ),
     ("a reference that is a text", "flavors: {onnxserve: {data: model.onnx, reference: x}}", "cannot be understood"),
     (
         "a column of a type that ONNX lacks",
