@@ -312,7 +312,9 @@ _CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
-        lambda table, name: table.assign(**{name: table[name].where(np.arange(len(table)) == 0)}),  # but in a first row
+        lambda table, name: table.assign(
+            **{name: table[name].where(np.arange(len(table)) == 0)}
+        ),  # one row stays whole
     ),
     (
         "unseen",  # a pandas categorical cannot hold another text
