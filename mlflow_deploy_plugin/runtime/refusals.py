@@ -6,7 +6,7 @@ finds which columns these are (`flavor/parity.py`), and the schema checks the fe
 """
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,10 @@ from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
 
 
 class ValueCheck(NamedTuple):
-    """One input of the graph, and the columns of it that are checked.
+    """An array of a request, and the columns of it that are checked.
 
     Attributes:
+        input: the name of an input of the graph, or of a block of sent numbers.
         whole: (position, column) of those that take no missing number; the position is -1 for a tensor.
         categories: (position, column, the values that it takes, the same for an error).
     """
@@ -31,9 +32,10 @@ class ValueCheck(NamedTuple):
 
 
 def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
-    """Return the checks of the inputs of a graph.
+    """Return the checks of the arrays of a request.
 
     Args:
+        inputs: of the graph, or the blocks of what was sent.
         tensors: input → the tensor of the signature that feeds it; empty for a signature of columns.
     """
     checks = []
@@ -54,31 +56,34 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
     return checks
 
 
-def check_values(checks: Iterable[ValueCheck], feeds: Mapping[str, Array]) -> None:
+def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> None:
     """Check the values of a request.
 
     Raises:
         SchemaMismatch: a number is missing, or a value is no category of its column.
     """
-    for name, whole, categories in checks:
-        array = feeds[name]
+    for check in checks:
+        name, whole, categories = check
+        array = arrays[name]
         # the product is NaN if one number is; it takes half the time of `isnan` and `any`, and warns of no overflow
-        if whole and not isfinite(np.vdot(array, array)):
-            for position, column in whole:
-                values = array if position < 0 else _column(array, position)
-                if len(missing := np.argwhere(np.isnan(values))):
-                    called = f"column {column!r}" if position >= 0 else f"tensor {column!r}" if column else "the tensor"
-                    raise SchemaMismatch(
-                        f"{called}, row {missing[0][0]}: null or NaN; the model takes no missing value"
-                    )
-        for position, column, known, shown in categories:
-            sent = _column(array, position).tolist()
-            if not known.issuperset(sent):
-                row = next(row for row, value in enumerate(sent) if value not in known)
-                hint = did_you_mean(str(sent[row]), shown, f"it takes {join_names(shown)}")
-                raise SchemaMismatch(
-                    f"column {column!r}, row {row}: the model does not know {short_repr(sent[row])}{hint}"
-                )
+        if whole and not np.vdot(array, array) < inf:
+            _refuse(check, array)
+        for position, _, known, _ in categories:
+            if not known.issuperset(_column(array, position).tolist()):
+                _refuse(check, array)
+
+
+def _refuse(check: ValueCheck, array: Array) -> None:
+    for position, column in check.whole:
+        values = array if position < 0 else _column(array, position)
+        if len(missing := np.argwhere(np.isnan(values))):
+            called = f"column {column!r}" if position >= 0 else f"tensor {column!r}" if column else "the tensor"
+            raise SchemaMismatch(f"{called}, row {missing[0][0]}: null or NaN; the model takes no missing value")
+    for position, column, known, shown in check.categories:
+        for row, value in enumerate(_column(array, position).tolist()):
+            if value not in known:
+                hint = did_you_mean(str(value), shown, f"it takes {join_names(shown)}")
+                raise SchemaMismatch(f"column {column!r}, row {row}: the model does not know {short_repr(value)}{hint}")
 
 
 def _column(array: Array, position: int) -> Array:

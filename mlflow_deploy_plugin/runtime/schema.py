@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.runtime.fast_decode import (
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,
     Feeds,
+    NarrowedFeeds,
     SharedDimensions,
     narrowed_feeds,
     row_count,
@@ -333,13 +334,24 @@ class Schema:
             SchemaMismatch: it refuses one.
         """
         if self._checks:
-            check_values(self._checks, feeds)
+            if isinstance(feeds, NarrowedFeeds):
+                check_values(self._sent_checks, feeds.sent)
+            else:
+                check_values(self._checks, feeds)
         return feeds
 
     @cached_property
     def _checks(self) -> list[ValueCheck]:
         tensors = {} if self.columns else {entry.name: tensor.name for entry, tensor in self._bound_tensors}
         return compile_checks(self.refusals, self.inputs, tensors)
+
+    @cached_property
+    def _sent_checks(self) -> list[ValueCheck]:
+        """The checks of `NarrowedFeeds.sent`: a block holds the numbers of many inputs."""
+        if not self._blocks:
+            return self._checks
+        texts = [entry for entry in self.inputs if entry.dtype == "str"]
+        return compile_checks(self.refusals, [*self._blocks, *texts], {})
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:

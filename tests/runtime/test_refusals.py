@@ -43,7 +43,7 @@ def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
         SchemaMismatch, match=r"^column 'carrier', row 1: the model does not know 'XX'; it takes DL, UA, null$"
     ):
         schema.from_records([ROW, ROW | {"carrier": "XX"}])
-    with pytest.raises(SchemaMismatch, match=r"^column 'hour', row 0: the model does not know 18.0; it takes 16, 17$"):
+    with pytest.raises(SchemaMismatch, match=r"^column 'hour', row 0: the model does not know 18; it takes 16, 17$"):
         schema.from_rows(list(ROW), [[1400.0, 18, 3.5, "UA"]])
 
 
