@@ -82,7 +82,8 @@ def _refuse(check: ValueCheck, array: Array) -> None:
     for position, column, known, shown in check.categories:
         for row, value in enumerate(_column(array, position).tolist()):
             if value not in known:
-                hint = did_you_mean(str(value), shown, f"it takes {join_names(shown)}")
+                near = shown if isinstance(value, str) else ()  # 17 is not meant by 18
+                hint = did_you_mean(str(value), near, f"it takes {join_names(shown)}")
                 raise SchemaMismatch(f"column {column!r}, row {row}: the model does not know {short_repr(value)}{hint}")
 
 
