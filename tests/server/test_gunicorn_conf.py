@@ -55,19 +55,27 @@ def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folder
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def metrics_of(pid: int) -> list[Path]:
-    return list(Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{pid}.db"))
+class Metrics:
+    """The files of metrics that were made since the start of a test: a killed server's may bear the same process id."""
+
+    def __init__(self) -> None:
+        self._folders = set(Path("/dev/shm").glob("onnxserve-metrics-*"))
+
+    def of(self, pid: int) -> list[Path]:
+        found = Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{pid}.db")
+        return [path for path in found if path.parent not in self._folders]
 
 
 def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    metrics = Metrics()
     with tools.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
-        assert metrics_of(worker.pid)
-    assert metrics_of(worker.pid) == []
+        assert metrics.of(worker.pid)
+    assert metrics.of(worker.pid) == []
     assert {path.name for path in tmp_path.iterdir()} == {
         "counted.json",
         "graphs",
@@ -83,10 +91,11 @@ def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    metrics = Metrics()
     with tools.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         running.process.kill()
         running.process.wait()
-    assert metrics_of(worker.pid)
+    assert metrics.of(worker.pid)
     with tools.gunicorn(tmp_path):
-        assert metrics_of(worker.pid) == []
+        assert metrics.of(worker.pid) == []
