@@ -11,7 +11,7 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import FunctionTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
@@ -34,8 +34,7 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     imputer: SimpleImputer = operator.raw_operator
     kind = operator.inputs[0].type
     texts = isinstance(kind, StringTensorType)
-    marks_nan = isinstance(imputer.missing_values, float) and np.isnan(imputer.missing_values)
-    if not (marks_nan or texts) or (texts and _marked(imputer)):
+    if not (marks_nan(imputer) or texts) or (texts and _marked(imputer)):
         raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator on texts")
     source = graph.joined(operator.inputs)
     result = operator.outputs[0].full_name

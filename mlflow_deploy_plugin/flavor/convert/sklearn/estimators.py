@@ -92,6 +92,11 @@ def _transforming(step: Any) -> Any:
     return Transforming(step) if replaced else step
 
 
+def marks_nan(imputer: Any) -> bool:
+    """Return True if an imputer or indicator takes NaN, and nothing else, as missing."""
+    return isinstance(imputer.missing_values, float) and bool(np.isnan(imputer.missing_values))
+
+
 def best_estimator(model: Any) -> Any:
     """Return the estimator that answers: the one that a search has found, or that only stands within another.
 

@@ -73,6 +73,17 @@ class NodeBuilder:
         """Return an option of the conversion that an ensemble has set for an estimator within it."""
         return bool(self._container.get_options(estimator, {name: False})[name])
 
+    def equal_blocks(self, count: str, largest: Any) -> tuple[str, str]:
+        """Return the number of blocks of equal size that hold so many rows, and their size, each [1].
+
+        Args:
+            count: the rows, [1]; the last block may have to be filled up.
+            largest: the most rows of a block, [1].
+        """
+        one = [1]
+        blocks = self.node("Div", [self.node("Sub", [self.node("Add", [count, largest]), one]), largest])
+        return blocks, self.node("Div", [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks])
+
     def subgraph(self) -> "Subgraph":
         """Return the builder of a graph within this one."""
         return Subgraph(self._scope)

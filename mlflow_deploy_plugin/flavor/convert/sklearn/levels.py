@@ -64,10 +64,8 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     Args:
         rows: [N, features], at least one.
     """
-    one, largest = [1], [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))]
     count = graph.node("Shape", [rows], start=0, end=1)
-    blocks = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, largest]), one]), largest])
-    size = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, blocks]), one]), blocks])
+    blocks, size = graph.equal_blocks(count, [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))])
     lacking = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
     padded = graph.node("Pad", [rows, graph.node("Concat", [[0, 0], lacking, [0]], axis=0)])
     shape = graph.node("Concat", [blocks, size, [-1]], axis=0)

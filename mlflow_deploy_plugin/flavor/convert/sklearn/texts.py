@@ -119,12 +119,11 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
 
 def _blocks(graph: NodeBuilder, given: str) -> str:
     """Return the texts in blocks of equal size, [blocks, rows], the last of which is filled up with the first texts."""
-    texts, one = graph.node("Reshape", [given, [-1]]), [1]
+    texts = graph.node("Reshape", [given, [-1]])
     is_long = graph.node("RegexFullMatch", [texts], pattern=_LONG)
-    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, one, [_BLOCK]])])
+    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
     count = graph.node("Shape", [texts])
-    blocks = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, largest]), one]), largest])
-    size = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, blocks]), one]), blocks])
+    blocks, size = graph.equal_blocks(count, largest)
     end = graph.node("Squeeze", [graph.node("Mul", [blocks, size])])
     rows = graph.node("Mod", [graph.node("Range", [np.int64(0), end, np.int64(1)]), count])
     return graph.node("Reshape", [graph.node("Gather", [texts, rows]), graph.node("Concat", [blocks, size], axis=0)])

@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray
@@ -215,8 +215,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
 
     scikit-learn leaves the regressions out if no row of a request has any value; here a row never depends on others.
     """
-    is_nan = isinstance(model.missing_values, float) and np.isnan(model.missing_values)
-    if not is_nan or model.sample_posterior or model._is_empty_feature.any():
+    if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
         )

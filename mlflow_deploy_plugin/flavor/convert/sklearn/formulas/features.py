@@ -32,7 +32,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection, Transforming
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection, Transforming, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, take
@@ -63,7 +63,7 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
 
 
 def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
-    if not (isinstance(model.missing_values, float) and np.isnan(model.missing_values)):
+    if not marks_nan(model):
         raise NotImplementedError("MissingIndicator with missing_values other than NaN")
     return np.isnan(rows.matrix)[:, model.features_].astype(np.float64)
 

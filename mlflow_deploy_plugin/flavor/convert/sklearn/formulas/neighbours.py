@@ -22,6 +22,7 @@ from sklearn.neighbors import (
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from sklearn.svm import OneClassSVM
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, smallest, take
 from mlflow_deploy_plugin.runtime import Array
@@ -166,7 +167,7 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
 
     The distance counts the columns that both rows have: sklearn.metrics.pairwise.nan_euclidean_distances.
     """
-    if not (isinstance(model.missing_values, float) and np.isnan(model.missing_values)) or callable(model.weights):
+    if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError("KNNImputer with missing_values other than NaN, or weights that are a function")
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
