@@ -16,18 +16,16 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Path]:
     """An MLflow store of the module's own, active until its last test."""
     folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(new_database(folder))
-    with pytest.MonkeyPatch.context() as patch:
+    with tracking_at(new_database(folder)), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("flavor", str(folder / "artifacts")))
         yield folder
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="session")

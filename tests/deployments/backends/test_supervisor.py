@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
@@ -14,6 +13,7 @@ from mlflow_deploy_plugin.deployments.backends.local import is_port_free
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.statedir import LOG
+from tests.support.tracking import tracking_at
 
 _LISTENER = """
 import socket, threading, time
@@ -48,14 +48,10 @@ def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("home"), log_uri="log")
     state_dir = tmp_path / "state"
-    before = mlflow.get_tracking_uri()
-    try:
-        mlflow.set_tracking_uri("sqlite:///here.db")
+    with tracking_at("sqlite:///here.db"):
         first = server_environment(state_dir, settings)
-        mlflow.set_tracking_uri("http://elsewhere:5000")
+    with tracking_at("http://elsewhere:5000"):
         second = server_environment(state_dir, settings)
-    finally:
-        mlflow.set_tracking_uri(before)
 
     assert first["MLFLOW_TRACKING_URI"] == second["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/here.db"
     assert first["ONNXSERVE_HOME"] == str(tmp_path / "home")
