@@ -8,7 +8,7 @@ Flask app itself. The console is the page `/onnxserve`: what is served, its heal
 """
 
 import os
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,6 +113,7 @@ def extend(app: Flask) -> None:
     app.extensions[_EXTENSION] = trail
 
 
+@cache  # MLflow's class is changed once, also for several apps in a process
 def _compare_versions_as_numbers() -> None:
     """Give MLflow's store the number of a version that is moved to a stage, where MLflow 3.17 gives it the text.
 
