@@ -94,8 +94,7 @@ class Model:
                 if entry["name"] not in data:
                     raise ValueError(f"the tensor {entry['name']!r} is missing; the model takes {_quoted(tensors)}")
                 feeds[entry["name"]] = np.asarray(data[entry["name"]], dtype=_dtype(entry["dtype"]))
-            for tensor, array in zip(tensors, feeds.values(), strict=True):
-                self._check(tensor["name"], array)
+                self._check(tensors[0]["name"] if len(tensors) == 1 else entry["name"], feeds[entry["name"]])
             return feeds
         count = max((len(values) for values in data.values()), default=0)
         arrays = {}

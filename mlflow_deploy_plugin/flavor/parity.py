@@ -183,7 +183,9 @@ class _ParityProof:
         self._worst: list[tuple[float, dict[str, Any]]] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._columns: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}  # answered → (source, column)
+        # (source, column), if the original has answered or refused a block in which the column was changed
+        self._answered_columns: set[tuple[str, str]] = set()
+        self._refused_columns: set[tuple[str, str]] = set()
         self._spreads: dict[str, Array] = {}
         self._sizes: set[int] = set()
         self.problem = ""
@@ -197,7 +199,7 @@ class _ParityProof:
                 raise
             if not group.block or count <= group.block:
                 self._refused[group.source] += count
-                self._columns[False].update((group.source, name) for name in group.columns)
+                self._refused_columns.update((group.source, name) for name in group.columns)
                 return
             # the blocks that the original refuses are found by bisection
             blocks = (count // group.block + 1) // 2
@@ -206,7 +208,7 @@ class _ParityProof:
                 columns = group.columns[named] if len(group.columns) > 1 else group.columns
                 self.add(replace(group, batch=batches.take_rows(group.batch, part), columns=columns))
             return
-        self._columns[True].update((group.source, name) for name in group.columns)
+        self._answered_columns.update((group.source, name) for name in group.columns)
         try:
             got = self._answers(group.batch)
             self._sources[group.source] += count
@@ -335,8 +337,8 @@ class _ParityProof:
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
             refused_columns={
-                source: sorted(name for kind, name in self._columns[False] - self._columns[True] if kind == source)
-                for source in sorted({kind for kind, _ in self._columns[False]})
+                source: sorted(name for kind, name in self._refused_columns - self._answered_columns if kind == source)
+                for source in sorted({kind for kind, _ in self._refused_columns})
             },
             batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),

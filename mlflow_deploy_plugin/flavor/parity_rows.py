@@ -127,9 +127,8 @@ class _TableRows:
         for name, categories in boundary_values.categories.items():
             dtype, is_text = self.example[name].dtype, column_type(self.example[name]) == "string"
             for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
-                if (
-                    isinstance(dtype, pd.CategoricalDtype) and not is_text
-                ):  # what is no category would be missing, which no integer can be
+                # what is no category would be missing, which no integer can be
+                if isinstance(dtype, pd.CategoricalDtype) and not is_text:
                     values = [value for value in values if value in dtype.categories]
                 if not values:
                     continue
@@ -299,10 +298,6 @@ def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
     return pd.Series(values).astype(dtype)
 
 
-def _filled(table: pd.DataFrame, name: str, value: Any) -> pd.DataFrame:
-    return table.assign(**{name: pd.Series([value] * len(table)).astype(table[name].dtype)})
-
-
 def _is_number(series: "pd.Series[Any]") -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
@@ -312,15 +307,14 @@ _CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
-        lambda table, name: table.assign(
-            **{name: table[name].where(np.arange(len(table)) == 0)}
-        ),  # one row stays whole
+        # one row stays whole: an original may refuse a column that is missing throughout
+        lambda table, name: table.assign(**{name: table[name].where(np.arange(len(table)) == 0)}),
     ),
     (
         "unseen",  # a pandas categorical cannot hold another text
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
-        lambda table, name: _filled(table, name, "never seen"),
+        lambda table, name: table.assign(**{name: pd.Series("never seen", table.index).astype(table[name].dtype)}),
     ),
     ("far", _is_number, 4 * len(_FAR), _far),
 )

@@ -14,7 +14,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import SchemaMismatch, did_you_mean, join_names
 from mlflow_deploy_plugin.runtime.artifact import Input, Refusals
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
+from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label
 
 
 class ValueCheck(NamedTuple):
@@ -77,7 +77,7 @@ def _refuse(check: ValueCheck, array: Array) -> None:
     for position, column in check.whole:
         values = array if position < 0 else _column(array, position)
         if len(missing := np.argwhere(np.isnan(values))):
-            called = f"column {column!r}" if position >= 0 else f"tensor {column!r}" if column else "the tensor"
+            called = f"column {column!r}" if position >= 0 else tensor_label(column)
             raise SchemaMismatch(f"{called}, row {missing[0][0]}: null or NaN; the model takes no missing value")
     for position, column, known, shown in check.categories:
         for row, value in enumerate(_column(array, position).tolist()):

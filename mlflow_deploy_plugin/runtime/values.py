@@ -92,7 +92,7 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
     Raises:
         SchemaMismatch: ragged, of another type or shape, or a number that does not fit.
     """
-    label = _label(tensor.name)
+    label = tensor_label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
     if not isinstance(values, np.ndarray):
         _check_nesting(label, tensor, values)
@@ -131,10 +131,11 @@ def cast_tensor(name: str, array: Array, dtype: str) -> Array:
     try:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
-        raise SchemaMismatch(f"{_label(name)} holds a number that does not fit {dtype}") from None
+        raise SchemaMismatch(f"{tensor_label(name)} holds a number that does not fit {dtype}") from None
 
 
-def _label(name: str) -> str:
+def tensor_label(name: str) -> str:
+    """Return the words for a tensor in an error; the only one of a signature may have no name."""
     return f"tensor {name!r}" if name else "the tensor"
 
 

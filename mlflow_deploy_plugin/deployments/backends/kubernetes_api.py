@@ -304,9 +304,8 @@ class Cluster:
         return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
 
     def _known_versions(self) -> set[str]:
-        if (
-            not self._versions
-        ):  # no cached_property: Python 3.11 lets all clusters of a process wait for the one it asks
+        # no cached_property: Python 3.11 lets all clusters of a process wait for the one it asks
+        if not self._versions:
             groups = self._request("GET", "/apis")["groups"]
             self._versions = {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
         return self._versions
