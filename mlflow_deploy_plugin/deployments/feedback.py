@@ -138,41 +138,59 @@ def import_labels(
         OnnxserveError: the log is down. Labels that were stored before stay; storing them again does no harm.
     """
     matches = LabelMatches() if match else None
+    readable = target.masking if target.masking.key else LabelMasking()
     accepted = bad = 0
-    destinations: dict[str, None] = {}
-    segment, url = f"file-{uuid4().hex}", target.url
     with ServerSession() as session:
+        sink = _LabelSink(session, log, endpoint, target, only_server)
         remaining = iter(rows)
         while batch := list(islice(remaining, _BATCH_ROWS)):
             entries = [row for row in batch if isinstance(row, LabelEntry)]
-            bad_rows = [row for row in batch if isinstance(row, BadRow)]
-            if entries:
-                refused: list[BadRow] = []
-                if url:
-                    try:
-                        refused = _post_labels(session, f"{url.rstrip('/')}/endpoints/{endpoint}/feedback", entries)
-                    except NotReady:
-                        if only_server:
-                            raise
-                        url = ""
-                if not url:
-                    now = datetime.now(UTC)
-                    table = target.masking.table(entries, int(now.timestamp() * 1_000_000), segment)
-                    write_labels(log.location, endpoint, now.strftime("%Y-%m-%d"), table)
-                destinations[url or log.shown] = None
-                if matches is not None:
-                    refused_places = {one.place for one in refused}
-                    kept = [entry for entry in entries if entry.place not in refused_places]
-                    readable = target.masking if target.masking.key else LabelMasking()
-                    matches.add(readable.table(kept, 0, ""))
-                accepted += len(entries) - len(refused)
-                bad_rows = bad_rows + refused
+            refused = sink.store(entries) if entries else []
+            if matches is not None and entries:
+                places = {one.place for one in refused}
+                matches.add(readable.table([entry for entry in entries if entry.place not in places], 0, ""))
+            accepted += len(entries) - len(refused)
+            bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
             for row in bad_rows:
                 report_bad(row)
             bad += len(bad_rows)
     if matches is not None:
         match_labels(log, endpoint, matches)
-    return LabelImport(accepted, bad, tuple(destinations), matches)
+    return LabelImport(accepted, bad, tuple(sink.destinations), matches)
+
+
+class _LabelSink:
+    """The endpoint's server, and once that does not answer the inference log.
+
+    Attributes:
+        destinations: what has taken labels, as keys: the server's URL, the log.
+    """
+
+    def __init__(
+        self, session: ServerSession, log: InferenceLog, endpoint: str, target: LabelTarget, only_server: bool
+    ) -> None:
+        self._session, self._log, self._endpoint = session, log, endpoint
+        self._url, self._masking, self._only_server = target.url, target.masking, only_server
+        self._segment = f"file-{uuid4().hex}"
+        self.destinations: dict[str, None] = {}
+
+    def store(self, entries: Sequence[LabelEntry]) -> list[BadRow]:
+        """Store labels, and return those that the server refuses. Raises as `import_labels`."""
+        if self._url:
+            try:
+                url = f"{self._url.rstrip('/')}/endpoints/{self._endpoint}/feedback"
+                refused = _post_labels(self._session, url, entries)
+                self.destinations[self._url] = None
+                return refused
+            except NotReady:
+                if self._only_server:
+                    raise
+                self._url = ""
+        now = datetime.now(UTC)
+        table = self._masking.table(entries, int(now.timestamp() * 1_000_000), self._segment)
+        write_labels(self._log.location, self._endpoint, now.strftime("%Y-%m-%d"), table)
+        self.destinations[self._log.shown] = None
+        return []
 
 
 def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:

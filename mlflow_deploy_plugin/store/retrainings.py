@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
@@ -84,10 +84,7 @@ class Retrainings:
             AlreadyExists: the model has one that is live.
         """
         now = self._store.now()
-        with self._store.transaction() as session:
-            if session.get_bind().dialect.name == "postgresql":  # on SQLite nobody else writes meanwhile
-                lock = {"model": f"retraining of {model}"}
-                session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:model))"), lock)
+        with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
             if (found := session.scalars(live.limit(1)).first()) is not None:
                 raise AlreadyExists(f"model {model} is being trained already: retraining {found.id} is {found.state}")

@@ -125,7 +125,7 @@ class Store:
         self._monotonic = monotonic
         self._sightings: dict[str, Sighting] = {}
 
-    def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "", actor: str | None = None) -> Endpoint:
+    def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "") -> Endpoint:
         """Add an endpoint under the name of `spec`. If two processes do so at the same time, one of them succeeds.
 
         Raises:
@@ -138,7 +138,7 @@ class Store:
                 session.add(row)
                 _delete_monitors(session, spec.name, now)  # also of what was judged by hand while nobody had the name
                 event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
-                self._audit(session, "create", actor, endpoint=spec.name, **event)
+                self._audit(session, "create", None, endpoint=spec.name, **event)
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
         except IntegrityError:
