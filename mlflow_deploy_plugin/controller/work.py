@@ -13,43 +13,47 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.combining import OrTrigger
-from apscheduler.triggers.cron import CronTrigger
 from pydantic import TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.spec import crontab_values, load_time_zone
 
+_LONGEST_WAIT_DAYS = 40 * 366  # 29 February on one day of the week, over 2100
 
-@lru_cache(maxsize=256)
-def crontab_trigger(schedule: str, time_zone: str) -> BaseTrigger:
-    """Return the times of a line like `15 6 * * 1-5`, as crontab(5) has them: 0 and 7 are Sunday, and if both a day of
-    the month and a day of the week are given, either will do. (APScheduler counts from Monday, and wants both.)
 
-    Times that a clock change skips come an hour later, and times that it doubles come twice.
+def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
+    """Return the first time after `after`, in UTC, of a line like `15 6 * * 1-5`, as crontab(5) has them: 0 and 7 are
+    Sunday, and if both a day of the month and a day of the week are given, either will do.
+
+    A time that a change of clocks skips comes later by what is skipped. Of a time that it repeats, the first counts,
+    and both if the line names every hour.
 
     Raises:
-        InvalidConfig: it cannot be read.
+        InvalidConfig: it cannot be read, or no time ever fits it.
     """
     zone = load_time_zone(time_zone)
     try:
-        minute, hour, day, month, weekday = crontab_values(schedule)
-        either = {"day": _field(day), "day_of_week": _field({(number - 1) % 7 for number in weekday})}
-        given = {"minute": _field(minute), "hour": _field(hour), "month": _field(month), "timezone": zone}
-        if any(schedule.split()[place].startswith("*") for place in (2, 4)):
-            return CronTrigger(**either, **given)
-        return OrTrigger([CronTrigger(**{name: field}, **given) for name, field in either.items()])
+        minutes, hours, days, months, weekdays = crontab_values(schedule)
     except ValueError as error:
         raise InvalidConfig(f"schedule {schedule!r}: {error}") from None
-
-
-def _field(values: set[int]) -> str:
-    return ",".join(map(str, sorted(values)))
+    fits = all if any(schedule.split()[place].startswith("*") for place in (2, 4)) else any
+    begin = (after - timedelta(hours=1)).astimezone(zone)  # a time that was skipped has come up to an hour later
+    for day in (begin.date() + timedelta(days=number) for number in range(_LONGEST_WAIT_DAYS)):
+        if day.month not in months or not fits((day.day in days, {day.isoweekday(), day.isoweekday() % 7} & weekdays)):
+            continue
+        for hour in sorted(hours):
+            if (day, hour) < (begin.date(), begin.hour):
+                continue
+            local = [datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone) for minute in minutes]
+            fires = [one.astimezone(UTC) for one in local]
+            if len(hours) == 24:
+                fires += [max(one.astimezone(UTC), one.replace(fold=1).astimezone(UTC)) for one in local]
+            if later := [one for one in fires if one > after]:
+                return min(later)
+    raise InvalidConfig(f"schedule {schedule!r} names a time that never comes")
 
 
 _log = logging.getLogger(__name__)

@@ -1,10 +1,10 @@
 """Crontab lines fire when crontab(5) says."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
-from mlflow_deploy_plugin.controller.work import crontab_trigger
+from mlflow_deploy_plugin.controller.work import next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
@@ -24,10 +24,9 @@ from mlflow_deploy_plugin.errors import InvalidConfig
     ],
 )
 def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
-    trigger, time, found = crontab_trigger(schedule, "UTC"), datetime(2026, 11, 22, 12, tzinfo=UTC), []
-    while (fires := trigger.get_next_fire_time(None, time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
-        found.append(fires.strftime("%a"))
-        time = fires + timedelta(minutes=1)
+    time, found = datetime(2026, 11, 22, 12, tzinfo=UTC), []
+    while (time := next_fire(schedule, "UTC", time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
+        found.append(time.strftime("%a"))
 
     assert sorted(found) == sorted(days)
 
@@ -35,4 +34,36 @@ def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -
 @pytest.mark.parametrize("zone", ["Europe/Berlinn", "../etc/passwd", "Europe"])
 def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
     with pytest.raises(InvalidConfig, match=f"time_zone '{zone}' is not known"):
-        crontab_trigger("15 6 * * *", zone)
+        next_fire("15 6 * * *", zone, datetime(2026, 11, 22, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("zone", "schedule", "after", "times"),
+    [
+        # the clocks go forward from 2:00 to 3:00: what is skipped comes an hour later
+        ("Europe/Berlin", "30 2 * * *", "2027-03-27T12:00Z", ["28T01:30", "29T00:30"]),
+        ("Europe/Berlin", "15 * * * *", "2027-03-28T00:00Z", ["28T00:15", "28T01:15", "28T02:15"]),
+        ("Europe/Berlin", "*/30 2-3 * * *", "2027-03-28T00:00Z", ["28T01:00", "28T01:30", "29T00:00"]),
+        # from 0:00 to 1:00
+        ("America/Santiago", "0 0 * * *", "2026-09-05T12:00Z", ["06T04:00", "07T03:00"]),
+        # from 23:00 to 0:00, so what is skipped comes on the next day
+        ("America/Nuuk", "30 23 * * *", "2027-03-28T00:50Z", ["28T01:30", "29T00:30"]),
+        # back from 3:00 to 2:00: once, unless every hour is asked for
+        ("Europe/Berlin", "30 2 * * *", "2026-10-24T12:00Z", ["25T00:30", "26T01:30"]),
+        ("Europe/Berlin", "15 * * * *", "2026-10-24T23:50Z", ["25T00:15", "25T01:15", "25T02:15"]),
+        ("Europe/Berlin", "*/40 * * * *", "2026-10-25T00:00Z", ["25T00:40", "25T01:00", "25T01:40", "25T02:00"]),
+        # half an hour
+        ("Australia/Lord_Howe", "15 * * * *", "2026-10-03T14:00Z", ["03T14:45", "03T15:45", "03T16:15"]),
+        ("Australia/Lord_Howe", "45 * * * *", "2027-04-03T14:00Z", ["03T14:45", "03T15:15", "03T16:15"]),
+        ("UTC", "0 0 29 2 *", "2096-03-01T00:00Z", ["29T00:00"]),
+    ],
+)
+def test_over_a_change_of_clocks_nothing_is_left_out_and_nothing_comes_twice(
+    zone: str, schedule: str, after: str, times: list[str]
+) -> None:
+    time, found = datetime.fromisoformat(after), []
+    for _ in times:
+        time = next_fire(schedule, zone, time)
+        found.append(f"{time:%dT%H:%M}")
+
+    assert found == times

@@ -11,10 +11,10 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, crontab_trigger
+from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import Watermark, Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
@@ -24,7 +24,6 @@ MAX_CATCH_UP = 100
 """Missed windows that a controller judges by itself; a person may ask for more."""
 SILENT_AFTER = timedelta(hours=1)
 _MAX_JITTER = timedelta(seconds=30)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,7 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
     if spec.kind == "performance" and spec.labels_within is not None:
         ready += timedelta(seconds=duration_seconds(spec.labels_within))
     if spec.schedule is not None:
-        fires = crontab_trigger(spec.schedule, spec.time_zone).get_next_fire_time(None, ready - _MICROSECOND)
-        if fires is None:
-            raise InvalidConfig(f"schedule {spec.schedule!r} names a time that never comes")
-        ready = fires.astimezone(UTC)
+        ready = next_fire(spec.schedule, spec.time_zone, ready - timedelta(microseconds=1))
     return ready + jitter(endpoint, monitor, spec)
 
 

@@ -6,13 +6,13 @@ trail with the reason.
 
 import logging
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.snapshot import main_variant, served_model, served_version, take_snapshot
-from mlflow_deploy_plugin.controller.work import crontab_trigger
+from mlflow_deploy_plugin.controller.work import next_fire
 from mlflow_deploy_plugin.deployments import Deployments, check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
@@ -134,6 +134,7 @@ class RetrainingSchedule:
         self._deployments = deployments
         self._actor = actor
         self._logged: dict[tuple[str, str], str] = {}
+        self._first_look = datetime.max.replace(tzinfo=UTC)
 
     def request_due(self, now: datetime | None = None) -> None:
         """Start the retrainings that are due; of several times that have passed, one.
@@ -141,6 +142,7 @@ class RetrainingSchedule:
         While the model is being trained already, the next one waits. An error is logged once.
         """
         now = now or self._deployments.store.now()
+        self._first_look = min(self._first_look, now)
         for endpoint in self._deployments.store.endpoints():
             for monitor, spec in endpoint.spec.monitors.items():
                 if spec.retrain is None or spec.retrain.schedule is None:
@@ -173,9 +175,9 @@ class RetrainingSchedule:
             for one in Retrainings(self._deployments.store).find(endpoint.name)
             if one.monitor == monitor and one.cause.get("kind") == _SCHEDULED
         ]
-        since = max([endpoint.created_at, *earlier])
-        fires = crontab_trigger(schedule, spec.time_zone).get_next_fire_time(None, since)
-        return fires is not None and fires <= now
+        # a later time than now was set by a wrong clock
+        since = max(one if one <= now else self._first_look for one in [endpoint.created_at, *earlier])
+        return next_fire(schedule, spec.time_zone, since) <= now
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:
@@ -201,8 +203,11 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig if it is too early, or the model was trained too often."""
-    found = retrainings.find(model=model)
+    """Raise InvalidConfig if it is too early, or the model was trained too often.
+
+    What was begun later than now was so by a wrong clock, and does not count.
+    """
+    found = [one for one in retrainings.find(model=model) if one.created_at <= now]
     if not found:
         return
     free_at = found[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))

@@ -165,6 +165,23 @@ def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> N
     assert len(world.retrainings.find()) == 1
 
 
+def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world: RetrainingWorld) -> None:
+    world.monitor(schedule="0 3 * * *")
+    world.ahead = timedelta(days=365)
+    schedule = RetrainingSchedule(world.deployments, "controller")
+    schedule.request_due()
+    ended(world)
+    world.ahead = timedelta()  # the clock is right again
+
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1)) is not None
+    ended(world)
+    schedule.request_due()
+    assert len(world.retrainings.find()) == 2
+    world.ahead = timedelta(days=2)
+    schedule.request_due()
+    assert len(world.retrainings.find()) == 3
+
+
 def test_the_store_lets_a_model_have_one_live_retraining(world: RetrainingWorld) -> None:
     world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "first"}, {}, "waiting")
     with pytest.raises(AlreadyExists, match="retraining 1 is waiting"):
