@@ -80,9 +80,10 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
     A variant is shown with its model if that differs, an added or removed monitor with its kind and fields, and any
     other field by its dotted name. Both texts are empty if nothing differs.
     """
+    specs = before, after
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
-        both = [spec.variants.get(name) for spec in (before, after)]
+        both = [spec.variants.get(name) for spec in specs]
         is_same_model = len({variant and variant.model for variant in both}) == 1
         shares = [variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both]
         if is_same_model and shares[0] == shares[1]:
@@ -91,17 +92,22 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
             if variant is not None:
                 text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
     changed = set(before.monitors) ^ set(after.monitors)
-    for text, spec in zip(texts, (before, after), strict=True):
-        for name in sorted(changed & set(spec.monitors)):  # monitor speed service_level every 1h require p99<=200ms
-            fields = dict(_flat(spec_document(spec)["monitors"][name]))
-            kind = fields.pop("kind", spec.monitors[name].kind)
-            text.append(" ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())]))
-    old, new = _other_fields(before, changed), _other_fields(after, changed)
-    for field_name in sorted({*old, *new}):
-        if old.get(field_name) != new.get(field_name):
-            for text, values in zip(texts, (old, new), strict=True):
-                text.append(f"{field_name} {values.get(field_name, 'not set')}")
+    for text, spec in zip(texts, specs, strict=True):
+        text += [_describe_monitor(spec, name) for name in sorted(changed & set(spec.monitors))]
+    others = [_other_fields(spec, changed) for spec in specs]
+    for field_name in sorted({*others[0], *others[1]}):
+        values = [fields.get(field_name, "not set") for fields in others]
+        if values[0] != values[1]:
+            for text, value in zip(texts, values, strict=True):
+                text.append(f"{field_name} {value}")
     return ", ".join(texts[0]), ", ".join(texts[1])
+
+
+def _describe_monitor(spec: EndpointSpec, name: str) -> str:
+    """Return a monitor in one line: `monitor speed service_level every 1h require p99<=200ms`."""
+    fields = dict(_flat(spec_document(spec)["monitors"][name]))
+    kind = fields.pop("kind", spec.monitors[name].kind)
+    return " ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())])
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, Any]:

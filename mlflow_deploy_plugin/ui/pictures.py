@@ -121,25 +121,9 @@ def traffic_charts(
 
     The servers' figures are added up.
     """
-    unread = {server: found.reason for server, found in histories.items() if isinstance(found, Refused)}
     read = {server: found for server, found in histories.items() if not isinstance(found, Refused)}
-    notice = ""
-    if unread:
-        whose = f" of {', '.join(unread)}" if read else ""
-        notice = f"No figures{whose}: {next(iter(unread.values()))}"
     intervals = [one for found in read.values() for one in found]
-    end = now
-    if intervals:
-        ends = [found[-1].at for found in read.values() if found]
-        newest = max(ends)
-        last, late = datetime.fromtimestamp(newest, UTC), now.timestamp() - newest
-        if late > _LATE_SECONDS[span]:
-            notice = f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
-        else:  # the newest figures of all that count stand at the right end, whatever the clocks say
-            counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
-            end = datetime.fromtimestamp(counted, UTC)
-        if late < -_CLOCK_SECONDS:
-            notice = f"The server's clock is {duration(-late)} ahead of this one"
+    end, notice = _newest_figures(histories, span, now)
     age = end.timestamp() - min((one.at - one.seconds for one in intervals), default=-math.inf)
     length = next((one for one in _LENGTHS[span] if one >= age), _LENGTHS[span][-1])
     slots = _Slots(endpoint, read, end.timestamp(), length, max(int(HISTORY_INTERVALS[span][0]), length // _POINTS))
@@ -171,6 +155,28 @@ def traffic_charts(
         ),
     )
     return charts, notice
+
+
+def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
+    """Return the time at the right end of the charts, and why there are no newer figures, if so."""
+    unread = {server: found.reason for server, found in histories.items() if isinstance(found, Refused)}
+    ends = [found[-1].at for found in histories.values() if found and not isinstance(found, Refused)]
+    notice = ""
+    if unread:
+        whose = f" of {', '.join(unread)}" if len(unread) < len(histories) else ""
+        notice = f"No figures{whose}: {next(iter(unread.values()))}"
+    if not ends:
+        return now, notice
+    newest = max(ends)
+    late = now.timestamp() - newest
+    if late > _LATE_SECONDS[span]:
+        last = datetime.fromtimestamp(newest, UTC)
+        return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
+    if late < -_CLOCK_SECONDS:
+        notice = f"The server's clock is {duration(-late)} ahead of this one"
+    # the newest figures of all that count stand at the right end, whatever the clocks say
+    counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
+    return datetime.fromtimestamp(counted, UTC), notice
 
 
 class _Slots:

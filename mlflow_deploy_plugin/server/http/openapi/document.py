@@ -154,20 +154,20 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
-    paths: dict[str, dict[str, Any]] = {}
     schemes = _security_schemes(server.spec)
+    paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        for described in endpoints if _NAME in route.path else [default]:
+        is_named = _NAME in route.path
+        errors = {404} if is_named else set()
+        needed = {}
+        if route.need is not None and schemes:
+            errors |= {401, 403}
+            needed = {"security": _requirements(route.need, schemes)}
+        for described in endpoints if is_named else [default]:
             if described is None or route.operation.applies_to(described.artifact):
                 path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
-                errors = {404} if _NAME in route.path else set()
-                needed = {}
-                if route.need is not None and schemes:
-                    errors |= {401, 403}
-                    scopes = scopes_for(route.need) if _KEY in schemes else [""]
-                    needed = {"security": [{name: [one] if name == _KEY else [] for name in schemes} for one in scopes]}
-                document = _operation_object(route.operation, path, described, errors)
-                paths.setdefault(path, {})[route.method.lower()] = document | needed
+                operation = _operation_object(route.operation, path, described, errors)
+                paths.setdefault(path, {})[route.method.lower()] = operation | needed
     summary = [
         f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
         for described in endpoints
@@ -202,6 +202,12 @@ def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
     if spec.ca_certs is not None:
         schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server names"}
     return schemes
+
+
+def _requirements(need: Need, schemes: Iterable[str]) -> list[dict[str, list[str]]]:
+    """Return the security requirements of an operation: all schemes together, with one of the scopes that it takes."""
+    scopes = scopes_for(need) if _KEY in schemes else [""]
+    return [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
 
 
 def _operation_object(
