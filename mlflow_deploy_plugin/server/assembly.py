@@ -133,7 +133,7 @@ def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
             spec.rate_limit_header,
             partial(metrics.count_refused, ""),
             partial(open_rate_limiter, redis=redis),
-            may_block=redis is not None,
+            are_shared=redis is not None,
         ),
         cloud=read_cloud(),
     )

@@ -6,6 +6,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC
 
@@ -30,19 +32,19 @@ def test_a_malformed_spec_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.redis
 @pytest.mark.parametrize(
-    ("settings", "may_block"),
+    ("settings", "may_wait"),
     [("{}", False), ("{api_keys: true}", True), ("{rate_limit: 1/day}", True), ("{max_concurrent_requests: 1}", False)],
 )
 def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, settings: str, may_block: bool
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, settings: str, may_wait: bool
 ) -> None:
     """Not even the first request of a key, whose limits nobody knows before."""
     (tmp_path / SPEC).write_text(f"name: e\nvariants: {{e: {{model: m}}}}\nserver: {settings}\n")
-    for url, expected in ((redis_url, may_block), ("", False)):
+    for url, expected in ((redis_url, may_wait), ("", False)):
         monkeypatch.setenv("ONNXSERVE_REDIS_URL", url)
         server = open_server(tmp_path)
         server.close()
-        assert server.limits.may_block is expected
+        assert may_wait_for_limits(server, RawRequest("POST", "/invocations", {}, b"")) is expected
 
 
 def test_a_server_closes_what_it_has_opened(tmp_path: Path) -> None:

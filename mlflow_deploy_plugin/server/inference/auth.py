@@ -127,6 +127,12 @@ class Authenticator:
             raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
         return entry
 
+    def known(self, request: RawRequest) -> KeyEntry | None:
+        """Return the caller's key if it was asked for before; it may hold no longer."""
+        if request.caller and not self.takes_keys:
+            return _of_certificate(request.caller)
+        return self._known.get(request.headers.get("authorization", ""))
+
     def _find(self, authorization: str) -> KeyEntry:
         """Return the key in the header, or raise Unauthenticated."""
         key = _sent_key(authorization)

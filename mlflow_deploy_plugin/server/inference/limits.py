@@ -2,6 +2,10 @@
 
 The pipeline calls `acquire` before it decodes anything, and `release` when the response is made.
 
+A rate that all workers share is counted in Redis. A worker counts requests of a busy client ahead there, as Envoy's
+quotas do, so that most of them wait for no other machine and may be answered on an event loop. Each request was counted
+before it passes: together the workers never admit more than the rate.
+
 In memory the rate is a sliding window of two counters, as in the `limits` library. That library's own storage in memory
 is not used: it starts a thread every 10 ms that looks at every client, and never bounds their number.
 """
@@ -12,9 +16,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.inference.circuit_breaker import (
@@ -34,8 +38,18 @@ _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
-RateLimiter = Callable[[bytes], float | None]
-"""Counts a request of the client with this key; returns None if it may pass, else the seconds until one would."""
+_RESERVED_SHARE, _RESERVED_SECONDS = 0.01, 0.1
+"""A reservation is at most this share of a rate, and lasts this share of its period, so many seconds at most."""
+
+
+class RateLimiter(Protocol):
+    """The requests of each client within a rate."""
+
+    def __call__(self, client: bytes) -> float | None:
+        """Count a request of the client with this key; return None if it may pass, else the seconds until one would."""
+
+    def may_wait(self, client: bytes) -> bool:
+        """Return True if the next call for this client asks another machine: an event loop must not wait for it."""
 
 
 class RequestLimits:
@@ -47,7 +61,7 @@ class RequestLimits:
         rate_header: the header (lower case) that identifies the client; without it, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
         open_rate: opens the limiter of a rate: of `rate`, and of those of keys.
-        may_block: a limit, or one that a key may have, asks another machine: an event loop must not wait for it.
+        are_shared: a limit, or one that a key may have, is counted on another machine; see `may_wait`.
 
     Attributes:
         is_active: if false, `acquire` and `release` need not be called: there is no limit but those of keys.
@@ -60,9 +74,9 @@ class RequestLimits:
         rate_header: str | None = None,
         count_refused: Callable[[str], None] = lambda reason: None,
         open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, None),
-        may_block: bool = False,
+        are_shared: bool = False,
     ) -> None:
-        self.may_block = may_block
+        self.are_shared = are_shared
         self.is_active = max_concurrent_requests is not None or bool(rate)
         self._allowed = max_concurrent_requests
         self._rate_text = rate
@@ -82,14 +96,12 @@ class RequestLimits:
         Raises:
             TooManyRequests: with the seconds after which to try again.
         """
-        if self._rate is not None:
-            named = request.headers.get(self._rate_header) if self._rate_header else None
-            client = f"address {request.caller or request.client}" if named is None else f"key {named}"
-            if (seconds := self._rate(_digest(client))) is not None:
-                self._count_refused("rate")
-                raise TooManyRequests(
-                    f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
-                )
+        rate, caller = self._rate, request.caller
+        if rate is not None and (seconds := rate(self._client(request, caller))) is not None:
+            self._count_refused("rate")
+            raise TooManyRequests(
+                f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
+            )
         if self._allowed is not None:
             with self._lock:
                 is_full = self._in_flight >= self._allowed
@@ -111,10 +123,8 @@ class RequestLimits:
         if refusal is None:
             name, refusal = key.name, ()
             for rate in key.limits:
-                if (opened := self._of_keys.get((name, rate))) is None:
-                    opened = self._open_rate(rate), _digest(f"limit {rate} of {name}")
-                    opened = self._of_keys.setdefault((name, rate), opened)
-                if (seconds := opened[0](opened[1])) is not None:
+                limiter, client = self._limiter_of_key(name, rate)
+                if (seconds := limiter(client)) is not None:
                     refusal = rate, seconds
                     self._count_refused("key")
                     break
@@ -122,6 +132,26 @@ class RequestLimits:
         if refusal:
             rate, seconds = refusal
             raise TooManyRequests(f"the key {key.name!r} may ask for {rate}; ask again later", max(1, ceil(seconds)))
+
+    def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
+        """Return True if a limit of this request asks another machine now: an event loop must not check it."""
+        if self._rate is not None and self._rate.may_wait(self._client(request, key.name if key else request.caller)):
+            return True
+        return key is not None and any(
+            limiter.may_wait(client)
+            for limiter, client in (self._limiter_of_key(key.name, rate) for rate in key.limits)
+        )
+
+    def _client(self, request: RawRequest, caller: str) -> bytes:
+        named = request.headers.get(self._rate_header) if self._rate_header else None
+        return _digest(f"address {caller or request.client}" if named is None else f"key {named}")
+
+    def _limiter_of_key(self, name: str, rate: str) -> tuple[RateLimiter, bytes]:
+        """Return the limiter of this rate of a key, and the client that it counts the key as."""
+        if (opened := self._of_keys.get((name, rate))) is None:
+            opened = self._open_rate(rate), _digest(f"limit {rate} of {name}")
+            opened = self._of_keys.setdefault((name, rate), opened)
+        return opened
 
     def release(self) -> None:
         if self._allowed is not None:
@@ -177,6 +207,10 @@ class MemoryRateLimiter:
                 self._clients.popitem(last=False)
         return None
 
+    def may_wait(self, client: bytes) -> bool:
+        """Return False: nobody else is asked."""
+        return False
+
 
 class RedisRates:
     """Counts in Redis: all workers that name it count together. While it does not answer, every request passes.
@@ -202,20 +236,109 @@ class RedisRates:
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._circuit = CircuitBreaker("the rate limit lets every request pass")
 
-    def count(self, item: Any, client: bytes) -> float | None:
-        """Count a request as a `RateLimiter` of this rate does."""
+    @property
+    def is_away(self) -> bool:
+        """Redis has failed a moment ago, and is not asked."""
+        return self._circuit.is_open
+
+    def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:
+        """Count this many requests of the client ahead; or one, if no more may pass.
+
+        Returns:
+            The number of requests that may pass, and if it is 0, the seconds until one may.
+        """
         from limits.errors import StorageError
 
-        if self._circuit.is_open:
-            return None
         key = client.hex()
         try:
-            if self._limiter.hit(item, key):
-                return None
-            return float(self._limiter.get_window_stats(item, key).reset_time - time.time())
+            for asked in (requests, 1)[requests == 1 :]:
+                if self._limiter.hit(item, key, cost=asked):
+                    return asked, 0.0
+            return 0, max(0.0, self._limiter.get_window_stats(item, key).reset_time - time.time())
         except StorageError as error:
             self._circuit.record_failure(error.storage_error)
+            return 1, 0.0
+
+
+@dataclass(slots=True)
+class _Reservation:
+    """Requests of a client that Redis has counted and that may still pass in this worker, or a refusal.
+
+    Attributes:
+        began / ends: by the limiter's clock.
+        size: the requests that were counted at once.
+        passed: the requests that have passed since it began.
+        left: the requests that may pass until it ends.
+        passes_at: when a refused client may ask again; 0 if it was not refused.
+        is_renewed: a thread is asking for the next one.
+    """
+
+    began: float
+    ends: float
+    size: int
+    passed: int = 1
+    left: int = 0
+    passes_at: float = 0.0
+    is_renewed: bool = False
+
+
+class SharedRateLimiter:
+    """Counts in Redis, together with all other workers, and for a busy client ahead.
+
+    A reservation has half of the requests that are expected while it lasts. A steady client uses it up; what a client
+    that stops leaves of it is lost. If a client asks less than four times in that time, each request is counted alone.
+    A refusal is known for as long, so that a client above its rate does not keep Redis busy.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, item: Any, redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
+        self._item = item
+        self._redis = redis
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._most = max(1, int(item.amount * _RESERVED_SHARE))
+        self._seconds = min(_RESERVED_SECONDS, item.get_expiry() * _RESERVED_SHARE)
+        self._clients: OrderedDict[bytes, _Reservation] = OrderedDict()
+
+    def __call__(self, client: bytes) -> float | None:
+        if self._redis.is_away:
             return None
+        asked = 1
+        with self._lock:
+            held, now = self._clients.get(client), self._clock()
+            if held is not None:
+                if now < held.ends and held.passes_at:
+                    return held.passes_at - now
+                if now < held.ends and held.left:
+                    held.left -= 1
+                    held.passed += 1
+                    return None
+                if not held.is_renewed:
+                    expected = held.passed * self._seconds / max(now - held.began, 1e-6)
+                    asked = max(1, min(int(expected / 2), 2 * held.size, self._most))
+                    held.is_renewed = asked > 1
+        passing, seconds = self._redis.count(self._item, client, asked)
+        with self._lock:
+            held, now = self._clients.get(client), self._clock()
+            if not passing:
+                ends = now + min(seconds, self._seconds)
+                self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
+            elif asked == 1 and held is not None and now < held.ends:
+                held.passed += 1
+            else:
+                self._clients[client] = _Reservation(now, now + self._seconds, passing, left=passing - 1)
+            self._clients.move_to_end(client)
+            if len(self._clients) > MAX_CLIENTS:
+                self._clients.popitem(last=False)
+        return None if passing else seconds
+
+    def may_wait(self, client: bytes) -> bool:
+        """Return False while a reservation or a refusal of this client holds."""
+        held = self._clients.get(client)
+        holds = held is not None and (held.left > 0 or held.passes_at > 0) and self._clock() < held.ends
+        return not (holds or self._redis.is_away)
 
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
@@ -227,7 +350,7 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
     from limits import parse  # late: it costs memory and time at the start
 
     item = parse(rate)
-    return partial(redis.count, item) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
+    return SharedRateLimiter(item, redis) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
 
 
 def request_threads(spec: ServerSpec) -> int:

@@ -199,6 +199,14 @@ def infer(
     return context.finish(reply, outputs)
 
 
+def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
+    """Return True if a limit of this request may ask another machine: no event loop may take its steps."""
+    if not server.limits.are_shared:
+        return False
+    key = server.auth.known(request) if server.auth.is_required else None
+    return server.limits.may_wait(request, key) if key or not server.auth.is_required else True
+
+
 def infer_async(
     server: Server,
     request: RawRequest,
@@ -214,7 +222,7 @@ def infer_async(
         the request cannot be answered so; the caller has to call `infer`.
     """
     dataplane = server.dataplane
-    if server.limits.may_block or not dataplane.can_infer_async(endpoint):
+    if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
         return False
     context = RequestContext(server, request, protocol.name)
     try:

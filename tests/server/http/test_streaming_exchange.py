@@ -293,7 +293,7 @@ def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Se
 
     async def talk() -> None:
         async with listener(server) as here:
-            here.app.inline_policy = InlinePolicy(lambda: False)
+            here.app.inline_policy = InlinePolicy(lambda _: False)
             here.app.limits = ConnectionLimits(request_seconds=10.0, connections=1)
             here.app.pool.submit(answering.wait)  # its only thread
             row = LINE.strip()

@@ -2,13 +2,22 @@
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
+from limits import parse
 
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.inference import limits
-from mlflow_deploy_plugin.server.inference.limits import MemoryRateLimiter, RedisRates, RequestLimits, open_rate_limiter
+from mlflow_deploy_plugin.server.inference.limits import (
+    MemoryRateLimiter,
+    RedisRates,
+    RequestLimits,
+    SharedRateLimiter,
+    open_rate_limiter,
+)
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import KeyEntry
 from tests.support.waiting import free_port
@@ -180,6 +189,96 @@ def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: in
     rate = open_rate_limiter(text, None)
     assert isinstance(rate, MemoryRateLimiter)
     assert (rate._amount, rate._period) == (amount, period)
+
+
+class FixedWindow:
+    """Counts as Redis does, within one window that never ends."""
+
+    is_away = False
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.counted = 0
+
+    def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:
+        self.asked.append(requests)
+        for passing in (requests, 1):
+            if self.counted + passing <= item.amount:
+                self.counted += passing
+                return passing, 0.0
+        return 0, 30.0
+
+
+def share(redis: Any, rate: str, clock: Clock) -> SharedRateLimiter:
+    return SharedRateLimiter(parse(rate), redis, clock)
+
+
+def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock) -> None:
+    redis = FixedWindow()
+    workers = [share(redis, "5000/minute", clock) for _ in range(3)]
+    passed = 0
+    for number in range(30_000):
+        passed += workers[number % 3](b"busy") is None
+        clock.now += 0.0005
+
+    assert 4900 <= passed <= 5000
+    assert 10 < max(redis.asked) <= 50
+    assert len(redis.asked) < 30_000 / 20
+
+
+def test_a_slow_client_loses_nothing_to_reservations(clock: Clock) -> None:
+    redis = FixedWindow()
+    limiter = share(redis, "1000/hour", clock)
+    answers = []
+    for _ in range(1001):
+        answers.append(limiter(b"slow"))
+        clock.now += 0.03
+
+    assert answers == [None] * 1000 + [30.0]
+    assert set(redis.asked) == {1}
+
+
+def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock) -> None:
+    redis = FixedWindow()
+    limiter = share(redis, "1/minute", clock)
+    assert limiter(b"a") is None
+    told = []
+    for _ in range(1000):
+        told.append(limiter(b"a"))
+        clock.now += 0.001
+
+    assert told[:2] == [30.0, pytest.approx(29.999)]
+    assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
+
+
+def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: Clock) -> None:
+    redis = FixedWindow()
+    limiter = share(redis, "300/minute", clock)
+    waits = []
+    while limiter(b"a") is None:
+        waits.append(limiter.may_wait(b"a"))
+        clock.now += 0.001
+
+    assert not limiter.may_wait(b"a")
+    assert limiter.may_wait(b"another")
+    assert 0 < sum(waits) <= 300 / 2
+    clock.now += 0.1
+    assert limiter.may_wait(b"a")
+    redis.is_away = True
+    assert not limiter.may_wait(b"a")
+
+
+@pytest.mark.redis
+def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url: str) -> None:
+    workers = [open_rate_limiter("2000/day", RedisRates(redis_url)) for _ in range(2)]
+
+    def ask(worker: Any) -> int:
+        return sum(worker(b"many threads") is None for _ in range(600))
+
+    with ThreadPoolExecutor(8) as threads:
+        passed = sum(threads.map(ask, workers * 4))
+
+    assert 1900 <= passed <= 2000
 
 
 @pytest.mark.redis

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.inference.limits import max_batch_rows, request_threads
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.settings import load_settings
 
 INLINE_SECONDS = 0.001
@@ -38,10 +39,10 @@ class InlinePolicy:
     the policy learns from one in eight of the quick answers, and from every slow one.
 
     Args:
-        may_be_inline: returns False while predictions wait for each other (batching), or for another process.
+        may_be_inline: returns False if the request waits for others (batching), or for another process.
     """
 
-    def __init__(self, may_be_inline: Callable[[], bool]) -> None:
+    def __init__(self, may_be_inline: Callable[[RawRequest], bool]) -> None:
         self._may_be_inline = may_be_inline
         self._seconds: dict[_RequestClass, float] = {}
         self._sample = 0
@@ -53,7 +54,7 @@ class InlinePolicy:
         if seconds is None:
             return path in _ALWAYS_INLINE and "content-encoding" not in headers
         is_small = size <= _INLINE_BYTES and "content-encoding" not in headers
-        return seconds < INLINE_SECONDS and is_small and self._may_be_inline()
+        return seconds < INLINE_SECONDS and is_small and self._may_be_inline(request)
 
     def run_inline(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse | None:
         """Answer a request on the loop if it is quick; None if it is not."""
@@ -67,10 +68,12 @@ class InlinePolicy:
         return response
 
     def run_in_thread(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse:
-        """Answer a request, and learn what it took."""
+        """Answer a request, and learn what it took, unless it may have waited for others."""
+        is_telling = self._may_be_inline(request)
         began = time.perf_counter()
         response = handle(request)
-        self._learn(request, response, time.perf_counter() - began)
+        if is_telling:
+            self._learn(request, response, time.perf_counter() - began)
         return response
 
     def _learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
@@ -124,10 +127,12 @@ class WorkerApp:
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
         self.server = server
-        # a pyfunc answers from another process, and may hang there; a call of Redis must not hold the loop
-        self.inline_policy = InlinePolicy(
-            lambda: may_be_inline and not server.repository.has_pyfuncs and not server.limits.may_block
-        )
+
+        def waits_for_nobody(request: RawRequest) -> bool:
+            # a pyfunc answers from another process, and may hang there; a call of Redis must not hold the loop
+            return may_be_inline and not server.repository.has_pyfuncs and not may_wait_for_limits(server, request)
+
+        self.inline_policy = InlinePolicy(waits_for_nobody)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-request")
         self.limits = ConnectionLimits()
         self.now = 0.0

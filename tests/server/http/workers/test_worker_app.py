@@ -117,7 +117,7 @@ def took(clock: list[float]) -> Callable[..., None]:
 
 @pytest.fixture
 def policy() -> InlinePolicy:
-    return InlinePolicy(lambda: True)
+    return InlinePolicy(lambda _: True)
 
 
 def of_size(size: int, path: str = "/invocations", **headers: str) -> RawRequest:
@@ -187,7 +187,7 @@ def test_large_and_packed_requests_stay_off_the_loop(
 
 
 def test_predictions_that_wait_stay_off_the_loop(took: Callable[..., None]) -> None:
-    policy = InlinePolicy(lambda: False)
+    policy = InlinePolicy(lambda _: False)
     took(policy, SMALL, QUICK)
     assert not policy.is_quick(SMALL)
 
