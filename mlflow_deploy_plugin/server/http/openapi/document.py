@@ -178,9 +178,10 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         summary.append("no model is loaded yet")
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
     for described in [*endpoints, *([default] if default else [])]:
-        name = described.endpoint
-        components |= {f"{name}.{kind}": make(described.schema) for kind, make in _REQUEST_SCHEMAS.items()}
-        components |= {f"{name}.{kind}": make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
+        made = {kind: make(described.schema) for kind, make in _REQUEST_SCHEMAS.items()}
+        made |= {kind: make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
+        for kind, schema in made.items():
+            components[f"{described.endpoint}.{kind}"] = _with_references(schema, described.endpoint, components)
     return {
         "openapi": "3.1.0",
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
@@ -188,6 +189,27 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         "paths": paths,
         "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
     }
+
+
+def _with_references(schema: JsonSchema, endpoint: str, components: dict[str, JsonSchema]) -> JsonSchema:
+    """Return the schema with a reference in place of each part that has a title; the parts become `components`.
+
+    Generators of clients name a class by its title, and leave out what would need two classes of one name.
+    """
+    part: JsonSchema = {}
+    for keyword, value in schema.items():
+        if keyword == "properties":
+            value = {name: _with_references(one, endpoint, components) for name, one in value.items()}
+        elif keyword in ("anyOf", "oneOf", "prefixItems"):
+            value = [_with_references(one, endpoint, components) for one in value]
+        elif keyword == "items":
+            value = _with_references(value, endpoint, components)
+        part[keyword] = value
+    if (title := part.pop("title", None)) is None:
+        return part
+    name = f"{endpoint}.{title.replace(' ', '_')}"
+    components[name] = part
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:

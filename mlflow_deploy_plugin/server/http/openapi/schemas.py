@@ -2,6 +2,7 @@
 
 They allow what the server accepts and refuse what it refuses, as far as JSON Schema can say it: a null stands for a
 missing value in a floating-point column, `20.0` is an integer, and columns that the model does not know are ignored.
+A part with a title becomes a component of the document, so one title has one content for a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,12 +85,12 @@ def record_schema(schema: Schema) -> JsonSchema:
         return {"type": "object", "minProperties": 1, "description": "one row: tensor → its values"}
     properties = column_schemas(schema)
     needed = [c.name for c in schema.columns if c.required and "null" not in properties[c.name]["type"]]
-    return {**object_schema({}, properties, minProperties=1), "required": needed}
+    return {**object_schema({}, properties, minProperties=1), "required": needed, "title": "record"}
 
 
 def predict_schema(schema: Schema) -> JsonSchema:
     """Return the schema of `/predict`: one record, or `features` in the signature's order."""
-    features = object_schema({"features": _row_schema(schema)}, title="features in the signature's order")
+    features = object_schema({"features": _row_schema(schema)}, title="features")
     record = {**record_schema(schema), "title": "one record"}
     if schema.columns:
         record["required"] = [column.name for column in schema.columns if column.required]
@@ -121,7 +122,9 @@ def tfserving_schema(schema: Schema) -> JsonSchema:
     by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)]}
     forms = {"instances": _rows_schema(schema), "inputs": by_column} if schema.names else {"instances": {}}
     signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
-    return {"oneOf": [object_schema({name: form}, signature, title=name) for name, form in forms.items()]}
+    return {
+        "oneOf": [object_schema({name: form}, signature, title=f"tfserving {name}") for name, form in forms.items()]
+    }
 
 
 def batch_schema(schema: Schema) -> JsonSchema:
@@ -227,6 +230,7 @@ def _split_schema(schema: Schema) -> JsonSchema:
             "index": {"type": ["array", "null"], "items": {}, "description": "one label a row; ignored"},
         },
         additionalProperties=False,
+        title="split",
         description=f"columns: {', '.join(schema.names[:50]) or 'any'}",
     )
 
