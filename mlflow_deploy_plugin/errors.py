@@ -250,7 +250,7 @@ def one_line(text: object, most: int | None = None) -> str:
 
 def without_row_number(message: str) -> str:
     """Return a message about a row that was sent alone without its number, which is not the one in its file."""
-    return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)
+    return message.replace(", row 0", "", 1).replace(" in row 0", "", 1).replace("row 0 ", "the row ", 1)
 
 
 def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:

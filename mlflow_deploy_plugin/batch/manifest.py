@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.batch.part import REJECTED, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.statedir import locked
-from mlflow_deploy_plugin.tabular import FileFormat, format_of
+from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of
 
 MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"
@@ -82,14 +82,15 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
         raise InvalidConfig(f"--input {input}: the folder has no files")
     parts: dict[str, Part] = {}
     for name, entry in found:
-        kind = input_format or format_of(name)
+        plain = name.removesuffix(Path(name).suffix) if compression_of(name) else name
+        kind = input_format or format_of(plain)
         if kind not in _SUFFIXES:
             raise InvalidConfig(
                 f"--input {input}: the name of {name} says none of the formats {', '.join(_SUFFIXES)}; "
                 "say --input-format"
             )
         given = output_format or kind
-        output = (name.removesuffix(Path(name).suffix) if format_of(name) else name) + _SUFFIXES[given]
+        output = (plain.removesuffix(Path(plain).suffix) if format_of(plain) else plain) + _SUFFIXES[given]
         if output in parts:
             raise InvalidConfig(f"--input {input}: {parts[output].name} and {name} would both become {output}")
         uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"

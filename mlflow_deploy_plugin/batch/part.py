@@ -5,6 +5,7 @@ takes the memory of some blocks.
 """
 
 import os
+import shutil
 import struct
 import tempfile
 from collections import Counter, deque
@@ -34,7 +35,15 @@ from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, upload_file
 from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
-from mlflow_deploy_plugin.tabular import FileFormat, RejectedRow, RowBlock, RowStream, atomic_file, table_writer
+from mlflow_deploy_plugin.tabular import (
+    FileFormat,
+    RejectedRow,
+    RowBlock,
+    RowStream,
+    atomic_file,
+    compression_of,
+    table_writer,
+)
 
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"
@@ -93,9 +102,9 @@ def predict_part(job: PartJob) -> PartResult:
     try:
         model = load_table_model(job.model, job.device)
         source = locate_log(job.input, "--input")
-        with source.filesystem.open_input_file(source.root) as file:
+        with source.filesystem.open_input_file(source.root) as packed, _unpacked(packed, source.root) as (file, share):
             stream = RowStream(file, job.input_format, input_types(model.schema))
-            return _write_part(job, model, stream, source)
+            return _write_part(job, model, stream, source, share)
     except OnnxserveError as error:
         raise type(error)(f"{job.shown}: {error.message}") from None
     except (OSError, pa.ArrowException) as error:
@@ -124,7 +133,30 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
             os.close(descriptor)
 
 
-def _write_part(job: PartJob, model: TableModel, stream: RowStream, source: LogLocation) -> PartResult:
+@contextmanager
+def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
+    """Yield the file, or, of one that is compressed, its content in a temporary file, since readers seek.
+
+    The number is the size of the file divided by the size of its content.
+    """
+    if not (codec := compression_of(name)):
+        yield file, 1.0
+        return
+    size = file.size()
+    with tempfile.NamedTemporaryFile() as whole:
+        try:
+            with pa.CompressedInputStream(file, codec) as content:
+                shutil.copyfileobj(content, whole, 2**20)
+            whole.flush()
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidRequest(f"it cannot be unpacked: {one_line(error, 200)}") from None
+        with pa.OSFile(whole.name) as plain:
+            yield plain, size / max(1, plain.size())
+
+
+def _write_part(
+    job: PartJob, model: TableModel, stream: RowStream, source: LogLocation, packed_share: float
+) -> PartResult:
     folders = _folder_columns(job, model, stream)
     columns = _columns(job, model, stream, folders)
     rows = rejected = 0
@@ -146,7 +178,7 @@ def _write_part(job: PartJob, model: TableModel, stream: RowStream, source: LogL
             else:
                 writer.add(piece)
                 rows += piece.num_rows
-            write_progress(job.progress, job.slot, rows, position)
+            write_progress(job.progress, job.slot, rows, int(position * packed_share))
         if not rows:
             keep = job.keep if stream.schema.names else ()
             nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table

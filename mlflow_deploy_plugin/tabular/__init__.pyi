@@ -2,6 +2,7 @@ from .files import FILE_FORMATS as FILE_FORMATS
 from .files import CsvRecord as CsvRecord
 from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
+from .files import compression_of as compression_of
 from .files import csv_records as csv_records
 from .files import first_line as first_line
 from .files import format_of as format_of

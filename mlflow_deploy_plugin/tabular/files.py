@@ -32,11 +32,17 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
 def format_of(path: str) -> FileFormat | None:
     """Return the format that the name of a file says, if any."""
     return _SUFFIXES.get(Path(path).suffix.lower())
+
+
+def compression_of(path: str) -> str | None:
+    """Return Arrow's name of the compression that the name of a file says, if any."""
+    return _COMPRESSIONS.get(Path(path).suffix.lower())
 
 
 def output_format(path: str, given: FileFormat) -> FileFormat:

@@ -262,7 +262,9 @@ class RowStream:
 
     def _open_parquet(self, **options: Any) -> pq.ParquetFile:
         # buffered: of a row group of any size, only the pages that are being read are in memory
-        return pq.ParquetFile(self._file, buffer_size=_BLOCK_BYTES // 4, pre_buffer=False, **options)
+        return pq.ParquetFile(
+            self._file, buffer_size=_BLOCK_BYTES // 4, pre_buffer=False, page_checksum_verification=True, **options
+        )
 
     def _parquet_blocks(self, columns: list[str], dictionaries: Collection[str]) -> Iterator[RowBlock]:
         metadata = self._parquet.metadata

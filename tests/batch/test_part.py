@@ -201,11 +201,17 @@ def test_the_first_bad_row_ends_the_part_with_its_place(predict: Predict, tmp_pa
     assert not (tmp_path / "out" / "made.jsonl").exists()
 
 
-def test_a_row_that_the_model_refuses_is_named(predict: Predict, tmp_path: Path) -> None:
-    rows = flights(100_000).set_column(4, "hour", pa.array([None if row == 77_777 else 1 for row in range(100_000)]))
-    path = write(rows, tmp_path / "rows.parquet")
+@pytest.mark.parametrize(
+    ("place", "column", "value", "message"),
+    [(4, "hour", 1, r"column 'hour' \(long\): null; an"), (5, "late", True, "column 'late' is null; true or false")],
+)
+def test_a_row_that_the_model_refuses_is_named(
+    predict: Predict, tmp_path: Path, place: int, column: str, value: int, message: str
+) -> None:
+    values = pa.array([None if row == 77_777 else value for row in range(100_000)])
+    path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
 
-    with pytest.raises(InvalidRequest, match=r"^rows\.parquet: row 77777 \(from 0\): column 'hour' \(long\): null"):
+    with pytest.raises(InvalidRequest, match=rf"^rows\.parquet: row 77777 \(from 0\): {message}"):
         predict(path, "made.parquet", threads=3)
 
     assert predict(path, "made.parquet", on_error="skip-row") == PartResult(99_999, 1)
@@ -336,6 +342,18 @@ def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path
         predict(path, "made.parquet")
 
     assert list((tmp_path / "out").rglob("*.parquet")) == []
+
+
+def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(flights(1000), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    distance = pq.read_metadata(path).row_group(0).column(3)
+    content[distance.data_page_offset + distance.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(OnnxserveError, match=r"^rows\.parquet: what follows row 0 cannot be read: .*CRC"):
+        predict(path, "made.parquet")
 
 
 def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Path) -> None:

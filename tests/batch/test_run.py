@@ -1,5 +1,6 @@
 """A whole batch: folders, kills, other models, other inputs, buckets, runs."""
 
+import gzip
 import json
 import os
 import random
@@ -163,6 +164,39 @@ def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path, suffix:
     written = pq.ParquetFile(out / folder.relative_to(tmp_path / "in") / "a.parquet").read().to_pydict()
     assert written["prediction"] == labels(late)
     assert [written[name][0] for name in ("day", "city", "zone")] == ["2026-01-01", "São Paulo", None]
+
+
+def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number, (suffix, codec) in enumerate(
+        [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")]
+    ):
+        plain = write(flights(500, seed=number), tmp_path / f"rows.{suffix.partition('.')[0]}")
+        source.mkdir(exist_ok=True)
+        with pa.CompressedOutputStream(str(source / f"{number}.{suffix}"), codec) as file:
+            file.write(plain.read_bytes())
+
+    result = run_batch(BatchPlan(str(model), str(source), str(out), keep=("id",), output_format="parquet", workers=1))
+
+    assert result.progress.rows == 2000
+    assert result.progress.bytes_done == result.progress.bytes
+    for number in range(4):
+        rows = flights(500, seed=number)
+        written = pq.read_table(out / f"{number}.parquet").to_pydict()
+        assert [int(one) for one in written["id"]] == rows["id"].to_pylist()
+        assert written["prediction"] == labels(rows)
+
+
+def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    whole = gzip.compress(write(flights(500), tmp_path / "rows.csv").read_bytes())
+    (source / "rows.csv.gz").write_bytes(whole[:-20])
+
+    with pytest.raises(OnnxserveError, match=r"^rows\.csv\.gz: it cannot be unpacked: "):
+        run_batch(BatchPlan(str(model), str(source), str(out), workers=1))
+
+    assert files(out) == ["_batch.json"]
 
 
 def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:
