@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     RegistryUnavailable,
 )
+from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.registry import Resolution, ResolvedModel, lookup_key
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.statedir import FetchedVersion
@@ -59,7 +60,7 @@ class PollPolicy:
     def pause(self, failures: int) -> float:
         """Return the seconds until the next poll, after so many failures in a row."""
         longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
-        seconds = min(self.poll_seconds * 2.0 ** min(failures, 10), longest)
+        seconds = backoff_seconds(failures + 1, longest, first=self.poll_seconds)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 

@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.inference_log import (
     locate_log,
     write_file,
 )
+from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.server import (
     SHIPPED,
@@ -157,7 +158,7 @@ class Shipper:
         if error != self.state.error:
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
         self._failures = self._failures + 1 if error else 0
-        pause = min(2.0**self._failures, _LONGEST_BACKOFF_SECONDS)
+        pause = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
         self._retry_at = self._clock() + pause if error else float("-inf")
         complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
         self.state = self.state.model_copy(

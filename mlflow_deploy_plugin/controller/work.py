@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.spec import crontab_values, load_time_zone
 
 _LONGEST_WAIT_DAYS = 40 * 366  # 29 February on one day of the week, over 2100
@@ -61,7 +62,6 @@ _log = logging.getLogger(__name__)
 TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
 """Errors of an outage, which ends without anybody changing the work."""
 MAX_BACKOFF = timedelta(minutes=10)
-_FIRST_BACKOFF = timedelta(seconds=15)
 
 PlanT = TypeVar("PlanT")
 Attempt = Callable[[], float]
@@ -70,7 +70,7 @@ Attempt = Callable[[], float]
 
 def backoff(failures: int) -> timedelta:
     """Return the pause after so many failed attempts: 15 s, twice as long each time, at most 10 minutes."""
-    return min(MAX_BACKOFF, _FIRST_BACKOFF * (1 << min(failures - 1, 16)))
+    return timedelta(seconds=backoff_seconds(failures, MAX_BACKOFF.total_seconds(), first=15.0))
 
 
 @dataclass

@@ -2,6 +2,7 @@ from .child import Child as Child
 from .child import SupervisedChild as SupervisedChild
 from .child import SupervisedChildren as SupervisedChildren
 from .child import adopt_orphans as adopt_orphans
+from .child import backoff_seconds as backoff_seconds
 from .child import die_with_parent as die_with_parent
 from .child import end_on_signals as end_on_signals
 from .child import exit_reason as exit_reason

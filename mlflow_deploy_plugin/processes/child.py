@@ -139,6 +139,11 @@ def signal_group(leader: int, number: int) -> bool:
     return True
 
 
+def backoff_seconds(failures: int, longest: float, first: float = 1.0) -> float:
+    """Return the pause after so many failures in a row, from 1: `first`, twice as long each time, at most `longest`."""
+    return min(first * 2.0 ** min(failures - 1, 64), longest)
+
+
 def exit_reason(status: int) -> str:
     """Return in words how a process ended: "ended with status 3", "was killed by SIGKILL"."""
     if status >= 0:

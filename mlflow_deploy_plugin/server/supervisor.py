@@ -17,17 +17,21 @@ import math
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
 from pathlib import Path
-from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
-from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, adopt_orphans, watched_signals
+from mlflow_deploy_plugin.processes import (
+    SupervisedChild,
+    SupervisedChildren,
+    adopt_orphans,
+    backoff_seconds,
+    watched_signals,
+)
+from mlflow_deploy_plugin.server.cloud import is_healthy
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
@@ -228,7 +232,7 @@ class _Supervisor:
         how = self._agent.exit_reason
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
-        pause = min(2.0 ** min(self._agent_crashes - 1, 10), _MAX_RESTART_SECONDS)
+        pause = backoff_seconds(self._agent_crashes, _MAX_RESTART_SECONDS)
         _log.error("the agent %s; it is started anew in %.0f s, and serving goes on", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
@@ -255,18 +259,7 @@ class _Supervisor:
         loaded = [
             w for w in workers if not w.endpoints or any(v.version for e in w.endpoints.values() for v in e.values())
         ]
-        return len(loaded) >= self._server.workers and self._pings()
-
-    def _pings(self) -> bool:
-        """Return whether /ping answers 200. Over TLS any certificate is trusted: the socket is our own."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
-        try:
-            with opener.open(f"{self._url}/ping", timeout=5) as response:
-                return bool(response.status == 200)
-        except (OSError, HTTPException):
-            return False
+        return len(loaded) >= self._server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
         """End gunicorn first, so that the agent ships what the last requests have left; leave no process behind."""

@@ -82,6 +82,19 @@ def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
     assert caplog.messages[1:] == ["the inference log is written again"]
 
 
+def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    writer = CaptureWriter(tmp_path / "spool")
+    write(writer, "a", ["AA"])
+    writer.close()
+    for _ in range(1100):
+        clock.now += 60
+        assert patient.round() == 0
+    (tmp_path / "log").unlink()
+    clock.now += 60
+    assert patient.round() == 1
+
+
 def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
     writer: CaptureWriter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.processes import Child, exit_reason, read_log_tail, signal_group, signal_process
+from mlflow_deploy_plugin.processes import (
+    Child,
+    backoff_seconds,
+    exit_reason,
+    read_log_tail,
+    signal_group,
+    signal_process,
+)
 from tests.support.waiting import is_gone, wait_until
 
 SLEEP = "import time; time.sleep(600)"
@@ -264,6 +271,10 @@ while orphans() and time.monotonic() < deadline:
     children.reap()
 print(len(orphans()))
 """) == ["0", "0"]
+
+
+def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were() -> None:
+    assert [backoff_seconds(failures, 30) for failures in (1, 2, 3, 6, 1025, 100_000)] == [1, 2, 4, 30, 30, 30]
 
 
 def test_a_burst_of_signals_ends_a_process_once(new_child: New) -> None:

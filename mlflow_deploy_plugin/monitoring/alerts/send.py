@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Silences, Store
 
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 GROUPING_DELAY = timedelta(seconds=5)
 """Alerts of one endpoint wait so long, so that those of one round go together."""
-_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=1)
+_LONGEST_PAUSE = timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
@@ -245,10 +246,11 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Seque
                 continue
             before = known.get(channel.id, {})
             tries = before.get("tries", 0) + 1
-            pause = min(_FIRST_PAUSE * 2 ** min(tries - 1, 20), _LONGEST_PAUSE)
-            known[channel.id] = {**before, "tries": tries, "not_before": (now + pause).isoformat()}
+            seconds = backoff_seconds(tries, _LONGEST_PAUSE.total_seconds(), first=10.0)
+            not_before = (now + timedelta(seconds=seconds)).isoformat()
+            known[channel.id] = {**before, "tries": tries, "not_before": not_before}
             if tries < _MOST_TRIES:
-                _log.warning("%s: %s did not take the alert; again in %d s", what, channel.name, pause.total_seconds())
+                _log.warning("%s: %s did not take the alert; again in %d s", what, channel.name, seconds)
             else:
                 _log.error("%s: %s did not take the alert %d times and is not told of it", what, channel.name, tries)
         told_at = now if any(is_taken for _, is_taken in told) else found.told_at

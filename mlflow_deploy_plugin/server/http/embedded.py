@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.processes import Child, exit_reason, signal_process
+from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason, signal_process
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
@@ -145,7 +145,7 @@ class _AgentKeeper:
                 signal_process(self._child.pid, signal.SIGTERM)
             status = self._child.wait() or 0
             crashes = 1 if time.monotonic() - self._child.started_at > _STABLE_SECONDS else crashes + 1
-            pause = min(2.0 ** (crashes - 1), _MAX_RESTART_SECONDS)
+            pause = backoff_seconds(crashes, _MAX_RESTART_SECONDS)
             if not self._stopping.wait(0):
                 logger.error("the agent %s; it is started anew in %.0f s", exit_reason(status), pause)
                 self._stopping.wait(pause)

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     UnsupportedMediaType,
 )
-from mlflow_deploy_plugin.processes import Child, exit_reason
+from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason
 from mlflow_deploy_plugin.runtime import Array
 
 logger = logging.getLogger(__name__)
@@ -349,8 +349,7 @@ class SideProcess:
             self._looked.set()
             if self.has_failed:
                 return  # `start` raises
-            pause = min(2.0 ** (crashes - 1), _MAX_PAUSE_SECONDS) if crashes > 1 else 0.0
-            self._closed.wait(pause)
+            self._closed.wait(backoff_seconds(crashes, _MAX_PAUSE_SECONDS) if crashes > 1 else 0.0)
 
     def _serve(self, running: _ProcessRun) -> None:
         """Follow a process from its start to its end."""
