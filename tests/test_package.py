@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def test_no_extra_asks_for_both_runtimes(extra: str) -> None:
     runtimes = requirements_of(extra) & {"onnxruntime", "onnxruntime-gpu"}
     assert len(runtimes) <= 1
     assert ("onnxruntime-gpu" in runtimes) == (extra == "gpu")
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_runtimes_that_read_any_file_for_a_graph_are_not_taken(extra: str) -> None:
+    """ONNX Runtime 1.26 reads weights that lie outside of the model's folder; see runtime/test_session.py."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options.extras_require"][extra].splitlines()
+    (runtime,) = [Requirement(line) for line in lines if line.startswith("onnxruntime")]
+    assert not runtime.specifier.contains("1.26.0")
 
 
 def test_what_develops_needs_all_extras_but_torch() -> None:

@@ -6,6 +6,7 @@ A graph is optimised once; whatever is wrong with the kept one, the original cou
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,41 @@ def test_the_oldest_go_where_all_together_are_too_large(
     newest = optimized_graph_path(graph, folder, onnxruntime.__version__)
     assert newest in list(folder.iterdir())
     assert len(list(folder.iterdir())) == 2
+
+
+def external(location: str) -> onnx.TensorProto:
+    """Return four bytes of another file as weights."""
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location="EXTERNAL")
+    for key, value in {"location": location, "offset": "0", "length": "4"}.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def as_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+    graph.initializer.append(weights)
+
+
+def as_constant(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+    graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weights))
+
+
+def as_sparse_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+    place = onnx.helper.make_tensor("place", onnx.TensorProto.INT64, [1], [0])
+    graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(weights, place, [1]))
+
+
+@pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "*/_ORT_MEM_ADDR_/*"])
+@pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
+def test_a_graph_reads_no_file_outside_of_its_folder(
+    tmp_path: Path, add: Callable[[onnx.GraphProto, onnx.TensorProto], None], location: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"1234")
+    graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
+    add(graph.graph, external(location.format(folder=tmp_path)))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(InvalidArtifact, match="cannot load"):
+        open_session(tmp_path / "model" / "model.onnx")
 
 
 def test_a_cpu_has_no_options_and_no_company() -> None:
