@@ -17,7 +17,7 @@ from packaging.version import InvalidVersion, Version
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-_INIT = '''"""{summary}
+_INIT = '''"""{docstring}
 
     import {package}
     {package}.predict(rows)         # a frame, a dict of columns, a list of records, or an array
@@ -90,11 +90,12 @@ def write_wheel(
     if not package.isidentifier() or package in taken:
         raise InvalidConfig(f"{name or described['name']!r} makes no name of a Python package; say another (--name)")
     version = wheel_version(described["version"])
-    summary = f"The model {' '.join(described['name'].split())}, version {described['version']}."
+    summary = f"The model {described['name']}, version {described['version']}."
+    docstring = summary.replace("\\", r"\\").replace('"', r"\"")
     distinfo = f"{package}-{version}.dist-info"
     texts = {"package": package, "version": version, "summary": summary, "distribution": package.replace("_", "-")}
     files = {
-        f"{package}/__init__.py": _INIT.format(**texts).encode(),
+        f"{package}/__init__.py": _INIT.format(**texts, docstring=docstring).encode(),
         f"{package}/__main__.py": f"from {package}._runner import main\n\nmain()\n".encode(),
         f"{package}/_runner.py": runner.read_bytes(),
         f"{package}/py.typed": b"",

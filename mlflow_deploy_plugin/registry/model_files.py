@@ -57,7 +57,7 @@ def download(source: str, destination: Path) -> Path:
             location = str(registry_client().get_logged_model(reference.name).artifact_location)
     scheme = urlparse(location).scheme
     if scheme in ("", "file"):
-        return _copy(Path(unquote(urlparse(location).path)), destination)
+        return _copy(Path(unquote(urlparse(location).path) if scheme else location), destination)
     return fetch(location, destination, f"the files of {redact_credentials(source)}")
 
 

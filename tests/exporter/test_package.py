@@ -1,5 +1,7 @@
 """The wheel: what pip reads of it, and its answers where it is installed alone."""
 
+import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -71,3 +73,12 @@ def test_a_fresh_environment_answers_as_the_served_model(
     code = "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', 'distance': 9.0}))"
     ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout == f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']\n"
+
+
+def test_a_name_of_a_model_is_no_code(mixed: Path, tmp_path: Path) -> None:
+    name = 'a""";raise SystemExit(7);"""\\'
+    folder = shutil.copytree(mixed, tmp_path / name)
+    wheel = onnxserve.export(str(folder), "wheel", tmp_path, name="harmless").path
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read("harmless/__init__.py").decode()
+    assert (ast.get_docstring(ast.parse(text)) or "").startswith(f"The model {name}, version")
