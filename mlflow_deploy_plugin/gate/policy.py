@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mlflow_deploy_plugin.errors import InvalidConfig, one_line
 from mlflow_deploy_plugin.evaluation import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
+from mlflow_deploy_plugin.runtime import load_yaml
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
 
@@ -240,8 +241,8 @@ def parse_policy(text: str, where: str) -> GatePolicy:
         InvalidConfig: the document is no policy; the message names the field.
     """
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date, a number too long, nested too deep
+        document = load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, a number too long
         raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")

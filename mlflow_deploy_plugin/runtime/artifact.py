@@ -7,13 +7,15 @@ Everything is read with libyaml, since PyYAML's own reader takes most of the loa
 against 1.7 ms here, measured with 200 models of 30 columns. Several readers ask for the same file one after the other,
 so the last few documents are kept.
 
-YAML is checked for its depth before anything is built of it. PyYAML's own reader takes time that grows with the square
-of the depth (16 s for 5,000 brackets). libyaml builds nested values by unbounded recursion in C (200,000 brackets end
-the process). Both go through the events of a document safely.
+YAML is checked for its depth and its aliases before anything is built of it. PyYAML's own reader takes time that grows
+with the square of the depth (16 s for 5,000 brackets). libyaml builds nested values by unbounded recursion in C, which
+200,000 brackets end with the process. With aliases, a few hundred characters may stand for gigabytes once a value is
+written as text. Both readers go through the events of a document safely.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +33,10 @@ _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 """Identifiers are shown in headers, metrics and logs, and the author of the file is not always who serves it."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
 _MAX_DEPTH = 100
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""What reading a document raises that has something else where it should have a mapping, a list or a text."""
+_MAX_ALIASED = 1_000_000
+"""The characters and values that the aliases of a document may stand for."""
 
 FLAVOR = "onnxserve"
 PYTHON_FUNCTION: Final = "python_function"
@@ -191,17 +197,17 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
     try:
         status = file.stat()
         document = _read(file, status.st_mtime_ns, status.st_size)
+        if not isinstance(document, Mapping):
+            raise InvalidArtifact("the MLmodel file is not a mapping")
+        identifiers = {name: str(document[name]) for name in _IDENTIFIERS if document.get(name)}
     except FileNotFoundError:
         raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # RecursionError: aliases within aliases
         raise InvalidArtifact(f"the MLmodel file cannot be read: {one_line(error)}") from None
-    if not isinstance(document, Mapping):
-        raise InvalidArtifact("the MLmodel file is not a mapping")
-    for name in _IDENTIFIERS:
-        value = document.get(name)
-        if value and not _IDENTIFIER.fullmatch(str(value)):
+    for name, value in identifiers.items():
+        if not _IDENTIFIER.fullmatch(value):
             raise InvalidArtifact(
-                f"the MLmodel file has {name} {str(value)[:80]!r}: at most 256 visible ASCII characters are expected"
+                f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII characters are expected"
             )
     return document
 
@@ -222,26 +228,37 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_LOADER)
 
 
-def check_yaml(text: str, takes_aliases: bool = True) -> None:
-    """Check the syntax and the depth of a YAML text without building anything of it.
-
-    Args:
-        takes_aliases: false if the caller writes out all that the text describes: with aliases, a few characters may
-            stand for gigabytes.
+def check_yaml(text: str) -> None:
+    """Check the syntax, the depth and the aliases of a YAML text without building anything of it.
 
     Raises:
-        YAMLError: it is not YAML, is nested too deeply, or has aliases.
+        YAMLError: it is not YAML, is nested too deeply, or its aliases stand for too much.
     """
-    depth = 0
+    open_anchors: list[str | None] = []
+    open_sizes = [0]  # of what is open, the document first
+    sizes: dict[str | None, int] = {}
+    aliased = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
+            open_anchors.append(event.anchor)
+            open_sizes.append(1)
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent) and not takes_aliases:
-            raise yaml.YAMLError("it has aliases (*name), which are not taken here")
-        if depth > _MAX_DEPTH:
+            anchor, size = open_anchors.pop(), open_sizes.pop()
+            sizes[anchor] = size
+            open_sizes[-1] += size
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = size = 1 + len(event.value)
+            open_sizes[-1] += size
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in open_anchors:
+                raise yaml.YAMLError(f"the alias *{event.anchor} stands within what it names")
+            size = sizes.get(event.anchor, 0)
+            open_sizes[-1] += size
+            aliased += size
+        if len(open_anchors) > _MAX_DEPTH:
             raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} levels deep")
+        if aliased > _MAX_ALIASED:
+            raise yaml.YAMLError(f"its aliases (*name) stand for more than {_MAX_ALIASED:,} characters")
 
 
 def read_artifact(folder: Path) -> Artifact:
@@ -290,7 +307,7 @@ def read_artifact(folder: Path) -> Artifact:
             digests={str(name): str(digest) for name, digest in (section.get("digests") or {}).items()},
             optimization=dict(section.get("optimization") or {}),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
 
 
@@ -329,7 +346,7 @@ def _inside(folder: Path, relative: str) -> Path:
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(f"the MLmodel file names {relative!r}, which lies outside of the model")
-    if not path.is_file():
+    if not os.path.isfile(path):  # it says no, too, to a name that no file can have
         raise InvalidArtifact(f"the model lacks its file {relative!r}")
     return path
 

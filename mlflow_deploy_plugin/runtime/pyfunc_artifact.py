@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import (
     COLUMN_TYPES,
     FLAVOR,
+    MALFORMED,
     PYTHON_FUNCTION,
     Artifact,
     Column,
@@ -56,7 +57,7 @@ def read_served_artifact(folder: Path) -> Artifact:
         return read_artifact(folder)
     try:
         return _pyfunc_artifact(folder, document)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
 
 

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime import MLMODEL, read_artifact, read_mlmodel
 from tests.support.models import write_model
 
+BOMB = "a: &0 [x, x]\n" + "".join(f"a{n}: &{n} [*{n - 1}, *{n - 1}]\n" for n in range(1, 40)) + "model_id: *39"
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
 
 
@@ -23,6 +24,12 @@ BROKEN: list[tuple[str, str, str]] = [
     ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
     ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
     ("a signature that is no JSON", "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}", "JSONDecodeError"),
+    (
+        "a signature of brackets",
+        f"flavors: {{onnx: {{data: model.onnx}}}}\nsignature: {{inputs: '{'[' * 100_000}'}}",
+        "RecursionError",
+    ),
+    ("a name that no file can have", f"flavors: {{onnx: {{data: {'x' * 500}}}}}", "lacks its file 'xxx"),
     ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
     ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
     ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
@@ -89,6 +96,9 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
         (b"- " * 200_000, "nested more than 100 levels"),
         (b"a: [", "cannot be read"),
         (b"a: 2001-99-99", "cannot be read"),
+        (BOMB.encode(), "aliases .* stand for more than 1,000,000"),
+        (b"flavors: &a [*a]", "stands within what it names"),
+        (b"model_id: " + b":".join([b"1"] * 3000), "cannot be read: .*limit"),  # to the base of 60
         (b"a: \xff", "cannot be read"),
         (b"- a", "not a mapping"),
         (b"", "not a mapping"),
@@ -109,3 +119,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, word
 def test_a_folder_without_the_file_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match="no MLmodel file"):
         read_mlmodel(tmp_path)
+
+
+def test_aliases_stand_for_what_they_name(tmp_path: Path) -> None:
+    (tmp_path / MLMODEL).write_text("metadata: &one {a: 1}\nagain: [*one, *one]")
+    assert read_mlmodel(tmp_path)["again"] == [{"a": 1}, {"a": 1}]

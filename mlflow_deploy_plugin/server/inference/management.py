@@ -159,7 +159,7 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
         if len(config) > LARGEST_CONFIG_BYTES:
             raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
         try:
-            check_yaml(config, takes_aliases=False)
+            check_yaml(config)
         except yaml.YAMLError as error:
             raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
         specs = load_specs(config)
