@@ -1,7 +1,7 @@
 """Plans: the pipeline of a prediction, composed when a version is swapped in.
 
 Until what is served changes, most decisions of the pipeline come out alike for every request to a path: its protocol,
-whether there are limits, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable` makes them once.
+whether there are rates, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable` makes them once.
 A request that its plan does not cover, or that fails in it, takes the general way (`routes.handle_direct`). That way
 gives the same bytes, and every error; a property test holds the two together.
 """
@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields
 from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, encode_body, negotiate_protocol
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
@@ -31,8 +32,8 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
 )
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""Answers a POST. None if the general way has to; then nothing has been captured, nor counted except against the limits
-of its key (`RequestLimits.check_key`)."""
+"""Answers a POST. None if the general way has to; then nothing has been captured, nor counted except against its rates
+(`RequestLimits.check_rates`)."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
@@ -45,17 +46,13 @@ _MAX_BODY_BYTES = 64 * 1024
 
 
 class PlanTable:
-    """The plans of one worker, by path. There are none if limits, a tracer or a log of requests see every request."""
+    """The plans of one worker, by path. There are none if a tracer, a log or a cache of requests sees every request."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         spec = server.spec
         self._is_possible = not (
-            server.limits.is_active
-            or server.tracer
-            or server.logs_requests
-            or spec.response_cache_bytes
-            or spec.default_timeout_microseconds
+            server.tracer or server.logs_requests or spec.response_cache_bytes or spec.default_timeout_microseconds
         )
         self._plans: dict[str, Plan] = {}
         server.repository.add_listener(self._compose)
@@ -82,7 +79,8 @@ class PlanTable:
                 paths |= {"/invocations": INVOCATIONS, "/predict": PREDICT, "/predict/batch": PREDICT_BATCH}
             for path, protocol in paths.items():
                 if path not in self._server.cloud.paths:
-                    plans[path] = compose_plan(self._server, variant, protocol)
+                    plan = compose_plan(self._server, variant, protocol)
+                    plans[path] = _within_places(plan, self._server.limits) if self._server.limits.has_places else plan
         self._plans = plans
 
 
@@ -96,7 +94,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
     require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
-    check_key = server.limits.check_key
+    has_rate, check_rates = server.limits.has_rate, server.limits.check_rates
     perf_counter, time_ns = time.perf_counter, time.time_ns
 
     def answer(request: RawRequest) -> RawResponse | None:
@@ -105,10 +103,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             return None
         received = time_ns() // 1000
         try:
-            if require is not None:
-                key = require(headers, "infer", endpoint, request.caller)
-                if key.limits:
-                    check_key(request, key)
+            key = require(headers, "infer", endpoint, request.caller) if require is not None else None
+            if has_rate or (key is not None and key.limits):
+                check_rates(request, key)
             feeds, encode, body_id = decode(headers, body)
             if not feeds:
                 return None
@@ -124,7 +121,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 content, content_type, format_headers = encode(variant, response)
         except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
             return None
-        if require is not None:
+        if key is not None:
             count_key(key)
         captured_rows: CapturedRows
         if is_captured:
@@ -146,6 +143,20 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         if format_headers:
             response_headers.update(format_headers)
         return encode_body(request, RawResponse(200, content, content_type, response_headers))
+
+    return answer
+
+
+def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
+    """Return the plan for a server that bounds the requests in flight. The general way refuses one too many."""
+
+    def answer(request: RawRequest) -> RawResponse | None:
+        if not limits.take_place():
+            return None
+        try:
+            return plan(request)
+        finally:
+            limits.release()
 
     return answer
 

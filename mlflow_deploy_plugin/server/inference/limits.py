@@ -1,6 +1,6 @@
 """The limits of a worker: requests in flight, requests of one client in a period, and threads for requests.
 
-The pipeline calls `acquire` before it decodes anything, and `release` when the response is made.
+The pipeline calls `check_rates` and `take_place` before it decodes anything, and `release` when the response is made.
 
 A rate that all workers share is counted in Redis. A worker counts requests of a busy client ahead there, as Envoy's
 quotas do, so that most of them wait for no other machine and may be answered on an event loop. Each request was counted
@@ -64,7 +64,8 @@ class RequestLimits:
         are_shared: a limit, or one that a key may have, is counted on another machine; see `may_wait`.
 
     Attributes:
-        is_active: if false, `acquire` and `release` need not be called: there is no limit but those of keys.
+        has_rate: if false, `check_rates` need not be called for a request whose key has no limits.
+        has_places: if false, `take_place` and `release` need not be called.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class RequestLimits:
         are_shared: bool = False,
     ) -> None:
         self.are_shared = are_shared
-        self.is_active = max_concurrent_requests is not None or bool(rate)
+        self.has_rate = bool(rate)
+        self.has_places = max_concurrent_requests is not None
         self._allowed = max_concurrent_requests
         self._rate_text = rate
         self._rate = open_rate(rate) if rate else None
@@ -88,63 +90,67 @@ class RequestLimits:
         self._lock = threading.Lock()
         self._in_flight = 0
 
-    def acquire(self, request: RawRequest) -> None:
-        """Admit one request; the caller has to `release` it, however it ends. A refused request is not released.
+    def check_rates(self, request: RawRequest, key: KeyEntry | None) -> None:
+        """Count a request by the rates of its key, then by the server's: once, even if its plan fails and the general
+        way asks again.
 
         Its client is its caller, once that is authenticated, else the address that it came from.
 
         Raises:
             TooManyRequests: with the seconds after which to try again.
         """
-        rate, caller = self._rate, request.caller
-        if rate is not None and (seconds := rate(self._client(request, caller))) is not None:
-            self._count_refused("rate")
-            raise TooManyRequests(
-                f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
-            )
-        if self._allowed is not None:
-            with self._lock:
-                is_full = self._in_flight >= self._allowed
-                if not is_full:
-                    self._in_flight += 1
-            if is_full:
-                self._count_refused("concurrency")
-                raise TooManyRequests(
-                    f"{self._allowed} requests are being answered here already; ask again later", _BUSY_RETRY_SECONDS
-                )
+        if not request.is_counted:
+            request.is_counted = True
+            request.refusal = self._refusal(request, key)
+        if request.refusal is not None:
+            raise request.refusal
 
-    def check_key(self, request: RawRequest, key: KeyEntry) -> None:
-        """Count a request by the rates of its key: once, even if its plan fails and the general way asks again.
+    def _refusal(self, request: RawRequest, key: KeyEntry | None) -> TooManyRequests | None:
+        if key is not None:
+            for rate in key.limits:
+                limiter, client = self._limiter_of_key(key.name, rate)
+                if (seconds := limiter(client)) is not None:
+                    self._count_refused("key")
+                    message = f"the key {key.name!r} may ask for {rate}; ask again later"
+                    return TooManyRequests(message, max(1, ceil(seconds)))
+        if self._rate is not None and (seconds := self._rate(self._client(request, key))) is not None:
+            self._count_refused("rate")
+            message = f"more than {self._rate_text} from one caller; ask again later"
+            return TooManyRequests(message, max(1, ceil(seconds)))
+        return None
+
+    def take_place(self) -> bool:
+        """Take a place among the requests in flight, which has to be released; return False if there is none."""
+        with self._lock:
+            if self._allowed is not None and self._in_flight >= self._allowed:
+                return False
+            self._in_flight += 1
+        return True
+
+    def acquire(self) -> None:
+        """Take a place among the requests in flight; the caller has to `release` it, however the request ends.
 
         Raises:
-            TooManyRequests: with the seconds after which to try again.
+            TooManyRequests: there is none.
         """
-        refusal = request.key_refusal
-        if refusal is None:
-            name, refusal = key.name, ()
-            for rate in key.limits:
-                limiter, client = self._limiter_of_key(name, rate)
-                if (seconds := limiter(client)) is not None:
-                    refusal = rate, seconds
-                    self._count_refused("key")
-                    break
-            request.key_refusal = refusal
-        if refusal:
-            rate, seconds = refusal
-            raise TooManyRequests(f"the key {key.name!r} may ask for {rate}; ask again later", max(1, ceil(seconds)))
+        if self.has_places and not self.take_place():
+            self._count_refused("concurrency")
+            message = f"{self._allowed} requests are being answered here already; ask again later"
+            raise TooManyRequests(message, _BUSY_RETRY_SECONDS)
 
     def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
         """Return True if a limit of this request asks another machine now: an event loop must not check it."""
-        if self._rate is not None and self._rate.may_wait(self._client(request, key.name if key else request.caller)):
+        if self._rate is not None and self._rate.may_wait(self._client(request, key)):
             return True
         return key is not None and any(
             limiter.may_wait(client)
             for limiter, client in (self._limiter_of_key(key.name, rate) for rate in key.limits)
         )
 
-    def _client(self, request: RawRequest, caller: str) -> bytes:
+    def _client(self, request: RawRequest, key: KeyEntry | None) -> bytes:
         named = request.headers.get(self._rate_header) if self._rate_header else None
-        return _digest(f"address {caller or request.client}" if named is None else f"key {named}")
+        caller = (key.name if key else request.caller) or request.client
+        return _digest(f"address {caller}" if named is None else f"key {named}")
 
     def _limiter_of_key(self, name: str, rate: str) -> tuple[RateLimiter, bytes]:
         """Return the limiter of this rate of a key, and the client that it counts the key as."""
@@ -154,14 +160,15 @@ class RequestLimits:
         return opened
 
     def release(self) -> None:
-        if self._allowed is not None:
+        if self.has_places:
             with self._lock:
                 self._in_flight -= 1
 
     @contextmanager
     def admitted(self, request: RawRequest) -> Iterator[None]:
-        """Hold a place: `acquire` and `release`."""
-        self.acquire(request)
+        """Count a request without a key, and hold a place."""
+        self.check_rates(request, None)
+        self.acquire()
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, Unauthenticated
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, TooManyRequests, Unauthenticated
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,8 +36,8 @@ class RawRequest:
         query: the part of the target after the question mark, as it was sent.
         caller: the name in its client certificate, once it is authenticated that of its key; empty without.
         arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
-        key_refusal: the limit of its key that refuses it, and for how many seconds; empty: none does; None: it was not
-            counted yet.
+        is_counted: its rates have counted it (`RequestLimits.check_rates`).
+        refusal: what they have refused it with.
     """
 
     method: str
@@ -48,7 +48,8 @@ class RawRequest:
     query: str = ""
     caller: str = ""
     arrived: float = field(default_factory=time.perf_counter)
-    key_refusal: tuple[str, float] | tuple[()] | None = None
+    is_counted: bool = False
+    refusal: TooManyRequests | None = None
 
 
 @dataclass(slots=True)

@@ -73,16 +73,13 @@ class RequestContext:
             Unauthenticated, ScopeMissing: see `Authenticator.require`.
             TooManyRequests: there is no place.
         """
-        server, request = self.server, self.request
-        limits = server.limits
+        server, request, key = self.server, self.request, None
         if server.auth.is_required:
             named = server.repository.default_endpoint if endpoint is None else endpoint
             key = server.auth.identify(request, "infer", named)
-            if key.limits:
-                limits.check_key(request, key)
-        if limits.is_active:
-            limits.acquire(request)
-            self._is_admitted = True
+        server.limits.check_rates(request, key)
+        server.limits.acquire()
+        self._is_admitted = True
 
     def release(self) -> None:
         """Give the place back, if there is one."""

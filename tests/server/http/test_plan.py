@@ -1,6 +1,7 @@
 """Plans beside the general way: the same bytes for every request that a plan answers, and the same record of it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +182,38 @@ def test_what_a_plan_does_not_cover_leaves_no_trace(server: Server, request_: Ra
 
 
 @pytest.mark.parametrize(
-    "spec", [{"max_concurrent_requests": 3}, {"max_batch_size": 4}, {"response_cache_bytes": 1000},
-             {"default_timeout_microseconds": 10**6}],
+    "spec", [{"max_batch_size": 4}, {"response_cache_bytes": 1000}, {"default_timeout_microseconds": 10**6}],
 )  # fmt: skip
 def test_a_server_that_decides_by_the_request_has_no_plans(
     serve_here: Callable[..., Server], endpoints: Any, spec: dict[str, Any]
 ) -> None:
     plans = PlanTable(serve_here(endpoints, server=spec))
     assert plans.answer(post("/invocations", {"dataframe_split": SPLIT})) is None
+
+
+def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
+    serve_here: Callable[..., Server], endpoints: Any
+) -> None:
+    server = serve_here(endpoints, server={"max_concurrent_requests": 1, "rate_limit": "3/day"})
+    plans = PlanTable(server)
+    request = partial(post, "/invocations", {"dataframe_split": SPLIT})
+    assert plans.answer(request()) is not None
+    server.limits.acquire()
+    full = request()
+    assert plans.answer(full) is None
+    refused = handle(server, full)
+    assert (refused.status, b"1 requests are being answered" in refused.body) == (429, True)
+    server.limits.release()
+
+    wrong = post("/invocations", {"dataframe_split": {"columns": [], "data": []}})
+    assert plans.answer(wrong) is None
+    assert handle(server, wrong).status == 400
+    late = request()
+    assert plans.answer(late) is None
+    refused = handle(server, late)
+    assert (refused.status, b"more than 3/day" in refused.body) == (429, True)
+    counted = [line for line in server.metrics.page().decode().splitlines() if line.startswith("onnxserve_refused")]
+    assert sorted(line.rpartition(" ")[2] for line in counted) == ["1.0", "1.0"]
 
 
 def test_a_version_that_is_swapped_in_has_its_plan_at_once(

@@ -182,7 +182,7 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
     for _ in range(3):
         assert ask(server, {"nonsense": 1}).status == 400
         assert ask(server, path="/endpoints/none/invocations").status == 404
-    server.limits.acquire(RawRequest("POST", "/invocations", {}, b"", "another"))
+    server.limits.acquire()
     refused = ask(server)
     assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
     server.limits.release()

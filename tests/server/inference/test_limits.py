@@ -44,22 +44,22 @@ def clock() -> Clock:
 def test_without_limits_everybody_may_enter() -> None:
     unlimited = RequestLimits()
     for _ in range(1000):
-        unlimited.acquire(sent("192.0.2.1"))
+        unlimited.check_rates(sent("192.0.2.1"), None)
 
 
 def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     refused: list[str] = []
     two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
-    two.acquire(sent("a"))
-    two.acquire(sent("b"))
+    two.acquire()
+    two.acquire()
 
     with pytest.raises(TooManyRequests, match="2 requests are being answered") as error:
-        two.acquire(sent("c"))
+        two.acquire()
 
     assert error.value.retry_after == 1
     assert refused == ["concurrency"]
     two.release()
-    two.acquire(sent("c"))
+    two.acquire()
 
 
 def test_requests_in_flight_are_never_more_than_the_limit() -> None:
@@ -71,7 +71,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
         nonlocal inside, most
         for _ in range(500):
             try:
-                five.acquire(sent("a"))
+                five.acquire()
             except TooManyRequests:
                 continue
             with lock:
@@ -89,7 +89,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
 
     assert 1 <= most <= 5
     for _ in range(5):
-        five.acquire(sent("a"))
+        five.acquire()
 
 
 def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
@@ -98,17 +98,17 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
         rate="3/minute", count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(3, 60, clock)
     )
     for _ in range(3):
-        limited.acquire(sent("192.0.2.1"))
+        limited.check_rates(sent("192.0.2.1"), None)
 
     with pytest.raises(TooManyRequests, match="more than 3/minute from one caller") as error:
-        limited.acquire(sent("192.0.2.1"))
+        limited.check_rates(sent("192.0.2.1"), None)
 
     assert error.value.retry_after is not None
     assert 1 <= error.value.retry_after <= 60
     assert refused == ["rate"]
-    limited.acquire(sent("192.0.2.2"))
+    limited.check_rates(sent("192.0.2.2"), None)
     clock.now += 2 * 60
-    limited.acquire(sent("192.0.2.1"))
+    limited.check_rates(sent("192.0.2.1"), None)
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
@@ -140,13 +140,13 @@ def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
     limited = RequestLimits(
         rate="1/minute", rate_header="x-api-key", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock)
     )
-    limited.acquire(sent("192.0.2.1", "one"))
-    limited.acquire(sent("192.0.2.1", "two"))
-    limited.acquire(sent("192.0.2.1"))
+    limited.check_rates(sent("192.0.2.1", "one"), None)
+    limited.check_rates(sent("192.0.2.1", "two"), None)
+    limited.check_rates(sent("192.0.2.1"), None)
 
     for key in ("one", ""):
         with pytest.raises(TooManyRequests):
-            limited.acquire(sent("192.0.2.1", key))
+            limited.check_rates(sent("192.0.2.1", key), None)
 
 
 def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock) -> None:
@@ -158,7 +158,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
 
     def ask(key: str) -> str:
         try:
-            of_keys.check_key(sent(), KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)))
+            of_keys.check_rates(sent(), KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)))
         except TooManyRequests as error:
             return f"{error.retry_after}: {error.message}"
         return ""
@@ -169,7 +169,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
     assert ask("shop") == ""
     assert ask("shop").endswith("the key 'shop' may ask for 3/day; ask again later")
     assert refused == ["key", "key"]
-    assert not of_keys.is_active
+    assert not of_keys.has_rate
 
 
 def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,9 +286,9 @@ def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
     workers = [RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url))) for _ in range(2)]
     shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for worker in workers:
-        worker.check_key(sent(), shop)
+        worker.check_rates(sent(), shop)
     with pytest.raises(TooManyRequests, match="the key 'shop' may ask for 2/day"):
-        workers[0].check_key(sent(), shop)
+        workers[0].check_rates(sent(), shop)
 
 
 def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
