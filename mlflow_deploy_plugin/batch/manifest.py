@@ -153,7 +153,7 @@ class BatchOutput:
         Raises:
             AlreadyExists: another batch writes to it just now.
         """
-        if not self._location.is_local:  # a bucket has no unfinished files, and what both write is the same
+        if not self._location.is_local:  # a bucket has no unfinished files; two of one manifest write the same
             yield
             return
         with ExitStack() as held:
@@ -201,7 +201,13 @@ class BatchOutput:
             gone = {SUCCESS} & files if wanted - files else set()
             self._remove(gone | {name for name in files if _target_of_unfinished(name) in wanted})
             if known is None or known["parts"] != manifest["parts"]:
-                write_file(self._location, MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+                content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
+                write_file(self._location, MANIFEST, content, is_new=known is None)
+        except FileExistsError:
+            raise AlreadyExists(
+                f"--output {self.uri}: another batch has begun to write to it just now; name another folder, or give "
+                "the command again when it has ended"
+            ) from None
         except (OSError, pa.ArrowException) as error:
             shown = one_line(error, 300)
             raise OnnxserveError(f"--output {self.uri} cannot be used: {shown}") from None

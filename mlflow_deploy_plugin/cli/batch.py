@@ -58,7 +58,7 @@ def batch(
     """Predict files of any size by a model, without a server.
 
     Each file of the input, a part, becomes one file of the output, in the same folder below it, with its rows in their
-    order. CSV, JSON Lines and Parquet are read.
+    order. CSV, JSON Lines and Parquet are read, compressed or not.
 
     \b
       onnxserve batch -m models:/flight-delay/Production -i flights/ -o predictions/ --keep flight,day

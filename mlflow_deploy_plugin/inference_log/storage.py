@@ -173,7 +173,7 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
         raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {shown}") from None
 
 
-def upload_file(location: LogLocation, name: str, content: BinaryIO) -> None:
+def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
     """Write what an open file holds as `name` below the root of a bucket; raises as `write_file`.
 
     boto3 does it, since Arrow's own writer knows no server-side encryption, which a bucket's policy may demand of every
@@ -186,23 +186,33 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO) -> None:
     client, transfer, failures = _s3_client(location.endpoint, location.region)
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
-        client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
+        if is_new:  # boto3's managed upload takes no condition
+            client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", **arguments)
+        else:
+            client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
+        answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+        if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: another one writes it just now
+            raise FileExistsError(f"s3://{bucket}/{key} exists") from None
         asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
         raise OSError(f"s3://{bucket}/{key}: {error}{asked}") from None
 
 
-def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer) -> None:
+def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer, is_new: bool = False) -> None:
     """Write `content` as `name` below the log's root, in place of a file of that name.
 
+    Args:
+        is_new: in a bucket no object of that name may exist, also if two write it at once.
+
     Raises:
+        FileExistsError: `is_new`, and the object exists.
         OSError: the log does not take it.
         NotInstalled: the log is in a bucket, and boto3 is not installed.
     """
     if location.is_local:
         write_atomically(Path(location.root, name), content)
     else:
-        upload_file(location, name, io.BytesIO(content))
+        upload_file(location, name, io.BytesIO(content), is_new)
 
 
 def encode_parquet(table: pa.Table) -> pa.Buffer:

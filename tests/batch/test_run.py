@@ -10,7 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import boto3
@@ -24,6 +27,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.batch import BatchPlan, run_batch
+from mlflow_deploy_plugin.batch.manifest import BatchOutput
 from mlflow_deploy_plugin.batch.run import BatchProgress
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from tests.support.models import mixed_model
@@ -334,6 +338,33 @@ def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch:
             f"lake/out/{name}" for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
         ]
         assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
+
+
+def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    source = fill(tmp_path / "in", 1)
+    seen = Barrier(2)
+    look = BatchOutput._files
+
+    def look_together(output: BatchOutput) -> set[str]:
+        files = look(output)
+        with suppress(BrokenBarrierError):  # both have seen an empty place; nobody waits for later looks
+            seen.wait(20)
+        seen.abort()
+        return files
+
+    monkeypatch.setattr(BatchOutput, "_files", look_together)
+    with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        plans = [BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1) for column in ("id", "ts")]
+        outcomes = [future.exception() for future in [pool.submit(run_batch, plan) for plan in plans]]
+
+    (refused,) = (one for one in outcomes if one)
+    assert isinstance(refused, AlreadyExists)
+    assert "another batch has begun to write to it just now" in str(refused)
 
 
 def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Path], str], tmp_path: Path) -> None:

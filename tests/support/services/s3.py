@@ -65,6 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _dispatch  # noqa: N815 - the names of http.server
 
     def _put(self, key: str, query: dict[str, str], body: bytes) -> None:
+        if self.headers.get("If-None-Match") == "*" and key in self.bucket.objects:
+            self._send(412, b"<Error><Code>PreconditionFailed</Code><Message>exists</Message></Error>")
+            return
         if "uploadId" in query:
             self.bucket.uploads[query["uploadId"]][int(query["partNumber"])] = body
         else:
