@@ -8,7 +8,8 @@ that ran within it.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class NodeTime:
 
     Attributes:
         share: of the time of all nodes.
-        us: microseconds of a run, by the profiler.
+        us: median microseconds of a run, by the profiler.
         calls: of a run; a node in a Loop has several.
         types: of its inputs.
     """
@@ -149,6 +150,7 @@ def _profiled_runs(model: OnnxModel, feeds: Mapping[str, Any]) -> tuple[list[dic
         arguments = event["args"]
         types = sorted({name for entry in arguments.get("input_type_shape", ()) for name in entry})
         one = {
+            "run": bisect_right(starts, event["ts"]),
             "name": event["name"].removesuffix("_kernel_time"),
             "op": arguments["op_name"],
             "provider": arguments.get("provider", ""),
@@ -168,16 +170,25 @@ def _profiled_runs(model: OnnxModel, feeds: Mapping[str, Any]) -> tuple[list[dic
 def _sum_by(
     events: list[dict[str, Any]], runs: int, key: Callable[[Mapping[str, Any]], tuple[str, str]]
 ) -> tuple[NodeTime, ...]:
-    total = sum(event["us"] for event in events) or 1.0
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for event in events:
         groups.setdefault(key(event), []).append(event)
+    medians = {group: _median_of_runs(events) for group, events in groups.items()}
+    total = sum(medians.values()) or 1.0
     summed = []
     for (name, operator), group in groups.items():
-        us = sum(event["us"] for event in group)
+        us = medians[name, operator]
         types = tuple(sorted({one for event in group for one in event["types"]}))
-        summed.append(NodeTime(name, operator, group[0]["provider"], us / total, us / runs, len(group) / runs, types))
+        summed.append(NodeTime(name, operator, group[0]["provider"], us / total, us, len(group) / runs, types))
     return tuple(sorted(summed, key=lambda entry: -entry.us))
+
+
+def _median_of_runs(events: Iterable[Mapping[str, Any]]) -> float:
+    """Return the median microseconds of a run, which one that the system has interrupted does not move."""
+    runs: dict[int, float] = {}
+    for event in events:
+        runs[event["run"]] = runs.get(event["run"], 0.0) + event["us"]
+    return float(np.median(list(runs.values())))
 
 
 def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float) -> tuple[str, ...]:

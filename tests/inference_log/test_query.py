@@ -219,19 +219,24 @@ def test_ctrl_c_ends_a_statement_that_computes_and_one_that_reads(
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "seconds", "said"),
     [
-        ("SELECT count(*) FROM log a, log b, log c, log d, log e, log f", "the SQL was ended: for 1 s it has neither"),
+        (
+            "SELECT count(*) FROM log a, log b, log c, log d, log e, log f",
+            1.0,
+            "the SQL was ended: for 1 s it has neither",
+        ),
         (
             "SELECT length(string_agg(repeat('x', 1000000), '')) FROM log a, log b",
+            60.0,
             "the SQL takes more memory, or room in the temporary folder, than",
         ),
     ],
 )
 def test_a_statement_without_end_or_measure_is_ended_in_one_line(
-    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str, said: str
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str, seconds: float, said: str
 ) -> None:
-    monkeypatch.setattr(query, "TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(query, "TIMEOUT_SECONDS", seconds)
     with pytest.raises(InvalidConfig) as caught:
         ask(flights, statement=statement)
     assert caught.value.message.startswith(said)

@@ -1,5 +1,6 @@
 """What a deleted endpoint has left in the log is not that of another one of its name."""
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -105,14 +106,17 @@ def test_what_a_controller_has_written_just_after_the_deletion_goes_too(world: M
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
 
+    is_written = threading.Event()
+
     def deleted_meanwhile(_: WindowRequest) -> str:
         world.store.remove_endpoint("flights")
         world.monitors.add("flights", "hourly", NOON + HOUR, NOON + 2 * HOUR)
         world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
+        is_written.set()
         return "no drift"
 
     world.judge = deleted_meanwhile
     world.start()
 
-    wait_until(lambda: world.asked and not world.monitors.states(), SECONDS, "nothing is left")
-    assert world.monitors.windows() == []
+    assert is_written.wait(SECONDS)
+    wait_until(lambda: not (world.monitors.states() or world.monitors.windows()), SECONDS, "nothing is left")
