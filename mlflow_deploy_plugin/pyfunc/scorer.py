@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.runtime import (
     Artifact,
     Feeds,
     numpy_dtype,
+    object_array,
     read_served_artifact,
 )
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
@@ -119,9 +120,7 @@ def _typed(column: Any, dtype: str, kind: str) -> Array:
 
 
 def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
-    texts = np.empty(len(values), dtype=object)
-    texts[:] = [as_text(value) for value in values]
-    return texts
+    return object_array([as_text(value) for value in values])
 
 
 def _is_missing(value: Any) -> bool:

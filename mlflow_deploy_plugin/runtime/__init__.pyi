@@ -25,6 +25,7 @@ from .feeds import Feeds as Feeds
 from .feeds import NarrowedFeeds as NarrowedFeeds
 from .feeds import concatenate_feeds as concatenate_feeds
 from .feeds import no_batch_dimension_reason as no_batch_dimension_reason
+from .feeds import object_array as object_array
 from .feeds import repeat_row as repeat_row
 from .feeds import row_count as row_count
 from .feeds import sent_arrays as sent_arrays

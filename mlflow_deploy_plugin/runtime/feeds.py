@@ -43,6 +43,13 @@ class NarrowedFeeds(dict[str, Array]):
     sent: Mapping[str, Array]
 
 
+def object_array(values: Sequence[Any]) -> Array:
+    """Return values as an array of objects, [N]. np.array would take lists and mappings apart."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
 def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
     """Return feeds and the same rows as they were sent. A constructor of the class would take three times as long."""
     feeds = NarrowedFeeds(fed)

@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,
@@ -179,7 +179,7 @@ class OnnxModel:
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         for position, value in enumerate(values):
             if type(value) is list:
-                values[position] = _object_array(value)
+                values[position] = object_array(value)
         return dict(zip(names, values, strict=True))
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
@@ -219,7 +219,7 @@ class OnnxModel:
             if not is_table or len(rows) != 1 or any(a.size != len(a) for a in named.values() if a.ndim):
                 return named
             columns = [array.reshape(-1).tolist() for array in named.values()]
-            return _object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
+            return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
@@ -267,13 +267,6 @@ def _dtype(node: Any) -> str:
         return _DTYPES[node.type]
     except KeyError:
         raise InvalidArtifact(f"the graph's {node.name!r} is a {node.type}, which cannot be served") from None
-
-
-def _object_array(values: list[Any]) -> Array:
-    """Return a sequence of the graph as an array of [N]. np.array would take the objects apart."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, object_array
 from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
@@ -178,9 +178,7 @@ def decode_outputs(content: bytes) -> Outputs | None:
             blob = content[position : position + size]
             position += size
             if kind == "str":
-                texts = orjson.loads(blob)
-                array = np.empty(len(texts), dtype=object)
-                array[:] = texts
+                array = object_array(orjson.loads(blob))
             elif np.dtype(kind).kind in _NUMERIC_KINDS:
                 array = np.frombuffer(blob, dtype=kind)
             else:

@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.errors import (
     UnsupportedMediaType,
 )
 from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime import Array, object_array
 
 logger = logging.getLogger(__name__)
 
@@ -171,9 +171,7 @@ def _decode(head: Any, blobs: memoryview) -> SideMessage:
         for name, dtype, shape, length in entries:
             blob = blobs[position : position + length]
             if dtype == "str":
-                texts = json.loads(bytes(blob))
-                array = np.empty(len(texts), dtype=object)
-                array[:] = texts
+                array = object_array(json.loads(bytes(blob)))
             elif (kind := np.dtype(dtype)).hasobject:
                 raise ValueError(f"an array of {dtype}")
             else:
