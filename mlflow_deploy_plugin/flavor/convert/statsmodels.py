@@ -48,37 +48,44 @@ def forms(
 def _convert(results: Any, batch: Batch) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
     link, graph = _inverse_link(results.model), _Graph()
-    linear = "columns"
     width = batch.shape[1] if isinstance(batch, pd.DataFrame) else batch[""].shape[-1]
-    terms = list(results.model.exog_names)
-    if getattr(results.model, "formula", None) is not None:
-        if not isinstance(batch, pd.DataFrame):
-            raise InvalidConfig("input_example: the model has a formula; give a table with its columns")
-        columns = [str(name) for name in batch.columns]
-        factors = {place: term.split(":") for place, term in enumerate(terms) if term != "Intercept"}
-        if computed := [terms[place] for place, names in factors.items() if not set(names) <= set(columns)]:
-            raise ConversionError(
-                f"{type(results.model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is computed by "
-                "Python; make it a column of the table"
-            )
-        linear = ""
-        for count in sorted(set(map(len, factors.values()))) or [1]:  # an interaction is the product of its columns
-            group = [place for place, names in factors.items() if len(names) == count]
-            product = ""
-            for level in range(count):
-                places = np.array([columns.index(factors[place][level]) for place in group], dtype=np.int64)
-                picked = graph.add("Gather", "columns", places, axis=1)
-                product = graph.add("Mul", product, picked) if product else picked
-            part = graph.add("MatMul", product, weights[group])
-            linear = graph.add("Add", linear, part) if linear else part
-        intercept = weights[[place for place in range(len(terms)) if place not in factors]].sum(axis=0)
-        linear = graph.add("Add", linear, intercept)
+    if getattr(results.model, "formula", None) is None:
+        linear = graph.add("MatMul", "columns", weights)
+    elif isinstance(batch, pd.DataFrame):
+        linear = _add_formula(graph, results.model, weights, [str(name) for name in batch.columns])
     else:
-        linear = graph.add("MatMul", linear, weights)
+        raise InvalidConfig("input_example: the model has a formula; give a table with its columns")
     answer = link(graph, linear)
     shape = ["batch"] if weights.ndim == 1 else ["batch", weights.shape[1] + (link is _shares)]
     proto = graph.model(answer, width, shape)
     return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original_model(results))
+
+
+def _add_formula(graph: "_Graph", model: Any, weights: Array, columns: list[str]) -> str:
+    """Add the linear predictor of a formula of these columns; an interaction is the product of its columns.
+
+    Raises:
+        ConversionError: Python computes a term.
+    """
+    terms = list(model.exog_names)
+    factors = {place: term.split(":") for place, term in enumerate(terms) if term != "Intercept"}
+    if computed := [terms[place] for place, names in factors.items() if not set(names) <= set(columns)]:
+        raise ConversionError(
+            f"{type(model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is computed by "
+            "Python; make it a column of the table"
+        )
+    linear = ""
+    for count in sorted(set(map(len, factors.values()))) or [1]:
+        group = [place for place, names in factors.items() if len(names) == count]
+        product = ""
+        for level in range(count):
+            places = np.array([columns.index(factors[place][level]) for place in group], dtype=np.int64)
+            picked = graph.add("Gather", "columns", places, axis=1)
+            product = graph.add("Mul", product, picked) if product else picked
+        part = graph.add("MatMul", product, weights[group])
+        linear = graph.add("Add", linear, part) if linear else part
+    intercept = weights[[place for place in range(len(terms)) if place not in factors]].sum(axis=0)
+    return graph.add("Add", linear, intercept)
 
 
 def _inverse_link(model: Any) -> Callable[["_Graph", str], str]:

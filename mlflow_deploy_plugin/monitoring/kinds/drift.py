@@ -358,14 +358,7 @@ def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[
     """Yield a finding for each column that breaks the requirement, or for the one that comes nearest to it."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     names = [argument] if argument else [name for name in compared.names if not spec.columns or name in spec.columns]
-    why_not = None
-    if profile.rows < spec.min_rows:
-        why_not = f"the window has {profile.rows:,} rows; min_rows is {spec.min_rows:,}"
-    elif requirement.name != "missing" and compared.reference is None:
-        why_not = compared.missing_reason
-    elif not names or (argument and argument not in compared.names):
-        why_not = f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
-    if why_not is not None:
+    if why_not := _why_not_judged(compared, requirement, names):
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
         return
@@ -373,16 +366,10 @@ def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[
     order = sorted(names, key=lambda name: (-shares[name], name))
     broken = [name for name in order if not requirement.holds(shares[name])]
     more = f", as of {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
-    others = compared.reference.pieces.others if compared.reference is not None else None
     for name in broken[:_MOST_COLUMNS] or order[:1]:
-        share, change = shares[name], ""
+        share = shares[name]
         said = f"{share:.2%} of {profile.rows:,} rows"
         said = f"{said}, required is" if broken or argument else f"at most {said} ({name}), required is"
-        if others is not None and others.rows and name in others.columns:
-            before = _share(requirement.name, others, others.columns[name])
-            first, last = f"{before:.1%}", f"{share:.1%}"
-            where = "unchanged" if first == last else "more" if share > before else "fewer"
-            change = f"{first} (the reference) → {last}, {where}"
         yield Finding(
             f"{requirement.name}({name})",
             "criterion",
@@ -390,8 +377,31 @@ def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[
             f"{said} {requirement.text}{more if name == order[0] else ''}",
             share,
             requirement.value,
-            change=change,
+            change=_share_change(compared, requirement.name, name, share),
         )
+
+
+def _why_not_judged(compared: WindowComparison, requirement: Requirement, names: Sequence[str]) -> str:
+    """Return why a requirement on these columns cannot be judged; empty if it can."""
+    profile, least, argument = compared.profile, compared.request.spec.min_rows, requirement.argument
+    if profile.rows < least:
+        return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
+    if requirement.name != "missing" and compared.reference is None:
+        return compared.missing_reason
+    if not names or (argument and argument not in compared.names):
+        return f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
+    return ""
+
+
+def _share_change(compared: WindowComparison, figure: str, column: str, share: float) -> str:
+    """Return how the share of a column differs from the reference's, as `Finding.change`."""
+    others = compared.reference.pieces.others if compared.reference is not None else None
+    if others is None or not others.rows or column not in others.columns:
+        return ""
+    before = _share(figure, others, others.columns[column])
+    first, last = f"{before:.1%}", f"{share:.1%}"
+    where = "unchanged" if first == last else "more" if share > before else "fewer"
+    return f"{first} (the reference) → {last}, {where}"
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:

@@ -71,7 +71,7 @@ class Authenticator:
     count: Callable[[KeyEntry], None] = lambda key: None
 
     def __post_init__(self) -> None:
-        self._brought: Mapping[str, KeyEntry] = {}  # by the agent
+        self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
         self._known: OrderedDict[str, KeyEntry] = OrderedDict()  # by the header's text, until the keys change
         self._jwks: Any = None
@@ -151,14 +151,14 @@ class Authenticator:
         files = tuple(part for path in paths for part in _identity(path))
         if files == self._files:
             return
-        brought = read_state(paths[0], ValidKeys)
-        if brought is not None:
-            self._brought = brought.keys
+        valid = read_state(paths[0], ValidKeys)
+        if valid is not None:
+            self._from_agent = valid.keys
         elif paths[0].is_file():
             logger.error("%s cannot be read; the keys of before go on holding", paths[0])
         else:
-            self._brought = {}
-        keys = dict(self._brought)
+            self._from_agent = {}
+        keys = dict(self._from_agent)
         if paths[1].is_file():
             keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL
         if self.issuer is not None and paths[2].is_file():

@@ -49,6 +49,9 @@ _MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_LOADED = "no model is loaded yet; ask again in a moment"
 
+_Identity = tuple[str, str, Path]
+"""Model, version and folder: two variants for which these are equal share one version in memory."""
+
 
 class Repository:
     """Holds the versions of one worker.
@@ -258,18 +261,15 @@ class Repository:
         held = {_identity(one.loaded): one.loaded for served in self.table.values() for one in served.variants.values()}
         variants, errors = {}, {}
         for name, want in wanted.variants.items():
-            loaded = held.get(_identity(want))
-            if loaded is None:
-                self._wait_for_retiring(want.model)
-                try:
-                    loaded = held[_identity(want)] = load_version(self.state_dir, self._load, want)
-                except OnnxserveError as error:
-                    loaded = before[name].loaded if name in before else None
-                    errors[name] = error.message
-                    kept = f"version {loaded.version} stays" if loaded else "nothing answers for it"
-                    logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
-            if loaded is None:
-                continue
+            try:
+                loaded = self._load_unless_held(want, held)
+            except OnnxserveError as error:
+                errors[name] = error.message
+                kept = f"version {before[name].loaded.version} stays" if name in before else "nothing answers for it"
+                logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
+                if name not in before:
+                    continue
+                loaded = before[name].loaded
             capture = wanted.capture
             try:
                 captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
@@ -290,6 +290,14 @@ class Repository:
                 text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
                 logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
+
+    def _load_unless_held(self, want: WantedVariant, held: dict[_Identity, LoadedVersion]) -> LoadedVersion:
+        """Return the version out of those in memory, or load it, and hold it with them."""
+        identity = _identity(want)
+        if identity not in held:
+            self._wait_for_retiring(want.model)
+            held[identity] = load_version(self.state_dir, self._load, want)
+        return held[identity]
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait, for some seconds at most, so that no third version of a model is loaded beside two of them.
@@ -367,6 +375,5 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for served in table.values() for variant in served.variants.values()}
 
 
-def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
-    """Return what two variants have in common if they share one version in memory."""
+def _identity(version: WantedVariant | LoadedVersion) -> _Identity:
     return version.model, version.version, version.folder
