@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from mlflow_deploy_plugin.deployments import Deployments, parse_target
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
@@ -94,9 +95,10 @@ def lead_store(
 
 @contextmanager
 def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
-    """Run the tasks for as long as the `with` lasts."""
+    """Run the tasks for as long as the `with` lasts. One that fails is begun again: the lease keeps others away."""
     over = threading.Event()
-    threads = [threading.Thread(target=task, args=(keeper, over), name="background") for task in tasks]
+    lasting = [repeat(partial(task, keeper, over), _FAILURE_SECONDS) for task in tasks]
+    threads = [threading.Thread(target=task, args=(keeper, over), name="background") for task in lasting]
     for thread in threads:
         thread.start()
     try:

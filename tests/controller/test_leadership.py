@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.controller import leadership
 from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, lead_store, reached_places, reaches, repeat
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store import LeaseKeeper, open_store
 from tests.support.clusters import kubeconfig
 from tests.support.waiting import wait_until
 
@@ -63,6 +64,23 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
 
     first.set()
     wait_until(lambda: worked[-1] == "second", SECONDS, "the other works")
+    store.close()
+
+
+def test_a_task_that_fails_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leadership, "_FAILURE_SECONDS", 0.01)
+    store, begun, ended = open_store(Settings(home=tmp_path).store_url), [], threading.Event()
+
+    def task(keeper: LeaseKeeper, over: threading.Event) -> None:
+        begun.append(keeper.lease.token)
+        if len(begun) == 1:
+            raise RuntimeError("can't start new thread")
+        ended.set()
+        over.wait()
+
+    lead_store(store, [task], "the test", 15, lambda line: None, ended)
+
+    assert begun == begun[:1] * 2
     store.close()
 
 

@@ -45,9 +45,7 @@ def next_due_window(
 ) -> DueWindow | None:
     """Return the next window, or None if none is due. Of more than `max_catch_up` windows only the newest are taken.
 
-    A monitor begins with the window that holds the endpoint's creation. If the clock has gone back behind what is
-    judged already, the monitor goes on with the window that holds now: what was judged too early is judged again when
-    its rows come (`maintenance.py`).
+    A monitor begins with the window that holds the endpoint's creation.
 
     Raises:
         InvalidConfig: the schedule cannot be read.
@@ -60,6 +58,15 @@ def next_due_window(
     left_out = max(0, due - max_catch_up)
     first = window_at(starts[0], spec.every).start if left_out else None
     return DueWindow(window_at(starts[left_out], spec.every), left_out, first)
+
+
+def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
+    """Return True if the clock has gone back behind the endpoint's creation or what was made up.
+
+    The monitor then goes on with the window that holds now. What was judged too early is judged again when its rows
+    come (`maintenance.py`).
+    """
+    return (state.made_up_to or endpoint.created_at) > now
 
 
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
@@ -170,8 +177,7 @@ def readiness(marks: Sequence[Watermark], endpoint: str, now: datetime) -> Readi
 
 def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
     every = endpoint.spec.monitors[state.monitor].every
-    created = window_at(microseconds(endpoint.created_at), every).start
-    begin = created if state.made_up_to is None else max(state.made_up_to, created)
+    begin = state.made_up_to or window_at(microseconds(endpoint.created_at), every).start
     return min(begin, window_at(microseconds(now), every).start)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
 from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
-from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
+from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import MAX_ATTEMPTS, Idle, OnAlarm, WindowRunner
 from mlflow_deploy_plugin.controller.work import WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
@@ -125,6 +125,7 @@ class MonitorScheduler:
                     else:
                         is_due = (
                             self._watched[key].is_late_data_due(self.monotonic())
+                            or is_ahead(endpoint, state, now)
                             or next_due_window(endpoint, state, now, self.max_catch_up) is not None
                         )
                 except OnnxserveError as error:

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, 
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     MAX_CATCH_UP,
     Readiness,
+    is_ahead,
     next_due_window,
     oldest_pending,
     readiness,
@@ -29,7 +30,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError, one_line
-from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
+from mlflow_deploy_plugin.inference_log import Window, locate_log, microseconds, read_watermarks, window_at
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, MonitorResult, record_failure, record_result
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
@@ -96,6 +97,10 @@ class WindowRunner:
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return Idle.NOTHING_DUE
         spec = endpoint.spec.monitors[monitor]
+        if is_ahead(endpoint, state, now):
+            begin = window_at(microseconds(now), spec.every).start
+            self.monitors.update_state(name, monitor, made_up_to=begin, note=MonitorNote())
+            state = self.monitors.state(name, monitor)
         pending = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
         try:
             marks = read_watermarks(locate_log(self.deployments.settings.inference_log))

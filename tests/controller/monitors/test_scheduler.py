@@ -3,7 +3,7 @@
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -303,6 +303,26 @@ def test_where_the_clock_has_jumped_ahead_and_back_windows_are_judged_again_when
 
     assert (third.start, third.revision, third.verdict) == (NOON + HOUR, 2, "no drift")
     assert world.monitors.state("flights", "hourly").made_up_to == NOON + 2 * HOUR
+
+
+@pytest.mark.parametrize("created_at", [NOON, NOON + 48 * HOUR])
+def test_where_the_clock_has_jumped_ahead_and_back_windows_that_were_left_out_are_judged_in_their_time(
+    world: MonitoredWorld, created_at: datetime
+) -> None:
+    world.now = created_at
+    world.endpoint()
+    world.now = NOON + 50 * HOUR  # it is really a few minutes past 12
+    world.start(max_catch_up=1)
+    world.wait_for(1)
+
+    world.now = NOON + HOUR / 2
+    world.rows(NOON)
+    wait_until(lambda: world.monitors.state("flights", "hourly").made_up_to == NOON, SECONDS)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    judged = world.wait_for(2)[0]
+
+    assert (judged.start, judged.verdict) == (NOON, "no drift")
+    assert world.monitors.state("flights", "hourly").note == ""
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
