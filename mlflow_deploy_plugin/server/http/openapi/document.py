@@ -115,6 +115,11 @@ class DescribedEndpoint:
     def example(self) -> Example:
         return examples.example_of(self.variant.loaded)
 
+    @cached_property
+    def bodies(self) -> dict[str, Any]:
+        """The example in the form of each request; empty where that form cannot tell it."""
+        return {kind: make(self.schema, self.example) for kind, make in _EXAMPLES.items()}
+
     @property
     def path(self) -> str:
         """The path below which the routes of this endpoint lie."""
@@ -145,12 +150,9 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
     Plain routes are described for the default endpoint, and routes with a name for each endpoint, or for `only` one. If
     there are more than `MAX_ENDPOINTS`, the document describes the default one alone, and each has its own document.
     """
-    try:
-        default = describe_endpoint(server, None)
-    except NotReady:
-        default = None
     table = server.repository.table.items()
     answering = [_describe(name, served) for name, served in table if served.answering]
+    default = next((one for one in answering if one.endpoint == server.repository.default_endpoint), None)
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
@@ -177,7 +179,7 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
     if not summary:
         summary.append("no model is loaded yet")
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
-    for described in [*endpoints, *([default] if default else [])]:
+    for described in {one.endpoint: one for one in (*endpoints, default) if one is not None}.values():
         made = {kind: make(described.schema) for kind, make in _REQUEST_SCHEMAS.items()}
         made |= {kind: make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
         for kind, schema in made.items():
@@ -278,7 +280,7 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, A
             continue
         reference = {"$ref": f"#/components/schemas/{described.endpoint}.{body}"} if described else {}
         content[media_type] = {"schema": reference}
-        if described and body in _EXAMPLES and (example := _EXAMPLES[body](described.schema, described.example)):
+        if described and (example := described.bodies.get(body)):
             content[media_type]["example"] = example
     return content
 

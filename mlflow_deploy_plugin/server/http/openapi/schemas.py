@@ -6,6 +6,7 @@ A part with a title becomes a component of the document, so one title has one co
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def array_schema(items: JsonSchema | None = None, **more: Any) -> JsonSchema:
     return {"type": "array", "items": items or {}, **more}
 
 
+@cache
 def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
     """Return the schema of a value of a numpy dtype (`str`: strings). Floating point is nullable: null is NaN."""
     if dtype == "str":
