@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""drift and prediction_drift have the first two, kinds with `require` the next three. data_quality, which counts all
-rows and has no interval, has all but `cannot tell`. Every kind has `not judged`."""
+"""drift and prediction_drift have the first two, kinds with `require` the next three, data_quality all of them. Every
+kind has `not judged`."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
 EXACT: tuple[Check, ...] = ("presence", "type")
 """Checks without a threshold that others share: anything above 0 is an alarm."""

@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     sketch_groups,
 )
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.monitoring.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
 from mlflow_deploy_plugin.monitoring.kinds.predictions import ModelVersion, unreadable_notes
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, MonitorResult, ReportData, State, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
@@ -101,8 +102,8 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
 def judge_quality(request: WindowRequest) -> MonitorResult:
     """Judge values that are missing, of another type, unseen or out of range, and columns that come or go.
 
-    Against the reference each is judged as drift is. Requirements (`require`) have no interval: they speak of the rows
-    of this window that were captured, all of which are counted.
+    Against the reference each is judged as drift is. Requirements (`require`) speak of the window's rows, all of which
+    are counted; where `capture.fraction` leaves some out, each share has an interval.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -111,7 +112,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    required = [finding for one in request.spec.requirements for finding in _required(compared, one)]
+    worth = _sample_worth(compared) if request.spec.requirements else math.inf
+    required = [finding for one in request.spec.requirements for finding in _required(compared, one, worth)]
     checked = [one for one in verdict.findings if one.check in CHECKS]
     told = {one.subject for one in checked}
     for one in verdict.findings:  # of a column that only its distribution was judged of: nothing is wrong, or why not
@@ -349,31 +351,63 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
             return state, describe_worst([one.subject for one in alarms], alarms[0].reason)
     if required and all(one.state == "kept" for one in required):
         return "kept", f"{required[0].subject}: {required[0].reason}"
+    if unknown := next((one for one in required if one.state == "cannot tell"), None):
+        return "cannot tell", f"{unknown.subject}: {unknown.reason}"
     if verdict == "not judged" or any(one.state == "not judged" for one in required):
         return "not judged", next((one.reason for one in required if one.state == "not judged"), reason)
     return "no drift", "values are missing, unseen or out of range no more than in the reference's own windows"
 
 
-def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[Finding]:
-    """Yield a finding for each column that breaks the requirement, or for the one that comes nearest to it."""
+def _sample_worth(compared: WindowComparison) -> float:
+    """Return how many independent draws the captured rows are as a sample of those that were answered; infinity if all
+    were captured.
+
+    Requests are drawn, so the rows of one count as one. The variance is `1 - capture.fraction` of that of a sample of
+    a population without end (the finite population correction).
+    """
+    left_out = 1 - compared.request.capture.fraction
+    if not left_out:
+        return math.inf
+    rows = _version_rows(compared.request, compared.version, ("_row", "_model", "_version"))
+    requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in rows)
+    return max(requests, 1) / left_out
+
+
+def _required(compared: WindowComparison, requirement: Requirement, worth: float) -> Iterator[Finding]:
+    """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest.
+
+    Args:
+        worth: see `_sample_worth`.
+    """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     names = [argument] if argument else [name for name in compared.names if not spec.columns or name in spec.columns]
     if why_not := _why_not_judged(compared, requirement, names):
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
         return
+    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(names))
     shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
+    intervals = {
+        name: wilson_interval(name, shares[name] * profile.rows, profile.rows, confidence, worth) for name in names
+    }
+    known = {
+        name: criterion_state(requirement.holds(one.low), requirement.holds(one.high))
+        for name, one in intervals.items()
+    }
     order = sorted(names, key=lambda name: (-shares[name], name))
-    broken = [name for name in order if not requirement.holds(shares[name])]
+    broken = [name for name in order if known[name] != "kept"]
     more = f", as of {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
     for name in broken[:_MOST_COLUMNS] or order[:1]:
         share = shares[name]
         said = f"{share:.2%} of {profile.rows:,} rows"
+        if math.isfinite(worth):
+            low, high = intervals[name].low, intervals[name].high
+            said += f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
         said = f"{said}, required is" if broken or argument else f"at most {said} ({name}), required is"
         yield Finding(
             f"{requirement.name}({name})",
             "criterion",
-            "violated" if broken else "kept",
+            known[name],
             f"{said} {requirement.text}{more if name == order[0] else ''}",
             share,
             requirement.value,

@@ -168,6 +168,45 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(
     assert {one.check for one in judged.findings} <= {"missing", "unseen", "range", "type", "presence", "criterion"}
 
 
+@pytest.mark.parametrize(
+    ("fraction", "required", "state"),
+    [
+        (1.0, "missing(temp)<=0.48", "violated"),
+        (0.1, "missing(temp)<=0.48", "cannot tell"),
+        (0.1, "missing(temp)<=0.52", "cannot tell"),
+        (0.9, "missing(temp)<=0.4", "violated"),
+        (0.1, "missing(temp)<=0.6", "kept"),
+    ],
+)
+def test_the_share_of_a_sample_has_an_interval(
+    endpoint: EndpointWorld, fraction: float, required: str, state: str
+) -> None:
+    temperature = np.zeros(ROWS)
+    temperature[: ROWS // 2] = np.nan
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100, temp=temperature))
+    request = endpoint.ask(kind="data_quality", min_rows=100, require=[required])
+
+    judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=fraction)))
+
+    assert judged.state == state
+    (criterion,) = [one for one in judged.findings if one.check == "criterion"]
+    assert (criterion.state, criterion.value) == (state, 0.5)
+    assert ("a sample, " in criterion.reason) == (fraction < 1)
+
+
+def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -> None:
+    temperature = np.zeros(ROWS)
+    temperature[: ROWS // 2] = np.nan
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100, temp=temperature, _row=np.arange(ROWS, dtype=np.int32) % (ROWS // 4)))
+    request = endpoint.ask(kind="data_quality", min_rows=100, require=["missing(temp)<=0.6"])
+
+    judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=0.1)))
+
+    assert judged.state == "cannot tell"
+
+
 def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: Callable[..., Any]) -> None:
     temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
     temperature[: ROWS // 20] = np.nan  # as ever
