@@ -34,7 +34,7 @@ _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
 _MAX_DEPTH = 100
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""What reading a document raises that has something else where it should have a mapping, a list or a text."""
+"""The errors of reading a document that has something else where a mapping, a list or a text should be."""
 _MAX_ALIASED = 1_000_000
 """The characters and values that the aliases of a document may stand for."""
 
@@ -55,6 +55,15 @@ COLUMN_TYPES: dict[str, str] = {
     "string": "str",
 }
 """The column types of MLflow that an ONNX graph can take, each with its numpy dtype (`str`: an object array of str)."""
+TENSOR_DTYPES: dict[str, str] = {
+    "object": "str",  # MLflow writes either for strings
+    "str": "str",
+    "bool": "bool",
+    **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+"""The dtypes of tensors in an MLmodel file, each with its numpy dtype as above."""
+_MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
@@ -290,12 +299,10 @@ def read_artifact(folder: Path) -> Artifact:
             columns=columns,
             tensors=tensors,
             inputs=tuple(
-                Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e.get("columns") or ()), e.get("missing"))
+                Input(*_read_array(e, e), tuple(map(checked_name, e.get("columns") or ())), e.get("missing"))
                 for e in section.get("inputs") or ()
             ),
-            outputs=tuple(
-                Output(e["name"], e["dtype"], tuple(e["shape"]), e["role"]) for e in section.get("outputs") or ()
-            ),
+            outputs=tuple(Output(*_read_array(e, e), e["role"]) for e in section.get("outputs") or ()),
             refusals=_read_refusals(section.get("refused") or {}),
             prediction=tuple(section.get("prediction") or ()),
             classes=tuple(section.get("classes") or ()),
@@ -351,17 +358,39 @@ def _inside(folder: Path, relative: str) -> Path:
     return path
 
 
+def checked_name(name: Any) -> str:
+    """Return the name of a column or a tensor; raise TypeError or ValueError if it is no text of Unicode."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name is {type(name).__name__}, not a text")
+    name.encode()
+    return name
+
+
+def read_tensor(entry: Mapping[str, Any]) -> Tensor:
+    """Return a tensor of a signature; raise one of `MALFORMED` if it is none that numpy has."""
+    return Tensor(*_read_array({"name": "", **entry}, entry["tensor-spec"]))
+
+
+def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...]]:
+    """Return the name, the dtype and the shape of an array."""
+    name, dtype, shape = checked_name(entry["name"]), spec["dtype"], tuple(spec["shape"])
+    if dtype not in TENSOR_DTYPES:
+        raise ValueError(f"{name[:100]!r} has the dtype {dtype!r:.100}, which no array here has")
+    if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and -1 <= size < 2**63 for size in shape):
+        raise ValueError(f"{name[:100]!r} has the shape {shape!r:.100}; sizes are expected, -1 for any")
+    return name, TENSOR_DTYPES[dtype], shape
+
+
 def _read_signature(signature: Mapping[str, Any] | None) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     fields = json.loads((signature or {}).get("inputs") or "[]")
     columns, tensors = [], []
     for position, entry in enumerate(fields):
         if entry.get("type") == "tensor":
-            spec = entry["tensor-spec"]
-            dtype = "str" if spec["dtype"] == "object" else spec["dtype"]  # MLflow writes either for strings
-            tensors.append(Tensor(entry.get("name", ""), dtype, tuple(spec["shape"])))
+            tensors.append(read_tensor(entry))
         elif entry.get("type") in COLUMN_TYPES:
             # MLflow calls a column without a name by its position
-            columns.append(Column(entry.get("name", str(position)), entry["type"], entry.get("required", True)))
+            name = checked_name(entry.get("name", str(position)))
+            columns.append(Column(name, entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(
                 f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, which an ONNX model "

@@ -18,13 +18,16 @@ from mlflow_deploy_plugin.runtime.artifact import (
     FLAVOR,
     MALFORMED,
     PYTHON_FUNCTION,
+    TENSOR_DTYPES,
     Artifact,
     Column,
     Input,
     Output,
     Tensor,
+    checked_name,
     read_artifact,
     read_mlmodel,
+    read_tensor,
 )
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_symbols
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
@@ -34,13 +37,6 @@ UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if it has none."""
 
 _AS_STRINGS = {"datetime", "binary"}
-_TENSOR_DTYPES = {
-    "object": "str",
-    "str": "str",
-    "bool": "bool",
-    **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
 _ONLY_INPUT = "input"
 
 
@@ -114,7 +110,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            outputs.append(Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
+            outputs.append(Output(name, TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
         else:
             outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
     return Artifact(
@@ -146,12 +142,12 @@ def _read_inputs(
     columns: list[Column] = []
     tensors: list[Tensor] = []
     for position, entry in enumerate(fields):
-        name = str(entry.get("name", position))
+        name = checked_name(entry.get("name", str(position)))
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            if spec["dtype"] not in _TENSOR_DTYPES:
+            if spec["dtype"] not in TENSOR_DTYPES:
                 return (), (), f"the tensor {name!r} is of {spec['dtype']}; send it to /invocations, as JSON or CSV"
-            tensors.append(Tensor(entry.get("name", ""), _TENSOR_DTYPES[spec["dtype"]], tuple(spec["shape"])))
+            tensors.append(read_tensor(entry))
             continue
         kind: Any = "string" if entry.get("type") in _AS_STRINGS else entry.get("type")
         if kind not in COLUMN_TYPES:

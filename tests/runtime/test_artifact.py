@@ -47,6 +47,25 @@ BROKEN: list[tuple[str, str, str]] = [
 ]
 
 
+FIELDS: list[tuple[dict[str, object], str]] = [
+    ({"type": "double", "name": 5}, "a name is int, not a text"),
+    ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
+    ({"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}}, "surrogates not allowed"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "V100000000", "shape": [-1]}}, "'' has the dtype 'V100000000'"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "datetime64[ns]", "shape": [-1]}}, "'' has the dtype 'datetime64"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1, -5]}}, r"'' has the shape \(-1, -5\)"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [10**30]}}, "'' has the shape"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1] * 100}}, "'' has the shape"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [True, 1.5]}}, r"'' has the shape \(True, 1.5\)"),
+]
+
+
+@pytest.mark.parametrize(("field", "words"), FIELDS, ids=[words for _, words in FIELDS])
+def test_a_field_that_no_request_could_fill_is_refused(tmp_path: Path, field: dict[str, object], words: str) -> None:
+    with pytest.raises(InvalidArtifact, match=words):
+        read_artifact(write_model(tmp_path, signature=[field]))
+
+
 @pytest.mark.parametrize(("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
 def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
