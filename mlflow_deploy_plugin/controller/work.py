@@ -2,9 +2,7 @@
 
 What is to be done is written in the store, so an attempt may end anywhere and whoever holds the lease next begins the
 next one. A `WorkRunner` keeps only what is lost without harm: which attempts are running, and when each piece of work
-may be tried again.
-
-The fire times of a crontab line, for monitors and for scheduled retrainings.
+may be tried again. Monitors and scheduled retrainings have their fire times from here, too.
 """
 
 import logging
@@ -22,7 +20,16 @@ from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, Stor
 from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.spec import crontab_values, load_time_zone
 
+_log = logging.getLogger(__name__)
+
 _LONGEST_WAIT_DAYS = 40 * 366  # 29 February on one day of the week, over 2100
+TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
+"""Errors of an outage, which ends without anybody changing the work."""
+MAX_BACKOFF = timedelta(minutes=10)
+
+PlanT = TypeVar("PlanT")
+Attempt = Callable[[], float]
+"""Tries once, and returns the seconds until the work may be tried again."""
 
 
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
@@ -55,17 +62,6 @@ def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
             if later := [one for one in fires if one > after]:
                 return min(later)
     raise InvalidConfig(f"schedule {schedule!r} names a time that never comes")
-
-
-_log = logging.getLogger(__name__)
-
-TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
-"""Errors of an outage, which ends without anybody changing the work."""
-MAX_BACKOFF = timedelta(minutes=10)
-
-PlanT = TypeVar("PlanT")
-Attempt = Callable[[], float]
-"""Tries once, and returns the seconds until the work may be tried again."""
 
 
 def backoff(failures: int) -> timedelta:

@@ -4,7 +4,8 @@ MLflow's own functions read the body of `/invocations` and write its answer
 (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17), so that this server takes whatever that one takes. Only refusals are
 ours: bad input that MLflow answers with a 5xx is a 400, and no answer holds a traceback.
 
-Named arrays ↔ the inputs and outputs of an MLflow model: frames, arrays, mappings of them, lists.
+Named arrays become the inputs of an MLflow model, which are frames, arrays, mappings of them or lists, and its outputs
+become named arrays.
 """
 
 import base64
@@ -34,6 +35,10 @@ from mlflow_deploy_plugin.runtime import (
     read_served_artifact,
 )
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
+
+_log = logging.getLogger(__name__)
+
+_JSON = "application/json"
 
 
 class NotRepresentable(Exception):
@@ -182,11 +187,6 @@ def _of_pandas(value: Any) -> Array:
     return np.asarray(value.astype(object))
 
 
-_log = logging.getLogger(__name__)
-
-_JSON = "application/json"
-
-
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error."""
 
@@ -210,11 +210,7 @@ class _Recorder:
 
 
 def load_scorer(folder: Path) -> "Scorer":
-    """Load a model outside of a server.
-
-    Raises:
-        InvalidArtifact: MLflow cannot load it.
-    """
+    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load it."""
     try:
         return Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes

@@ -1,6 +1,6 @@
 """Stages, aliases and tags of a registered model: the version that each selects, moving a version, and moving back.
 
-The audit trail of an endpoint, together with that of the models it serves: who, what, when, from, to, why.
+Here is also the audit trail of an endpoint together with that of the models it serves.
 """
 
 import json
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 STARTED_AT = "begun"
 """The key in the detail of a promotion's or a rollback's event for the time of its start; `at` is that of its end."""
 _STEPS = ("gate", "tag", "transition", "alias")
+ROLLED_BACK_TAG = "onnxserve.rolled_back"
+"""On a version that was served, or tried, and rolled back: the endpoint and the reason."""
+_STAGES = ("Production", "Staging", "Archived", "None")
+_ARCHIVES_OTHERS = ("Production", "Staging")  # as in MLflow
 
 
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "list[AuditEvent]":
@@ -80,12 +84,6 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
                 if spec.variants:
                     break
     return registered_model_names(spec) if spec is not None else None
-
-
-ROLLED_BACK_TAG = "onnxserve.rolled_back"
-"""On a version that was served, or tried, and rolled back: the endpoint and the reason."""
-_STAGES = ("Production", "Staging", "Archived", "None")
-_ARCHIVES_OTHERS = ("Production", "Staging")  # as in MLflow
 
 
 @dataclass(frozen=True)

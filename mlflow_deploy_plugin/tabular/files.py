@@ -1,7 +1,4 @@
-"""The formats of files of rows, by the endings of their names; opening files; reading them record by record.
-
-Writing files of rows as they come: values without a schema, and Arrow batches of one schema.
-"""
+"""Files of rows: their formats, by the endings of their names; opening, reading and writing them as the rows come."""
 
 import base64
 import contextlib
@@ -21,6 +18,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
@@ -202,9 +202,6 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, at most 200 characters of it."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
 

@@ -1,8 +1,9 @@
-"""Maintains the inference log once an hour: compaction, retention, and watermarks of agents that are gone.
+"""The hourly upkeep of the inference log, and of the windows that were judged from it.
 
-It runs in a child process, because it reads and writes whole hours.
+The log is compacted, what is older than its retention is deleted, and so are watermarks of agents that are gone. This
+runs in a child process, because it reads and writes whole hours.
 
-Finds rows and labels that came after their window was judged: the window gets a further revision.
+A window for which rows or labels came after it was judged gets a further revision.
 
 Late rows are looked for if the files of the window's hours have changed, for a day after the window's end. A monitor of
 kind performance also looks for late labels if the files of labels have changed, for a week after its labels should have
@@ -50,7 +51,10 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow
 
+_log = logging.getLogger(__name__)
+
 EVERY_SECONDS = 3600.0
+"""The log is kept in order, and late rows and labels are looked for, so often."""
 MAX_REVISIONS = 24
 _ROWS_LOOKED_FOR = timedelta(days=1)
 _LABELS_LOOKED_FOR = timedelta(days=7)
@@ -60,6 +64,7 @@ _MATERIAL_SHARE = 0.05
 """A window is judged again if so large a share of its judged rows has got a label since."""
 
 LateData = Literal["rows", "labels"]
+_TIMEOUT_SECONDS = 1800.0
 
 
 def revision_period(spec: MonitorSpec) -> timedelta:
@@ -151,12 +156,6 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     return labels - before >= max(1, _MATERIAL_SHARE * looked_at)
 
 
-_log = logging.getLogger(__name__)
-
-_EVERY_SECONDS = 3600.0
-_TIMEOUT_SECONDS = 1800.0
-
-
 @dataclass(frozen=True)
 class RetainedWindows:
     """The parts of the log that an endpoint's monitors will read again, however old they are.
@@ -180,7 +179,7 @@ class RetainedWindows:
 class LogMaintenance:
     """Maintains the logs of the store's endpoints."""
 
-    def __init__(self, deployments: Deployments, every_seconds: float = _EVERY_SECONDS) -> None:
+    def __init__(self, deployments: Deployments, every_seconds: float = EVERY_SECONDS) -> None:
         self._deployments = deployments
         self._every_seconds = every_seconds
 

@@ -47,10 +47,22 @@ from mlflow_deploy_plugin.store import Retraining, utc_now
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 
+_log = logging.getLogger(__name__)
+
 RETRAINING_TAG = "onnxserve.retraining"
 HEARTBEAT_TAG = "onnxserve.heartbeat"
 _PARENT_RUN = "mlflow.parentRunId"
 _FOLDER = "retraining"
+MARK = "ONNXSERVE_RETRAINING_RUN"
+"""The variable in the environment of a training's processes that holds the run's id."""
+LOG = "log.txt"
+BEAT_SECONDS = 15.0
+_MODULE = "mlflow_deploy_plugin.controller.retraining.process"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_GRACE_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_MAX_LINE = 300
+_started: dict[str, Child] = {}
 
 
 @dataclass(frozen=True)
@@ -171,19 +183,6 @@ def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
     for key, value in tags.items():
         if key not in known:
             tag_version(plan.model, version, key, value)
-
-
-MARK = "ONNXSERVE_RETRAINING_RUN"
-LOG = "log.txt"
-BEAT_SECONDS = 15.0
-_MODULE = "mlflow_deploy_plugin.controller.retraining.process"
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-_GRACE_SECONDS = 10.0
-_POLL_SECONDS = 0.1
-_MAX_LINE = 300
-
-_log = logging.getLogger(__name__)
-_started: dict[str, Child] = {}
 
 
 def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folder: Path) -> int:

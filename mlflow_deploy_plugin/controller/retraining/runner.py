@@ -10,7 +10,7 @@ already. So a step may be done again after a crash in the middle of it.
     rolling_out   the rollout brings it
     promoted, proposed, left, rolled_back, failed         the end
 
-Brings the version that a training registered into service: its gate, then a rollout, a proposal, or nothing.
+`training.py` has the first two steps, the others are here.
 """
 
 import logging
@@ -37,6 +37,13 @@ from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout, WaitsFor
 
+_log = logging.getLogger(__name__)
+
+MAX_DEFECTS = 6
+"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
+_AT_ONCE = 32
+_LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 10.0
 MAX_SERVER_WAIT = timedelta(hours=1)
 """An endpoint whose server does not run is waited for, so long; then the version is proposed to a person."""
 
@@ -163,13 +170,6 @@ def _wait_for_server(context: RetrainingContext, one: Retraining, why: str, wait
     )
 
 
-_log = logging.getLogger(__name__)
-
-MAX_DEFECTS = 6
-"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
-_AT_ONCE = 32
-_LOOK_SECONDS = 1.0
-_RETRY_SECONDS = 10.0
 _STEPS = {
     "waiting": training.start_training,
     "running": training.watch_training,

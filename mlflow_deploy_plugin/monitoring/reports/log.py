@@ -43,6 +43,10 @@ from mlflow_deploy_plugin.registry import (
     write_description_section,
 )
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 PAGE, PICTURE = "report.html", "trend.png"
 _PICTURE_HERE = "<!-- picture of the last windows -->"
 _MOST_FINDINGS, _MOST_FIGURES, _LONGEST_CELL = 300, 100, 300
@@ -65,6 +69,20 @@ DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
 LARGEST_PAGE = 6_000_000
 """Bytes; MLflow's viewer takes a page as one text into a frame, and becomes slow beyond."""
 _MOST_COLUMNS = 30  # drawn in some ten seconds
+ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
+KIND_TAG = "onnxserve.kind"
+START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
+CREATED_TAG = "onnxserve.endpoint.created"
+TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
+"""Tags of a run with other bounds than the monitor's: the bounds, and what was found. It has no `VERDICT_TAG`, so that
+a search for the monitor's verdicts does not find it."""
+SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
+PREFIX = "onnxserve.monitor."
+"""Tags of a model version: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names have dots in them, and no slash."""
+_WINDOW, _REPORT = "/window", "/report"
+_MOST_REPORTS = 10
+_PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
+_MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
 def build_report(result: MonitorResult) -> Mapping[str, str | bytes]:
@@ -172,26 +190,6 @@ def _cell(text: str) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
-
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
-KIND_TAG = "onnxserve.kind"
-START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
-CREATED_TAG = "onnxserve.endpoint.created"
-TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
-"""Tags of a run with other bounds than the monitor's: the bounds, and what was found. It has no `VERDICT_TAG`, so that
-a search for the monitor's verdicts does not find it."""
-SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
-PREFIX = "onnxserve.monitor."
-"""Tags of a model version: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names have dots in them, and no slash."""
-_WINDOW, _REPORT = "/window", "/report"
-_MOST_REPORTS = 10
-_PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
-_MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Sequence[PastWindow] = ()) -> LoggedRun:
