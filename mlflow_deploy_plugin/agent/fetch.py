@@ -162,11 +162,7 @@ class MlflowRegistry:
         return self.resolver.resolve(model_uris)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is served from its place.
-
-        Raises:
-            InvalidArtifact, NotFound, RegistryUnavailable: see `ModelCache.fetch`.
-        """
+        """Fetch and verify a version. A folder on this disk is served from its place. Raises as `ModelCache.fetch`."""
         kind = parse_model_uri(resolved.source).kind
         if kind == "path":
             folder = Path(resolved.source)

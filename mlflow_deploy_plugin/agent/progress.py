@@ -154,11 +154,7 @@ class ShippingProgress:
         return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def save(self) -> None:
-        """Write everything to progress.json.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Write everything to progress.json. Raises OSError if the disk is full."""
         self.totals.complete_until = self.complete_until
         self._write()
 

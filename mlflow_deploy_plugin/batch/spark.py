@@ -134,11 +134,7 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
 
 
 def _ship(session: Any, model: Path) -> str:
-    """Send a model to the machines of a session; return its name there.
-
-    Raises:
-        InvalidConfig: the session is one of Spark Connect, which has no context.
-    """
+    """Send a model to the machines of a session; return its name there. Raises InvalidConfig for Spark Connect."""
     if getattr(session, "sparkContext", None) is None:
         raise InvalidConfig("a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077")
     folder = _folder_until_exit()

@@ -160,8 +160,7 @@ def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
 def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path]:
     """Hold the state folder for this process: the named one, or the first free one of the endpoint's name.
 
-    Raises:
-        AlreadyExists: a server runs in the named folder.
+    Raises AlreadyExists if a server runs in the named folder.
     """
     if state_dir is not None:
         folder = state_dir.expanduser().absolute()

@@ -43,11 +43,7 @@ class EndpointSnapshot:
 
 
 def main_variant(spec: EndpointSpec) -> str:
-    """Return the one variant that answers.
-
-    Raises:
-        InvalidConfig: none does, or several.
-    """
+    """Return the one variant that answers. Raises InvalidConfig if none does, or several."""
     answering = [name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow]
     if len(answering) != 1:
         raise InvalidConfig(

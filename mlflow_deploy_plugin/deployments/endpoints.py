@@ -93,8 +93,7 @@ class Endpoints:
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Take the name, and serve the endpoint if it has a variant. A failure leaves nothing behind.
 
-        Raises:
-            AlreadyExists, InvalidConfig, DeploymentFailed: as `Deployments.create`.
+        Raises as `Deployments.create`.
         """
         backend = self.target.backend(self.settings)  # a missing SDK is said before anything is stored
         # before the name is taken, so that nobody deletes it before it is served

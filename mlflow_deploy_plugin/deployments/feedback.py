@@ -105,11 +105,7 @@ class LabelImport:
 
 
 def label_target(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelTarget:
-    """Return where the endpoint's labels go.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
+    """Return where the endpoint's labels go. Raises OnnxserveError if the log is down."""
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
         return LabelTarget("", _masking_without_spec(deployments.settings, log, endpoint))

@@ -291,8 +291,7 @@ def _contributions(
 ) -> "tuple[RowContributions, str, int]":
     """Return the contributions, the background as a text, and the evaluations a row.
 
-    Raises:
-        InvalidConfig: `max_evals` is too small, or the model does not answer one row of numbers a row.
+    Raises InvalidConfig if `max_evals` is too small, or the model does not answer one row of numbers a row.
     """
     with _without_compiler():
         from mlflow_deploy_plugin.pyfunc import explain_rows, most_background_rows, read_background

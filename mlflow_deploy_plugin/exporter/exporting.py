@@ -183,11 +183,7 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
 
 
 def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
-    """Write the graph as one file, external weights included, with our metadata.
-
-    Raises:
-        ConversionError: one file cannot hold it.
-    """
+    """Write the graph as one file, with its weights and our metadata. Raises ConversionError if it cannot hold them."""
     import onnx  # heavy, and only here
 
     if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
@@ -222,8 +218,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:
     """Return the rows of the proof: those that are known of the model, and others drawn from them.
 
-    Raises:
-        InvalidConfig: the given rows cannot be read or do not fit the model.
+    Raises InvalidConfig if the given rows cannot be read or do not fit the model.
     """
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, given)
@@ -310,8 +305,7 @@ def _prove(
 ) -> float:
     """Run the rows through the exported file, in a process that cannot import us; return the largest difference.
 
-    Raises:
-        ParityError: it fails, or answers otherwise.
+    Raises ParityError if it fails, or answers otherwise.
     """
     with temporary_folder("onnxserve-proof-") as folder:
         given, answered = folder / "rows", folder / "outputs"

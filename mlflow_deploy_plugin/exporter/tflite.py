@@ -117,11 +117,7 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
 
 
 def _run(command: list[str], seconds: float) -> None:
-    """Run a command.
-
-    Raises:
-        ConversionError: it fails, with its last line, or takes longer.
-    """
+    """Run a command. Raises ConversionError, with its last line, if it fails or takes longer."""
     try:
         ran = run_to_end(command, seconds)
     except subprocess.TimeoutExpired:

@@ -79,11 +79,7 @@ def concatenate(batches: list[Batch]) -> Batch:
 
 
 def to_feeds(schema: Schema, batch: Batch) -> Feeds:
-    """Return the feeds of the graph.
-
-    Raises:
-        SchemaMismatch: the batch does not fit the signature.
-    """
+    """Return the feeds of the graph. Raises SchemaMismatch if the batch does not fit the signature."""
     if isinstance(batch, pd.DataFrame):
         return schema.from_columns({str(name): column_values(batch[name]) for name in batch.columns})
     return schema.from_columns(batch)
@@ -268,11 +264,7 @@ def cast_to_signature(batch: Batch, signature: Any) -> Batch:
 
 
 def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Refuse tensors that the signature contradicts by name, shape or type.
-
-    Raises:
-        InvalidConfig: the message names the tensor.
-    """
+    """Raise InvalidConfig for a tensor that the signature contradicts by name, shape or type."""
     names = [spec.name for spec in inputs.inputs if spec.name]  # the only one may have none
     if set(names) - set(batch):
         what = "tensors" if inputs.is_tensor_spec() else "columns"

@@ -122,11 +122,7 @@ def wrap(
 
 
 def _refuse_random(original: OriginalModel | None, example: Batch | None) -> None:
-    """Say so if a model answers the same rows otherwise when it is asked again: nothing can be proven of it.
-
-    Raises:
-        ConversionError: it does.
-    """
+    """Raise ConversionError if a model answers the same rows otherwise the next time: nothing can be proven of it."""
     if original is None or example is None:
         return
     rows = batches.take_rows(example, _HEAD)

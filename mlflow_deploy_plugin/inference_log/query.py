@@ -196,8 +196,7 @@ def _configuration(folder: str) -> dict[str, str]:
 def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
     """Return the columns that the statement needs, and how often it reads the rows.
 
-    Raises:
-        InvalidConfig: it is not one SELECT.
+    Raises InvalidConfig if it is not one SELECT.
     """
     for sql in filter(None, (query.statement, query.sql())):
         statements = connection.extract_statements(sql)

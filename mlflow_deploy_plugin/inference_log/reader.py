@@ -347,11 +347,7 @@ def view_tables(
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match the labels with the rows of the whole log.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
+    """Match the labels with the rows of the whole log. Raises OnnxserveError if the log is down."""
     if matches.count:
         for rows in view_tables(log, View(endpoint, shadows=True), [EVENT_TIME, "_row", *matches.columns]):
             matches.match(rows)

@@ -218,11 +218,7 @@ _WATERMARK = TypeAdapter(Watermark)
 
 
 def write_watermark(location: LogLocation, mark: Watermark) -> None:
-    """Write the agent's watermark in place of its last one.
-
-    Raises:
-        OSError: the log does not take it.
-    """
+    """Write the agent's watermark in place of its last one. Raises OSError if the log does not take it."""
     write_file(location, f"{WATERMARKS}/{mark.agent}.json", orjson.dumps(mark))
 
 

@@ -146,11 +146,7 @@ def parse_time_range(since: str | None, until: str | None, now: datetime) -> Tim
 
 
 def parse_duration(text: str, option: str) -> timedelta:
-    """Parse `90d`, `12h`.
-
-    Raises:
-        InvalidConfig: it is something else.
-    """
+    """Parse `90d`, `12h`. Raises InvalidConfig if it is something else."""
     if not DURATION.fullmatch(text):
         raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h or 90d is expected")
     return timedelta(seconds=duration_seconds(text))

@@ -328,11 +328,7 @@ class Schema:
         return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
 
     def _taken(self, feeds: Feeds) -> Feeds:
-        """Return the feeds if the original of the model takes their values.
-
-        Raises:
-            SchemaMismatch: it refuses one.
-        """
+        """Return the feeds if the original of the model takes their values. Raises SchemaMismatch if it refuses one."""
         if self._checks:
             if isinstance(feeds, NarrowedFeeds):
                 check_values(self._sent_checks, feeds.sent)

@@ -95,11 +95,7 @@ ON_CPU = Placement()
 
 
 def import_onnxruntime() -> Any:
-    """Return the module.
-
-    Raises:
-        RuntimeMissing: it is not installed; the message says how to install it.
-    """
+    """Return the module. Raises RuntimeMissing if it is not installed; the message says how to install it."""
     try:
         import onnxruntime as module  # heavy, and of one of two distributions
     except ImportError:

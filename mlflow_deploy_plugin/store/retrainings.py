@@ -78,11 +78,7 @@ class Retrainings:
         state: str,
         event: AuditEvent | None = None,
     ) -> Retraining:
-        """Add a retraining, together with its event.
-
-        Raises:
-            AlreadyExists: the model has one that is live.
-        """
+        """Add a retraining, together with its event. Raises AlreadyExists if the model has one that is live."""
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))

@@ -256,11 +256,7 @@ class Store:
         return self.read(query, AuditEvent)[::-1]
 
     def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
-        """Add a rollout, together with its event.
-
-        Raises:
-            AlreadyExists: the endpoint has one that is live.
-        """
+        """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has one that is live."""
         now = self._clock()
         row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
         try:

@@ -246,11 +246,7 @@ class DockerBackend:
             raise AlreadyExists(f"a container {container!r} is there already, {whose}: choose another name{hint}")
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Any:
-        """Return the image; pull it if it is not here and belongs to a registry.
-
-        Raises:
-            InvalidConfig: it cannot be had.
-        """
+        """Return the image, pulled if it belongs to a registry. Raises InvalidConfig if it cannot be had."""
         name = spec.container.image_for(spec.server.device)
         try:
             return self._engine.images.get(name)

@@ -397,8 +397,7 @@ class KubernetesBackend:
     def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, PreviousState], progress: Progress) -> None:
         """Return when the Deployment has rolled and every pod serves `spec`.
 
-        Raises:
-            DeploymentFailed: it cannot become ready, or has not in time; the message has the pod's last words.
+        Raises DeploymentFailed if it cannot become ready, or has not in time; the message has the pod's last words.
         """
         unready: list[Document] = []
 

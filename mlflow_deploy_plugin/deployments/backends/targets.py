@@ -95,11 +95,7 @@ class Target:
         return self.kind != "kubernetes"
 
     def backend(self, settings: Settings) -> Backend:
-        """Return the backend.
-
-        Raises:
-            NotInstalled: its SDK is not there.
-        """
+        """Return the backend. Raises NotInstalled if its SDK is not there."""
         module, _, name = _BACKENDS[self.kind].partition(":")
         try:
             found = import_module(module)
@@ -115,11 +111,7 @@ LOCAL = Target("local")
 
 
 def parse_target(uri: str) -> Target:
-    """Return the target that a URI names.
-
-    Raises:
-        InvalidConfig: it names none.
-    """
+    """Return the target that a URI names. Raises InvalidConfig if it names none."""
     match uri.rstrip("/:").split("/"):
         case ["onnxserve"]:
             return LOCAL

@@ -158,11 +158,7 @@ def _inputs(model: Any) -> list[Any]:
 
 
 def _names(model: Any, batch: Batch) -> list[str]:
-    """Return the names of the inputs in their order.
-
-    Raises:
-        InvalidConfig: the batch does not have them.
-    """
+    """Return the names of the inputs in their order. Raises InvalidConfig if the batch does not have them."""
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
         is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # which Keras makes up

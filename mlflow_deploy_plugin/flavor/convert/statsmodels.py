@@ -64,8 +64,7 @@ def _convert(results: Any, batch: Batch) -> ConvertedModel:
 def _add_formula(graph: "_Graph", model: Any, weights: Array, columns: list[str]) -> str:
     """Add the linear predictor of a formula of these columns; an interaction is the product of its columns.
 
-    Raises:
-        ConversionError: Python computes a term.
+    Raises ConversionError if Python computes a term.
     """
     terms = list(model.exog_names)
     factors = {place: term.split(":") for place, term in enumerate(terms) if term != "Intercept"}
@@ -89,11 +88,7 @@ def _add_formula(graph: "_Graph", model: Any, weights: Array, columns: list[str]
 
 
 def _inverse_link(model: Any) -> Callable[["_Graph", str], str]:
-    """Return what adds the prediction of a linear predictor.
-
-    Raises:
-        ConversionError: the model predicts otherwise.
-    """
+    """Return what adds the prediction of a linear predictor. Raises ConversionError if the model predicts otherwise."""
     kind = type(model).__name__
     if type(model).__module__.startswith("statsmodels."):
         link = "Identity" if kind in _LINEAR else _DISCRETE.get(kind, "")

@@ -199,11 +199,7 @@ def encode_model(model: CapturedModel) -> bytes:
 
 
 def decode_model(encoded: memoryview) -> CapturedModel:
-    """Reverse `encode_model`.
-
-    Raises:
-        ValueError, KeyError, TypeError: the bytes are malformed.
-    """
+    """Reverse `encode_model`. Raises ValueError, KeyError or TypeError if the bytes are malformed."""
     document = orjson.loads(encoded)
     schema = document["schema"]
     inputs = (

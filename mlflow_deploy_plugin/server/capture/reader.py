@@ -106,11 +106,7 @@ class CapturedSegment:
 
 
 def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
-    """Read the whole frames of a segment, which is taken into memory.
-
-    Raises:
-        OSError: the segment cannot be read.
-    """
+    """Read the whole frames of a segment, which is taken into memory. Raises OSError if the segment cannot be read."""
     with segment.open("rb") as file:
         content, frames = _read_frames(file, start)
         feedback = []

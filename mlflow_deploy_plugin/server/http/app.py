@@ -149,11 +149,7 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
 
 
 def _headers() -> dict[str, str]:
-    """Return the headers, names in lower case.
-
-    Raises:
-        InvalidRequest: Host is missing or invalid.
-    """
+    """Return the headers, names in lower case. Raises InvalidRequest if Host is missing or invalid."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
         raise InvalidRequest(MISSING_HOST)
@@ -211,11 +207,7 @@ def _stream(server: Server, raw: RawRequest) -> Response:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it comes; each piece has the time that a whole body has.
-
-    Raises:
-        InvalidRequest: see `_read_body`.
-    """
+    """Yield the body as it comes; each piece has the time that a whole body has. Raises as `_read_body`."""
     read = 0
     awaits_client = getattr(stream, "awaits_client", lambda is_awaited: None)  # a method of our worker's
     try:

@@ -119,11 +119,7 @@ class _AgentKeeper:
         self._thread.start()
 
     def is_ready(self) -> bool:
-        """Return whether the agent has said what is to be served.
-
-        Raises:
-            DeploymentFailed: nothing can be served.
-        """
+        """Return whether the agent has said what is to be served. Raises DeploymentFailed if nothing can be."""
         state = read_state(self._state_dir / AGENT, AgentState)
         if state is not None and state.fatal:
             raise DeploymentFailed(state.error)

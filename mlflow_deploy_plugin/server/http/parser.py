@@ -206,11 +206,7 @@ def decode_path(target: str) -> str:
 
 
 def check_host(host: str) -> None:
-    """Check that a Host header is a host with an optional port.
-
-    Raises:
-        InvalidRequest: it is not.
-    """
+    """Check that a Host header is a host with an optional port. Raises InvalidRequest if it is not."""
     if not _HOST.fullmatch(host):
         raise InvalidRequest(f"the Host header {host[:100]!r} is not a host and a port")
 

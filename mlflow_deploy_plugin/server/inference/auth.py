@@ -231,11 +231,7 @@ def certificate_name(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _sent_key(authorization: str) -> bytes:
-    """Return the key in the header.
-
-    Raises:
-        Unauthenticated: there is none.
-    """
+    """Return the key in the header. Raises Unauthenticated if there is none."""
     kind, _, sent = authorization.partition(" ")
     match kind.lower():
         case "bearer":

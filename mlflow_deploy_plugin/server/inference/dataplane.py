@@ -128,8 +128,7 @@ class DataPlane:
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
         """Return the variant for the value of the column `variant.key` in `feeds`, which `variant` has decoded.
 
-        Raises:
-            NotFound, NotReady: see `Repository.select_variant`.
+        Raises as `Repository.select_variant`.
         """
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
         return variant if key is None else self._repository.sticky_variant(variant, key)

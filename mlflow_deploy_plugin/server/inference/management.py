@@ -50,11 +50,7 @@ def model_metadata(server: Server, endpoint: str, version: str | None = None) ->
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
-    """Return the document of a model that is ready.
-
-    Raises:
-        NotReady: it is not; the message says why.
-    """
+    """Return the document of a model that is ready. Raises NotReady if it is not; the message says why."""
     if reason := server.dataplane.select_variant(endpoint, version).loaded.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
@@ -74,9 +70,7 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
 def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
     """Return once every worker serves the endpoint, by order of this caller. The thread is held until then.
 
-    Raises:
-        InvalidRequest, InvalidConfig: see `endpoint_to_load`.
-        NotFound, ModelError, RegistryUnavailable: see `ModelControl.load`.
+    Raises as `endpoint_to_load` and `ModelControl.load`.
     """
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
@@ -84,9 +78,7 @@ def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], act
 def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
     """Return once no worker serves the endpoint any more, by order of this caller. The thread is held until then.
 
-    Raises:
-        InvalidRequest: see `check_unload_parameters`.
-        NotFound: see `ModelControl.unload`.
+    Raises as `check_unload_parameters` and `ModelControl.unload`.
     """
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)

@@ -88,11 +88,7 @@ class RequestContext:
             self.server.limits.release()
 
     def select_variant(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
-        """Select the variant that answers.
-
-        Raises:
-            NotFound, NotReady: see `DataPlane.select_variant`.
-        """
+        """Select the variant that answers. Raises as `DataPlane.select_variant`."""
         return self.answer_by(self.server.dataplane.select_variant(endpoint, version, self.request.headers))
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:

@@ -94,11 +94,7 @@ class ModelControl:
         self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=time.monotonic()))
 
     def unload(self, endpoint: str, actor: str = "") -> None:
-        """Unload the endpoint from every worker.
-
-        Raises:
-            InvalidConfig, NotFound, NotReady, TooManyRequests, DeadlineExceeded: as `load`.
-        """
+        """Unload the endpoint from every worker. Raises as `load`."""
         self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()))
 
     def _run(self, command: Command) -> None:

@@ -146,30 +146,18 @@ class Repository:
         return next(iter(self.table), None)
 
     def sticky_variant(self, variant: ServedVariant, key: str) -> ServedVariant:
-        """Return the variant for a request in which `variant` has read `key`.
-
-        Raises:
-            NotReady, NotFound: as `select_variant`.
-        """
+        """Return the variant for a request in which `variant` has read `key`. Raises as `select_variant`."""
         served = self.find(variant.endpoint)[1]
         if not served.answering:
             raise NotReady(self.unavailable_reason(variant.endpoint))
         return sticky_variant(served.answering, variant.endpoint, key)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
-        """Return the versions of an endpoint that are in memory.
-
-        Raises:
-            NotReady, NotFound: as `select_variant`.
-        """
+        """Return the versions of an endpoint that are in memory. Raises as `select_variant`."""
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
-        """Return the name of the endpoint and the endpoint; None for the default one.
-
-        Raises:
-            NotReady, NotFound: as `select_variant`.
-        """
+        """Return the name of the endpoint (None: the default one) and the endpoint. Raises as `select_variant`."""
         table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None

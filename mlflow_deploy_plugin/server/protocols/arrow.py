@@ -79,11 +79,7 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
 
 
 def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in a valid `pyarrow.Table`; see `decode`.
-
-    Raises:
-        BodyTooLarge, SchemaMismatch: as `decode`.
-    """
+    """Return the feeds in a valid `pyarrow.Table`. Raises as `decode`."""
     chosen = select_columns(table.schema, schema)
     _check_value_count(table.num_rows, len(chosen), limit)
     budget = StringBudget(limit)

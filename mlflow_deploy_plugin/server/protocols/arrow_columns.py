@@ -55,11 +55,7 @@ class StringBudget:
     dictionaries: dict[tuple[int, ...], tuple[Array, Array]] = field(default_factory=dict)
 
     def take(self, characters: int) -> None:
-        """Take characters from the budget.
-
-        Raises:
-            BodyTooLarge: fewer are left.
-        """
+        """Take characters from the budget. Raises BodyTooLarge if fewer are left."""
         self.left -= characters
         if self.left < 0:
             raise BodyTooLarge("the strings of the table take more than this server's limit when each row has its own")

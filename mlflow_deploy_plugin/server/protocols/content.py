@@ -180,10 +180,6 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
-    """Return one mapping a row, from each output to its value.
-
-    Raises:
-        SchemaMismatch: see `check_row_aligned`.
-    """
+    """Return one mapping a row, from each output to its value. Raises as `check_row_aligned`."""
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

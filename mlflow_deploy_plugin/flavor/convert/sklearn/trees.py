@@ -273,11 +273,7 @@ _LINKS = {"IdentityLink": "Identity", "LogLink": "Exp", "LogitLink": "Sigmoid", 
 
 
 def histogram_boosting(estimator: Any) -> Boosting:
-    """Return the trees of scikit-learn's boosting by histograms.
-
-    Raises:
-        NotImplementedError: another link.
-    """
+    """Return the trees of scikit-learn's boosting by histograms. Raises NotImplementedError for another link."""
     name = type(estimator._loss.link).__name__
     if (link := _LINKS.get(name)) is None:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")

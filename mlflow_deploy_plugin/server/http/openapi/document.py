@@ -127,11 +127,7 @@ class DescribedEndpoint:
 
 
 def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint:
-    """Return the endpoint (None: the default one).
-
-    Raises:
-        NotReady, NotFound: see `DataPlane.select_variant`.
-    """
+    """Return the endpoint (None: the default one). Raises as `DataPlane.select_variant`."""
     name = server.dataplane.select_variant(endpoint).endpoint
     served = server.repository.table.get(name)
     if served is None or not served.answering:

@@ -320,11 +320,7 @@ class HttpConnection(asyncio.Protocol):
             self._deadline = self._app.now + self._limits.request_seconds
 
     def _count_buffered(self, size: int) -> None:
-        """Count the bytes of a body that are held.
-
-        Raises:
-            NotReady: with those of other connections they are too many.
-        """
+        """Count the bytes of a body that are held. Raises NotReady if all connections together hold too many."""
         app = self._app
         app.buffered_bytes += size - self._buffered_bytes
         self._buffered_bytes = size
