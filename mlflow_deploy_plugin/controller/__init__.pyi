@@ -27,7 +27,7 @@ from .rollouts.commands import start_rollout as start_rollout
 from .rollouts.controller import RolloutActions as RolloutActions
 from .rollouts.controller import RolloutController as RolloutController
 from .rollouts.rollback import rollback as rollback
-from .rollouts.rollback import rollback_refusal as rollback_refusal
+from .rollouts.rollback import rollback_target as rollback_target
 from .rollouts.state_machine import rollout_summary as rollout_summary
 from .service import retraining_context as retraining_context
 from .service import run_controller as run_controller

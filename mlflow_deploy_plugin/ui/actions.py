@@ -21,9 +21,9 @@ from typing import Any
 
 import requests
 
-from mlflow_deploy_plugin.controller import rollback_refusal
+from mlflow_deploy_plugin.controller import rollback_target
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, rollout_traffic_refusal
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, Refused, RegistryUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import (
     StageOrAlias,
@@ -63,14 +63,35 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
     return server_blocker(observed) or (refused.reason if refused else "")
 
 
-def rollback_blocker(
+def rollback_target_of(
     store: Store, observed: ObservedEndpoint, registry: Any, metrics: MetricsByServer = MappingProxyType({})
-) -> str:
-    """Return why the endpoint cannot be rolled back; `registry` and `metrics` as in `rollback_refusal`."""
+) -> str | Refused:
+    """Return what the endpoint is rolled back to, or why it cannot be; `registry` and `metrics` as `rollback_target`.
+
+    The target is empty if nobody can tell now: the button then says so.
+    """
+    if blocker := server_blocker(observed):
+        return Refused(blocker)
     try:
-        return server_blocker(observed) or redact_addresses(rollback_refusal(store, observed, registry, metrics))
-    except RegistryUnavailable:  # the button then says so
+        found = rollback_target(store, observed, registry, metrics)
+    except RegistryUnavailable:
         return ""
+    return Refused(redact_addresses(found.reason)) if isinstance(found, Refused) else found
+
+
+def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:
+    """Refuse a rollback to anything but what the page showed.
+
+    Two people who press the button at once, or one who presses it twice, want one step back.
+
+    Raises:
+        InvalidConfig: another press or a promotion came first.
+    """
+    found = rollback_target(store, observed, None, metrics)
+    if found != shown:
+        now = found.reason if isinstance(found, Refused) else f"it would go back to {found}"
+        name = observed.endpoint.name
+        raise InvalidConfig(f"{name} has changed since the page showed that it goes back to {shown}: by now, {now}")
 
 
 def promotion_blocker(
@@ -124,6 +145,8 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
             weights = arguments["weights"] = _weights(form, endpoint)
             shown = ", ".join(f"{name} {weight}" for name, weight in weights.items())
             description = f"change the traffic of {endpoint.name} to {shown}"
+        else:
+            arguments["to"] = form.get("to", "")
     elif action in ("promote", "gate"):
         model, version = form.get("model", ""), form.get("version", "")
         if not model or not version.isdecimal():
@@ -209,12 +232,16 @@ def _reachable(servers: tuple[str, ...]) -> str:
 def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
     endpoint, why = job.arguments["endpoint"], job.arguments["why"]
     deployments = Deployments(store, settings, print)
-    if blocker := server_blocker(deployments.get_endpoint(endpoint)):
+    observed = deployments.get_endpoint(endpoint)
+    if blocker := server_blocker(observed):
         raise InvalidConfig(blocker)
     if job.arguments["action"] == "rollback":
         from mlflow_deploy_plugin.controller import rollback
 
-        done = rollback(endpoint, why, job.actor, deployments=deployments)
+        to = job.arguments["to"]
+        if to:
+            require_shown_target(store, observed, to, deployments.server_metrics(observed))
+        done = rollback(endpoint, why, job.actor, to or None, deployments)
         return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
     weights = job.arguments["weights"]
     deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)

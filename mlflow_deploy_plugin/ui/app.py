@@ -165,9 +165,9 @@ class _Console:
 
     def act(self) -> Response:
         """Start the action of a form, and show the page, which follows its job."""
-        who = caller()
+        who, page = caller(), request.form.get("page", "")
         if refusal := form_refusal(who.user):
-            return self._render(error=refusal, status=403)
+            return self._render(error=refusal, status=403, only=page)
         try:
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
             if endpoint and hidden_endpoints(store, [endpoint]):
@@ -176,7 +176,7 @@ class _Console:
             if not may_act_on(action.models):
                 models = " and ".join(action.models) or "what is not registered"
                 error = f"you may not {action.description}: that takes the permission to edit {models}"
-                return self._render(error=error, status=403)
+                return self._render(error=error, status=403, only=page)
             job = self._jobs.start(
                 action.description,
                 who.actor,
@@ -186,8 +186,7 @@ class _Console:
                 has_account=bool(who.user),
             )
         except OnnxserveError as failure:
-            return self._render(error=failure.message, status=failure.http_status)
-        page = request.form.get("page", "")
+            return self._render(error=failure.message, status=failure.http_status, only=page)
         return make_response(redirect(f"{self._base}?job={job.id}{f'&endpoint={quote(page)}' if page else ''}", 303))
 
     def export(self) -> Response:

@@ -84,6 +84,8 @@ class Jobs:
     ) -> Job:
         """Start a job and return at once; what is left of jobs of the days before is removed.
 
+        If one with the same arguments runs already, that is returned: a button that is pressed twice does one thing.
+
         Args:
             secret: environment variables that hold the caller's credentials; they are in no file.
 
@@ -96,8 +98,10 @@ class Jobs:
             if known is None or time.time() - known.started_at >= _KEPT_SECONDS:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".log").unlink(missing_ok=True)
-            else:
-                running += known.state == "running"
+            elif known.state == "running":
+                if known.arguments == arguments:
+                    return known
+                running += 1
         if running >= _MAX_RUNNING:
             raise TooManyRequests(f"{_MAX_RUNNING} actions are running: wait until one has ended")
         job = Job(secrets.token_hex(8), description, actor, arguments, servers, has_account)

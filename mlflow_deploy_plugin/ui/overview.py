@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.ui.actions import (
     gate_blocker,
     no_endpoint,
     promotion_blocker,
-    rollback_blocker,
+    rollback_target_of,
     traffic_blocker,
 )
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
@@ -135,6 +135,7 @@ class EndpointCard:
         health: one word; `reason` says why it is not `healthy`.
         no_traffic: why a change of traffic would be refused now; empty if it would not.
         no_rollback: why a rollback would be refused now; empty if it would not.
+        rollback_to: the version or model that a rollback brings back; empty if that is not known.
         pictures: None if the page's script gets them once they are in sight.
     """
 
@@ -149,6 +150,7 @@ class EndpointCard:
     gate_required: bool = False
     no_traffic: str = ""
     no_rollback: str = ""
+    rollback_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,9 @@ def _endpoint_card(
         reason = "; ".join(silent) or reason
         is_silent = bool(silent) and len(silent) == len(metrics)
         health = "silent" if is_silent else "degraded" if reason else "healthy"
+    target = rollback_target_of(store, one, registry, metrics) if may_act else ""
+    if silent and isinstance(target, Refused):
+        target = ""  # a server that is silent now may answer the rollback
     return EndpointCard(
         name=spec.name,
         health=health,
@@ -231,8 +236,8 @@ def _endpoint_card(
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
-        # a server that is silent now may answer the rollback
-        no_rollback=rollback_blocker(store, one, registry, metrics) if may_act and not silent else "",
+        no_rollback=target.reason if isinstance(target, Refused) else "",
+        rollback_to=target if isinstance(target, str) else "",
     )
 
 

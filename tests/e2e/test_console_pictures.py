@@ -147,6 +147,33 @@ def test_what_a_person_types_stays(console: Console, traffic: Traffic) -> None:
     expect(page.get_by_label("Why").first).to_have_value("they asked for it")
 
 
+def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(console: Console) -> None:
+    page = console.open()
+    page.get_by_role("button", name=f"Run the gate for version 1 of {MODEL}").click()
+    expect(page.get_by_text("Under way: ")).to_be_visible()
+    page.evaluate("window.notLoadedAgain = true")
+    page.get_by_label("Why").first.fill("typed meanwhile")
+
+    expect(page.get_by_text("Done: ").or_(page.get_by_text("Not done: "))).to_be_visible(timeout=60_000)
+
+    expect(page.get_by_label("Why").first).to_have_value("typed meanwhile")
+    assert page.evaluate("window.notLoadedAgain")
+
+
+def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs(console: Console) -> None:
+    page = console.open("")
+    client = get_deploy_client("onnxserve")
+    client.create_endpoint("a-first-one")
+    try:
+        first, second = page.locator("section.card").nth(0), page.locator("section.card").nth(1)
+        expect(first.get_by_role("heading", name="a-first-one")).to_be_visible(timeout=30_000)
+        expect(second.get_by_role("heading", name=ENDPOINT)).to_be_visible()
+        assert second.locator(f"[data-live$='endpoint={ENDPOINT}']").count() == 1
+    finally:
+        client.delete_endpoint("a-first-one")
+    expect(page.get_by_role("heading", name="a-first-one")).to_have_count(0, timeout=30_000)
+
+
 def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traffic) -> None:
     ended = threading.Event()
     with open_deployments(lambda line: None) as deployments:

@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.gate import GatePolicy, promote
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses
 from mlflow_deploy_plugin.settings import load_settings
@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.ui.actions import (
     ALREADY_THERE,
     gate_blocker,
     promotion_blocker,
-    rollback_blocker,
+    require_shown_target,
+    rollback_target_of,
     server_blocker,
     traffic_blocker,
 )
@@ -101,13 +102,28 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlf
         said = f"the server of {one.endpoint.name} does not run: `onnxserve start {one.endpoint.name}` first"
         assert server_blocker(down) == said
         assert traffic_blocker(mlflow_app.store, down) == said
-        assert rollback_blocker(mlflow_app.store, down, mlflow_app.registry) == said
+        assert rollback_target_of(mlflow_app.store, down, mlflow_app.registry) == Refused(said)
 
 
 def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(mlflow_app: Any) -> None:
     one = followed(mlflow_app, mlflow_app.model(), "1", "2")
     assert traffic_blocker(mlflow_app.store, one) == ""
-    assert rollback_blocker(mlflow_app.store, one, mlflow_app.registry) == ""
+    assert rollback_target_of(mlflow_app.store, one, mlflow_app.registry) == "1"
+
+
+def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(mlflow_app: Any) -> None:
+    model = mlflow_app.model(versions=3)
+    one = followed(mlflow_app, model, "1", "2", "3")
+    shown = rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
+    assert shown == "2"
+    require_shown_target(mlflow_app.store, one, shown, {})
+
+    rollback(one.endpoint.name, to="2")
+
+    with pytest.raises(
+        InvalidConfig, match=r"since the page showed that it goes back to 2: by now, it would go back to 1"
+    ):
+        require_shown_target(mlflow_app.store, one, shown, {})
 
 
 def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_it(
@@ -115,9 +131,9 @@ def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_i
 ) -> None:
     one = followed(mlflow_app, mlflow_app.model(), "1")
     name = one.endpoint.name
-    mlflow_app.store.add_rollout(name, {"to_uri": "models:/m/2", "steps": [10, 100]}, "stepping")
+    mlflow_app.store.add_rollout(name, {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"}, "stepping")
 
-    assert rollback_blocker(mlflow_app.store, one, mlflow_app.registry) == ""
+    assert rollback_target_of(mlflow_app.store, one, mlflow_app.registry) == "1"
     said = traffic_blocker(mlflow_app.store, one)
     with pytest.raises(InvalidConfig) as refused:
         deployments.set_traffic(name, {name: 100})
@@ -129,7 +145,7 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
     model = mlflow_app.model()
     one, pinned = followed(mlflow_app, model, "1"), observed(mlflow_app, f"models:/{model}/1")
     for each in (one, pinned):
-        said = rollback_blocker(mlflow_app.store, each, mlflow_app.registry)
+        said = refusal(mlflow_app, each)
         with pytest.raises(NotFound) as refused:
             rollback(each.endpoint.name, deployments=deployments)
         assert said == redact_addresses(refused.value.message)
@@ -137,11 +153,17 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
         assert f": say `onnxserve rollback {each.endpoint.name} --to " in said
 
 
+def refusal(mlflow_app: Any, one: ObservedEndpoint) -> str:
+    found = rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
+    assert isinstance(found, Refused)
+    return found.reason
+
+
 def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments: Deployments) -> None:
     model = mlflow_app.model()
     one = observed(mlflow_app, f"models:/{model}/1", beside=f"models:/{model}/2")
 
-    said = rollback_blocker(mlflow_app.store, one, mlflow_app.registry)
+    said = refusal(mlflow_app, one)
 
     with pytest.raises(InvalidConfig) as refused:
         rollback(one.endpoint.name, deployments=deployments)

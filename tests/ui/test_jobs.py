@@ -27,6 +27,16 @@ def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) ->
     assert (job.state, job.message) == ("failed", "it did not end in time")
 
 
+def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
+    write_job(tmp_path / f"{'a' * 16}.json", Job("a" * 16, "roll x back", "eva", {"endpoint": "x"}))
+
+    assert Jobs(tmp_path).start("roll x back", "bob", {"endpoint": "x"}, (), {}).id == "a" * 16
+    other = Jobs(tmp_path).start("roll y back", "bob", {"endpoint": "y"}, (), {}).id
+    assert other != "a" * 16
+    wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
+
+
 def found(folder: Path, id: str, state: str) -> Job | None:
     job = Jobs(folder).get(id)
     return job if job is not None and job.state == state else None

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.deployments import (
     open_deployments,
     total_metrics,
 )
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     STARTED_AT,
@@ -102,10 +102,10 @@ def rollback(
         return figures
 
 
-def rollback_refusal(
+def rollback_target(
     store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
-) -> str:
-    """Say why `rollback` would refuse to bring back what was served before; empty if it would try.
+) -> str | Refused:
+    """Return the version, or the model of an endpoint that follows nothing, that `rollback` would bring back now.
 
     Args:
         registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
@@ -116,18 +116,17 @@ def rollback_refusal(
         StoreUnavailable: the audit trail cannot be read.
     """
     spec = observed.endpoint.spec
-    if store.rollouts(spec.name, live=True):
-        return ""  # it is aborted, and that is all
+    for rollout in store.rollouts(spec.name, live=True):
+        return str(rollout.spec.get("before_version", ""))  # it is aborted, and that is all
     try:
         main = main_variant(spec)
         reference = parse_model_uri(spec.variants[main].model)
-        if reference.followed:
-            _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)
-        else:
-            _earlier_model(store, spec.name, main, spec.variants[main].model)
+        if not reference.followed:
+            return _earlier_model(store, spec.name, main, spec.variants[main].model)
+        _, earlier = _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)
+        return earlier.version
     except (InvalidConfig, NotFound) as error:
-        return error.message
-    return ""
+        return Refused(error.message)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 // keys. Nothing moves by itself: what is new takes the place of what is old.
 "use strict";
 
-const EVERY_MS = 5000, PATIENCE_MS = 15000, POINTS = 100;
+const EVERY_MS = 5000, ACTION_MS = 1000, PATIENCE_MS = 15000, POINTS = 100;
 const SHARE = 0.05; // of the time MLflow may be busy with the page of one reader
 
 class Live {
@@ -42,35 +42,54 @@ class Live {
   }
 }
 
-// Looks at the whole page now and then, and takes over the parts that have changed and that nobody is using.
+// Looks at the whole page now and then, often while a button's action is under way, and takes over the parts that have
+// changed and that nobody is using. Where parts have come or gone, as with an endpoint, the page is loaded again.
 class Page {
-  dueAt = performance.now() + EVERY_MS;
+  dueAt = performance.now() + this.wait(0);
+
+  // An action under way ends soon, and somebody waits for it.
+  wait(took) {
+    return document.querySelector("[data-running]") ? Math.max(ACTION_MS, took) : Math.max(EVERY_MS, took / SHARE);
+  }
 
   async refresh() {
-    if (document.hidden || this.isBusy || performance.now() < this.dueAt || document.querySelector("meta[http-equiv]")) return;
+    if (document.hidden || this.isBusy || performance.now() < this.dueAt) return;
     this.isBusy = true;
     const begun = performance.now();
     try {
-      const url = new URL(location.href);
-      url.searchParams.delete("job");
-      const answer = await fetch(url, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
-      if (answer.ok) this.takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      const answer = await fetch(location.href, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
+      if (answer.ok || answer.status === 404) this.takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
     } catch {
       // the pictures say so
     } finally {
       this.isBusy = false;
-      this.dueAt = performance.now() + Math.max(EVERY_MS, (performance.now() - begun) / SHARE);
+      this.dueAt = performance.now() + this.wait(performance.now() - begun);
     }
   }
 
   takeOver(fresh) {
     const html = (part) => part.outerHTML.replace(/name="csrf_token" value="[^"]*"/g, "");
-    for (const part of document.querySelectorAll("[data-part]")) {
-      const now = fresh.getElementById(part.id);
-      const isUsed = part.contains(document.activeElement) || [...part.querySelectorAll("input")].some((one) => one.value !== one.defaultValue);
-      if (now && !isUsed && html(now) !== html(part)) part.replaceWith(document.adoptNode(now));
+    const parts = [...document.querySelectorAll("[data-part]")];
+    const found = new Map([...fresh.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
+    if (found.size !== parts.length || parts.some((part) => !found.has(part.dataset.part))) {
+      if (reading === null && !isUsed(document.querySelector("main"))) location.reload();
+    }
+    for (const part of parts) {
+      const now = found.get(part.dataset.part);
+      if (now && !isUsed(part) && html(now) !== html(part)) part.replaceWith(document.adoptNode(now));
     }
   }
+}
+
+// Somebody is in it, or has typed or chosen something.
+function isUsed(part) {
+  const isChanged = (field) => field.value !== (field.options ? initial(field) : field.defaultValue);
+  return part.contains(document.activeElement) || [...part.querySelectorAll("input, select")].some(isChanged);
+}
+
+function initial(select) {
+  const options = [...select.options];
+  return (options.find((one) => one.defaultSelected) ?? options.find((one) => !one.disabled))?.value ?? select.value;
 }
 
 let reading = null; // the place whose chart a reader has values shown of: it stands still meanwhile
