@@ -151,6 +151,13 @@ class Monitors:
             if note is not None:
                 row.note, row.note_kind = storable_text(note.text, None), note.kind
 
+    def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
+        """Let the schedule go on at `to`, and delete its windows from there on: a clock was ahead."""
+        with self._row(endpoint, monitor) as (session, row):
+            row.made_up_to, row.note, row.note_kind = to, "", ""
+            scheduled = delete(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor, by_hand=False)
+            session.execute(scheduled.where(MonitorWindowRow.start >= to))
+
     def forget(self, endpoint: str, monitor: str) -> None:
         """Delete the monitor's state, not its windows."""
         with self._store.transaction() as session:

@@ -98,8 +98,7 @@ class WindowRunner:
             return Idle.NOTHING_DUE
         spec = endpoint.spec.monitors[monitor]
         if is_ahead(endpoint, state, now):
-            begin = window_at(microseconds(now), spec.every).start
-            self.monitors.update_state(name, monitor, made_up_to=begin, note=MonitorNote())
+            self.monitors.go_back(name, monitor, window_at(microseconds(now), spec.every).start)
             state = self.monitors.state(name, monitor)
         pending = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
         try:
@@ -161,7 +160,7 @@ class WindowRunner:
     def _add_next(
         self, endpoint: Endpoint, state: MonitorState, ready: Readiness, now: datetime
     ) -> MonitorWindow | Idle:
-        """Write down the next window that is due and complete. Skip windows that were judged under another clock."""
+        """Write down the next window that is due and complete. Skip windows that are in the store already."""
         monitor = state.monitor
         while True:
             due = next_due_window(endpoint, state, now, self.max_catch_up)
@@ -203,23 +202,17 @@ class WindowRunner:
         return as_judged(replace(window, log_digest=digest), result, notes)
 
     def _report(self, window: MonitorWindow, spec: MonitorSpec, result: EvaluatedWindow) -> None:
-        """Send alerts and start what follows, if this is the monitor's newest window: an older one changes nothing.
-
-        Only windows that the schedule has come to count. With a wrong clock it may have judged windows that lie ahead.
-        """
+        """Send alerts and start what follows, if this is the monitor's newest window: an older one changes nothing."""
         store, settings = self.deployments.store, self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
         if endpoint is None or window.monitor not in endpoint.spec.monitors:
             return
         length, nothing = window.end - window.start, timedelta()
-        until = max(self.monitors.state(window.endpoint, window.monitor).made_up_to or window.end, window.end)
         judged = self.monitors.windows(
             window.endpoint, window.monitor, states=("judged",), by_hand=False, limit=_LOOKED_BACK
         )
         earlier = [
-            one
-            for one in judged
-            if one.end - one.start == length and (one.start - window.start) % length == nothing and one.end <= until
+            one for one in judged if one.end - one.start == length and (one.start - window.start) % length == nothing
         ]
         if any(one.start > window.start for one in earlier):
             return

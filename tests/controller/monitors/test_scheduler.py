@@ -285,43 +285,28 @@ def test_a_time_zone_that_is_unknown_here_is_said_once_and_harms_no_other(world:
     assert sum("Nowhere" in line for line in world.said) == 1
 
 
-def test_where_the_clock_has_jumped_ahead_and_back_windows_are_judged_again_when_their_rows_come(
-    world: MonitoredWorld,
-) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + 3 * HOUR  # it is really a few minutes past 12
-    world.start()
-    world.wait_for(2)
-    world.end()
-
-    world.now = NOON + HOUR / 2
-    world.rows(NOON + HOUR)
-    world.start()
-    world.now = NOON + 2 * HOUR + timedelta(minutes=6)
-    third = world.wait_for(3)[-1]
-
-    assert (third.start, third.revision, third.verdict) == (NOON + HOUR, 2, "no drift")
-    assert world.monitors.state("flights", "hourly").made_up_to == NOON + 2 * HOUR
-
-
-@pytest.mark.parametrize("created_at", [NOON, NOON + 48 * HOUR])
-def test_where_the_clock_has_jumped_ahead_and_back_windows_that_were_left_out_are_judged_in_their_time(
-    world: MonitoredWorld, created_at: datetime
+@pytest.mark.parametrize(
+    ("created_at", "ahead", "judged_too_early"),
+    [(NOON, NOON + 3 * HOUR, 2), (NOON, NOON + 50 * HOUR, 2), (NOON + 48 * HOUR, NOON + 50 * HOUR, 1)],
+    ids=["a little", "so far that windows were left out", "already when the endpoint was created"],
+)
+def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_time(
+    world: MonitoredWorld, created_at: datetime, ahead: datetime, judged_too_early: int
 ) -> None:
     world.now = created_at
     world.endpoint()
-    world.now = NOON + 50 * HOUR  # it is really a few minutes past 12
-    world.start(max_catch_up=1)
-    world.wait_for(1)
+    world.now = ahead  # it is really half past 12
+    world.start(max_catch_up=2)
+    world.wait_for(judged_too_early)
 
     world.now = NOON + HOUR / 2
     world.rows(NOON)
     wait_until(lambda: world.monitors.state("flights", "hourly").made_up_to == NOON, SECONDS)
+    assert world.monitors.windows() == []
     world.now = NOON + HOUR + timedelta(minutes=6)
-    judged = world.wait_for(2)[0]
+    (judged,) = world.wait_for(1)
 
-    assert (judged.start, judged.verdict) == (NOON, "no drift")
+    assert (judged.start, judged.revision, judged.verdict) == (NOON, 1, "no drift")
     assert world.monitors.state("flights", "hourly").note == ""
 
 
