@@ -9,7 +9,6 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import IO, Any
 
 from flask import Blueprint, Flask, Response, g, request
@@ -17,8 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import Server, open_worker
 from mlflow_deploy_plugin.server.http.messages import RawResponse, exception_response, failure_response
 from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
@@ -36,7 +34,6 @@ from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
-from mlflow_deploy_plugin.settings import load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +51,7 @@ def create_app(state_dir: str) -> Flask:
     Raises:
         InvalidConfig: spec.yaml in the folder is not a spec.
     """
-    configure_logging(load_settings(), "worker")
-    return ServerApp(open_server(Path(state_dir)))
+    return ServerApp(open_worker(state_dir))
 
 
 class ServerApp(Flask):

@@ -131,7 +131,7 @@ def event_time(headers: Mapping[str, str]) -> int | None:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-_BATCH = 256
+_BATCH = 32
 _ready: list[str] = []
 
 
