@@ -1,11 +1,13 @@
 """ONNX models and files: nothing to convert, and no original to compare with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, one_line
 from mlflow_deploy_plugin.flavor import batch as batches
@@ -38,6 +40,34 @@ def forms(
                 proto.CopyFrom(model)
         except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-        return bind_graph(proto, batch, "onnx", onnx.__version__, None)
+        classes = _matrices_for_maps(proto.graph)
+        converted = bind_graph(proto, batch, "onnx", onnx.__version__, None)
+        if len(classes) != 1 or len(converted.outputs) != 2:
+            return converted
+        ((probabilities, labels),) = classes.items()
+        roles = [
+            replace(one, role="probabilities" if one.name == probabilities else "label") for one in converted.outputs
+        ]
+        label = next(one.name for one in roles if one.role == "label")
+        return replace(converted, outputs=tuple(roles), prediction=(label,), classes=labels)
 
     return [load]
+
+
+def _matrices_for_maps(graph: Any) -> dict[str, tuple[Any, ...]]:
+    """Make each output of a ZipMap the matrix behind it, and return its classes.
+
+    The converters of scikit-learn and of boosters write by default one mapping from class to probability a row, which
+    has no form as an array.
+    """
+    classes: dict[str, tuple[Any, ...]] = {}
+    for node in graph.node:
+        if node.op_type == "ZipMap":
+            (labels,) = map(helper.get_attribute_value, node.attribute)
+            classes[node.output[0]] = tuple(one.decode() if isinstance(one, bytes) else one for one in labels)
+            node.CopyFrom(helper.make_node("Identity", node.input, node.output))
+    for output in graph.output:
+        if output.name in classes:
+            shape = [None, len(classes[output.name])]
+            output.CopyFrom(helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
+    return classes

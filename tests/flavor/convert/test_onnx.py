@@ -7,6 +7,8 @@ import onnx
 import pandas as pd
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
@@ -59,6 +61,23 @@ def test_file_with_external_weights_is_saved_whole_and_twice(proto: onnx.ModelPr
 
     model = load_model(str(tmp_path / "second"))
     assert model.run(model.schema.from_array([[1, 2, 3]]))["total"].tolist() == [6]
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"], [0, 1]])
+def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
+    labels: list[Any], tmp_path: Path
+) -> None:
+    table = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
+    original = LogisticRegression().fit(table.to_numpy(), np.take(labels, [0, 0, 1, 1]))
+    proto = to_onnx(original, table.to_numpy(np.float32)[:1])  # with ZipMap, as by default
+
+    save_model(proto, tmp_path / "model", input_example=table)
+
+    model = load_model(str(tmp_path / "model"))
+    answers = model.run(model.schema.from_columns(table.to_dict("list")))
+    assert model.artifact.classes == tuple(labels)
+    assert model.prediction(answers).tolist() == original.predict(table.to_numpy()).tolist()
+    np.testing.assert_allclose(answers["output_probability"], original.predict_proba(table.to_numpy()), atol=1e-6)
 
 
 def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) -> None:
