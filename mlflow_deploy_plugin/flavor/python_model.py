@@ -1,9 +1,11 @@
-"""A net as pyfunc that MLflow's own flavor of its library cannot serve.
+"""A model as pyfunc that MLflow's own flavor of its library cannot serve, logged in a Python model.
 
 `mlflow.pytorch` takes one array and answers one; `mlflow.keras` answers one; neither logs a program of `torch.export`
-or what `tf.saved_model.load` returns. Such a net is logged in a Python model, with what a proof compares with.
+or what `tf.saved_model.load` returns. XGBoost and LightGBM refuse texts where they have learned categories of pandas,
+and no request carries categories.
 """
 
+import contextlib
 import io
 import os
 import pickle
@@ -13,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
@@ -87,6 +90,32 @@ class NetModel(PythonModel):  # type: ignore[misc]
             self.net = pickle.loads(packed[1])
         else:
             self.net = packed
+
+
+class CategoriesModel(PythonModel):  # type: ignore[misc]
+    """A model that takes categories of pandas, as MLflow's pyfunc: the values of a request become categories again."""
+
+    _skip_type_hint_validation = True  # as above
+
+    def __init__(self, model: Any, predict_fn: str, dtypes: dict[str, Any]) -> None:
+        self.model, self.predict_fn, self.dtypes = model, predict_fn, dtypes
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
+        """Return the model's own answer; a value that is no category is missing."""
+        return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
+
+
+def categories_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return the flavor and its arguments for a model that answers otherwise without categories; None for others."""
+    if not isinstance(rows, pd.DataFrame):
+        return None
+    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
+    plain = rows.assign(**{name: batches.column_values(rows[name]) for name in dtypes})
+    predict = getattr(model, predict_fn)
+    with contextlib.suppress(Exception):  # whatever a model says of what it has not learned
+        if not dtypes or np.array_equal(predict(plain), predict(rows)):
+            return None
+    return "pyfunc", {"python_model": CategoriesModel(model, predict_fn, dtypes), "input_example": plain}
 
 
 def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[str, Any]] | None:

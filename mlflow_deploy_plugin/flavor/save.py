@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.models.model import ModelInfo
+from mlflow.models.utils import _Example
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
@@ -27,7 +28,7 @@ from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import as_pandas, to_feeds
 from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
-from mlflow_deploy_plugin.flavor.python_model import net_options
+from mlflow_deploy_plugin.flavor.python_model import categories_options, net_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
@@ -37,6 +38,7 @@ PARITY_TAG = "onnxserve.parity"
 FALLBACK_TAG = "onnxserve.fallback"
 """The tag with the reason why MLflow's own flavor has logged a model."""
 _LONGEST_TAG = 5000
+_SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
 """The frameworks whose own pyfunc answers a table for a table."""
 
@@ -226,20 +228,27 @@ def _log_as_pyfunc(
 ) -> ModelInfo:
     """Log a model without an ONNX form by MLflow's own flavor, and say why.
 
-    A net that this flavor does not serve (`python_model.py`) is logged by mlflow.pyfunc.
+    A model that this flavor does not serve (`python_model.py`) is logged by mlflow.pyfunc.
     """
     rows = input_example
     if isinstance(rows, Mapping):
         rows = {key: values[:EXAMPLE_ROWS] for key, values in rows.items()}
     elif rows is not None:
         rows = rows[:EXAMPLE_ROWS]
+    try:
+        _Example(rows if rows is not None else {})
+    except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
+        _logger.warning("the model is logged without its input_example, which MLflow cannot save: %s", problem)
+        rows = None
     arguments: dict[str, Any] = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
         # MLflow infers the outputs from `predict` all the same
         options["signature"] = infer_signature(rows, model.predict_proba(rows))
-    if (net := net_options(flavor, model, input_example)) is not None:
-        flavor, arguments = net
-        options.pop("serialization_format", None)
+    predict_fn = options.get("pyfunc_predict_fn", "predict")
+    own = net_options(flavor, model, input_example) or categories_options(model, predict_fn, rows)
+    if own is not None:
+        flavor, arguments = own
+        options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
     _logger.warning(
         '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
         error.message.partition("\n")[0].rstrip(".;:"),
@@ -250,7 +259,7 @@ def _log_as_pyfunc(
     arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
     if "name" not in accepted:  # mlflow.spark
         arguments["artifact_path"] = arguments.pop("name")
-    if net is None:
+    if own is None:
         arguments[next(iter(accepted))] = model
     arguments = {name: value for name, value in arguments.items() if name in accepted or value}
     info = cast(ModelInfo, log(**arguments))

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import lightgbm
 import mlflow
 import mlflow.onnx
 import numpy as np
@@ -190,15 +191,41 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(info.model_uri).predict(table), unfaithful.predict(table))
 
 
-def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(tracking: Path, table: pd.DataFrame) -> None:
-    linear = xgboost.XGBRegressor(booster="gblinear", n_estimators=3, n_jobs=1).fit(table, table.a)
+def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return found - wanted, np.ones_like(wanted)
 
-    info = onnxserve.log_model(linear, name="model", input_example=table)
 
-    assert {"xgboost", "python_function"} <= {*info.flavors}
-    np.testing.assert_allclose(
-        mlflow.pyfunc.load_model(info.model_uri).predict(table), linear.predict(table), rtol=1e-6
-    )
+@pytest.mark.parametrize(
+    ("flavor", "booster"),
+    [
+        ("xgboost", xgboost.XGBRegressor(booster="gblinear", n_estimators=3, n_jobs=1)),
+        ("lightgbm", lightgbm.LGBMRegressor(objective=squared_error, linear_tree=True, n_estimators=3, verbose=-1)),
+    ],
+)
+def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
+    flavor: str, booster: Any, tracking: Path, table: pd.DataFrame
+) -> None:
+    booster.fit(table, table.a)
+
+    info = onnxserve.log_model(booster, name="model", input_example=table)
+
+    assert {flavor, "python_function"} <= {*info.flavors}
+    found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
+    np.testing.assert_allclose(found, booster.predict(table), rtol=1e-6)
+
+
+@pytest.mark.parametrize("predict_fn", get_args(PredictFunction))
+def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
+    predict_fn: PredictFunction, tracking: Path, table: pd.DataFrame
+) -> None:
+    cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
+    booster = lightgbm.LGBMClassifier(linear_tree=True, n_estimators=3, verbose=-1).fit(cities, table.a > table.b)
+
+    info = onnxserve.log_model(booster, name="model", input_example=cities, pyfunc_predict_fn=predict_fn)
+
+    assert info.signature.inputs.input_dict()["city"].type.name == "string"
+    found = mlflow.pyfunc.load_model(info.model_uri).predict(cities.astype({"city": str}))
+    np.testing.assert_allclose(found, getattr(booster, predict_fn)(cities))
 
 
 def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, table: pd.DataFrame) -> None:
@@ -226,6 +253,22 @@ def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert reason.startswith("column 'day' has the type datetime64")
     np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(dated), pipeline.predict(dated))
+
+
+def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(took=table.took.dt.total_seconds())
+
+
+def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
+    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
+    pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(timed, table.a)
+
+    info = onnxserve.log_model(pipeline, name="model", input_example=timed)
+
+    assert "logged without its input_example, which MLflow cannot save: Object of type Timedelta" in caplog.text
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(timed), pipeline.predict(timed))
 
 
 def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(

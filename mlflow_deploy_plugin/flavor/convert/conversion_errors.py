@@ -20,9 +20,9 @@ _FLAVORS = {
     "pyspark": "spark",
 }
 """MLflow's own flavor by the package of a model's class."""
-_SERIALIZATION = {"sklearn": "cloudpickle", "pytorch": "pickle"}
+_SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch": "pickle"}
 """The format in which a flavor takes every model: its default refuses functions and graphs with control flow
-(scikit-learn: skops, torch: an exported program)."""
+(scikit-learn and LightGBM: skops, torch: an exported program)."""
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")

@@ -74,9 +74,9 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     save_model(proto, tmp_path / "model", input_example=table)
 
     model = load_model(str(tmp_path / "model"))
-    answers = model.run(model.schema.from_columns(table.to_dict("list")))
+    answers = model.run(model.schema.from_array(table.to_numpy()))
     assert model.artifact.classes == tuple(labels)
-    assert model.prediction(answers).tolist() == original.predict(table.to_numpy()).tolist()
+    np.testing.assert_array_equal(model.prediction(answers), original.predict(table.to_numpy()))
     np.testing.assert_allclose(answers["output_probability"], original.predict_proba(table.to_numpy()), atol=1e-6)
 
 
