@@ -18,11 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.processes import backoff_seconds
-from mlflow_deploy_plugin.spec import crontab_values, load_time_zone
+from mlflow_deploy_plugin.spec import crontab_times, load_time_zone
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_WAIT_DAYS = 40 * 366  # 29 February on one day of the week, over 2100
 TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
 """Errors of an outage, which ends without anybody changing the work."""
 MAX_BACKOFF = timedelta(minutes=10)
@@ -33,35 +32,17 @@ Attempt = Callable[[], float]
 
 
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
-    """Return the first time after `after`, in UTC, of a line like `15 6 * * 1-5`, as crontab(5) has them: 0 and 7 are
-    Sunday, and if both a day of the month and a day of the week are given, either will do.
-
-    A time that a change of clocks skips comes later by what is skipped. Of a time that it repeats, the first counts,
-    and both if the line names every hour.
+    """Return the first time after `after`, in UTC, of a crontab line, as `crontab_times` has them.
 
     Raises:
         InvalidConfig: it cannot be read, or no time ever fits it.
     """
-    zone = load_time_zone(time_zone)
     try:
-        minutes, hours, days, months, weekdays = crontab_values(schedule)
+        return next(crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))).astimezone(UTC)
     except ValueError as error:
         raise InvalidConfig(f"schedule {schedule!r}: {error}") from None
-    fits = all if any(schedule.split()[place].startswith("*") for place in (2, 4)) else any
-    begin = (after - timedelta(hours=1)).astimezone(zone)  # a time that was skipped has come up to an hour later
-    for day in (begin.date() + timedelta(days=number) for number in range(_LONGEST_WAIT_DAYS)):
-        if day.month not in months or not fits((day.day in days, {day.isoweekday(), day.isoweekday() % 7} & weekdays)):
-            continue
-        for hour in sorted(hours):
-            if (day, hour) < (begin.date(), begin.hour):
-                continue
-            local = [datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone) for minute in minutes]
-            fires = [one.astimezone(UTC) for one in local]
-            if len(hours) == 24:
-                fires += [max(one.astimezone(UTC), one.replace(fold=1).astimezone(UTC)) for one in local]
-            if later := [one for one in fires if one > after]:
-                return min(later)
-    raise InvalidConfig(f"schedule {schedule!r} names a time that never comes")
+    except StopIteration:
+        raise InvalidConfig(f"schedule {schedule!r} names a time that never comes") from None
 
 
 def backoff(failures: int) -> timedelta:

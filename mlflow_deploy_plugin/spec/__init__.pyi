@@ -33,7 +33,7 @@ from .types import SMALLEST_ROLLING_RATE as SMALLEST_ROLLING_RATE
 from .types import Duration as Duration
 from .types import Name as Name
 from .types import bin_period as bin_period
-from .types import crontab_values as crontab_values
+from .types import crontab_times as crontab_times
 from .types import duration_seconds as duration_seconds
 from .types import is_loopback as is_loopback
 from .types import load_time_zone as load_time_zone

@@ -5,13 +5,14 @@ for it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from math import ceil
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -50,11 +51,6 @@ SMALLEST_ROLLING_RATE = 0.002
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
 _SPANS_AN_ERA = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_PART = re.compile(r"(?:(\*)|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?", re.IGNORECASE)
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def is_loopback(host: str) -> bool:
@@ -161,73 +157,27 @@ def validate_lag(lag: str, every: str) -> str:
     return lag
 
 
-class _Field(NamedTuple):
-    """A field of a crontab line."""
-
-    name: str
-    least: int
-    most: int
-    names: Mapping[str, int]
-
-    def values(self, part: str) -> range:
-        """Return the numbers of one part of the field, which commas part: `*`, `5`, `1-5` or `*/15`."""
-        found = _PART.fullmatch(part)
-        if found is None:
-            raise ValueError(f"{self.name} {part!r}: numbers, lists, ranges and steps are expected, as 5, 1-5, */15")
-        everything, first, last, step = found.groups()
-        low = self.least if everything else self.number(first)
-        high = self.number(last) if last else low
-        if everything or (step and not last):
-            high = 6 if self.name == "weekday" else self.most
-        if self.name == "weekday" and last and last.lower() == "sun":
-            high = 7
-        if high < low:
-            raise ValueError(f"{self.name} {part!r} ends before it begins")
-        if step and not 1 <= int(step) <= high - low:
-            raise ValueError(f"{self.name} {part!r}: the step has to be at least 1 and to lie within the range")
-        return range(low, high + 1, int(step) if step else 1)
-
-    def number(self, text: str) -> int:
-        number = int(text) if text.isdigit() else self.names.get(text.lower())
-        if number is None or not self.least <= number <= self.most:
-            names = f", or {' '.join(self.names)}" if self.names else ""
-            raise ValueError(f"{self.name} {text!r}: {self.least} to {self.most} are expected{names}")
-        return number
-
-
-_FIELDS = (
-    _Field("minute", 0, 59, {}),
-    _Field("hour", 0, 23, {}),
-    _Field("day", 1, 31, {}),
-    _Field("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
-    _Field("weekday", 0, 7, {name: number for number, name in enumerate(_WEEKDAYS)}),
-)
-
-
 def validate_crontab(text: str) -> str:
-    """Return the line as it is; raise as `crontab_values`."""
-    crontab_values(text)
+    """Return the line as it is; raise as `crontab_times`."""
+    crontab_times(text, _EPOCH)
     return text
 
 
-def crontab_values(text: str) -> list[set[int]]:
-    """Return the values of minute, hour, day, month and weekday, where 0 and 7 are Sunday.
+def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
+    """Return the times after `after`, in its zone, of a line like `15 6 * * 1-5`, as Debian's cron has them.
+
+    Sunday is 0 and 7. If both a day of the month and a day of the week are given, either will do. What a change of
+    clocks skips comes just after it. What it repeats comes once, unless the line has an asterisk for the hour.
 
     Raises:
-        ValueError: a field cannot be read, or the schedule has no day; the message says which.
+        ValueError: a field cannot be read, or the line has no day; the message says which.
     """
-    given = text.split()
-    if len(given) != len(_FIELDS):
-        raise ValueError("minute, hour, day, month and weekday are expected, as 15 6 * * *")
-    values = [
-        {value for part in said.split(",") for value in field.values(part)}
-        for field, said in zip(_FIELDS, given, strict=True)
-    ]
-    _, _, days, months, _ = values
-    is_of_any_weekday = given[4].startswith("*")
-    if is_of_any_weekday and min(days) > max(_LONGEST[month - 1] for month in months):
-        raise ValueError(f"no month that is named has a day {min(days)}")
-    return values
+    try:
+        if len(text.split()) != 5:
+            raise CronSimError("five fields are expected")
+        return CronSim(re.sub("-sun", "-7", text, flags=re.IGNORECASE), after)  # it has Sunday before Saturday
+    except CronSimError as error:
+        raise ValueError(f"{error}; minute, hour, day, month and weekday are expected, as 15 6 * * 1-5") from None
 
 
 def load_time_zone(name: str) -> ZoneInfo:

