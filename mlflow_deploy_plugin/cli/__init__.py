@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mlflow_deploy_plugin.cli.options import printable
 from mlflow_deploy_plugin.errors import OnnxserveError, did_you_mean, one_line
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.settings import load_secrets
@@ -137,7 +138,7 @@ def disable_telemetry() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"Error: {message}", err=True)
+    click.echo("\n".join(map(printable, f"Error: {message}".split("\n"))), err=True)
     sys.exit(1)
 
 

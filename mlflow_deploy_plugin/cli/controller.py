@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     show_json,
+    show_lines,
     why_option,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -179,10 +180,10 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
                 if not wait:
                     require_controller(deployments.store, lease())
 
-            click.echo(describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)))
+            show_lines(describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)).split("\n"))
         elif action == "status":
             last = last_rollout(deployments.store, name)
-            click.echo(describe_rollout(last))
+            show_lines(describe_rollout(last).split("\n"))
             if last.is_live and (missing := stall_reason(deployments, name)):
                 click.echo(missing, err=True)
         elif action is not None:
@@ -235,7 +236,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
             current = deployments.store.rollout(begun.id) or begun
             now = (current.state, current.step, current.reason)
             if now[:2] != shown[:2] or (now != shown and time.monotonic() > shown_at + _QUIET_SECONDS):
-                click.echo(rollout_summary(current))
+                show_lines([rollout_summary(current)])
                 shown, shown_at = now, time.monotonic()
             if not current.is_live:
                 break
@@ -329,15 +330,15 @@ def retrain(
                 click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
             else:
                 for one in found:
-                    click.echo(f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}")
-                    click.echo(f"    why: {one.cause['why']}")
+                    line = f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}"
+                    show_lines([line, f"    why: {one.cause['why']}"])
             return
         assert name is not None
         begun = request_retraining(deployments, name, monitor, mode, why, parse_window(window) if window else None)
         if wait:
             _wait_for_retraining(deployments, begun)
         else:
-            click.echo(retraining_summary(begun))
+            show_lines([retraining_summary(begun)])
             click.echo(controller_status(deployments.store, STORE_LEASE), err=True)
 
 
@@ -364,7 +365,7 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
                 runner.advance()
             current = retrainings.get(begun.id) or begun
             if (line := retraining_summary(current)) != last_line:
-                click.echo(line)
+                show_lines([line])
                 last_line = line
             if not current.is_live or current.state == "rolling_out":
                 break

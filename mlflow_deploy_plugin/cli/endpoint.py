@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     output_option,
-    printable,
     show_json,
     show_lines,
     show_result,
@@ -208,9 +207,9 @@ def list_(output: str) -> None:
     for one in found:
         for name, deployment in one["deployments"].items():
             if why := deployment["reason"] or deployment["error"]:
-                click.echo(f"{_name(one, name)}: {why}")
+                show_lines([f"{_name(one, name)}: {why}"])
         if one["state"] == "empty":
-            click.echo(f"{one['name']}: {one['reason']}")
+            show_lines([f"{one['name']}: {one['reason']}"])
 
 
 @click.command()
@@ -286,14 +285,14 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
             raise unknown_endpoint(name, [*store.names(), *(event.endpoint for event in store.events())])
         found = event_history(store, name, model, limit)
     if output == "jsonl":
-        lines: Iterable[str] = map(event_as_json, found)
-    elif output == "json":
-        lines = ["[" + ",\n ".join(map(event_as_json, found)) + "]"]
-    else:
-        shown = [one for one in without_step_events(found) if one.action != "traffic" or not _STEP.fullmatch(one.why)]
-        lines = [line for event in shown for line in _event_lines(event)]
-    show_lines(lines)
-    if not found and output == "text":
+        click.echo("".join(f"{event_as_json(event)}\n" for event in found), nl=False)
+        return
+    if output == "json":
+        click.echo("[" + ",\n ".join(map(event_as_json, found)) + "]")
+        return
+    shown = [one for one in without_step_events(found) if one.action != "traffic" or not _STEP.fullmatch(one.why)]
+    show_lines(line for event in shown for line in _event_lines(event))
+    if not found:
         click.echo(f"nothing is known of {model or name}" if model or name else "nothing was changed so far", err=True)
 
 
@@ -350,9 +349,9 @@ def _event_lines(event: "AuditEvent") -> Iterable[str]:
     named = (event.endpoint, event.model, event.version and f"version {event.version}")
     what = " ".join(part for part in named if part)
     change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
-    yield printable(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
+    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}"
     if event.why:
-        yield "    " + printable(f"why: {event.why}")
+        yield f"    why: {event.why}"
     if event.action == "rollout.step":
         return
     detail = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
@@ -360,4 +359,4 @@ def _event_lines(event: "AuditEvent") -> Iterable[str]:
         f"{key} {value}{_UNITS.get(key, '')}" for key, value in detail.items() if key not in _UNSHOWN and value != ""
     )
     if shown:
-        yield "    " + printable(shown)
+        yield f"    {shown}"

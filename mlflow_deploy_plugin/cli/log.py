@@ -178,7 +178,10 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         said = f"what was received before {opened.since:%Y-%m-%d %H:%M:%S}Z is of a deleted endpoint of this name"
         click.echo(f"{name}: {said}, and is not counted (--since counts it)", err=True)
     found = log_stats(opened, name, span)
-    show_lines([stats_json(found)] if output == "json" else stats_lines(found, opened.shown))
+    if output == "json":
+        click.echo(stats_json(found))
+    else:
+        show_lines(stats_lines(found, opened.shown))
     _warn_of_unreadable(opened)
 
 
@@ -311,7 +314,7 @@ def size_text(size: float) -> str:
 
 def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
     for position, (name, rows) in enumerate(counts.items()):
-        yield f"  {title if position == 0 else '':8}  {printable(name)}: {rows:,}"
+        yield f"  {title if position == 0 else '':8}  {name}: {rows:,}"
 
 
 def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:

@@ -106,7 +106,7 @@ def list_(name: str | None, output: str) -> None:
     show_lines(align_columns(rows))
     for one in found:
         if one.why:
-            click.echo(f"{one.endpoint} {one.monitor}: {one.why}")
+            show_lines([f"{one.endpoint} {one.monitor}: {one.why}"])
         if one.given_up:
             windows = "1 window" if one.given_up == 1 else f"{one.given_up} windows"
             click.echo(f"{one.endpoint} {one.monitor}: {windows} could not be judged")
@@ -404,7 +404,7 @@ def silence(
             found = store.require_endpoint(name)
             if monitor:
                 found.spec.monitor(monitor)
-            click.echo(_silence_line(silences.add(name, monitor, wanted, why)))
+            show_lines([_silence_line(silences.add(name, monitor, wanted, why))])
 
 
 def _judge_window(

@@ -100,13 +100,13 @@ def opened_store() -> Iterator["Store"]:
 
 def show_progress(line: str) -> None:
     """Print a line about the work on standard error, which leaves standard output to the result."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def show_lines(lines: Iterable[str]) -> None:
-    """Print lines on standard output."""
+    """Print lines on standard output, each as `printable`."""
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def show_json(document: Any) -> None:
@@ -132,4 +132,4 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 def printable(text: str) -> str:
     """Return the text without control characters: anybody may have typed it, and a terminal must only show it."""
-    return "".join(one if one.isprintable() else " " for one in text)
+    return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)

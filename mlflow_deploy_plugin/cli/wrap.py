@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, printable, show_progress, show_result
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
@@ -91,14 +91,14 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
         made.report.state if made.report.state == "no-original" else f"{made.report.state} on {made.report.rows:,} rows"
     )
     target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
-    yield printable(f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}")
+    yield f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}"
     rows = []
     for one in made.inputs:
         columns = f"{len(one.columns)} columns" if len(one.columns) > 1 else "".join(one.columns)
         rows.append(("input", one.name, one.dtype, str(list(one.shape)), columns))
     for output in made.outputs:
         rows.append(("output", output.name, output.dtype, str(list(output.shape)), _parity_text(made, output.name)))
-    yield from (printable(f"  {line}") for line in align_columns(rows))
+    yield from (f"  {line}" for line in align_columns(rows))
     if made.report.repair:
         yield f"  {made.report.repair}"
     if made.version:

@@ -43,6 +43,13 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert "why: it has passed" in history
 
 
+def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
+    assert silence("flights", "--for", "2h", "--why", "\x1b[2Jgone").output.endswith(":  [2Jgone\n")
+    assert silence("\x1b[2J", "--for", "2h").output.startswith("Error: ")
+    for arguments in (["silence", "--list"], ["history"]):
+        assert "\x1b" not in CliRunner().invoke(main, arguments).output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

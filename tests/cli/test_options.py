@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.cli.options import align_columns, key_values, printable, show_json
+from mlflow_deploy_plugin.cli.options import align_columns, key_values, show_json, show_lines, show_progress
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
@@ -37,8 +37,11 @@ def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces() -
     assert list(align_columns(rows)) == ["NAME     STATE", "flights", "x        running"]
 
 
-def test_control_characters_become_spaces() -> None:
-    assert printable("a\x1b[31mb\nc\u202ed") == "a [31mb c d"
+def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    show_lines(["a\x1b[31mb\nc\u202ed"])
+    show_progress("\x1b]0;title\x07")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("a [31mb c d\n", " ]0;title \n")
 
 
 def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
