@@ -254,7 +254,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[None]:
         InvalidConfig: it cannot be written, or the disk is full.
     """
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
         lock = os.open(state_dir / _SERVER_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None

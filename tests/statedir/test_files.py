@@ -13,6 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.statedir import (
     FileCache,
+    claim_state_dir,
     is_locked,
     locked,
     read_or_make_secret,
@@ -28,6 +29,11 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: P
         write_atomically(tmp_path / "state.json", b"x" * 200)
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
     assert (tmp_path / "state.json").read_bytes() == b"old"
+
+
+def test_a_state_folder_is_for_its_user_alone(tmp_path: Path) -> None:
+    with claim_state_dir(tmp_path / "home" / "server"):
+        assert (tmp_path / "home" / "server").stat().st_mode & 0o777 == 0o700
 
 
 def write(cache: FileCache, digest: str, content: str = "x", age: float = 0.0) -> Path:
