@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
+from mlflow.types import DataType
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary
@@ -97,13 +99,13 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
         NotRepresentable: the signature describes other data.
     """
     try:
-        if artifact.columns:
+        if columns := artifact.columns or artifact.logged_columns:
             # MLflow makes a table of `inputs` and `instances` for a model of columns
             if isinstance(data, Mapping) and all(np.ndim(value) == 0 for value in data.values()):
                 data = [data]
             frame = pd.DataFrame(data)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
-            kinds = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.name in frame}
+            kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if artifact.tensors and isinstance(data, Mapping):
             return {entry.name: np.asarray(data[entry.name]).astype(entry.dtype) for entry in artifact.inputs}
@@ -143,7 +145,16 @@ def _iso(value: Any) -> str:
     return str(pd.Timestamp(value).isoformat())
 
 
-_AS_TEXT: dict[str, Callable[[Any], str]] = {"datetime": _iso, "binary": lambda value: base64.b64encode(value).decode()}
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+
+
+_NESTED = "object, array or map"
+_AS_TEXT: dict[str, Callable[[Any], str]] = {
+    "datetime": _iso,
+    "binary": lambda value: base64.b64encode(value).decode(),
+    _NESTED: _json,
+}
 
 
 def _array(value: Any) -> Array:
@@ -226,9 +237,9 @@ class Scorer:
         self._schema = model.metadata.get_input_schema()
         self._types: dict[str, str] = {}
         self._is_named = True
-        if artifact.columns:
-            kinds = [kind.name for kind in self._schema.input_types()]
-            self._types = dict(zip((column.name for column in artifact.columns), kinds, strict=True))
+        if columns := artifact.columns or artifact.logged_columns:
+            kinds = [kind.name if isinstance(kind, DataType) else _NESTED for kind in self._schema.input_types()]
+            self._types = dict(zip((column.name for column in columns), kinds, strict=True))
             self._is_named = self._schema.has_input_names()
         self._has_warned = False
 
@@ -302,7 +313,7 @@ class Scorer:
         """Return the arrays that the inference log keeps, and warn once if rows are not representable."""
         arrays: dict[str, Mapping[str, Array]] = {"feeds": {}}
         try:
-            if self._artifact.undescribed:
+            if self._artifact.undescribed and not self._artifact.logged_columns:
                 raise NotRepresentable("its signature has no columns that the inference log knows")
             arrays["feeds"] = to_feeds(recorder.data, self._artifact, self._types)
         except NotRepresentable as error:

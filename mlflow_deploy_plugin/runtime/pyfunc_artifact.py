@@ -1,8 +1,8 @@
 """The MLmodel folder of a model without an ONNX form: the part of its signature that has a form as named arrays.
 
 MLflow's signatures know more than arrays (objects, maps, nested arrays, Python type hints). If one of those is an
-input, `Artifact.undescribed` says so, and only `/invocations` serves the model. Dates and bytes are carried as strings:
-ISO 8601 and base64, as in MLflow's own JSON.
+input, `Artifact.undescribed` says so, and only `/invocations` serves the model; the inference log holds objects, maps
+and arrays as JSON texts. Dates and bytes are carried as strings: ISO 8601 and base64, as in MLflow's own JSON.
 """
 
 import json
@@ -37,6 +37,7 @@ UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if it has none."""
 
 _AS_STRINGS = {"datetime", "binary"}
+_AS_JSON = {"object", "array", "map"}
 _ONLY_INPUT = "input"
 
 
@@ -77,9 +78,18 @@ class FrameSchema(Schema):
 
 @dataclass(frozen=True)
 class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs have no form as named arrays: it refuses every array with `reason`."""
+    """The schema of a pyfunc whose inputs have no form as named arrays: it refuses every array with `reason`.
+
+    Attributes:
+        logged_columns: of its captured rows, if it has columns.
+    """
 
     reason: str = ""
+    logged_columns: tuple[Column, ...] = ()
+
+    @cached_property
+    def capture_schema(self) -> Schema:
+        return Schema(self.logged_columns, (), _column_inputs(self.logged_columns))
 
     def _refuse(self, *data: Any, **named: Any) -> NoReturn:
         raise SchemaMismatch(self.reason)
@@ -91,7 +101,7 @@ class UndescribedSchema(Schema):
 def pyfunc_schema(artifact: Artifact) -> Schema:
     """Return the schema that turns columns, rows and tensors into feeds of this pyfunc."""
     if artifact.undescribed:
-        return UndescribedSchema((), (), (), reason=artifact.undescribed)
+        return UndescribedSchema((), (), (), reason=artifact.undescribed, logged_columns=artifact.logged_columns)
     schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
     return FrameSchema(schema.columns, (), schema.inputs) if artifact.columns else schema
 
@@ -99,11 +109,11 @@ def pyfunc_schema(artifact: Artifact) -> Schema:
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     signature = document.get("signature") or {}
     columns, tensors, undescribed = _read_inputs(signature, bool(document.get("is_signature_from_type_hint")))
-    inputs = [Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns]
-    inputs += [
+    logged, columns = (columns, ()) if undescribed else ((), columns)
+    inputs = _column_inputs(columns) + tuple(
         Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
         for tensor in tensors
-    ]
+    )
     fields = json.loads(signature.get("outputs") or "[]")  # none if only the first answer can show them
     outputs = []
     for entry in fields:
@@ -122,18 +132,23 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         run_id=str(document.get("run_id") or ""),
         columns=columns,
         tensors=tensors,
-        inputs=tuple(inputs),
+        inputs=inputs,
         outputs=tuple(outputs),
         prediction=tuple(output.name for output in outputs),
         framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix("mlflow."),
         undescribed=undescribed,
+        logged_columns=logged,
     )
+
+
+def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
+    return tuple(Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns)
 
 
 def _read_inputs(
     signature: Mapping[str, Any], takes_objects: bool
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
-    """Return the columns and the tensors of a signature, or the reason why it can be written as neither."""
+    """Return the columns and the tensors of a signature, and the reason why they are not all that it says."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
         return (), (), "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV"
@@ -141,6 +156,7 @@ def _read_inputs(
         return (), (), "this model takes Python objects; send it to /invocations, as JSON or CSV"
     columns: list[Column] = []
     tensors: list[Tensor] = []
+    undescribed = ""
     for position, entry in enumerate(fields):
         name = checked_name(entry.get("name", str(position)))
         if entry.get("type") == "tensor":
@@ -149,8 +165,11 @@ def _read_inputs(
                 return (), (), f"the tensor {name!r} is of {spec['dtype']}; send it to /invocations, as JSON or CSV"
             tensors.append(read_tensor(entry))
             continue
-        kind: Any = "string" if entry.get("type") in _AS_STRINGS else entry.get("type")
-        if kind not in COLUMN_TYPES:
-            return (), (), f"the column {name!r} is of the type {kind}; send it to /invocations, as JSON or CSV"
+        kind: Any = entry.get("type")
+        if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
+            undescribed = f"the column {name!r} is of the type {kind}; send it to /invocations, as JSON or CSV"
+            if kind not in _AS_JSON:
+                return (), (), undescribed
+        kind = kind if kind in COLUMN_TYPES else "string"
         columns.append(Column(name, kind, entry.get("required", True)))
-    return tuple(columns), tuple(tensors), ""
+    return tuple(columns), tuple(tensors), undescribed

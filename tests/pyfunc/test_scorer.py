@@ -29,6 +29,19 @@ def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> No
     assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {"a": [[1.0, 2.0]], "b": [3]}
 
 
+def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) -> None:
+    row = {"points": [1.5, 2.0], "place": {"name": "Ö", "height": 2}, "tags": ["u", "v"]}
+    others = {"points": [], "place": {"name": "x", "height": 3}}
+
+    kept = scorers["nested"].invoke(JSON, records(row, row | {"tags": []}, row | others | {"tags": ["w"]})).arrays
+
+    assert values(kept["feeds"]) == {
+        "points": ["[1.5,2.0]", "[1.5,2.0]", "[]"],
+        "place": ['{"name":"Ö","height":2}', '{"name":"Ö","height":2}', '{"name":"x","height":3}'],
+        "tags": ['["u","v"]', "[]", '["w"]'],
+    }
+
+
 def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     scorers["anything"]._has_warned = False
     with caplog.at_level(logging.WARNING, "mlflow_deploy_plugin.pyfunc"):
