@@ -70,6 +70,8 @@ _KINDS = (
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
+_REPLICAS = "onnxserve/replicas"
+"""The annotation of a Deployment with `kubernetes.replicas` as applied last; none while it has our autoscaler."""
 _POLL_SECONDS = 0.5
 _AT_ONCE = 8
 _LOG_LINES = 50
@@ -153,9 +155,12 @@ class KubernetesBackend:
         if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})  # until now the autoscaler's
         for document in documents:
-            if document["kind"] == "Deployment" and is_scaled:  # the autoscaler's number stays, also out of new bounds
-                now = 0 if running is None else running["spec"].get("replicas", 0)
-                document["spec"]["replicas"] = now or replicas
+            if document["kind"] == "Deployment":
+                document["spec"]["replicas"] = count = pod_count(spec, running)
+                if not is_scaled and count != replicas:
+                    kept = f"{spec.name}: keeps the {count} pods that another has scaled it to"
+                    progress(f"{kept}; kubernetes.force_conflicts=true makes them {replicas}")
+                document["metadata"]["annotations"] |= {} if is_scaled else {_REPLICAS: str(replicas)}
             self._cluster.apply(document, spec.kubernetes.force_conflicts)
         wanted = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
@@ -477,6 +482,23 @@ class KubernetesBackend:
         deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
         while self._cluster.find("Pod", {LABEL: name}) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+
+
+def pod_count(spec: EndpointSpec, running: Document | None) -> int:
+    """Return how many pods a Deployment is to have.
+
+    It keeps those that it has, also out of new bounds of its autoscaler; and those that another has scaled it to, as a
+    person or an autoscaler of theirs, while the spec asks for as many as when it was applied last.
+
+    Args:
+        running: the Deployment that there is.
+    """
+    kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
+    if not (running and now):
+        return kubernetes.replicas
+    asked = running["metadata"].get("annotations", {}).get(_REPLICAS)
+    is_unchanged = asked == str(kubernetes.replicas) and not kubernetes.force_conflicts
+    return now if is_unchanged or kubernetes.max_replicas is not None else kubernetes.replicas
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:

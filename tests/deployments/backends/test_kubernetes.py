@@ -1,8 +1,8 @@
-"""Where the pods of an endpoint find MLflow. The backend on a real cluster: tests/docker/test_kubernetes_target.py."""
+"""How many pods there are, and where they find MLflow. On a real cluster: tests/docker/test_kubernetes_target.py."""
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.kubernetes import pod_environment
+from mlflow_deploy_plugin.deployments.backends.kubernetes import pod_count, pod_environment
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import new_endpoint
 
@@ -68,3 +68,24 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         InvalidConfig, match="the pods do not reach MLflow at http://localhost:5000: say by -C container"
     ):
         pod_environment(new_endpoint("f", "models:/f/Production"))
+
+
+@pytest.mark.parametrize(
+    ("config", "asked_before", "now", "found"),
+    [
+        ({}, None, None, 3),
+        ({}, "3", 7, 7),  # scaled by a person, or by an autoscaler of theirs
+        ({"kubernetes.replicas": "5"}, "3", 7, 5),
+        ({"kubernetes.force_conflicts": "true"}, "3", 7, 3),
+        ({}, "3", 0, 3),  # it was stopped
+        ({}, None, 7, 3),  # until now our autoscaler's
+        ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
+        ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
+    ],
+)
+def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
+    config: dict[str, str], asked_before: str | None, now: int | None, found: int
+) -> None:
+    annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
+    running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
+    assert pod_count(new_endpoint("f", "models:/f/1", config), None if now is None else running) == found
