@@ -67,6 +67,8 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
     pod, port = pod_of(spec, place), http_port(spec)
     (container,) = pod["containers"]
     readiness = container["readinessProbe"]
+    # a ServingRuntime has no security context of its pod, and Knative takes none: the container says it
+    security = {name: pod["securityContext"][name] for name in ("runAsNonRoot", "runAsUser", "seccompProfile")}
     return {
         "annotations": {"prometheus.kserve.io/port": str(port), "prometheus.kserve.io/path": "/metrics"},
         "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
@@ -75,6 +77,7 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
             {
                 "name": "kserve-container",
                 **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
+                "securityContext": {**security, **container["securityContext"]},
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
             }

@@ -117,6 +117,19 @@ def test_what_kserve_cannot_share_out_the_server_does(parts: dict[str, Any]) -> 
     assert "storageUri" not in service["spec"]["predictor"]["model"]
 
 
+def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone() -> None:
+    _, runtime, _ = rendered(spec({"champion": {"model": "models:/flights/1"}}))
+    (container,) = runtime["spec"]["containers"]
+    assert container["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
 def test_without_auth_it_is_reached_from_within_the_cluster_alone() -> None:
     _, _, service = rendered(new_endpoint("flights", "models:/x/1"))
     assert service["metadata"]["labels"] == {"networking.kserve.io/visibility": "cluster-local"}
