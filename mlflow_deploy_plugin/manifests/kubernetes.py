@@ -35,6 +35,7 @@ SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
 _TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
 """Field of `server` → the name of its file in a pod."""
+_FILES_FOLDER = "/run/secrets/files"
 _SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
 _DRAIN_SECONDS = 5
 """Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
@@ -166,13 +167,11 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         "home": (HOME_FOLDER, {"emptyDir": {}}),
         "tmp": ("/tmp", {"emptyDir": {}}),
     }
-    sources: list[Document] = []
-    for field, said in _tls_keys(spec).items():
-        named = _secret_key(f"server.{field}", said)
-        item = {"key": named["key"], "path": _TLS_FILES[field]}
-        sources.append({"secret": {"name": named["name"], "items": [item]}})
-    if sources:
-        volumes["tls"] = (TLS_FOLDER, {"projected": {"sources": sources}})
+    if tls := {_TLS_FILES[field]: _secret_key(f"server.{field}", said) for field, said in _tls_keys(spec).items()}:
+        volumes["tls"] = (TLS_FOLDER, _projected(tls))
+    said_files = sorted(spec.container.secret_files.items())
+    if files := {name: _secret_key(f"container.secret_files.{name}", said) for name, said in said_files}:
+        volumes["files"] = (_FILES_FOLDER, _projected(files))
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
@@ -244,8 +243,12 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
+    mounted = container.model_copy(
+        update={"secret_files": {one: f"{_FILES_FOLDER}/{one}" for one in container.secret_files}}
+    )
+    found = environment_of(spec.model_copy(update={"container": mounted}), place)
     # Kubernetes puts variables in for "$(A)", and takes "$$" for "$"
-    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in environment_of(spec, place).items()]
+    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in found.items()]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", said)}}
         for name, said in sorted(container.secrets.items())
@@ -259,6 +262,14 @@ def _secret_key(field: str, said: str) -> Document:
     if found is None:
         raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {said!r})")
     return {"name": found["secret"], "key": found["key"]}
+
+
+def _projected(files: Mapping[str, Document]) -> Document:
+    """Return the source of a volume with these files, each a key of a Secret; kubelet replaces those that change."""
+    sources = [
+        {"secret": {"name": one["name"], "items": [{"key": one["key"], "path": file}]}} for file, one in files.items()
+    ]
+    return {"projected": {"sources": sources}}
 
 
 def _resources(spec: EndpointSpec) -> Document:

@@ -121,12 +121,12 @@ def lacks_mlflow_address(spec: EndpointSpec) -> bool:
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
     """Return the variables whose values stand in the spec or come from the place, but for those that are secrets."""
-    found = {**place.environment, **spec.container.environment}
+    found = {**place.environment, **spec.container.environment, **spec.container.secret_files}
     return {name: found[name] for name in sorted(found) if name not in spec.container.secrets}
 
 
 def local_files(spec: EndpointSpec) -> list[str]:
-    """Return the paths of this machine that the spec names: folders of models, certificate and key.
+    """Return the paths of this machine that the spec names: folders of models, certificate and key, files of secrets.
 
     Raises:
         InvalidConfig: one is relative: the server runs elsewhere.
@@ -136,6 +136,7 @@ def local_files(spec: EndpointSpec) -> list[str]:
     paths |= {
         f"server.{name}": path for name in ("certfile", "keyfile", "ca_certs") if (path := getattr(spec.server, name))
     }
+    paths |= {f"container.secret_files.{name}": path for name, path in spec.container.secret_files.items()}
     if relative := [name for name, path in paths.items() if not path.startswith("/")]:
         raise InvalidConfig(f"{relative[0]}: an absolute path is expected, not {paths[relative[0]]!r}")
     return list(paths.values())

@@ -1,7 +1,7 @@
 """An endpoint as a systemd unit: the server under a user id of its own, which sees and writes no more than it needs.
 
 Two files: the unit, and the spec that it serves, whose changes are followed but for its `server` part. systemd reads
-secrets and the private key of TLS as root and hands them to the server as credentials (systemd.exec(5)).
+secrets, their files and the private key of TLS as root and hands them to the server as credentials (systemd.exec(5)).
 """
 
 import re
@@ -97,11 +97,15 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     served = served_spec(spec, server.host)
     credentials = {name: _plain(path) for name, path in container.secrets.items()}
     files = [_plain(path) for path in local_files(spec)]
+    shown, given = f"/run/credentials/{unit}.service", dict(container.secret_files)
+    environment = environment_of(spec, place) | {name: f"{shown}/{name}" for name in given}
     if server.keyfile is not None:
-        files.remove(server.keyfile)
-        credentials[_KEY] = server.keyfile
-        shown = {"keyfile": f"/run/credentials/{unit}.service/{_KEY}"}
-        served = served.model_copy(update={"server": served.server.model_copy(update=shown)})
+        given[_KEY] = server.keyfile
+        keyfile = {"keyfile": f"{shown}/{_KEY}"}
+        served = served.model_copy(update={"server": served.server.model_copy(update=keyfile)})
+    for path in given.values():
+        files.remove(path)
+    credentials |= given
     home = f"%S/{unit}"
     lines = {
         "limits": [
@@ -111,7 +115,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         ],
         "environment": [
             f"Environment=HOME={home} ONNXSERVE_HOME={home}",
-            *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment_of(spec, place).items()),
+            *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()),
             *(["Environment=ONNXSERVE_SECRETS=%d"] if container.secrets else []),
             *(f"LoadCredential={name}:{path}" for name, path in credentials.items()),
         ],

@@ -43,7 +43,7 @@ _NOT_BY_NAME = {
     ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
 }
 """The fields (prefix, name) that have no dotted name of their own."""
-_TABLES = {("container.", "environment"), ("container.", "secrets")}
+_TABLES = {("container.", "environment"), ("container.", "secrets"), ("container.", "secret_files")}
 """The fields (prefix, name) that are mappings of texts; each key has a dotted name."""
 _RETRAIN = ".retrain."
 

@@ -304,6 +304,11 @@ class ContainerSpec(SpecPart):
         description="An environment variable whose value does not stand in the spec: on docker the path of a file that "
         "holds it, on kubernetes SECRET/KEY in the namespace.",
     )
+    secret_files: dict[VariableName, str] = Field(
+        default={},
+        description="An environment variable that names a file, as GOOGLE_APPLICATION_CREDENTIALS, which the container "
+        "gets to read: on docker its path, on kubernetes SECRET/KEY in the namespace.",
+    )
     restart: Literal["unless-stopped", "on-failure", "no"] = Field(
         default="unless-stopped", description="Docker's restart policy; kubernetes always restarts."
     )
@@ -314,6 +319,12 @@ class ContainerSpec(SpecPart):
         description="Docker network in which it reaches others, and they reach it by its name; host: this machine's "
         "own. Default: one on which only this machine reaches it.",
     )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "ContainerSpec":
+        if both := sorted(self.secrets.keys() & self.secret_files.keys()):
+            raise ValueError(f"secrets and secret_files both name {both[0]}: say its value, or its file")
+        return self
 
     def image_for(self, device: Device) -> str:
         """Return the image of a server with this device."""

@@ -39,6 +39,7 @@ FULL = {
     "container.environment.A": "costs $5 or ${HOME}: 'a' \"b\" #c",
     "container.environment.AWS_SECRET_ACCESS_KEY": "of the spec",
     "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
+    "container.secret_files.ONNXSERVE_KEYS_FILE": "/etc/onnxserve/keys.json",
     "container.network": "front",
     "server.certfile": "/etc/ssl/flights.pem",
     "server.keyfile": "/etc/ssl/private/flights.key",
@@ -68,6 +69,7 @@ def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
         "/srv/flights": "/srv/flights",
         "/etc/ssl/flights.pem": "/etc/ssl/flights.pem",
         "/etc/ssl/private/flights.key": "/etc/ssl/private/flights.key",
+        "/etc/onnxserve/keys.json": "/etc/onnxserve/keys.json",
         "state": "/var/lib/onnxserve",
     }
     assert project["secrets"]["AWS_SECRET_ACCESS_KEY"]["file"] == "/etc/onnxserve/secrets/aws"

@@ -67,6 +67,7 @@ CONTAINER = st.fixed_dictionaries(
             names("[A-Z]{1,5}"), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
         ),
         "secrets": st.dictionaries(names("[A-Z]{1,5}"), st.just("store/uri")),
+        "secret_files": st.dictionaries(names("[A-Z]{1,5}_FILE"), names("[a-z]{1,9}/[a-z.]{1,9}"), max_size=2),
     },
 )
 SERVER = st.fixed_dictionaries(
@@ -204,6 +205,17 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
     kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
 
 
+def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_and_named_by_their_variables() -> None:
+    documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
+    container, pod = container_of(documents), documents["Deployment"]["spec"]["template"]["spec"]
+    item = {"key": "keys.json", "path": "ONNXSERVE_KEYS_FILE"}
+    sources = [{"secret": {"name": "callers", "items": [item]}}]
+    assert {"name": "files", "projected": {"sources": sources}} in pod["volumes"]
+    assert {"name": "files", "mountPath": "/run/secrets/files", "readOnly": True} in container["volumeMounts"]
+    path = "/run/secrets/files/ONNXSERVE_KEYS_FILE"
+    assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
+
+
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
@@ -237,6 +249,11 @@ def test_a_shipped_manifest_is_valid_and_no_service_sets_variables_of_its_pods(f
         ({"kubernetes.tls_secret": "t"}, "tls_secret goes with `host`, which is not set"),
         ({"kubernetes.tolerations": "a b"}, "a taint of Kubernetes is expected, as dedicated=ml:NoSchedule"),
         ({"container.secrets.A": "store"}, "container.secrets.A: SECRET/KEY is expected on Kubernetes"),
+        ({"container.secret_files.A": "/keys.json"}, "container.secret_files.A: SECRET/KEY is expected on Kubernetes"),
+        (
+            {"container.secret_files.A": "s/a", "container.secrets.A": "s/a"},
+            "secrets and secret_files both name A: say its value, or its file",
+        ),
         (
             {"server.certfile": "/tls/tls.crt", "server.keyfile": "own/tls.key"},
             "server.certfile: SECRET/KEY is expected on Kubernetes (got '/tls/tls.crt')",

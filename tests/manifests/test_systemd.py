@@ -38,6 +38,7 @@ FULL = {
     "container.memory_bytes": str(1024**3),
     "container.environment.MLFLOW_TRACKING_URI": "http://mlflow:5000/?a=%20&b='\"\\",
     "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
+    "container.secret_files.ONNXSERVE_KEYS_FILE": "/etc/onnxserve/keys.json",
     "server.certfile": "/etc/ssl/flights.pem",
     "server.keyfile": "/etc/ssl/private/flights.key",
     "server.port": "443",
@@ -78,9 +79,12 @@ def test_a_server_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
     assert lines(unit, "BindReadOnlyPaths") == ["/home/ada/models/flights", "/etc/ssl/flights.pem"]
     assert lines(unit, "LoadCredential") == [
         "AWS_SECRET_ACCESS_KEY:/etc/onnxserve/secrets/aws",
+        "ONNXSERVE_KEYS_FILE:/etc/onnxserve/keys.json",
         "tls.key:/etc/ssl/private/flights.key",
     ]
     assert "ONNXSERVE_SECRETS=%d" in lines(unit, "Environment")
+    keys_file = '"ONNXSERVE_KEYS_FILE=/run/credentials/onnxserve-flights.service/ONNXSERVE_KEYS_FILE"'
+    assert keys_file in lines(unit, "Environment")
     (served,) = load_specs(spec)
     assert served.server.keyfile == "/run/credentials/onnxserve-flights.service/tls.key"
     assert served.container == EndpointSpec.model_fields["container"].default

@@ -64,7 +64,8 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
     wanted, is_host = spec.container, spec.container.network == "host"
     if spec.server.grpc_port is not None and not is_host:
         raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
-    own = {**wanted.environment, **{name: _secret(name, path) for name, path in wanted.secrets.items()}}
+    secrets = {name: _secret(name, path) for name, path in wanted.secrets.items()}
+    own = {**wanted.environment, **wanted.secret_files, **secrets}
     mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
     asked_at = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
     options: dict[str, Any] = {
@@ -195,7 +196,7 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
     """Return the paths of this machine that the server needs, and whether it only reads them."""
     files = local_files(spec)
-    if spec.server.api_keys:
+    if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
         if settings.keys_file is None:
             raise InvalidConfig(
                 "server.api_keys of a container takes the keys from a file: `onnxserve keys export > keys.json`, "

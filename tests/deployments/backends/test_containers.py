@@ -54,6 +54,13 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     assert "hidden" not in str(secret["labels"])
 
 
+def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings: Settings) -> None:
+    spec = flights(server__api_keys="true", container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json")
+    made = server_options(spec, settings, "sha256:1")
+    assert made["environment"]["ONNXSERVE_KEYS_FILE"] == "/etc/keys.json"
+    assert ("/etc/keys.json", True) in [(mount["Target"], mount["ReadOnly"]) for mount in made["mounts"]]
+
+
 def test_what_a_container_needs_of_this_machine_has_an_absolute_path(settings: Settings) -> None:
     spec = new_endpoint("flights", "./models/flights", {"server.port": 8123})
     with pytest.raises(InvalidConfig, match=r"variants.flights.model: an absolute path is expected, not './models"):
