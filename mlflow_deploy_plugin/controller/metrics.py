@@ -126,6 +126,20 @@ class StoreMetrics(Collector):
             reading.ended.set()
 
 
+def _of_monitor(key: Key, state: str, judged: Sequence[MonitorWindow]) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """Yield the metrics of a monitor, with their labels, from its judged windows, the newest first."""
+    for possible in STATES:
+        yield "onnxserve_monitor_state", (*key, possible), float(possible == state)
+    if judged:
+        yield "onnxserve_monitor_judged_until_timestamp_seconds", key, judged[0].end.timestamp()
+        for metric, value in judged[0].figures.items():
+            if "/" not in metric and value is not None:  # those of columns and variants are in the report
+                yield "onnxserve_monitor_metric", (*key, metric), value
+    shares = [window.figures[_SHARE] for window in judged if window.figures.get(_SHARE) is not None]
+    if shares:
+        yield "onnxserve_drift_share", key, shares[0]
+
+
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
     paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
@@ -137,16 +151,8 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     for key in keys:
         judged = counts.judged[key]
         state = "paused" if key in paused else _state(next(iter(judged), None), counts.newest[key])
-        for possible in STATES:
-            families["onnxserve_monitor_state"].add_metric([*key, possible], float(possible == state))
-        if judged:
-            families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged[0].end.timestamp())
-            for metric, value in judged[0].figures.items():
-                if "/" not in metric and value is not None:  # those of columns and variants are in the report
-                    families["onnxserve_monitor_metric"].add_metric([*key, metric], value)
-        shares = [window.figures[_SHARE] for window in judged if window.figures.get(_SHARE) is not None]
-        if shares:
-            families["onnxserve_drift_share"].add_metric(key, shares[0])
+        for name, labels, value in _of_monitor(key, state, judged):
+            families[name].add_metric(labels, value)
     failures: Counter[Key] = Counter()
     last_success: dict[Key, float] = {}
     for endpoint, monitor, window_state, verdict, count, attempts, updated_at in counts.windows:

@@ -122,65 +122,87 @@ def _unroll(graph: Any) -> None:
             graph.node.append(node)
 
 
-def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: int) -> None:
-    """Append the operations of a layer (https://onnx.ai/onnx/operators/onnx__LSTM.html, …__GRU.html)."""
-    from onnx import helper, numpy_helper
+class _Operations:
+    """Appends operations to a graph, each under a name that begins with its layer's."""
 
-    def add(operator: str, *names: str, **attributes: Any) -> str:
-        output = f"{node.output[0] or node.output[1]}__{len(graph.node)}"
-        graph.node.append(helper.make_node(operator, names, [output], **attributes))
+    def __init__(self, graph: Any, layer: str) -> None:
+        self._graph, self._layer = graph, layer
+
+    def add(self, operator: str, *names: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        output = f"{self._layer}__{len(self._graph.node)}"
+        self._graph.node.append(helper.make_node(operator, names, [output], **attributes))
         return output
 
-    def constant(values: Any) -> str:
-        name = f"{node.output[0] or node.output[1]}__constant{len(graph.initializer)}"
-        graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    def constant(self, values: Any) -> str:
+        from onnx import numpy_helper
+
+        name = f"{self._layer}__constant{len(self._graph.initializer)}"
+        self._graph.initializer.append(numpy_helper.from_array(np.array(values), name))
         return name
 
-    def parts(name: str, count: int) -> list[str]:
+    def parts(self, name: str, count: int, size: int) -> list[str]:
+        """Cut a value, [rows, count * size], into its parts."""
         return [
-            add("Slice", name, constant([k * size]), constant([(k + 1) * size]), constant([1])) for k in range(count)
+            self.add("Slice", name, self.constant([start]), self.constant([start + size]), self.constant([1]))
+            for start in range(0, count * size, size)
         ]
 
-    gates = 4 if node.op_type == "LSTM" else 3
-    backward = next((one.s for one in node.attribute if one.name == "direction"), b"forward")
-    directions = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}[backward]
+
+def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
+    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html); "" is a cell of zeros."""
+    *sigmoids, candidate = ops.parts(ops.add("Add", taken, kept), 4, size)
+    enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
+    entered = ops.add("Mul", enter, ops.add("Tanh", candidate))
+    cell = ops.add("Add", ops.add("Mul", forget, cell), entered) if cell else entered
+    return ops.add("Mul", leave, ops.add("Tanh", cell)), cell
+
+
+def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
+    """Return the new state and no cell (https://onnx.ai/onnx/operators/onnx__GRU.html); "" is a state of zeros."""
+    update, reset, new = ops.parts(taken, 3, size)
+    update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
+    update = ops.add("Sigmoid", ops.add("Add", update, update_kept))
+    reset = ops.add("Sigmoid", ops.add("Add", reset, reset_kept))
+    new = ops.add("Tanh", ops.add("Add", new, ops.add("Mul", reset, new_kept)))
+    drawn = ops.add("Sub", state, new) if state else ops.add("Neg", new)
+    return ops.add("Add", new, ops.add("Mul", update, drawn)), ""
+
+
+_STEPS = {"LSTM": (4, _add_lstm_step), "GRU": (3, _add_gru_step)}  # gates, and what adds a step
+_IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # of each direction
+
+
+def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: int) -> None:
+    """Append the operations of a layer."""
+    from onnx import helper
+
+    ops = _Operations(graph, node.output[0] or node.output[1])
+    gates, add_step = _STEPS[node.op_type]
+    directions = next((one.s for one in node.attribute if one.name == "direction"), b"forward")
     every, last, last_cells = [], [], []
-    for number, is_reverse in enumerate(directions):
-        one = constant(number)
+    for number, is_reverse in enumerate(_IS_REVERSE[directions]):
+        one = ops.constant(number)
         weights, recurrent = (
-            add("Transpose", add("Gather", name, one, axis=0), perm=[1, 0]) for name in (inputs[1], inputs[2])
+            ops.add("Transpose", ops.add("Gather", name, one, axis=0), perm=[1, 0]) for name in (inputs[1], inputs[2])
         )
-        biases = add("Unsqueeze", add("Gather", inputs[3], one, axis=0), constant([0]))
-        bias, recurrent_bias = (
-            add("Slice", biases, constant([k * gates * size]), constant([(k + 1) * gates * size]), constant([1]))
-            for k in (0, 1)
-        )
-        state, cell = ("" if _is_zero(graph, name) else add("Gather", name, one, axis=0) for name in inputs[5:7])
+        biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], one, axis=0), ops.constant([0]))
+        bias, recurrent_bias = ops.parts(biases, 2, gates * size)
+        state, cell = ("" if _is_zero(graph, name) else ops.add("Gather", name, one, axis=0) for name in inputs[5:7])
         answers = []
         for step in range(steps)[:: -1 if is_reverse else 1]:
-            taken = add("Add", add("MatMul", add("Gather", inputs[0], constant(step), axis=0), weights), bias)
-            kept = add("Add", add("MatMul", state, recurrent), recurrent_bias) if state else recurrent_bias
-            if node.op_type == "LSTM":
-                *sigmoids, candidate = parts(add("Add", taken, kept), gates)
-                enter, leave, forget = (add("Sigmoid", name) for name in sigmoids)
-                entered = add("Mul", enter, add("Tanh", candidate))
-                cell = add("Add", add("Mul", forget, cell), entered) if cell else entered
-                state = add("Mul", leave, add("Tanh", cell))
-            else:
-                update, reset, new = parts(taken, gates)
-                update_kept, reset_kept, new_kept = parts(kept, gates)
-                update = add("Sigmoid", add("Add", update, update_kept))
-                reset = add("Sigmoid", add("Add", reset, reset_kept))
-                new = add("Tanh", add("Add", new, add("Mul", reset, new_kept)))
-                drawn = add("Sub", state, new) if state else add("Neg", new)
-                state = add("Add", new, add("Mul", update, drawn))
-            answers.append(add("Unsqueeze", state, constant([0, 1])))
-        every.append(add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
-        last.append(add("Unsqueeze", state, constant([0])))
-        last_cells.append(add("Unsqueeze", cell, constant([0])) if gates == 4 else "")
+            now = ops.add("Gather", inputs[0], ops.constant(step), axis=0)
+            taken = ops.add("Add", ops.add("MatMul", now, weights), bias)
+            kept = ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias) if state else recurrent_bias
+            state, cell = add_step(ops, taken, kept, state, cell, size)
+            answers.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
+        every.append(ops.add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
+        last.append(ops.add("Unsqueeze", state, ops.constant([0])))
+        last_cells.append(ops.add("Unsqueeze", cell, ops.constant([0])) if cell else "")
     for name, given, axis in zip(node.output, (every, last, last_cells), (1, 0, 0), strict=False):
         if name:
-            joined = add("Concat", *given, axis=axis) if len(given) > 1 else given[0]
+            joined = ops.add("Concat", *given, axis=axis) if len(given) > 1 else given[0]
             graph.node.append(helper.make_node("Identity", [joined], [name]))
 
 

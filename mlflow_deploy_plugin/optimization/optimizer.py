@@ -440,7 +440,7 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
 
 
 def _log_form(workshop: _Workshop, graph: Any, form: MeasuredForm, base_cost: FormCost, name: str) -> str:
-    """Log the form to the run of its base, register it, return its version. Raises RegistryUnavailable if MLflow is."""
+    """Log the form to its base's run and register it as a version. Raises RegistryUnavailable if MLflow is down."""
     resolved, agreement, client = workshop.resolved, form.agreement, registry_client()
     assert agreement is not None
     size_ratio = form.cost.size / base_cost.size

@@ -220,6 +220,22 @@ def round_before_last_step(copy: Any) -> Any:
     return copy
 
 
+def _casts_before(node: Any, types: dict[str, Any]) -> list[Any]:
+    """Return casts of a node's 32-bit inputs if others have 64; it reads them, and `types` knows them, from now on."""
+    first = 1 if node.op_type == "Where" else 0
+    kinds = [types[name].tensor_type.elem_type if name in types else 0 for name in node.input]
+    if node.op_type not in _ALIKE or not {TensorProto.FLOAT, TensorProto.DOUBLE} <= set(kinds[first:]):
+        return []
+    casts = []
+    for position, kind in enumerate(kinds[first:], first):
+        if kind == TensorProto.FLOAT:
+            wide = f"{node.input[position]}_wide_{node.output[0]}_{position}"
+            casts.append(helper.make_node("Cast", [node.input[position]], [wide], name=wide, to=TensorProto.DOUBLE))
+            types[wide] = helper.make_tensor_type_proto(TensorProto.DOUBLE, None)
+            node.input[position] = wide
+    return casts
+
+
 def widen(model: Any) -> None:
     """Cast 32-bit inputs to 64 bits if a node takes both, and correct the types that follow.
 
@@ -231,17 +247,7 @@ def widen(model: Any) -> None:
     versions = {entry.domain: entry.version for entry in model.opset_import}
     nodes: list[Any] = []
     for node in graph.node:
-        first = 1 if node.op_type == "Where" else 0
-        kinds = [types[name].tensor_type.elem_type if name in types else 0 for name in node.input]
-        if node.op_type in _ALIKE and {TensorProto.FLOAT, TensorProto.DOUBLE} <= set(kinds[first:]):
-            for position in range(first, len(kinds)):
-                if kinds[position] == TensorProto.FLOAT:
-                    wide = f"{node.input[position]}_wide_{node.output[0]}_{position}"
-                    nodes.append(
-                        helper.make_node("Cast", [node.input[position]], [wide], name=wide, to=TensorProto.DOUBLE)
-                    )
-                    types[wide] = helper.make_tensor_type_proto(TensorProto.DOUBLE, None)
-                    node.input[position] = wide
+        nodes += _casts_before(node, types)
         nodes.append(node)
         if node.op_type in ("If", "Scan"):  # their bodies declare the types
             declared = zip(node.output, node.attribute[0].g.output, strict=True)
