@@ -74,16 +74,11 @@ def describe_traffic(spec: EndpointSpec) -> str:
     )
 
 
-def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
-    """Return what differs, before and after: `champion 100, candidate 0` and `champion 95, candidate 5`.
-
-    A variant is shown with its model if that differs, an added or removed monitor with its kind and fields, and any
-    other field by its dotted name. Both texts are empty if nothing differs.
-    """
-    specs = before, after
+def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
+    """Return the variants whose model or share differs, before and after, each with its model only if that differs."""
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
-        both = [spec.variants.get(name) for spec in specs]
+        both = [spec.variants.get(name) for spec in (before, after)]
         is_same_model = len({variant and variant.model for variant in both}) == 1
         shares = [variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both]
         if is_same_model and shares[0] == shares[1]:
@@ -91,6 +86,17 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
         for text, variant, share in zip(texts, both, shares, strict=True):
             if variant is not None:
                 text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
+    return texts
+
+
+def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
+    """Return what differs, before and after: `champion 100, candidate 0` and `champion 95, candidate 5`.
+
+    A variant is shown with its model if that differs, an added or removed monitor with its kind and fields, and any
+    other field by its dotted name. Both texts are empty if nothing differs.
+    """
+    texts = _describe_variants(before, after)
+    specs = before, after
     changed = set(before.monitors) ^ set(after.monitors)
     for text, spec in zip(texts, specs, strict=True):
         text += [_describe_monitor(spec, name) for name in sorted(changed & set(spec.monitors))]

@@ -153,6 +153,31 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
     schemes = _security_schemes(server.spec)
+    summary = [
+        f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
+        for described in endpoints
+    ]
+    if len(endpoints) < len(answering):
+        summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
+    if not summary:
+        summary.append("no model is loaded yet")
+    shown = {one.endpoint: one for one in (*endpoints, default) if one is not None}.values()
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
+        "servers": [{"url": "/"}],
+        "paths": _paths(routes, endpoints, default, schemes),
+        "components": {"schemas": _components(shown), **({"securitySchemes": schemes} if schemes else {})},
+    }
+
+
+def _paths(
+    routes: Iterable[DocumentedRoute],
+    endpoints: list[DescribedEndpoint],
+    default: DescribedEndpoint | None,
+    schemes: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Return the operations by path and method; `default` is described by the routes without a name."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         is_named = _NAME in route.path
@@ -166,27 +191,18 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
                 path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
                 operation = _operation_object(route.operation, path, described, errors)
                 paths.setdefault(path, {})[route.method.lower()] = operation | needed
-    summary = [
-        f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
-        for described in endpoints
-    ]
-    if len(endpoints) < len(answering):
-        summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
-    if not summary:
-        summary.append("no model is loaded yet")
+    return paths
+
+
+def _components(endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
+    """Return the schemas of every endpoint's requests and responses, and of errors."""
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
-    for described in {one.endpoint: one for one in (*endpoints, default) if one is not None}.values():
+    for described in endpoints:
         made = {kind: make(described.schema) for kind, make in _REQUEST_SCHEMAS.items()}
         made |= {kind: make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
         for kind, schema in made.items():
             components[f"{described.endpoint}.{kind}"] = _with_references(schema, described.endpoint, components)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
-        "servers": [{"url": "/"}],
-        "paths": paths,
-        "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
-    }
+    return components
 
 
 def _with_references(schema: JsonSchema, endpoint: str, components: dict[str, JsonSchema]) -> JsonSchema:
