@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     address,
     check_type,
     packed_strings,
+    plain_numbers,
     to_numpy,
 )
 from mlflow_deploy_plugin.server.protocols.content import check_row_aligned
@@ -70,9 +71,9 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
 
     is_parquet = media in (PARQUET, X_PARQUET)
     try:
-        table = _read_parquet(body, schema, limit) if is_parquet else _read_stream(body, schema, limit)
+        table, chosen = _read_parquet(body, schema, limit) if is_parquet else _read_stream(body, schema, limit)
         table.validate()
-        return table_feeds(table, schema, limit)
+        return _feeds(table, chosen, schema, limit)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
         name = "Parquet file" if is_parquet else "Arrow stream"
         raise InvalidRequest(f"the body is not a valid {name}: {first_line(error)}") from None
@@ -80,7 +81,10 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
 
 def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
     """Return the feeds in a valid `pyarrow.Table`. Raises as `decode`."""
-    chosen = select_columns(table.schema, schema)
+    return _feeds(table, select_columns(table.schema, schema), schema, limit)
+
+
+def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     _check_value_count(table.num_rows, len(chosen), limit)
     budget = StringBudget(limit)
     arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
@@ -128,8 +132,9 @@ def prediction_table(prediction: Array | dict[str, Array]) -> Any:
     return pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
 
 
-def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
-    """Return the table in an Arrow stream, or in a file, which is a stream between a magic word and a footer."""
+def _read_stream(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[str]]:
+    """Return the table in an Arrow stream, or in a file, which is a stream between a magic word and a footer; and the
+    columns that the model takes."""
     import pyarrow as pa
 
     stream = pa.py_buffer(body)
@@ -137,12 +142,12 @@ def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
         stream = stream.slice(len(_FILE_MAGIC))
     check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
     reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
-    select_columns(reader.schema, schema)
-    return reader.read_all()
+    chosen = select_columns(reader.schema, schema)
+    return reader.read_all(), chosen
 
 
-def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
-    """Return the columns that the model takes.
+def _read_parquet(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[str]]:
+    """Return a table of the columns that the model takes, and their names.
 
     Strings stay in their dictionaries, where one stands for many rows. For a tensor of strings these are all leaves of
     byte arrays, since any column may be one. pyarrow takes no name that is not in the file.
@@ -173,7 +178,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
             if any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
         ]
     check_pages(body, groups, [leaf for leaf, _ in leaves], limit)
-    return file.read(columns=names, use_threads=False)
+    return file.read(columns=names, use_threads=False), names
 
 
 def select_columns(given: Any, schema: Schema) -> list[str]:
@@ -192,11 +197,12 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
+    types = dict(zip(given.names, given.types, strict=True))
     for name in names:
         dtype = schema.dtypes.get(name, only)
         try:
             if dtype is not None:
-                check_type(given.field(name).type, dtype, takes_lists=not schema.columns)
+                check_type(types[name], dtype, not schema.columns)
         except UnsupportedColumn as error:
             raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     return names
@@ -206,6 +212,8 @@ def _column(name: str, chunks: Any, limit: int, budget: StringBudget) -> Array:
     """Return one column of a table, whose chunks are concatenated."""
     import pyarrow as pa
 
+    if chunks.num_chunks == 1 and (numbers := plain_numbers(chunks.chunk(0))) is not None:
+        return numbers
     is_joined = chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type)  # thousands of batches of a few rows
     pieces = [chunks.combine_chunks()] if is_joined else chunks.chunks
     cast: dict[tuple[int, ...], Any] = {}

@@ -9,6 +9,7 @@ The format: https://arrow.apache.org/docs/format/Columnar.html.
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +62,7 @@ class StringBudget:
             raise BodyTooLarge("the strings of the table take more than this server's limit when each row has its own")
 
 
+@lru_cache(256)
 def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
     """Check that values of an Arrow type can become those that the model takes, before any value is read.
 
@@ -104,11 +106,7 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
         raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
     if name == "null":
         return np.full(len(array), None, dtype=object)
-    if name in _NUMBERS:
-        values = _view(array.buffers()[1], _NUMBERS[name], array.offset, len(array))
-        if (valid := _valid(array)) is not None:
-            values = values.astype(values.dtype if values.dtype.kind == "f" else np.float64)
-            values[~valid] = np.nan
+    if (values := plain_numbers(array)) is not None:
         return values
     if name == "bool":
         if (valid := _valid(array)) is not None:
@@ -124,6 +122,19 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     if kind in _LISTS:
         return _lists(array, limit, budget)
     raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
+
+
+def plain_numbers(array: Any) -> Array | None:
+    """Return the values of an Arrow array of numbers as `to_numpy` does; None for one of another type."""
+    dtype = _NUMBERS.get(str(array.type))
+    if dtype is None:
+        return None
+    valid, data = array.buffers()
+    values = _view(data, dtype, array.offset, len(array))
+    if valid is not None and array.null_count:
+        values = values.astype(dtype if dtype.kind == "f" else np.float64)
+        values[~_bits(valid, array.offset, len(array))] = np.nan
+    return values
 
 
 def _without_decimals(array: Any) -> Any:
