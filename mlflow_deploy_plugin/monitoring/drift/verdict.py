@@ -204,6 +204,8 @@ def _conclude(
     if alarms:
         subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
         reason = describe_worst(subjects, alarms[0].reason)
+        if not test.is_drifted:  # a column that is gone, new or of another type has no p-value
+            beside = f"all other checks: {beside}"
     return replace(
         base,
         state="drift" if test.is_drifted or any(finding.is_alarm for finding in others) else "no drift",

@@ -148,16 +148,35 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
         ("temperature", [99.0] * 50 + [0.0] * 10, "range", "83.3% of rows are outside of"),
         ("carrier", np.arange(ROWS), "type", "60 of 60 values are int64, in the reference string"),
         ("temperature", ["warm"] * ROWS, "type", "60 of 60 values are string, in the reference double"),
+        (
+            "noise",
+            pa.array(["x"] * ROWS, pa.large_string()),
+            "type",
+            "60 of 60 values are string, in the reference double",
+        ),
     ],
 )
 def test_what_else_may_change_has_a_verdict_of_its_own(
-    days: DriftReference, name: str, values: Array | list[Any], check: str, reason: str
+    days: DriftReference, name: str, values: Array | list[Any] | pa.Array, check: str, reason: str
 ) -> None:
     verdict = verdict_on(replaced(window(), name, values), days)
 
     finding = found(verdict, name, check)
     assert verdict.state == finding.state == "drift"
     assert re.search(reason, finding.reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [("carrier", np.arange(ROWS), "(all other checks: p = "), ("temperature", np.full(ROWS, 9.0), "(p = ")],
+)
+def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
+    days: DriftReference, name: str, values: Array, said: str
+) -> None:
+    verdict = verdict_on(replaced(window(), name, values), days)
+
+    assert verdict.state == "drift"
+    assert said in verdict.reason
 
 
 @pytest.mark.parametrize(

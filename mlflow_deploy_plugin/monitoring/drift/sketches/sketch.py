@@ -239,16 +239,25 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
         takes = ("number", "category", "null") if _is_blank(bins) else (bins.kind, "null")
         if family in takes:
             counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
-            return {**counted, "arrow_type": [str(given.type)] * count}
+            return {**counted, "arrow_type": [_type_name(given.type)] * count}
     is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
     missing = np.bincount(groups[is_missing], minlength=count)
     counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
     counts[:, -1] = missing
-    fields: ColumnCounts = {"kind": ["other"] * count, "arrow_type": [str(column.type)] * count, "counts": counts}
+    fields: ColumnCounts = {
+        "kind": ["other"] * count,
+        "arrow_type": [_type_name(column.type)] * count,
+        "counts": counts,
+    }
     fields["missing"] = missing.tolist()
     if bins is not None:
         fields["mistyped"] = (rows - missing).tolist()
     return fields
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """Return Arrow's name of a type without how it is stored: `string` for large_string and string_view."""
+    return str(kind).removeprefix("large_").removesuffix("_view")
 
 
 def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
