@@ -174,6 +174,7 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
         "inputs": [asdict(entry) for entry in artifact.inputs],
         "refused": {
             "missing": sorted(artifact.refusals.missing),
+            "infinite": sorted(artifact.refusals.infinite),
             "categories": {name: list(values) for name, values in artifact.refusals.categories.items()},
         },
         "outputs": [asdict(output) for output in artifact.outputs],

@@ -112,11 +112,14 @@ class Model:
         return feeds
 
     def _check(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        """Refuse what the model was found to refuse before it became ONNX: missing numbers, unknown categories."""
+        """Refuse what the model refused before it became ONNX: missing and infinite numbers, unknown categories."""
         refused = self._known.get("refused", {})
-        if array.dtype.kind == "f" and name in refused.get("missing", ()) and np.isnan(array).any():
-            row = int(np.argwhere(np.isnan(array))[0][0])
-            raise ValueError(f"{name!r}, row {row}: the number is missing (NaN), and the model takes no missing value")
+        for kind, test, reason in (
+            ("missing", np.isnan, "the number is missing (NaN), and the model takes no missing value"),
+            ("infinite", np.isinf, "the number is infinite; the model takes finite numbers"),
+        ):
+            if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
+                raise ValueError(f"{name!r}, row {int(np.argwhere(test(array))[0][0])}: {reason}")
         known = refused.get("categories", {}).get(name)
         if known is not None:
             known = {*known, *(entry["missing"] for entry in self._known["inputs"] if name in entry["columns"])}

@@ -145,6 +145,7 @@ class RowGroup:
         may_tie: the rows were made to lie between two predictions, so that a rounding decides: a row is a tie if the
             original itself predicts otherwise once its input moves by one 32-bit step.
         alone: the first rows are also predicted one by one.
+        compared: False if it is only asked whether the original refuses them.
     """
 
     source: str
@@ -154,6 +155,7 @@ class RowGroup:
     columns: tuple[str, ...] = ()
     may_tie: bool = False
     alone: bool = False
+    compared: bool = True
 
 
 def prove_parity(
@@ -209,6 +211,8 @@ class _ParityProof:
                 self.add(replace(group, batch=batches.take_rows(group.batch, part), columns=columns))
             return
         self._answered_columns.update((group.source, name) for name in group.columns)
+        if not group.compared:
+            return
         try:
             got = self._answers(group.batch)
             self._sources[group.source] += count
@@ -352,9 +356,9 @@ class _ParityProof:
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, Any]:
     """Return the section `refused` of the MLmodel file: the values that the original refuses, by column.
 
-    The graph would compute something of a missing number, or of a category that its encoder never saw; scikit-learn
-    raises an error there, and so has the server to refuse them. A column counts only if the original refused every row
-    in which that column alone was changed so, and took the rows around it.
+    The graph would compute something of a missing or infinite number, or of a category that its encoder never saw;
+    scikit-learn raises an error there, and so has the server to refuse them. A column counts only if the original
+    refused every row in which that column alone was changed so, and took the rows around it.
     """
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
@@ -366,8 +370,8 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
         if known and is_whole and all(isinstance(value, str) or _is_code(value) for value in known):
             categories[name] = known
-    missing = sorted(refused.get("missing", ()))
-    return {name: entry for name, entry in (("missing", missing), ("categories", categories)) if entry}
+    numbers = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
+    return {name: entry for name, entry in (numbers | {"categories": categories}).items() if entry}
 
 
 def _is_code(value: Any) -> bool:

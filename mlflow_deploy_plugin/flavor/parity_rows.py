@@ -34,6 +34,7 @@ _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _FAR_ROWS = 96  # with all columns far
 _MISSING_ROWS = 24  # for each column
 _UNSEEN_ROWS = 8
+_INFINITE_ROWS = 2
 _CODES = 20  # a number with no more distinct values is a code, and is drawn as observed
 _MATRIX_COLUMNS = 2_000
 _CHANGED_VALUES = 4_000_000  # in a wide table only some columns are changed: rows for all would grow as its square
@@ -112,7 +113,11 @@ class _TableRows:
             if names := self.some_columns(fits, count):
                 changed = [change(self.some(count), name) for name in names]
                 yield RowGroup(
-                    source, pd.concat(changed, ignore_index=True), block=count, columns=tuple(map(str, names))
+                    source,
+                    pd.concat(changed, ignore_index=True),
+                    block=count,
+                    columns=tuple(map(str, names)),
+                    compared=source != "infinite",
                 )
         if any(_is_number(self.example[name]) for name in self.example):
             yield RowGroup("far together", self.far_together(), block=len(_FAR_TOGETHER), alone=True)
@@ -315,6 +320,12 @@ _CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
         lambda table, name: table.assign(**{name: pd.Series("never seen", table.index).astype(table[name].dtype)}),
+    ),
+    (
+        "infinite",
+        lambda series: pd.api.types.is_float_dtype(series.dtype),
+        _INFINITE_ROWS,
+        lambda table, name: table.assign(**{name: _as([np.inf, -np.inf], table[name].dtype)}),
     ),
     ("far", _is_number, 4 * len(_FAR), _far),
 )

@@ -116,10 +116,12 @@ class Refusals:
 
     Attributes:
         missing: the columns (or tensors) that take no missing number.
+        infinite: those that take no infinite one.
         categories: the values that a column takes, where it takes no other.
     """
 
     missing: frozenset[str] = frozenset()
+    infinite: frozenset[str] = frozenset()
     categories: Mapping[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
 
 
@@ -324,6 +326,7 @@ def _read_refusals(section: Mapping[str, Any]) -> Refusals:
     categories = section.get("categories") or {}
     return Refusals(
         frozenset(map(str, section.get("missing") or ())),
+        frozenset(map(str, section.get("infinite") or ())),
         {str(name): tuple(dict.fromkeys(values)) for name, values in categories.items()},
     )
 

@@ -1,8 +1,9 @@
 """The values that the original of a model refuses, refused before the graph computes something of them.
 
-scikit-learn raises an error for a missing number where nothing imputes it, and for a category that an encoder without
-`handle_unknown` has not learned. An ONNX graph answers both: a label made of NaN, a row of zeros. The proof of parity
-finds which columns these are (`flavor/parity.py`), and the schema checks the feeds of each request here.
+scikit-learn raises an error for a missing number where nothing imputes it, for an infinite one, and for a category
+that an encoder without `handle_unknown` has not learned. An ONNX graph answers them: a label made of NaN, a row of
+zeros. The proof of parity finds which columns these are (`flavor/parity.py`), and the schema checks the feeds of each
+request here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,11 +24,13 @@ class ValueCheck(NamedTuple):
     Attributes:
         input: the name of an input of the graph, or of a block of sent numbers.
         whole: (position, column) of those that take no missing number; the position is -1 for a tensor.
+        finite: the same of those that take no infinite number.
         categories: (position, column, the values that it takes, the same for an error).
     """
 
     input: str
     whole: list[tuple[int, str]]
+    finite: list[tuple[int, str]]
     categories: list[tuple[int, str, frozenset[Any], list[str]]]
 
 
@@ -39,10 +42,13 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         tensors: input → the tensor of the signature that feeds it; empty for a signature of columns.
     """
     checks = []
-    for entry in inputs if refusals.missing or refusals.categories else ():
+    for entry in inputs if refusals.missing or refusals.infinite or refusals.categories else ():
         columns = list(enumerate(entry.columns)) or [(-1, tensors[entry.name])]
         kind = numpy_dtype(entry.dtype).kind
-        whole = [(position, name) for position, name in columns if kind == "f" and name in refusals.missing]
+        whole, finite = (
+            [(position, name) for position, name in columns if kind == "f" and name in refused]
+            for refused in (refusals.missing, refusals.infinite)
+        )
         categories = []
         for position, name in columns:
             known = refusals.categories.get(name, ()) if entry.columns else ()
@@ -51,8 +57,8 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
                 missing = [] if entry.missing is None else [entry.missing]
                 shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
                 categories.append((position, name, frozenset([*known, *missing]), shown))
-        if whole or categories:
-            checks.append(ValueCheck(entry.name, whole, categories))
+        if whole or finite or categories:
+            checks.append(ValueCheck(entry.name, whole, finite, categories))
     return checks
 
 
@@ -60,13 +66,14 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     """Check the values of a request.
 
     Raises:
-        SchemaMismatch: a number is missing, or a value is no category of its column.
+        SchemaMismatch: a number is missing or infinite, or a value is no category of its column.
     """
     for check in checks:
-        name, whole, categories = check
+        name, whole, finite, categories = check
         array = arrays[name]
-        # the product is NaN if one number is; it takes half the time of `isnan` and `any`, and warns of no overflow
-        if whole and not np.vdot(array, array) < inf:
+        # the product is NaN or infinite if one number is; it takes half the time of `isnan` and `any`, and warns of no
+        # overflow
+        if (whole or finite) and not np.vdot(array, array) < inf:
             _refuse(check, array)
         for position, _, known, _ in categories:
             if not known.issuperset(_column(array, position).tolist()):
@@ -74,11 +81,15 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
 
 
 def _refuse(check: ValueCheck, array: Array) -> None:
-    for position, column in check.whole:
-        values = array if position < 0 else _column(array, position)
-        if len(missing := np.argwhere(np.isnan(values))):
-            called = f"column {column!r}" if position >= 0 else tensor_label(column)
-            raise SchemaMismatch(f"{called}, row {missing[0][0]}: null or NaN; the model takes no missing value")
+    for columns, is_refused, reason in (
+        (check.whole, np.isnan, "null or NaN; the model takes no missing value"),
+        (check.finite, np.isinf, "infinite; the model takes finite numbers"),
+    ):
+        for position, column in columns if columns and is_refused(array).any() else ():
+            values = array if position < 0 else _column(array, position)
+            if len(found := np.argwhere(is_refused(values))):
+                called = f"column {column!r}" if position >= 0 else tensor_label(column)
+                raise SchemaMismatch(f"{called}, row {found[0][0]}: {reason}")
     for position, column, known, shown in check.categories:
         for row, value in enumerate(_column(array, position).tolist()):
             if value not in known:

@@ -158,6 +158,22 @@ def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
     assert refusals_of(report, BoundaryValues()) == {"missing": ["a"]}
 
 
+def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answers_not_compared(
+    regressor: Saved, table: pd.DataFrame
+) -> None:
+    def picky(batch: Any) -> Any:
+        if np.isinf(batch.a).any():
+            raise ValueError("infinite")
+        return {"prediction": np.zeros(len(batch))}
+
+    rows = [table.head(2).assign(a=[np.inf, -np.inf]), table.head(2).assign(b=np.inf)]
+    group = RowGroup("infinite", pd.concat(rows), block=2, columns=("a", "b"), compared=False)
+    report = _proof(regressor, group, original=picky)
+
+    assert (report.refused_columns, report.rows, report.beyond_tolerance) == ({"infinite": ["a"]}, 0, 0)
+    assert refusals_of(report, BoundaryValues()) == {"infinite": ["a"]}
+
+
 def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
     learned = {"c": ("x", None, "y"), "k": (1.0, 2.0, np.nan), "half": (0.5,), "many": tuple(range(1_000)), "d": ("z",)}
     names = [*learned, "e"]

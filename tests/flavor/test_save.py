@@ -130,6 +130,7 @@ def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_m
         ({"carrier": "XX"}, r"column 'carrier', row 0: the model does not know 'XX'"),
         ({"hour": 23}, r"column 'hour', row 0: the model does not know 23"),
         ({"distance": np.nan}, r"'distance', row 0: .* the model takes no missing value"),
+        ({"wind": -np.inf}, r"'wind', row 0: .*infinite; the model takes finite numbers"),
     ):
         changed = rows.head(1).assign(**change)
         for refusing, error in ((model, ValueError), (saved, SchemaMismatch), (exported, ValueError)):

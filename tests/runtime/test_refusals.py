@@ -35,6 +35,15 @@ def test_infinity_and_products_that_overflow_are_no_missing_numbers() -> None:
     assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (4, 1)
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("-inf")])
+def test_an_infinite_number_is_refused_where_the_original_refuses_it(number: float) -> None:
+    schema = _schema(Refusals(infinite=frozenset({"distance"})))
+
+    assert np.isnan(schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0])
+    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: infinite; the model takes finite numbers$"):
+        schema.from_records([ROW | {"distance": None}, ROW | {"distance": number}])
+
+
 def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
     schema = _schema(Refusals(categories={"carrier": ("UA", "DL"), "hour": (16, 17)}))
 
