@@ -61,8 +61,8 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
         killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
         return PodTrouble(killed, not is_ready(pod))
     code, said = waiting.get("reason", ""), one_line(waiting.get("message", ""))
-    if code in _PENDING_IMAGE:
-        return PodTrouble(f"pod {name}: {code}: {said}", True)
+    if code in _PENDING_IMAGE or code == "ErrImagePull":  # which says why, is tried again, and becomes a back-off
+        return PodTrouble(f"pod {name}: {code}: {said}", code in _PENDING_IMAGE)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
         return PodTrouble(f"pod {name} cannot start: {said}", True)
     if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not is_ready(pod):

@@ -55,7 +55,10 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
     [
         (pod(state={"running": {}}, ready=True), None),
         (pod(state={"waiting": {"reason": "ContainerCreating"}}), None),
-        (pod(state={"waiting": {"reason": "ErrImagePull", "message": "a network may come back"}}), None),
+        (
+            pod(state={"waiting": {"reason": "ErrImagePull", "message": "unauthorized"}}),  # or a network is away
+            PodTrouble("pod f-1: ErrImagePull: unauthorized", False),
+        ),
         (pod(state={"running": {}}, lastState=ENDED, restartCount=1), None),
         (
             pod(state={"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "no:1"'}}),
