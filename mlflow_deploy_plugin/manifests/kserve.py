@@ -91,7 +91,8 @@ def _predictor(spec: EndpointSpec, storage: Document) -> Document:
     model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2"}
     if "storageUri" in storage:
         model["storageUri"] = storage["storageUri"]
-    predictor: Document = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas, "model": model}
+    pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas} if kubernetes.replicas else {}
+    predictor: Document = {**pods, "model": model}
     if kubernetes.max_replicas is not None:
         scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
         predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}

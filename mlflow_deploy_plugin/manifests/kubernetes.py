@@ -68,7 +68,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
             "apps/v1",
             "Deployment",
             spec={
-                **({"replicas": kubernetes.replicas} if kubernetes.max_replicas is None else {}),
+                **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
                 "selector": {"matchLabels": selector},
                 "template": {

@@ -48,7 +48,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "annotations": {"seldon.io/no-engine": "true"},  # the server answers itself: V2, metrics, capture
             "graph": {"name": spec.name, "type": "MODEL", "children": []},
             "componentSpecs": [_component(spec, place, configured)],
-            "replicas": spec.kubernetes.replicas,
+            **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
             "traffic": shares[name],
         }
         if variant.shadow:

@@ -377,7 +377,12 @@ class StickySpec(SpecPart):
 class KubernetesSpec(SpecPart):
     """The part of an endpoint's server that only Kubernetes has; `container` has what every container has."""
 
-    replicas: int = Field(default=3, ge=1, le=1000, description="Pods; with max_replicas the fewest.")
+    replicas: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="Pods; with max_replicas the fewest. 0: an autoscaler of yours says how many.",
+    )
     max_replicas: int | None = Field(
         default=None,
         ge=2,
@@ -422,10 +427,17 @@ class KubernetesSpec(SpecPart):
         default=False, description="Take over fields of the endpoint's objects that others, as kubectl, have set."
     )
 
+    @property
+    def is_autoscaled(self) -> bool:
+        """True if an autoscaler says how many pods there are, ours or the user's."""
+        return self.max_replicas is not None or self.replicas == 0
+
     @model_validator(mode="after")
     def _go_together(self) -> "KubernetesSpec":
-        if self.max_replicas is not None and self.max_replicas <= self.replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is to be more than replicas, {self.replicas}")
+        if self.max_replicas is not None and not 0 < self.replicas < self.max_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is to be more than replicas, {self.replicas}, and those 1 or more"
+            )
         for name in ("ingress_class", "tls_secret", "gateway"):
             if getattr(self, name) is not None and self.host is None:
                 raise ValueError(f"{name} goes with `host`, which is not set")

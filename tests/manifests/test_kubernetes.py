@@ -55,6 +55,12 @@ KUBERNETES = st.fixed_dictionaries(
         "tolerations": st.lists(names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"), max_size=2),
     },
 )
+
+
+def by_autoscaler_of_theirs(kubernetes: dict[str, Any]) -> dict[str, Any]:
+    return {**kubernetes, "replicas": 0, "max_replicas": None}
+
+
 PUBLIC = st.sampled_from(
     [{}, {"host": "a.example"}, {"host": "a.example", "tls_secret": "t"}, {"host": "a.example", "gateway": "public"}]
 )
@@ -83,7 +89,11 @@ SERVER = st.fixed_dictionaries(
 
 @st.composite
 def specs(draw: st.DrawFn) -> EndpointSpec:
-    parts = {"kubernetes": {**draw(KUBERNETES), **draw(PUBLIC)}, "container": draw(CONTAINER), "server": draw(SERVER)}
+    parts = {
+        "kubernetes": {**draw(KUBERNETES | KUBERNETES.map(by_autoscaler_of_theirs)), **draw(PUBLIC)},
+        "container": draw(CONTAINER),
+        "server": draw(SERVER),
+    }
     return EndpointSpec.model_validate({"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts})
 
 
@@ -216,6 +226,12 @@ def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_an
     assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
 
 
+def test_an_autoscaler_of_theirs_is_left_the_number_of_pods() -> None:
+    documents = rendered({"kubernetes.replicas": "0"})
+    assert "replicas" not in documents["Deployment"]["spec"]
+    assert "HorizontalPodAutoscaler" not in documents
+
+
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
@@ -246,6 +262,7 @@ def test_a_shipped_manifest_is_valid_and_no_service_sets_variables_of_its_pods(f
     [
         ({"kubernetes.max_replicas": "9"}, "kubernetes.max_replicas scales by CPU: say container.cpus"),
         ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, "max_replicas 3 is to be more than replicas, 3"),
+        ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, "more than replicas, 0, and those 1 or more"),
         ({"kubernetes.tls_secret": "t"}, "tls_secret goes with `host`, which is not set"),
         ({"kubernetes.tolerations": "a b"}, "a taint of Kubernetes is expected, as dedicated=ml:NoSchedule"),
         ({"container.secrets.A": "store"}, "container.secrets.A: SECRET/KEY is expected on Kubernetes"),

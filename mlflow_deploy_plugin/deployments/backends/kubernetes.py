@@ -71,7 +71,7 @@ _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler"
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
-"""The annotation of a Deployment with `kubernetes.replicas` as applied last; none while it has our autoscaler."""
+"""The annotation of a Deployment with `kubernetes.replicas` as applied last; none while it has an autoscaler."""
 _POLL_SECONDS = 0.5
 _AT_ONCE = 8
 _LOG_LINES = 50
@@ -151,7 +151,7 @@ class KubernetesBackend:
             for pod, state in zip(pods, self._read_pods(pods), strict=True)
             if state is not None
         }
-        is_scaled, replicas = spec.kubernetes.max_replicas is not None, spec.kubernetes.replicas
+        is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
         if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})  # until now the autoscaler's
         for document in documents:
@@ -495,10 +495,10 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
-        return kubernetes.replicas
+        return max(1, kubernetes.replicas)
     asked = running["metadata"].get("annotations", {}).get(_REPLICAS)
     is_unchanged = asked == str(kubernetes.replicas) and not kubernetes.force_conflicts
-    return now if is_unchanged or kubernetes.max_replicas is not None else kubernetes.replicas
+    return now if is_unchanged or kubernetes.is_autoscaled else kubernetes.replicas
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:

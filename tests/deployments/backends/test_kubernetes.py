@@ -81,6 +81,8 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         ({}, None, 7, 3),  # until now our autoscaler's
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
+        ({"kubernetes.replicas": "0"}, None, None, 1),  # until their autoscaler knows more
+        ({"kubernetes.replicas": "0"}, "3", 7, 7),
     ],
 )
 def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
