@@ -305,7 +305,11 @@ class Schema:
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
         if self._fast_tensors is not None and (feeds := self._fast_tensors(data)) is not None:
             return self._taken(feeds)
-        if self.names == ("",) and len(data) == 1:
+        if self.names == ("",):
+            if len(data) != 1:
+                raise SchemaMismatch(
+                    f"the model takes one array, and not {join_names(data) or 'none'}: give its rows as lists of values"
+                )
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
         missing = [name for name in self.names if name not in data]
         if missing:

@@ -168,6 +168,15 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
         assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
 
 
+def test_columns_for_an_array_without_a_name_are_refused_with_what_it_takes() -> None:
+    schema = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
+
+    with pytest.raises(
+        SchemaMismatch, match=r"^the model takes one array, and not a, b: give its rows as lists of val"
+    ):
+        schema.from_columns({"a": [1.0], "b": [2.0]})
+
+
 def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name() -> None:
     tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
     inputs = (
