@@ -189,12 +189,12 @@ def check_example(example: Batch) -> None:
     """Refuse an example that has no signature.
 
     Raises:
-        InvalidConfig: no rows, no columns, a column's name that occurs twice, or one that the table of a model's rows
-            (`runtime/log_columns.py`) reserves.
+        InvalidConfig: no rows, no columns, or a column's name that occurs twice.
+        ConversionError: a column's name that the table of a model's rows (`runtime/log_columns.py`) reserves.
     """
     names = [str(name) for name in example]
     if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
-        raise InvalidConfig(
+        raise ConversionError(
             f"input_example: the name {reserved[0]!r} is taken: in the inference log, {PREDICTION!r} and what begins "
             f"with {OUTPUT_PREFIX!r} are the model's answers, and what begins with '_' is the log's own"
         )

@@ -76,7 +76,7 @@ def test_a_column_whose_name_the_log_needs_is_refused(
     name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     example = table.rename(columns={table.columns[0]: name})
-    with pytest.raises(InvalidConfig, match=f"the name '{name}' is taken"):
+    with pytest.raises(ConversionError, match=f"the name '{name}' is taken"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
 
 

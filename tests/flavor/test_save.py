@@ -256,6 +256,19 @@ def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.
     np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(dated), pipeline.predict(dated))
 
 
+def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
+    tracking: Path, table: pd.DataFrame
+) -> None:
+    stacked = table.rename(columns={"a": "prediction"})
+    pipeline = LinearRegression().fit(stacked, table.a)
+
+    info = onnxserve.log_model(pipeline, name="model", input_example=stacked)
+
+    reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    assert reason.startswith("input_example: the name 'prediction' is taken")
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(stacked), pipeline.predict(stacked))
+
+
 def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(took=table.took.dt.total_seconds())
 
