@@ -159,6 +159,8 @@ class LocalBackend:
             part = ""
             while True:
                 is_alive = self.is_running(name)  # asked first: the end of the log is read after its end
+                if os.fstat(log.fileno()).st_size < log.tell():
+                    log.seek(0)  # it was emptied
                 while line := log.readline():
                     part += line
                     if part.endswith("\n"):

@@ -37,7 +37,7 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
     """Start the supervisor on the spec in `state_dir`, with a new log, and return its process id."""
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
-    with (state_dir / LOG).open("wb") as log:
+    with (state_dir / LOG).open("ab") as log:  # to append, so that it may be emptied under the server
         child = Child(
             command(state_dir), folder=state_dir, environment=environment, stdout=log, stderr=log, own_session=True
         )

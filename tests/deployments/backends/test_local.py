@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import LOG
 
 
 def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
@@ -34,3 +35,26 @@ def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -
         LocalBackend(Settings(home=tmp_path)).apply(
             apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
         )
+
+
+def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path)
+    log = settings.state_dir("e") / LOG
+    log.parent.mkdir(parents=True)
+    log.write_text("the first of three lines\n")
+
+    def is_running(*_: object) -> bool:
+        """As the log is looked at for the first time the server writes into it, and then it is emptied."""
+        if "second" in log.read_text():
+            log.write_text("the third\n")
+            return False
+        log.open("a").write("the second\n")
+        return True
+
+    monkeypatch.setattr(LocalBackend, "is_running", is_running)
+
+    assert [line.split()[1] for line in LocalBackend(settings).logs("e", 1, follow=True)] == [
+        "first",
+        "second",
+        "third",
+    ]

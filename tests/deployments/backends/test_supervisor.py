@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, la
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.statedir import LOG
 from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
 
 _LISTENER = """
 import socket, threading, time
@@ -25,6 +26,27 @@ for _ in range(20):
 print(listener.getsockname()[1], flush=True)
 time.sleep(600)
 """
+
+
+_EMPTIED = """
+import os
+print("one", flush=True)
+while os.fstat(1).st_size:
+    pass
+print("two", flush=True)
+"""
+
+
+def test_a_log_that_is_emptied_under_the_server_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "command", lambda state_dir: [sys.executable, "-c", _EMPTIED])
+    pid = supervisor.start(tmp_path, os.environ)
+    log = tmp_path / LOG
+    wait_until(lambda: log.read_text() == "one\n", 30)
+
+    os.truncate(log, 0)
+
+    os.waitpid(pid, 0)
+    assert log.read_text() == "two\n"
 
 
 @pytest.mark.parametrize("is_dying", [False, True])
