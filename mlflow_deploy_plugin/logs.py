@@ -1,12 +1,14 @@
-"""Logging for the processes of a server: lines for people, or JSON for a log store.
+"""Logging for the processes of a server and the controller: lines for people, or JSON for a log store.
 
 `ONNXSERVE_LOG_FORMAT=ecs` writes one JSON object a line in the Elastic Common Schema
 (https://www.elastic.co/docs/reference/ecs), which Filebeat, Fluent Bit and Logstash take as it is.
 """
 
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -16,13 +18,14 @@ from mlflow_deploy_plugin.version import __version__
 ProgressCallback = Callable[[str], None]
 """Takes a line for each step of something long."""
 _ECS_VERSION = "8.11.0"
+_REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Send everything that this process logs, gunicorn's own lines included, to stderr.
 
     Args:
-        process: the role of the process in its lines: worker, agent or serve.
+        process: the role of the process in its lines: worker, agent, serve or controller.
     """
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "text":
@@ -36,11 +39,31 @@ def configure_logging(settings: Settings, process: str) -> None:
         extra = {"service": service, "ecs": {"version": _ECS_VERSION}}
         exclude = ["ecs.version", "log.original"]
         handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))
+    handler.addFilter(_RepeatFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True
+
+
+class _RepeatFilter(logging.Filter):
+    """Lets the same warning through once a minute: an outage would fill the log with one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key, now = (record.name, f"{record.msg}{record.args}"), time.monotonic()
+        if record.levelno < logging.WARNING:
+            return True
+        if now - self._written.get(key, -math.inf) < _REPEAT_SECONDS:
+            return False
+        if len(self._written) >= _MOST_REMEMBERED:
+            self._written.clear()
+        self._written[key] = now
+        return True
 
 
 class _LineFormatter(logging.Formatter):

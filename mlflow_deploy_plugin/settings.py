@@ -85,7 +85,7 @@ class Settings(BaseModel):
     )
     log_format: Literal["text", "ecs"] = Field(
         default="text",
-        description="How a server writes its log: lines for people, or JSON in the Elastic Common Schema.",
+        description="How servers and controllers log: lines for people, or JSON in the Elastic Common Schema.",
     )
     log_requests: bool = Field(default=False, description="One line in the log for every request.")
     ready_timeout_seconds: float = Field(

@@ -35,6 +35,26 @@ def test_what_a_line_quotes_begins_no_line_of_its_own() -> None:
     assert "    Traceback (most recent call last):" in told
 
 
+_REPEATS = """
+import logging
+from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.settings import Settings
+configure_logging(Settings(), "controller")
+log = logging.getLogger("mlflow_deploy_plugin.x")
+for number in range(3):
+    log.info("window judged")
+    log.warning("the store at %s does not answer", "here")
+log.warning("the store at %s does not answer", "there")
+"""
+
+
+def test_a_warning_that_repeats_itself_is_written_once_a_minute() -> None:
+    told = subprocess.run([sys.executable, "-c", _REPEATS], capture_output=True, check=True).stderr.decode()
+    assert told.count("INFO window judged") == 3
+    assert told.count("WARNING the store at here does not answer") == 1
+    assert told.count("WARNING the store at there does not answer") == 1
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     return str(write_model(tmp_path / "model", IDENTITY))

@@ -1,5 +1,6 @@
 """`onnxserve controller`, and what it works on: `rollout` and `rollback` of versions, and `retrain`."""
 
+import logging
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     why_option,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import end_on_signals
 from mlflow_deploy_plugin.version import __version__
 
@@ -77,10 +79,12 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     ended = threading.Event()
     end_on_signals(ended)
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
-    with open_deployments(click.echo) as deployments:
+    say = logging.getLogger(__name__).info
+    with open_deployments(say) as deployments:
+        configure_logging(deployments.settings, "controller")
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
-        run_controller(deployments, ended, click.echo, **options)
+        run_controller(deployments, ended, say, **options)
 
 
 def _leave_in_time(ended: threading.Event) -> None:

@@ -174,7 +174,9 @@ def _reason(error: Exception) -> str:
     if "Max retries exceeded" in text or "Connection refused" in text:
         if "Connection refused" in text:
             return "connection refused"
-        return "no answer in time" if "timed out" in text else text[-200:]
+        if found := re.search(r"too many (\d+) error responses", text):
+            return f"its answers have the status {found[1]}"
+        return "no answer in time" if "timed out" in text else f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "401":
             return "it refuses the account: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are missing or wrong"

@@ -3,6 +3,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
@@ -90,6 +91,17 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
     assert refused.value.message.endswith(
         "it has no /api/2.0/mlflow/registered-models/get: it is an MLflow before 3, or another address is meant"
     )
+
+
+def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
+    error = MlflowException(
+        "API request failed (Caused by ResponseError('too many 503 error responses')) Max retries exceeded"
+    )
+    with (
+        pytest.raises(RegistryUnavailable, match="as it should: its answers have the status 503"),
+        registry_errors("m"),
+    ):
+        raise error
 
 
 def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
