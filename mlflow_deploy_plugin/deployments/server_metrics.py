@@ -75,11 +75,6 @@ class VersionCounters:
             different=self.different + sign * other.different,
         )
 
-    def quantile_bound(self, quantile: float) -> float | None:
-        """Return the end in seconds of the bucket that the quantile of the durations lies in; None without answers."""
-        total = self.timed.get(math.inf, 0)
-        return next((bound for bound, count in sorted(self.timed.items()) if total and count >= quantile * total), None)
-
     def quantile(self, quantile: float) -> float | None:
         """Return the quantile in seconds, linear within its bucket, as Prometheus' histogram_quantile; None without
         answers."""

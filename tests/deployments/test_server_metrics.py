@@ -5,6 +5,8 @@ import subprocess
 from http.server import HTTPServer
 from pathlib import Path
 
+import pytest
+
 from mlflow_deploy_plugin.deployments.server_metrics import (
     VersionCounters,
     fetch_page,
@@ -37,12 +39,12 @@ def test_the_counts_of_a_version_are_those_of_its_own_model() -> None:
     assert found.of("f", "main", "Z", "6") == VersionCounters()
 
 
-def test_the_bound_of_a_quantile_is_the_end_of_its_bucket() -> None:
+def test_a_quantile_is_linear_within_its_bucket() -> None:
     timed = VersionCounters(100, 0, {0.1: 86, 1.0: 99, float("inf"): 100})
 
-    assert (timed.quantile_bound(0.5), timed.quantile_bound(0.99)) == (0.1, 1.0)
-    assert VersionCounters(timed={0.1: 0, float("inf"): 0}).quantile_bound(0.99) is None
-    assert VersionCounters().quantile_bound(0.99) is None
+    assert [timed.quantile(share) for share in (0.43, 0.99, 1.0)] == pytest.approx([0.05, 1.0, 1.0])
+    assert VersionCounters(timed={0.1: 0, float("inf"): 0}).quantile(0.99) is None
+    assert VersionCounters().quantile(0.99) is None
 
 
 def test_the_version_that_has_answered_last_under_a_name_comes_first() -> None:

@@ -4,12 +4,10 @@ import logging
 import mmap
 import os
 import re
-import timeit
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
@@ -37,7 +35,6 @@ logger = logging.getLogger(__name__)
 INPUT_EXAMPLE = "serving_input_example.json"
 """MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
 
-_TIMED_RUNS = 3
 # The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
 _RANDOM = re.compile(rb'"[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)')
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -57,7 +54,6 @@ class WarmVersion:
 
     predictor: Predictor
     batcher: Batcher | None = None
-    seconds_per_row: float = float("inf")
     is_deterministic: bool = False
 
 
@@ -138,9 +134,9 @@ def load_warm(
             for size in policy.sizes:
                 model.run(repeat_row(feeds, 0, size))
             batcher = Batcher(model.run, policy)
-    timed = feeds if no_batch_dimension_reason(model.artifact) else repeat_row(feeds, 0)
-    fastest = min(timeit.repeat(partial(model.run, timed), repeat=_TIMED_RUNS, number=1))
-    return WarmVersion(model, batcher, fastest / max(model.schema.count_rows(timed), 1), is_deterministic)
+    if not no_batch_dimension_reason(model.artifact):
+        model.run(repeat_row(feeds, 0))  # a shape costs most when it is new, and many requests have one row
+    return WarmVersion(model, batcher, is_deterministic)
 
 
 def has_random_nodes(onnx_file: Path) -> bool:

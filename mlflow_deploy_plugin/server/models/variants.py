@@ -17,7 +17,6 @@ class LoadedVersion:
 
     Attributes:
         batcher: runs requests together; None if each is run alone.
-        seconds_per_row: measured with one row at warm-up; infinite if that is not known.
         is_deterministic: the graph is known to compute the same outputs from the same feeds.
     """
 
@@ -27,7 +26,6 @@ class LoadedVersion:
     predictor: Predictor
     captured: CapturedModel
     batcher: Batcher | None = None
-    seconds_per_row: float = float("inf")
     is_deterministic: bool = False
 
     @property

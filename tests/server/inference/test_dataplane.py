@@ -61,9 +61,7 @@ def sample(server: Server, name: str, **labels: str) -> float:
 
 def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
     server = serve()
-    loaded = server.dataplane.select_variant("e").loaded
-    assert loaded.batcher is None
-    assert 0 < loaded.seconds_per_row < 0.1
+    assert server.dataplane.select_variant("e").loaded.batcher is None
     assert ask(server).status == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
 

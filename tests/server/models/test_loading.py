@@ -30,10 +30,9 @@ def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None
         load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
 
 
-def test_a_version_is_timed_and_batched(model_folders: dict[str, Path]) -> None:
+def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
     warm = load_warm(model_folders["mixed"], Placement(), 1, BatchPolicy(8))
 
-    assert 0 < warm.seconds_per_row < 0.1
     assert warm.batcher is not None
     assert warm.batcher.policy.max_batch_size == 8
 
@@ -47,7 +46,6 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, cap
         warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is None
-    assert 0 < warm.seconds_per_row < 0.1
     assert "requests are not joined: it has no batch dimension: its input 'X'" in caplog.text
 
 
