@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, one_line
@@ -151,10 +152,16 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
         if ending == ".parquet":  # values of lists count one by one: a thousand million equal ones take a few bytes
             metadata = pa.parquet.read_metadata(path)
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+            columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+            values = sum(column.num_values for column in columns)
             if values > _MAX_VALUES:
                 raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
-        table = read_table(path, empty_is_null=True)
+            texts = {column.path_in_schema for column in columns if column.physical_type == "BYTE_ARRAY"}
+            table = pa.parquet.read_table(path, read_dictionary=sorted(texts))  # a text of many rows is held once
+            if sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks) > _MAX_BYTES:
+                raise InvalidConfig(f"the dataset {shown} holds more than {_MAX_BYTES:,} bytes; name a sample of it")
+        else:
+            table = read_table(path, empty_is_null=True)
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
     except (OSError, pa.ArrowException) as error:
@@ -208,6 +215,19 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
     except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: objects, which only pickle could read
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Return the bytes of the texts in dictionaries, each counted in every row or list that has it."""
+    if isinstance(array, pa.StructArray):
+        return sum(map(_text_bytes, array.flatten()))
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return _text_bytes(array.flatten())
+    if not isinstance(array, pa.DictionaryArray) or not (
+        pa.types.is_string(array.dictionary.type) or pa.types.is_binary(array.dictionary.type)
+    ):
+        return 0
+    return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
 
 
 def _column_values(column: pa.ChunkedArray) -> Array:

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     frame_rows,
     load_dataset,
     own_columns,
+    read_rows,
     reference_rows,
 )
 from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
@@ -233,3 +234,14 @@ def test_what_would_not_fit_into_memory_is_not_read(
     monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet holds 1,050 values; name a sample of it"):
         load(file, artifact)
+
+
+@pytest.mark.parametrize("values", [["x" * 1000] * 500, [["x" * 100] * 10] * 500], ids=["texts", "lists of texts"])
+def test_a_text_counts_in_every_row_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object]
+) -> None:
+    file = write_rows(tmp_path / "bomb.parquet", {"text": values})
+    assert list(read_rows(file, "b")["text"][0]) == list(values[0])  # type: ignore[call-overload]
+    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_BYTES", 400_000)
+    with pytest.raises(InvalidConfig, match="the dataset b holds more than 400,000 bytes; name a sample of it"):
+        read_rows(file, "b")
