@@ -55,8 +55,8 @@ def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) 
             until = time.monotonic() + _ROUND_SECONDS
             while not stop.wait(_COMMAND_SECONDS) and time.monotonic() < until and not follower.has_work():
                 pass
-    except Exception:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
-        _log.exception("the agent ends, and is started anew by the supervisor")
+    except Exception as error:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
+        _log_end(error)
         failed.set()
     finally:
         stop.set()
@@ -85,11 +85,20 @@ def main() -> int:
                 return 1
             return _run(options.state_dir, not options.no_follow, options.ship, stop)
     except OnnxserveError as error:
-        write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
+        try:
+            write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
+        except OSError:  # the disk is full
+            _log.error("%s", error.message)
         return 1
-    except Exception:  # noqa: BLE001 - the boundary of this process, which must not wait for its threads
-        _log.exception("the agent ends, and is started anew by the supervisor")
+    except Exception as error:  # noqa: BLE001 - the boundary of this process, which must not wait for its threads
+        _log_end(error)
         return 1
+
+
+def _log_end(error: Exception) -> None:
+    """Log why the agent ends, with the traceback unless the disk is full or fails."""
+    line = "the agent ends, and is started anew by the supervisor: %s"
+    _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
 
 def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:

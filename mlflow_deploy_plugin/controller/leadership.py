@@ -67,6 +67,7 @@ def work_under_lease(
             else:
                 with LeaseKeeper(store, lease, monotonic) as keeper:
                     work(keeper)
+                last_holder = ""  # it was lost: who has it next is said, also if it is this one
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)

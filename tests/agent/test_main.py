@@ -27,3 +27,14 @@ def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "the agent ends, and is started anew" in ended.stderr
+
+
+def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / SPEC).write_text(SPEC_TEXT)
+    environment = os.environ | {"ONNXSERVE_CACHE": str(tmp_path / "cache"), "ONNXSERVE_HOME": str(tmp_path / "home")}
+    full = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]
+    command = [*full, sys.executable, "-m", "mlflow_deploy_plugin.agent", str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert f"the model cache {tmp_path}/home/cache cannot be written: File too large" in ended.stderr
