@@ -4,7 +4,6 @@
 and the endpoint with its monitors in the store.
 """
 
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +39,7 @@ def main(path: str) -> None:
 
     store = open_store(settings.store_url)
     if store.endpoint(spec.name) is None:
-        store.add_endpoint("onnxserve", spec, why="docker/compose.yaml", actor=os.environ.get("USER", "setup"))
+        store.add_endpoint("onnxserve", spec, why="docker/compose.yaml")
     store.close()
 
 
