@@ -15,8 +15,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any, Protocol
 
@@ -242,6 +244,11 @@ class RedisRates:
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._circuit = CircuitBreaker("the rate limit lets every request pass")
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
+
+    def run_ahead(self, ask: Callable[[], object]) -> None:
+        """Call a function that asks Redis, in a thread that no request waits for."""
+        self._ahead.submit(ask)
 
     @property
     def is_away(self) -> bool:
@@ -292,9 +299,9 @@ class _Reservation:
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
 
-    A reservation has half of the requests that are expected while it lasts. A steady client uses it up; what a client
-    that stops leaves of it is lost. If a client asks less than four times in that time, each request is counted alone.
-    A refusal is known for as long, so that a client above its rate does not keep Redis busy.
+    A reservation has half of the requests that are expected while it lasts, and is renewed when half of them have
+    passed. What a client that stops leaves of it is lost. If a client asks less than four times in that time, each
+    request is counted alone. A refusal is known for as long, so that a client above its rate does not keep Redis busy.
 
     Args:
         clock: seconds.
@@ -312,7 +319,7 @@ class SharedRateLimiter:
     def __call__(self, client: bytes) -> float | None:
         if self._redis.is_away:
             return None
-        asked = 1
+        asked, has_passed = 1, False
         with self._lock:
             held, now = self._clients.get(client), self._clock()
             if held is not None:
@@ -321,21 +328,34 @@ class SharedRateLimiter:
                 if now < held.ends and held.left:
                     held.left -= 1
                     held.passed += 1
-                    return None
+                    if held.is_renewed or 2 * held.left > held.size:
+                        return None
+                    has_passed = True
                 if not held.is_renewed:
                     expected = held.passed * self._seconds / max(now - held.began, 1e-6)
                     asked = max(1, min(int(expected / 2), 2 * held.size, self._most))
                     held.is_renewed = asked > 1
+        if not has_passed:
+            return self._count(client, asked, 1)
+        if asked > 1:
+            self._redis.run_ahead(partial(self._count, client, asked, 0))
+        return None
+
+    def _count(self, client: bytes, asked: int, passed: int) -> float | None:
+        """Count requests of which some, one or none, pass at once; return None if they may, else as `__call__`."""
         passing, seconds = self._redis.count(self._item, client, asked)
         with self._lock:
             held, now = self._clients.get(client), self._clock()
+            left = held.left if held is not None and now < held.ends else 0
             if not passing:
-                ends = now + min(seconds, self._seconds)
-                self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
+                if not left:
+                    ends = now + min(seconds, self._seconds)
+                    self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
             elif asked == 1 and held is not None and now < held.ends:
                 held.passed += 1
             else:
-                self._clients[client] = _Reservation(now, now + self._seconds, passing, left=passing - 1)
+                ends = now + self._seconds
+                self._clients[client] = _Reservation(now, ends, passing, passed, left + passing - passed)
             self._clients.move_to_end(client)
             if len(self._clients) > MAX_CLIENTS:
                 self._clients.popitem(last=False)
