@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, Obser
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, Refused, RegistryUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import (
+    PreviousVersion,
     StageOrAlias,
     gate_status_of,
     redact_addresses,
@@ -65,17 +66,17 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
 
 def rollback_target_of(
     store: Store, observed: ObservedEndpoint, registry: Any, metrics: MetricsByServer = MappingProxyType({})
-) -> str | Refused:
+) -> PreviousVersion | Refused | None:
     """Return what the endpoint is rolled back to, or why it cannot be; `registry` and `metrics` as `rollback_target`.
 
-    The target is empty if nobody can tell now: the button then says so.
+    None: MLflow does not answer; the button then says so.
     """
     if blocker := server_blocker(observed):
         return Refused(blocker)
     try:
         found = rollback_target(store, observed, registry, metrics)
     except RegistryUnavailable:
-        return ""
+        return None
     return Refused(redact_addresses(found.reason)) if isinstance(found, Refused) else found
 
 
@@ -88,8 +89,8 @@ def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, m
         InvalidConfig: another press or a promotion came first.
     """
     found = rollback_target(store, observed, None, metrics)
-    if found != shown:
-        now = found.reason if isinstance(found, Refused) else f"it would go back to {found}"
+    if isinstance(found, Refused) or found.version != shown:
+        now = found.reason if isinstance(found, Refused) else f"it would go back to {found.version}"
         name = observed.endpoint.name
         raise InvalidConfig(f"{name} has changed since the page showed that it goes back to {shown}: by now, {now}")
 

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,
+    PreviousVersion,
     gate_status_of,
     parse_model_uri,
     parse_stage_or_alias,
@@ -223,9 +224,9 @@ def _endpoint_card(
         reason = "; ".join(silent) or reason
         is_silent = bool(silent) and len(silent) == len(metrics)
         health = "silent" if is_silent else "degraded" if reason else "healthy"
-    target = rollback_target_of(store, one, registry, metrics) if may_act else ""
+    target = rollback_target_of(store, one, registry, metrics) if may_act else None
     if silent and isinstance(target, Refused):
-        target = ""  # a server that is silent now may answer the rollback
+        target = None  # a server that is silent now may answer the rollback
     return EndpointCard(
         name=spec.name,
         health=health,
@@ -237,7 +238,7 @@ def _endpoint_card(
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
         no_rollback=target.reason if isinstance(target, Refused) else "",
-        rollback_to=target if isinstance(target, str) else "",
+        rollback_to=target.version if isinstance(target, PreviousVersion) else "",
     )
 
 

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.gate import GatePolicy, promote
-from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses
+from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, PreviousVersion, StageOrAlias, redact_addresses
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.ui.actions import (
@@ -108,13 +108,13 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlf
 def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(mlflow_app: Any) -> None:
     one = followed(mlflow_app, mlflow_app.model(), "1", "2")
     assert traffic_blocker(mlflow_app.store, one) == ""
-    assert rollback_target_of(mlflow_app.store, one, mlflow_app.registry) == "1"
+    assert target(mlflow_app, one) == "1"
 
 
 def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(mlflow_app: Any) -> None:
     model = mlflow_app.model(versions=3)
     one = followed(mlflow_app, model, "1", "2", "3")
-    shown = rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
+    shown = target(mlflow_app, one)
     assert shown == "2"
     require_shown_target(mlflow_app.store, one, shown, {})
 
@@ -133,7 +133,7 @@ def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_i
     name = one.endpoint.name
     mlflow_app.store.add_rollout(name, {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"}, "stepping")
 
-    assert rollback_target_of(mlflow_app.store, one, mlflow_app.registry) == "1"
+    assert target(mlflow_app, one) == "1"
     said = traffic_blocker(mlflow_app.store, one)
     with pytest.raises(InvalidConfig) as refused:
         deployments.set_traffic(name, {name: 100})
@@ -151,6 +151,12 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
         assert said == redact_addresses(refused.value.message)
         assert "sqlite" not in said
         assert f": say `onnxserve rollback {each.endpoint.name} --to " in said
+
+
+def target(mlflow_app: Any, one: ObservedEndpoint) -> str:
+    found = rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
+    assert isinstance(found, PreviousVersion)
+    return found.version
 
 
 def refusal(mlflow_app: Any, one: ObservedEndpoint) -> str:

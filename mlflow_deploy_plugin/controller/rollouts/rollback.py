@@ -104,8 +104,8 @@ def rollback(
 
 def rollback_target(
     store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
-) -> str | Refused:
-    """Return the version, or the model of an endpoint that follows nothing, that `rollback` would bring back now.
+) -> PreviousVersion | Refused:
+    """Return what `rollback` would bring back now: a version, or the model URI of an endpoint that follows nothing.
 
     Args:
         registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
@@ -117,14 +117,13 @@ def rollback_target(
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
-        return str(rollout.spec.get("before_version", ""))  # it is aborted, and that is all
+        return PreviousVersion(str(rollout.spec.get("before_version", "")), "the rollout under way is aborted")
     try:
         main = main_variant(spec)
         reference = parse_model_uri(spec.variants[main].model)
         if not reference.followed:
             return _earlier_model(store, spec.name, main, spec.variants[main].model)
-        _, earlier = _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)
-        return earlier.version
+        return _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)[1]
     except (InvalidConfig, NotFound) as error:
         return Refused(error.message)
 
@@ -148,8 +147,8 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
     if reference.followed:
         return _repoint(deployments, observed, main, reference, why, actor, to)
     if not to:
-        earlier = _earlier_model(deployments.store, spec.name, main, current)
-        source = "the audit trail has it as the model before"
+        found = _earlier_model(deployments.store, spec.name, main, current)
+        earlier, source = found.version, found.source
     else:
         if to.isdecimal() and reference.kind not in ("version", "latest"):
             raise InvalidConfig(f"--to {to}: what is served is no version of a registered model; say models:/NAME/{to}")
@@ -284,7 +283,7 @@ def _versions_in_trail(store: Store, endpoint: str, reference: ModelURI) -> list
     return list(filter(None, versions))
 
 
-def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
+def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
     """Return the model that the deployment had before, by the audit trail since the endpoint was created.
 
     A model that failed does not count, nor one that was rolled back and not given to it again.
@@ -306,7 +305,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
             models += given
     for model in reversed(models):
         if model not in {current, *taken_back}:
-            return model
+            return PreviousVersion(model, "the audit trail has it as the model before")
     raise NotFound(
         f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
         f"say `onnxserve rollback {endpoint} --to MODEL`"
