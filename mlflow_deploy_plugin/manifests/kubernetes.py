@@ -167,11 +167,11 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         "home": (HOME_FOLDER, {"emptyDir": {}}),
         "tmp": ("/tmp", {"emptyDir": {}}),
     }
-    if tls := {_TLS_FILES[field]: _secret_key(f"server.{field}", said) for field, said in _tls_keys(spec).items()}:
-        volumes["tls"] = (TLS_FOLDER, _projected(tls))
     said_files = sorted(spec.container.secret_files.items())
     if files := {name: _secret_key(f"container.secret_files.{name}", said) for name, said in said_files}:
         volumes["files"] = (_FILES_FOLDER, _projected(files))
+    if tls := {_TLS_FILES[field]: _secret_key(f"server.{field}", said) for field, said in _tls_keys(spec).items()}:
+        volumes["tls"] = (TLS_FOLDER, _projected(tls))
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,

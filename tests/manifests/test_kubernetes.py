@@ -86,13 +86,15 @@ SERVER = st.fixed_dictionaries(
     },
 )
 
+TLS = st.sampled_from([{}, {"certfile": "own/tls.crt", "keyfile": "own/tls.key", "ca_certs": "callers/ca.crt"}])
+
 
 @st.composite
 def specs(draw: st.DrawFn) -> EndpointSpec:
     parts = {
         "kubernetes": {**draw(KUBERNETES | KUBERNETES.map(by_autoscaler_of_theirs)), **draw(PUBLIC)},
         "container": draw(CONTAINER),
-        "server": draw(SERVER),
+        "server": {**draw(SERVER), **draw(TLS)},
     }
     return EndpointSpec.model_validate({"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts})
 
