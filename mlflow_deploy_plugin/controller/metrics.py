@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Store, read_counts
+from mlflow_deploy_plugin.store import Endpoint, MonitorKey, Monitors, MonitorWindow, Store, read_counts
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -32,7 +32,6 @@ _LOOKED_BACK = 20
 _PATIENCE_SECONDS = 3.0
 """Prometheus waits ten by default."""
 _LONGEST_READING_SECONDS = 60.0
-Key = tuple[str, str]
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
     "onnxserve_drift_share": ("Share of columns that the last judged window found drifted.", _MONITOR),
@@ -126,7 +125,9 @@ class StoreMetrics(Collector):
             reading.ended.set()
 
 
-def _of_monitor(key: Key, state: str, judged: Sequence[MonitorWindow]) -> Iterator[tuple[str, tuple[str, ...], float]]:
+def _of_monitor(
+    key: MonitorKey, state: str, judged: Sequence[MonitorWindow]
+) -> Iterator[tuple[str, tuple[str, ...], float]]:
     """Yield the metrics of a monitor, with their labels, from its judged windows, the newest first."""
     for possible in STATES:
         yield "onnxserve_monitor_state", (*key, possible), float(possible == state)
@@ -153,8 +154,8 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         state = "paused" if key in paused else _state(next(iter(judged), None), counts.newest[key])
         for name, labels, value in _of_monitor(key, state, judged):
             families[name].add_metric(labels, value)
-    failures: Counter[Key] = Counter()
-    last_success: dict[Key, float] = {}
+    failures: Counter[MonitorKey] = Counter()
+    last_success: dict[MonitorKey, float] = {}
     for endpoint, monitor, window_state, verdict, count, attempts, updated_at in counts.windows:
         key = endpoint, monitor
         failures[key] += int(attempts)

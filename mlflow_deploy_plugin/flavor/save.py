@@ -31,10 +31,10 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor,
 from mlflow_deploy_plugin.flavor.python_model import categories_options, net_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
+from mlflow_deploy_plugin.registry import PARITY_TAG
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
-PARITY_TAG = "onnxserve.parity"
 FALLBACK_TAG = "onnxserve.fallback"
 """The tag with the reason why MLflow's own flavor has logged a model."""
 _LONGEST_TAG = 5000

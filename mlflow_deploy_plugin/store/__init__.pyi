@@ -13,6 +13,7 @@ from .keys import ApiKeys as ApiKeys
 from .leases import Lease as Lease
 from .leases import LeaseKeeper as LeaseKeeper
 from .leases import LeaseView as LeaseView
+from .monitors import MonitorKey as MonitorKey
 from .monitors import MonitorNote as MonitorNote
 from .monitors import Monitors as Monitors
 from .monitors import MonitorState as MonitorState

@@ -21,14 +21,13 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.processes import ProcessEnded, WorkerPool
-from mlflow_deploy_plugin.store import LeaseKeeper, MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import LeaseKeeper, MonitorKey, MonitorNote, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
 _LOOK_SECONDS = 5.0
 _FAILURE_SECONDS = 60.0
 _HELD_SECONDS = 2.0
-Key = tuple[str, str]
 
 
 @dataclass
@@ -79,7 +78,7 @@ class MonitorScheduler:
     def __post_init__(self) -> None:
         self._store = self.deployments.store
         self._monitors = Monitors(self._store)
-        self._watched: dict[Key, _Watched] = {}
+        self._watched: dict[MonitorKey, _Watched] = {}
         self._said_unreadable: set[str] = set()
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
@@ -107,10 +106,10 @@ class MonitorScheduler:
         """Start an attempt at each monitor that has something due."""
         now = self._store.now()
         states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
-        pending: dict[Key, list[MonitorWindow]] = {}
+        pending: dict[MonitorKey, list[MonitorWindow]] = {}
         for window in self._monitors.windows(states=("pending", "running"), by_hand=False):
             pending.setdefault((window.endpoint, window.monitor), []).append(window)
-        known: set[Key] = set()
+        known: set[MonitorKey] = set()
         for endpoint in self._store.endpoints():
             for name in endpoint.spec.monitors:
                 key = endpoint.name, name
@@ -140,7 +139,7 @@ class MonitorScheduler:
         self._close_windows_of_gone(pending, known)
         resolve_orphaned(self._store)
 
-    def _attempt(self, key: Key, keeper: LeaseKeeper, windows: WindowRunner) -> float:
+    def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
         """Judge the monitor's oldest due window under its lease; return the seconds until the next attempt."""
         if not keeper.is_held:
             return 0.0
@@ -163,7 +162,7 @@ class MonitorScheduler:
             return _FAILURE_SECONDS
         return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
 
-    def _look_for_late_data(self, key: Key, watched: _Watched, windows: WindowRunner) -> None:
+    def _look_for_late_data(self, key: MonitorKey, watched: _Watched, windows: WindowRunner) -> None:
         """Add revisions for late rows and labels. A failure is noted, and in the end announced; judging goes on."""
         try:
             windows.add_late_revisions(*key)
@@ -183,7 +182,7 @@ class MonitorScheduler:
             if self._monitors.state(*key).note_kind == "late_data_failed":
                 self._monitors.update_state(*key, note=MonitorNote())
 
-    def _close_windows_of_gone(self, pending: dict[Key, list[MonitorWindow]], known: set[Key]) -> None:
+    def _close_windows_of_gone(self, pending: dict[MonitorKey, list[MonitorWindow]], known: set[MonitorKey]) -> None:
         """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
         unreadable = {one.name: one.reason for one in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
@@ -198,7 +197,7 @@ class MonitorScheduler:
             for window in pending[key]:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")
 
-    def _report_trouble(self, key: Key, reason: str) -> None:
+    def _report_trouble(self, key: MonitorKey, reason: str) -> None:
         """Say once why a monitor cannot be run, and note it for `onnxserve monitor list`."""
         watched = self._watched[key]
         if watched.last_reason != reason:

@@ -22,7 +22,16 @@ from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output, as_text, read_artifact
+from mlflow_deploy_plugin.runtime import (
+    OUTPUT_PREFIX,
+    PREDICTION,
+    Array,
+    Artifact,
+    Output,
+    as_key,
+    as_text,
+    read_artifact,
+)
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 NO_LABEL = -1
@@ -30,7 +39,6 @@ _LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no pro
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
 _SHOWN_FILES = 3
-_TRUE_OR_FALSE = {"true": "1", "false": "0"}
 
 
 ModelVersion = tuple[str, str]
@@ -236,8 +244,7 @@ def _names(values: pa.Array, is_text: bool) -> pa.Array:
 
 
 def _name(value: Any, is_text: bool) -> str | None:
-    text = as_text(value)
-    return text if is_text or text is None else _TRUE_OR_FALSE.get(text.lower(), text)
+    return as_text(value) if is_text else as_key(value)
 
 
 def _seen(names: pa.Array) -> list[str]:

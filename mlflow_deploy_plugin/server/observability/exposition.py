@@ -54,6 +54,8 @@ HistogramSlots = tuple[int, tuple[int, ...]]
 """The slots of one label set of a histogram: the sum, and one bucket for each bound and for what lies beyond."""
 CAPTURE_ROWS = "onnxserve_capture_rows"
 """The counter among the metrics."""
+OF_VARIANT = ("endpoint", "variant", "model", "version")
+"""The labels of a metric of each version that answers."""
 COUNTED = "counted.json"
 """The file that keeps the counts of the last servers when their metrics are removed."""
 _MAX_SAVED = 8

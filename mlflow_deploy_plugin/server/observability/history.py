@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from mlflow_deploy_plugin.server.observability.exposition import CAPTURE_ROWS, read_series
+from mlflow_deploy_plugin.server.observability.exposition import CAPTURE_ROWS, OF_VARIANT, read_series
 from mlflow_deploy_plugin.statedir import METRICS, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day
 _REQUESTS, _DURATIONS = "onnxserve_requests", "onnxserve_request_duration_seconds"
 _LABELS = "onnxserve_feedback_labels"
 _LAST_FIELD = b'"labels":'
-_VERSION = ("endpoint", "variant", "model", "version")
 
 _Counts = Counter[tuple[str, ...]]
 """By kind of count and its labels."""
@@ -129,9 +128,9 @@ def _read_counts(folder: Path) -> _Counts:
     counts = _Counts()
     found = read_series(folder)
     for series in found[_REQUESTS]:
-        counts["requests", *(series.labels[name] for name in _VERSION), series.labels["status"]] += int(series.value)
+        counts["requests", *(series.labels[name] for name in OF_VARIANT), series.labels["status"]] += int(series.value)
     for series in found[_DURATIONS]:
-        of_version = tuple(series.labels[name] for name in _VERSION)
+        of_version = tuple(series.labels[name] for name in OF_VARIANT)
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
             counts["durations", *of_version, bound] += int(count - below)
     for series in found[CAPTURE_ROWS]:

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowCompariso
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import (
     CAPTURE_ROWS,
+    OF_VARIANT,
     HistogramSlots,
     Metric,
     MetricSeries,
@@ -40,7 +41,6 @@ MAX_PREDICTIONS = 100
 """Values of `prediction` that one version has in each worker; later ones are counted as "other"."""
 _OTHER = "other"
 _LABEL_LENGTH = 100
-_OF_VARIANT = ("endpoint", "variant", "model", "version")
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -337,7 +337,7 @@ class Metrics:
         with self._lock:
             self._served |= served
             for labels in self._served:
-                slot = self._gauges.gauge(_SERVED_VERSION, dict(zip(_OF_VARIANT, labels, strict=True)))
+                slot = self._gauges.gauge(_SERVED_VERSION, dict(zip(OF_VARIANT, labels, strict=True)))
                 self._gauges.cells[slot] = float(labels in served)
 
     def page(self) -> bytes:
@@ -405,7 +405,7 @@ class Metrics:
     def _shadow_slots(self, shadow: ServedVariant) -> _ShadowSlots:
         labels = shadow.endpoint, shadow.name, shadow.loaded.model, shadow.loaded.version
         if labels not in self._shadows:
-            named = dict(zip(_OF_VARIANT, labels, strict=True))
+            named = dict(zip(OF_VARIANT, labels, strict=True))
             outcomes = {
                 outcome: self._counters.counter(_SHADOW_REQUESTS, {**named, "outcome": outcome})
                 for outcome in _SHADOW_OUTCOMES
