@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, one_line
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
@@ -198,11 +199,12 @@ class Authenticator:
             raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
         granted = claims.get("scope") or claims.get("scp") or ""
         words = granted.split() if isinstance(granted, str) else granted
-        endpoints = claims.get("onnxserve_endpoints")
+        endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
         if not (isinstance(words, list) and isinstance(endpoints, list | None)):
             raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
         return KeyEntry(
-            name=one_line(claims.get("sub") or claims.get("client_id") or "a token", 100),
+            # with the issuer: else who chooses a subject could pass for a key in the audit trail, and use up its rate
+            name=f"{one_line(subject, 100)}@{urlsplit(self.issuer or '').hostname}",
             scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
             endpoints=tuple(map(str, endpoints or ())),
             expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
