@@ -35,8 +35,11 @@ Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 
 
 def as_pandas(data: Any) -> Any:
-    """Return a table of polars or Arrow as pandas' own, everything else as it is."""
-    return data.to_pandas() if hasattr(data, "to_pandas") else data
+    """Return a table of polars or Arrow as pandas' own, with sparse columns made dense, everything else as it is."""
+    data = data.to_pandas() if hasattr(data, "to_pandas") else data
+    if isinstance(data, pd.DataFrame) and any(isinstance(dtype, pd.SparseDtype) for dtype in data.dtypes):
+        return data.apply(lambda column: column.sparse.to_dense() if hasattr(column, "sparse") else column)
+    return data
 
 
 def read_batch(data: Any) -> Batch:

@@ -244,12 +244,23 @@ def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np
     assert wrapped.converted.inputs[0].dtype != "str"
 
 
+def test_sparse_rows_are_read_as_dense_ones(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    table = pd.DataFrame({"a": rows[:, 0], "b": pd.arrays.SparseArray(np.maximum(rows[:, 1], 0))})
+
+    of_matrix = wrap(Ridge().fit(csr_matrix(rows), target), csr_matrix(rows))
+    of_table = wrap(Ridge().fit(table, target), table)
+
+    assert of_matrix.example.tolist() == rows[:5].tolist()
+    assert [column.type.name for column in of_table.signature.inputs] == ["double", "double"]
+
+
 def test_example_of_another_form_is_refused_by_its_kind(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     model = Ridge().fit(rows, target)
 
-    with pytest.raises(InvalidConfig, match=r"an array of \[rows, columns\], not a csr_matrix"):
-        wrap(model, csr_matrix(rows))
+    with pytest.raises(InvalidConfig, match=r"an array of \[rows, columns\], not a object"):
+        wrap(model, object())
     with pytest.raises(InvalidConfig, match=r"not a ndarray of the shape \(5,\)"):
         wrap(model, rows[0])
 

@@ -69,10 +69,13 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
 from mlflow_deploy_plugin.runtime import Array, Input
 
 _HEAD = slice(0, 3)
+_DENSE_VALUES = 50_000_000
 
 
 def read_batch(model: Any, data: Any) -> Batch:
     """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
+
+    Of a sparse matrix, as many rows are taken as make `_DENSE_VALUES`.
 
     Raises:
         InvalidConfig: the data is none of these.
@@ -90,6 +93,8 @@ def read_batch(model: Any, data: Any) -> Batch:
     is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
     if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    if hasattr(data, "tocsr"):
+        data = data.tocsr()[: max(_DENSE_VALUES // data.shape[1], 1)].toarray()
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         found = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
