@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.registry import (
     CAUSE_TAG,
+    DATA_DIGEST_TAG,
     MAX_TAG_LENGTH,
     PARENT_TAG,
     TRAINING_TAG,
@@ -173,15 +174,20 @@ def registered_version(model: str, run_id: str) -> str:
 
 
 def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
-    """Tag the version with its cause, parent and kind of training. Tags that the project has set stay.
+    """Tag the version with its cause, parent, kind of training and data. Tags that the project has set stay.
 
     Raises as `tag_version`.
     """
     with registry_errors(f"model {plan.model} version {version}"):
         known = registry_client().get_model_version(plan.model, version).tags
-    tags = {CAUSE_TAG: str(one.cause["why"]), PARENT_TAG: plan.base_uri, TRAINING_TAG: plan.mode}
+    tags = {
+        CAUSE_TAG: str(one.cause["why"]),
+        PARENT_TAG: plan.base_uri,
+        TRAINING_TAG: plan.mode,
+        DATA_DIGEST_TAG: str(one.figures.get("data_digest", "")),
+    }
     for key, value in tags.items():
-        if key not in known:
+        if value and key not in known:
             tag_version(plan.model, version, key, value)
 
 

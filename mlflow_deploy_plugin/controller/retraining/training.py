@@ -1,5 +1,6 @@
 """The training of a retraining: its rows, its run, and how it ends."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -53,6 +54,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
         "attempt": one.figures.get("attempt", 1),
         "host": process.host(),
         "rows": data.rows,
+        "data_digest": data.digest,
         "held_out_rows": data.held_out_rows,
         "window": str(data.window),
         "started_at": context.now().isoformat(),
@@ -162,6 +164,7 @@ class TrainingData:
         data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
         held_out: a file of the same form with the newest rows of the window; None if they could not judge a model.
         target: the column of `held_out` with the truth, as the model answers it.
+        digest: SHA-256 of `data`.
         rows / held_out_rows: the number of rows in the two files.
         window: the window of the rows; a full training also learns what came before it.
     """
@@ -169,6 +172,7 @@ class TrainingData:
     data: Path
     held_out: Path | None
     target: str
+    digest: str
     rows: int
     held_out_rows: int
     window: Window
@@ -208,11 +212,14 @@ def collect_training_data(log: InferenceLog, plan: RetrainPlan, folder: Path, ty
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
+    with data.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if held_out is not None:
         pq.write_table(held_out, judged_by)  # the gate gives each version its own types
     return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,
+        digest=digest,
         # the label as a text if the model answers texts, or a label is no number
         target=LABEL if answers_texts or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER,
         rows=len(learned),

@@ -49,7 +49,7 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")  # which take seconds
     rows = world.folder / "held_out.parquet"
     pq.write_table(pa.table(labelled(400, seed=3)), rows)
-    running = world.at("running", dataset=str(rows), target="label")
+    running = world.at("running", dataset=str(rows), target="label", data_digest="5f2a")
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "failed", "left")
@@ -59,6 +59,7 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     assert tags["onnxserve.gate"] == "passed"
     assert tags["onnxserve.candidate"] == "proposed"
     assert tags["onnxserve.parent"] == f"models:/{MODEL}/1"
+    assert tags["onnxserve.training.data"] == "5f2a"
     assert tags["onnxserve.cause"].startswith("monitor accuracy, 2026-06-01")
     events = [event.action for event in world.deployments.store.events(ENDPOINT)]
     assert events[-3:] == ["retrain.start", "retrain.version", "retrain.end"]

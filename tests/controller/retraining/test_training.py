@@ -1,5 +1,6 @@
 """What comes of rows and versions that are not as they should be: a clear end, and the next one is not blocked."""
 
+import hashlib
 import os
 import subprocess
 from datetime import timedelta
@@ -149,6 +150,7 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(world: Retr
     learned, held_out = written(found.data), written(found.held_out)
     assert learned.column_names == ["a", "b", "_event_time", "_label", "_label_number"]
     assert (found.rows, found.held_out_rows) == (len(learned), len(held_out))
+    assert found.digest == hashlib.sha256(found.data.read_bytes()).hexdigest()
     assert found.rows + found.held_out_rows == 600
     assert 0.15 < found.held_out_rows / 600 < 0.25
     assert max(learned.column("_event_time").to_pylist()) < min(held_out.column("_event_time").to_pylist())
