@@ -163,6 +163,7 @@ def list_endpoints(output: str) -> None:
         shadows = [f"{name}=shadow" for name in one["shadows"]]
         rows.append((one["name"], one["state"], " ".join([*weights, *shadows]) or "-", one["url"]))
     show_lines(align_columns([head, *rows]))
+    show_lines([f"{one['name']}: {one['reason']}" for one in found if one["state"] == "failed"])
 
 
 @click.command("list")

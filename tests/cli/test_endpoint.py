@@ -215,6 +215,17 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> 
     store.close()
 
 
+def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder: Path) -> None:
+    store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("lost", "m", {"server.port": 8080}))
+    store.close()
+
+    _, row, reason = endpoint("list").stdout.splitlines()
+
+    assert row.split() == ["lost", "failed", "lost=100"]
+    assert reason == "lost: the server is gone; `onnxserve start lost` brings it back"
+
+
 def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
