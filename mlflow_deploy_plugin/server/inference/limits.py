@@ -40,8 +40,9 @@ _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
-_RESERVED_SHARE, _RESERVED_SECONDS = 0.01, 0.1
-"""A reservation is at most this share of a rate, and lasts this share of its period, so many seconds at most."""
+_RESERVED_SHARE, _RESERVED_SECONDS, _EXPECTED_SECONDS = 0.01, 1.0, 0.05
+"""A reservation is at most this share of a rate, and lasts this share of its period, so many seconds at most. It has
+what a client asks in so many seconds, so that little is lost if the client stops."""
 
 
 class RateLimiter(Protocol):
@@ -299,9 +300,9 @@ class _Reservation:
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
 
-    A reservation has half of the requests that are expected while it lasts, and is renewed when half of them have
-    passed. What a client that stops leaves of it is lost. If a client asks less than four times in that time, each
-    request is counted alone. A refusal is known for as long, so that a client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests have passed; what a client that stops leaves of it is lost. A
+    client that asks seldom has none: each of its requests is counted alone. A refusal is known for a moment, so that a
+    client above its rate does not keep Redis busy.
 
     Args:
         clock: seconds.
@@ -314,6 +315,7 @@ class SharedRateLimiter:
         self._lock = threading.Lock()
         self._most = max(1, int(item.amount * _RESERVED_SHARE))
         self._seconds = min(_RESERVED_SECONDS, item.get_expiry() * _RESERVED_SHARE)
+        self._expected_seconds = min(_EXPECTED_SECONDS, self._seconds / 2)
         self._clients: OrderedDict[bytes, _Reservation] = OrderedDict()
 
     def __call__(self, client: bytes) -> float | None:
@@ -332,8 +334,8 @@ class SharedRateLimiter:
                         return None
                     has_passed = True
                 if not held.is_renewed:
-                    expected = held.passed * self._seconds / max(now - held.began, 1e-6)
-                    asked = max(1, min(int(expected / 2), 2 * held.size, self._most))
+                    expected = held.passed * self._expected_seconds / max(now - held.began, 1e-6)
+                    asked = max(1, min(int(expected), 2 * held.size, self._most))
                     held.is_renewed = asked > 1
         if not has_passed:
             return self._count(client, asked, 1)
@@ -349,7 +351,7 @@ class SharedRateLimiter:
             left = held.left if held is not None and now < held.ends else 0
             if not passing:
                 if not left:
-                    ends = now + min(seconds, self._seconds)
+                    ends = now + min(seconds, 2 * self._expected_seconds)
                     self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
             elif asked == 1 and held is not None and now < held.ends:
                 held.passed += 1
