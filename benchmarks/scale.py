@@ -8,7 +8,7 @@ docker/stack/nginx.conf, Redis, PostgreSQL for the store and MLflow, and S3 for 
 
 servers    clients ask through nginx while a server is killed (SIGKILL) and started again, with nginx's retries and
            without: failed requests, latency, CPU seconds for a million predictions
-unlimited  the CPU seconds without a rate limit, for which each request asks Redis
+unlimited  the CPU seconds without a rate limit
 limits     the three servers admit together what one rate allows
 store      10,000 endpoints in PostgreSQL: to add, read and list them
 registry   calls a second that an MLflow server answers of those that agents make
@@ -297,7 +297,7 @@ def redis(seconds: float) -> None:
         limiter = open_rate_limiter("1000000/second", RedisRates(url))
         count, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
-            limiter(b"client")
+            limiter(b"client %d" % count)  # a busy client would be counted for many requests at once
             count += 1
         print(f"Redis counts {count / seconds:,.0f} requests a second for one thread of one worker", flush=True)
 
