@@ -24,6 +24,8 @@ PAGES = {
 """Path in the repository → path in the site."""
 LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
 
+EMPTY_HEAD = re.compile(r"<thead>\s*<tr>(?:\s*<th[^>]*></th>)+\s*</tr>\s*</thead>")
+
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages of elsewhere, and the manifests and pictures that pages link to."""
@@ -53,3 +55,15 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         return f"[{text}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
 
     return LINK.sub(follow, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out the head of a table whose columns have no titles: a screen reader would read empty ones."""
+    return EMPTY_HEAD.sub("", html)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the theme's dialog, which has no name."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )

@@ -24,6 +24,9 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
     front = (tmp_path / "site" / "index.html").read_text()
     assert 'href="monitor.html"' in front
     assert "docs/monitor.md" not in front
+    assert '<link rel="stylesheet" href="site.css">' in front  # links that not only their colour tells from the text
+    assert 'role="dialog" aria-label="Search"' in front
+    assert re.search(r"<tr>\s*<th></th>\s*<th></th>\s*</tr>", front) is None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
