@@ -2,7 +2,7 @@
 
 `mlflow.pytorch` takes one array and answers one; `mlflow.keras` answers one; neither logs a program of `torch.export`
 or what `tf.saved_model.load` returns. XGBoost and LightGBM refuse texts where they have learned categories of pandas,
-and no request carries categories.
+and no request carries categories, or durations.
 """
 
 import contextlib
@@ -92,8 +92,8 @@ class NetModel(PythonModel):  # type: ignore[misc]
             self.net = packed
 
 
-class CategoriesModel(PythonModel):  # type: ignore[misc]
-    """A model that takes categories of pandas, as MLflow's pyfunc: the values of a request become categories again."""
+class TypedColumnsModel(PythonModel):  # type: ignore[misc]
+    """A model of pandas' categories and durations as MLflow's pyfunc: the values of a request become those again."""
 
     _skip_type_hint_validation = True  # as above
 
@@ -105,17 +105,27 @@ class CategoriesModel(PythonModel):  # type: ignore[misc]
         return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
 
 
-def categories_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, dict[str, Any]] | None:
-    """Return the flavor and its arguments for a model that answers otherwise without categories; None for others."""
-    if not isinstance(rows, pd.DataFrame):
+def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return the flavor and its arguments for a model that answers otherwise where categories and durations are texts
+    and numbers; None for all other models."""
+    is_table = isinstance(rows, pd.DataFrame)
+    categories = (
+        {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.name == "category"} if is_table else {}
+    )
+    durations = {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.kind == "m"} if is_table else {}
+    if not categories and not durations:
         return None
-    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
-    plain = rows.assign(**{name: batches.column_values(rows[name]) for name in dtypes})
-    predict = getattr(model, predict_fn)
+    plain = rows.astype(dict.fromkeys(durations, str))
+    plain = plain.assign(**{name: batches.column_values(rows[name]) for name in categories})
+    try:
+        wanted = getattr(model, predict_fn)(rows)
+    except Exception:  # noqa: BLE001 - MLflow's flavor asks it in another way
+        return None
     with contextlib.suppress(Exception):  # whatever a model says of what it has not learned
-        if not dtypes or np.array_equal(predict(plain), predict(rows)):
+        if np.array_equal(getattr(model, predict_fn)(plain), wanted):
             return None
-    return "pyfunc", {"python_model": CategoriesModel(model, predict_fn, dtypes), "input_example": plain}
+    python_model = TypedColumnsModel(model, predict_fn, categories | durations)
+    return "pyfunc", {"python_model": python_model, "input_example": plain}
 
 
 def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[str, Any]] | None:

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import as_pandas, to_feeds
 from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
-from mlflow_deploy_plugin.flavor.python_model import categories_options, net_options
+from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.registry import PARITY_TAG
@@ -235,18 +235,19 @@ def _log_as_pyfunc(
         rows = {key: values[:EXAMPLE_ROWS] for key, values in rows.items()}
     elif rows is not None:
         rows = rows[:EXAMPLE_ROWS]
-    try:
-        _Example(rows if rows is not None else {})
-    except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
-        _logger.warning("the model is logged without its input_example, which MLflow cannot save: %s", problem)
-        rows = None
     arguments: dict[str, Any] = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
         # MLflow infers the outputs from `predict` all the same
         options["signature"] = infer_signature(rows, model.predict_proba(rows))
     predict_fn = options.get("pyfunc_predict_fn", "predict")
-    own = net_options(flavor, model, input_example) or categories_options(model, predict_fn, rows)
-    if own is not None:
+    own = net_options(flavor, model, input_example) or typed_columns_options(model, predict_fn, rows)
+    if own is None:
+        try:
+            _Example(rows if rows is not None else {})
+        except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
+            _logger.warning("the model is logged without its input_example, which MLflow cannot save: %s", problem)
+            arguments["input_example"] = None
+    else:
         flavor, arguments = own
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
     _logger.warning(

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.flavor.python_model import net_options
+from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -97,3 +97,10 @@ def test_all_else_is_left_to_the_flavor_of_its_library() -> None:
     assert net_options("pytorch", torch.nn.Linear(3, 2), ROWS) is None
     assert net_options("sentence_transformers", torch.nn.Linear(3, 2), ["texts"]) is None
     assert net_options("prophet", pd.Series([1]), ROWS) is None  # of no framework that is converted
+
+
+def test_a_model_that_answers_no_table_of_categories_is_left_to_its_own_flavor() -> None:
+    table = pd.DataFrame({"a": pd.Categorical(["x", "y"])})
+
+    assert typed_columns_options(torch.nn.Linear(1, 1), "predict", table) is None
+    assert typed_columns_options(torch.nn.Linear(1, 1), "predict", ROWS) is None

@@ -1,4 +1,5 @@
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -273,16 +274,28 @@ def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(took=table.took.dt.total_seconds())
 
 
-def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
-    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.DataFrame) -> None:
     timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
     pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(timed, table.a)
 
     info = onnxserve.log_model(pipeline, name="model", input_example=timed)
 
-    assert "logged without its input_example, which MLflow cannot save: Object of type Timedelta" in caplog.text
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(timed), pipeline.predict(timed))
+    found = mlflow.pyfunc.load_model(info.model_uri).predict(timed.astype({"took": str}))
+    np.testing.assert_allclose(found, pipeline.predict(timed))
+
+
+def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
+    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    prices: Any = [Decimal(number) for number in range(len(table))]
+    decimals = table.assign(price=prices)
+    regression = LinearRegression().fit(decimals, table.a)
+
+    info = onnxserve.log_model(regression, name="model", input_example=decimals)
+
+    assert "logged without its input_example, which MLflow cannot save: Object of type Decimal" in caplog.text
+    found = mlflow.pyfunc.load_model(info.model_uri).predict(decimals)
+    np.testing.assert_allclose(found, regression.predict(decimals))
 
 
 def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
