@@ -161,9 +161,7 @@ class Shipper:
         pause = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
         self._retry_at = self._clock() + pause if error else float("-inf")
         complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
-        self.state = self.state.model_copy(
-            update={"error": error, "complete_until": max(complete_until, self.state.complete_until)}
-        )
+        self.state = self.state.model_copy(update={"error": error, "complete_until": complete_until})
         for left_over in self._spool.glob(f"*{SHIPPED}"):
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)

@@ -30,6 +30,16 @@ def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
     assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b", "c"]
 
 
+def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(tmp_path: Path) -> None:
+    clock, day = Clock(), 86400.0
+    shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
+    said = []
+    for clock.now in (day, 3 * day, day + 60):
+        shipper.round()
+        said.append(shipper.state.complete_until)
+    assert said == [day, 3 * day, day + 60]
+
+
 def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
     writer: CaptureWriter, patient: Shipper, clock: Clock
 ) -> None:
