@@ -40,9 +40,9 @@ _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
-_RESERVED_SHARE, _RESERVED_SECONDS, _EXPECTED_SECONDS = 0.01, 1.0, 0.05
-"""A reservation is at most this share of a rate, and lasts this share of its period, so many seconds at most. It has
-what a client asks in so many seconds, so that little is lost if the client stops."""
+_RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
+"""A reservation has what a client asks in so many seconds, at most the first share of a rate, and is kept for the
+second share of its period: a client that comes in bursts loses a tenth of its rate at most."""
 
 
 class RateLimiter(Protocol):
@@ -300,9 +300,9 @@ class _Reservation:
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
 
-    A reservation is renewed when half of its requests have passed; what a client that stops leaves of it is lost. A
-    client that asks seldom has none: each of its requests is counted alone. A refusal is known for a moment, so that a
-    client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests have passed. What a client leaves of it may pass for a tenth of
+    the period; then it is lost. A client that asks seldom has none: each of its requests is counted alone. A refusal is
+    known for a moment, so that a client above its rate does not keep Redis busy.
 
     Args:
         clock: seconds.
@@ -314,8 +314,8 @@ class SharedRateLimiter:
         self._clock = clock
         self._lock = threading.Lock()
         self._most = max(1, int(item.amount * _RESERVED_SHARE))
-        self._seconds = min(_RESERVED_SECONDS, item.get_expiry() * _RESERVED_SHARE)
-        self._expected_seconds = min(_EXPECTED_SECONDS, self._seconds / 2)
+        self._expected_seconds = min(_EXPECTED_SECONDS, item.get_expiry() * _RESERVED_SHARE / 2)
+        self._kept_seconds = item.get_expiry() * _KEPT_SHARE
         self._clients: OrderedDict[bytes, _Reservation] = OrderedDict()
 
     def __call__(self, client: bytes) -> float | None:
@@ -353,10 +353,10 @@ class SharedRateLimiter:
                 if not left:
                     ends = now + min(seconds, 2 * self._expected_seconds)
                     self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
-            elif asked == 1 and held is not None and now < held.ends:
+            elif asked == 1 and held is not None and now < held.began + 2 * self._expected_seconds:
                 held.passed += 1
             else:
-                ends = now + self._seconds
+                ends = now + self._kept_seconds
                 self._clients[client] = _Reservation(now, ends, passing, passed, left + passing - passed)
             self._clients.move_to_end(client)
             if len(self._clients) > MAX_CLIENTS:

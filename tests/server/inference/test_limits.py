@@ -242,6 +242,21 @@ def test_a_slow_client_loses_nothing_to_reservations(clock: Clock) -> None:
     assert set(redis.asked) == {1}
 
 
+@pytest.mark.parametrize(("burst", "pause"), [(5, 0.2), (12, 0.7), (40, 2.3)])
+def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(clock: Clock, burst: int, pause: float) -> None:
+    redis = FixedWindow()
+    workers = [share(redis, "2000/minute", clock) for _ in range(2)]
+    sent = 0
+    while clock.now < 1060:
+        for number in range(burst):
+            assert workers[number % 2](b"in bursts") is None
+            clock.now += 0.001
+        sent += burst
+        clock.now += pause
+
+    assert sent <= redis.counted <= sent + 2 * 20
+
+
 def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock) -> None:
     redis = FixedWindow()
     limiter = share(redis, "1/minute", clock)
