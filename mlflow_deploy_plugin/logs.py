@@ -55,9 +55,10 @@ class _RepeatFilter(logging.Filter):
         self._written: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        key, now = (record.name, f"{record.msg}{record.args}"), time.monotonic()
         if record.levelno < logging.WARNING:
             return True
+        error = record.exc_info[0] if record.exc_info else None
+        key, now = (record.name, f"{record.msg}{record.args}{error}"), time.monotonic()
         if now - self._written.get(key, -math.inf) < _REPEAT_SECONDS:
             return False
         if len(self._written) >= _MOST_REMEMBERED:

@@ -45,6 +45,8 @@ for number in range(3):
     log.info("window judged")
     log.warning("the store at %s does not answer", "here")
 log.warning("the store at %s does not answer", "there")
+for error in (KeyError("one"), KeyError("two"), OSError("three")):
+    log.error("a call has failed", exc_info=error)
 """
 
 
@@ -53,6 +55,7 @@ def test_a_warning_that_repeats_itself_is_written_once_a_minute() -> None:
     assert told.count("INFO window judged") == 3
     assert told.count("WARNING the store at here does not answer") == 1
     assert told.count("WARNING the store at there does not answer") == 1
+    assert ("KeyError: 'one'" in told, "KeyError: 'two'" in told, "OSError: three" in told) == (True, False, True)
 
 
 @pytest.fixture
