@@ -9,7 +9,6 @@ The format: https://arrow.apache.org/docs/format/Columnar.html.
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -62,7 +61,6 @@ class StringBudget:
             raise BodyTooLarge("the strings of the table take more than this server's limit when each row has its own")
 
 
-@lru_cache(256)
 def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
     """Check that values of an Arrow type can become those that the model takes, before any value is read.
 
@@ -72,13 +70,14 @@ def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
     Raises:
         UnsupportedColumn: they cannot.
     """
-    inner = kind
-    while str(inner).partition("<")[0] in _LISTS:
+    inner, name = kind, str(kind)
+    while name.partition("<")[0] in _LISTS:
         if not takes_lists:
             raise UnsupportedColumn(f"holds lists ({str(kind)[:60]}); one value a row is expected")
         inner = inner.value_type
-    inner = inner.value_type if str(inner).startswith("dictionary<") else inner
-    name = str(inner)
+        name = str(inner)
+    if name.startswith("dictionary<"):
+        name = str(inner.value_type)
     is_number = name in _NUMBERS or name == "bool" or name.startswith("decimal")
     if name != "null" and (name not in _TEXTS if dtype == "str" else not is_number):
         expected = "strings are" if dtype == "str" else "true or false is" if dtype == "bool" else "numbers are"

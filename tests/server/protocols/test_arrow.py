@@ -1,7 +1,9 @@
 """Arrow and Parquet bodies ↔ arrays: every type there and back, and the cost of hostile bodies."""
 
+import gc
 import struct
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from decimal import Decimal
@@ -17,6 +19,7 @@ from pyarrow import parquet
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import arrow
+from mlflow_deploy_plugin.server.protocols.arrow_columns import check_type
 
 LIMIT = 4_000_000
 
@@ -427,3 +430,12 @@ def test_a_hundred_thousand_columns_are_refused() -> None:
     table = pa.table({str(number): pa.array([1.0]) for number in range(100_001)})
     with pytest.raises(BodyTooLarge, match="100001 columns"):
         arrow.decode(arrow.STREAM, stream(table), schema_of(x="double"), 100_000_000)
+
+
+def test_the_type_of_a_column_is_not_held_after_its_request() -> None:
+    kind = pa.list_(pa.field("a name as long as a body", pa.float32()))
+    check_type(kind, "float32", takes_lists=True)
+    held = weakref.ref(kind)
+    del kind
+    gc.collect()
+    assert held() is None
