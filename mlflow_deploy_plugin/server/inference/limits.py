@@ -106,20 +106,18 @@ class RequestLimits:
             request.is_counted = True
             request.refusal = self._refusal(request, key)
         if request.refusal is not None:
-            raise request.refusal
+            raise TooManyRequests(*request.refusal)  # another each time: its traceback holds the request
 
-    def _refusal(self, request: RawRequest, key: KeyEntry | None) -> TooManyRequests | None:
+    def _refusal(self, request: RawRequest, key: KeyEntry | None) -> tuple[str, int] | None:
         if key is not None:
             for rate in key.limits:
                 limiter, client = self._limiter_of_key(key.name, rate)
                 if (seconds := limiter(client)) is not None:
                     self._count_refused("key")
-                    message = f"the key {key.name!r} may ask for {rate}; ask again later"
-                    return TooManyRequests(message, max(1, ceil(seconds)))
+                    return f"the key {key.name!r} may ask for {rate}; ask again later", max(1, ceil(seconds))
         if self._rate is not None and (seconds := self._rate(self._client(request, key))) is not None:
             self._count_refused("rate")
-            message = f"more than {self._rate_text} from one caller; ask again later"
-            return TooManyRequests(message, max(1, ceil(seconds)))
+            return f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
         return None
 
     def take_place(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, TooManyRequests, Unauthenticated
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, Unauthenticated
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ class RawRequest:
         caller: the name in its client certificate, once it is authenticated that of its key; empty without.
         arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
         is_counted: its rates have counted it (`RequestLimits.check_rates`).
-        refusal: what they have refused it with.
+        refusal: why they have refused it, and for how many seconds.
     """
 
     method: str
@@ -49,7 +49,7 @@ class RawRequest:
     caller: str = ""
     arrived: float = field(default_factory=time.perf_counter)
     is_counted: bool = False
-    refusal: TooManyRequests | None = None
+    refusal: tuple[str, int] | None = None
 
 
 @dataclass(slots=True)

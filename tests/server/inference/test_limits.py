@@ -2,8 +2,10 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -122,6 +124,20 @@ def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock, start: float)
             clock.now += max(1, -int(-seconds // 1))
             assert rate(b"a") is None
         clock.now += 0.7
+
+
+def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock) -> None:
+    limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(0, 60, clock))
+
+    class Headers(dict[str, str]): ...
+
+    request = RawRequest("POST", "/invocations", Headers(), b"large")
+    headers = weakref.ref(request.headers)
+    for _ in ("its plan", "the general way"):
+        with suppress(TooManyRequests):
+            limited.check_rates(request, None)
+    del request
+    assert headers() is None
 
 
 def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock) -> None:
