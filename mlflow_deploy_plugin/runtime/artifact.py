@@ -364,7 +364,12 @@ def _inside(folder: Path, relative: str) -> Path:
 
 
 def checked_name(name: Any) -> str:
-    """Return the name of a column or a tensor; raise TypeError or ValueError if it is no text of Unicode."""
+    """Return the name of a column or a tensor; raise TypeError or ValueError if it is no text of Unicode.
+
+    A frame that was made of an array has numbers for names, which MLflow writes as such.
+    """
+    if type(name) is int:
+        return str(name)
     if not isinstance(name, str):
         raise TypeError(f"a name is {type(name).__name__}, not a text")
     name.encode()

@@ -48,7 +48,7 @@ BROKEN: list[tuple[str, str, str]] = [
 
 
 FIELDS: list[tuple[dict[str, object], str]] = [
-    ({"type": "double", "name": 5}, "a name is int, not a text"),
+    ({"type": "double", "name": None}, "a name is NoneType, not a text"),
     ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
     ({"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}}, "surrogates not allowed"),
     ({"type": "tensor", "tensor-spec": {"dtype": "V100000000", "shape": [-1]}}, "'' has the dtype 'V100000000'"),

@@ -72,6 +72,12 @@ def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
     assert [column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns] == ["0", "1"]
 
 
+def test_the_numbers_of_the_columns_of_an_array_are_their_names(tmp_path: Path) -> None:
+    fields = [{"name": number, "type": "double", "required": True} for number in range(2)]
+    schema = pyfunc_schema(read(tmp_path, fields))
+    assert listed(schema.from_records([{"0": 1, "1": 2}])) == {"0": [1.0], "1": [2.0]}
+
+
 def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
     artifact = read(tmp_path, [TENSOR])
     assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
