@@ -252,9 +252,13 @@ def logs(name: str, lines: int, follow: bool) -> None:
 
     These are its own words; `onnxserve log` is about the requests that it has answered.
     """
+    is_empty = True
     with opened_deployments() as deployments:
         for line in deployments.logs(name, lines, follow):
             click.echo(line)
+            is_empty = False
+    if is_empty:
+        click.echo(f"{name} has logged nothing: its server was not started yet, or has left no log", err=True)
 
 
 @click.command()

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     show_json,
     show_lines,
+    show_progress,
     why_option,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
@@ -90,11 +91,15 @@ def create(
         from mlflow_deploy_plugin.inference_log import parse_duration
         from mlflow_deploy_plugin.store import ApiKeys
 
+        known = store.names()
         lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
         try:
             key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
             raise InvalidConfig(f"--expires {expires} ends after the year 9999") from None
+    for one in endpoints:
+        if one not in known:
+            show_progress(f"the store has no endpoint {one!r} yet{did_you_mean(one, known)}")
     if output == "json":
         show_json({**_document(key), "key": text})
         return

@@ -91,8 +91,6 @@ def feedback(
     from mlflow_deploy_plugin.store import unknown_endpoint
 
     kind = content_type or format_of(file)
-    if kind not in _STREAMED.choices:
-        raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
     columns = LabelColumns(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
     )
@@ -108,6 +106,8 @@ def feedback(
     columns = replace(columns, numbers=check_key_columns(log, name, columns.key))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
+        if kind not in _STREAMED.choices:
+            raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
         report = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
         rows = read_label_file(labels, file, cast(FileFormat, kind), columns)
         imported = import_labels(log, name, target, rows, report.add, only_server=url is not None, match=match)

@@ -158,7 +158,7 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
             yield
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise NotFound(f"{what} does not exist: {_reason(error)}") from None
+            raise NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{error.error_code}: ')}") from None
         raise RegistryUnavailable(unavailable_message(what, where, error)) from None
     except (RequestException, OSError) as error:
         raise RegistryUnavailable(unavailable_message(what, where, error)) from None

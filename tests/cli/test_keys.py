@@ -41,6 +41,18 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     assert "why: it was in a log" in history
 
 
+def test_a_key_for_an_endpoint_that_is_not_known_yet_is_made_with_a_warning() -> None:
+    CliRunner().invoke(main, ["endpoint", "create", "flights"])
+
+    made = keys("create", "shop", "--endpoint", "flights", "--endpoint", "fligths")
+
+    assert made.stdout.startswith("onnxserve_")
+    assert [line for line in made.stderr.splitlines() if "fligths" in line] == [
+        "the store has no endpoint 'fligths' yet; did you mean 'flights'?"
+    ]
+    assert "'flights' yet" not in made.stderr
+
+
 def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
     keys("create", "shop", "--limit", "1000000/day", "--limit", "100/second")
     (exported,) = json.loads(keys("export").stdout)["keys"].values()

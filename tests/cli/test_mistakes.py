@@ -61,6 +61,11 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
         ("endpoint get nope", "there is no endpoint 'nope'; there are flights"),
         ("monitor list nope", "there is no endpoint 'nope'; there are flights"),
         ("rollout nope --status", "there is no endpoint 'nope'; there are flights"),
+        ("feedback flights -f labels", "the file labels cannot be read: No such file or directory"),
+        (
+            "monitor backfill flights typo --from 2013-07-01",
+            "endpoint 'flights' has no monitor 'typo'; onnxserve monitor add makes one",
+        ),
         ("rollback nope", "there is no endpoint 'nope'; there are flights"),
         ("silence nope --for 2h", "there is no endpoint 'nope'; there are flights"),
         ("silence flights --for soon", "--for 'soon' cannot be read; a duration like 30s, 5m, 1h or 90d is expected"),
@@ -104,6 +109,7 @@ def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
         ("silence flights --list", "no silence holds: `onnxserve silence flights --for 2h` makes one"),
         ("monitor list", "there are no monitors: onnxserve monitor add NAME MONITOR makes one"),
         ("retrain --list", "there was no retraining"),
+        ("logs flights", "flights has logged nothing: its server was not started yet, or has left no log"),
         ("endpoint delete nope", "nothing was deleted: there is no endpoint 'nope'; there are flights"),
     ],
 )

@@ -216,7 +216,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     spec = endpoint.spec.monitors["nightly"]
     assert (spec.every, spec.schedule, spec.min_rows) == ("1h", "15 6 * * 1-5", 7)
     assert "has a monitor 'nightly' already" in again.stderr
-    assert "monitors.other.schedule: minute, hour, day, month and weekday are expected" in wrong.stderr
+    assert "monitors.other.schedule: five fields are expected; minute, hour, day, month and" in wrong.stderr
     assert "did you mean 'monitors.NAME.min_rows'" in unknown.stderr
     assert "time_zone 'Berlin' is not known; as Europe/Berlin" in nowhere.stderr
     assert invoke("remove", "new", "nightly").exit_code == 0

@@ -129,7 +129,8 @@ def test_a_mistake_is_one_line_and_nothing_is_brought(
 
 def test_a_file_that_is_not_there_or_of_no_kind_is_one_line(ids: list[str], tmp_path: Path) -> None:
     assert "cannot be read: No such file" in said(feedback("sums", "--file", str(tmp_path / "none.csv")))
-    assert "say -t csv, jsonl or parquet" in said(feedback("sums", "--file", "labels.txt"))
+    (tmp_path / "labels.txt").touch()
+    assert "say -t csv, jsonl or parquet" in said(feedback("sums", "--file", str(tmp_path / "labels.txt")))
 
 
 def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

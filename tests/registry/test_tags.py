@@ -5,6 +5,8 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
 
 
 def test_a_version_carries_the_tag(store: Any) -> None:
@@ -15,3 +17,9 @@ def test_a_version_carries_the_tag(store: Any) -> None:
 def test_a_version_that_is_not_there_is_named(store: Any) -> None:
     with pytest.raises(NotFound, match="model tiny version 77 does not exist"):
         tag_version("tiny", "77", ERROR_TAG, "x")
+
+
+def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(mlflow_server: MlflowServer) -> None:
+    with tracking_at(mlflow_server.url), pytest.raises(NotFound) as missing:
+        tag_version("nobody", "77", ERROR_TAG, "x")
+    assert missing.value.message.startswith("model nobody version 77 does not exist: Registered Model ")

@@ -90,14 +90,16 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
         NotFound: there is no such endpoint or monitor.
         InvalidConfig: the endpoint has several, and none is named.
     """
-    spec = _endpoint_spec(deployments, endpoint)
-    if name is None:
-        if len(spec.monitors) > 1:
-            raise InvalidConfig(
-                f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(spec.monitors))}"
-            )
-        name = next(iter(spec.monitors), DEFAULT_MONITOR)
-    return SelectedMonitor(endpoint, name, spec.monitor(name) if spec.monitors else MonitorSpec(), spec.capture)
+    stored = deployments.store.endpoint(endpoint)
+    spec = _unstored_spec(deployments, endpoint) if stored is None else stored.spec
+    if name is None and len(spec.monitors) > 1:
+        raise InvalidConfig(
+            f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(spec.monitors))}"
+        )
+    if spec.monitors or (stored and name):
+        name = name or next(iter(spec.monitors))
+        return SelectedMonitor(endpoint, name, spec.monitor(name), spec.capture)
+    return SelectedMonitor(endpoint, name or DEFAULT_MONITOR, MonitorSpec(), spec.capture)
 
 
 def run_window(
@@ -217,12 +219,8 @@ def run_due(
             return
 
 
-def _endpoint_spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
-    """Return the spec in the store, or the one that a server of this machine left, or an empty one if rows were
-    captured under the name."""
-    stored = deployments.store.endpoint(endpoint)
-    if stored is not None:
-        return stored.spec
+def _unstored_spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
+    """Return the spec that a server of this machine left, or an empty one if rows were captured under the name."""
     if left := left_specs(endpoint, deployments.settings):
         return left[0][1]
     captured = open_log(deployments.settings.inference_log).endpoints()

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import FAILURES, Window
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from tests.support.deployments import empty_home
@@ -103,6 +104,14 @@ def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(world: Mo
     written = run(world, "nightly")
 
     assert (written.monitor, written.end - written.start) == ("nightly", timedelta(days=1))
+
+
+def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(world: MonitoredWorld) -> None:
+    world.store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
+
+    assert find_monitor(deployments(world), "flights", None).name == "drift"
+    with pytest.raises(NotFound, match="endpoint 'flights' has no monitor 'drfit'; onnxserve monitor add makes one"):
+        find_monitor(deployments(world), "flights", "drfit")
 
 
 def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: MonitoredWorld) -> None:

@@ -166,8 +166,12 @@ def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
 
 def test_the_context_that_a_setting_names_is_used(api: ScriptedApi) -> None:
     assert Cluster("ml", "x").get("Service", "flights") == {}
-    with pytest.raises(InvalidConfig, match=r"no Kubernetes cluster is configured: .*y"):
+    with pytest.raises(InvalidConfig) as refused:
         Cluster("ml", "y")
+    assert (
+        refused.value.message
+        == "ONNXSERVE_KUBE_CONTEXT names the context 'y', which the Kubernetes configuration does not have; it has x"
+    )
 
 
 def test_what_is_gone_is_none_and_its_deletion_no_error(api: ScriptedApi) -> None:
