@@ -96,14 +96,14 @@ def from_a_loop(batcher: Batcher | None, run: Ask, rows: list[int], clients: int
 
 def submit(batcher: Batcher | None, feeds: Feeds, rows: list[int], answers: SimpleQueue[object]) -> None:
     assert batcher is not None
-    batcher.submit(feeds, None, float("inf"), lambda size, queue, compute: rows.append(size), answers.put)
+    batcher.submit(feeds, float("inf"), lambda size, queue, compute: rows.append(size), answers.put)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(export_cnn(Path(folder)), intra_op_num_threads=available_cores())
 
-    def run(feeds: Feeds, outputs: object = None) -> dict[str, Array]:
+    def run(feeds: Feeds) -> dict[str, Array]:
         return {"y": session.run(["y"], feeds)[0]}
 
     rows: list[int] = []

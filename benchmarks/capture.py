@@ -12,7 +12,6 @@ Parquet files.
 """
 
 import argparse
-import importlib
 import os
 import statistics
 import subprocess
@@ -22,12 +21,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-request_path: Any = importlib.import_module("benchmarks.request_path")
-shipping: Any = importlib.import_module("benchmarks.shipping")
+from benchmarks import request_path, shipping
 
 ROUNDS, ROUND_REQUESTS = 25, 2000
 MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25.0}

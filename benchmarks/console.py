@@ -25,16 +25,16 @@ def prepare(home: Path) -> None:
     """Point MLflow and onnxserve to a folder, with endpoints and their histories."""
     os.environ |= {"ONNXSERVE_HOME": str(home), "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db"}
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(home / "artifacts")
-    from mlflow_deploy_plugin.deployments import state_dir
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.spec import new_endpoint
     from mlflow_deploy_plugin.store import open_store
 
-    store = open_store(load_settings().store_url)
+    settings = load_settings()
+    store = open_store(settings.store_url)
     for number in range(ENDPOINTS):
         name = f"e{number:02}"
         store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/Production"))
-        folder = state_dir(name, load_settings()) / "history"
+        folder = settings.state_dir(name) / "history"
         folder.mkdir(parents=True)
         (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(name, left) for left in reversed(range(360))))
     store.close()

@@ -11,6 +11,7 @@ is for RESULTS.md: milliseconds a run, and how many times as fast as bare ONNX R
 import argparse
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import nn
+
+sys.path.append(str(Path(__file__).parent.parent))
 
 from mlflow_deploy_plugin.runtime import Placement, open_session
 from mlflow_deploy_plugin.runtime.binding import BoundSession

@@ -19,17 +19,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import request_path
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks import request_path
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.server.http.app import ServerApp
+    from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
 
-def open_servers(root: Path) -> dict[str, Any]:
+def open_apps(root: Path) -> dict[str, "ServerApp"]:
     """By what stands in the shadow."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
     from mlflow_deploy_plugin.server.assembly import open_server
+    from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
 
     folder = str(request_path.MODELS / "numbers")
@@ -37,18 +44,18 @@ def open_servers(root: Path) -> dict[str, Any]:
     shutil.copytree(folder, copy)
     main = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": folder}
     shadow = main | {"version": "2", "folder": str(copy), "shadow": True}
-    servers = {}
+    apps = {}
     for name, variants in {"none": {"main": main}, "one": {"main": main, "new": shadow}}.items():
         wanted = {"generation": 1, "endpoints": {"e": {"variants": variants}}}
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
-        servers[name] = open_server(root / name)
-    for server in servers.values():
-        while server.repository.not_ready_reason():
+        apps[name] = ServerApp(open_server(root / name))
+    for app in apps.values():
+        while app.server.repository.not_ready_reason():
             time.sleep(0.05)
-    return servers
+    return apps
 
 
-def request() -> Any:
+def request() -> "RawRequest":
     from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
     draw = random.Random(0)
@@ -57,51 +64,45 @@ def request() -> Any:
     return RawRequest("POST", "/invocations", {"content-type": "application/json"}, json.dumps(body).encode())
 
 
-def drained(server: Any) -> None:
+def drained(app: "ServerApp") -> None:
     """Waits until the shadow's thread has nothing left to do."""
-    while server.shadows.waiting:
+    while app.server.shadows.waiting:
         time.sleep(0.01)
 
 
-def burst(server: Any) -> float:
+def burst(app: "ServerApp") -> float:
     """Microseconds of this thread's time for one answer."""
-    from mlflow_deploy_plugin.server.http.app import ServerApp
-
     asked = request()
     began = time.thread_time()
     for _ in range(BURST):
-        ServerApp(server).handle(asked)
+        app.handle(asked)
     taken = time.thread_time() - began
-    drained(server)
+    drained(app)
     return taken / BURST * 1e6
 
 
-def paced(server: Any) -> tuple[float, float]:
+def paced(app: "ServerApp") -> tuple[float, float]:
     """The median and the 99th percentile of the answers' microseconds, by the clock."""
-    from mlflow_deploy_plugin.server.http.app import ServerApp
-
     asked = request()
     taken = []
     for _ in range(PACED):
         time.sleep(GAP_SECONDS)
         began = time.perf_counter()
-        ServerApp(server).handle(asked)
+        app.handle(asked)
         taken.append(time.perf_counter() - began)
-    drained(server)
+    drained(app)
     ordered = sorted(taken)
     return ordered[PACED // 2] * 1e6, ordered[PACED * 99 // 100] * 1e6
 
 
-def full(server: Any) -> float:
+def full(app: "ServerApp") -> float:
     """Microseconds by the clock for one of many answers without a pause."""
-    from mlflow_deploy_plugin.server.http.app import ServerApp
-
     asked = request()
     answers, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < FULL_SECONDS:
-        ServerApp(server).handle(asked)
+        app.handle(asked)
         answers += 1
-    drained(server)
+    drained(app)
     return taken / answers * 1e6
 
 
@@ -109,19 +110,19 @@ def main() -> None:
     if not (request_path.MODELS / "flights").is_dir():
         subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
     with tempfile.TemporaryDirectory() as root:
-        servers = open_servers(Path(root))
-        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in servers}
+        apps = open_apps(Path(root))
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in apps}
         for _ in range(ROUNDS):
-            for name, server in servers.items():
-                found[name].append((burst(server), *paced(server), full(server)))
+            for name, app in apps.items():
+                found[name].append((burst(app), *paced(app), full(app)))
         medians = {name: [statistics.median(row) for row in zip(*rows, strict=True)] for name, rows in found.items()}
         print(f"{'shadow':8}{'cpu':>10}{'p50':>10}{'p99':>10}{'full':>10}   microseconds")
         for name, figures in medians.items():
             print(f"{name:8}" + "".join(f"{figure:10.1f}" for figure in figures))
         ratios = (one / none for none, one in zip(medians["none"], medians["one"], strict=True))
         print(f"{'ratio':8}" + "".join(f"{ratio:10.3f}" for ratio in ratios))
-        for server in servers.values():
-            server.close()
+        for app in apps.values():
+            app.server.close()
 
 
 if __name__ == "__main__":

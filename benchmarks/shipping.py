@@ -10,7 +10,6 @@ agent, supervisor and one worker share core 0, and wrk asks from core 1.
 """
 
 import argparse
-import importlib
 import json
 import os
 import resource
@@ -27,7 +26,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-request_path: Any = importlib.import_module("benchmarks.request_path")
+from benchmarks import request_path
 
 KINDS = ("numbers", "flights")
 VARIETY = 997
