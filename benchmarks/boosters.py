@@ -70,7 +70,7 @@ def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], A
         read = treelite.frontend.from_lightgbm(model.booster_)
     else:
         read = treelite.sklearn.import_model(model)
-    predictors = {"GTIL": partial(treelite.gtil.predict, read, nthread=1)}
+    predictors: dict[str, Callable[[Any], Any]] = {"GTIL": partial(treelite.gtil.predict, read, nthread=1)}
     try:
         tl2cgen.export_lib(read, "gcc", folder / "trees.so", params={"parallel_comp": 8})
     except Exception as error:  # noqa: BLE001 - a forest of 20 MB of C, or no compiler

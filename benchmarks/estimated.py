@@ -9,6 +9,8 @@ held-out days being the first of them. Then the same for days: every second day 
 eight days before it.
 """
 
+from statistics import mean
+
 import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
@@ -61,17 +63,15 @@ def by_month(pipeline: Pipeline, flights: pd.DataFrame) -> None:
 
 def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
     days = months(flights, 4, 12).groupby(DAY)
-    windows = {day: answered(pipeline, rows) for day, rows in days if rows[LABEL].nunique() == 2}
-    order = sorted(windows)
+    windows = [answered(pipeline, rows) for _, rows in days if rows[LABEL].nunique() == 2]
     off: dict[str, list[float]] = {name: [] for name in NAMES}
     outside: dict[str, list[bool]] = {name: [] for name in NAMES}
     beyond: dict[str, list[bool]] = {name: [] for name in NAMES}
     naive: list[float] = []
-    for place in range(_DAYS_BEFORE, len(order), 2):
-        window = windows[order[place]]
-        past = [windows[day] for day in order[place - _DAYS_BEFORE : place]]
+    for place in range(_DAYS_BEFORE, len(windows), 2):
+        window, past = windows[place], windows[place - _DAYS_BEFORE : place]
         truth, guess = real(window), estimated(window, past)
-        naive.append(abs(truth["accuracy"] - np.mean([real(one)["accuracy"] for one in past])))
+        naive.append(abs(truth["accuracy"] - mean(real(one)["accuracy"] for one in past)))
         for name in NAMES:
             value = guess.values[name]
             assert not isinstance(value, Refused)

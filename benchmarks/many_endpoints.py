@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -107,11 +108,11 @@ def serving(state_dir: Path, models: list[Path], workers: int) -> Iterator[Serve
         process.wait(timeout=60)
 
 
-def wait_ready(process: subprocess.Popen[bytes], state_dir: Path) -> dict[str, int]:
+def wait_ready(process: subprocess.Popen[bytes], state_dir: Path) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            state: dict[str, int] = json.loads((state_dir / "state" / "server.json").read_text())
+            state: dict[str, Any] = json.loads((state_dir / "state" / "server.json").read_text())
         except FileNotFoundError:
             state = {}
         if state.get("phase") == "serving":

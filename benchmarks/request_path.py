@@ -268,7 +268,7 @@ async def answer_by_name(keys: str) -> None:
         head = (
             f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
         )
-        request = partial(connection.data_received, head.encode() + body)
+        request: Callable[[], Any] = partial(connection.data_received, head.encode() + body)
         request()  # in a thread, since it is not known yet how long it takes
         while not transport.written:
             await asyncio.sleep(0.01)

@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -315,7 +315,7 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
             size = 0
             for number in range(rows // per_file):
                 moment = start + timedelta(minutes=30 * number)
-                times = moment + np.arange(per_file) * timedelta(microseconds=1_800_000_000 // per_file)
+                times = [moment + row * timedelta(microseconds=1_800_000_000 // per_file) for row in range(per_file)]
                 columns = {f"x{column}": rng.normal(size=per_file) for column in range(12)}
                 table = pa.table(
                     {
@@ -356,7 +356,7 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
         "servers": lambda: servers(options.seconds),
         "unlimited": lambda: unlimited(options.seconds),
         "limits": limits,
@@ -367,7 +367,7 @@ def main() -> None:
     }
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--seconds", type=float, default=8)
-    options = parser.parse_args()
+    options: argparse.Namespace = parser.parse_args()
     for name in options.parts or parts:
         parts[name]()
 

@@ -113,5 +113,5 @@ if __name__ == "__main__":
         for cache in () if serves else environment.rglob("__pycache__"):
             shutil.rmtree(cache)
         # makes the byte code; without sources it is there, and nothing that is imported may be missing
-        command = [python, *(["-B"] if serves else []), "-c", IMPORTED]
+        command: list[str | Path] = [python, *(["-B"] if serves else []), "-c", IMPORTED]
         subprocess.run(command, check=True, env={"MLFLOW_DISABLE_TELEMETRY": "true"})

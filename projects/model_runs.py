@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.registry import resolve
 
-Loaded = TypeVar("Kept")
+Loaded = TypeVar("Loaded")
 
 
 def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) -> Loaded | None:

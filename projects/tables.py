@@ -125,8 +125,9 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         raise InvalidConfig(f"{origin}: {len(rows)} rows with a {target}; at least {MIN_ROWS} are needed")
     features = rows.drop(columns=target)
     columns: dict[str, pd.Series] = {}
-    for name, column in features.items():
-        if str(name).startswith("Unnamed: "):
+    for label, column in features.items():
+        name = str(label)
+        if name.startswith("Unnamed: "):
             print(f"left out: column {name.removeprefix('Unnamed: ')}, which has no name", flush=True)
         elif column.isna().all():
             print(f"left out: {name}, which has no values", flush=True)

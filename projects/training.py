@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.registry import TRAINING_TAG
 from projects.command import one_line_errors
 from projects.model_runs import parity_line
 
-Options = TypeVar("Options")
 Value = TypeVar("Value")
 
 PICTURE = "picture.png"
@@ -30,7 +29,7 @@ def option(default: Value, meaning: str, *choices: Value) -> Value:
     return field(default=default, metadata={"help": meaning, "choices": choices or None})
 
 
-def run_command(train: Callable[[Options], Any], options: type[Options], document: str) -> None:
+def run_command(train: Callable[[Any], Any], options: type[Any], document: str) -> None:
     """Train with the options of the command line; expected failures are one line and exit status 1.
 
     Args:

@@ -309,7 +309,7 @@ def _is_exact(model: Any) -> bool:
 
 
 def _floats(table: pd.DataFrame) -> list[str]:
-    return [name for name in table if table[name].dtype.kind == "f"]
+    return [name for name in map(str, table) if table[name].dtype.kind == "f"]
 
 
 def _count(rows: Any) -> int:

@@ -117,7 +117,7 @@ def _program(torch: Any, library: str, module: Any, example: Any) -> Any:
 
 
 def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch is imported late
-    nn = torch.nn
+    nn: Any = torch.nn
 
     class Recurrent(nn.Module):
         def __init__(self, kind: Any, both: bool = False) -> None:
@@ -146,15 +146,16 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
         def forward(self, x: Any) -> Any:
             return torch.relu(self.more(self.body(x)) + self.short(x)).mean((2, 3))
 
-    class Tokens(nn.Module):
+    class Embedded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body, self.head = nn.Embedding(_TOKENS, 5), nn.Linear(5, 3)
 
+    class Tokens(Embedded):
         def forward(self, tokens: Any) -> Any:
             return self.head(self.body(tokens).mean(1))
 
-    class Masked(Tokens):
+    class Masked(Embedded):
         def forward(self, tokens: Any, mask: Any) -> Any:
             weights = mask.unsqueeze(-1)
             return self.head((self.body(tokens) * weights).sum(1) / weights.sum(1).clamp(min=1))
@@ -256,19 +257,20 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
         given = keras.Input((6,))
         return keras.Model(given, keras.ops.svd(layers.Reshape((2, 3))(given), compute_uv=False))
 
-    class Subclassed(keras.Model):  # type: ignore[misc]
+    class Hidden(keras.Model):
         def __init__(self) -> None:
             super().__init__()
             self.hidden, self.drop, self.head = layers.Dense(8, "relu"), layers.Dropout(0.5), layers.Dense(2)
 
+    class Subclassed(Hidden):
         def call(self, rows: Any, training: bool = False) -> Any:
             return self.head(self.drop(self.hidden(rows), training=training))
 
-    class TwoInputs(Subclassed):
+    class TwoInputs(Hidden):
         def call(self, left: Any, right: Any, training: bool = False) -> Any:
             return self.head(keras.ops.concatenate([self.hidden(left), right], -1))
 
-    class TwoOutputs(Subclassed):
+    class TwoOutputs(Hidden):
         def call(self, rows: Any, training: bool = False) -> Any:
             return self.head(rows), keras.ops.mean(rows, -1)
 

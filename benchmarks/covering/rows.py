@@ -32,24 +32,24 @@ def hostile(example: Table, fresh: Table, answer: Answer, seed: int) -> Iterator
     random = np.random.default_rng(seed)
     yield "fresh", fresh
     yield "trained", example.iloc[random.permutation(len(example))[:150]].reset_index(drop=True)
-    numbers = [name for name in fresh if _is_number(fresh[name])]
+    numbers = [name for name in map(str, fresh) if _is_number(fresh[name])]
     if numbers:
         yield "far", _far(fresh, numbers, random)
         yield "all far", _all_far(fresh, numbers, random)
         yield "constant", _constant(fresh, numbers)
         yield "halfway", _halfway(example, numbers, random)
-    floats = [name for name in fresh if fresh[name].dtype.kind == "f"]
+    floats = [name for name in map(str, fresh) if fresh[name].dtype.kind == "f"]
     if floats:
         yield from edges(fresh, floats, answer, random)
-    for name in fresh:
+    for name in map(str, fresh):
         if fresh[name].dtype.kind == "f" or _is_text(fresh[name]):
             gap = None if _is_text(fresh[name]) else np.nan
             yield f"missing {name}", _set(fresh.head(6), name, [gap] * 6)
-    for name in fresh:
+    for name in map(str, fresh):
         if _is_text(fresh[name]):
             yield f"strange {name}", _strange(fresh, name)
         elif _is_number(fresh[name]) and fresh[name].nunique() <= 20:
-            yield f"unseen {name}", _set(fresh.head(4), name, np.array([-7, 99, 12345, 0]).astype(fresh[name].dtype))
+            yield f"unseen {name}", _set(fresh.head(4), name, np.array([-7, 99, 12345, 0]))
 
 
 def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Generator) -> Iterator[tuple[str, Table]]:
@@ -66,12 +66,12 @@ def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Gene
         differ = _apart(start, end) & low.notna().all(axis=1).to_numpy() & high.notna().all(axis=1).to_numpy()
     except Exception:  # noqa: BLE001 - an original that refuses its own kind of rows has no edges to look for
         return
-    low, high, moved = (part[differ].reset_index(drop=True) for part in (low, high, pd.Series(moved)))
-    start, end = start[differ], end[differ]
+    low, high = (part[differ].reset_index(drop=True) for part in (low, high))
+    start, end, moved = start[differ], end[differ], moved[differ]
     if not len(low):
         return
     for _ in range(_HALVINGS):
-        middle, open_ = _middle(low, high, moved.to_numpy(), names)
+        middle, open_ = _middle(low, high, moved, names)
         if not open_.any():
             break
         answers = answer(middle)

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +58,7 @@ def table_of(flights: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(flights[COLUMNS], preserve_index=False)
 
 
-def times_of(flights: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+def times_of(flights: pd.DataFrame) -> np.ndarray:
     """[N] int64, microseconds since 1970."""
     return flights[EVENT_TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
 

@@ -22,16 +22,17 @@ class Numbers:
     values: Array
     edges: Array
 
-    def table(self, window: Array) -> Array:
+    def table(self, window: pd.Series) -> Array:
         """[2, cells]: the reference's and the window's rows in each tenth of the reference."""
-        codes = [np.searchsorted(self.edges, one) for one in (self.values, window)]
+        codes = [np.searchsorted(self.edges, one) for one in (self.values, _known(window))]
         return np.stack([np.bincount(one, minlength=len(self.edges) + 1) for one in codes])
 
-    def p_value(self, window: Array) -> float:
+    def p_value(self, window: pd.Series) -> float:
         """Kolmogorov–Smirnov; the exact test takes 50 ms for ten thousand rows and says the same."""
-        if not min(len(self.values), len(window)):
+        values = _known(window)
+        if not min(len(self.values), len(values)):
             return 1.0
-        return float(stats.ks_2samp(self.values, window, method="asymp").pvalue)
+        return float(stats.ks_2samp(self.values, values, method="asymp").pvalue)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +59,20 @@ class Others:
 
     def __init__(self, reference: pa.Table) -> None:
         self._frame = _frame(reference)
-        self._columns: dict[str, Numbers | Categories] = {name: _column(self._frame[name]) for name in self._frame}
+        self._columns: dict[str, Numbers | Categories] = {
+            name: _column(self._frame[name]) for name in map(str, self._frame)
+        }
 
     def psi(self, window: pa.Table) -> bool:
         """The population stability index of some column is above 0.2, by tenths of the reference and by category."""
-        values = _values(window)
-        return any(_index(self._columns[name].table(values[name])) > PSI_LIMIT for name in self._common(values))
+        frame = _frame(window)
+        return any(_index(self._columns[name].table(frame[name])) > PSI_LIMIT for name in self._common(frame))
 
     def smallest_p(self, window: pa.Table) -> tuple[float, int]:
         """Kolmogorov–Smirnov (numbers), chi-squared (categories): the smallest p-value and the number of columns."""
-        values = _values(window)
-        names = self._common(values)
-        return min(self._columns[name].p_value(values[name]) for name in names), len(names)
+        frame = _frame(window)
+        names = self._common(frame)
+        return min(self._columns[name].p_value(frame[name]) for name in names), len(names)
 
     def evidently(self, window: pa.Table) -> tuple[bool, bool]:
         """Its preset with its own tests: half of the columns drifted (its verdict on the data set), any column drifted.
@@ -94,7 +97,7 @@ class Others:
             value = snapshot.dict()["metrics"][0]["value"]
         return value["share"] >= 0.5, value["count"] >= 1
 
-    def _common(self, window: "pd.DataFrame | dict[str, Array | pd.Series]") -> list[str]:
+    def _common(self, window: pd.DataFrame) -> list[str]:
         """The columns that have values on either side: one column of nothing ends the others' whole verdict."""
         return [name for name in self._columns if name in window]
 
@@ -108,18 +111,16 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     return frame[filled]
 
 
-def _values(table: pa.Table) -> "dict[str, Array | pd.Series]":
-    frame = _frame(table)
-    return {
-        name: frame[name] if frame[name].dtype == object else np.sort(frame[name].dropna().to_numpy()) for name in frame
-    }
+def _known(values: pd.Series) -> Array:
+    """The values that are there, ascending."""
+    return np.sort(values.dropna().to_numpy())
 
 
 def _column(values: pd.Series) -> Numbers | Categories:
     if values.dtype == object:
         counts = values.value_counts()
         return Categories(counts.iloc[:_CATEGORIES], int(counts.iloc[_CATEGORIES:].sum()))
-    known = np.sort(values.dropna().to_numpy())
+    known = _known(values)
     return Numbers(known, np.unique(np.quantile(known, np.linspace(0, 1, _CELLS + 1)[1:-1])))
 
 

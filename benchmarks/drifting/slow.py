@@ -71,8 +71,8 @@ def of_slow_time(share: float) -> Iterator[Line]:
         (False, "days that do not depend on each other, of rows that do"),
     ):
         judged = on_all_cores(_is_judged, [(made, seed) for seed in range(references)])
-        said = [[is_judged == made] for is_judged in judged]
-        yield found_line(f"`independent_rows` is {'judged' if made else 'refused'}: {what}", said, 0.95)
+        right = [[is_judged == made] for is_judged in judged]
+        yield found_line(f"`independent_rows` is {'judged' if made else 'refused'}: {what}", right, 0.95)
 
 
 def _is_judged(task: tuple[bool, int]) -> bool:

@@ -225,14 +225,19 @@ def compare(
     costs = measure_costs(folders, rows, BATCH)
     known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
     head = ("", "size", "1 row", f"{BATCH:,} rows", "agreement")
-    lines = [(*head, f"{known.sum():,} labels") if known.any() else head]
+    lines: list[tuple[str, ...]] = [(*head, f"{known.sum():,} labels") if known.any() else head]
     ones, many = (median_ratio(getattr(costs[1], kind), getattr(costs[0], kind)) for kind in ("rows", "batches"))
     figures: dict[str, float] = {"row_ratio": ones, "batch_ratio": many}
     for name, folder, model, answer, cost in zip(("teacher", "student"), folders, models, answers, costs, strict=True):
         size, agreement = file_size(folder, model), agreement_of(answers[0], answer)
         figures |= {f"{name}_bytes": size, f"{name}_agreement": agreement}
-        cells = (name, f"{size / 1e3:,.0f} kB", microseconds(cost, "rows"), microseconds(cost, "batches"))
-        cells = (*cells, f"{agreement:.2%}")
+        cells: tuple[str, ...] = (
+            name,
+            f"{size / 1e3:,.0f} kB",
+            microseconds(cost, "rows"),
+            microseconds(cost, "batches"),
+            f"{agreement:.2%}",
+        )
         if truth is not None and known.any():
             wanted, scored = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
             metric = default_metric(wanted, scored)

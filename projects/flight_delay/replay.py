@@ -96,8 +96,8 @@ def _play(
     log = open_log(deployments.settings.inference_log)
     weeks: list[results.JudgedWindow] = []
     waiting = None
-    for day, of_day in flights.groupby(DAY, sort=True):
-        window = window_at(microseconds(pd.Timestamp(day).to_pydatetime()), setting.every)
+    for _, of_day in flights.groupby(DAY, sort=True):
+        window = window_at(microseconds(of_day[DAY].iloc[0].to_pydatetime()), setting.every)
         feed.day(of_day)
         if waiting is not None and waiting.start != window.start:
             weeks.extend(_judge(deployments, setting, log, waiting, feed, flights))
@@ -154,9 +154,9 @@ def _log(result: Replay, folder: Path, setting: ReplaySettings, injection: Injec
     mlflow.set_tag("onnxserve.injected", str(injection) if injection else "nothing is injected")
     if injection is not None:
         mlflow.set_tag("mlflow.runName", f"replay with injected drift, {injection.kind}:{injection.month}")
-    for row in result.months.itertuples():
+    for row in result.months.to_dict("records"):
         for name in ("accuracy_with_loop", "accuracy_without"):
-            mlflow.log_metric(name, getattr(row, name), step=int(row.month))
+            mlflow.log_metric(name, row[name], step=row["month"])
     counts = result.counts
     sent = {
         "requests": counts.requests,

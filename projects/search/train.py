@@ -21,6 +21,7 @@ import yaml
 from mlflow import MlflowClient
 from optuna import Study, Trial, create_study, logging
 from optuna.samplers import TPESampler
+from optuna.trial import BaseTrial
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -52,7 +53,7 @@ class Search:
     registered_model: str = option("flight-delay-search", "where the best is registered")
 
 
-def boosted(trial: Trial, _: pd.DataFrame) -> Pipeline:
+def boosted(trial: BaseTrial, _: pd.DataFrame) -> Pipeline:
     pipeline = build_pipeline(
         max_iter=trial.suggest_int("max_iter", 20, 200, log=True),
         learning_rate=trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
@@ -63,7 +64,7 @@ def boosted(trial: Trial, _: pd.DataFrame) -> Pipeline:
     )
 
 
-def forest(trial: Trial, flights: pd.DataFrame) -> Pipeline:
+def forest(trial: BaseTrial, flights: pd.DataFrame) -> Pipeline:
     trees = RandomForestClassifier(
         n_estimators=60,
         max_depth=trial.suggest_int("max_depth", 6, 14),
@@ -74,12 +75,12 @@ def forest(trial: Trial, flights: pd.DataFrame) -> Pipeline:
     return make_pipeline(preprocessing(flights[list(FEATURES)], is_scaled=False), trees)
 
 
-def logistic(trial: Trial, flights: pd.DataFrame) -> Pipeline:
+def logistic(trial: BaseTrial, flights: pd.DataFrame) -> Pipeline:
     regression = LogisticRegression(C=trial.suggest_float("C", 1e-3, 10, log=True), max_iter=500)
     return make_pipeline(preprocessing(flights[list(FEATURES)], is_scaled=True), regression)
 
 
-FAMILIES: dict[str, Callable[[Trial, pd.DataFrame], Pipeline]] = {
+FAMILIES: dict[str, Callable[[BaseTrial, pd.DataFrame], Pipeline]] = {
     "boosted": boosted,
     "forest": forest,
     "logistic": logistic,

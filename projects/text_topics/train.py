@@ -112,10 +112,11 @@ def load_texts(options: Training) -> tuple[pd.DataFrame, str]:
 def docstrings(library: str) -> list[str]:
     """Return the docstrings of at least 40 words of a library's modules, classes and functions; nothing is imported."""
     found = find_spec(library)
-    folders = found.submodule_search_locations if found else None
-    texts = []
-    for path in sorted(Path(folders[0]).rglob("*.py")) if folders else ():
-        if "test" in path.relative_to(folders[0]).as_posix():
+    if found is None or not found.submodule_search_locations:
+        return []
+    folder, texts = Path(found.submodule_search_locations[0]), []
+    for path in sorted(folder.rglob("*.py")):
+        if "test" in path.relative_to(folder).as_posix():
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

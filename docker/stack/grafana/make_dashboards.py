@@ -301,7 +301,7 @@ def dashboard(name: str) -> dict[str, Any]:
     title, panels = DASHBOARDS[name]
     endpoints = "label_values(onnxserve_served_version, endpoint)"
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
-    variables = [source]
+    variables: list[dict[str, Any]] = [source]
     if any("$endpoint" in query for panel in panels for query in panel.queries.values()):
         asked = {"qryType": 1, "query": endpoints, "refId": "endpoint"}
         every = {"multi": True, "includeAll": True, "allValue": ".+", "current": {"text": "All", "value": "$__all"}}

@@ -53,10 +53,10 @@ class Feed:
     def day(self, flights: pd.DataFrame) -> None:
         """Send a day's flights, hour by hour, and then the labels of the day before."""
         asked, found = [], []
-        for time, of_hour in flights.groupby(EVENT_TIME, sort=True):
+        for _, of_hour in flights.groupby(EVENT_TIME, sort=True):
             for start in range(0, len(of_hour), self._batch):
                 batch = of_hour.iloc[start : start + self._batch]
-                answer = self._ask(batch, pd.Timestamp(time))
+                answer = self._ask(batch)
                 if answer is None:
                     continue
                 version = answer.headers.get("X-Model-Version", "")
@@ -78,9 +78,9 @@ class Feed:
         """Return all predictions."""
         return pd.concat(self.answers)
 
-    def _ask(self, batch: pd.DataFrame, time: pd.Timestamp) -> requests.Response | None:
+    def _ask(self, batch: pd.DataFrame) -> requests.Response | None:
         self.counts.requests += 1
-        headers = {**_JSON, "X-Event-Time": time.isoformat()}
+        headers = {**_JSON, "X-Event-Time": batch[EVENT_TIME].iloc[0].isoformat()}
         try:
             answer = self._session.post(
                 f"{self._url}/invocations", data=request_body(batch), headers=headers, timeout=TIMEOUT_SECONDS

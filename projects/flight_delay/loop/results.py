@@ -142,10 +142,10 @@ def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[JudgedWind
     accuracies = months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].to_numpy()
     low, span = float(accuracies.min()), max(float(np.ptp(accuracies)), 0.05)
     for one in judged:
-        moment = one.start.tz_localize(None) + (one.end - one.start) / 2
+        middle = matplotlib.dates.date2num(one.start.tz_localize(None) + (one.end - one.start) / 2)
         color = _ALARM if one.verdict in ("drift", "violated") else _CALM
         shape = "s" if one.verdict in ("drift", "no drift", "violated", "kept", "cannot tell") else "x"
-        axes.plot([moment], [low - _HEIGHT[one.monitor] * span], shape, color=color, markersize=4)
+        axes.plot([middle], [low - _HEIGHT[one.monitor] * span], shape, color=color, markersize=4)
     for name, height in _HEIGHT.items():
         axes.text(1.01, low - height * span, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
 

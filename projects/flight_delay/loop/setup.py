@@ -91,8 +91,15 @@ def train_first(setting: ReplaySettings, log: Path) -> str:
     command = [sys.executable, "-m", "projects.flight_delay.train", "--registered-model", setting.model]
     command += ["--max-iter", str(setting.max_iter)]
     with log.open("ab") as output:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        done = subprocess.run(command, check=False, cwd=CHECKOUT, env=child_environment(), **streams)
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=CHECKOUT,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
     if done.returncode != 0:
         raise OnnxserveError(f"the first version could not be trained: {log.read_text().splitlines()[-1]}")
     client = MlflowClient()

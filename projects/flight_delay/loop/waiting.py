@@ -40,7 +40,8 @@ def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> 
         monitors.add(setting.endpoint, DRIFT, window.end - length, window.end),
         monitors.add(setting.endpoint, ACCURACY, window.start, window.end),
     ]
-    wanted, found = {one.id for one in asked}, []
+    wanted = {one.id for one in asked}
+    found: list[MonitorWindow] = []
 
     def are_judged() -> bool:
         found[:] = [one for one in monitors.windows(setting.endpoint) if one.id in wanted]
