@@ -47,12 +47,14 @@ class NotRepresentable(Exception):
     """A value has no form as named arrays."""
 
 
-def to_model_input(feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], is_named: bool) -> Any:
+def to_model_input(
+    feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], names: Mapping[str, str | int]
+) -> Any:
     """Return the input of `predict` for arrays that fit the signature.
 
     Args:
         types: MLflow's type of each column, by name.
-        is_named: true if the columns of the signature have names. If not, they are numbered.
+        names: MLflow's name of each column: a number if it has none, or a number for a name.
 
     Raises:
         RequestRefused: a text is no date, or no base64.
@@ -70,8 +72,7 @@ def to_model_input(feeds: Mapping[str, Array], artifact: Artifact, types: Mappin
         except ValueError:  # binascii.Error is one
             expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
             raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
-    frame = pd.DataFrame(arrays)
-    return frame if is_named else frame.set_axis(range(frame.shape[1]), axis=1)
+    return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -236,11 +237,12 @@ class Scorer:
         self._artifact = artifact
         self._schema = model.metadata.get_input_schema()
         self._types: dict[str, str] = {}
-        self._is_named = True
+        self._names: dict[str, str | int] = {}
         if columns := artifact.columns or artifact.logged_columns:
             kinds = [kind.name if isinstance(kind, DataType) else _NESTED for kind in self._schema.input_types()]
-            self._types = dict(zip((column.name for column in columns), kinds, strict=True))
-            self._is_named = self._schema.has_input_names()
+            named = [column.name for column in columns]
+            self._types = dict(zip(named, kinds, strict=True))
+            self._names = dict(zip(named, self._schema.input_names(), strict=True))
         self._has_warned = False
 
     @classmethod
@@ -288,7 +290,7 @@ class Scorer:
 
     def predict(self, feeds: Mapping[str, Array]) -> SideMessage:
         """Return named outputs for named arrays that fit the signature."""
-        data = to_model_input(feeds, self._artifact, self._types, self._is_named)
+        data = to_model_input(feeds, self._artifact, self._types, self._names)
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data)})
 
     def outputs_of(self, data: Any) -> dict[str, Array]:

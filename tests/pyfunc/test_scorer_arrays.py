@@ -4,9 +4,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import infer_signature
+from mlflow.pyfunc import PythonModel, save_model
 from scipy.sparse import csr_matrix
 
-from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, to_feeds, to_model_input, to_outputs
+from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, load_scorer, to_feeds, to_model_input, to_outputs
 from mlflow_deploy_plugin.runtime import Artifact, Column, pyfunc_schema, read_served_artifact
 
 
@@ -63,7 +65,7 @@ def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:
 def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, Path]) -> None:
     artifact = read_served_artifact(pyfunc_folders["days"])
     feeds = pyfunc_schema(artifact).from_columns({"when": [None, "2013-07-01"], "name": ["a", None]})
-    frame = to_model_input(feeds, artifact, {"when": "datetime", "name": "string"}, True)
+    frame = to_model_input(feeds, artifact, {"when": "datetime", "name": "string"}, {"when": "when", "name": "name"})
     assert frame["when"].isna().tolist() == [True, False]
     assert frame["name"].isna().tolist() == [False, True]
     kept = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
@@ -73,10 +75,24 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
     }
     artifact = read_served_artifact(pyfunc_folders["bytes"])
     feeds = pyfunc_schema(artifact).from_columns({"blob": [None, "YWI="]})
-    assert to_model_input(feeds, artifact, {"blob": "binary", "extra": "double"}, True)["blob"].tolist() == [
+    assert to_model_input(feeds, artifact, {"blob": "binary", "extra": "double"}, {"blob": 0})[0].tolist() == [
         None,
         b"ab",
     ]
+
+
+def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
+    """As in the signature of a frame that was made of an array. MLflow refuses the texts of them."""
+
+    class Sum(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return model_input[0] + model_input[1]
+
+    rows = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
+    save_model(tmp_path / "sum", python_model=Sum(), signature=infer_signature(rows, rows[0]))
+    scorer = load_scorer(tmp_path / "sum")
+    answer = scorer.predict({"0": np.array([1.0, 3.0]), "1": np.array([2.0, 4.0])})
+    assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
 
 
 @pytest.mark.parametrize(
