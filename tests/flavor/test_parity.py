@@ -142,6 +142,26 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved
     assert report.sources == {"unseen": 8}
 
 
+@pytest.mark.parametrize(("smallest", "refused", "most_calls"), [(0.0, 64, 65), (63.0, 1, 20), (200.0, 0, 1)])
+def test_blocks_that_the_original_refuses_take_few_calls(
+    regressor: Saved, table: pd.DataFrame, smallest: float, refused: int, most_calls: int
+) -> None:
+    calls = []
+
+    def picky(batch: Any) -> Any:
+        calls.append(len(batch))
+        if (batch.a >= smallest).any():
+            raise ValueError("too much")
+        return regressor[1].original(batch)
+
+    rows = table.head(1).loc[[table.index[0]] * 64].assign(a=np.arange(64.0))
+    report = _proof(regressor, RowGroup("far", rows, block=1), original=picky)
+
+    assert report.refused_by_original == ({"far": refused} if refused else {})
+    assert report.sources == ({"far": 64 - refused} if refused < 64 else {})
+    assert len(calls) <= most_calls
+
+
 def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
     regressor: Saved, table: pd.DataFrame
 ) -> None:
