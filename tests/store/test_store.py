@@ -84,7 +84,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
     (unreadable,) = store.unreadable()
     assert unreadable.name == "bad"
     assert unreadable.reason.startswith(
-        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: minute, hour, day, month"
+        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five fields are expected"
     )
     with pytest.raises(InvalidConfig, match="`onnxserve endpoint delete bad` makes room for a new one"):
         store.require_endpoint("bad")

@@ -251,7 +251,7 @@ def _parameters(**parameters: Any) -> bytes:
 
 _LOAD = tuple(route for route in reading("parameters") if route.path.endswith("/load"))
 _SPEC = {"name": "other", "variants": {"v": {"model": "models:/m/1"}}}
-_LAUGHS = "a: &a [x,x]\n" + "".join(f"b{n}: &b{n} [*{'a' if n == 0 else f'b{n - 1}'},*a]\n" for n in range(9))
+_LAUGHS = "b0: &b0 [x,x]\n" + "".join(f"b{n + 1}: &b{n + 1} [{','.join([f'*b{n}'] * 9)}]\n" for n in range(9))
 REPOSITORY: list[AnyCase] = [
     *_cases(
         "the repository", reading("parameters"), {"an unknown parameter of a load": _parameters(x="y")}, 400, "known"

@@ -65,10 +65,6 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
         "an integer beyond 64 bits in a long column",
         "a number beyond 32 bits in a tensor",
     ],
-    ("scikit-learn looks for infinity before it computes; the graph answers with null", 400, 200): [
-        "infinity in a double column",
-        "CSV with infinity",
-    ],
     ("it flattens an output of several values a row into more rows than it was given", 200, 200): [
         "stock, several values a row",
         "stock without a signature, several values a row in a table",
