@@ -67,7 +67,7 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
 
 
 def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """Restore the measured numbers; the log has them as the graph takes them, in 32 bits.
+    """Restore the measured numbers; rows that came in 32 bits, and the log of earlier builds, have them in 32 bits.
 
     Between 39.02 and the log's 39.0200005 trees would make a threshold that the graph cannot tell from either:
     measured, 575 of 4,712 rows fell on its other side, and the parity check refused the model.
