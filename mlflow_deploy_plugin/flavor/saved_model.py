@@ -242,6 +242,8 @@ def data_digest(batch: Batch) -> str:
 def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
     """Return a uniform sample of the rows, with the saved model's predictions, against which drift is judged.
 
+    An output without one entry a row is left out, as it is in the inference log.
+
     Args:
         times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None if there are none.
     """
@@ -255,9 +257,11 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
         data, times = batches.take_rows(data, chosen), None if times is None else times[chosen]
     parts: list[dict[str, Array]] = []
     for part in batches.chunks(data, _CHUNK):
-        feeds = batches.to_feeds(model.schema, part)
-        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds)))
-    columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        feeds, rows = batches.to_feeds(model.schema, part), batches.row_count(part)
+        outputs = {name: array for name, array in model.run(feeds).items() if array.shape[:1] == (rows,)}
+        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in names}
     if times is not None:
         columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(pa.timestamp("us", tz="UTC"))
     return pa.table(columns)

@@ -5,6 +5,7 @@ import mlflow
 import numpy as np
 import onnx
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
@@ -61,6 +62,22 @@ def test_file_with_external_weights_is_saved_whole_and_twice(proto: onnx.ModelPr
 
     model = load_model(str(tmp_path / "second"))
     assert model.run(model.schema.from_array([[1, 2, 3]]))["total"].tolist() == [6]
+
+
+@pytest.mark.parametrize("shape", [[], [1]])
+def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
+    proto: onnx.ModelProto, tmp_path: Path, shape: list[int]
+) -> None:
+    proto.graph.node.append(helper.make_node("ReduceMean", ["total"], ["mean"], keepdims=len(shape)))
+    proto.graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, shape))
+
+    save_model(proto, tmp_path / "model", input_example=np.ones((50, 3), np.float32))
+
+    model = load_model(str(tmp_path / "model"))
+    assert model.run(model.schema.from_array([[1, 2, 3]]))["mean"].shape == tuple(shape)
+    assert model.artifact.reference is not None
+    reference = pq.read_table(tmp_path / "model" / model.artifact.reference)
+    assert reference.column_names == ["x", "output.total", "output.double"]
 
 
 @pytest.mark.parametrize("labels", [["no", "yes"], [0, 1]])
