@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,12 @@ def _sum_by(
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for event in events:
         groups.setdefault(key(event), []).append(event)
-    medians = {group: _median_of_runs(events) for group, events in groups.items()}
+    medians = {}
+    for node, group in groups.items():
+        of_runs: dict[int, float] = {}
+        for event in group:
+            of_runs[event["run"]] = of_runs.get(event["run"], 0.0) + event["us"]
+        medians[node] = float(np.median(list(of_runs.values())))  # a run that the system interrupted does not move it
     total = sum(medians.values()) or 1.0
     summed = []
     for (name, operator), group in groups.items():
@@ -181,14 +186,6 @@ def _sum_by(
         types = tuple(sorted({one for event in group for one in event["types"]}))
         summed.append(NodeTime(name, operator, group[0]["provider"], us / total, us, len(group) / runs, types))
     return tuple(sorted(summed, key=lambda entry: -entry.us))
-
-
-def _median_of_runs(events: Iterable[Mapping[str, Any]]) -> float:
-    """Return the median microseconds of a run, which one that the system has interrupted does not move."""
-    runs: dict[int, float] = {}
-    for event in events:
-        runs[event["run"]] = runs.get(event["run"], 0.0) + event["us"]
-    return float(np.median(list(runs.values())))
 
 
 def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float) -> tuple[str, ...]:

@@ -99,7 +99,11 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
     specs = before, after
     changed = set(before.monitors) ^ set(after.monitors)
     for text, spec in zip(texts, specs, strict=True):
-        text += [_describe_monitor(spec, name) for name in sorted(changed & set(spec.monitors))]
+        monitors = spec_document(spec).get("monitors", {})
+        for name in sorted(changed & set(spec.monitors)):
+            fields = dict(_flat(monitors[name]))
+            kind = fields.pop("kind", spec.monitors[name].kind)
+            text.append(" ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())]))
     others = [_other_fields(spec, changed) for spec in specs]
     for field_name in sorted({*others[0], *others[1]}):
         values = [fields.get(field_name, "not set") for fields in others]
@@ -107,13 +111,6 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
             for text, value in zip(texts, values, strict=True):
                 text.append(f"{field_name} {value}")
     return ", ".join(texts[0]), ", ".join(texts[1])
-
-
-def _describe_monitor(spec: EndpointSpec, name: str) -> str:
-    """Return a monitor in one line: `monitor speed service_level every 1h require p99<=200ms`."""
-    fields = dict(_flat(spec_document(spec)["monitors"][name]))
-    kind = fields.pop("kind", spec.monitors[name].kind)
-    return " ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())])
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def _matrices_for_maps(graph: Any) -> dict[str, tuple[Any, ...]]:
     classes: dict[str, tuple[Any, ...]] = {}
     for node in graph.node:
         if node.op_type == "ZipMap":
-            (labels,) = map(helper.get_attribute_value, node.attribute)
+            if len(node.attribute) != 1:
+                raise ConversionError(f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes")
+            labels = helper.get_attribute_value(node.attribute[0])
             classes[node.output[0]] = tuple(one.decode() if isinstance(one, bytes) else one for one in labels)
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     for output in graph.output:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Array, Artifact, Output, row_count
+from mlflow_deploy_plugin.runtime import Array, Artifact, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 
@@ -86,9 +86,13 @@ def _pairs(
     candidates = [output for output in answering.outputs if output.name in outputs and output.role != "label"]
     others = [output for output in shadow.outputs if output.name in shadow_outputs and output.role != "label"]
     for output in candidates:
-        other = _counterpart(output, candidates, others)
-        if other is None:
+        found = [one for one in others if one.name == output.name]
+        of_role, others_of_role = ([one for one in side if one.role == output.role] for side in (candidates, others))
+        if not found and len(of_role) == len(others_of_role):
+            found = others_of_role[of_role.index(output) :]
+        if not found:  # it cannot be told which corresponds
             continue
+        other = found[0]
         left, right = outputs[output.name], shadow_outputs[other.name]
         if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
             if sorted(map(str, answering.classes)) != sorted(map(str, shadow.classes)):
@@ -96,14 +100,6 @@ def _pairs(
             right = right[:, [shadow.classes.index(name) for name in answering.classes]]
         if left.shape[:1] == right.shape[:1] != () and left.size == right.size:
             yield left.reshape(len(left), -1), right.reshape(len(right), -1)
-
-
-def _counterpart(output: Output, candidates: list[Output], others: list[Output]) -> Output | None:
-    """Return which of the others corresponds to one of the candidates; None if that cannot be told."""
-    if same_name := [other for other in others if other.name == output.name]:
-        return same_name[0]
-    of_role, others_of_role = ([one for one in side if one.role == output.role] for side in (candidates, others))
-    return others_of_role[of_role.index(output)] if len(of_role) == len(others_of_role) else None
 
 
 def _are_floats(left: Array, right: Array) -> bool:

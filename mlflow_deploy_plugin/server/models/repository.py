@@ -250,7 +250,10 @@ class Repository:
         variants, errors = {}, {}
         for name, want in wanted.variants.items():
             try:
-                loaded = self._load_unless_held(want, held)
+                if (identity := _identity(want)) not in held:
+                    self._wait_for_retiring(want.model)
+                    held[identity] = load_version(self.state_dir, self._load, want)
+                loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
                 kept = f"version {before[name].loaded.version} stays" if name in before else "nothing answers for it"
@@ -278,14 +281,6 @@ class Repository:
                 text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
                 logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
-
-    def _load_unless_held(self, want: WantedVariant, held: dict[_Identity, LoadedVersion]) -> LoadedVersion:
-        """Return the version out of those in memory, or load it, and hold it with them."""
-        identity = _identity(want)
-        if identity not in held:
-            self._wait_for_retiring(want.model)
-            held[identity] = load_version(self.state_dir, self._load, want)
-        return held[identity]
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait, for some seconds at most, so that no third version of a model is loaded beside two of them.

@@ -116,6 +116,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         wrap(tmp_path / "model.onnx")
 
 
+def test_mappings_without_classes_are_refused() -> None:
+    node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml")
+    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])], [])
+
+    with pytest.raises(ConversionError, match="has no classes"):
+        wrap(helper.make_model(graph))
+
+
 PAIR = "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
 WHOLE = {
     "scalars": ("g (float s, float[2] t) => (float[2] y) { y = Mul(s, t) }", {"s": 2.0, "t": [1.0, 3.0]}, [2.0, 6.0]),

@@ -6,7 +6,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_array, csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.dummy import DummyClassifier
@@ -253,6 +253,15 @@ def test_sparse_rows_are_read_as_dense_ones(matrix: tuple[np.ndarray, np.ndarray
 
     assert of_matrix.example.tolist() == rows[:5].tolist()
     assert [column.type.name for column in of_table.signature.inputs] == ["double", "double"]
+
+
+@pytest.mark.parametrize("example", [csr_matrix((3, 0)), coo_array([1.0, 2.0])], ids=["no columns", "one dimension"])
+def test_sparse_values_that_are_no_rows_of_columns_are_refused(
+    example: Any, matrix: tuple[np.ndarray, np.ndarray]
+) -> None:
+    rows, target = matrix
+    with pytest.raises(InvalidConfig):
+        wrap(Ridge().fit(rows, target), example)
 
 
 def test_example_of_another_form_is_refused_by_its_kind(matrix: tuple[np.ndarray, np.ndarray]) -> None:

@@ -93,8 +93,8 @@ def read_batch(model: Any, data: Any) -> Batch:
     is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
     if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
-    if hasattr(data, "tocsr"):
-        data = data.tocsr()[: max(_DENSE_VALUES // data.shape[1], 1)].toarray()
+    if hasattr(data, "tocsr") and data.ndim == 2:
+        data = data.tocsr()[: max(_DENSE_VALUES // max(data.shape[1], 1), 1)].toarray()
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         found = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")

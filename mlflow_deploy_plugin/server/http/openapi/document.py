@@ -185,7 +185,10 @@ def _paths(
         needed = {}
         if route.need is not None and schemes:
             errors |= {401, 403}
-            needed = {"security": _requirements(route.need, schemes)}
+            # all schemes together, with one of the scopes that the route takes
+            scopes = scopes_for(route.need) if _KEY in schemes else [""]
+            required = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
+            needed = {"security": required}
         for described in endpoints if is_named else [default]:
             if described is None or route.operation.applies_to(described.artifact):
                 path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
@@ -238,12 +241,6 @@ def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
     if spec.ca_certs is not None:
         schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server names"}
     return schemes
-
-
-def _requirements(need: Need, schemes: Iterable[str]) -> list[dict[str, list[str]]]:
-    """Return the security requirements of an operation: all schemes together, with one of the scopes that it takes."""
-    scopes = scopes_for(need) if _KEY in schemes else [""]
-    return [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
 
 
 def _operation_object(
