@@ -143,18 +143,13 @@ class Model:
             if len(names) > 1:
                 raise ValueError(f"the model takes several tensors: give a dict of {', '.join(names)}")
             return {names[0]: rows}
-        return _by_position(rows, names)
-
-
-def _by_position(rows: Any, names: list[str]) -> Mapping[str, Any]:
-    """Return the columns of an array, or of lists of values, by name."""
-    for row, values in enumerate(rows):
-        if not isinstance(values, (list, tuple, np.ndarray)):
-            raise ValueError(f"row {row} is {values!r}; a record, or a list of {len(names)} values is expected")
-    table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
-    if table.ndim != 2 or table.shape[1] != len(names):
-        raise ValueError(f"the array has the shape {list(table.shape)}; [rows, {len(names)}] is expected")
-    return {name: table[:, position] for position, name in enumerate(names)}
+        for row, values in enumerate(rows):
+            if not isinstance(values, (list, tuple, np.ndarray)):
+                raise ValueError(f"row {row} is {values!r}; a record, or a list of {len(names)} values is expected")
+        table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
+        if table.ndim != 2 or table.shape[1] != len(names):
+            raise ValueError(f"the array has the shape {list(table.shape)}; [rows, {len(names)}] is expected")
+        return {name: table[:, position] for position, name in enumerate(names)}
 
 
 def _dtype(name: str) -> Any:

@@ -146,15 +146,12 @@ def _iso(value: Any) -> str:
     return str(pd.Timestamp(value).isoformat())
 
 
-def _json(value: Any) -> str:
-    return orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
-
-
 _NESTED = "object, array or map"
+_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
     "binary": lambda value: base64.b64encode(value).decode(),
-    _NESTED: _json,
+    _NESTED: lambda value: orjson.dumps(value, default=str, option=_JSON_OPTIONS).decode(),
 }
 
 

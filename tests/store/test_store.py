@@ -100,7 +100,7 @@ def test_a_name_is_given_once(store: Store) -> None:
     with pytest.raises(AlreadyExists, match="'flights' exists already"):
         store.add_endpoint("onnxserve", new_endpoint("flights", "two"))
 
-    assert store.endpoints()[0].spec.variants["flights"].model == "one"
+    assert store.require_endpoint("flights").spec.variants["flights"].model == "one"
 
 
 def test_a_replaced_spec_keeps_the_time_of_creation(store: Store) -> None:

@@ -87,14 +87,6 @@ class ApiRefused(DeploymentFailed):
         return self.status is None or self.status == 429 or self.status >= 500
 
 
-def _context_names(file: str | None) -> list[str]:
-    """Return the names of the contexts in KUBECONFIG (None: ~/.kube/config); none if it cannot be read."""
-    with suppress(ConfigException, KeyError, TypeError):
-        merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
-        return sorted(one["name"] for one in merged.config["contexts"].value)
-    return []
-
-
 @dataclass
 class Cluster:
     """The cluster of a context of KUBECONFIG (None: the current one), or the one that this process runs in as a pod."""
@@ -116,7 +108,11 @@ class Cluster:
                     raise missing  # another cluster than the one that is named would be a surprise
                 kubernetes.config.load_incluster_config(configuration)
             except (ConfigException, TypeError):
-                if self.context and (known := _context_names(file)) and self.context not in known:
+                known: list[str] = []
+                with suppress(ConfigException, KeyError, TypeError):  # it cannot be read
+                    merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
+                    known = sorted(one["name"] for one in merged.config["contexts"].value)
+                if self.context and known and self.context not in known:
                     raise InvalidConfig(
                         f"ONNXSERVE_KUBE_CONTEXT names the context {self.context!r}, which the Kubernetes "
                         f"configuration does not have; it has {join_names(known, self.context)}"

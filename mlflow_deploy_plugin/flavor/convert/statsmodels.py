@@ -143,10 +143,6 @@ class _Graph:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
 
 
-def _complementary(graph: _Graph, linear: str) -> str:
-    return graph.add("Sub", 1.0, graph.add("Exp", graph.add("Neg", graph.add("Exp", linear))))
-
-
 def _shares(graph: _Graph, linear: str) -> str:
     """Add the first class, with the score 0, and the shares; where exp overflows, statsmodels and these are NaN."""
     first = graph.add("Slice", linear, [0], [1], [1])
@@ -160,7 +156,9 @@ _INVERSE_LINKS: dict[str, Callable[[_Graph, str], str]] = {
     "Logit": lambda graph, linear: graph.add("Sigmoid", linear),
     "InversePower": lambda graph, linear: graph.add("Reciprocal", linear),
     "Sqrt": lambda graph, linear: graph.add("Mul", linear, linear),
-    "CLogLog": _complementary,
+    "CLogLog": lambda graph, linear: graph.add(
+        "Sub", 1.0, graph.add("Exp", graph.add("Neg", graph.add("Exp", linear)))
+    ),
     "Multinomial": _shares,
 }
 """The prediction of a linear predictor by the class of a GLM's link (statsmodels.genmod.families.links), and for the

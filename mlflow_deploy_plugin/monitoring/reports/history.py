@@ -72,7 +72,10 @@ def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWind
         found = replace(found, since=first.isoformat(), in_a_row=in_a_row)
     if found.check != "criterion" or found.value is None or found.change:
         return found
-    known = [value for window in past if window.start < first and (value := _value_in(window, found)) is not None]
+    values = [
+        window.figures.get(criterion_metrics(found, window.figures).value) for window in past if window.start < first
+    ]
+    known = [value for value in values if value is not None]
     if not known:
         return found
     # in the words in which a column's check says it
@@ -109,10 +112,6 @@ def _was_violated(result: MonitorResult, found: Finding, window: PastWindow) -> 
         return None if state in UNDECIDED else state in ALARMS
     # data quality has findings of the columns that break a requirement, and of no others
     return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
-
-
-def _value_in(window: PastWindow, criterion: Finding) -> float | None:
-    return window.figures.get(criterion_metrics(criterion, window.figures).value)
 
 
 def to_metrics(result: MonitorResult) -> dict[str, float]:
