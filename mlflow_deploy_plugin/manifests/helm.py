@@ -57,7 +57,13 @@ def values_schema() -> Document:
                 "resources": {"type": "object"},
             }
         ),
-        "migration": _closed({"enabled": {"type": "boolean"}, "deadlineSeconds": {"type": "integer", "minimum": 1}}),
+        "migration": _closed(
+            {
+                "enabled": {"type": "boolean"},
+                "deadlineSeconds": {"type": "integer", "minimum": 1},
+                "resources": {"type": "object"},
+            }
+        ),
         "monitors": {
             "type": "object",
             "propertyNames": {"pattern": "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"},

@@ -68,7 +68,6 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
     (container,) = pod["containers"]
     readiness = container["readinessProbe"]
     # a ServingRuntime has no security context of its pod, and Knative takes none: the container says it
-    security = {name: pod["securityContext"][name] for name in ("runAsNonRoot", "runAsUser", "seccompProfile")}
     return {
         "annotations": {"prometheus.kserve.io/port": str(port), "prometheus.kserve.io/path": "/metrics"},
         "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
@@ -77,7 +76,7 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
             {
                 "name": "kserve-container",
                 **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
-                "securityContext": {**security, **container["securityContext"]},
+                "securityContext": {**pod["securityContext"], **container["securityContext"]},
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
             }

@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.manifests.served import (
     SERVE,
     SPEC_FILE,
     SPEC_FOLDER,
-    USER,
     Document,
     Place,
     dump_documents,
@@ -177,13 +176,8 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a Service "onnxserve" would set ONNXSERVE_PORT
         "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.stop_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        # no ids: the image has its user, and OpenShift gives each namespace its own and refuses others
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,

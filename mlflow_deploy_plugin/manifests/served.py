@@ -20,7 +20,7 @@ SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_F
 """The arguments of the image."""
 PORT = 8080
 USER = 10001
-"""The user of `docker/Dockerfile`, who shares root's group, as it does on OpenShift."""
+"""The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
 """The annotation that names the store whose endpoint an object belongs to."""
 _NOT_SERVED = ("monitors", "container", "kubernetes")

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Document, Place, dump_documents, kubernetes_documents, values_schema
 from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
 from mlflow_deploy_plugin.version import __version__
-from tests.manifests.test_kubernetes import CUSTOM, SPECS
+from tests.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricted
 
 CHART = Path(__file__).parents[2] / "docker" / "helm" / "onnxserve"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -120,6 +120,7 @@ WHOLE = {
     "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
     "endpoints": {"flights": {"variants": {"champion": {"model": "models:/x/1"}}}},
     "controller": {"enabled": True, "podMonitor": True, "imagePullSecrets": ["registry"], "serviceAccount": "judge"},
+    "migration": {"resources": {"limits": {"cpu": "1"}}},
     "monitors": {"flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"}},
 }
 
@@ -132,6 +133,8 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
             kubernetes_validate.validate(document, "1.32", strict=True)
     migration = documents["Job", "shipped-migration"]
     assert migration["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    limits = migration["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "1", "memory": "512Mi"}
     pods = [migration["spec"]["template"]["spec"]]
     pods.append(documents["Deployment", "shipped-controller"]["spec"]["template"]["spec"])
     cron = documents["CronJob", "shipped-monitor-flights-daily"]["spec"]
@@ -141,7 +144,7 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
         (container,) = pod["containers"]
         assert container["image"] == "onnxserve:controller"
         assert container["envFrom"] == [{"secretRef": {"name": "onnxserve"}}]
-        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert_restricted(pod)
         assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == ("judge", [{"name": "registry"}])
     assert helm("lint", str(CHART), values=WHOLE).returncode == 0
     assert [kind for kind, _ in documents if kind == "Job"] == ["Job"]

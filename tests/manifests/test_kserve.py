@@ -122,7 +122,6 @@ def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_
     (container,) = runtime["spec"]["containers"]
     assert container["securityContext"] == {
         "runAsNonRoot": True,
-        "runAsUser": 10001,
         "seccompProfile": {"type": "RuntimeDefault"},
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

@@ -34,6 +34,19 @@ def container_of(documents: dict[str, Document]) -> Document:
     return found  # type: ignore[no-any-return]
 
 
+def assert_restricted(pod: Document) -> None:
+    """Fail unless the pod is admitted by Pod Security `restricted` and by OpenShift's SCC restricted-v2.
+
+    The SCC gives the ids of users and groups by the namespace, and refuses a pod that asks for its own.
+    """
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for container in pod["containers"]:
+        rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == rights
+    assert {kind for volume in pod["volumes"] for kind in volume} <= {"name", "configMap", "emptyDir", "projected"}
+    assert not pod["automountServiceAccountToken"]
+
+
 def names(pattern: str) -> st.SearchStrategy[str]:
     return st.from_regex(pattern, fullmatch=True)
 
@@ -119,24 +132,17 @@ def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: Endpoi
         by_kind["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
     ):  # which the schemas do not compare
         assert selector.items() <= template["metadata"]["labels"].items()
+    assert_restricted(template["spec"])
     (served,) = load_specs(by_kind["ConfigMap"]["data"]["spec.yaml"])
     assert served.variants == endpoint.variants
 
 
-def test_pods_run_without_rights_and_roll_without_a_gap() -> None:
+def test_pods_roll_without_a_gap() -> None:
     documents = rendered()
     deployment = documents["Deployment"]["spec"]
     pod, container = deployment["template"]["spec"], container_of(documents)
     assert deployment["replicas"] == 3
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert not pod["automountServiceAccountToken"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
     assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
     drain, longest_request, shipping = 5, 30, 40
     assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(drain)]
@@ -251,12 +257,13 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_a_shipped_manifest_is_valid_and_no_service_sets_variables_of_its_pods(file: Path) -> None:
+def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(file: Path) -> None:
     for document in yaml.safe_load_all(file.read_text()):
         kubernetes_validate.validate(document, "1.32", strict=True)
         spec = document.get("spec", {})
         if "template" in (workload := spec.get("jobTemplate", {}).get("spec", spec)):
             assert workload["template"]["spec"]["enableServiceLinks"] is False  # a Service "onnxserve": ONNXSERVE_PORT
+            assert_restricted(workload["template"]["spec"])
 
 
 @pytest.mark.parametrize(

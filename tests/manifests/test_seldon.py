@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Document, Place
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from tests.manifests.test_kubernetes import assert_restricted
 
 # The names of fields in operator/config/crd_v1 of Seldon Core (2026-01-09), of those that we write. All that is
 # rendered was valid by that schema, closed for further names, when this was written.
@@ -52,6 +53,7 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
         kubernetes_validate.validate(
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.32", strict=True
         )
+        assert_restricted(pod)
         assert predictor["graph"]["name"] == pod["containers"][0]["name"] == "flights"  # the model's name in V2, too
         config = configs[pod["volumes"][0]["configMap"]["name"]]
         (served,) = load_specs(config["data"]["spec.yaml"])

@@ -12,12 +12,9 @@ app.kubernetes.io/instance: {{ quote . }}
 app.kubernetes.io/managed-by: onnxserve
 {{- end -}}
 
-{{/* The security context of every pod, as docker/Dockerfile's user. */}}
+{{/* The security context of every pod. It names no ids: the image has its user, and OpenShift gives each namespace its own. */}}
 {{- define "onnxserve.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
