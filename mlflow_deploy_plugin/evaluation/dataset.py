@@ -10,22 +10,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
-from mlflow_deploy_plugin.tabular import read_table
+from mlflow_deploy_plugin.tabular import MAX_BYTES, read_table
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column: texts as objects, a missing value as NaN or None."""
 
 _DATASET = "dataset:/"
-_MAX_BYTES = 2_000_000_000
-_MAX_VALUES = 200_000_000
-"""A file is read into memory as a whole before rows are chosen; the size of a Parquet file is known beforehand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,25 +138,13 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
         InvalidConfig: it does not exist, is none of them, is too large, or cannot be read; it is called `shown`.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InvalidConfig(f"the dataset {shown} has more than {_MAX_BYTES:,} bytes; name a sample of it")
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidConfig(f"the dataset {shown} has more than {MAX_BYTES:,} bytes; name a sample of it")
         if (ending := path.suffix.lower()) not in (".csv", ".parquet", ".npz"):
             raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv, .parquet and .npz are read")
         if ending == ".npz":
             return _read_arrays(path, shown)
-        if ending == ".parquet":  # values of lists count one by one: a thousand million equal ones take a few bytes
-            metadata = pa.parquet.read_metadata(path)
-            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            columns = [group.column(place) for group in groups for place in range(group.num_columns)]
-            values = sum(column.num_values for column in columns)
-            if values > _MAX_VALUES:
-                raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
-            texts = {column.path_in_schema for column in columns if column.physical_type == "BYTE_ARRAY"}
-            table = pa.parquet.read_table(path, read_dictionary=sorted(texts))  # a text of many rows is held once
-            if sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks) > _MAX_BYTES:
-                raise InvalidConfig(f"the dataset {shown} holds more than {_MAX_BYTES:,} bytes; name a sample of it")
-        else:
-            table = read_table(path, empty_is_null=True)
+        table = read_table(path, empty_is_null=True)
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
     except (OSError, pa.ArrowException) as error:
@@ -206,8 +189,8 @@ def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
 def _read_arrays(path: Path, shown: str) -> NamedArrays:
     try:
         with zipfile.ZipFile(path) as file:
-            if sum(entry.file_size for entry in file.infolist()) > _MAX_BYTES:
-                raise InvalidConfig(f"the dataset {shown} holds more than {_MAX_BYTES:,} bytes; name a sample of it")
+            if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
+                raise InvalidConfig(f"the dataset {shown} holds more than {MAX_BYTES:,} bytes; name a sample of it")
         with np.load(path, allow_pickle=False) as arrays:
             rows = {
                 name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
@@ -215,19 +198,6 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
     except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: objects, which only pickle could read
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
-
-
-def _text_bytes(array: pa.Array) -> int:
-    """Return the bytes of the texts in dictionaries, each counted in every row or list that has it."""
-    if isinstance(array, pa.StructArray):
-        return sum(map(_text_bytes, array.flatten()))
-    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-        return _text_bytes(array.flatten())
-    if not isinstance(array, pa.DictionaryArray) or not (
-        pa.types.is_string(array.dictionary.type) or pa.types.is_binary(array.dictionary.type)
-    ):
-        return 0
-    return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
 
 
 def _column_values(column: pa.ChunkedArray) -> Array:

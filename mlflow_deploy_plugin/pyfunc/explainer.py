@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import shap
 from pyarrow.types import is_floating
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError, one_line
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server import (
@@ -35,6 +34,7 @@ from mlflow_deploy_plugin.server import (
     explained_outputs,
     protocols,
 )
+from mlflow_deploy_plugin.tabular import read_parquet
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -165,7 +165,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     try:
         if (path := artifact.reference_file) is not None:
             schema = model.schema if model.schema.columns else model.schema.tensor_schema
-            table = pq.read_table(path, columns=list(schema.names))
+            table = read_parquet(path, list(schema.names))
             if table.num_rows > most_rows:
                 table = table.take(
                     np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False))
@@ -181,7 +181,8 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             feeds = protocols.mlflow.decode(JSON, example.read_bytes(), model.schema)
             return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
     except (OSError, pa.ArrowException) as error:
-        raise InvalidArtifact(f"the rows that came with the model cannot be read: {type(error).__name__}") from None
+        why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
+        raise InvalidArtifact(f"the rows that came with the model cannot be read: {why}") from None
     except OnnxserveError as error:
         raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
     raise InvalidArtifact("the model came without rows to explain against")

@@ -14,9 +14,11 @@ from .files import output_format as output_format
 from .files import table_writer as table_writer
 from .files import value_writer as value_writer
 from .files import values_of as values_of
+from .streams import MAX_BYTES as MAX_BYTES
 from .streams import RejectedRow as RejectedRow
 from .streams import RowBlock as RowBlock
 from .streams import RowStream as RowStream
+from .streams import read_parquet as read_parquet
 from .streams import read_table as read_table
 
 __all__: list[str]

@@ -32,6 +32,8 @@ _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
 _TEXT_BYTES = 2
 """Bytes that a text takes at most in a Parquet file if it is one of few, in a dictionary; a plain one takes over 4."""
+MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
+"""A file that is read into memory as a whole has at most so many bytes, and values."""
 _STREAMED = ("csv", "jsonl", "parquet")
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
 """True for the bytes that may stand before a quotation mark that opens a value, and after one that closes it."""
@@ -298,7 +300,7 @@ def read_table(path: Path, empty_is_null: bool = False) -> pa.Table:
             at which Arrow says nothing and takes the rows after it for one value.
     """
     if format_of(str(path)) == "parquet":
-        return pq.read_table(path)
+        return read_parquet(path)
     with path.open("rb") as file:
         position, size = 0, os.fstat(file.fileno()).st_size
         while position < size:
@@ -314,6 +316,39 @@ def read_table(path: Path, empty_is_null: bool = False) -> pa.Table:
                 break
             position += end
     return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=empty_is_null))
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a Parquet file, if they fit into memory: a thousand million equal values take a few bytes.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it cannot be read, or is too large.
+    """
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+    values = sum(chunk.num_values for chunk in chunks)  # those of lists count one by one
+    if values > _MAX_VALUES:
+        raise pa.ArrowInvalid(f"it holds {values:,} values, and at most {_MAX_VALUES:,} are read: take a sample of it")
+    texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
+    table = pq.read_table(path, columns=columns, read_dictionary=sorted(texts))  # a text of many rows is held once
+    if sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks) > MAX_BYTES:
+        raise pa.ArrowInvalid(f"it holds more than {MAX_BYTES:,} bytes: take a sample of it")
+    schema = pq.read_schema(path)
+    return table.cast(schema if columns is None else pa.schema(map(schema.field, table.column_names), schema.metadata))
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Return the bytes of the texts in dictionaries, each counted in every row or list that has it."""
+    if isinstance(array, pa.StructArray):
+        return sum(map(_text_bytes, array.flatten()))
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return _text_bytes(array.flatten())
+    if not isinstance(array, pa.DictionaryArray) or not (
+        pa.types.is_string(array.dictionary.type) or pa.types.is_binary(array.dictionary.type)
+    ):
+        return 0
+    return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
 
 
 @contextmanager

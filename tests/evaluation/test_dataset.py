@@ -69,7 +69,7 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
     for name in ("objects.npz", "text.npz"):
         with pytest.raises(InvalidConfig, match=rf"the dataset .*{name} cannot be read: "):
             load(tmp_path / name, artifact)
-    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_BYTES", 3000)
+    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset.MAX_BYTES", 3000)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000), y=np.zeros(10_000))
     with pytest.raises(InvalidConfig, match=r"bomb\.npz holds more than 3,000 bytes; name a sample of it"):
         load(tmp_path / "bomb.npz", artifact)
@@ -231,8 +231,8 @@ def test_what_would_not_fit_into_memory_is_not_read(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
-    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_VALUES", 1000)
-    with pytest.raises(InvalidConfig, match=r"large\.parquet holds 1,050 values; name a sample of it"):
+    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 1000)
+    with pytest.raises(InvalidConfig, match=r"large\.parquet cannot be read: it holds 1,050 values, and at most 1,000"):
         load(file, artifact)
 
 
@@ -242,6 +242,6 @@ def test_a_text_counts_in_every_row_that_has_it(
 ) -> None:
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
     assert list(read_rows(file, "b")["text"][0]) == list(values[0])  # type: ignore[call-overload]
-    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_BYTES", 400_000)
-    with pytest.raises(InvalidConfig, match="the dataset b holds more than 400,000 bytes; name a sample of it"):
+    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 400_000)
+    with pytest.raises(InvalidConfig, match="the dataset b cannot be read: it holds more than 400,000 bytes: take a s"):
         read_rows(file, "b")

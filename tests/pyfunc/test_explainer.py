@@ -98,7 +98,9 @@ def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
     assert (caught.value.what, caught.value.message) == ("request", said)
 
 
-def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(explainer: Any, tmp_path: Path) -> None:
+def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
+    explainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = model(tmp_path / "m", MISSING)
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
@@ -110,6 +112,10 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(explainer: A
     with pytest.raises(RequestRefused, match="the rows that came with the model do not fit it"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
+    with monkeypatch.context() as patched:
+        patched.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 3)
+        with pytest.raises(RequestRefused, match="cannot be read: it holds 4 values, and at most 3 are read"):
+            explainer.answer(question(folder, [1.0, 2.0]))
     assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}
     assert os.environ.get("NUMBA_DISABLE_JIT") is None
 

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
 from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
-from mlflow_deploy_plugin.tabular import read_table
+from mlflow_deploy_plugin.tabular import read_parquet, read_table
 
 MAX_ROWS = 1_000_000
 _SEED = 0
@@ -151,7 +151,7 @@ def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
 
 def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         times = event_times(table)
     except FileNotFoundError:
         raise InvalidArtifact(f"{shown} lacks its reference {path.name!r}") from None

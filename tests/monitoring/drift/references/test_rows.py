@@ -28,6 +28,19 @@ def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask: Calla
         ask(version="2")
 
 
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [("_MAX_VALUES", "it holds 4,320 values, and at most 1,000 are read"), ("MAX_BYTES", "it holds more than 1,000")],
+)
+def test_a_reference_that_would_not_fit_into_memory_is_not_read(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bound: str, said: str
+) -> None:
+    monkeypatch.setattr(f"mlflow_deploy_plugin.tabular.streams.{bound}", 1000)
+
+    with pytest.raises(InvalidArtifact, match=f"the reference 'reference.parquet' of model .* cannot be read: {said}"):
+        ask()
+
+
 def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
     shutil.rmtree(world.state_dir)
     request = WindowRequest(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings)
