@@ -119,7 +119,7 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     elif plan.then in ("rollout", "propose"):
         how = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
         if plan.then == "rollout":
-            how = f"too few labelled rows, or of one answer alone, to compare it with what is served: {how}"
+            how = f"too few labelled rows, of one answer alone, or without a column of the model, to compare it with what is served: {how}"
         context.finish(one, "proposed", f"{passed}: {how}")
     else:
         context.finish(one, "left", f"{passed} and is left as it is")

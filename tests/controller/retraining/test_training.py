@@ -16,7 +16,7 @@ from mlflow.entities import LoggedModelOutput
 
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.retraining.process import MARK
-from mlflow_deploy_plugin.controller.retraining.training import collect_training_data
+from mlflow_deploy_plugin.controller.retraining.training import collect_training_data, end_training
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
@@ -96,7 +96,10 @@ def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: Retrai
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "rolling_out", "failed", "left")
     assert history(world) == ("proposed", proposed.reason)
-    assert "too few labelled rows, or of one answer alone, to compare it with what is served" in proposed.reason
+    assert (
+        "too few labelled rows, of one answer alone, or without a column of the model, to compare it with what is served"
+        in proposed.reason
+    )
 
 
 def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world: RetrainingWorld) -> None:
@@ -172,6 +175,26 @@ def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
     found = collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
     assert found.rows + found.held_out_rows == 300
+
+
+def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(world: RetrainingWorld) -> None:
+    world.capture()
+    found = collect_training_data(
+        log(world), plan(world, "incremental"), world.folder / "material", {"a": "double", "b": "double"}, ["b"]
+    )
+    assert written(found.data).column_names == ["a", "_event_time", "_label", "_label_number"]
+    assert (found.held_out, found.rows) == (None, 600)
+
+
+def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> None:
+    world.deployments.update_endpoint(ENDPOINT, {"capture.mask": "b"})
+    world.capture()
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
+    running = world.take()
+    end_training(running)
+    world.context.fail(running, "nothing more is to be seen")
+    (last,) = (event for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.run")
+    assert last.why.endswith(", without b: capture.drop or capture.mask keeps the values out of the log")
 
 
 def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
