@@ -16,9 +16,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,11 +81,12 @@ _KEPT = (FOLLOWED, CONTROL, MASK_KEY)
 """The files of a state folder that the server of the next one goes on with."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DockerBackend:
     """Servers in containers of the engine that DOCKER_HOST names, else of this machine's own."""
 
     settings: Settings
+    _connected: Any = field(default=None, init=False)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set, wait until every worker does, and return its address.
@@ -197,8 +197,15 @@ class DockerBackend:
 
     # containers
 
-    @cached_property
+    @property
     def _engine(self) -> Any:
+        # no cached_property: Python 3.11 lets all backends of a process wait for the one that an engine does not answer
+        if self._connected is None:
+            self._connected = self._connect()
+        return self._connected
+
+    @staticmethod
+    def _connect() -> Any:
         try:
             return docker.from_env()
         except DockerException:

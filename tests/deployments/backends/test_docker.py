@@ -1,5 +1,7 @@
 """The docker target without an engine; on one it is tried in tests/docker/test_docker_target.py."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,21 @@ def test_no_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(DeploymentFailed, match=r"^no Docker engine answers at unix:///of/nobody\.sock: start it"):
         backend.apply(new_endpoint("e", "/model", {"server.port": 8080}), print)
+
+
+def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging, ThreadPoolExecutor(2) as pool:
+        hanging.settimeout(10)
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{hanging.getsockname()[1]}")
+        asked = [pool.submit(DockerBackend(Settings(home=tmp_path)).is_running, name) for name in "ab"]
+        try:
+            connections = [hanging.accept()[0] for _ in asked]
+        finally:
+            hanging.close()  # ends what still waits
+        for connection in connections:
+            connection.close()
+        for one in asked:
+            with pytest.raises(DeploymentFailed, match="^no Docker engine answers at tcp://127"):
+                one.result()
