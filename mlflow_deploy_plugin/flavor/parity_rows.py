@@ -109,7 +109,7 @@ class _TableRows:
         yield RowGroup("ranges", self.by_column(600, self.in_range))
         yield RowGroup("observed", self.by_column(max(wanted, 400), self.observed))
         yield from self.at_boundaries(boundary_values)
-        for source, fits, count, change in _CHANGES:
+        for source, fits, count, change, compared in _CHANGES:
             if names := self.some_columns(fits, count):
                 changed = [change(self.some(count), name) for name in names]
                 yield RowGroup(
@@ -117,7 +117,7 @@ class _TableRows:
                     pd.concat(changed, ignore_index=True),
                     block=count,
                     columns=tuple(map(str, names)),
-                    compared=source != "infinite",
+                    compared=compared,
                 )
         if any(_is_number(self.example[name]) for name in self.example):
             yield RowGroup("far together", self.far_together(), block=len(_FAR_TOGETHER), alone=True)
@@ -307,29 +307,33 @@ def _is_number(series: "pd.Series[Any]") -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
-_CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]], ...] = (
+_CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame], bool], ...] = (
     (
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
         # one row stays whole: an original may refuse a column that is missing throughout
         lambda table, name: table.assign(**{name: table[name].where(np.arange(len(table)) == 0)}),
+        True,
     ),
     (
         "unseen",  # a pandas categorical cannot hold another text
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
         lambda table, name: table.assign(**{name: pd.Series("never seen", table.index).astype(table[name].dtype)}),
+        True,
     ),
     (
         "infinite",
         lambda series: pd.api.types.is_float_dtype(series.dtype),
         _INFINITE_ROWS,
         lambda table, name: table.assign(**{name: _as([np.inf, -np.inf], table[name].dtype)}),
+        False,
     ),
-    ("far", _is_number, 4 * len(_FAR), _far),
+    ("far", _is_number, 4 * len(_FAR), _far, True),
 )
-"""Changes of one column in each row: the source, a test of the columns, rows for each column, and the change."""
+"""Changes of one column in each row: the source, a test of the columns, rows for each column, the change, and whether
+the answers are compared."""
 
 
 def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
