@@ -119,7 +119,8 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     elif plan.then in ("rollout", "propose"):
         how = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
         if plan.then == "rollout":
-            how = f"too few labelled rows, of one answer alone, or without a column of the model, to compare it with what is served: {how}"
+            lacks = "too few labelled rows, of one answer alone, or without a column of the model"
+            how = f"{lacks}, to compare it with what is served: {how}"
         context.finish(one, "proposed", f"{passed}: {how}")
     else:
         context.finish(one, "left", f"{passed} and is left as it is")

@@ -96,10 +96,7 @@ def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: Retrai
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "rolling_out", "failed", "left")
     assert history(world) == ("proposed", proposed.reason)
-    assert (
-        "too few labelled rows, of one answer alone, or without a column of the model, to compare it with what is served"
-        in proposed.reason
-    )
+    assert "or without a column of the model, to compare it with what is served" in proposed.reason
 
 
 def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world: RetrainingWorld) -> None:

@@ -34,5 +34,5 @@ def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(
         for connection in connections:
             connection.close()
         for one in asked:
-            with pytest.raises(DeploymentFailed, match="^no Docker engine answers at tcp://127"):
+            with pytest.raises(DeploymentFailed, match=r"^no Docker engine answers at tcp://127"):
                 one.result()
