@@ -253,7 +253,7 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
     documents = {one["kind"]: one for one in yaml.safe_load_all(built)}
     assert {one["metadata"]["namespace"] for one in documents.values()} == {"staging"}
     assert documents["Deployment"]["spec"]["replicas"] == 1
-    assert container_of(documents)["image"] == "registry.example/onnxserve:cpu-0.1.0"
+    assert container_of(documents)["image"] == "registry.example/onnxserve:0.1.0-cpu"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
