@@ -154,8 +154,9 @@ def main() -> None:
       onnxserve list
       mlflow deployments help -t onnxserve
 
-    Exit status: 0 if the command succeeded, 1 if it failed, 2 if the command line makes no sense. The reason is one
-    line on standard error; a command that gives 1 for anything else says so in its help.
+    Exit status: 0 if the command succeeded; 2 if its options make no sense: one is unknown, missing, no number or no
+    choice, or does not go with another; 1 if it failed or was refused. The reason is the last line on standard error;
+    a command that gives 1 for anything else says so in its help.
     """
     disable_telemetry()
     load_secrets()

@@ -163,7 +163,7 @@ def render(
             with opened_store() as store:
                 found = store.require_endpoint(stored).spec
         case _:
-            raise InvalidConfig("give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
+            raise click.UsageError("give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
     spec = apply_config(found, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
     for path, text in files.items():

@@ -102,7 +102,7 @@ def query(
     or key, the last one if there are several. A name with a dot is quoted: "output.probabilities".
     """
     if sql and (where or select or order_by):
-        raise InvalidConfig("--sql is the whole statement: leave --where, --select and --order-by out")
+        raise click.UsageError("--sql is the whole statement: leave --where, --select and --order-by out")
     output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":

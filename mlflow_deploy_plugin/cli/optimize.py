@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, ParityError
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.optimization import GraphProfile, NodeTime, Optimization
@@ -83,8 +83,10 @@ def optimize(
     # here: MLflow, pandas and ONNX take seconds that no other command should wait for
     from mlflow_deploy_plugin.optimization import ALL_RECIPES, Recipe, try_forms
 
-    if auto and (int8 or fp16 or prune is not None):
-        raise InvalidConfig("--auto tries all forms: leave --int8, --fp16 and --prune out")
+    if auto == bool(int8 or fp16 or prune is not None):
+        raise click.UsageError(
+            "say which form: --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all"
+        )
     done = try_forms(
         model_uri,
         ALL_RECIPES if auto else (Recipe(int8, fp16, prune),),

@@ -191,7 +191,7 @@ def predict(
     the command with its line and exit status 1; the output file is then as it was before, or not there.
     """
     if (model_uri is None) == (name is None):
-        raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
+        raise click.UsageError("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments import predict_batch, read_rows, scoring_target, server_predictor
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlflow_deploy_plugin.cli.options import key_values, option, read_spec_file
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server import read_cloud, require_device, supervise
@@ -92,10 +92,10 @@ def serve(
             first, *others = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
             if name is not None:
-                raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
+                raise click.UsageError("--name goes with -m; a spec names its endpoints itself")
             first, *others = load_specs(read_spec_file(file))
         case _:
-            raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
+            raise click.UsageError("give either -m MODEL_URI or --spec FILE")
     # a cloud sends requests from outside of the container, to the port that it names
     is_in_cloud = cloud.port is not None
     defaults = {

@@ -52,7 +52,6 @@ def test_files_that_do_not_say_where_mlflow_is_are_noted(arguments: list[str], i
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint"),
         (["-n", "flights"], "there is no endpoint 'flights'"),
         (["--spec", "none.yaml"], "the spec none.yaml does not exist"),
         (["-m", "models:/x/1", "-o", "/proc"], "/proc/x.yaml cannot be written: "),

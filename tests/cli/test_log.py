@@ -130,7 +130,6 @@ def test_an_empty_answer_has_its_header(writer: LogWriter) -> None:
         (("flihgts",), "did you mean 'flights'?"),
         (("flights", "--where", "carier = 1"), "did you mean 'carrier'?"),
         (("flights", "--since", "soon"), "--since 'soon' cannot be read"),
-        (("flights", "--sql", "SELECT 1", "--where", "x = 1"), "--sql is the whole statement"),
         (("flights", "rows.txt"), "a table is for people: with a file, here rows.txt, say -o csv"),
         (("flights", "no/such/folder/rows.csv"), "the file no/such/folder/rows.csv cannot be written: No such file"),
     ],

@@ -77,7 +77,6 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
         ("monitor remove flights daily", "endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one"),
         ("monitor backfill flights d --from now", "'now' is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC"),
         ("wrap typo.joblib", "the file typo.joblib does not exist"),
-        ("serve", "give either -m MODEL_URI or --spec FILE"),
         ("serve --spec .", "the spec . cannot be read: Is a directory"),
     ],
 )
@@ -85,6 +84,36 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, said:
     result = typed(line)
 
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("serve", "give either -m MODEL_URI or --spec FILE"),
+        ("serve --spec s.yaml --name x", "--name goes with -m; a spec names its endpoints itself"),
+        ("predict", "say either -m MODEL_URI or -n DEPLOYMENT"),
+        ("predict -m x -n y", "say either -m MODEL_URI or -n DEPLOYMENT"),
+        ("render --for helm", "give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint"),
+        (
+            "log query flights --sql x --where y",
+            "--sql is the whole statement: leave --where, --select and --order-by out",
+        ),
+        ("monitor run flights --due -o json", "--due judges what is due, in lines: it takes neither --window nor -o"),
+        (
+            "optimize models:/m/1",
+            "say which form: --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all",
+        ),
+        (
+            "optimize models:/m/1 --auto --fp16",
+            "say which form: --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all",
+        ),
+    ],
+)
+def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: str, said: str) -> None:
+    result = typed(line)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"Error: {said}"
 
 
 @pytest.mark.parametrize(

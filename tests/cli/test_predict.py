@@ -157,8 +157,6 @@ def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_the
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "say either -m MODEL_URI or -n DEPLOYMENT"),
-        (["-m", "x", "-n", "y"], "say either -m MODEL_URI or -n DEPLOYMENT"),
         (["-n", "nobody"], "there is no deployment 'nobody'; the deployments are: once"),
         (["-n", "onec"], "there is no deployment 'onec'; did you mean 'once'?"),
         (["-n", "once", "-o", "out.xlsx"], "out.xlsx: .xlsx is none of the endings that are known, .csv .json .jsonl"),
