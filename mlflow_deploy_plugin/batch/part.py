@@ -103,7 +103,7 @@ def predict_part(job: PartJob) -> PartResult:
         model = load_table_model(job.model, job.device)
         source = locate_log(job.input, "--input")
         with source.filesystem.open_input_file(source.root) as packed, _unpacked(packed, source.root) as (file, share):
-            stream = RowStream(file, job.input_format, input_types(model.schema))
+            stream = RowStream(file, job.input_format, input_types(model.schema), job.keep)
             return _write_part(job, model, stream, source, share)
     except OnnxserveError as error:
         raise type(error)(f"{job.shown}: {error.message}") from None

@@ -1,14 +1,15 @@
 """Files of rows of any size as Arrow tables of a few megabytes, one after the other: CSV, JSON Lines and Parquet.
 
 Nothing is guessed of a CSV file: its columns are texts, and an empty field is null. The columns of a JSON Lines file
-have the types that the caller names, else those of its first block. Rows are counted from 0, without header and blank
-lines.
+have the types that the caller names, else those of its first block; one that the caller names, and that the block has
+no value of, is looked for in the rest. Rows are counted from 0, without header and blank lines.
 """
 
 import codecs
 import csv
 import io
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,18 +76,22 @@ class RowStream:
     Args:
         file: a `pyarrow.NativeFile` that can be sought.
         types: Arrow types of columns by name, for JSON Lines.
+        keep: more columns that JSON Lines may hold in a few late lines only.
 
     Raises (also while the blocks are taken):
         InvalidRequest: it is not of this format; the message ends with where.
         InvalidConfig: the format has no stream.
     """
 
-    def __init__(self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType]) -> None:
+    def __init__(
+        self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType], keep: Collection[str] = ()
+    ) -> None:
         if kind not in _STREAMED:
             raise InvalidConfig(f"a {kind} file is one document; {', '.join(_STREAMED)} are read row by row")
         self._file = file
         self._kind = kind
         self._types = types
+        self._keep = keep
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -192,13 +197,22 @@ class RowStream:
 
     def _json_schema(self) -> pa.Schema:
         columns: dict[str, list[Any]] = {}
-        for line in next(self._json_lines(), []):
-            try:
-                record = orjson.loads(line)
-            except ValueError:
-                continue  # a bad row, as it turns out when it is its turn
-            for name, value in record.items() if isinstance(record, dict) else ():
-                columns.setdefault(name, []).append(value)
+        sought = {*self._types, *self._keep}
+        for block, lines in enumerate(self._json_lines()):
+            if block:  # only lines with a value of what is sought are parsed
+                names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
+                lines = list(filter(re.compile(rb"(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
+            for line in lines:
+                try:
+                    record = orjson.loads(line)
+                except ValueError:
+                    continue  # a bad row, as it turns out when it is its turn
+                for name, value in record.items() if isinstance(record, dict) else ():
+                    if not block or name in sought:
+                        columns.setdefault(name, []).append(value)
+            sought = {name for name in sought if all(value is None for value in columns.get(name, ()))}
+            if not sought:
+                break
         types = {}
         for name, values in columns.items():
             try:

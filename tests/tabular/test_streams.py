@@ -147,6 +147,21 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
     assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
 
 
+def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    plain = b'{"a": 1, "said": "b", "null": null, "fill": "%s"}\n' % (b"x" * 80)
+    path.write_bytes(plain * 100_000 + b'{"a": 2, "b": 0.5, "c" : "z", "null": 7, "d": 1}\n')
+
+    with pa.OSFile(str(path)) as file:
+        rows = RowStream(file, "jsonl", {"a": pa.int64(), "b": pa.float64(), "not there": pa.string()}, ["c", "null"])
+        assert rows.schema.names == ["a", "said", "null", "fill", "b", "c"]
+        blocks = list(rows.blocks(["b", "c", "null"]))
+
+    assert len(blocks) > 2
+    assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
+    assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [{"b": 0.5, "c": "z", "null": 7}]
+
+
 def test_a_column_of_json_lines_with_several_types_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="column 'a' holds values of several types"):
         _ = stream(b'{"a": 1}\n{"a": "x"}\n', "jsonl").schema
