@@ -20,10 +20,10 @@ from string import Template
 from typing import Any
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.exporter.package import PYTHON, REQUIREMENTS
 from mlflow_deploy_plugin.runtime import Array
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_REQUIREMENTS = ("onnxruntime>=1.21", "numpy>=1.26")
 _DOWNLOAD_SECONDS = 600
 _TENSOR_TYPES = {
     "float32": ("float32", "float"),
@@ -80,9 +80,14 @@ def write_bundle(
         "output_names": ", ".join(json.dumps(name) for name in outputs),
         "columns": ", ".join(columns or tensors),
         "outputs": ", ".join(f"`{name}`" for name in outputs),
-        "install": "pip install --no-index --find-links wheels onnxruntime numpy"
-        if (folder / "wheels").exists()
-        else "pip install onnxruntime numpy",
+        "python": PYTHON,
+        "install": " ".join(
+            [
+                "pip install",
+                *(["--no-index --find-links wheels"] if (folder / "wheels").exists() else []),
+                *(f"'{one}'" for one in REQUIREMENTS),
+            ]
+        ),
     }
     for template in sorted(_TEMPLATES.iterdir()):
         place = folder if template.suffix == ".md" else folder / "examples"
@@ -102,7 +107,7 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
         try:
             ran = subprocess.run(
-                [*command, *_REQUIREMENTS], capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS
+                [*command, *REQUIREMENTS], capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS
             )
         except subprocess.TimeoutExpired:
             raise ConversionError(f"pip has not fetched the wheels within {_DOWNLOAD_SECONDS} s") from None

@@ -17,6 +17,10 @@ from packaging.version import InvalidVersion, Version
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
+PYTHON = "3.11"
+REQUIREMENTS = ("onnxruntime>=1.27", "numpy>=1.26")
+"""What an export needs: the ONNX Runtime of setup.cfg, which says why, and the first Python that it has wheels for."""
+
 _INIT = '''"""{docstring}
 
     import {package}
@@ -62,10 +66,8 @@ _METADATA = """Metadata-Version: 2.1
 Name: {distribution}
 Version: {version}
 Summary: {summary}
-Requires-Python: >=3.10
-Requires-Dist: onnxruntime>=1.21
-Requires-Dist: numpy>=1.26
-"""
+Requires-Python: >={python}
+{requirements}"""
 _WHEEL = "Wheel-Version: 1.0\nGenerator: onnxserve\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _FIRST_DATE = (1980, 1, 1, 0, 0, 0)
 """The date of every file in the wheel: the same version gives the same bytes."""
@@ -100,7 +102,9 @@ def write_wheel(
         f"{package}/_runner.py": runner.read_bytes(),
         f"{package}/py.typed": b"",
         f"{package}/{graph.name}": graph.read_bytes(),
-        f"{distinfo}/METADATA": _METADATA.format(**texts).encode(),
+        f"{distinfo}/METADATA": _METADATA.format(
+            **texts, python=PYTHON, requirements="".join(f"Requires-Dist: {one}\n" for one in REQUIREMENTS)
+        ).encode(),
         f"{distinfo}/WHEEL": _WHEEL.encode(),
     }
     lines = []

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import orjson
 import pandas as pd
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.exporter.package import wheel_version
 from mlflow_deploy_plugin.flavor import load_model
+from tests.support.guides import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,10 @@ def test_pip_reads_its_name_its_version_and_what_it_needs(wheel: Path) -> None:
         metadata = PathDistribution(zipfile.Path(archive, f"{folder}/"))  # type: ignore[arg-type]
         assert metadata.name == "flight-delay"
         assert metadata.version == wheel.name.split("-")[1]
-        assert {Requirement(line).name for line in metadata.requires or []} == {"onnxruntime", "numpy"}
+        needs = {one.name: one.specifier for one in map(Requirement, metadata.requires or [])}
+        assert needs.keys() == {"onnxruntime", "numpy"}
+        assert needs["onnxruntime"] == _asked_for()["onnxruntime"]
+        assert metadata.metadata["Requires-Python"] == ">=3.11"  # for which there are wheels of it
         recorded = {str(file) for file in metadata.files or []}
         assert recorded == {name for name in archive.namelist() if not name.endswith("/")}
 
@@ -39,6 +45,14 @@ def test_pip_reads_its_name_its_version_and_what_it_needs(wheel: Path) -> None:
 def test_the_same_version_gives_the_same_bytes(wheel: Path, forest: Path, tmp_path: Path) -> None:
     again = onnxserve.export(str(forest), "wheel", tmp_path / "again.whl", name="flight_delay")
     assert again.path.read_bytes() == wheel.read_bytes()
+
+
+def _asked_for() -> dict[str, SpecifierSet]:
+    """Return what the extra `cpu` of the package needs."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = (line for line in setup["options.extras_require"]["cpu"].split("\n") if line and not line.startswith("#"))
+    return {one.name: one.specifier for one in map(Requirement, lines)}
 
 
 @pytest.mark.parametrize(
