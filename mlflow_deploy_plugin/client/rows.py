@@ -151,7 +151,8 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
         head = protocols.v2_tensors.read_tensor_header(position, tensor)
         size = tensor.get("parameters", {}).get("binary_data_size")
         if size is None:
-            arrays[head.name] = protocols.v2_tensors.from_json(head, tensor["data"])
+            with np.errstate(over="raise"):
+                arrays[head.name] = protocols.v2_tensors.from_json(head, tensor["data"])
         else:
             arrays[head.name] = protocols.v2_tensors.from_binary(head, content[start : start + size])
             start += size

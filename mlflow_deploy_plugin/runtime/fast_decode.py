@@ -53,20 +53,31 @@ class _Group:
     accepted: frozenset[type]
     dtype: np.dtype[Any]
 
+    def takes(self, values: Array) -> bool:
+        """Return True if values of columns that came as arrays convert to this type, whatever they are."""
+        given = values.dtype
+        if self.dtype.kind == "O":
+            return given.kind == "O" and set(map(type, values)) == {str}
+        if self.dtype.kind == "f":
+            return given.kind in "fiu"
+        return given == self.dtype or (given.kind in "iu" and np.can_cast(given, self.dtype))
+
 
 @dataclass(frozen=True, slots=True)
 class _Target:
     """One input of the graph.
 
     Attributes:
-        sources: (group, position in it) of each of its columns.
+        groups, order: the groups of several columns, and their places among the columns of these groups, one group
+            after the other.
         cast, place: of a single column: the position of its group in `FastDecoder._casts`, and its place in there; -1
             for several columns.
     """
 
     name: str
     dtype: np.dtype[Any]
-    sources: tuple[tuple[int, int], ...]
+    groups: tuple[int, ...]
+    order: Array
     cast: int
     place: int
 
@@ -103,14 +114,16 @@ class FastDecoder:
         self._casts: list[tuple[int, np.dtype[Any], bool]] = []
         self._targets: list[_Target] = []
         for entry in inputs:
-            sources = tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns)
+            groups = tuple(sorted({kinds.index(types[name]) for name in entry.columns}))
+            places = {name: place for place, name in enumerate(chain(*(members[kinds[group]] for group in groups)))}
+            sources = np.array([places[name] for name in entry.columns], dtype=np.intp)
             dtype, cast, place = numpy_dtype(entry.dtype), -1, -1
-            if len(sources) == 1:
-                group, place = sources[0]
-                if (wanted := (group, dtype, len(entry.shape) == 1)) not in self._casts:
+            if len(entry.columns) == 1:
+                place = int(sources[0])
+                if (wanted := (groups[0], dtype, len(entry.shape) == 1)) not in self._casts:
                     self._casts.append(wanted)
                 cast = self._casts.index(wanted)
-            self._targets.append(_Target(entry.name, dtype, sources, cast, place))
+            self._targets.append(_Target(entry.name, dtype, groups, sources, cast, place))
         called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
         self._blocks = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
@@ -149,7 +162,10 @@ class FastDecoder:
             columns = self._by_name(data)
         except KeyError:
             return None
-        if set(map(type, columns)) != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
+        kinds = set(map(type, columns))
+        if kinds == {np.ndarray}:
+            return self._from_arrays(columns)
+        if kinds != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
             return None
         if len(columns) * len(columns[0]) > _MAX_TRANSPOSED:
             return None
@@ -180,20 +196,47 @@ class FastDecoder:
             picked.append(values)
         try:
             with np.errstate(over="raise"):
-                blocks = [
-                    np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
-                    for group, values in zip(self._groups, picked, strict=True)
-                ]
-                casts = []
-                for source, dtype, is_vector in self._casts:
-                    cast = blocks[source].astype(dtype, copy=False)
-                    casts.append(cast[:, :, 0] if is_vector else cast)
-                feeds = {
-                    target.name: casts[target.cast][target.place] if target.cast >= 0 else _stack(target, blocks)
-                    for target in self._targets
-                }
+                return self._of_blocks(
+                    [
+                        np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
+                        for group, values in zip(self._groups, picked, strict=True)
+                    ]
+                )
         except (OverflowError, FloatingPointError):
             return None
+
+    def _from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
+        """Decode columns that are arrays of [N]. Those of one type are converted together."""
+        if {array.ndim for array in columns} != {1} or len(set(map(len, columns))) != 1 or not len(columns[0]):
+            return None
+        blocks = []
+        try:
+            with np.errstate(over="raise"):
+                for group in self._groups:
+                    values = group.pick(columns)
+                    if len({array.dtype for array in values}) != 1 or not group.takes(joined := np.concatenate(values)):
+                        return None
+                    if self._is_one_block:
+                        return self._one_block(joined.reshape(len(values), -1).T, group.dtype)
+                    blocks.append(joined.astype(group.dtype, copy=False).reshape(len(values), -1, 1))
+                return self._of_blocks(blocks)
+        except FloatingPointError:
+            return None
+
+    def _of_blocks(self, blocks: Sequence[Array]) -> Feeds:
+        """Return the feeds of the groups, each an array of [columns, N, 1] in its type.
+
+        Raises:
+            FloatingPointError: a number is too large for its input.
+        """
+        casts = []
+        for source, dtype, is_vector in self._casts:
+            cast = blocks[source].astype(dtype, copy=False)
+            casts.append(cast[:, :, 0] if is_vector else cast)
+        feeds = {
+            target.name: casts[target.cast][target.place] if target.cast >= 0 else _stack(target, blocks)
+            for target in self._targets
+        }
         if not self._blocks:
             return feeds
         sent = {name: block[:, :, 0].T for name, block in zip(self._blocks, blocks, strict=True) if name}
@@ -285,11 +328,9 @@ def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[
 
 
 def _stack(target: _Target, blocks: Sequence[Array]) -> Array:
-    """Return the array of an input of several columns from blocks of [columns of one type, N, 1]."""
-    stacked = np.empty((blocks[0].shape[1], len(target.sources)), dtype=target.dtype)
-    for position, (group, place) in enumerate(target.sources):
-        stacked[:, position] = blocks[group][place, :, 0]
-    return stacked
+    """Return the array of an input of several columns, [N, columns], from blocks of [columns of one type, N, 1]."""
+    columns = np.concatenate([blocks[group][:, :, 0].astype(target.dtype, copy=False) for group in target.groups])
+    return np.ascontiguousarray(columns[target.order].T)
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:

@@ -1,6 +1,7 @@
 """The fast path gives what the exact path gives, bit by bit, or leaves it to that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,13 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "string": st.text(max_size=3),
 }
+SOURCES: dict[str, Sequence[Any]] = {
+    **dict.fromkeys(("double", "float"), (np.float64, np.float64, np.float32, np.int64, np.uint64, np.bool_, object)),
+    **dict.fromkeys(("long", "integer"), (np.int64, np.int64, np.int32, np.uint64, np.float64, object)),
+    "boolean": [np.bool_, np.bool_, np.int64],
+    "string": [object, object, "U3"],
+}
+"""The types of arrays that a client may send for a column."""
 ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=2), st.just([]), st.just([1.0]))
 
 
@@ -99,6 +107,7 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
     more: dict[str, Any] = {"more": {"odd": 1}} if has_more else {}
     shuffled = [names[place] for place in order] + list(more)
     columns = {name: [row[place] for row in whole] for place, name in enumerate(names)}
+    kinds = {column.name: column.type for column in schema.columns}
     records = [{name: row[place] for name, place in zip(shuffled, order, strict=False)} | more for row in whole]
     calls: list[Callable[[Schema], Feeds]] = [
         lambda s: s.from_array(rows),
@@ -111,6 +120,10 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
         lambda s: s.from_columns(columns | more),
         lambda s: s.from_columns(columns | {names[0]: columns[names[0]][1:]}),
     ]
+    with np.errstate(over="ignore", invalid="ignore"), suppress(ValueError, TypeError, OverflowError):
+        arrays = {name: np.array(columns[name], dtype=shuffle.choice(SOURCES[kind])) for name, kind in kinds.items()}
+        uneven = arrays | {names[0]: arrays[names[0]][1:]}
+        calls += [lambda s: s.from_columns(arrays | more), lambda s: s.from_columns(uneven)]
     slow = exact(schema)
     for call in calls:
         assert outcome(lambda: call(schema)) == outcome(lambda: call(slow))  # noqa: B023 - called at once
@@ -145,6 +158,9 @@ def test_what_plainly_fits_goes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
     schema.from_rows(list("bnds"), [row[::-1]])
     schema.from_records([record, record])
     schema.from_columns({name: [value] for name, value in record.items()})
+    schema.from_columns(
+        {name: np.array([value], dtype=object if name == "s" else None) for name, value in record.items()}
+    )
     schema.from_array([row])
 
 

@@ -9,8 +9,9 @@ outputs are computed, whichever are requested: the inference log has them all.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch, join_names
 from mlflow_deploy_plugin.runtime import (
@@ -49,16 +50,14 @@ _CURL = "application/x-www-form-urlencoded"
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
+class RequestedOutput(NamedTuple):
     """An output of the response, as bytes behind the JSON or within it. One without a name stands for all of them."""
 
     name: str
     is_binary: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class V2Request:
+class V2Request(NamedTuple):
     """A decoded infer request, of REST or gRPC; `id` is empty if it has none."""
 
     id: str
@@ -94,7 +93,8 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
 
 
 def _decode_document(document: Mapping[str, Any], binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
-    arrays = _read_inputs(document.get("inputs"), binary, schema)
+    with np.errstate(over="raise"):
+        arrays = _read_inputs(document.get("inputs"), binary, schema)
     return V2Request(
         read_id(document.get("id")),
         bind_tensors(arrays, schema),
@@ -203,7 +203,8 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, Any]) -> Mappin
         InvalidRequest: they are no object, or a parameter that would change the response is not supported.
     """
     parameters = entry.get("parameters")
-    parameters = {} if parameters is None else parameters
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"{owner}: parameters is a JSON {json_type(parameters)}; an object is expected")
     for name in _UNSUPPORTED:
