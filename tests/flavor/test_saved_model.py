@@ -1,5 +1,6 @@
 import json
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_lock_lists_what_is_installed_by_name() -> None:
 
     names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
     assert all("==" in line for line in lines)
-    assert "scikit-learn" in names
+    assert f"scikit-learn=={version('scikit-learn')}" in lines
     assert names == sorted(names)
 
 
