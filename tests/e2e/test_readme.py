@@ -1,10 +1,10 @@
-"""README.md does what it says, in the environment of `make install`; test_install.py walks it in empty ones."""
+"""README.md does what it says; test_install.py runs the example and walks "By hand" in empty environments."""
 
 import re
 import sys
 from pathlib import Path
 
-from tests.support.guides import ROOT, blocks, run_smallest_example, section, walk_by_hand
+from tests.support.guides import ROOT, blocks, run_smallest_example, section
 
 ENVIRONMENT = Path(sys.prefix)
 
@@ -20,7 +20,3 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 def test_the_smallest_example_runs(tmp_path: Path) -> None:
     run_smallest_example(ENVIRONMENT, tmp_path)
-
-
-def test_the_commands_of_by_hand_run_in_their_order_and_leave_nothing_running(tmp_path: Path) -> None:
-    walk_by_hand(ENVIRONMENT, ROOT, tmp_path)
