@@ -56,6 +56,7 @@ _SHOWN_ROWS = 5_000
 _SEED = 0
 _DROPPED = "capture.drop leaves it out of the log"
 _MASKED = "capture.mask writes hashes of its values into the log"
+_NOTHING_LEFT = "capture.drop or capture.mask keeps every column that would be judged out of the log"
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -159,16 +160,19 @@ class WindowComparison:
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
         """Return the verdict on some columns; empty means all. Without a reference nothing is judged."""
         request = self.request
-        if self.reference is None:
-            findings = self._not_judged(dict.fromkeys(self.names, self.missing_reason), columns)
-            rate = request.spec.false_alarm_rate
-            return DriftVerdict("not judged", self.profile.rows, 0, rate, self.missing_reason, findings=findings)
+        chosen = tuple(name for name in columns or self.names if name not in self.excluded)
+        if self.reference is None or not chosen:
+            reason = self.missing_reason or _NOTHING_LEFT
+            findings = self._not_judged(dict.fromkeys(self.names, reason), columns)
+            return DriftVerdict(
+                "not judged", self.profile.rows, 0, request.spec.false_alarm_rate, reason, findings=findings
+            )
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         verdict = judge_profile(
             self.reference,
             self.profile,
             request.window.start_us,
-            request.spec.model_copy(update={"columns": columns}),
+            request.spec.model_copy(update={"columns": chosen}),
             request.settings.cache_path / _CACHE,
             self.segments,
         )
@@ -254,7 +258,6 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     profile = _profile_without(profile, excluded)
     segments: Mapping[str, SegmentProfiles] = {}
     if reference is not None:
-        reference = _reference_without(reference, excluded)
         segments, segment_notes = _segment_profiles(request, version, reference)
         notes += segment_notes
     return WindowComparison(request, version, reference, missing_reason, profile, segments, tuple(notes), excluded)
@@ -273,23 +276,6 @@ def excluded_columns(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, 
         if name is not None:
             found[column] = reasons[name]
     return found
-
-
-def _reference_without(reference: DriftReference, columns: Mapping[str, str]) -> DriftReference:
-    if not columns:
-        return reference
-    pieces = reference.pieces
-    return replace(
-        reference,
-        bins={name: bins for name, bins in reference.bins.items() if name not in columns},
-        pieces=replace(
-            pieces,
-            windows=tuple(_profile_without(window, columns) for window in pieces.windows),
-            steps=tuple(_profile_without(step, columns) for step in pieces.steps),
-            total=_profile_without(pieces.total, columns),
-            lagged=None if pieces.lagged is None else _profile_without(pieces.lagged, columns),
-        ),
-    )
 
 
 def _profile_without(profile: Profile, columns: Mapping[str, str]) -> Profile:
@@ -380,7 +366,8 @@ def _required(compared: WindowComparison, requirement: Requirement, worth: float
         worth: see `_sample_worth`.
     """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
-    names = [argument] if argument else [name for name in compared.names if not spec.columns or name in spec.columns]
+    held = [name for name in compared.names if name not in compared.excluded]
+    names = [argument] if argument else [name for name in held if not spec.columns or name in spec.columns]
     if why_not := _why_not_judged(compared, requirement, names):
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
@@ -422,6 +409,8 @@ def _why_not_judged(compared: WindowComparison, requirement: Requirement, names:
         return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
     if requirement.name != "missing" and compared.reference is None:
         return compared.missing_reason
+    if argument in compared.excluded:
+        return compared.excluded[argument]
     if not names or (argument and argument not in compared.names):
         return f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
     return ""

@@ -122,6 +122,32 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(
     assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
 
 
+def test_a_requirement_speaks_of_the_columns_that_the_log_holds(
+    ask: Callable[..., Any], found: Callable[..., Any]
+) -> None:
+    rows = day(100)
+    del rows["temp"]
+    withheld = CaptureSpec(drop=("temp",), mask=("carrier",))
+
+    judged = ask(rows, "data_quality", withheld, require="missing<=0.05")
+    named = ask({"temp": []}, "data_quality", withheld, require="missing(temp)<=0.05")
+
+    assert judged.state == "kept"
+    assert {one.subject for one in judged.findings if one.check == "criterion"} <= {
+        "missing(noise)",
+        "missing(prediction)",
+    }
+    assert found(named, "missing(temp)").reason == "capture.drop leaves it out of the log"
+    assert named.state == "not judged"
+
+
+def test_without_a_column_that_the_log_holds_nothing_is_judged(ask: Callable[..., Any]) -> None:
+    judged = ask(day(100), withheld=CaptureSpec(mask=("temp", "carrier", "noise", "prediction")))
+
+    assert (judged.state, {one.state for one in judged.findings}) == ("not judged", {"not judged"})
+    assert judged.reason.startswith("capture.drop or capture.mask keeps every column")
+
+
 def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any], found: Callable[..., Any]) -> None:
     warm = day(100, temp=np.full(ROWS, 50.0))
 

@@ -294,7 +294,6 @@ def load_segment_references(
     times = event_times(whole.sample)
     window = request.window
     length_us = window.end_us - window.start_us
-    key = bins_digest(whole.bins)  # they may lack columns that are excluded
     parts = []
     for value in values:
         rows = is_segment(whole.sample, column, value)
@@ -303,7 +302,7 @@ def load_segment_references(
             own = None if times is None else times[np.asarray(rows)]
             pieces = cut_pieces(whole.bins, sample, own, window.start_us % length_us, length_us)
         else:
-            pieces = log_reference.pieces(whole.bins, key, sample, window, (column, value))
+            pieces = log_reference.pieces(whole.bins, whole.bins_key, sample, window, (column, value))
         parts.append(replace(whole, pieces=pieces, sample=sample, notes=()))
     return parts
 
