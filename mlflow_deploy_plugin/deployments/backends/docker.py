@@ -14,8 +14,8 @@ serves, is awaited, accepts from the same socket, and takes its name; then the e
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -49,9 +49,8 @@ from mlflow_deploy_plugin.deployments.backends.local import check_port
 from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
+    MachineBackend,
     PreviousState,
-    machine_pages,
-    machine_place,
     observe_absent,
     observe_server,
     server_url,
@@ -59,15 +58,13 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, Refused
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.server import MASK_KEY
-from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     CONTROL,
     FOLLOWED,
-    LOOK,
     SERVER,
     SPEC,
     SPOOL,
@@ -82,10 +79,9 @@ _KEPT = (FOLLOWED, CONTROL, MASK_KEY)
 
 
 @dataclass
-class DockerBackend:
+class DockerBackend(MachineBackend):
     """Servers in containers of the engine that DOCKER_HOST names, else of this machine's own."""
 
-    settings: Settings
     _connected: Any = field(default=None, init=False)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
@@ -139,14 +135,6 @@ class DockerBackend:
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(found, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
-    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of the server, or why it does not give it."""
-        return machine_pages(spec, path, timeout_seconds)
-
-    def place(self, name: str) -> str:
-        """Return the name of this machine; raise NotReady if the server is on another one."""
-        return machine_place(name, self.settings)
-
     def stop(self, name: str) -> None:
         """Stop the containers; requests in flight are finished, or killed when their time is up."""
         with docker_errors():
@@ -175,15 +163,6 @@ class DockerBackend:
         with docker_errors():
             server = self._server(name)
         return server is not None and server.status in ("running", "restarting")
-
-    def poll_registry(self, name: str) -> None:
-        """Make the endpoint's agent ask the registry at once instead of at its next poll."""
-        with suppress(OSError):  # it has no server: the next poll comes anyway
-            (self.settings.state_dir(name) / LOOK).touch()
-
-    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
-        """Yield the address of the published port."""
-        return nullcontext(server_url(spec.server))
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log, and with `follow` those to come until its container ends."""

@@ -12,8 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,8 @@ from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
 from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
+    MachineBackend,
     PreviousState,
-    machine_pages,
-    machine_place,
     observe_absent,
     observe_server,
     server_url,
@@ -32,14 +31,12 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, Refused
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
-from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOG,
-    LOOK,
     SERVER,
     SPEC,
     AgentState,
@@ -53,11 +50,9 @@ _PORTS_TRIED = 1000
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class LocalBackend:
+@dataclass
+class LocalBackend(MachineBackend):
     """Servers on this machine."""
-
-    settings: Settings
 
     def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
         """Serve `spec`, whose port is set, wait until every worker does, and return its address.
@@ -111,14 +106,6 @@ class LocalBackend:
             return observe_absent(spec.name, self.settings, f"the server is gone{last_line}", log)
         return observe_server(spec, folder, server, log)
 
-    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of the server, or why it does not give it."""
-        return machine_pages(spec, path, timeout_seconds)
-
-    def place(self, name: str) -> str:
-        """Return the name of this machine; raise NotReady if the server is on another one."""
-        return machine_place(name, self.settings)
-
     def stop(self, name: str) -> None:
         """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
         folder = self.settings.state_dir(name)
@@ -135,18 +122,9 @@ class LocalBackend:
         self.stop(name)
         shutil.rmtree(self.settings.state_dir(name), ignore_errors=True)
 
-    def poll_registry(self, name: str) -> None:
-        """Make the endpoint's agent ask the registry at once instead of at its next poll."""
-        with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
-            (self.settings.state_dir(name) / LOOK).touch()
-
     def is_running(self, name: str) -> bool:
         """Return True if the endpoint's server lives, ready or not, and is not stopping."""
         return _running_pid(self.settings.state_dir(name)) is not None
-
-    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
-        """Yield the address of the server."""
-        return nullcontext(server_url(spec.server))
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log, and with `follow` those to come until the server ends."""

@@ -6,7 +6,8 @@ A server of this machine and one in a container keep such a folder on this machi
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, reachable_url
 from mlflow_deploy_plugin.statedir import (
     AGENT,
+    LOOK,
     SERVER,
     SPEC,
     WANTED,
@@ -78,24 +80,38 @@ def lock_path(name: str, settings: Settings) -> Path:
     return settings.deployments_path / f".{name}.lock"
 
 
-def machine_place(name: str, settings: Settings) -> str:
-    """Return the name of the state folders of this machine, if the endpoint's is one of them, as `Backend.place`.
+@dataclass
+class MachineBackend:
+    """The part of a `Backend` that all servers with a state folder on this machine share."""
 
-    Whoever sees them reads it there. A process in a pod, or beside other servers of the same store, has other ones.
-    """
-    if not settings.state_dir(name).is_dir():
-        raise NotReady(f"the server of {name!r} is on another machine")
-    written = settings.deployments_path / _PLACE
-    if not written.exists():
-        with locked(written.with_name(f"{_PLACE}.lock")):
-            if not written.exists():
-                write_atomically(written, uuid.uuid4().hex.encode())
-    return written.read_text()
+    settings: Settings
 
+    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+        """Return a page of the server, or why it does not give it."""
+        return {spec.name: fetch_page(f"{server_url(spec.server)}{path}", timeout_seconds)}
 
-def machine_pages(spec: EndpointSpec, path: str, timeout_seconds: float) -> dict[str, bytes | Refused]:
-    """Return a page of the endpoint's server on this machine, as `Backend.server_pages`."""
-    return {spec.name: fetch_page(f"{server_url(spec.server)}{path}", timeout_seconds)}
+    def place(self, name: str) -> str:
+        """Return the name of the state folders of this machine, if the endpoint's is one of them.
+
+        Whoever sees them reads it there. A process in a pod, or beside other servers of the same store, has other ones.
+        """
+        if not self.settings.state_dir(name).is_dir():
+            raise NotReady(f"the server of {name!r} is on another machine")
+        written = self.settings.deployments_path / _PLACE
+        if not written.exists():
+            with locked(written.with_name(f"{_PLACE}.lock")):
+                if not written.exists():
+                    write_atomically(written, uuid.uuid4().hex.encode())
+        return written.read_text()
+
+    def poll_registry(self, name: str) -> None:
+        """Make the endpoint's agent ask the registry at once instead of at its next poll."""
+        with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
+            (self.settings.state_dir(name) / LOOK).touch()
+
+    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
+        """Yield the address of the server, or of its published port."""
+        return nullcontext(server_url(spec.server))
 
 
 def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observation:
