@@ -107,7 +107,8 @@ def register(name: str, models: Models) -> None:
     """Register the models `once` and `twice` as versions 1 and 2."""
     for folder in (models.once, models.twice):
         graph = onnx.load(f"{folder}/model.onnx")
-        mlflow.onnx.log_model(graph, name="model", signature=SIGNATURE, registered_model_name=name)
+        named: dict[str, Any] = {"name": "model", "registered_model_name": name, "pip_requirements": []}
+        mlflow.onnx.log_model(graph, signature=SIGNATURE, **named)
 
 
 def predictions(client: BaseDeploymentClient, name: str) -> Any:

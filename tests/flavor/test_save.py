@@ -187,7 +187,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
 def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     tracking: Path, unfaithful: Any, table: pd.DataFrame
 ) -> None:
-    info = onnxserve.log_model(unfaithful, name="model", input_example=table)
+    info = onnxserve.log_model(unfaithful, name="model", input_example=table, pip_requirements=[])
 
     assert "answers otherwise" in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(info.model_uri).predict(table), unfaithful.predict(table))
@@ -209,7 +209,7 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
 ) -> None:
     booster.fit(table, table.a)
 
-    info = onnxserve.log_model(booster, name="model", input_example=table)
+    info = onnxserve.log_model(booster, name="model", input_example=table, pip_requirements=[])
 
     assert {flavor, "python_function"} <= {*info.flavors}
     found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
@@ -223,7 +223,9 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
     booster = lightgbm.LGBMClassifier(linear_tree=True, n_estimators=3, verbose=-1).fit(cities, table.a > table.b)
 
-    info = onnxserve.log_model(booster, name="model", input_example=cities, pyfunc_predict_fn=predict_fn)
+    info = onnxserve.log_model(
+        booster, name="model", input_example=cities, pyfunc_predict_fn=predict_fn, pip_requirements=[]
+    )
 
     assert info.signature.inputs.input_dict()["city"].type.name == "string"
     found = mlflow.pyfunc.load_model(info.model_uri).predict(cities.astype({"city": str}))
@@ -239,7 +241,9 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, t
 
     for model in models:
         model.fit(table, labels)
-        info = onnxserve.log_model(model, name="model", input_example=table, pyfunc_predict_fn="predict_proba")
+        info = onnxserve.log_model(
+            model, name="model", input_example=table, pyfunc_predict_fn="predict_proba", pip_requirements=[]
+        )
 
         found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
         np.testing.assert_allclose(found, model.predict_proba(table))
@@ -250,7 +254,7 @@ def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.
     dated = table.assign(day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D"))
     pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(dated, table.a)
 
-    info = onnxserve.log_model(pipeline, name="model", input_example=dated)
+    info = onnxserve.log_model(pipeline, name="model", input_example=dated, pip_requirements=[])
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert reason.startswith("column 'day' has the type datetime64")
@@ -263,7 +267,7 @@ def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
     stacked = table.rename(columns={"a": "prediction"})
     pipeline = LinearRegression().fit(stacked, table.a)
 
-    info = onnxserve.log_model(pipeline, name="model", input_example=stacked)
+    info = onnxserve.log_model(pipeline, name="model", input_example=stacked, pip_requirements=[])
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert reason.startswith("input_example: the name 'prediction' is taken")
@@ -278,7 +282,7 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
     timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
     pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(timed, table.a)
 
-    info = onnxserve.log_model(pipeline, name="model", input_example=timed)
+    info = onnxserve.log_model(pipeline, name="model", input_example=timed, pip_requirements=[])
 
     found = mlflow.pyfunc.load_model(info.model_uri).predict(timed.astype({"took": str}))
     np.testing.assert_allclose(found, pipeline.predict(timed))
@@ -291,7 +295,7 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
     decimals = table.assign(price=prices)
     regression = LinearRegression().fit(decimals, table.a)
 
-    info = onnxserve.log_model(regression, name="model", input_example=decimals)
+    info = onnxserve.log_model(regression, name="model", input_example=decimals, pip_requirements=[])
 
     assert "logged without its input_example, which MLflow cannot save: Object of type Decimal" in caplog.text
     found = mlflow.pyfunc.load_model(info.model_uri).predict(decimals)

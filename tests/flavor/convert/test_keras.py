@@ -90,7 +90,9 @@ CASES: dict[str, tuple[Callable[[], Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] if case == "masked tokens" else []) for case in CASES]
+)
 def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_path: Path) -> None:
     make, example = CASES[case]
     keras.utils.set_random_seed(0)

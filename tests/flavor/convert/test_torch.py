@@ -138,7 +138,9 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
     """MLflow's default format `pt2`: what it loads has no `eval`, it is in the mode that it was traced in."""
     rows = torch.randn(20, 4)
     module = _mlp().eval()
-    mlflow.pytorch.save_model(module, tmp_path / "logged", input_example=rows[:5].numpy(), serialization_format="pt2")
+    mlflow.pytorch.save_model(
+        *(module, tmp_path / "logged"), input_example=rows[:5].numpy(), serialization_format="pt2", pip_requirements=[]
+    )
     traced = mlflow.pytorch.load_model(tmp_path / "logged")
 
     save_model(traced, tmp_path / "model", input_example=rows.numpy())
@@ -213,6 +215,7 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
         np.testing.assert_allclose(found["tokens"], wanted["tokens"].numpy(), atol=1e-5)
 
 
+@pytest.mark.long
 def test_free_sizes_do_not_depend_on_what_was_wrapped_before() -> None:
     wrap(Tokens().eval(), _texts(20, 7))
 
