@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.guides import ROOT, blocks, section
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.parent.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 
@@ -27,6 +29,14 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
     assert '<link rel="stylesheet" href="site.css">' in front  # links that not only their colour tells from the text
     assert 'role="dialog" aria-label="Search"' in front
     assert re.search(r"<tr>\s*<th></th>\s*<th></th>\s*</tr>", front) is None
+
+
+def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
+    """README's example and its walk "By hand" are run by tests/e2e/test_install.py, in empty environments."""
+    (block,) = blocks("sh", section("Two commands"))
+    assert re.findall(r"^make ([\w-]+)", block, flags=re.MULTILINE) == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}: install$", makefile, re.MULTILINE) for target in ("demo", "test"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

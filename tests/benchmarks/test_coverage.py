@@ -13,6 +13,8 @@ from benchmarks import coverage
 from benchmarks.covering.estimators import numbers, target
 from benchmarks.covering.judge import Case, judge
 
+pytestmark = pytest.mark.long
+
 QUICK = ("text: counts with accents", "gaps: scaler, tree", "voting, soft", "grid: nearest neighbours")
 
 

@@ -27,6 +27,7 @@ from tests.support.workflows import StepResult, Workflow
 EXAMPLE = ROOT / "projects/model_repository"
 WORKFLOW = ROOT / ".github/workflows/model.yaml"
 MODEL = "tumours"
+pytestmark = pytest.mark.long
 JOBS = ("version", "image", "canary", "promote")
 
 
@@ -61,7 +62,6 @@ def repository(mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.
             client.delete_registered_model(MODEL)
 
 
-@pytest.mark.long
 def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_rolls_back(
     repository: Repository,
 ) -> None:
@@ -99,7 +99,6 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         client.delete_deployment(MODEL)
 
 
-@pytest.mark.long
 def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository) -> None:
     (document,) = (block for block in blocks("yaml", (ROOT / "docs/ci.md").read_text()) if "stages:" in block)
     gitlab = yaml.safe_load(document)

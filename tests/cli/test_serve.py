@@ -143,12 +143,6 @@ def test_no_follow_stays_with_what_it_resolved(
 @pytest.mark.parametrize(
     ("kinds", "arguments", "message"),
     [
-        ((), ["-m", "models:/no-such-model/Production"], "there is no registered model no-such-model"),
-        (
-            ("+1", "+2"),
-            ["-m", "models:/{name}/Production"],
-            "has no version in stage Production; versions: 1 (None), 2",
-        ),
         (("+1",), ["-m", "models:/{name}@live"], "has no alias live; versions: 1 (None)"),
         (("broken",), ["-m", "models:/{name}/1"], "ONNX Runtime cannot load model.onnx"),
         (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], "--device cuda"),

@@ -40,7 +40,8 @@ def turning() -> tuple[Any, Any, list[Any]]:
     return Turning(), rows, Turning()(torch.from_numpy(rows.copy())).tolist()
 
 
-@pytest.mark.parametrize("made", [ordered, pytest.param(turning, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("made", [ordered, turning])
 def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_says(
     tmp_path: Path,
     client: BaseDeploymentClient,

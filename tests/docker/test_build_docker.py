@@ -67,6 +67,7 @@ def test_equal_inputs_give_an_equal_layer_by_either_builder(
     assert len(layers) == 1
 
 
+@pytest.mark.long
 def test_a_followed_model_is_the_registrys(image: str, tag: str, start: Any, tracking_uri: str, times: Any) -> None:
     first, second = log_version(times, 2), log_version(times, 3)
     registry = MlflowClient(tracking_uri)

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.images import build_image, planned_image
 from mlflow_deploy_plugin.registry import REGISTERED_META
 from tests.docker.conftest import HARDENED, Container, run_docker, send
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/server/test_cloud.py tries the same without containers
 
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 DOUBLED = [[2.0, 4.0], [6.0, 8.0]]

@@ -222,6 +222,7 @@ def test_an_update_that_does_not_come_up_leaves_what_serves_alone(
     assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(
     client: BaseDeploymentClient, flights: str
 ) -> None:
@@ -252,6 +253,7 @@ def test_a_container_that_is_taken_away_is_said_and_brought_back(client: BaseDep
     assert predictions(client, flights) == [{"y": 3.0}]
 
 
+@pytest.mark.long
 def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
     client: BaseDeploymentClient, flights: str, home: Path, image: str
 ) -> None:
@@ -266,6 +268,7 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
     assert ours(home) == [flights, f"{flights}-listener"]
 
 
+@pytest.mark.long
 def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
     client: BaseDeploymentClient, flights: str, home: Path
 ) -> None:
@@ -278,6 +281,7 @@ def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
     assert ours(home) == [flights, f"{flights}-listener"]
 
 
+@pytest.mark.long
 def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
 ) -> None:
@@ -300,7 +304,13 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"container.image": "onnxserve-test:of-nobody"}, "there is no image 'onnxserve-test:of-nobody' here"),
         ({"container.image": "python:3.11-slim-bookworm"}, "-C container.image=… is to be one of onnxserve's images"),
         ({"container.network": "of-nobody"}, "there is no Docker network of-nobody"),
-        ({"container.memory_bytes": 64 * 1024**2}, "is out of memory: -C container.memory_bytes=… is to be more than"),
+        pytest.param(
+            *(
+                {"container.memory_bytes": 64 * 1024**2},
+                "is out of memory: -C container.memory_bytes=… is to be more than",
+            ),
+            marks=pytest.mark.long,
+        ),
         ({"container.secrets.TOKEN": "README.md"}, "container.secrets.TOKEN: an absolute path is expected"),
         ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
         ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
@@ -324,6 +334,7 @@ def test_what_cannot_be_served_is_one_line_and_leaves_nothing(
     assert ours(home) == before
 
 
+@pytest.mark.long
 def test_a_model_that_does_not_load_is_said_in_the_servers_words(
     client: BaseDeploymentClient, name: str, models: Models, image: str
 ) -> None:
@@ -346,6 +357,7 @@ def test_a_taken_port_and_a_taken_name_are_said(
         run_docker("rm", "-v", name)
 
 
+@pytest.mark.long
 def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refused(
     client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
 ) -> None:
@@ -371,6 +383,7 @@ def test_no_engine_is_one_line(
     assert (shown["state"], shown["reason"][:30]) == ("failed", "no Docker engine answers at un")
 
 
+@pytest.mark.long
 def test_an_alias_is_followed_by_the_container(
     client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
 ) -> None:

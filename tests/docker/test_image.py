@@ -124,6 +124,7 @@ def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image: str, 
     assert "which is not installed here" in ended.stderr
 
 
+@pytest.mark.long
 def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, tracking_uri: str, times: Any) -> None:
     first, second = log_version(times, 2), log_version(times, 3)
     registry = MlflowClient(tracking_uri)

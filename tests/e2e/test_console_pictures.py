@@ -42,6 +42,7 @@ CONTRAST = """selectors => {
 }"""
 """The contrast of elements against their card, as WCAG 2 defines it."""
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.chromium,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
 ]

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.long  # minutes; its steps, a training, a deployment, a day and its verdict, are those of test_readme.py
+@pytest.mark.long  # minutes; its steps, a training, a deployment, a day and its verdict, are those of test_install.py
 @pytest.mark.timeout(900)
 def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path) -> None:
     home = tmp_path / "demo"

@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from tests.support.models import columns, write_model
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.long
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [
