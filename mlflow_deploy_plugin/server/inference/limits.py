@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv6Address, IPv6Network
 from math import ceil
 from typing import Any, Protocol
 
@@ -150,8 +151,9 @@ class RequestLimits:
 
     def _client(self, request: RawRequest, key: KeyEntry | None) -> bytes:
         named = request.headers.get(self._rate_header) if self._rate_header else None
-        caller = (key.name if key else request.caller) or request.client
-        return _digest(f"address {caller}" if named is None else f"key {named}")
+        if named is not None:
+            return _digest(f"key {named}")
+        return _digest(f"address {(key.name if key else request.caller) or _network(request.client)}")
 
     def _limiter_of_key(self, name: str, rate: str) -> tuple[RateLimiter, bytes]:
         """Return the limiter of this rate of a key, and the client that it counts the key as."""
@@ -174,6 +176,17 @@ class RequestLimits:
             yield
         finally:
             self.release()
+
+
+def _network(address: str) -> str:
+    """Return the address as a caller is counted by it: of IPv6 its /64, which one caller has as a whole."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or IPv6Network((parsed, 64), strict=False))
 
 
 def _digest(source: str) -> bytes:

@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -110,6 +110,27 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     assert 1 <= error.value.retry_after <= 60
     assert refused == ["rate"]
     limited.check_rates(sent("192.0.2.2"), None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_one_caller"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("no:address", "no:other", False),
+    ],
+)
+def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
+    clock: Clock, first: str, second: str, is_one_caller: bool
+) -> None:
+    limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock))
+    limited.check_rates(sent(first), None)
+
+    with pytest.raises(TooManyRequests) if is_one_caller else nullcontext():
+        limited.check_rates(sent(second), None)
     clock.now += 2 * 60
     limited.check_rates(sent("192.0.2.1"), None)
 
