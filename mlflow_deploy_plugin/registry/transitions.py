@@ -4,7 +4,7 @@ Here is also the audit trail of an endpoint together with that of the models it 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, r
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, all_versions, newest, resolve, selects
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
     from mlflow_deploy_plugin.store import AuditEvent, Store
 
 STARTED_AT = "begun"
@@ -178,18 +180,17 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             client = registry_client()
             if uri.kind == "alias":
                 client.set_registered_model_alias(name, uri.selector, version)
-            elif uri.kind == "tag":
-                key, value = uri.tag
-                client.set_model_version_tag(name, version, key, value)
-                for other in all_versions(client, name):
-                    if selects(uri, other) and str(other.version) != version:
-                        client.delete_model_version_tag(name, str(other.version), key)
-            elif (there := [str(one.version) for one in all_versions(client, name) if selects(uri, one)]) != [version]:
-                client.transition_model_version_stage(name, version, uri.selector)
-                others = [one for one in there if one != version]
-                # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
-                for other in others if uri.selector.capitalize() in _ARCHIVES_OTHERS else ():
-                    client.transition_model_version_stage(name, other, "Archived")
+            elif (before := _selected(client, uri)).keys() != {version}:
+                if uri.kind == "tag":
+                    client.set_model_version_tag(name, version, *uri.tag)
+                else:
+                    client.transition_model_version_stage(name, version, uri.selector)
+                for other in _superseded(before, _selected(client, uri), version):
+                    if uri.kind == "tag":
+                        client.delete_model_version_tag(name, other, uri.tag[0])
+                    elif uri.selector.capitalize() in _ARCHIVES_OTHERS:
+                        # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
+                        client.transition_model_version_stage(name, other, "Archived")
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
@@ -199,6 +200,26 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             raise InvalidConfig(
                 f"MLflow refuses {name} version {version}: {text.removeprefix('PERMISSION_DENIED: ')}"
             ) from None
+
+
+def _selected(client: Any, uri: ModelURI) -> "dict[str, ModelVersion]":
+    """Return the versions that have the stage or the tag, by number."""
+    return {str(one.version): one for one in all_versions(client, uri.name) if selects(uri, one)}
+
+
+def _superseded(before: Collection[str], after: "Mapping[str, ModelVersion]", version: str) -> list[str]:
+    """Return the versions that leave a stage or a tag to `version`, by those that were there before it and after.
+
+    Another client may have moved its own version there meanwhile. The version that was moved last stays. If that is
+    the other one, its client has taken `version` out, or does so.
+    """
+
+    def moved_at(number: str) -> tuple[int, int]:
+        return after[number].last_updated_timestamp or 0, int(number)
+
+    if version not in after:
+        return []
+    return [one for one in after if one != version and (one in before or moved_at(one) < moved_at(version))]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,34 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     assert stages(model) == ["None", "Production", "Archived"]
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [("2", "3"), ("3", "2")])
+@pytest.mark.parametrize("is_ours_last", [True, False])
+@pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
+def test_of_two_clients_that_move_at_once_one_wins(
+    model: str, selector: str, is_ours_last: bool, ours: str, theirs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = parse_model_uri(f"models:/{model}{selector}")
+    move_version(reference, "1")
+    name = "transition_model_version_stage" if reference.kind == "stage" else "set_model_version_tag"
+    move = getattr(MlflowClient, name)
+
+    def move_while_they_do(*arguments: Any) -> None:
+        monkeypatch.undo()
+        if is_ours_last:
+            move_version(reference, theirs)
+        move(*arguments)
+        if not is_ours_last:
+            move_version(reference, theirs)
+
+    monkeypatch.setattr(MlflowClient, name, move_while_they_do)
+    move_version(reference, ours)
+
+    assert current_version(reference) in (ours, theirs)
+    if reference.kind == "stage":  # MLflow keeps no time of a tag: of several versions with it the highest counts
+        last = ours if is_ours_last else theirs
+        assert stages(model) == ["Archived", *("Production" if one == last else "Archived" for one in "23")]
+
+
 def test_the_others_are_archived_on_postgresql_too() -> None:
     with postgresql_server() as url, tracking_at(url):
         client = MlflowClient()
