@@ -203,7 +203,8 @@ class ServerSpec(SpecPart):
         "or by all together where ONNXSERVE_REDIS_URL is set.",
     )
     rate_limit_header: HeaderName | None = Field(
-        default=None, description="Header that names the caller for the rate limit. Default: its address; IPv6: its /64."
+        default=None,
+        description="Header that names the caller for the rate limit. Default: its address, of IPv6 its /64.",
     )
     response_cache_bytes: int = Field(
         default=0, ge=0, description="Memory for answers that are given again to the same question; 0: none are kept."

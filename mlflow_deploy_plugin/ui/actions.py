@@ -23,7 +23,7 @@ import requests
 
 from mlflow_deploy_plugin.controller import rollback_target
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, rollout_traffic_refusal
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, Refused, RegistryUnavailable, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import (
     PreviousVersion,
@@ -66,18 +66,19 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
 
 def rollback_target_of(
     store: Store, observed: ObservedEndpoint, registry: Any, metrics: MetricsByServer = MappingProxyType({})
-) -> PreviousVersion | Refused | None:
-    """Return what the endpoint is rolled back to, or why it cannot be; `registry` and `metrics` as `rollback_target`.
+) -> PreviousVersion:
+    """Return what the endpoint is rolled back to; `registry` and `metrics` as `rollback_target`.
 
-    None: MLflow does not answer; the button then says so.
+    Raises:
+        InvalidConfig / NotFound: it cannot be rolled back; the message is for the page.
+        RegistryUnavailable: MLflow does not answer.
     """
     if blocker := server_blocker(observed):
-        return Refused(blocker)
+        raise InvalidConfig(blocker)
     try:
-        found = rollback_target(store, observed, registry, metrics)
-    except RegistryUnavailable:
-        return None
-    return Refused(redact_addresses(found.reason)) if isinstance(found, Refused) else found
+        return rollback_target(store, observed, registry, metrics)
+    except (InvalidConfig, NotFound) as error:
+        raise type(error)(redact_addresses(error.message)) from None
 
 
 def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:
@@ -88,9 +89,13 @@ def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, m
     Raises:
         InvalidConfig: another press or a promotion came first.
     """
-    found = rollback_target(store, observed, None, metrics)
-    if isinstance(found, Refused) or found.version != shown:
-        now = found.reason if isinstance(found, Refused) else f"it would go back to {found.version}"
+    try:
+        version = rollback_target(store, observed, None, metrics).version
+    except (InvalidConfig, NotFound) as error:
+        version, now = "", error.message
+    else:
+        now = f"it would go back to {version}"
+    if version != shown:
         name = observed.endpoint.name
         raise InvalidConfig(f"{name} has changed since the page showed that it goes back to {shown}: by now, {now}")
 

@@ -19,12 +19,11 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
     total_metrics,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig, Refused, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,
-    PreviousVersion,
     gate_status_of,
     parse_model_uri,
     parse_stage_or_alias,
@@ -224,9 +223,14 @@ def _endpoint_card(
         reason = "; ".join(silent) or reason
         is_silent = bool(silent) and len(silent) == len(metrics)
         health = "silent" if is_silent else "degraded" if reason else "healthy"
-    target = rollback_target_of(store, one, registry, metrics) if may_act else None
-    if silent and isinstance(target, Refused):
-        target = None  # a server that is silent now may answer the rollback
+    no_rollback = rollback_to = ""
+    if may_act:
+        try:
+            rollback_to = rollback_target_of(store, one, registry, metrics).version
+        except RegistryUnavailable:
+            pass  # the button says so
+        except (InvalidConfig, NotFound) as error:
+            no_rollback = "" if silent else error.message  # a server that is silent now may answer the rollback
     return EndpointCard(
         name=spec.name,
         health=health,
@@ -237,8 +241,8 @@ def _endpoint_card(
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
-        no_rollback=target.reason if isinstance(target, Refused) else "",
-        rollback_to=target.version if isinstance(target, PreviousVersion) else "",
+        no_rollback=no_rollback,
+        rollback_to=rollback_to,
     )
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate import GatePolicy, promote
-from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, PreviousVersion, StageOrAlias, redact_addresses
+from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.ui.actions import (
@@ -102,7 +102,7 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlf
         said = f"the server of {one.endpoint.name} does not run: `onnxserve start {one.endpoint.name}` first"
         assert server_blocker(down) == said
         assert traffic_blocker(mlflow_app.store, down) == said
-        assert rollback_target_of(mlflow_app.store, down, mlflow_app.registry) == Refused(said)
+        assert refusal(mlflow_app, down) == said
 
 
 def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(mlflow_app: Any) -> None:
@@ -154,15 +154,13 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
 
 
 def target(mlflow_app: Any, one: ObservedEndpoint) -> str:
-    found = rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
-    assert isinstance(found, PreviousVersion)
-    return found.version
+    return rollback_target_of(mlflow_app.store, one, mlflow_app.registry).version
 
 
 def refusal(mlflow_app: Any, one: ObservedEndpoint) -> str:
-    found = rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
-    assert isinstance(found, Refused)
-    return found.reason
+    with pytest.raises((InvalidConfig, NotFound)) as refused:
+        rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
+    return refused.value.message
 
 
 def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments: Deployments) -> None:

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.deployments import (
     open_deployments,
     total_metrics,
 )
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     STARTED_AT,
@@ -104,7 +104,7 @@ def rollback(
 
 def rollback_target(
     store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
-) -> PreviousVersion | Refused:
+) -> PreviousVersion:
     """Return what `rollback` would bring back now: a version, or the model URI of an endpoint that follows nothing.
 
     Args:
@@ -112,20 +112,18 @@ def rollback_target(
         metrics: what the endpoint's servers have counted.
 
     Raises:
+        InvalidConfig / NotFound: as `rollback`.
         RegistryUnavailable: MLflow does not answer.
         StoreUnavailable: the audit trail cannot be read.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
         return PreviousVersion(str(rollout.spec.get("before_version", "")), "the rollout under way is aborted")
-    try:
-        main = main_variant(spec)
-        reference = parse_model_uri(spec.variants[main].model)
-        if not reference.followed:
-            return _earlier_model(store, spec.name, main, spec.variants[main].model)
-        return _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)[1]
-    except (InvalidConfig, NotFound) as error:
-        return Refused(error.message)
+    main = main_variant(spec)
+    reference = parse_model_uri(spec.variants[main].model)
+    if not reference.followed:
+        return _earlier_model(store, spec.name, main, spec.variants[main].model)
+    return _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)[1]
 
 
 @dataclass(frozen=True)
