@@ -91,6 +91,7 @@ class FastDecoder:
 
     Attributes:
         order: the columns that feed the graph, in the signature's order.
+        array_kinds: the numpy kinds that `from_array` takes; none if the columns are not one type and one input.
         _names: the same as a list, which is how JSON brings it.
         _casts: (group, dtype, whether its columns are vectors): columns that are inputs by themselves are converted
             with the others of their type.
@@ -129,7 +130,7 @@ class FastDecoder:
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
         self._is_one_block = len(kinds) == 1 and kinds[0] != "string" and [e.columns for e in inputs] == [order]
         self._is_one_block = self._is_one_block and len(inputs[0].shape) == 2
-        self._array_kinds = _ARRAY_KINDS.get(kinds[0], "") if self._is_one_block else ""
+        self.array_kinds = _ARRAY_KINDS.get(kinds[0], "") if self._is_one_block else ""
         packed = _PACKED.get((kinds[0], inputs[0].dtype)) if self._is_one_block else None
         block = blocks[0].name if blocks else ""
         self._pack_row = _row_packer(self._targets[0], packed, len(order), block) if packed else None
@@ -175,7 +176,7 @@ class FastDecoder:
         """Decode numbers of [N, columns] in the signature's order, for one input of one type of column."""
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
             return None
-        if values.dtype.kind not in self._array_kinds or values.dtype.itemsize > 8:
+        if values.dtype.kind not in self.array_kinds or values.dtype.itemsize > 8:
             return None
         return self._one_block(values, self._groups[0].dtype)
 

@@ -163,7 +163,7 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
     """Return the decoder of a plan: JSON of MLflow's by its shortest way, all else by the protocol."""
-    schema, decode_any = variant.loaded.predictor.schema, protocol.decode
+    schema = variant.loaded.predictor.schema
     is_invocations = protocol is INVOCATIONS
     takes_documents = is_invocations and variant.loaded.predictor.artifact.has_signature
 
@@ -171,9 +171,8 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
         content_type, accept = headers.get("content-type"), headers.get("accept")
         if takes_documents and content_type == JSON and accept in (None, "*/*") and len(body) < LARGE_BYTES:
             return decode_document(json_object(body), schema), None, ""
-        if is_invocations and negotiate_protocol(content_type, accept, limit) is not INVOCATIONS:
-            return {}, None, ""
-        feeds, encode, body_id, _, parameters = decode_any(headers, body, variant)
+        spoken = negotiate_protocol(content_type, accept, limit) if is_invocations else protocol
+        feeds, encode, body_id, _, parameters = spoken.decode(headers, body, variant)
         return {} if "timeout" in parameters else feeds, encode, body_id
 
     return decode

@@ -12,7 +12,7 @@ https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.ia
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -25,8 +25,8 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     UnsupportedColumn,
     address,
     check_type,
+    matrix,
     packed_strings,
-    plain_numbers,
     to_numpy,
 )
 from mlflow_deploy_plugin.server.protocols.content import check_row_aligned
@@ -86,8 +86,15 @@ def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
 
 def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     _check_value_count(table.num_rows, len(chosen), limit)
-    budget = StringBudget(limit)
-    arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
+    budget, batches = StringBudget(limit), table.to_batches()
+    if len(batches) == 1 and table.num_rows and chosen == table.column_names == [*schema.names]:
+        numbers = matrix(batches[0])
+        if numbers is not None and schema.takes_matrix(numbers.dtype):
+            return schema.from_array(numbers)
+    whole = dict(zip(table.column_names, batches[0].columns, strict=True)) if len(batches) == 1 else {}
+    arrays = {
+        name: _column(name, [whole[name]] if whole else _joined(table.column(name)), limit, budget) for name in chosen
+    }
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
@@ -190,35 +197,39 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     """
     if len(given.names) > MOST_COLUMNS:
         raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
-    counts = Counter(given.names)
+    given_names, dtypes = given.names, schema.dtypes
+    counts = Counter(given_names)
     if missing := schema.missing_columns(counts):
         raise SchemaMismatch(missing)
-    names = [name for name in given.names if name in schema.dtypes] if schema.columns else given.names
+    names = [name for name in given_names if name in dtypes] if schema.columns else given_names
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
-    types = dict(zip(given.names, given.types, strict=True))
-    for name in names:
-        dtype = schema.dtypes.get(name, only)
+    checked = set()
+    for name, kind in zip(given_names, given.types, strict=True):
+        dtype = dtypes.get(name, only)
+        if dtype is None or (pair := (str(kind), dtype)) in checked:
+            continue
         try:
-            if dtype is not None:
-                check_type(types[name], dtype, not schema.columns)
+            check_type(kind, dtype, not schema.columns)
         except UnsupportedColumn as error:
             raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
+        checked.add(pair)
     return names
 
 
-def _column(name: str, chunks: Any, limit: int, budget: StringBudget) -> Array:
-    """Return one column of a table, whose chunks are concatenated."""
+def _joined(chunks: Any) -> list[Any]:
+    """Return the chunks of a column; those of numbers as one, since thousands of batches may have a few rows each."""
     import pyarrow as pa
 
-    if chunks.num_chunks == 1 and (numbers := plain_numbers(chunks.chunk(0))) is not None:
-        return numbers
-    is_joined = chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type)  # thousands of batches of a few rows
-    pieces = [chunks.combine_chunks()] if is_joined else chunks.chunks
+    return [chunks.combine_chunks()] if chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type) else chunks.chunks
+
+
+def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:
+    """Return one column of a table, whose pieces are concatenated."""
     cast: dict[tuple[int, ...], Any] = {}
     try:
-        parts = [to_numpy(_without_views(chunk, budget, cast), limit, budget) for chunk in pieces]
+        parts = [to_numpy(_without_views(piece, budget, cast), limit, budget) for piece in pieces]
     except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
@@ -232,6 +243,8 @@ def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...],
     A dictionary of them is cast once for all batches that share it. `cast` keeps it by its address, as `StringBudget`
     keeps decoded dictionaries.
     """
+    if "string_view" not in str(array.type):
+        return array
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
@@ -248,14 +261,17 @@ def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...],
 
 
 def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
-    for column in schema.columns:
-        array = arrays.get(column.name)
-        if array is None:
-            continue
-        label = f"column {column.name!r} ({column.type})"
-        if COLUMN_TYPES[column.type] in ("int32", "int64") and array.dtype.kind == "f" and np.isnan(array).any():
-            raise SchemaMismatch(f"{label}, row {int(np.argmax(np.isnan(array)))}: null; an integer is expected")
-    return schema.from_columns(arrays)
+    try:
+        return schema.from_columns(arrays)
+    except SchemaMismatch:
+        for column in schema.columns:
+            array = arrays.get(column.name)
+            if array is None or array.dtype.kind != "f" or COLUMN_TYPES[column.type] not in ("int32", "int64"):
+                continue
+            if np.isnan(array).any():
+                label = f"column {column.name!r} ({column.type}), row {int(np.argmax(np.isnan(array)))}"
+                raise SchemaMismatch(f"{label}: null; an integer is expected") from None
+        raise
 
 
 def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:

@@ -105,7 +105,7 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
         raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
     if name == "null":
         return np.full(len(array), None, dtype=object)
-    if (values := plain_numbers(array)) is not None:
+    if (values := _plain_numbers(array)) is not None:
         return values
     if name == "bool":
         if (valid := _valid(array)) is not None:
@@ -123,7 +123,19 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
 
 
-def plain_numbers(array: Any) -> Array | None:
+def matrix(batch: Any) -> Array | None:
+    """Return the values of a record batch whose columns are numbers of one type, [N, columns]; None for another one.
+
+    Null is NaN, and integers become floating point for it, as in `to_numpy`.
+    """
+    kinds = set(map(str, batch.schema.types))
+    if len(kinds) != 1 or not kinds <= _NUMBERS.keys():
+        return None
+    values: Array = batch.to_tensor(null_to_nan=True).to_numpy()
+    return values
+
+
+def _plain_numbers(array: Any) -> Array | None:
     """Return the values of an Arrow array of numbers as `to_numpy` does; None for one of another type."""
     dtype = _NUMBERS.get(str(array.type))
     if dtype is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +81,31 @@ def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, do
         planned = plans.answer(request)
         assert planned is not None
         assert shown(planned, request) == shown(handle(server, request), request)
+
+
+def table_of_flights() -> bytes:
+    table = pa.table({name: pa.array([value, value]) for name, value in FLIGHT.items()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"content-type": "application/vnd.apache.arrow.stream"}, table_of_flights()),
+        ({"content-type": "application/vnd.apache.arrow.stream", "accept": "application/json"}, table_of_flights()),
+        ({**JSON, "accept": "application/jsonl"}, orjson.dumps({"dataframe_split": SPLIT})),
+        ({"content-type": "application/jsonl"}, orjson.dumps(FLIGHT) + b"\n" + orjson.dumps(FLIGHT)),
+    ],
+)
+def test_a_plan_answers_tables_of_any_format(server: Server, headers: dict[str, str], body: bytes) -> None:
+    request = RawRequest("POST", "/invocations", headers, body)
+    planned = PlanTable(server).answer(request)
+    assert planned is not None
+    assert shown(planned, request) == shown(handle(server, request), request)
 
 
 def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
@@ -168,7 +194,6 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
     [
         post("/invocations", {"dataframe_split": SPLIT}, x_event_time="2013-07-01T12:00:00Z"),
         post("/invocations", {"dataframe_split": SPLIT}, content_encoding="gzip"),
-        post("/invocations", {"dataframe_split": SPLIT}, accept="application/vnd.apache.arrow.stream"),
         post("/invocations", {"dataframe_split": {"columns": ["carrier"], "data": [["AA"]]}}),
         post("/v2/models/single/infer", {"inputs": [], "parameters": {"timeout": 1}}),
         post("/explain", {"dataframe_split": SPLIT}),
