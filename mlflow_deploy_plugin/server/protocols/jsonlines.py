@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Any
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, concatenate_feeds
-from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json, rows_of
+from mlflow_deploy_plugin.runtime import PREDICTION, Array, Feeds, Schema, concatenate_feeds
+from mlflow_deploy_plugin.server.protocols.content import check_row_aligned, dump_json, json_type, load_json, rows_of
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
 
@@ -107,15 +107,23 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     Raises:
         SchemaMismatch: an output has not one value, or list of values, for each row.
     """
-    rows = rows_of(prediction) if isinstance(prediction, dict) else prediction
-    return b"".join(dump_json(row) + b"\n" for row in rows)
+    if isinstance(prediction, dict):
+        return b"".join(dump_json(row) + b"\n" for row in rows_of(prediction))
+    check_row_aligned({PREDICTION: prediction})
+    if prediction.dtype.kind not in "fiub" or not prediction.size:
+        return b"".join(dump_json(row) + b"\n" for row in prediction)
+    inner = (
+        prediction.ndim - 1
+    )  # JSON writes all numbers at once; what closes one row and opens the next becomes a line
+    end, begin = inner * b"]", inner * b"["
+    return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     """Return the feeds of some lines. If they do not fit the signature, the error names the first wrong line."""
     required = {column.name for column in schema.columns if column.required} if kind == "object" else set()
     for number, document in chunk:
-        if json_type(document) != kind and "object" in (kind, json_type(document)):
+        if isinstance(document, dict) != (kind == "object"):
             raise InvalidRequest(f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}")
         if required and not required <= document.keys():
             raise SchemaMismatch(f"line {number}: {schema.missing_columns(document)}")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import jsonlines
+from mlflow_deploy_plugin.server.protocols.content import dump_json
 
 
 def schema_of(**types: ColumnType) -> Schema:
@@ -85,3 +86,16 @@ def test_each_line_of_the_answer_is_one_prediction() -> None:
     assert jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
     with pytest.raises(SchemaMismatch, match="one value for each row"):
         jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
+    with pytest.raises(SchemaMismatch, match="one value for each row"):
+        jsonlines.encode(np.array(1.5))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object]
+)
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)])
+def test_a_line_is_the_json_of_its_row(dtype: Any, shape: tuple[int, ...]) -> None:
+    rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
+    if rows.dtype.kind == "f" and rows.size:
+        rows.flat[0] = np.nan
+    assert jsonlines.encode(rows) == b"".join(dump_json(row) + b"\n" for row in rows)
