@@ -45,7 +45,7 @@ def test_the_server_answers_as_its_document_says(
         *(sys.executable, "-c", FILE, "run", pages_server.url + "/openapi.json"),
         *("--checks", ",".join(CHECKS), "--phases", phases),
         *("--include-path-regex", f"/{endpoint}([/:]|$){plain}", "--max-examples", str(examples), "--seed", "1"),
-        *("--request-timeout", "20", "--continue-on-failure", "--generation-database", "none"),
+        *("--request-timeout", "60", "--continue-on-failure", "--generation-database", "none"),
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]  # its failures, or its errors
