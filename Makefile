@@ -2,7 +2,8 @@
 # make demo           the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
 # make test           the tests, under ten minutes on two cores (four at a time: many wait for servers)
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
-# make test-all       what is long too, and make test-install
+# make test-long      the long drills: killed processes, full disks, containers, a cluster, the console in a browser
+# make test-all       make test, make test-long and make test-install
 # make stack-test     docker/compose.yaml's services natively: what docs/stack.md says of them
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a link that leads nowhere
@@ -26,7 +27,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-all stack-test images helm docs lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-long test-all stack-test images helm docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -63,9 +64,11 @@ test: install
 test-install: install
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/e2e/test_install.py
 
-test-all: install
+test-long: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(long or install) and not stack' --ignore tests/e2e/test_install.py
+
+test-all: test test-long test-install
 
 # S3 is what AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name; without it nothing is tried.
 stack-test: install
