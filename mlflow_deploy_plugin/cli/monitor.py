@@ -139,8 +139,8 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
     if not due:
         _judge_window(name, monitor_name, window, output, engine)
         return
-    if window is not None or output != "text":
-        raise click.UsageError("--due judges what is due, in lines: it takes neither --window nor -o")
+    if window is not None or output != "text" or engine != "local":
+        raise click.UsageError("--due judges what is due, in lines and here: it takes no --window, -o or --engine")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller import find_monitor, retrain_on_alarm, run_due
         from mlflow_deploy_plugin.monitoring import send_due

@@ -110,13 +110,8 @@ def export(
         ParityError: the exported form answers otherwise; nothing is left at the path.
         InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be had.
     """
-    if format not in FORMATS:
-        raise InvalidConfig(f"the format is {format!r}; there are {', '.join(FORMATS)}")
-    if format == "savedmodel":
-        raise ConversionError(_SAVEDMODEL)
+    _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = Path(path).expanduser().absolute()
-    if (wheels or download_wheels) and format != "bundle":
-        raise InvalidConfig("wheels go into a bundle; the format is " + format)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
     resolved = resolve(model_uri)
@@ -157,6 +152,17 @@ def export(
             target /= made.name
         _place(made, target)
     return ExportedModel(target, format, described["name"], described["version"], _count(data), largest)
+
+
+def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
+    """Refuse a format that there is none of, or that takes no option that was given."""
+    if format not in FORMATS:
+        raise InvalidConfig(f"the format is {format!r}; there are {', '.join(FORMATS)}")
+    if format == "savedmodel":
+        raise ConversionError(_SAVEDMODEL)
+    for other, what in (("bundle", "wheels go"), ("wheel", "a package's name goes")):
+        if options_of[other] and format != other:
+            raise InvalidConfig(f"{what} into a {other}; the format is {format}")
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:

@@ -60,14 +60,13 @@ def parity_rows(
     parity_data: Batch | None,
     boundary_values: BoundaryValues,
     sizes: Mapping[str, Mapping[int, str]] | None = None,
-    seed: int = 0,
 ) -> Iterator[RowGroup]:
     """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together.
 
     Args:
         sizes: as `symbolic_sizes` returns them; rows of other sizes than the example's are drawn, too.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     given = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
         if data is None:

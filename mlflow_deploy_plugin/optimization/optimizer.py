@@ -188,6 +188,8 @@ def optimize(
         InvalidConfig: an argument is not valid, or there are too few rows.
         NotFound, RegistryUnavailable: see `resolve`.
     """
+    if auto and (int8 or fp16 or prune is not None):
+        raise InvalidConfig("auto tries all forms: leave int8, fp16 and prune out")
     recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
     done = try_forms(
         model_uri,

@@ -30,6 +30,9 @@ def typed(line: str) -> Result:
     return CliRunner().invoke(main, line.split())
 
 
+DUE = "--due judges what is due, in lines and here: it takes no --window, -o or --engine"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -98,7 +101,8 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, said:
             "log query flights --sql x --where y",
             "--sql is the whole statement: leave --where, --select and --order-by out",
         ),
-        ("monitor run flights --due -o json", "--due judges what is due, in lines: it takes neither --window nor -o"),
+        ("monitor run flights --due -o json", DUE),
+        ("monitor run flights --due --engine spark", DUE),
         (
             "optimize models:/m/1",
             "say which form: --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all",

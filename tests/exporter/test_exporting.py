@@ -195,6 +195,7 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     cases: list[tuple[type[OnnxserveError], str, str, Any, dict[str, Any]]] = [
         (InvalidConfig, "the format is 'pickle'; there are onnx, ort", str(mixed), "pickle", {}),
         (InvalidConfig, "wheels go into a bundle; the format is onnx", str(mixed), "onnx", {"wheels": tmp_path}),
+        (InvalidConfig, "a package's name goes into a wheel; the format is onnx", str(mixed), "onnx", {"name": "m"}),
         (InvalidConfig, "holds no wheels", str(mixed), "bundle", {"wheels": out}),
         (
             InvalidConfig,

@@ -167,6 +167,7 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
     [
         ({}, "name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all"),
         ({"int8": "static", "fp16": True}, "int8 and fp16 exclude each other: a weight has 8 bits or 16"),
+        ({"auto": True, "prune": 0.5}, "auto tries all forms: leave int8, fp16 and prune out"),
         ({"int8": "fast"}, "int8: 'fast' is neither dynamic nor static"),
         ({"prune": 1.5}, "prune: 1.5 is no share of the weights between 0 and 1"),
         ({"auto": True, "rows": 7}, "rows: 7 is not one of 1, 8, 1000, which are measured"),

@@ -37,21 +37,23 @@ _NOTHING = (None, "passthrough")
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
-class Selection(SelectorMixin, BaseEstimator):  # type: ignore[misc]
+class _Fitted(BaseEstimator):  # type: ignore[misc]
+    def fit(self, rows: Any, target: Any = None) -> "_Fitted":
+        return self  # scikit-learn asks for this method before it takes an estimator as one
+
+
+class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
     """The columns that a recursive elimination has kept: `support` are booleans [k]."""
 
     def __init__(self, support: Array) -> None:
         self.support = support
         self.n_features_in_ = len(support)
 
-    def fit(self, rows: Any, target: Any = None) -> "Selection":
-        return self  # scikit-learn asks for this method before it takes an estimator as one
-
     def _get_support_mask(self) -> Array:
         return self.support
 
 
-class LaterColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class LaterColumns(TransformerMixin, _Fitted):  # type: ignore[misc]
     """A ColumnTransformer of what the steps before it have made: each step with the positions of its columns.
 
     skl2onnx picks by names and positions of the graph's inputs only.
@@ -70,19 +72,13 @@ class LaterColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ]
         return cls(parts, model.n_features_in_)
 
-    def fit(self, rows: Any, target: Any = None) -> "LaterColumns":
-        return self  # scikit-learn asks for this method before it takes an estimator as one
 
-
-class Transforming(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
     """A predictor that stands where its `transform` is asked, and not its `predict`, as skl2onnx always does."""
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
         self.n_features_in_ = estimator.n_features_in_
-
-    def fit(self, rows: Any, target: Any = None) -> "Transforming":
-        return self  # scikit-learn asks for this method before it takes an estimator as one
 
 
 def _transforming(step: Any) -> Any:
