@@ -29,6 +29,11 @@ _BLOCK = 2**17
 """The positions, rows × trees, that are computed at once: half a megabyte for the result of each operator."""
 _FEWEST_ROWS = 512
 """The fewest rows of a block: with fewer, the calls of its operators cost as much as their work (1,000 trees: 8 %)."""
+MAX_SUMMED = 64
+"""The most leaves that are summed in 32 bits where the sums have 64: that takes an eighth to a sixth less time.
+
+Answers of 1,000 trees differ by 7e-7 from CatBoost's, instead of by 2e-7.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ class Levels:
         threshold: the number on the right of the comparison, [splits], as wide as the rows: 32-bit or 64-bit floats.
         default: True where the comparison counts as holding for a missing value, [splits].
         comparison: the ONNX operator: Less, LessOrEqual, Greater or GreaterOrEqual; with one of the last, no default.
-        value: the leaves, [targets, T / targets or T, 2**depth], as wide as the sums.
-        base: the sums before the first tree, [targets].
+        value: the leaves, [targets, T / targets or T, 2**depth] 32-bit floats.
+        base: the sums before the first tree, [targets], as wide as the sums.
+        groups: the number of equal groups of each target's trees, in which the leaves are summed in 32 bits.
     """
 
     nodes: list[Array]
@@ -54,6 +60,7 @@ class Levels:
     comparison: str
     value: Array
     base: Array
+    groups: int
 
 
 def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
@@ -72,7 +79,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     body = graph.subgraph()
     block = body.name()
     sums = _write_block(body, block, levels)
-    given, found = (helper.np_dtype_to_tensor_dtype(array.dtype) for array in (levels.threshold, levels.value))
+    given, found = (helper.np_dtype_to_tensor_dtype(array.dtype) for array in (levels.threshold, levels.base))
     step = body.finish({block: (given, [None, None])}, {sums: (found, [None, len(levels.base)])})
     stacked = graph.node("Scan", [graph.node("Reshape", [padded, shape])], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
@@ -123,12 +130,13 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
     leaf = graph.node("Cast", [position], to=TensorProto.INT32)
     targets, trees, leaves = levels.value.shape
-    is_shared = len(nodes[0]) == trees
-    if is_shared:
-        found = [graph.node("GatherElements", [value, leaf], axis=1) for value in levels.value]
-    else:
-        value = graph.node("GatherElements", [levels.value.reshape(-1, leaves), leaf], axis=1)
-        found = [graph.node("Reshape", [value, [targets, trees, -1]])]
-    over = [-2]
-    sums = [graph.node("ReduceSum", [value, over], keepdims=int(is_shared)) for value in found]
-    return graph.node("Add", [graph.node("Transpose", [graph.node("Concat", sums, axis=0)]), levels.base])
+    size = trees // levels.groups
+    sums = []  # of each group, [groups, rows]
+    for table in levels.value if len(nodes[0]) == trees else [levels.value.reshape(-1, leaves)]:
+        values = graph.node("GatherElements", [table, leaf], axis=1)
+        grouped = graph.node("Reshape", [values, [len(table) // size, size, -1]])
+        sums.append(graph.node("ReduceSum", [grouped, [1]], keepdims=0))
+    kind = helper.np_dtype_to_tensor_dtype(levels.base.dtype)
+    grouped = graph.node("Cast", [graph.node("Concat", sums, axis=0)], to=kind)
+    total = graph.node("ReduceSum", [graph.node("Reshape", [grouped, [targets, levels.groups, -1]]), [1]], keepdims=0)
+    return graph.node("Add", [graph.node("Transpose", [total]), levels.base])

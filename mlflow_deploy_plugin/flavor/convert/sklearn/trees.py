@@ -17,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from mlflow_deploy_plugin.flavor.convert.sklearn.categories import columns_of, encode, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns, label_type, write_labels
-from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MIN_TREES, Levels, write_levels
+from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -151,11 +151,14 @@ class Boosting:
 
     def levels(self) -> Levels | None:
         """Return the trees as complete ones; None if they are few, far from complete, or split by categories."""
-        order = np.argsort(self.targets, kind="stable")
         counts = np.bincount(self.targets, minlength=len(self.base))
-        trees = [self.trees[place] for place in order]
-        if len(trees) < MIN_TREES or len(set(counts)) > 1 or any(tree.members for tree in trees):
+        if len(self.trees) < MIN_TREES or len(set(counts)) > 1 or any(tree.members for tree in self.trees):
             return None
+        groups = 1 if self.is_single else -(-int(counts[0]) // MAX_SUMMED)
+        lacking = -int(counts[0]) % groups  # trees of the value 0
+        filled = [*self.trees, *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base)]
+        order = np.argsort([*self.targets, *np.repeat(np.arange(len(self.base)), lacking)], kind="stable")
+        trees = [filled[place] for place in order]
         sizes = [len(tree.left) for tree in trees]
         starts = np.cumsum([0, *sizes[:-1]])
         offsets = np.repeat(starts, sizes)
@@ -185,15 +188,15 @@ class Boosting:
         each = len(trees) // len(self.base)
         if all((level.reshape(-1, *level[:each].shape) == level[:each]).all() for level in levels):
             levels = [level[:each] for level in levels]  # the targets share the trees
-        width = np.float32 if self.is_single else np.float64
         return Levels(
             levels,
             column.astype(np.int64),
             threshold.astype(np.float32 if self.has_single_rows else np.float64),
             default.astype(bool),
             comparison,
-            nodes["value"][at].reshape(len(self.base), each, -1).astype(width),
-            self.base.astype(width),
+            nodes["value"][at].reshape(len(self.base), each, -1).astype(np.float32),
+            self.base.astype(np.float32 if self.is_single else np.float64),
+            groups,
         )
 
 

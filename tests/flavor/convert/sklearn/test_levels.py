@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.flavor import save_model
-from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MIN_TREES
+from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from mlflow_deploy_plugin.runtime import OnnxModel
 
@@ -40,10 +40,8 @@ def lgbm(kind: str = "Regressor", **options: Any) -> Any:
 
 
 def cat(kind: str = "Regressor", **options: Any) -> Any:
-    options = {"depth": 4} | options
-    return getattr(catboost, f"CatBoost{kind}")(
-        iterations=MIN_TREES, thread_count=1, verbose=0, allow_writing_files=False, **options
-    )
+    options = {"depth": 4, "iterations": MIN_TREES} | options
+    return getattr(catboost, f"CatBoost{kind}")(thread_count=1, verbose=0, allow_writing_files=False, **options)
 
 
 Case = tuple[Callable[[], Any], np.ndarray]
@@ -59,6 +57,14 @@ BY_LEVELS: dict[str, Case] = {
     "catboost, depth 9": (lambda: cat(depth=9).fit(FULL, SCORE), FULL),
     "catboost, targets that share trees": (
         lambda: cat(loss_function="MultiRMSE").fit(FULL, np.c_[SCORE, -SCORE, 2 * SCORE]),
+        FULL,
+    ),
+    "catboost, a tree more than is summed at once": (
+        lambda: cat("Classifier", iterations=MAX_SUMMED + 1).fit(FULL, THREE),
+        FULL,
+    ),
+    "lightgbm, a tree of each class more than is summed at once": (
+        lambda: lgbm("Classifier", n_estimators=MAX_SUMMED + 1).fit(FULL, THREE),
         FULL,
     ),
     "catboost, trees of other shapes": (lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY), GAPS),
