@@ -1,10 +1,5 @@
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import mlflow
 import numpy as np
@@ -54,13 +49,6 @@ def matrix() -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(1)
     rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -122,8 +122,3 @@ def world(tmp_path: Path, mlflow_store: str) -> World:
 @pytest.fixture
 def writer(tmp_path: Path) -> LogWriter:
     return LogWriter(tmp_path / "log")
-
-
-@pytest.fixture
-def day_columns() -> Callable[..., dict[str, Any]]:
-    return day_of_rows

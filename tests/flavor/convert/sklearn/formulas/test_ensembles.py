@@ -155,9 +155,6 @@ def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
         assert wrap(model.fit(ROWS, np.abs(several)), ROWS).report.state == "proven"
 
 
-NORMAL = QuantileTransformer(n_quantiles=20, output_distribution="normal")
-
-
 @pytest.mark.parametrize(
     ("model", "words"),
     [
