@@ -85,16 +85,21 @@ def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
 
 
 def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
+    import pyarrow as pa
+
     _check_value_count(table.num_rows, len(chosen), limit)
     budget, batches = StringBudget(limit), table.to_batches()
     if len(batches) == 1 and table.num_rows and chosen == table.column_names == [*schema.names]:
         numbers = matrix(batches[0])
         if numbers is not None and schema.takes_matrix(numbers.dtype):
             return schema.from_array(numbers)
-    whole = dict(zip(table.column_names, batches[0].columns, strict=True)) if len(batches) == 1 else {}
-    arrays = {
-        name: _column(name, [whole[name]] if whole else _joined(table.column(name)), limit, budget) for name in chosen
-    }
+    if len(batches) == 1:
+        pieces = {name: [column] for name, column in zip(table.column_names, batches[0].columns, strict=True)}
+    else:  # thousands of batches may have a few rows each
+        columns = [table.column(name) for name in chosen]
+        joined = ([one.combine_chunks()] if pa.types.is_primitive(one.type) else one.chunks for one in columns)
+        pieces = dict(zip(chosen, joined, strict=True))
+    arrays = {name: _column(name, pieces[name], limit, budget) for name in chosen}
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
@@ -216,13 +221,6 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
             raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
         checked.add(pair)
     return names
-
-
-def _joined(chunks: Any) -> list[Any]:
-    """Return the chunks of a column; those of numbers as one, since thousands of batches may have a few rows each."""
-    import pyarrow as pa
-
-    return [chunks.combine_chunks()] if chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type) else chunks.chunks
 
 
 def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:

@@ -103,10 +103,15 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     name = str(array.type)
     if len(array) > limit:
         raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
+    if (dtype := _NUMBERS.get(name)) is not None:
+        valid, data = array.buffers()
+        values = _view(data, dtype, array.offset, len(array))
+        if valid is not None and array.null_count:
+            values = values.astype(dtype if dtype.kind == "f" else np.float64)
+            values[~_bits(valid, array.offset, len(array))] = np.nan
+        return values
     if name == "null":
         return np.full(len(array), None, dtype=object)
-    if (values := _plain_numbers(array)) is not None:
-        return values
     if name == "bool":
         if (valid := _valid(array)) is not None:
             raise _null_boolean(valid)
@@ -132,19 +137,6 @@ def matrix(batch: Any) -> Array | None:
     if len(kinds) != 1 or not kinds <= _NUMBERS.keys():
         return None
     values: Array = batch.to_tensor(null_to_nan=True).to_numpy()
-    return values
-
-
-def _plain_numbers(array: Any) -> Array | None:
-    """Return the values of an Arrow array of numbers as `to_numpy` does; None for one of another type."""
-    dtype = _NUMBERS.get(str(array.type))
-    if dtype is None:
-        return None
-    valid, data = array.buffers()
-    values = _view(data, dtype, array.offset, len(array))
-    if valid is not None and array.null_count:
-        values = values.astype(dtype if dtype.kind == "f" else np.float64)
-        values[~_bits(valid, array.offset, len(array))] = np.nan
     return values
 
 
