@@ -121,6 +121,18 @@ def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, w
         decode(request_of(array, datatype, is_raw=False), artifact, schema)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
+def test_fields_that_are_unknown_beside_typed_values_are_left_out(datatype: str) -> None:
+    array = np.array([[1, 0], [0, 1]], DTYPES[datatype])
+    artifact, schema = model_of(array)
+    contents = request_of(array, datatype, is_raw=False).inputs[0].contents.SerializeToString()
+    unknown = b"\xaa\x06\x03new"
+    for sent in (unknown + contents, contents + unknown):
+        request = request_of(array, datatype, is_raw=False)
+        request.inputs[0].contents.ParseFromString(sent)
+        np.testing.assert_array_equal(decode(request, artifact, schema).feeds["x"], array)
+
+
 def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
     artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
     request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
