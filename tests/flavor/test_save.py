@@ -333,7 +333,7 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
     assert info.model_id
     assert "the model is logged, and not explained: the input 'x' has 4 dimensions" in caplog.text
     with mlflow.start_run():
-        onnxserve.log_model(unfaithful, name="model", input_example=table, explain=True)
+        onnxserve.log_model(unfaithful, name="model", input_example=table, explain=True, pip_requirements=[])
     assert "the model is not explained: it has no ONNX form" in caplog.text
     with pytest.raises(InvalidConfig, match="explain: there are no rows to explain; give input_example= or reference_"):
         onnxserve.log_model(graph, name="model", explain=True)

@@ -10,7 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -115,6 +115,7 @@ def specs(draw: st.DrawFn) -> EndpointSpec:
 SPECS = specs()
 
 
+@settings(max_examples=30)
 @given(SPECS)
 def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: EndpointSpec) -> None:
     (text,) = FORMATS["kubernetes"](endpoint, PLACE).values()

@@ -47,7 +47,10 @@ def tracking(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: p
         yield tmp_path
 
 
-@pytest.mark.parametrize("project", SMALL)
+@pytest.mark.parametrize(
+    "project",
+    [pytest.param(name, marks=[pytest.mark.long] if name in ("image_resnet18", "search") else []) for name in SMALL],
+)
 def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
     project: str, tracking: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

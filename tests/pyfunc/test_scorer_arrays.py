@@ -89,7 +89,7 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
             return model_input[0] + model_input[1]
 
     rows = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
-    save_model(tmp_path / "sum", python_model=Sum(), signature=infer_signature(rows, rows[0]))
+    save_model(tmp_path / "sum", python_model=Sum(), signature=infer_signature(rows, rows[0]), pip_requirements=[])
     scorer = load_scorer(tmp_path / "sum")
     answer = scorer.predict({"0": np.array([1.0, 3.0]), "1": np.array([2.0, 4.0])})
     assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]

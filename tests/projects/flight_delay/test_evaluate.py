@@ -21,7 +21,7 @@ MODEL = LogisticRegression().fit(ROWS, [0, 0, 1, 1])
     ("save", "said"),
     [
         (lambda path: onnxserve.save_model(MODEL, path, input_example=ROWS), "these flights: .*'a' is missing"),
-        (lambda path: mlflow.sklearn.save_model(MODEL, path), "has no ONNX form"),
+        (lambda path: mlflow.sklearn.save_model(MODEL, path, pip_requirements=[]), "has no ONNX form"),
     ],
 )
 def test_a_model_that_judges_no_flights_is_refused_in_one_line(
