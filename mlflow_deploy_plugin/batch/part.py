@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.batch.table_model import (
     typed,
     with_kept,
 )
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, join_names, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, upload_file
 from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
@@ -224,7 +224,7 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
         return []
     known = [*names, *folders.column_names]
     if missing := [name for name in job.keep if name not in known]:
-        raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {', '.join(known)[:300]}")
+        raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {join_names(known, missing[0])}")
     if problem := model.schema.missing_columns(known):
         raise InvalidRequest(problem)
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.batch.part import PartJob, PartResult, predict_part
 from mlflow_deploy_plugin.batch.table_model import load_table_model, takes, with_kept
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, join_names, one_line
 from mlflow_deploy_plugin.processes import spark_session
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.statedir import temporary_folder
@@ -104,7 +104,9 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
     model = load_table_model(shipped)
     kept = tuple(frame.columns if keep is None else keep)
     if missing := [name for name in kept if name not in frame.columns]:
-        raise InvalidConfig(f"keep: there is no column {missing[0]!r}; there are {', '.join(frame.columns)[:300]}")
+        raise InvalidConfig(
+            f"keep: there is no column {missing[0]!r}; there are {join_names(frame.columns, missing[0])}"
+        )
     if problem := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(problem)
     outputs = from_arrow_schema(model.no_rows().schema)

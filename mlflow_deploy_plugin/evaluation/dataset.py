@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, join_names, one_line
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
@@ -66,7 +66,7 @@ def labelled_rows(
         InvalidConfig: there is no such target, the model takes it, or no row has it.
     """
     if target not in rows:
-        raise InvalidConfig(f"{shown} has no column {target!r}; it has {', '.join(rows)[:300]}")
+        raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
     if target in {column.name for column in artifact.columns}:
         raise InvalidConfig(f"the target {target!r} is a column that the model takes; name the one of the labels")
     # a missing value, NaN, and of several values any NaN differ from themselves
@@ -125,7 +125,7 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     own = cast_to_signature(artifact, own)
     if names == {""} and len(own) > 1:
         raise InvalidConfig(
-            f"the model takes one tensor, without a name, and the data holds {', '.join(own)[:300]}: name the target, "
+            f"the model takes one tensor, without a name, and the data holds {join_names(own)}: name the target, "
             "and leave out what is neither"
         )
     return own

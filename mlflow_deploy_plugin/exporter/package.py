@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 
 PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.27", "numpy>=1.26")
-"""What an export needs: the ONNX Runtime of setup.cfg, which says why, and the first Python that it has wheels for."""
+"""An export needs the ONNX Runtime of setup.cfg, which says why, and a Python that it has wheels for."""
 
 _INIT = '''"""{docstring}
 

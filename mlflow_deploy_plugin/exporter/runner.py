@@ -13,6 +13,7 @@ file say the rest: the columns or tensors that it takes, the inputs that they fe
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -229,8 +230,13 @@ def main(arguments: list[str] | None = None) -> None:
         outputs = model.outputs(rows)
     except ValueError as error:
         sys.exit(f"Error: {error}")
-    for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
-        sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
+    try:
+        for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
+            sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`; Python's own flush at the end would say so again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.registry import (
     TRAINING_TAG,
     WRAPPED_FROM_TAG,
     ResolvedModel,
+    check_new_name,
     download,
     parse_model_uri,
     registry_client,
@@ -110,6 +111,7 @@ def wrap_registered(
         CodeRefused: a joblib or pickle file without consent.
         NotFound, RegistryUnavailable: of the registry.
     """
+    check_new_name(register or "")
     path = Path(model_uri).expanduser()
     is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():

@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.registry import (
     PARITY_TAG,
     TRAINING_TAG,
     ResolvedModel,
+    check_new_name,
     get_or_create_experiment,
     log_metrics,
     registry_client,
@@ -233,6 +234,7 @@ def try_forms(
         raise InvalidConfig(f"rows: {rows} is not one of {', '.join(map(str, SIZES))}, which are measured")
     if not max_loss >= 0:
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
+    check_new_name(register or "")
     resolved = resolve(model_uri)
     name = register or (resolved.name if resolved.source == f"models:/{resolved.name}/{resolved.version}" else "")
     if not name:

@@ -123,6 +123,12 @@ def resolve(model_uri: str) -> ResolvedModel:
             return _resolved_version(model_uri, uri, found)
 
 
+def check_new_name(model: str) -> None:
+    """Raise InvalidConfig if MLflow has no registered model of such a name, before anything is made for it."""
+    if "/" in model or ":" in model:
+        raise InvalidConfig(f"{model!r} is no name for a registered model: it holds neither / nor :")
+
+
 def registered_version(model: str, version: str) -> ResolvedModel:
     """Look up one version of a registered model.
 

@@ -108,6 +108,11 @@ def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
         ("d.csv", "a,b\n", "has no rows"),
         ("d.csv", "a,y,a\n1,2,3\n", "has two columns named 'a'"),
         ("d.csv", "a,b\n1,2\n", r"has no column 'y'; it has a, b"),
+        (
+            "d.csv",
+            ",".join(f"c{n}" for n in range(30)) + "\n1" + ",2" * 29,
+            r"it has c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 20 more$",
+        ),
         ("d.csv", "a,y\n1,\n", "has no row whose 'y' is known"),
     ],
 )

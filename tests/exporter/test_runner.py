@@ -166,6 +166,14 @@ def _run_command(bundle: Path, *files: Path) -> None:
     runpy.run_path(str(bundle / "predict.py"))["main"]([str(file) for file in files])
 
 
+def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    pd.concat([FRAME] * 5000).to_csv(rows, index=False)
+    command = f"{sys.executable} -I {bundle}/predict.py {rows} | head -n 1"
+    ran = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert (json.loads(ran.stdout)["label"], ran.stderr) == ("yes", "")
+
+
 def test_its_command_says_how_it_is_used(bundle: Path) -> None:
     with pytest.raises(SystemExit, match=r"usage: ROWS\.csv or ROWS\.json"):
         _run_command(bundle)

@@ -142,6 +142,8 @@ def test_a_file_is_loaded_with_consent_only(
 
 def test_a_runs_model_and_a_folder_need_a_name(old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
     mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
+    with pytest.raises(InvalidConfig, match="'a/b' is no name for a registered model"):
+        onnxserve.wrap("models:/nobody/1", register="a/b")
     with pytest.raises(InvalidConfig, match="is not registered; --register NAME"):
         onnxserve.wrap(str(tmp_path / "saved"))
     logged = mlflow.MlflowClient().get_model_version("old", "1").source

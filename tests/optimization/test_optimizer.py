@@ -172,6 +172,7 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
         ({"prune": 1.5}, "prune: 1.5 is no share of the weights between 0 and 1"),
         ({"auto": True, "rows": 7}, "rows: 7 is not one of 1, 8, 1000, which are measured"),
         ({"fp16": True, "max_loss": -1}, "max_loss: -1 is below 0"),
+        ({"fp16": True, "register": "a/b"}, "'a/b' is no name for a registered model: it holds neither / nor :"),
         ({"fp16": True, "target": "label"}, "target: name the data that has it; the reference beside a model has no"),
         (
             {"fp16": True, "data": "few.parquet"},
