@@ -163,13 +163,7 @@ class GatePolicy(_Part):
         return tuple(alias.removeprefix("@") for alias in aliases)
 
     def gates(self, place: StageOrAlias) -> bool:
-        return self.gates_stage(place.stage) if place.stage else self.gates_alias(place.alias)
-
-    def gates_stage(self, stage: str) -> bool:
-        return stage.lower() in {gated.lower() for gated in self.gated_stages}
-
-    def gates_alias(self, alias: str) -> bool:
-        return alias.lower() in {gated.lower() for gated in self.gated_aliases}
+        return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":

@@ -37,7 +37,11 @@ def set_service_timeouts() -> None:
 
 
 class _NoRequestTimeout(AbstractContextManager[None]):
-    """Takes back the timeout of `set_service_timeouts` while at least one thread downloads files."""
+    """Takes back the timeout of `set_service_timeouts` while at least one thread downloads files.
+
+    MLflow's server fetches a whole file from its artifact store before it sends the first byte. The timeout belongs to
+    the process: other calls made meanwhile have none either.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,16 +61,7 @@ class _NoRequestTimeout(AbstractContextManager[None]):
                 os.environ[_TIMEOUT], self._timeout = self._timeout, None
 
 
-_no_request_timeout = _NoRequestTimeout()
-
-
-def no_request_timeout() -> AbstractContextManager[None]:
-    """Take back the timeout of `set_service_timeouts` for the length of a download.
-
-    MLflow's server fetches a whole file from its artifact store before it sends the first byte. The timeout belongs to
-    the process: other calls made meanwhile have none either.
-    """
-    return _no_request_timeout
+no_request_timeout = _NoRequestTimeout()
 
 
 def child_environment() -> dict[str, str]:

@@ -101,7 +101,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
         raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
     try:
-        with registry_errors(what, where), no_request_timeout():
+        with registry_errors(what, where), no_request_timeout:
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
     except OnnxserveError:
         raise

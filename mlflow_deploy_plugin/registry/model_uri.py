@@ -54,6 +54,11 @@ class ModelURI:
         return self.kind in ("stage", "alias", "tag", "version", "latest")
 
     @property
+    def place(self) -> str:
+        """The stage, @alias or tag, as the audit trail has it."""
+        return f"@{self.selector}" if self.kind == "alias" else self.selector
+
+    @property
     def tag(self) -> tuple[str, str]:
         """The key and the value of a tag."""
         key, _, value = self.selector.partition("=")

@@ -66,7 +66,7 @@ def log_run(
         RegistryUnavailable: MLflow does not answer.
     """
     client = registry_client()
-    with registry_errors(what), no_request_timeout():
+    with registry_errors(what), no_request_timeout:
         if project_run := project_run_id():
             tag_run(client, project_run, tags)
             log_content(client, project_run)
@@ -101,7 +101,7 @@ class ModelRun:
             RegistryUnavailable: MLflow does not answer.
         """
         client, run_id = registry_client(), self.run_id
-        with registry_errors(f"run {run_id}"), no_request_timeout():
+        with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
                 tags = {EVALUATED_TAG: self.model_id}
                 run_id = client.create_run(self.experiment_id, run_name="evaluation", tags=tags).info.run_id
@@ -240,7 +240,7 @@ class IdempotentRun:
         """
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only the command prints to stdout
         client = registry_client()
-        with registry_errors(self.what), no_request_timeout():
+        with registry_errors(self.what), no_request_timeout:
             for _ in range(_MAX_ATTEMPTS):
                 run_id = self._try_log(client, name, tags, log_content)
                 if run_id is not None:

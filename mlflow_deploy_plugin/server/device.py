@@ -1,23 +1,19 @@
 """A check that the device of a server is really there, before anything is fetched or started; and each worker's GPU.
 
 A process of its own computes one addition on the device: ONNX Runtime writes a page of text to stderr if a library is
-missing, and CUDA takes hundreds of megabytes of a process that only wants to know. `python -m …server.device cuda 0 1`
-answers with its exit status, and with one line on stdout if that is 1.
+missing, and CUDA takes hundreds of megabytes of a process that only wants to know.
 """
 
 import fcntl
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import cast
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable, OnnxserveError
-from mlflow_deploy_plugin.processes import exit_reason
+from mlflow_deploy_plugin.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
+from mlflow_deploy_plugin.processes import ProcessCrashed, Worker
 from mlflow_deploy_plugin.spec import Device
 
 # The ONNX graph y = x + x, float32 of shape (1).
@@ -25,7 +21,7 @@ _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
     "080142040a00100d"
 )
-_TIMEOUT_SECONDS = 120  # TensorRT compiles even an addition
+_TIMEOUT_SECONDS = 120.0  # TensorRT compiles even an addition
 
 
 def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
@@ -36,22 +32,22 @@ def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
     """
     if device == "cpu":
         return
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-m", __name__, device, *map(str, device_ids)],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceUnavailable(f"--device {device} did not compute one addition in {_TIMEOUT_SECONDS} s") from None
-    if probe.returncode == 0:
-        return
-    if probe.returncode == 1 and (lines := probe.stdout.strip().splitlines()):
-        library = re.search(r"with error: (\S+: cannot open shared object file)", probe.stderr)
-        raise DeviceUnavailable(lines[-1] + (f" ({library[1]})" if library else ""))
-    raise DeviceUnavailable(f"--device {device}: the process that tried it {exit_reason(probe.returncode)}")
+    with tempfile.TemporaryFile() as output:
+        worker = Worker(stderr=output)
+        try:
+            worker.call(_compute_on, device, device_ids, seconds=_TIMEOUT_SECONDS)
+        except DeadlineExceeded:
+            raise DeviceUnavailable(
+                f"--device {device} did not compute one addition in {_TIMEOUT_SECONDS:g} s"
+            ) from None
+        except ProcessCrashed as error:
+            raise DeviceUnavailable(f"--device {device} cannot be tried: {error.message}") from None
+        except OnnxserveError as error:
+            output.seek(0)
+            library = re.search(rb"with error: (\S+: cannot open shared object file)", output.read())
+            raise DeviceUnavailable(error.message + (f" ({library[1].decode()})" if library else "")) from None
+        finally:
+            worker.end()
 
 
 def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
@@ -92,11 +88,3 @@ def _compute_on(device: Device, device_ids: Sequence[int]) -> None:
                     f"--device {device} was asked for, but ONNX Runtime cannot compute on {which}: the GPU is not "
                     "there or not usable, its driver is too old, or a CUDA library is missing"
                 ) from None
-
-
-if __name__ == "__main__":
-    try:
-        _compute_on(cast(Device, sys.argv[1]), [int(text) for text in sys.argv[2:]])
-    except OnnxserveError as error:
-        sys.stdout.write(error.message + "\n")
-        sys.exit(1)

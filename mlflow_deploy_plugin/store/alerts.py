@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row, given, storable_text, write_fields
 
@@ -145,9 +145,8 @@ class Silences:
                 return None
             row.until = now
             detail = {"monitor": row.monitor, "silence": row.id}
-            write_event(session, AuditEvent(now, current_actor(), "silence.end", row.endpoint, why=why, detail=detail))
-            session.flush()
-            return from_row(row, Silence)
+            event = AuditEvent(now, current_actor(), "silence.end", row.endpoint, why=why, detail=detail)
+            return save_row(session, row, Silence, event)
 
 
 def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert | None:
@@ -157,7 +156,5 @@ def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert
         row = AlertRow(
             fingerprint=storable_text(alert.fingerprint, 255), endpoint=alert.endpoint, monitor=alert.monitor
         )
-        session.add(row)
     write_fields(row, alert, "state", "count", "detail", "first_at", "last_at", "told_at")
-    session.flush()
-    return from_row(row, Alert)
+    return save_row(session, row, Alert)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
-from mlflow_deploy_plugin.store.tables import AuditRow, storable_text
+from mlflow_deploy_plugin.store.tables import AuditRow, Base, ValueT, from_row, storable_text
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -64,6 +64,15 @@ def write_event(session: Session, event: AuditEvent) -> None:
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
+
+
+def save_row(session: Session, row: Base, kind: type[ValueT], event: AuditEvent | None = None) -> ValueT:
+    """Write the row, new or changed, and its event. Return it as a dataclass, with what the database has set."""
+    session.add(row)
+    session.flush()
+    if event is not None:
+        write_event(session, event)
+    return from_row(row, kind)
 
 
 def describe_traffic(spec: EndpointSpec) -> str:

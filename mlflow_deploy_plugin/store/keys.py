@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope, ValidKeys
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import ApiKeyRow, from_row, storable_text
+from mlflow_deploy_plugin.store.tables import ApiKeyRow, storable_text
 
 _PREFIX = "onnxserve_"
 """Scanners of source code for secrets can know a key by it."""
@@ -96,11 +96,9 @@ class ApiKeys:
         )
         try:
             with self._store.transaction() as session:
-                session.add(row)
-                session.flush()
                 detail = {"scopes": row.scopes, "endpoints": row.endpoints, "limits": row.limits}
-                write_event(session, AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail))
-                return from_row(row, ApiKey), text
+                event = AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail)
+                return save_row(session, row, ApiKey, event), text
         except IntegrityError:
             raise AlreadyExists(f"there is, or was, a key {name!r} already; choose another name") from None
 
@@ -111,8 +109,7 @@ class ApiKeys:
             if row is None:
                 return None
             self._revoke(session, row, why)
-            session.flush()
-            return from_row(row, ApiKey)
+            return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
         """Take a deleted endpoint from the keys that name it: they must not hold for a later one of its name.

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import (
@@ -187,9 +187,7 @@ class Monitors:
                 same |= {"revision": (last or 0) + 1 if revision is None else revision}
                 times = {"end": end, "created_at": now, "updated_at": now}
                 added = MonitorWindowRow(**same, **times, by_hand=by_hand, state="pending")
-                session.add(added)
-                session.flush()
-                return from_row(added, MonitorWindow)
+                return save_row(session, added, MonitorWindow)
         except IntegrityError:
             with self._store.transaction() as session:
                 return from_row(session.scalars(select(row).filter_by(**same)).one(), MonitorWindow)
@@ -221,8 +219,7 @@ class Monitors:
                 for name, value in window.figures.items()
             }
             row.updated_at = self._store.now()
-            session.flush()
-            return from_row(row, MonitorWindow)
+            return save_row(session, row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
         """Give up a window that nobody will judge, unless it was judged meanwhile."""

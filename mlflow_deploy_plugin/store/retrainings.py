@@ -7,7 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, save_row
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row, given, write_fields
 
@@ -94,11 +94,7 @@ class Retrainings:
                 created_at=now,
                 updated_at=now,
             )
-            session.add(row)
-            session.flush()
-            if event is not None:
-                write_event(session, event)
-            return from_row(row, Retraining)
+            return save_row(session, row, Retraining, event)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
         """Return retrainings, oldest first; with `live` only those that have not ended."""
@@ -126,7 +122,4 @@ class Retrainings:
             write_fields(row, retraining, *_WRITTEN)
             # tells writes apart, also if the clock stands still
             row.updated_at = max(self._store.now(), row.updated_at + timedelta(microseconds=1))
-            session.flush()
-            if event is not None:
-                write_event(session, event)
-            return from_row(row, Retraining)
+            return save_row(session, row, Retraining, event)

@@ -26,7 +26,14 @@ from mlflow_deploy_plugin.errors import (
     one_line,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, describe_change, describe_traffic, write_event
+from mlflow_deploy_plugin.store.audit import (
+    AuditEvent,
+    current_actor,
+    describe_change,
+    describe_traffic,
+    save_row,
+    write_event,
+)
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
 from mlflow_deploy_plugin.store.tables import (
     AlertRow,
@@ -261,11 +268,7 @@ class Store:
         row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
         try:
             with self.transaction() as session:
-                session.add(row)
-                session.flush()
-                if event is not None:
-                    write_event(session, event)
-                return from_row(row, Rollout)
+                return save_row(session, row, Rollout, event)
         except IntegrityError:
             raise AlreadyExists(
                 f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
@@ -303,10 +306,7 @@ class Store:
                 return None
             write_fields(row, rollout, "state", "step", "step_at", "figures", "reason", "ended_at")
             row.updated_at, row.revision = self._clock(), row.revision + 1
-            session.flush()
-            if event is not None:
-                write_event(session, event)
-            return from_row(row, Rollout)
+            return save_row(session, row, Rollout, event)
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Return the lease of this name, or None while somebody has it.

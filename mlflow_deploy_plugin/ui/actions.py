@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,8 +34,9 @@ from mlflow_deploy_plugin.registry import (
     rolled_back_refusal,
 )
 from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.statedir import read_state, write_state
 from mlflow_deploy_plugin.store import Endpoint, Store, open_store
-from mlflow_deploy_plugin.ui.jobs import Job, read_job, write_job
+from mlflow_deploy_plugin.ui.jobs import Job
 
 ALREADY_THERE = "it is there already"
 _TIMEOUT_SECONDS = 10
@@ -195,11 +196,11 @@ def no_endpoint(name: str) -> NotFound:
 
 def main(path: Path) -> int:
     """Return the exit status, 0 if the action was done."""
-    job = read_job(path)
+    job = read_state(path, Job)
     if job is None:
         return 2
-    job = replace(job, pid=os.getpid())
-    write_job(path, job)
+    job = job.model_copy(update={"pid": os.getpid()})
+    write_state(path, job)
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
@@ -207,7 +208,7 @@ def main(path: Path) -> int:
         with closing(open_store(settings.store_url)) as store:
             message = _ACTIONS[job.arguments["action"]](job, store, settings)
     except OnnxserveError as error:
-        write_job(path, replace(job, state="failed", message=error.message))
+        write_state(path, job.ended("failed", error.message))
         return 1
     except Exception as error:
         from mlflow.exceptions import MlflowException
@@ -215,9 +216,9 @@ def main(path: Path) -> int:
         # another exception goes to the log with its traceback, and the server shows the last line
         if not isinstance(error, MlflowException):
             raise
-        write_job(path, replace(job, state="failed", message=one_line(error)))
+        write_state(path, job.ended("failed", one_line(error)))
         return 1
-    write_job(path, replace(job, state="done", message=message))
+    write_state(path, job.ended("done", message))
     return 0
 
 

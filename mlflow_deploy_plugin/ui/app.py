@@ -9,7 +9,6 @@ Flask app itself. The console is the page `/onnxserve`: what is served, its heal
 
 import os
 from functools import cache, wraps
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -43,8 +42,7 @@ from mlflow_deploy_plugin.version import __version__
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
-_STATIC = Path(__file__).parent / "static"
-_ASSETS = {"console.css": "text/css", "console.js": "text/javascript"}
+_ASSETS = ("console.css", "console.js")
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -89,18 +87,16 @@ def extend(app: Flask) -> None:
     add_sessions(app, folder / "key")
     prefix = _add_static_prefix("/").rstrip("/")
     console = _Console(settings, trail, prefix, Jobs(folder / "jobs"))
-    pages = Blueprint("onnxserve", __name__, template_folder="templates")
     base = f"{prefix}{_PATH}"
+    pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
     pages.add_url_rule(base, "page", console.page, methods=["GET"])
     pages.add_url_rule(f"{base}/act", "act", console.act, methods=["POST"])
     pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
-
     pages.add_url_rule(f"{base}/pictures", "pictures", console.pictures, methods=["GET"])
 
-    @pages.get(f"{base}/<any({','.join(map(repr, _ASSETS))}):name>")
-    def asset(name: str) -> Response:
-        content_type = f"{_ASSETS[name]}; charset=utf-8"
-        return make_response((_STATIC / name).read_bytes(), 200, {"Content-Type": content_type})
+    @pages.errorhandler(OnnxserveError)
+    def answer_error(error: OnnxserveError) -> Response:
+        return make_response(error.message, error.http_status, {"Content-Type": "text/plain; charset=utf-8"})
 
     @pages.after_request
     def add_headers(response: Response) -> Response:
@@ -152,15 +148,12 @@ class _Console:
         With ?whole=1 these are all pictures of its page, else those of the overview.
         """
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
-        try:
-            store = self._trail.store()
-            if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
-                raise no_endpoint(name)
-            deployments = Deployments(store, self._settings, lambda line: None)
-            one, pages = deployments.get_endpoint(name), self._mlflow_pages()
-            found = endpoint_pictures(one, deployments, pages, _span(), only_traffic=only_traffic)
-        except OnnxserveError as error:
-            return make_response(error.message, error.http_status, {"Content-Type": "text/plain; charset=utf-8"})
+        store = self._trail.store()
+        if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
+            raise no_endpoint(name)
+        deployments = Deployments(store, self._settings, lambda line: None)
+        one, pages = deployments.get_endpoint(name), self._mlflow_pages()
+        found = endpoint_pictures(one, deployments, pages, _span(), only_traffic=only_traffic)
         return make_response(render_template("onnxserve_pictures.html", pictures=found), 200)
 
     def act(self) -> Response:
@@ -191,13 +184,9 @@ class _Console:
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
-        try:
-            store = self._trail.store()
-            found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
-            shown = visible_events(store, found)
-        except OnnxserveError as error:
-            return make_response(error.message, error.http_status, {"Content-Type": "text/plain"})
-        lines = "".join(f"{event_as_json(event)}\n" for event in shown)
+        store = self._trail.store()
+        found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
+        lines = "".join(f"{event_as_json(event)}\n" for event in visible_events(store, found))
         return make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"})
 
     def _mlflow_pages(self) -> MlflowPages:

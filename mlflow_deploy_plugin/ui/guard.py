@@ -132,23 +132,8 @@ class RegistryChange:
 
 
 _Reader = Callable[[AuditTrail], RegistryChange | None]
-_READERS: dict[str, _Reader] = {}
-"""The name of MLflow's view → the reader of its request."""
-_GATED = ("_transition_stage", "_set_registered_model_alias")
-"""The views that refuse a request that cannot be read."""
 
 
-def _reads(view: str) -> Callable[[_Reader], _Reader]:
-    """Make a function the reader of a view's requests."""
-
-    def register(read: _Reader) -> _Reader:
-        _READERS[view] = read
-        return read
-
-    return register
-
-
-@_reads("_transition_stage")
 def _transition(trail: AuditTrail) -> RegistryChange:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
 
@@ -158,7 +143,8 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     stage = get_canonical_stage(message.stage)
     is_unserved = stage in _UNSERVED_STAGES
     holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
-    decision = _decide(trail, model, version, stage, holders[0] if holders else "")
+    place = StageOrAlias(stage=stage)
+    decision = _decide(trail, model, version, place, holders[0] if holders else "")
     detail: dict[str, Any] = {}
     others = [other for other in holders if other != str(version.version)]
     if others:
@@ -172,18 +158,17 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         decision.why,
         decision.refusal,
         detail | move_detail(stage, others[0] if others else ""),
-        is_served_again=StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags,
+        is_served_again=place.is_served_from and ROLLED_BACK_TAG in version.tags,
     )
 
 
-@_reads("_set_registered_model_alias")
 def _alias(trail: AuditTrail) -> RegistryChange | None:
     message, store = _read("SetRegisteredModelAlias", ("name", "alias", "version")), _registry()
     model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
     if _is_only_a_prompt(model):
         return None
     holder = model.aliases.get(message.alias)
-    decision = _decide(trail, model, version, f"@{message.alias}", str(holder or ""))
+    decision = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
     return RegistryChange(
         "alias",
         message.name,
@@ -197,7 +182,6 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
     )
 
 
-@_reads("_delete_registered_model_alias")
 def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
     message = _read("DeleteRegisteredModelAlias")
     model = _registry().get_registered_model(message.name)
@@ -207,7 +191,6 @@ def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
     return RegistryChange("alias", message.name, str(holder), _alias_text(message.alias, holder), "")
 
 
-@_reads("_delete_model_version")
 def _version_deletion(_: AuditTrail) -> RegistryChange | None:
     """Read the deletion of a version: the one before it in its stage is served again."""
     message = _read("DeleteModelVersion")
@@ -217,14 +200,12 @@ def _version_deletion(_: AuditTrail) -> RegistryChange | None:
     return RegistryChange("transition", message.name, str(version.version), version.current_stage, "deleted")
 
 
-@_reads("_create_registered_model")
 def _model_creation(_: AuditTrail) -> RegistryChange | None:
     message = _read("CreateRegisteredModel")
     policy = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
     return RegistryChange("tag", message.name, "", "", policy, detail={"tag": GATE_POLICY_TAG})
 
 
-@_reads("_rename_registered_model")
 def _model_rename(_: AuditTrail) -> RegistryChange | None:
     """Read a rename: endpoints that follow the new name serve this model's stages, by its policy."""
     message = _read("RenameRegisteredModel")
@@ -233,7 +214,6 @@ def _model_rename(_: AuditTrail) -> RegistryChange | None:
     return RegistryChange("rename", message.name, "", message.name, message.new_name, also_of=(message.new_name,))
 
 
-@_reads("_delete_registered_model")
 def _model_deletion(_: AuditTrail) -> RegistryChange | None:
     """Read a deletion: the policy goes with the model, and a new one of its name has none."""
     message = _read("DeleteRegisteredModel")
@@ -261,12 +241,22 @@ def _tag(request: str, keys: Sequence[str]) -> _Reader:
     return read
 
 
-_READERS |= {
+_READERS: dict[str, _Reader] = {
+    "_transition_stage": _transition,
+    "_set_registered_model_alias": _alias,
+    "_delete_registered_model_alias": _alias_deletion,
+    "_delete_model_version": _version_deletion,
+    "_create_registered_model": _model_creation,
+    "_rename_registered_model": _model_rename,
+    "_delete_registered_model": _model_deletion,
     "_set_model_version_tag": _tag("SetModelVersionTag", _VERDICT_TAGS),
     "_delete_model_version_tag": _tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
     "_set_registered_model_tag": _tag("SetRegisteredModelTag", (GATE_POLICY_TAG,)),
     "_delete_registered_model_tag": _tag("DeleteRegisteredModelTag", (GATE_POLICY_TAG,)),
 }
+"""The name of MLflow's view → the reader of its request."""
+_GATED = ("_transition_stage", "_set_registered_model_alias")
+"""The views that refuse a request that cannot be read."""
 
 
 def _is_only_a_prompt(model: Any) -> bool:
@@ -301,12 +291,11 @@ def _registry() -> Any:
     return handlers._get_model_registry_store()
 
 
-def _decide(trail: AuditTrail, model: Any, version: Any, place: str, holder: str) -> GateDecision:
+def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, holder: str) -> GateDecision:
     """Return the gate's decision about a version that is moved to a stage or alias.
 
     Args:
         model: MLflow's entity, as `version`.
-        place: a stage, or @alias.
         holder: the version that is there now, or an empty text.
     """
     number, what = str(version.version), f"version {version.version} of {model.name}"
@@ -314,8 +303,7 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: str, holder: str
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # nobody knows what is gated
         return GateDecision(refusal=f"{what} was not moved to {place}: {error.message}")
-    is_alias = place.startswith("@")
-    if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
+    if policy is None or not policy.gates(place):
         return GateDecision()
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
@@ -333,7 +321,7 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: str, holder: str
     )
 
 
-def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str, holder: str) -> bool:
+def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
     """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
     try:
         events = trail.store().events(model=model)
@@ -343,7 +331,7 @@ def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str,
         if not event.endpoint and event.action in ("rename", "delete"):
             return False  # another model had this name: its numbers are not those of this one
         moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
-        if moved and event.version == holder and moved["place"].lower() == place.lower():
+        if moved and event.version == holder and moved["place"].lower() == str(place).lower():
             return bool(moved["before"] == version)
     return False
 

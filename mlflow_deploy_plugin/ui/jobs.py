@@ -4,20 +4,21 @@ The MLflow server stays light and responsive, however few workers it has. The pr
 the credentials of the person who pressed the button, so that MLflow itself checks their permissions.
 """
 
-import json
 import os
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.processes import Child, exit_reason
-from mlflow_deploy_plugin.statedir import is_alive, write_atomically
+from mlflow_deploy_plugin.statedir import State, is_alive, read_state, write_state
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING = 4
@@ -42,8 +43,7 @@ _SERVER_VARIABLES = (
 """Prefixes of the server's variables that a client must not inherit: its databases, its secrets."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(State):
     """One press of a button.
 
     Attributes:
@@ -63,7 +63,10 @@ class Job:
     state: Literal["running", "done", "failed"] = "running"
     message: str = ""
     pid: int = 0
-    started_at: float = field(default_factory=time.time)
+    started_at: float = Field(default_factory=time.time)
+
+    def ended(self, state: Literal["done", "failed"], message: str) -> "Job":
+        return self.model_copy(update={"state": state, "message": message})
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,16 @@ class Jobs:
                 running += 1
         if running >= _MAX_RUNNING:
             raise TooManyRequests(f"{_MAX_RUNNING} actions are running: wait until one has ended")
-        job = Job(secrets.token_hex(8), description, actor, arguments, servers, has_account)
+        job = Job(
+            id=secrets.token_hex(8),
+            description=description,
+            actor=actor,
+            arguments=arguments,
+            servers=servers,
+            has_account=has_account,
+        )
         path = self.folder / f"{job.id}.json"
-        write_job(path, job)
+        write_state(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
         with path.with_suffix(".log").open("wb") as log:
             process = Child(
@@ -118,21 +128,21 @@ class Jobs:
                 kills_group=False,
             )
         threading.Thread(target=self._wait_for_end, args=(path, process), daemon=True).start()
-        return replace(job, pid=process.pid)
+        return job.model_copy(update={"pid": process.pid})
 
     def get(self, id: str) -> Job | None:
         """Return a job; None if there is no such job (any more)."""
         if len(id) != 16 or not id.isalnum():
             return None
-        job = read_job(self.folder / f"{id}.json")
+        job = read_state(self.folder / f"{id}.json", Job)
         if job is None or job.state != "running":
             return job
         if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # the server that would end it is gone
-            return replace(job, state="failed", message="it did not end in time")
+            return job.ended("failed", "it did not end in time")
         if job.pid and not is_alive(job.pid):
-            job = read_job(self.folder / f"{id}.json")  # it may have ended between the two looks
+            job = read_state(self.folder / f"{id}.json", Job)  # it may have ended between the two looks
             if job is not None and job.state == "running":
-                return replace(job, state="failed", message="it ended without a word")
+                return job.ended("failed", "it ended without a word")
         return job
 
     def _wait_for_end(self, path: Path, process: Child) -> None:
@@ -140,24 +150,10 @@ class Jobs:
         if status is None:
             process.kill()
             status, last = process.wait(), f"it did not end within {self.longest:g} s, and was stopped"
-        job, log = read_job(path), path.with_suffix(".log")
+        job, log = read_state(path, Job), path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
             last = last or (lines[-1] if lines else f"it {exit_reason(status or 0)}")
-            write_job(path, replace(job, state="failed", message=last[:500]))
+            write_state(path, job.ended("failed", last[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)
-
-
-def read_job(path: Path) -> Job | None:
-    """Return the job in a file; None if there is none that can be read."""
-    try:
-        content = json.loads(path.read_bytes())
-        return Job(**{**content, "servers": tuple(content["servers"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def write_job(path: Path, job: Job) -> None:
-    """Write a job into its file in one step."""
-    write_atomically(path, json.dumps(asdict(job)).encode())

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,
+    all_versions,
     gate_status_of,
     parse_model_uri,
     parse_stage_or_alias,
@@ -287,8 +288,7 @@ def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_acc
 
     try:
         model = registry.get_registered_model(name)
-        quote = '"' if "'" in name else "'"
-        found = list(registry.search_model_versions(f"name = {quote}{name}{quote}", max_results=200))
+        found = all_versions(registry, name)
     except MlflowException as failure:
         return ModelCard(name, error=one_line(failure, 300))
     found.sort(key=lambda one: int(one.version), reverse=True)

@@ -6,14 +6,15 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.policy import GatePolicy, PolicyChoice, choose_policy, parse_policy
+from mlflow_deploy_plugin.registry import StageOrAlias
 
 
 def test_an_empty_policy_gates_production_and_asks_for_proof() -> None:
     policy = parse_policy("{}", "it")
     assert policy == GatePolicy()
-    assert policy.gates_stage("production")
-    assert not policy.gates_stage("Staging")
-    assert not policy.gates_alias("champion")
+    assert policy.gates(StageOrAlias(stage="production"))
+    assert not policy.gates(StageOrAlias(stage="Staging"))
+    assert not policy.gates(StageOrAlias(alias="champion"))
     assert policy.parity == "proven"
 
 
@@ -22,8 +23,8 @@ def test_yaml_and_json_say_the_same() -> None:
     json = parse_policy('{"gated_aliases": ["champion"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it")
     assert yaml == json
     assert yaml.digest == json.digest != GatePolicy().digest
-    assert yaml.gates_alias("Champion")
-    assert parse_policy("gated_aliases: ['@champion']", "it").gates_alias("champion")
+    assert yaml.gates(StageOrAlias(alias="Champion"))
+    assert parse_policy("gated_aliases: ['@champion']", "it").gates(StageOrAlias(alias="champion"))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> None:
     set_service_timeouts()
     assert os.environ[TIMEOUT] == "5"
-    with no_request_timeout():
+    with no_request_timeout:
         assert TIMEOUT not in os.environ
     assert os.environ[TIMEOUT] == "5"
 
@@ -40,7 +40,7 @@ def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> Non
 def test_what_the_user_said_counts(clean: pytest.MonkeyPatch) -> None:
     clean.setenv(TIMEOUT, "77")
     set_service_timeouts()
-    with no_request_timeout():
+    with no_request_timeout:
         assert os.environ[TIMEOUT] == "77"
 
 
@@ -106,7 +106,7 @@ def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
 
 def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
     set_service_timeouts()
-    first, second = no_request_timeout(), no_request_timeout()
+    first, second = no_request_timeout, no_request_timeout
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

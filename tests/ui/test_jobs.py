@@ -1,12 +1,14 @@
 """What a button starts, and what becomes of it when it does not end by itself."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.statedir import is_alive
+from mlflow_deploy_plugin.statedir import is_alive, write_state
 from mlflow_deploy_plugin.ui import jobs
-from mlflow_deploy_plugin.ui.jobs import Job, Jobs, write_job
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from tests.support.waiting import wait_until
 
 
@@ -19,9 +21,7 @@ def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: py
 
 
 def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:
-    import os
-
-    write_job(tmp_path / f"{'a' * 16}.json", Job("a" * 16, "roll x back", "eva", {}, pid=os.getpid(), started_at=0.0))
+    write_state(tmp_path / f"{'a' * 16}.json", begun({}, pid=os.getpid(), started_at=0.0))
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
     assert (job.state, job.message) == ("failed", "it did not end in time")
@@ -29,12 +29,16 @@ def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) ->
 
 def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
-    write_job(tmp_path / f"{'a' * 16}.json", Job("a" * 16, "roll x back", "eva", {"endpoint": "x"}))
+    write_state(tmp_path / f"{'a' * 16}.json", begun({"endpoint": "x"}))
 
     assert Jobs(tmp_path).start("roll x back", "bob", {"endpoint": "x"}, (), {}).id == "a" * 16
     other = Jobs(tmp_path).start("roll y back", "bob", {"endpoint": "y"}, (), {}).id
     assert other != "a" * 16
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
+
+
+def begun(arguments: dict[str, str], **fields: Any) -> Job:
+    return Job(id="a" * 16, description="roll x back", actor="eva", arguments=arguments, **fields)
 
 
 def found(folder: Path, id: str, state: str) -> Job | None:

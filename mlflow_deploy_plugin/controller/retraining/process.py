@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.registry import (
     MAX_TAG_LENGTH,
     PARENT_TAG,
     TRAINING_TAG,
+    all_versions,
     child_environment,
     get_or_create_experiment,
     no_request_timeout,
@@ -89,7 +90,7 @@ def column_types(model_uri: str) -> dict[str, str]:
     """
     from mlflow.models import Model
 
-    with registry_errors(model_uri), no_request_timeout():
+    with registry_errors(model_uri), no_request_timeout:
         signature = Model.load(model_uri).signature  # `get_model_info` refuses a model of another tracking server
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
@@ -129,7 +130,7 @@ def ensure_run(one: Retraining, plan: "RetrainPlan", attempt: int, parameters: M
 
 def log_file(run_id: str, file: Path) -> str:
     """Log the file to the run and return its URI. Raises RegistryUnavailable."""
-    with registry_errors(f"run {run_id}"), no_request_timeout():
+    with registry_errors(f"run {run_id}"), no_request_timeout:
         registry_client().log_artifact(run_id, str(file), _FOLDER)
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
 
@@ -168,8 +169,7 @@ def registered_version(model: str, run_id: str) -> str:
         if not found:
             experiment = client.get_run(run_id).info.experiment_id
             nested = {one.info.run_id for one in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")}
-            versions = client.search_model_versions(f"name = '{model}'") if nested else []
-            found = [one for one in versions if one.run_id in nested]
+            found = [one for one in all_versions(client, model) if one.run_id in nested] if nested else []
     return max((str(one.version) for one in found), key=int, default="")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, write_progress
 from mlflow_deploy_plugin.controller.rollouts.plan import (
     DEFAULT_CRITERIA,
     MIN_REQUESTS,
@@ -18,12 +18,10 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     Progress,
     aborted,
     paused,
-    progress_event,
     progress_of,
     resumed,
     rollout_summary,
     started_event,
-    with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments
@@ -180,22 +178,22 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
     Raises:
         NotFound: there is none.
     """
-    for live in deployments.store.rollouts(endpoint, live=True):
+    store = deployments.store
+    for live in store.rollouts(endpoint, live=True):
         try:
             plan_of(live)
         except InvalidConfig as error:
             now, why = utc_now(), f"{reason}; nothing was put back: {error.message}"
             event = AuditEvent(now, actor, "rollout.end", endpoint, why=why, detail={"rollout": live.id})
             abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
-            store = deployments.store
             return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
-    rollout = _change(deployments.store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
-    plan, stored = plan_of(rollout), deployments.store.endpoint(endpoint)
+    rollout = _change(store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
+    plan, stored = plan_of(rollout), store.endpoint(endpoint)
     is_there = stored is not None and plan.main in stored.spec.variants
     if is_there:
         RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)
     progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
-    return _write(deployments.store, rollout, progress, actor) or deployments.store.rollout(rollout.id) or rollout
+    return write_progress(store, rollout, progress, actor) or store.rollout(rollout.id) or rollout
 
 
 def describe_rollout(rollout: Rollout) -> str:
@@ -258,13 +256,7 @@ def _change(
         changed = change(progress_of(live[0]))
         if changed is None:
             raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}")
-        written = _write(store, live[0], changed, actor)
+        written = write_progress(store, live[0], changed, actor)
         if written is not None:  # else the controller has written in between
             return written
     raise StoreUnavailable(f"the rollout of {endpoint!r} changes too fast to be changed by hand: try again")
-
-
-def _write(store: Store, rollout: Rollout, progress: Progress, actor: str) -> Rollout | None:
-    now = utc_now()
-    event = progress_event(rollout, progress, actor, now)
-    return store.update_rollout(with_progress(rollout, progress, now), None, event)

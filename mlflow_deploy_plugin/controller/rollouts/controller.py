@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, move_version, parse_model_uri, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec
-from mlflow_deploy_plugin.store import LeaseKeeper, Rollout, Store, move_detail
+from mlflow_deploy_plugin.store import Lease, LeaseKeeper, Rollout, Store, move_detail
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,6 @@ class RolloutActions:
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
         """Move the stage, alias or tag from the version `before`, empty if there is none, to `version`."""
         reference = parse_model_uri(plan.before_uri)
-        place = f"@{reference.selector}" if plan.kind == "alias" else reference.selector
         move_version(reference, version)
         self.deployments.poll_registry(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
@@ -133,7 +132,7 @@ class RolloutActions:
             before=f"version {before} in {reference.selector}" if before else "",
             after=f"version {version} in {reference.selector}",
             why=why,
-            detail={"stood_there": before} | move_detail(place, before),
+            detail={"stood_there": before} | move_detail(reference.place, before),
             actor=self.actor,
         )
 
@@ -247,12 +246,20 @@ class RolloutController:
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
         """Write the progress. Return None if the lease is lost, or a person has changed the rollout meanwhile."""
-        now = self.store.now()
-        event = progress_event(rollout, progress, self.actions.actor, now)
-        written = self.store.update_rollout(with_progress(rollout, progress, now), keeper.lease, event)
+        written = write_progress(self.store, rollout, progress, self.actions.actor, keeper.lease)
         if written is not None and _news(written) != _news(rollout):
             self.say(rollout_summary(written))
         return written
+
+
+def write_progress(
+    store: Store, rollout: Rollout, progress: Progress, actor: str, lease: Lease | None = None
+) -> Rollout | None:
+    """Write the progress with its event. The result and `lease` are those of `Store.update_rollout`."""
+    now = store.now()
+    return store.update_rollout(
+        with_progress(rollout, progress, now), lease, progress_event(rollout, progress, actor, now)
+    )
 
 
 def run_rollouts(

@@ -266,7 +266,7 @@ def _versions_in_trail(store: Store, endpoint: str, reference: ModelURI) -> list
     The trail counts as far as the model is the same. A move into an empty stage names no version before it; the earlier
     moves do.
     """
-    place = (f"@{reference.selector}" if reference.kind == "alias" else reference.selector).lower()
+    place = reference.place.lower()
     versions: list[str] = []
     for event in reversed(store.events(model=reference.name)):
         if not event.endpoint and event.action in ("rename", "delete"):

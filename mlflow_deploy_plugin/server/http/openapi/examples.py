@@ -4,6 +4,8 @@ It is the input example that the model was logged with (its first rows), or a ro
 the OpenAPI document, so its size is bounded: there is none for a tensor that is too large to be read by people.
 """
 
+import csv
+import io
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -109,18 +111,11 @@ def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
 
 def csv_example(example: Example) -> str:
     """Return the first rows as CSV with a header; empty for tensors."""
-    names = list(example.values)
-    lines = [names, *(record.values() for record in example.records())]
-    return "".join(",".join(map(_csv_field, line)) + "\n" for line in lines) if names else ""
-
-
-def _csv_field(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = str(value)
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for line in (example.values, *(record.values() for record in example.records())) if example.values else ():
+        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in line)
+    return text.getvalue()
 
 
 def _read(loaded: LoadedVersion) -> Example | None:
