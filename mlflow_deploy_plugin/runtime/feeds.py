@@ -15,6 +15,7 @@ whole, which counts as one row.
 """
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ def object_array(values: Sequence[Any]) -> Array:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+def as_table(array: Array) -> Array:
+    """Return an array of [N, …] as [N, values of a row]. From no rows numpy itself cannot tell how many these are."""
+    return array.reshape(len(array), prod(array.shape[1:]))
 
 
 def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.runtime.feeds import (
     Feeds,
     NarrowedFeeds,
     SharedDimensions,
+    as_table,
     narrowed_feeds,
     row_count,
     row_symbols,
@@ -196,7 +197,7 @@ class Schema:
             if entry.missing is not None:
                 array = np.where(array == entry.missing, np.array(None, object), array)
             if entry.columns:
-                flat = array.reshape(len(array), -1)
+                flat = as_table(array)
                 columns.update({name: flat[:, position] for position, name in enumerate(entry.columns)})
             else:
                 columns[entry.name] = array

@@ -231,3 +231,20 @@ def test_a_tensor_stands_in_the_type_of_the_signature() -> None:
     schema = compile_schema((), (Tensor("ids", "int64", (-1, 2)),), (Input("ids", "float32", (-1, 2)),))
     table = logged(schema, schema.from_columns({"ids": [[123456789, 2**62 + 1]]}))
     assert table.column("ids").to_pylist() == [[123456789, 2**62 + 1]]
+
+
+@pytest.mark.parametrize(("drop", "mask"), [((), ()), (("count",), ()), ((), ("count",))])
+def test_a_request_without_rows_takes_no_others_from_the_log(
+    tmp_path: Path, drop: tuple[str, ...], mask: tuple[str, ...]
+) -> None:
+    rows: Rows = [dict.fromkeys(NUMBERS, 1) | {"is_late": True, "carrier": "AA"}]
+    feeds = dict(by_split(rows, STACKED))  # as tensors of the graph come
+    none = {name: array[:0] for name, array in feeds.items()}
+    model = exclude_columns(CapturedModel("m", "1", STACKED, ("y",)), drop, mask)
+    writer = CaptureWriter(tmp_path / "spool")
+    for sent in (feeds, none, feeds):
+        assert writer.write(RECORD, model, sent, {"y": np.zeros(len(sent["X"]), np.float32)}, 100)
+    writer.close()
+    shipped = Shipper(tmp_path / "spool", str(tmp_path / "log"))
+    shipped.ship()
+    assert sum(len(pq.read_table(file)) for file in (tmp_path / "log").rglob("*.parquet")) == 2

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime import Array, as_table
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, ColumnMask, decode_model
 from mlflow_deploy_plugin.server.capture.frames import REFERRING
 
@@ -128,7 +128,7 @@ class RequestEncoder:
         for place, is_text, columns in plan.kept:
             array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
             if columns is not None:
-                array = array.reshape(len(array), -1)[:, columns]
+                array = as_table(array)[:, columns]
             if is_text:
                 text = orjson.dumps(array.tolist())
                 pieces += (_TEXT_LENGTH.pack(len(text)), text)
@@ -137,7 +137,7 @@ class RequestEncoder:
         for place, column in plan.masked:
             array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
             if column is not None:
-                array = (array if array.ndim == 2 else array.reshape(len(array), -1))[:, column]
+                array = as_table(array)[:, column]
             text = orjson.dumps(self._mask.hash_column(array))
             pieces += (_TEXT_LENGTH.pack(len(text)), text)
         return plan, pieces

@@ -289,7 +289,7 @@ def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> 
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
     timeout = parameters.get("timeout")
-    is_shorter = type(timeout) is not int or 0 < timeout < left  # the data plane refuses what is no number
+    is_shorter = type(timeout) is not int or (timeout != 0 and timeout < left)  # what is no time the data plane refuses
     return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
 
 

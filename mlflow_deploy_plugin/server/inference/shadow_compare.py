@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Array, Artifact, row_count
+from mlflow_deploy_plugin.runtime import Array, Artifact, as_table, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 
@@ -99,7 +99,7 @@ def _pairs(
                 continue
             right = right[:, [shadow.classes.index(name) for name in answering.classes]]
         if left.shape[:1] == right.shape[:1] != () and left.size == right.size:
-            yield left.reshape(len(left), -1), right.reshape(len(right), -1)
+            yield as_table(left), as_table(right)
 
 
 def _are_floats(left: Array, right: Array) -> bool:

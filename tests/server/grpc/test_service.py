@@ -227,6 +227,7 @@ def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any, as
         ({"timeout": 2_000_000}, 1.0, 1_000_000),
         ({"timeout": 0}, 1.0, 1_000_000),
         ({"timeout": "soon"}, 1.0, "soon"),
+        ({"timeout": -1}, 1.0, -1),
     ],
 )
 def test_the_deadline_of_a_call_is_a_timeout_unless_that_is_shorter(
