@@ -371,9 +371,6 @@ class KubernetesBackend:
         pods = self._cluster.find("Pod", {LABEL: name})
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
-    def _has_ending_pods(self, name: str) -> bool:
-        return any("deletionTimestamp" in pod["metadata"] for pod in self._cluster.find("Pod", {LABEL: name}))
-
     def _read_pods(self, pods: list[Document]) -> list[PodState | None]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(self._read_pod, pods))
@@ -460,7 +457,8 @@ class KubernetesBackend:
         """Return why pods do not come up: first what waiting does not help."""
         conditions = deployment.get("status", {}).get("conditions", ())
         found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
-        if found and self._has_ending_pods(deployment["metadata"]["name"]):
+        all_pods = self._cluster.find("Pod", {LABEL: deployment["metadata"]["name"]}) if found else ()
+        if any("deletionTimestamp" in pod["metadata"] for pod in all_pods):
             self._quota_waits_until = time.monotonic() + _NEXT_TRY_SECONDS
         found = [replace(one, is_final=time.monotonic() > self._quota_waits_until) for one in found]
         for pod in pods:

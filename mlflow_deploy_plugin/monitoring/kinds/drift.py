@@ -255,7 +255,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         profile = window_profile(store, *version, window)
     columns = {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
     excluded = excluded_columns(request.capture, columns)
-    profile = _profile_without(profile, excluded)
+    profile = Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in excluded})
     segments: Mapping[str, SegmentProfiles] = {}
     if reference is not None:
         segments, segment_notes = _segment_profiles(request, version, reference)
@@ -276,10 +276,6 @@ def excluded_columns(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, 
         if name is not None:
             found[column] = reasons[name]
     return found
-
-
-def _profile_without(profile: Profile, columns: Mapping[str, str]) -> Profile:
-    return Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in columns})
 
 
 def _segment_profiles(

@@ -117,7 +117,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     if rows is None:
         return request.result("not judged", "the window has no rows")
     artifact = version_artifact(request, rows.model, rows.version)
-    predictions = read_predictions(rows.table, artifact)
+    predictions = read_predictions(rows.table, artifact, request.capture.mask)
     notes = tuple(row_notes(rows, request.log))
     if isinstance(predictions, Refused):
         return request.result(
@@ -343,7 +343,7 @@ def _join_earlier_windows(
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
-        known = read_predictions(earlier.table, artifact)
+        known = read_predictions(earlier.table, artifact, request.capture.mask)
         if isinstance(known, Refused) or known.label_mismatch:
             continue
         if known.is_labelled.sum() < spec.min_rows or known.is_labelled.mean() < least_share:
@@ -355,7 +355,7 @@ def _join_earlier_windows(
         if len(tables) > _EARLIER_WINDOWS:
             break
     together = concat_tables(tables)
-    predictions = read_predictions(together, artifact)
+    predictions = read_predictions(together, artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
     left_out = f"{selected} earlier windows are left out, whose rows with a label are not like those without"

@@ -8,7 +8,7 @@ then. A class that only some labels name is one that the model has never learned
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,13 +78,20 @@ class Predictions:
         return int((self.truth >= own).sum()), self.classified.classes[own:]
 
 
-def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions | Refused:
+def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:
     """Return the predictions and labels of rows of the log, whose lists are summarised.
 
     Args:
         table: may lack the columns of labels: then there are none.
         artifact: None: types tell labels from numbers.
+        masked: columns that hold hashes, which are no answers.
     """
+    names = {*masked}
+    if artifact is not None and len(artifact.prediction) == 1:  # the only answer has two names
+        aliases = {PREDICTION, OUTPUT_PREFIX + artifact.prediction[0]}
+        names |= aliases if names & aliases else set()
+    hashed = [name for name in table.column_names if name in names]
+    table = table.drop_columns(hashed)
     columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
     labels, probabilities = columns.labels(), columns.probabilities()
     if labels is None and probabilities is not None and classes:
@@ -94,7 +101,8 @@ def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions 
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        return Refused("the log has no column that holds one answer a row")
+        why = f": capture.mask writes hashes of {', '.join(hashed)} into it" if hashed else ""
+        return Refused(f"the log has no column that holds one answer a row{why}")
     truth = as_numbers(table, LABEL_NUMBER)
     labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
     unusable = labelled - int(np.isfinite(truth).sum())

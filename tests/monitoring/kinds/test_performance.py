@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.performance import judge
+from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
@@ -598,3 +600,37 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
     assert re.fullmatch(r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change)
     assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
     assert f"accuracy: {last.change}; violated since 2013-04-04, window 2 in a row; {last.reason}" in found[4].reason
+
+
+@pytest.mark.parametrize(
+    "withheld",
+    [CaptureSpec(mask=("prediction",)), CaptureSpec(mask=("output.label",)), CaptureSpec(drop=("prediction",))],
+    ids=str,
+)
+def test_answers_that_the_log_does_not_hold_are_told_by_the_probabilities(
+    endpoint: EndpointWorld, classify: Callable[..., Any], withheld: CaptureSpec
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(600), 8.0)
+    answers = columns.pop("prediction")
+    if withheld.mask:
+        columns["prediction"] = [f"{int(answer):032x}" for answer in answers]
+    endpoint.answer(columns)
+    endpoint.label("flight", truth)
+    request = replace(endpoint.ask(**ACCURACY), capture=withheld)
+
+    assert judge(request).state == "kept"  # by the probabilities
+
+
+def test_hashes_are_no_answers(endpoint: EndpointWorld, classify: Callable[..., Any]) -> None:
+    endpoint.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
+    for name in ("prediction", "output.probabilities"):
+        columns[name] = [f"{number % 2:032x}" for number in range(300)]
+    endpoint.answer(columns)
+    endpoint.label("flight", truth)
+
+    judged = judge(replace(endpoint.ask(**ACCURACY), capture=CaptureSpec(mask=("prediction", "output.probabilities"))))
+
+    assert judged.state == "not judged"
+    assert judged.reason.startswith("the log has no column that holds one answer a row: capture.mask writes hashes of")
