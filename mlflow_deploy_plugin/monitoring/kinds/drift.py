@@ -39,7 +39,12 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
 )
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
 from mlflow_deploy_plugin.monitoring.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
-from mlflow_deploy_plugin.monitoring.kinds.predictions import ModelVersion, unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.predictions import (
+    ModelVersion,
+    unreadable_notes,
+    version_artifact,
+    with_both_names,
+)
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, MonitorResult, ReportData, State, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
 from mlflow_deploy_plugin.processes import spark_session
@@ -254,7 +259,12 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     else:
         profile = window_profile(store, *version, window)
     columns = {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
-    excluded = excluded_columns(request.capture, columns)
+    capture = request.capture
+    if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
+        artifact = version_artifact(request, *version)
+        both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
+        capture = capture.model_copy(update=both)
+    excluded = excluded_columns(capture, columns)
     profile = Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in excluded})
     segments: Mapping[str, SegmentProfiles] = {}
     if reference is not None:

@@ -86,11 +86,7 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
         artifact: None: types tell labels from numbers.
         masked: columns that hold hashes, which are no answers.
     """
-    names = {*masked}
-    if artifact is not None and len(artifact.prediction) == 1:  # the only answer has two names
-        aliases = {PREDICTION, OUTPUT_PREFIX + artifact.prediction[0]}
-        names |= aliases if names & aliases else set()
-    hashed = [name for name in table.column_names if name in names]
+    hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
     table = table.drop_columns(hashed)
     columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
     labels, probabilities = columns.labels(), columns.probabilities()
@@ -107,6 +103,13 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
     labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
     unusable = labelled - int(np.isfinite(truth).sum())
     return Predictions(None, numbers, truth, max(unusable, 0))
+
+
+def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
+    """Return the columns, with both names of the only answer: `prediction`, or `output.NAME` where its shape says so."""
+    names = {*columns}
+    aliases = {PREDICTION, *(OUTPUT_PREFIX + name for name in artifact.prediction)} if artifact is not None else set()
+    return names | aliases if len(aliases) == 2 and names & aliases else names
 
 
 class _Columns:

@@ -122,6 +122,16 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(
     assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
 
 
+def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any], found: Callable[..., Any]) -> None:
+    rows = day(100)
+    del rows["prediction"]
+
+    judged = ask(rows, withheld=CaptureSpec(drop=("output.label",)))
+
+    assert judged.state == "no drift"
+    assert found(judged, "prediction").reason == "capture.drop leaves it out of the log"
+
+
 def test_a_requirement_speaks_of_the_columns_that_the_log_holds(
     ask: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
