@@ -106,7 +106,7 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
 
 
 def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
-    """Return the columns, with both names of the only answer: `prediction`, or `output.NAME` where its shape says so."""
+    """Return the columns, with both names of the only answer: `prediction`, or `output.NAME` by its shape."""
     names = {*columns}
     aliases = {PREDICTION, *(OUTPUT_PREFIX + name for name in artifact.prediction)} if artifact is not None else set()
     return names | aliases if len(aliases) == 2 and names & aliases else names
