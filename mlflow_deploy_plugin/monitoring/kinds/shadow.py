@@ -4,7 +4,7 @@ A shadow's rows lie in the log beside those that were answered, under the same p
 saying something else is decided as in the server (`server/inference/shadow_compare.py`), on the same arrays.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
     count_versions,
     unreadable_notes,
     version_artifact,
+    with_both_names,
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
@@ -97,7 +98,9 @@ def judge(request: WindowRequest) -> MonitorResult:
         reason = "no shadow has computed a row of the window"
         return request.result("not judged", reason, model=model, version=version, rows=len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
-    compared = {variant: _compare(answered, rows, artifact_of) for variant, rows in shadows.items()}
+    compared = {
+        variant: _compare(answered, rows, artifact_of, request.capture.mask) for variant, rows in shadows.items()
+    }
     confidence, parts, segment_notes = _parts(request, compared)
     findings: list[Finding] = []
     figures: dict[str, float] = {}
@@ -182,7 +185,9 @@ def _described(artifact: Artifact | None, rows: pa.Table) -> Artifact:
     return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
 
 
-def _compare(answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None]) -> _ShadowRows:
+def _compare(
+    answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None], masked: Sequence[str]
+) -> _ShadowRows:
     """Compare the pairs of rows of each two versions together, since each version has outputs of its own."""
     keys, others = _keys(answered), _keys(computed)
     _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
@@ -198,7 +203,8 @@ def _compare(answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str,
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
             try:
                 artifact, shadow = _described(artifact_of(*one), sides[0]), _described(artifact_of(*other), sides[1])
-                outcome = compare_outputs(artifact, _outputs(artifact, sides[0]), shadow, _outputs(shadow, sides[1]))
+                said, shadow_said = _outputs(artifact, sides[0], masked), _outputs(shadow, sides[1], masked)
+                outcome = compare_outputs(artifact, said, shadow, shadow_said)
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
                 failures.append(f"{len(rows):,} rows of {one[0]} version {one[1]} and its shadow: {error.message}")
@@ -210,10 +216,16 @@ def _keys(table: pa.Table) -> Array:
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 
-def _outputs(artifact: Artifact, rows: pa.Table) -> Mapping[str, Array]:
-    """Return the version's outputs as its graph gave them, as far as the log has them for every row."""
+def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mapping[str, Array]:
+    """Return the version's outputs as its graph gave them, as far as the log has them for every row.
+
+    Masked labels are equal where their hashes are. Of masked numbers nobody knows how near they are.
+    """
+    hidden = with_both_names(masked, artifact)
     arrays = {}
     for output in artifact.outputs:
+        if output.role != "label" and OUTPUT_PREFIX + output.name in hidden:
+            continue
         names = [OUTPUT_PREFIX + output.name, *([PREDICTION] if artifact.prediction == (output.name,) else [])]
         for name in names:
             if name in rows.column_names and not rows.column(name).null_count:

@@ -1,6 +1,7 @@
 """The disagreement of shadows with what was answered."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
 from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, REGRESSOR
@@ -65,6 +67,21 @@ def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld, 
     answer_both(endpoint, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
 
     assert found(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
+
+
+@pytest.mark.parametrize(
+    ("meaning", "state"), [(CLASSIFIER, "kept"), (REGRESSOR, "not judged")], ids=["labels", "numbers"]
+)
+def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(
+    endpoint: EndpointWorld, meaning: dict[str, Any], state: str
+) -> None:
+    endpoint.serve(meaning, v2=meaning)
+    hashes = np.array([f"{row:032x}" for row in range(300)])
+    answer_both(endpoint, hashes, hashes if meaning is CLASSIFIER else hashes[::-1])
+
+    judged = judge(replace(endpoint.ask(**AGREE), capture=CaptureSpec(mask=("prediction",))))
+
+    assert judged.state == state
 
 
 def test_shadows_are_judged_apart_and_a_requirement_may_name_one(
