@@ -2,8 +2,8 @@
 
 HistGradientBoosting compares in 64 bits, while scikit-learn's other trees round their input to 32 before they compare.
 skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here the
-thresholds are converted as they are, and the sums over the trees are made in 64 bits too. In other trees, the direction
-of missing values is restored.
+thresholds are converted as they are, and the sums over the trees are made in 64 bits too (`levels.py`: but for groups).
+In other trees, the direction of missing values is restored.
 """
 
 from dataclasses import dataclass, field
