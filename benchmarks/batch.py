@@ -35,6 +35,7 @@ import numpy as np
 import pandas as pd
 import psutil
 from mlflow.models import infer_signature
+from pyspark.sql import SparkSession
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -43,7 +44,6 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.batch import BatchPlan, predict_frame, run_batch
-from mlflow_deploy_plugin.processes import spark_session
 
 NUMBERS = [f"x{number}" for number in range(12)]
 MODELS = {"numbers": NUMBERS, "texts": [*NUMBERS, "carrier", "origin"], "trees": [*NUMBERS, "carrier", "origin"]}
@@ -122,7 +122,8 @@ def show(rates: dict[str, tuple[float, float]], base: str) -> None:
 def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
     ours, original = uris
     for count in cores:
-        session = spark_session(f"local[{count}]")
+        alone = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}  # Java as Spark itself starts it
+        session = SparkSession.builder.master(f"local[{count}]").config(map=alone).getOrCreate()
         session.sparkContext.setLogLevel("OFF")
         frame = session.read.parquet(str(source))
 

@@ -131,6 +131,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         manifest = _manifest(plan, parts, resolved, model_digest(model))
         finished = output.begin(manifest, plan.restart)
         waiting = [part for part in parts if part.output not in finished]
+        waiting.sort(key=lambda part: -part.size)  # the largest first: at the end all cores still have one
         progress = temporary / "progress"
         progress.touch()
         jobs = [
@@ -145,7 +146,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
 
             results = predict_parts(jobs, model)
         else:
-            results = _predict_locally(jobs, waiting, plan, model)
+            results = _predict_locally(jobs, plan)
         tally = _Tally(waiting, len(parts) - len(waiting), progress, report)
         with results as finishing:
             failed, rejected = tally.follow(finishing, plan.on_error)
@@ -157,16 +158,13 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
 
 
-Finished = Iterator[tuple[Mapping[int, PartResult | OnnxserveError], int]]
-"""At each look the results of jobs that have ended since the last one, by position, and the number of those that have
-ended, but whose results come later."""
+Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
+"""At each look the results of jobs that have ended since the last one, by position."""
 
 
 @contextmanager
-def _predict_locally(
-    jobs: Sequence[PartJob], parts: Sequence[Part], plan: BatchPlan, model: Path
-) -> Iterator[Finished]:
-    """Predict by processes, the largest parts first. As soon as the caller ends, so do they."""
+def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
+    """Predict by processes. As soon as the caller ends, so do they."""
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
@@ -203,11 +201,11 @@ def _predict_locally(
                         raise error
                     ended[number] = error or future.result()
             left -= len(ended)
-            yield ended, 0
+            yield ended
 
     executor = ThreadPoolExecutor(count)
     try:
-        for number in sorted(range(len(jobs)), key=lambda number: -parts[number].size):
+        for number in range(len(jobs)):
             submit(number)
         yield finished()
     finally:
@@ -241,7 +239,7 @@ class _Tally:
         """
         failed: dict[str, str] = {}
         rejected = 0
-        for ended, awaited in finishing:
+        for ended in finishing:
             for number, result in ended.items():
                 part = self._parts[number]
                 self._done += 1
@@ -253,18 +251,17 @@ class _Tally:
                     failed[part.name] = result.message
                 else:
                     raise result
-            self._report(self.now(awaited))
+            self._report(self.now())
         return failed, rejected
 
-    def now(self, awaited: int = 0) -> BatchProgress:
-        """Return the figures; `awaited` is the number of parts that have ended without a result yet."""
+    def now(self) -> BatchProgress:
         rows, position = read_progress(self._progress)
         return BatchProgress(
             self._rows + rows,
-            self._done + awaited,
+            self._done,
             len(self._parts),
             self._finished_before,
-            self._bytes + position + self._total * awaited // max(1, len(self._parts)),
+            self._bytes + position,
             self._total,
             time.monotonic() - self._begun,
         )

@@ -1,35 +1,34 @@
 """Batches by Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
 
-The model travels as an archive of the session (`SparkContext.addArchive`). Each Python worker, of which Spark has one
-for each core, loads it once and answers Arrow batches (`mapInArrow`). The machines need this package and its extra
-`cpu`.
+The model travels as an archive (`SparkContext.addArchive`). Each Python worker, of which Spark has one for each core,
+loads it once. Parts are tasks without rows; the rows of a DataFrame come as Arrow batches (`mapInArrow`). The machines
+need this package and its extra `cpu`.
 
 https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html
 """
 
 import atexit
+import gc
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.batch.part import PartJob, PartResult, predict_part
+from mlflow_deploy_plugin.batch.part import PartJob, predict_part
 from mlflow_deploy_plugin.batch.table_model import load_table_model, takes, with_kept
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, join_names, one_line
-from mlflow_deploy_plugin.processes import spark_session
+from mlflow_deploy_plugin.processes import NO_CONNECT, spark_context
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.statedir import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import Finished
 
-_RESULT = "number long, rows long, rejected long, failure string"
 _LOOK_SECONDS = 0.5
 
 
@@ -38,52 +37,47 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
     """Predict each part as one task of Spark. The machines read the input and write the output themselves.
 
     Raises:
-        NotInstalled: pyspark is not installed.
-        OnnxserveError: Spark does not start, or gives up.
+        InvalidConfig, NotInstalled, OnnxserveError: Spark does not start, see `spark_context`, or gives up.
     """
-    session = spark_session()
-    archive = _ship(session, model)
-    tracker = session.sparkContext.statusTracker()
-    jobs = [replace(job, progress="") for job in jobs]
+    if not jobs:
+        yield iter(())
+        return
+    context = spark_context()
+    from pyspark.accumulators import AddingAccumulatorParam  # an extra, which is there now
 
-    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                figures, failure = {"number": number, "rows": 0, "rejected": 0}, None
-                try:
-                    figures |= asdict(predict_part(replace(jobs[number], model=_shipped(archive))))
-                except OnnxserveError as error:
-                    failure = error.message
-                yield pa.RecordBatch.from_pydict(
-                    {
-                        **{name: pa.array([value], pa.int64()) for name, value in figures.items()},
-                        "failure": pa.array([failure], pa.string()),
-                    }
-                )
+    archive = _ship(context, model)
+    results = context.accumulator([], AddingAccumulatorParam([]))  # those of a task as soon as it ends, and once
 
-    def collect() -> list[Any]:
-        session.sparkContext.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        rows: list[Any] = session.range(0, len(jobs), 1, len(jobs)).mapInArrow(task, _RESULT).collect()
-        return rows
-
-    def finished(running: Future[list[Any]]) -> "Finished":
-        while not running.done():
-            jobs_seen = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(archive)]
-            stages = [tracker.getStageInfo(stage) for job in jobs_seen if job is not None for stage in job.stageIds]
-            yield {}, sum(stage.numCompletedTasks for stage in stages if stage is not None)
-            time.sleep(_LOOK_SECONDS)
+    def task(numbered: tuple[int, PartJob]) -> None:
+        number, job = numbered
         try:
-            rows = running.result()
-        except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
-            raise OnnxserveError(f"Spark gave up: {one_line(error, 300)}") from None
-        done = {row["number"]: PartResult(row["rows"], row["rejected"]) for row in rows if not row["failure"]}
-        yield {**done, **{row["number"]: OnnxserveError(row["failure"]) for row in rows if row["failure"]}}, 0
+            results.add([(number, predict_part(replace(job, model=_shipped(archive), progress="")))])
+        except OnnxserveError as error:
+            results.add([(number, OnnxserveError(error.message))])
+
+    def predict() -> None:
+        context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
+        # no rows go through Spark, and without its SQL it starts in half the time
+        context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
+
+    def finished(running: Future[None]) -> "Finished":
+        seen, is_over = 0, False
+        while not is_over:
+            wait([running], _LOOK_SECONDS)
+            is_over = running.done()
+            ended = results.value[seen:]
+            seen += len(ended)
+            yield dict(ended)
+        if error := running.exception():
+            raise OnnxserveError(f"Spark gave up: {one_line(error, 300)}")
 
     with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(predict)
         try:
-            yield finished(pool.submit(collect)) if jobs else iter(())
+            yield finished(running)
         finally:
-            session.sparkContext.cancelJobGroup(archive)
+            if not running.done():
+                context.cancelJobGroup(archive)
 
 
 def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None) -> Any:
@@ -116,7 +110,9 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
         raise InvalidConfig(f"keep: the model's output {doubled[0]!r} has this name, too; rename the column")
     schema = StructType([*(frame.schema[name] for name in kept), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
-    archive = _ship(frame.sparkSession, shipped)
+    if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
+        raise InvalidConfig(NO_CONNECT)
+    archive = _ship(context, shipped)
     wanted = [name for name in frame.columns if name in kept or takes(model.schema, name, kept)]
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -135,13 +131,11 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
     return frame.select(*wanted).mapInArrow(task, schema)
 
 
-def _ship(session: Any, model: Path) -> str:
-    """Send a model to the machines of a session; return its name there. Raises InvalidConfig for Spark Connect."""
-    if getattr(session, "sparkContext", None) is None:
-        raise InvalidConfig("a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077")
+def _ship(context: Any, model: Path) -> str:
+    """Send a model to the machines of a context; return its name there."""
     folder = _folder_until_exit()
     archive = shutil.make_archive(str(folder / folder.name), "zip", model)
-    session.sparkContext.addArchive(archive)
+    context.addArchive(archive)
     return Path(archive).name
 
 
@@ -156,4 +150,5 @@ def _shipped(archive: str) -> Path:
     """Return the folder of a model on the machine of a task."""
     from pyspark import SparkFiles
 
+    gc.freeze()  # Spark collects garbage after each task: 65 ms of CPU for all that its process has imported
     return Path(SparkFiles.get(archive))

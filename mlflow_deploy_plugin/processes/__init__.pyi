@@ -11,6 +11,8 @@ from .child import requests_of_parent as requests_of_parent
 from .child import signal_group as signal_group
 from .child import signal_process as signal_process
 from .child import watched_signals as watched_signals
+from .spark import NO_CONNECT as NO_CONNECT
+from .spark import spark_context as spark_context
 from .spark import spark_session as spark_session
 from .worker import ProcessCrashed as ProcessCrashed
 from .worker import ProcessEnded as ProcessEnded

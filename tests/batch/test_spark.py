@@ -22,8 +22,7 @@ from .conftest import flights, labels, write
 
 def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(flights(10), tmp_path / "in" / "a.parquet")
-    # as a session of Spark Connect, an object has no context
-    monkeypatch.setattr("mlflow_deploy_plugin.batch.spark.spark_session", object)
+    monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
 
     with pytest.raises(InvalidConfig, match="not Spark Connect: name a master, as spark://host:7077"):
         run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
@@ -73,12 +72,12 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(session: Any, model: Pat
         write(flights(3000, number), tmp_path / "in" / name)
     plan = BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "local"), ("id",))
     on_spark = replace(plan, output=str(tmp_path / "spark"))
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
 
-    spread = run_batch(replace(on_spark, engine="spark"), lambda at: told.append(at.parts_done))
+    spread = run_batch(replace(on_spark, engine="spark"), lambda at: told.append((at.parts_done, at.rows)))
     run_batch(plan)
 
-    assert (spread.progress.rows, told[-1]) == (12_000, 4)
+    assert (spread.progress.rows, told[-1]) == (12_000, (4, 12_000))
     for path in (tmp_path / "local").rglob("*.*"):
         if path.name != "_batch.json":
             assert path.read_bytes() == (tmp_path / "spark" / path.relative_to(tmp_path / "local")).read_bytes()

@@ -1,15 +1,19 @@
-"""The Spark session, where there is no Spark."""
+"""Spark, where there is none."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.processes import spark_session
+from mlflow_deploy_plugin.processes import spark_context, spark_session
 
 
-def test_without_pyspark_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("start", [spark_session, spark_context])
+def test_without_pyspark_the_extra_is_named(start: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
 
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[spark\]'"):
-        spark_session()
+        start()
