@@ -122,6 +122,15 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(
     assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
 
 
+def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., Any]) -> None:
+    hashed = day(100, carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object))
+
+    judged = ask(hashed, withheld=CaptureSpec(mask=("carrier",)), segment_by=["carrier"])
+
+    assert not any(one.segment for one in judged.findings)
+    assert "segments: carrier: capture.mask writes hashes of its values into the log" in judged.notes
+
+
 def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any], found: Callable[..., Any]) -> None:
     rows = day(100)
     del rows["prediction"]
