@@ -49,3 +49,22 @@ def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back
     assert "cancer: cancer 1 instead of 2" in back
     assert all(line in back for line in served)
     assert client.list_endpoints() == []
+
+
+@pytest.mark.long
+def test_the_page_of_protocols_runs_as_it_stands(
+    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    _, _, mlflow, v2, triton, grpc, load, tensorflow, _, lines, guides = run_page(
+        "protocols.md", tmp_path, new_database(tmp_path)
+    )
+    client.delete_deployment("flights")
+
+    label = json.loads(mlflow)["predictions"][0]
+    assert json.loads(v2)["outputs"][0]["data"] == [label, False]
+    assert "]] 1" in triton
+    assert f"{label} False] 1" in grpc
+    assert load in ("", "{}"), load
+    assert json.loads(tensorflow)["predictions"][0]["label"] is label
+    assert lines.splitlines() == [json.dumps(label), "false"]
+    assert json.loads(guides)["prediction"] is label

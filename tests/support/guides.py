@@ -123,6 +123,8 @@ def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
         "PIP_NO_INDEX": "1",  # what a page installs is here already
     }
     page = (ROOT / "docs" / name).read_text()
+    for port in ("8123", "8124"):
+        page = page.replace(port, str(free_port()))
     printed = []
     for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
-ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["age", "income"])
+ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)), columns=["age", "unused", "income"])
 BROKEN = """
 def matches(model):
     return type(model).__name__ == "Unlucky"
@@ -41,7 +41,7 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         f"[onnxserve.converters]\nabsent = no_such_module\nscore-card = {entry}\nunlucky = unlucky\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield import_module("score_card").ScoreCard({"age": 2.0, "income": -0.5}, 3.0)
+    yield import_module("score_card").ScoreCard({"income": -0.5, "age": 2}, 3)
     for name in ("score_card", "score_card_onnx", "unlucky"):
         sys.modules.pop(name, None)
 
