@@ -179,9 +179,10 @@ class Schema:
             return self.from_columns({self.names[0]: rows})
         return self.from_rows(self.names, rows)
 
-    def takes_matrix(self, dtype: np.dtype[Any]) -> bool:
-        """Return True if `from_array` takes a matrix of this dtype as it is: it becomes the graph's only input."""
-        return self._fast is not None and dtype.kind in self._fast.array_kinds
+    @property
+    def matrix_kinds(self) -> str:
+        """The numpy kinds of a matrix that `from_array` takes as it is; none if it is not the graph's only input."""
+        return self._fast.array_kinds if self._fast is not None else ""
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the sent values of feeds: arrays of [N] by column, or of [N, …] by tensor.

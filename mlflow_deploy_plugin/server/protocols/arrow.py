@@ -89,9 +89,14 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
 
     _check_value_count(table.num_rows, len(chosen), limit)
     budget, batches = StringBudget(limit), table.to_batches()
-    if len(batches) == 1 and table.num_rows and chosen == table.column_names == [*schema.names]:
+    if (
+        (kinds := schema.matrix_kinds)
+        and len(batches) == 1
+        and table.num_rows
+        and table.column_names == [*schema.names]
+    ):
         numbers = matrix(batches[0])
-        if numbers is not None and schema.takes_matrix(numbers.dtype):
+        if numbers is not None and numbers.dtype.kind in kinds:
             return schema.from_array(numbers)
     if len(batches) == 1:
         pieces = {name: [column] for name, column in zip(table.column_names, batches[0].columns, strict=True)}
