@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
+from mlflow_deploy_plugin.runtime import (
+    COLUMN_TYPES,
+    Column,
+    ColumnType,
+    Input,
+    Schema,
+    Tensor,
+    compile_schema,
+    sent_arrays,
+)
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.server.protocols.arrow_columns import check_type
 
@@ -110,6 +119,33 @@ def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind: pa
     table = pa.table({"x": pa.array([1, None, 3], kind)})
     feeds = arrow.decode(media, WRITERS[media](table), schema_of(x="double"), LIMIT)
     np.testing.assert_array_equal(feeds["x"].ravel(), [1.0, np.nan, 3.0])
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, *FLOATS], ids=str)
+@pytest.mark.parametrize("wanted", ["double", "float", "long"])
+@pytest.mark.parametrize("has_null", [False, True])
+@pytest.mark.parametrize("fed", ["float32", "float64"])
+def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(
+    kind: pa.DataType, wanted: ColumnType, has_null: bool, fed: str
+) -> None:
+    """One batch may be read as a matrix, several never are."""
+    largest = 3.4e38 if pa.types.is_float32(kind) or pa.types.is_float64(kind) else 100
+    values = {"a": [1, largest, 3], "b": [4, None if has_null else 5, 0]}
+    table = pa.table({name: pa.array(values[name], kind) for name in "ab"})
+    schema = compile_schema(tuple(Column(name, wanted) for name in "ab"), (), (Input("X", fed, (-1, 2), ("a", "b")),))
+
+    def outcome(given: pa.Table) -> Any:
+        try:
+            feeds = arrow.decode(arrow.STREAM, stream(given), schema, LIMIT)
+        except SchemaMismatch as error:
+            return error.message
+        return [
+            (name, array.dtype, repr(array.tolist()))
+            for arrays in (feeds, sent_arrays(feeds))
+            for name, array in arrays.items()
+        ]
+
+    assert outcome(table) == outcome(pa.concat_tables([table[:1], table[1:]]))
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
