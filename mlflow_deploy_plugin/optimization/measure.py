@@ -55,6 +55,12 @@ class FormCost:
         return self.speed(rows) < _FASTER and upper < 1
 
 
+def try_out(folder: Path) -> None:
+    """Load a form and compute a row, in the process that may crash of it: this module's imports are light."""
+    model = OnnxModel.load(folder)
+    model.run(model.example_feeds())
+
+
 def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
     """Load a version whose requests have rows.
 

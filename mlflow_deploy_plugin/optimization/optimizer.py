@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.evaluation import (
 )
 from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.optimization import forms, saved_form
-from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms
+from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
 from mlflow_deploy_plugin.processes import Worker
 from mlflow_deploy_plugin.registry import (
     DATA_DIGEST_TAG,
@@ -408,12 +408,6 @@ class _Workshop:
             base_outputs=self.answers,
         )
         return _Draft(graph, folder, agreement, note)
-
-
-def try_out(folder: Path) -> None:
-    """Load a form and compute a row, in the process that may crash of it."""
-    model = OnnxModel.load(folder)
-    model.run(model.example_feeds())
 
 
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:

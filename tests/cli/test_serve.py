@@ -53,6 +53,7 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
     assert last_old - promoted < 5
 
 
+@pytest.mark.long
 def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     serve: Callable[..., Any],
     register: Callable[..., Any],
@@ -104,6 +105,7 @@ def _computed(served: Any) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in served.members())
 
 
+@pytest.mark.long
 def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
     serve: Callable[..., Any], register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

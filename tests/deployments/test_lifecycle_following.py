@@ -65,6 +65,7 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     assert client.get_deployment("s")["error"] == ""
 
 
+@pytest.mark.long
 def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
     client: BaseDeploymentClient, registry: MlflowClient, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

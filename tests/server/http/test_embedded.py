@@ -217,6 +217,7 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start(tmp_path: Path) -> N
         wsgi_app(str(broken), state_dir=tmp_path / "state")
 
 
+@pytest.mark.long
 def test_an_alias_is_followed_unless_the_application_says_otherwise(
     tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,7 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
         client.get_inference_statistics("first", "99")
 
 
+@pytest.mark.long
 def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_control_the_spec_counts(
     serve: Callable[..., Served], spec_file: Path, model_folders: dict[str, Path]
 ) -> None:

@@ -219,6 +219,7 @@ def test_without_mlflow_it_says_what_is_missing(
         PyfuncPredictor.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
 
 
+@pytest.mark.long
 def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
     pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tools: Any, tmp_path: Path
 ) -> None:

@@ -262,6 +262,7 @@ def other_workers(state_dir: Path, than: set[int]) -> set[int]:
     return {worker.pid for worker in read_workers(state_dir)} - than
 
 
+@pytest.mark.long
 def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:

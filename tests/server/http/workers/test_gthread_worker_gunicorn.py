@@ -52,6 +52,7 @@ def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
     assert resident < 150e6
 
 
+@pytest.mark.long
 def test_versions_change_under_load_without_one_failure(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
