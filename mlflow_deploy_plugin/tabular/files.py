@@ -377,9 +377,11 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
     import pyarrow.compute as pc
 
     if pa.types.is_timestamp(column.type):
+        zone = "UTC" if column.type.tz else None
+        column = column.cast(pa.timestamp(column.type.unit, zone))  # of another zone, the local time would be written
         with contextlib.suppress(pa.ArrowInvalid):  # nanoseconds stay, where there are any
-            column = column.cast(pa.timestamp("us", column.type.tz))
-        return pc.strftime(column, _TIME + ("Z" if column.type.tz else ""))
+            column = column.cast(pa.timestamp("us", zone))
+        return pc.strftime(column, _TIME + ("Z" if zone else ""))
     if _csv_type(column.type) == column.type:
         return column
     texts: list[str | None] = []

@@ -61,6 +61,14 @@ def test_nanoseconds_stay_as_they_are() -> None:
     assert written("csv", table) == b'"t"\n"1970-01-01T00:00:00.000000001"\n'
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_times_of_a_zone_are_written_in_utc(kind: FileFormat, unit: str) -> None:
+    noon = pa.array([datetime(2026, 1, 1, 12, tzinfo=UTC)]).cast(pa.timestamp(unit, "Asia/Tokyo"))
+
+    assert b"2026-01-01T12:00:00.000000Z" in written(kind, pa.table({"t": noon}))
+
+
 def test_no_rows_are_an_empty_array() -> None:
     assert written("json", TABLE.slice(0, 0)) == b"[]\n"
 
