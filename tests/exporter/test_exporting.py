@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,30 @@ def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_pa
     with pytest.raises(ParityError, match=r"answers otherwise, and is not kept: output 'y', row 0: .*564 of 564 rows"):
         onnxserve.export(str(folder), "onnx", tmp_path / "out" / "m.onnx")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("share", "is_kept"), [(2e-6, True), (1e-4, False)])
+def test_a_small_score_beside_large_ones_may_be_rounded_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, is_kept: bool
+) -> None:
+    folder = write_model(tmp_path / "scores", "scores (float[N,2] x) => (float[N,2] y) { y = Identity(x) }")
+    rounded = f"""
+_outputs = Model.outputs
+def outputs(self, rows):
+    y = _outputs(self, rows)["y"].copy()
+    y[:, 1] += {share} * np.abs(y).max(axis=1)
+    return {{"y": y}}
+Model.outputs = outputs
+"""
+    runner = tmp_path / "runner.py"
+    runner.write_text(
+        exporting.RUNNER.read_text().replace('if __name__ == "__main__":', rounded + 'if __name__ == "__main__":')
+    )
+    monkeypatch.setattr(exporting, "RUNNER", runner)
+    rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
+    refusal = r"answers otherwise, .*: output 'y', row 0: 0\.34\d*, and the served model 0\.3\d* \(\d+ of \d+ rows\)$"
+    with nullcontext() if is_kept else pytest.raises(ParityError, match=refusal):
+        onnxserve.export(str(folder), "ort", tmp_path / "m.ort", rows=rows)
 
 
 def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
