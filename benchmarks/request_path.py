@@ -4,14 +4,14 @@
     .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
     .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys asked for
 
-Two models: a logistic regression of 30 floats, and a pipeline of the flights' 15 columns (strings, integers, doubles,
-booleans). A row of the table is one form of body; its columns are medians in microseconds: of decoding, the graph's
-run, capture, metrics and encoding, each called by itself, and of the whole `answer`. `rest` is what remains of that:
-ids and messages, and that a part is slower behind the others, whose code and data have taken the caches. `--beside`
-compares checkouts, or interpreters, by the whole way of a request: the connection is given its bytes, and writes its
-response to no socket. A process for each takes turns with the others, so that a busy machine is busy for all. The
-metrics lie in shared memory, as under gunicorn. The models are made once, by another process, so that neither MLflow
-nor pandas is in the one that is measured.
+Three models: a logistic regression of 30 floats, one of 100 columns, every other one an integer, and a pipeline of
+the flights' 15 columns (strings, integers, doubles, booleans). A row of the table is one form of body; its columns
+are medians in microseconds: of decoding, the graph's run, capture, metrics and encoding, each called by itself, and
+of the whole `answer`. `rest` is what remains of that: ids and messages, and that a part is slower behind the others,
+whose code and data have taken the caches. `--beside` compares checkouts, or interpreters, by the whole way of a
+request: the connection is given its bytes, and writes its response to no socket. A process for each takes turns with
+the others, so that a busy machine is busy for all. The metrics lie in shared memory, as under gunicorn. The models
+are made once, by another process, so that neither MLflow nor pandas is in the one that is measured.
 """
 
 import asyncio
@@ -36,7 +36,8 @@ MODELS = Path(tempfile.gettempdir()) / "onnxserve-request-path"
 PARTS = ("decode", "run", "capture", "metrics", "encode", "answer")
 ROUNDS = 15
 ROUND_SECONDS = 0.02
-WIDTH = 30
+WIDTH, WIDE = 30, 100
+MODEL_NAMES = ("numbers", "wide", "flights")
 KEY = "onnxserve_" + 43 * "k"
 STRINGS = ("carrier", "origin", "dest")
 INTEGERS = ("month", "weekday", "hour", "distance")
@@ -70,6 +71,9 @@ def make_models(root: Path) -> None:
     mlflow_deploy_plugin.save_model(
         LogisticRegression().fit(numbers, target), root / "numbers", input_example=numbers.head(5)
     )
+    wide = pd.DataFrame(random.integers(0, 30, (500, WIDE)), columns=[f"feature_{place}" for place in range(WIDE)])
+    wide = wide.astype(dict.fromkeys(wide.columns[::2], float))
+    mlflow_deploy_plugin.save_model(LogisticRegression().fit(wide, target), root / "wide", input_example=wide.head(5))
     flights = pd.DataFrame(
         {
             **{name: random.choice([FLIGHT[name], "B6", "UA"], 500) for name in STRINGS},
@@ -105,7 +109,7 @@ def open_servers(root: Path, keys: str = "") -> dict[str, Any]:
     )
 
     servers = {}
-    for name in ("numbers", "flights"):
+    for name in MODEL_NAMES:
         variant = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": str(MODELS / name)}
         wanted = {"generation": 1, "endpoints": {name: {"variants": {"v": variant}, "capture": {"fraction": 1.0}}}}
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
@@ -122,9 +126,12 @@ def open_servers(root: Path, keys: str = "") -> dict[str, Any]:
     return servers
 
 
-def bodies() -> list[tuple[str, str, str, str, bytes]]:
-    """(what is shown, model, path, content type, body)."""
+def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
+    """(what is shown, model, path, headers, body)."""
     import random
+
+    import numpy as np
+    import pyarrow as pa
 
     draw = random.Random(0)
     row = [draw.gauss(0, 1) for _ in range(WIDTH)]
@@ -133,6 +140,10 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
     split = {"columns": names, "data": [row]}
     flights = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
     tensor = {"name": "X", "shape": [1, WIDTH], "datatype": "FP32", "data": row}
+    wide: dict[str, Any] = {
+        "columns": [f"feature_{place}" for place in range(WIDE)],
+        "data": [[place if place % 2 else place / 8 for place in range(WIDE)]],
+    }
     many = [[draw.gauss(0, 1) for _ in range(WIDTH)] for _ in range(10_000)]
     documents: list[tuple[str, str, str, Any]] = [
         ("1 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
@@ -144,6 +155,18 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
         ("1 x 30 /predict/batch", "numbers", "/predict/batch", [record]),
         ("flight dataframe_split", "flights", "/invocations", {"dataframe_split": flights}),
         ("flight dataframe_records", "flights", "/invocations", {"dataframe_records": [FLIGHT]}),
+        ("1 x 100 mixed dataframe_split", "wide", "/invocations", {"dataframe_split": wide}),
+        (
+            "1 x 100 mixed V2, by columns",
+            "wide",
+            "/v2/models/wide/infer",
+            {
+                "inputs": [
+                    {"name": name, "shape": [1], "datatype": "INT64" if type(value) is int else "FP64", "data": [value]}
+                    for name, value in zip(wide["columns"], wide["data"][0], strict=True)
+                ]
+            },
+        ),
         ("10,000 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": {**split, "data": many}}),
         ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": many}),
         (
@@ -153,30 +176,54 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
             {"inputs": [{**tensor, "shape": [10_000, WIDTH], "data": [value for values in many for value in values]}]},
         ),
     ]
+    binary = {**tensor, "parameters": {"binary_data_size": 4 * WIDTH}}
+    del binary["data"]
+    head = json.dumps({"inputs": [binary]}).encode()
+    sized = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+
+    def arrow(columns: dict[str, Any]) -> bytes:
+        table, sink = pa.table(columns), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return bytes(sink.getvalue())
+
+    lines = 50 * (json.dumps(record).encode() + b"\n")
+    arrow_type, json_type = (
+        {"content-type": "application/vnd.apache.arrow.stream"},
+        {"content-type": "application/json"},
+    )
+    others: list[tuple[str, str, str, dict[str, str], bytes]] = [
+        ("1 x 30 V2 binary", "numbers", "/v2/models/numbers/infer", sized, head + np.array(row, np.float32).tobytes()),
+        ("1 x 30 Arrow", "numbers", "/invocations", arrow_type, arrow({name: [v] for name, v in record.items()})),
+        ("flight Arrow", "flights", "/invocations", arrow_type, arrow({name: [v] for name, v in FLIGHT.items()})),
+        ("50 x 30 JSON Lines", "numbers", "/invocations", {"content-type": "application/jsonl"}, lines),
+    ]
     csv = ",".join(names) + "\n" + ",".join(map(repr, row)) + "\n"
     found = [
-        (shown, model, path, "application/json", json.dumps(document, separators=(",", ":")).encode())
+        (shown, model, path, json_type, json.dumps(document, separators=(",", ":")).encode())
         for shown, model, path, document in documents
     ]
-    return [*found[:4], ("1 x 30 CSV", "numbers", "/invocations", "text/csv", csv.encode()), *found[4:]]
+    in_csv = ("1 x 30 CSV", "numbers", "/invocations", {"content-type": "text/csv"}, csv.encode())
+    return [*found[:4], in_csv, *found[4:], *others]
 
 
-def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str, Callable[[], Any]]:
+def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict[str, Callable[[], Any]]:
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.http.app import ServerApp
+    from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.inference.messages import RawRequest
     from mlflow_deploy_plugin.server.observability.metrics import count_response
     from mlflow_deploy_plugin.server.protocols import protocol_table
 
     by_path = {
-        "/invocations": protocol_table.INVOCATIONS,
+        "/invocations": negotiate_protocol(given["content-type"], None, server.max_body_bytes),
         "/predict": protocol_table.PREDICT,
         "/predict/batch": protocol_table.PREDICT_BATCH,
     }
     protocol = by_path.get(path, protocol_table.V2)
-    headers = {"host": "127.0.0.1:8080", "content-type": content_type, "content-length": str(len(body))}
+    headers = {"host": "127.0.0.1:8080", **given, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
     plans, app = PlanTable(server), ServerApp(server)
 
@@ -260,14 +307,13 @@ async def answer_by_name(keys: str) -> None:
     key = f"Authorization: Bearer {KEY}\r\n" if keys else ""
     apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
     requests: dict[str, Callable[[], Any]] = {}
-    for shown, model, path, content_type, body in bodies():
+    for shown, model, path, headers, body in bodies():
         config: Any = SimpleNamespace(app=apps[model])
         connection, transport = HttpConnection(config, SimpleNamespace(connections=set()), {}), NoSocket()
         connection.connection_made(transport)  # type: ignore[arg-type]
         length = len(body)
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
-        )
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {length}\r\n\r\n"
         request: Callable[[], Any] = partial(connection.data_received, head.encode() + body)
         request()  # in a thread, since it is not known yet how long it takes
         while not transport.written:
@@ -334,7 +380,7 @@ def main() -> None:
         return make_models(MODELS)
     if sys.argv[1:2] == ["--answer"]:
         return asyncio.run(answer_by_name(sys.argv[2] if len(sys.argv) > 2 else ""))
-    if not (MODELS / "flights").is_dir():
+    if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])
@@ -343,8 +389,8 @@ def main() -> None:
         servers = open_servers(root)
         gc.freeze()
         print(f"{'microseconds a request':30}" + "".join(f"{name:>11}" for name in (*PARTS, "rest")))
-        for shown, model, path, content_type, body in bodies():
-            found = measure(parts_of(servers[model], path, content_type, body))
+        for shown, model, path, headers, body in bodies():
+            found = measure(parts_of(servers[model], path, headers, body))
             found["rest"] = 2 * found["answer"] - sum(found.values())
             print(f"{shown:30}" + "".join(f"{found[name]:11.1f}" for name in (*PARTS, "rest")))
             shares = "".join(f"{found[name] / found['answer']:11.0%}" for name in (*PARTS, "rest"))
