@@ -249,14 +249,16 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
         by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
     fed = schema if by_column else schema.tensor_schema
-    data: dict[str, Array] = {}
+    dtypes, data = fed.dtypes, {}
     for name, (head, array) in arrays.items():
-        if name not in fed.dtypes:
+        if name not in dtypes:
             raise SchemaMismatch(f"{head} is unknown; the model takes {join_names(_known_names(schema), name)}")
-        check_datatype(head, fed.dtypes[name])
-        if by_column and array.ndim != 1 and array.shape[1:] != (1,):
-            raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
-        data[name] = array.reshape(-1) if by_column else array
+        check_datatype(head, dtypes[name])
+        if by_column and array.ndim != 1:
+            if array.shape[1:] != (1,):
+                raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
+            array = array.reshape(-1)
+        data[name] = array
     return fed.from_columns(data)
 
 

@@ -55,7 +55,6 @@ _ACCEPTED = frozenset(
 )
 """Each datatype with the numpy dtypes of the inputs that accept it."""
 
-_INTEGERS = frozenset({int})
 _LENGTH = struct.Struct("<I")
 
 
@@ -111,9 +110,7 @@ def read_tensor_header(position: int, entry: Any) -> TensorHeader:
             f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected"
         )
     name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
-    if not isinstance(shape, list) or not (
-        _INTEGERS.issuperset(map(type, shape)) and 0 <= min(shape, default=0) <= max(shape, default=0) < 2**63
-    ):
+    if not isinstance(shape, list) or [size for size in shape if type(size) is not int or not 0 <= size < 2**63]:
         raise SchemaMismatch(f"tensor {name[:100]!r} has the shape {short_repr(shape)}; an array of sizes is expected")
     if len(shape) > MAX_RANK:
         raise SchemaMismatch(f"tensor {name[:100]!r} has {len(shape)} dimensions; at most {MAX_RANK} are taken")
@@ -159,9 +156,10 @@ def from_json(head: TensorHeader, data: Any) -> Array:
     else:
         raise SchemaMismatch(f"{head} has as its data {short_repr(data)}; an array is expected")
     try:
-        return np.asarray(values, dtype=dtype).reshape(head.shape)
+        array = np.asarray(values, dtype)
     except (OverflowError, FloatingPointError):
         raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
+    return array if array.shape == head.shape else array.reshape(head.shape)
 
 
 def from_binary(head: TensorHeader, data: memoryview) -> Array:
