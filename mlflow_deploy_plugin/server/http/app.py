@@ -66,16 +66,13 @@ class ServerApp(Flask):
     def __init__(self, server: Server) -> None:
         super().__init__("onnxserve", static_folder=None)
         self.server = server
-        self._observes = bool(server.tracer or server.logs_requests)
         self.before_request(self._receive)
         self.register_error_handler(Exception, self._answer_error)
         register_blueprints(self)
 
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer any request. Never raises: an unexpected error is logged with its traceback and answered without."""
-        if self._observes:
-            return observe_request(raw, partial(self._handle, raw), self.server.tracer, self.server.logs_requests)
-        return self._handle(raw)
+        return observe_request(raw, partial(self._handle, raw), self.server.tracer, self.server.logs_requests)
 
     def _handle(self, raw: RawRequest) -> RawResponse:
         return handle_direct(self.server, raw) or call_flask(self, raw)

@@ -48,8 +48,7 @@ def stream_predictions(
             begun.append(answered)
         return http_response(request.path, reply)
 
-    is_observed = server.tracer or server.logs_requests
-    response = observe_request(request, begin, server.tracer, server.logs_requests) if is_observed else begin()
+    response = observe_request(request, begin, server.tracer, server.logs_requests)
     return response, begun[0] if begun else None
 
 

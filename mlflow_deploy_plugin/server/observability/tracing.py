@@ -155,7 +155,9 @@ AnyResponse = TypeVar("AnyResponse", bound=Response)
 def observe_request(
     request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
 ) -> AnyResponse:
-    """Handle the request within a span, and log it. With a tracer the response has `traceparent`."""
+    """Handle the request within a span, and log it, if the server does so. With a tracer, add `traceparent` to it."""
+    if not (tracer or logs_requests):
+        return handle()
     path = request.path[:500]
     fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
     began = time.perf_counter()
