@@ -128,7 +128,7 @@ def _decode_split(value: Any, schema: Schema) -> Feeds:
 def _decode_named_or_rows(field: str, value: Any, schema: Schema) -> Feeds:
     """Decode columns or tensors by name, one record (none of its values is a list), records, or rows without names."""
     if isinstance(value, dict):
-        is_record = schema.columns and value and not any(isinstance(entry, list) for entry in value.values())
+        is_record = schema.columns and value and list not in set(map(type, value.values()))
         return schema.from_records([value]) if is_record else schema.from_columns(value)
     rows = _checked_rows(field, value)
     return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
