@@ -109,7 +109,7 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
 def test_the_exit_statuses_are_told_once_for_all_commands() -> None:
     said = " ".join(help_of("onnxserve").split())
 
-    assert "Exit status: 0 if the command succeeded, 1 if it failed, 2 if the command line makes no sense." in said
+    assert "Exit status: 0 if the command succeeded; 2 if its options make no sense: " in said
     assert CliRunner().invoke(main, ["start"]).exit_code == 2
 
 
