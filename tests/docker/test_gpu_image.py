@@ -1,4 +1,4 @@
-"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so it runs with `make test-long` only."""
+"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so it runs with `make test-all` only."""
 
 from pathlib import Path
 from typing import Any
