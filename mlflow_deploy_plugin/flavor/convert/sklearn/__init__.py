@@ -66,6 +66,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     round_before_last_step,
     widen,
 )
+from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
 from mlflow_deploy_plugin.runtime import Array, Input
 
 _HEAD = slice(0, 3)
@@ -261,6 +262,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     if precision != "single":
         widen(proto)
     trees.restore_missing_directions(proto.graph, fitted)
+    sort_rows(proto.graph)
     bodies = [attribute.g.node for node in proto.graph.node for attribute in node.attribute if attribute.HasField("g")]
     for node in chain(proto.graph.node, *bodies):
         if node.op_type == "StringNormalizer":  # every machine has C.UTF-8; the default, en_US, may be missing
