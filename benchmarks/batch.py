@@ -6,9 +6,10 @@ Three models: a logistic regression of 12 numbers, where reading and writing cos
 and 100 boosted trees of these, with a quarter of the rows. Each is logged once by `log_model`; every way loads that
 version. In a Spark session of 1, 2 or 4 cores `spark_udf` (env_manager local), also for the scikit-learn original,
 `predict_frame` and `onnxserve batch --engine spark` take turns, from the same Parquet files to Parquet. Without Spark
-the files, several times, are predicted by processes, and a CSV file of a quarter of the rows by `mlflow models predict`
-and by `onnxserve batch`, both as commands. Printed are medians over rounds, in which all take turns, after one that
-does not count: rows by second, and by second of CPU of all processes, which counts on a machine that others use.
+the files, several times, are predicted by processes. As commands, a CSV file of a quarter of the rows is predicted by
+`mlflow models predict` and by `onnxserve batch`, and the files by a script with `spark_udf` and by `--engine spark`.
+Printed are medians over rounds, in which all take turns, after one that does not count: rows by second, and by second
+of CPU of all processes, which counts on a machine that others use (but not Java's where it ends with a command).
 """
 
 import argparse
@@ -47,6 +48,15 @@ from mlflow_deploy_plugin.batch import BatchPlan, predict_frame, run_batch
 
 NUMBERS = [f"x{number}" for number in range(12)]
 MODELS = {"numbers": NUMBERS, "texts": [*NUMBERS, "carrier", "origin"], "trees": [*NUMBERS, "carrier", "origin"]}
+UDF_SCRIPT = """
+import sys, mlflow
+from pyspark.sql import SparkSession
+uri, source, made = sys.argv[1:]
+session = SparkSession.builder.master("local[*]").config("spark.ui.enabled", "false").getOrCreate()
+frame = session.read.parquet(source)
+predict = mlflow.pyfunc.spark_udf(session, uri, result_type="double", env_manager="local")
+frame.select(predict(*frame.columns).alias("prediction")).write.parquet(made)
+"""
 PARTS = 8
 COPIES = 4
 
@@ -163,23 +173,31 @@ def on_this_machine(ours: str, source: Path, rows: int, cores: list[int], rounds
     show(take_turns(ways, rounds, rows * COPIES), next(iter(ways)))
 
 
-def as_commands(ours: str, file: Path, rows: int, rounds: int, folder: Path) -> None:
+def as_commands(ours: str, source: Path, rows: int, file: Path, csv_rows: int, rounds: int, folder: Path) -> None:
+    made = folder / "command"
+
     def call(*command: str) -> Callable[[], Any]:
         def run() -> None:
-            shutil.rmtree(folder / "command", ignore_errors=True)
-            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+            shutil.rmtree(made, ignore_errors=True)
+            done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
 
         return run
 
     theirs = ["models", "predict", "-m", ours, "-i", str(file), "-t", "csv", "-o", str(folder / "made.json")]
-    mine = ["batch", "-m", ours, "-i", str(file), "-o", str(folder / "command"), "--workers", "1"]
+    mine = ["-m", "mlflow_deploy_plugin.cli", "batch", "-m", ours, "-o", str(made)]
     ways = {
-        "mlflow models predict": call("mlflow", *theirs, "--env-manager", "local"),
-        "onnxserve batch": call("mlflow_deploy_plugin.cli", *mine),
+        "mlflow models predict": call("-m", "mlflow", *theirs, "--env-manager", "local"),
+        "onnxserve batch": call(*mine, "-i", str(file), "--workers", "1"),
     }
-    print(f"  commands, start included, {rows:,} rows of CSV", flush=True)
-    show(take_turns(ways, rounds, rows), "mlflow models predict")
+    print(f"  commands, start included, {csv_rows:,} rows of CSV", flush=True)
+    show(take_turns(ways, rounds, csv_rows), "mlflow models predict")
+    ways = {
+        "a script with spark_udf": call("-c", UDF_SCRIPT, ours, str(source), str(made)),
+        "onnxserve batch --engine spark": call(*mine, "-i", str(source), "--engine", "spark"),
+    }
+    print(f"  commands, start included, {rows:,} rows of Parquet, local[*]", flush=True)
+    show(take_turns(ways, rounds, rows), "a script with spark_udf")
 
 
 def main() -> None:
@@ -206,7 +224,7 @@ def main() -> None:
             print(f"{name}: {rows:,} rows of {len(MODELS[name])} columns, {PARTS} Parquet files", flush=True)
             in_spark(both, source, rows, arguments.cores, arguments.rounds, folder)
             on_this_machine(both[0], source, rows, arguments.cores, arguments.rounds, folder)
-            as_commands(both[0], folder / "rows.csv", rows // 4, arguments.rounds, folder)
+            as_commands(both[0], source, rows, folder / "rows.csv", rows // 4, arguments.rounds, folder)
 
 
 if __name__ == "__main__":

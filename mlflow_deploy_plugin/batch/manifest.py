@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import orjson
 import pyarrow as pa
 from pyarrow import fs
 
-from mlflow_deploy_plugin.batch.part import REJECTED, state_of
+from mlflow_deploy_plugin.batch.part import REJECTED, Part, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.statedir import locked
@@ -26,26 +25,6 @@ MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"
 _LOCK = ".batch.lock"
 _SUFFIXES: dict[FileFormat, str] = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A file of the input.
-
-    Attributes:
-        name / uri: its name below the input, and its address.
-        output: the name of the file of predictions below the output.
-        size: in bytes.
-        state: size and time of the last change, as a text.
-    """
-
-    name: str
-    uri: str
-    output: str
-    input_format: FileFormat
-    output_format: FileFormat
-    size: int
-    state: str
 
 
 def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:

@@ -55,31 +55,43 @@ _SLOT = struct.Struct("<qq")
 
 
 @dataclass(frozen=True)
-class PartJob:
-    """A file of rows to be predicted, in plain values that go to another process.
+class Part:
+    """A file of the input.
 
     Attributes:
-        input: URI of the file.
-        state: its size and the time of its last change, as the batch has found it; empty: it may change.
-        output / name: URI of the folder, and the name of the file of predictions below it.
-        shown: the name of the part in messages.
+        name / uri: its name below the input, and its address.
+        output: the name of the file of predictions below the output.
+        size: in bytes.
+        state: size and time of the last change, as a text; empty: it may change.
+    """
+
+    name: str
+    uri: str
+    output: str
+    input_format: FileFormat
+    output_format: FileFormat
+    size: int
+    state: str
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """A part to be predicted, in plain values that go to another process.
+
+    Attributes:
+        output: URI of the folder of predictions.
         on_error: what a bad row does: `fail` ends the part, and so does `skip-part`; `skip-row` leaves the row out.
         threads: of this part.
         progress / slot: the file that tells the other processes how far it is, and the place in it.
     """
 
-    input: str
-    input_format: FileFormat
+    part: Part
     output: str
-    name: str
-    output_format: FileFormat
-    shown: str
     model: Path
     keep: tuple[str, ...] = ()
     on_error: OnError = "fail"
     device: Device = "cpu"
     threads: int = 1
-    state: str = ""
     progress: str = ""
     slot: int = 0
 
@@ -101,14 +113,14 @@ def predict_part(job: PartJob) -> PartResult:
     """
     try:
         model = load_table_model(job.model, job.device)
-        source = locate_log(job.input, "--input")
+        source = locate_log(job.part.uri, "--input")
         with source.filesystem.open_input_file(source.root) as packed, _unpacked(packed, source.root) as (file, share):
-            stream = RowStream(file, job.input_format, input_types(model.schema), job.keep)
+            stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
             return _write_part(job, model, stream, source, share)
     except OnnxserveError as error:
-        raise type(error)(f"{job.shown}: {error.message}") from None
+        raise type(error)(f"{job.part.name}: {error.message}") from None
     except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"{job.shown}: {one_line(error, 300)}") from None
+        raise OnnxserveError(f"{job.part.name}: {one_line(error, 300)}") from None
 
 
 def state_of(entry: fs.FileInfo) -> str:
@@ -171,7 +183,7 @@ def _write_part(
                 if job.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
                 if rejects is None:
-                    rejects = rejected_rows.enter_context(open_new(job.output, f"{REJECTED}/{job.name}.jsonl"))
+                    rejects = rejected_rows.enter_context(open_new(job.output, f"{REJECTED}/{job.part.output}.jsonl"))
                 row = {"row": piece.number, "why": piece.why, "content": piece.content}
                 rejects.write(orjson.dumps(row, default=str) + b"\n")
                 rejected += 1
@@ -184,7 +196,7 @@ def _write_part(
             nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
             writer.add(with_kept(nothing, keep, model.no_rows()))
         writer.flush()
-        if job.state and _has_changed(job, source):
+        if job.part.state and _has_changed(job, source):
             raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
     return PartResult(rows, rejected)
 
@@ -192,8 +204,10 @@ def _write_part(
 def _has_changed(job: PartJob, source: LogLocation) -> bool:
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
-        return state_of(entry) != job.state
-    return job.state.partition(" ")[0] != str(entry.size)  # a bucket says another time of one object than in its list
+        return state_of(entry) != job.part.state
+    return job.part.state.partition(" ")[0] != str(
+        entry.size
+    )  # a bucket says another time of one object than in its list
 
 
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
@@ -202,7 +216,7 @@ def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Ta
     A column of the file goes before a folder. One that the model takes has the type of the signature; others are texts.
     """
     columns: dict[str, pa.ChunkedArray] = {}
-    for folder in job.name.split("/")[:-1]:
+    for folder in job.part.output.split("/")[:-1]:
         name, equals, value = (unquote(piece) for piece in folder.partition("="))
         if equals and name not in stream.schema.names and (name in job.keep or name in model.schema.names):
             text = pa.table({name: pa.array([None if value == _NULL_FOLDER else value], pa.string())})
@@ -230,7 +244,7 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):
         raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} stands twice; rename one")
-    if job.input_format == "parquet" and isinstance(model, OnnxTable):
+    if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
         fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
         protocols.arrow.select_columns(pa.schema(fields), model.schema)
@@ -244,7 +258,7 @@ def _predictions(
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad, tables = list(block.bad), []
-        for piece in predict_block(model, block, job.keep, job.input_format == "csv") if block.numbers else ():
+        for piece in predict_block(model, block, job.keep, job.part.input_format == "csv") if block.numbers else ():
             if isinstance(piece, RejectedRow):
                 bad.append(piece)
                 if job.on_error != "skip-row":
@@ -282,8 +296,10 @@ class _Writer:
     def add(self, table: pa.Table) -> None:
         if self._schema is None:
             self._schema = table.schema
-            file = self._held.enter_context(open_new(self._job.output, self._job.name))
-            self._write = self._held.enter_context(table_writer(self._job.output_format, self._schema, file, _ADVICE))
+            file = self._held.enter_context(open_new(self._job.output, self._job.part.output))
+            self._write = self._held.enter_context(
+                table_writer(self._job.part.output_format, self._schema, file, _ADVICE)
+            )
         if table.schema != self._schema:
             try:
                 table = table.cast(self._schema)

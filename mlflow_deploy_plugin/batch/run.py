@@ -15,8 +15,16 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Part, input_digest, list_parts, model_digest
-from mlflow_deploy_plugin.batch.part import OnError, PartJob, PartResult, predict_part, read_progress, write_progress
+from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, input_digest, list_parts, model_digest
+from mlflow_deploy_plugin.batch.part import (
+    OnError,
+    Part,
+    PartJob,
+    PartResult,
+    predict_part,
+    read_progress,
+    write_progress,
+)
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, ResolvedModel, download, get_or_create_experiment, log_run, resolve
@@ -135,12 +143,9 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         progress = temporary / "progress"
         progress.touch()
         jobs = [
-            PartJob(
-                part.uri, part.input_format, plan.output, part.output, part.output_format, part.name, model, plan.keep,
-                plan.on_error, plan.device, state=part.state, progress=str(progress),
-            )
+            PartJob(part, plan.output, model, plan.keep, plan.on_error, plan.device, progress=str(progress))
             for part in waiting
-        ]  # fmt: skip
+        ]
         if plan.engine == "spark":
             from mlflow_deploy_plugin.batch.spark import predict_parts  # here: Spark is an extra
 
@@ -178,16 +183,13 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
                 predict_part, replace(job, threads=threads, slot=slot), seconds=_LONGEST_PART_SECONDS
             )
         except ProcessCrashed as error:
-            raise OnnxserveError(f"{job.shown}: {error.message}") from None
+            raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
             write_progress(job.progress, slot, 0, 0)  # from here on its result counts
             slots.append(slot)
         return result
 
-    results: SimpleQueue[tuple[int, Future[PartResult]]] = SimpleQueue()
-
-    def submit(number: int) -> None:
-        executor.submit(predict, jobs[number]).add_done_callback(lambda future: results.put((number, future)))
+    results: SimpleQueue[Future[PartResult]] = SimpleQueue()
 
     def finished() -> Finished:
         left = len(jobs)
@@ -195,18 +197,19 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
             ended: dict[int, PartResult | OnnxserveError] = {}
             with suppress(Empty):  # a wait for all futures would look at each of them for each that ends
                 while True:
-                    number, future = results.get(timeout=0 if ended else _LOOK_SECONDS)
+                    future = results.get(timeout=0 if ended else _LOOK_SECONDS)
                     error = future.exception()
                     if error is not None and not isinstance(error, OnnxserveError):
                         raise error
-                    ended[number] = error or future.result()
+                    ended[numbers[future]] = error or future.result()
             left -= len(ended)
             yield ended
 
     executor = ThreadPoolExecutor(count)
     try:
-        for number in range(len(jobs)):
-            submit(number)
+        numbers = {executor.submit(predict, job): number for number, job in enumerate(jobs)}
+        for future in numbers:
+            future.add_done_callback(results.put)
         yield finished()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)

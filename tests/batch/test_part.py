@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.batch.part import PartJob, PartResult, predict_part
+from mlflow_deploy_plugin.batch.part import Part, PartJob, PartResult, predict_part
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.tabular import FileFormat, format_of
 from tests.support.models import tensor_model, write_model
@@ -27,9 +27,8 @@ def predict(model: Path, tmp_path: Path) -> Predict:
         given, made = format_of(str(path)), format_of(name)
         assert given
         assert made
-        return predict_part(
-            PartJob(str(path), given, str(tmp_path / "out"), name, made, path.name, **{"model": model, **options})
-        )
+        part = Part(path.name, str(path), name, given, made, path.stat().st_size, state="")
+        return predict_part(PartJob(part, str(tmp_path / "out"), **{"model": model, **options}))
 
     return call
 
