@@ -27,7 +27,7 @@ from tests.support.workflows import StepResult, Workflow
 EXAMPLE = ROOT / "projects/model_repository"
 WORKFLOW = ROOT / ".github/workflows/model.yaml"
 MODEL = "tumours"
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.long
 JOBS = ("version", "image", "canary", "promote")
 
 

@@ -42,7 +42,7 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 KUBECONFIG = os.environ.get("KUBECONFIG", "")
 ROW = {"inputs": [[1.0]]}
 

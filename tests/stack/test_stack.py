@@ -30,7 +30,7 @@ from tests.support.services.collector import Collector, attributes
 from tests.support.tracking import tracking_at
 from tests.support.waiting import answers, wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.stack, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.stack]
 
 MOVED = 3.0
 """How far the world moves: columns that have a mean of 0 in the reference."""
