@@ -2,13 +2,14 @@
 
 import logging
 import mmap
-import os
 import re
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
 from mlflow_deploy_plugin.runtime import (
@@ -45,7 +46,6 @@ _MEASURABLE_BYTES = 4 * 2**20
 _DEFAULT_FACTOR = 2.0
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 _NO_LIMIT = 2**60
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +185,12 @@ class MemoryLimit:
         self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:
-        """Return the resident memory of this process and its descendants; the images that serve have no psutil."""
-        statms = (_words(Path(f"/proc/{pid}/statm")) for pid in _family(os.getpid()))
-        return sum(int(words[1]) for words in statms if len(words) > 1) * _PAGE_BYTES
+        """Return the resident memory of this process and its descendants."""
+        own, size = psutil.Process(), 0
+        for process in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                size += process.memory_info().rss
+        return size
 
 
 def worker_limit(configured: int | None, workers: int) -> int | None:
@@ -202,20 +205,3 @@ def worker_limit(configured: int | None, workers: int) -> int | None:
         if limit < _NO_LIMIT:
             return (limit - min(_OTHERS_BYTES, limit // 4)) // workers
     return None
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    try:
-        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _words(task / "children")]
-    except OSError:  # it has ended, or this is not Linux
-        return
-    for child in children:
-        yield from _family(int(child))
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
