@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,36 +35,32 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     pyspark = pytest.importorskip("pyspark")
     if not shutil.which("java"):
         pytest.skip("Spark needs Java 17")
-    started: list[subprocess.Popen[bytes]] = []
-    master = request.param
-    if master == "standalone":
-        home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("spark"), free_port()
-        environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
-        environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
+    with ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
+        master = request.param
+        if master == "standalone":
+            home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("spark"), free_port()
+            environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
+            environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
 
-        def start(name: str, *arguments: str) -> None:
-            command = [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]
-            with (folder / f"{name}.log").open("ab") as log:
-                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder))
+            def start(name: str, *arguments: str) -> None:
+                command = [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]
+                with (folder / f"{name}.log").open("ab") as log:
+                    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+                ending.callback(process.wait)
+                ending.callback(process.terminate)
 
-        master = f"spark://127.0.0.1:{port}"
-        start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
-        for number in range(2):
-            work = ["--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", str(folder / f"work{number}")]
-            start("worker.Worker", "--host", "127.0.0.1", *work, master)
-        text = folder / "master.Master.log"
-        wait_until(lambda: text.read_text().count("Registering worker") == 2, 60, "both workers have registered")
-    with pytest.MonkeyPatch.context() as patch:
+            master = f"spark://127.0.0.1:{port}"
+            start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
+            for number in range(2):
+                work = ["--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", str(folder / f"{number}")]
+                start("worker.Worker", "--host", "127.0.0.1", *work, master)
+            text = folder / "master.Master.log"
+            wait_until(lambda: text.read_text().count("Registering worker") == 2, 240, "both workers have registered")
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         session = spark_session(master)
-        try:
-            yield session
-        finally:
-            session.stop()
-            for process in reversed(started):
-                process.terminate()
-                process.wait()
+        ending.callback(session.stop)
+        yield session
 
 
 @pytest.mark.long
