@@ -45,7 +45,7 @@ import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.
 import prometheus_client.multiprocess, pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, simdjson, yaml
 import gunicorn.glogging, lazy_loader, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
-import grpc._utilities, gunicorn.workers.gthread, uvicorn_worker
+import grpc._utilities, gunicorn.workers.gthread, psutil, uvicorn_worker
 boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")
 """
