@@ -339,23 +339,31 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         OSError, pyarrow.ArrowException: it cannot be read, or is too large.
     """
     metadata = pq.read_metadata(path)
+    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
-    values = sum(chunk.num_values for chunk in chunks)  # those of lists count one by one
-    if values > _MAX_VALUES:
-        raise pa.ArrowInvalid(f"it holds {values:,} values, and at most {_MAX_VALUES:,} are read: take a sample of it")
-    texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
-    table = pq.read_table(path, columns=columns, read_dictionary=sorted(texts))  # a text of many rows is held once
-    if sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks) > MAX_BYTES:
+    counts = [sum(group.column(place).num_values for group in groups) for place in range(len(leaves))]  # also in lists
+    if sum(counts) > _MAX_VALUES:
+        why = f"it holds {sum(counts):,} values, and at most {_MAX_VALUES:,} are read"
+        raise pa.ArrowInvalid(f"{why}: take a sample of it")
+    size = sum(
+        count * max(leaf.length, 0) for count, leaf in zip(counts, leaves, strict=True)
+    )  # of values of one length
+    texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
+    with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
+        for group in range(len(groups) if texts else 0):  # in its dictionary a text of many rows is held once
+            read = file.read_row_group(group, texts)
+            size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
+    if size > MAX_BYTES:
         raise pa.ArrowInvalid(f"it holds more than {MAX_BYTES:,} bytes: take a sample of it")
-    schema = pq.read_schema(path)
-    return table.cast(schema if columns is None else pa.schema(map(schema.field, table.column_names), schema.metadata))
+    return pq.read_table(path, columns=columns)
 
 
 def _text_bytes(array: pa.Array) -> int:
     """Return the bytes of the texts in dictionaries, each counted in every row or list that has it."""
     if isinstance(array, pa.StructArray):
         return sum(map(_text_bytes, array.flatten()))
+    if isinstance(array, pa.MapArray):
+        return _text_bytes(array.keys) + _text_bytes(array.items)
     if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return _text_bytes(array.flatten())
     if not isinstance(array, pa.DictionaryArray) or not (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, read_table
+from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, read_parquet, read_table
 
 
 def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
@@ -242,3 +242,26 @@ def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begi
     long = "x" * 200_000
     (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
     assert read_table(tmp_path / "t.csv").column("a").to_pylist() == ['5" pipe', long]
+
+
+LONG = "x" * 100
+TYPED = {
+    "map": pa.array([[("a", LONG)]] * 50, pa.map_(pa.string(), pa.string())),
+    "list of texts": pa.array([[LONG, LONG]] * 50),
+    "view": pa.array([LONG] * 50, pa.string_view()),
+    "JSON": pa.array([f'"{LONG}"'] * 50, pa.json_()),
+    "bytes of one length": pa.array([LONG.encode()] * 50, pa.binary(100)),
+}
+
+
+@pytest.mark.parametrize("values", TYPED.values(), ids=TYPED.keys())
+def test_values_of_a_parquet_file_are_counted_whatever_their_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: pa.Array
+) -> None:
+    table, file = pa.table({"a": values}), tmp_path / "rows.parquet"
+    pq.write_table(table, file, row_group_size=20)
+
+    assert read_parquet(file).equals(table)
+    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 4_000)
+    with pytest.raises(pa.ArrowInvalid, match="it holds more than 4,000 bytes"):
+        read_parquet(file)
