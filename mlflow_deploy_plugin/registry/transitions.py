@@ -185,7 +185,7 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
                     client.set_model_version_tag(name, version, *uri.tag)
                 else:
                     client.transition_model_version_stage(name, version, uri.selector)
-                for other in _superseded(before, _selected(client, uri), version):
+                for other in _superseded(uri, version, before, _selected(client, uri)):
                     if uri.kind == "tag":
                         client.delete_model_version_tag(name, other, uri.tag[0])
                     elif uri.selector.capitalize() in _ARCHIVES_OTHERS:
@@ -207,11 +207,12 @@ def _selected(client: Any, uri: ModelURI) -> "dict[str, ModelVersion]":
     return {str(one.version): one for one in all_versions(client, uri.name) if selects(uri, one)}
 
 
-def _superseded(before: Collection[str], after: "Mapping[str, ModelVersion]", version: str) -> list[str]:
+def _superseded(uri: ModelURI, version: str, before: Collection[str], after: "Mapping[str, ModelVersion]") -> list[str]:
     """Return the versions that leave a stage or a tag to `version`, by those that were there before it and after.
 
-    Another client may have moved its own version there meanwhile. The version that was moved last stays. If that is
-    the other one, its client has taken `version` out, or does so.
+    Another client may have moved its own version there meanwhile. In a stage the version that was moved last stays. If
+    that is the other one, its client has taken `version` out, or does so. MLflow keeps no time of a tag: there both
+    stay, and the highest counts.
     """
 
     def moved_at(number: str) -> tuple[int, int]:
@@ -219,7 +220,11 @@ def _superseded(before: Collection[str], after: "Mapping[str, ModelVersion]", ve
 
     if version not in after:
         return []
-    return [one for one in after if one != version and (one in before or moved_at(one) < moved_at(version))]
+    return [
+        one
+        for one in after
+        if one != version and (one in before or (uri.kind == "stage" and moved_at(one) < moved_at(version)))
+    ]
 
 
 @dataclass(frozen=True)

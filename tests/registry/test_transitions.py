@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from threading import Barrier, Event, Thread, local
 from typing import Any
 
 import pytest
@@ -89,6 +90,35 @@ def test_of_two_clients_that_move_at_once_one_wins(
     if reference.kind == "stage":  # MLflow keeps no time of a tag: of several versions with it the highest counts
         last = ours if is_ours_last else theirs
         assert stages(model) == ["Archived", *("Production" if one == last else "Archived" for one in "23")]
+
+
+def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second tags its version after the first, and both look once more before either takes a tag away."""
+    reference = parse_model_uri(f"models:/{model}/tag:team=blue")
+    move_version(reference, "1")
+    set_tag, delete_tag = MlflowClient.set_model_version_tag, MlflowClient.delete_model_version_tag
+    second, has_tagged, looked = Thread(target=move_version, args=(reference, "2")), Event(), Barrier(2)
+    waits = local()
+
+    def tag_and_let_the_second(client: MlflowClient, name: str, version: str, key: str, value: str) -> None:
+        set_tag(client, name, version, key, value)
+        if version == "3":
+            second.start()
+            assert has_tagged.wait(60)
+        else:
+            has_tagged.set()
+
+    def delete_when_both_have_looked(client: MlflowClient, name: str, version: str, key: str) -> None:
+        if not hasattr(waits, "over"):
+            waits.over = looked.wait(60)
+        delete_tag(client, name, version, key)
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", tag_and_let_the_second)
+    monkeypatch.setattr(MlflowClient, "delete_model_version_tag", delete_when_both_have_looked)
+    move_version(reference, "3")
+    second.join(60)
+
+    assert current_version(reference) == "2"
 
 
 def test_the_others_are_archived_on_postgresql_too() -> None:
