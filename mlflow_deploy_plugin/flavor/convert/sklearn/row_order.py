@@ -22,9 +22,10 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS
 from mlflow_deploy_plugin.runtime import Array
 
 _OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
-_FEWEST_NODES = 4096
-"""The fewest nodes of trees that are worth it: sorting takes 140 ns a row, and two microseconds from a single row."""
-_KEY_BITS = 13
+_FEWEST_SPLITS = 2048
+"""The fewest splits of trees that are worth it: sorting takes 140 ns a row, and two microseconds from a single row."""
+_KEY_BITS, _COLUMN_BITS = 13, 7
+"""The bits of a key, and of one column in it at most: it costs 2**bits comparisons a row, of 9 bytes each."""
 
 
 class _Names:
@@ -45,7 +46,8 @@ def sort_rows(graph: Any) -> None:
     del graph.node[:]
     for node in nodes:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.op_type not in _OPERATORS or len(attributes["nodes_modes"]) < _FEWEST_NODES:
+        modes = attributes.get("nodes_modes", [])
+        if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
         before, after = Subgraph(names), Subgraph(names)
@@ -103,6 +105,7 @@ def _comparisons(attributes: dict[str, Any]) -> tuple[Array, Array, Array]:
     for _ in range(_KEY_BITS):
         bits[np.argmax(left)] += 1
         left = decides / 2.0**bits
+    bits = np.minimum(bits, _COLUMN_BITS)
     found, weight = [], 1
     for one in np.argsort(decides):
         if not bits[one] or not decides[one]:

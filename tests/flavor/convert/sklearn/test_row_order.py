@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS
@@ -57,3 +62,17 @@ def test_a_small_forest_stays_one_operator() -> None:
         node.op_type for node in wrap(RandomForestRegressor(5).fit(ROWS, SCORE), ROWS).converted.proto.graph.node
     }
     assert not operators & {"If", "GatherND", "ScatterND"}
+
+
+def test_trees_without_splits_stay_one_operator() -> None:
+    constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
+    assert "ScatterND" not in {node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node}
+
+
+def test_the_key_of_one_column_takes_few_comparisons() -> None:
+    """Each takes nine bytes a row: of 4,000, a request of 100,000 rows would need gigabytes."""
+    column = DRAW.normal(size=(2000, 1))
+    graph = wrap(RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)), column).converted.proto.graph
+    choice = next(node for node in graph.node if node.op_type == "If")
+    constants = [constant for branch in choice.attribute for constant in branch.g.initializer]
+    assert max(size for constant in constants for size in constant.dims) <= 128
