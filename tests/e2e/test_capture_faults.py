@@ -150,7 +150,9 @@ def gunicorn_of(served: Served) -> psutil.Process:
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(served.process.pid).children()
-        return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
+        with suppress(psutil.ZombieProcess):  # one of them has just ended
+            return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
+        return []
 
     return psutil.Process(wait_until(found, PATIENCE, "gunicorn")[0].pid)
 
