@@ -184,7 +184,7 @@ def _convert(
         )
     except (ConversionError, ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
-        stays = f"; {shown} is served as pyfunc as it stands" if mlmodel is not None else ""
+        stays = f"; {shown} is served as pyfunc as it stands" if mlmodel is not None and not is_onnx(model) else ""
         raise type(error)(f"{reason}{stays}") from error
     except InvalidConfig as error:
         if is_made_up:

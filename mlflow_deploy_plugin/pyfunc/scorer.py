@@ -102,7 +102,10 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     try:
         if columns := artifact.columns or artifact.logged_columns:
             # MLflow makes a table of `inputs` and `instances` for a model of columns
-            if isinstance(data, Mapping) and all(np.ndim(value) == 0 for value in data.values()):
+            is_row = (
+                all(np.ndim(value) == 0 for value in data.values()) if isinstance(data, Mapping) else np.isscalar(data)
+            )
+            if is_row:
                 data = [data]
             frame = pd.DataFrame(data)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)

@@ -266,7 +266,10 @@ def _dtype(node: Any) -> str:
     try:
         return _DTYPES[node.type]
     except KeyError:
-        raise InvalidArtifact(f"the graph's {node.name!r} is a {node.type}, which cannot be served") from None
+        raise InvalidArtifact(
+            f"the graph's {node.name!r} is a {node.type}, which cannot be served; tensors of numbers, booleans and "
+            "texts can: add a Cast or a ConcatFromSequence to the graph"
+        ) from None
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.runtime import read_artifact
+from tests.support.models import parse_graph
 
 _REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}  # MLflow would take seconds to find them
 
@@ -175,6 +176,9 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
             )
         case "method":
             mlflow.sklearn.save_model(model, folder, pyfunc_predict_fn="predict_log_proba", **_REQUIREMENTS)
+        case "sequence":
+            graph = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
+            mlflow.onnx.save_model(parse_graph(graph), folder, pip_requirements=[])
         case "wrapped":
             onnxserve.save_model(model, folder, input_example=table)
         case "bare":
@@ -197,6 +201,7 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         ("python", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
         ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ is served as"),
         ("method", ConversionError, "it answers by 'predict_log_proba'; an ONNX form answers by"),
+        ("sequence", ConversionError, "'s' is of a type that cannot be served; .* ConcatFromSequence to the graph$"),
         ("wrapped", InvalidConfig, "is wrapped already: it is served as ONNX as it stands"),
         ("bare", InvalidConfig, "has neither an input example nor a signature; --data FILE"),
         (

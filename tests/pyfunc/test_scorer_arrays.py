@@ -95,6 +95,18 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
     assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
 
 
+def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
+    """As the input example of a language model is logged."""
+
+    class Upper(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return model_input[0].str.upper()
+
+    save_model(tmp_path / "upper", python_model=Upper(), signature=infer_signature("a", "A"), pip_requirements=[])
+    kept = load_scorer(tmp_path / "upper").invoke("application/json", b'{"inputs": "good film"}').arrays
+    assert {name: array.tolist() for name, array in kept["feeds"].items()} == {"0": ["good film"]}
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -107,6 +107,12 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> N
     assert str(tmp_path) not in caught.value.message
 
 
+def test_an_answer_that_is_no_tensor_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
+    sequence = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
+    with pytest.raises(InvalidArtifact, match=r"'s' is a seq\(.*; tensors .* can: add a Cast or a ConcatFromSequence"):
+        OnnxModel.load(write_model(tmp_path, sequence))
+
+
 def test_a_signature_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match="are not the signature's columns"):
         OnnxModel.load(write_model(tmp_path, TWO, [column("x")]))

@@ -124,7 +124,10 @@ def _described(value: Any, original: OriginalModel | None) -> tuple[str, tuple[i
     """Return dtype and shape of a graph's input or output, which can be served."""
     dtype, shape = dtype_and_shape(value)
     if not dtype:
-        raise ConversionError(f"the graph's {value.name!r} is of a type that cannot be served")
+        raise ConversionError(
+            f"the graph's {value.name!r} is of a type that cannot be served; tensors of numbers, booleans and texts "
+            "can: add a Cast or a ConcatFromSequence to the graph"
+        )
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
             f"{value.name!r} has the fixed shape {list(shape)}: the model must treat its first dimension as the batch"

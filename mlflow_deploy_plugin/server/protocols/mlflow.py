@@ -146,6 +146,8 @@ _FIELD_DECODERS: dict[str, Callable[[Any, Schema], Feeds]] = {
     "instances": partial(_decode_named_or_rows, "instances"),
     "inputs": partial(_decode_named_or_rows, "inputs"),
 }
+BODY_FORMS = _FIELD_DECODERS.keys()
+"""A JSON body holds one of these fields, but that of a chat or a prompt, which MLflow answers without `predictions`."""
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:

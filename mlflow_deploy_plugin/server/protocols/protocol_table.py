@@ -271,7 +271,10 @@ def _cloud_protocol(
         return EncodedResponse(encode(variant.loaded.predictor.prediction(response.outputs)))
 
     def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        predictions = load_json(response.body)["predictions"]
+        answer = load_json(response.body)
+        if not isinstance(answer, dict) or "predictions" not in answer:  # MLflow answers a chat or a prompt bare
+            return EncodedResponse(response.body)
+        predictions = answer["predictions"]
         return EncodedResponse(
             encode(response.outputs or predictions if isinstance(predictions, dict) else predictions)
         )

@@ -104,6 +104,14 @@ def test_the_clouds_pass_on_the_params_of_a_pyfunc(ask: Callable[..., RawRespons
     assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
 
 
+def test_vertex_passes_on_a_chat_as_mlflow_answers_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.repository, "table", {"anything": server.repository.table["anything"]})
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    vertex, body = replace(server, cloud=Cloud(predict_route="/vertex")), json.dumps(chat).encode()
+    response = handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+    assert (response.status, json.loads(response.body)) == (200, chat)
+
+
 def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
     inputs = [
         {"name": "a", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
@@ -122,7 +130,7 @@ def test_one_prediction_has_the_name_of_the_signature_or_prediction(ask: Callabl
     assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [("prediction", ["up"])]
 
 
-def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawResponse]) -> None:
+def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawResponse], server: Server) -> None:
     anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
     assert json.loads(anything.body) == {"predictions": [1, "a", None]}
     infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "FP64", "data": [1]}]}
@@ -131,6 +139,8 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
         400,
         "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV",
     )
+    docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
+    assert f"There is no table of the inputs: {message(response)}.".encode() in docs
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint,
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.version import __version__
@@ -107,6 +108,7 @@ def docs_page(
         server,
         subject,
         fields=form_fields(schema, example),
+        why_no_fields=subject.artifact.undescribed,
         outputs=subject.artifact.outputs,
         snippets=snippets(
             f"{scheme}://{host}",
@@ -355,7 +357,8 @@ def snippets(
     headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
     curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
     python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
-    found = [Snippet("curl", curl), Snippet("Python, requests", python + 'print(response.json()["predictions"])')]
+    answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
+    found = [Snippet("curl", curl), Snippet("Python, requests", f"{python}print(response.json(){answer})")]
     if tensors := v2_example(schema, example):
         found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors, headers)))
     return found

@@ -231,6 +231,8 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
         ('{"predictions": [[0.123456789]]}', "0.1234568"),
         ('{"predictions": [{"a": 1, "b": "<i>x</i>"}, {"a": 2, "b": null}]}', "<i>x</i>"),
         ('{"predictions": []}', "Row"),
+        ('{"id": null, "choices": [{"text": "<i>hi</i>"}]}', "<i>hi</i>"),
+        ('"<i>bare</i>"', "<i>bare</i>"),
         ("no JSON", "The server answered 200"),
     ],
 )

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import requests
 
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import UndescribedSchema
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.openapi.examples import Example
+from mlflow_deploy_plugin.server.http.pages import snippets
 from tests.support.handling import ask
 
 
@@ -37,6 +40,19 @@ def test_every_snippet_runs_and_is_answered(pages_server: Any, endpoint: str, an
         assert answer in run("sh", "-c", curl)
     pytest.importorskip("tritonclient.http")
     assert answer in run(sys.executable, "-c", triton)
+
+
+@pytest.mark.parametrize(
+    ("document", "shown"),
+    [
+        ({"inputs": ["a"]}, 'print(response.json()["predictions"])'),
+        ({"messages": [{"role": "user", "content": "a"}]}, "print(response.json())"),
+    ],
+)
+def test_the_answer_to_a_chat_has_no_predictions(document: dict[str, Any], shown: str) -> None:
+    schema = UndescribedSchema((), (), ())
+    _, python = snippets("http://a:1", "/invocations", "chat", schema, Example(document=document))
+    assert python.code.endswith(shown)
 
 
 @pytest.mark.parametrize(

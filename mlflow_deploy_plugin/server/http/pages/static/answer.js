@@ -10,9 +10,9 @@ export function make(tag, className, text) {
   return made;
 }
 
-/** The columns, the probabilities and the number of rows of an answer. */
+/** The columns, the probabilities and the number of rows of an answer; MLflow answers a chat or a prompt bare. */
 export function read(answer) {
-  const columns = columnsOf(answer.predictions);
+  const columns = columnsOf(answer?.predictions === undefined ? answer : answer.predictions);
   const rows = columns.reduce((most, [, values]) => Math.max(most, values.length), 0);
   return { columns, probabilities: probabilitiesOf(answer), rows };
 }
@@ -50,7 +50,7 @@ function columnsOf(predictions) {
 
 /** [class, probability] of each row; null where the model gives none. */
 function probabilitiesOf(answer) {
-  return Array.isArray(answer.probabilities) ? answer.probabilities.map((row) => Object.entries(row)) : null;
+  return Array.isArray(answer?.probabilities) ? answer.probabilities.map((row) => Object.entries(row)) : null;
 }
 
 /** A single value in one list is that value. */
