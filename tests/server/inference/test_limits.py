@@ -110,6 +110,8 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     assert 1 <= error.value.retry_after <= 60
     assert refused == ["rate"]
     limited.check_rates(sent("192.0.2.2"), None)
+    clock.now += 2 * 60
+    limited.check_rates(sent("192.0.2.1"), None)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,6 @@ def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
 
     with pytest.raises(TooManyRequests) if is_one_caller else nullcontext():
         limited.check_rates(sent(second), None)
-    clock.now += 2 * 60
-    limited.check_rates(sent("192.0.2.1"), None)
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
