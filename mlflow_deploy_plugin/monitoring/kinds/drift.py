@@ -192,7 +192,7 @@ class WindowComparison:
         state, reason = state or verdict.state, reason or verdict.reason
         request, (model, version) = self.request, self.version
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
-        subjects = {finding.subject for finding in verdict.findings}
+        subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         pairs = self._report_pairs(subjects) if state != "not judged" else ()
         return request.result(
             state,

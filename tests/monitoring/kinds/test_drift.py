@@ -120,6 +120,7 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(
     assert found(judged, "temp").reason == "capture.drop leaves it out of the log"
     assert found(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
     assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
+    assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
 
 
 def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., Any]) -> None:
