@@ -180,19 +180,15 @@ class DockerBackend(MachineBackend):
     def _engine(self) -> Any:
         # no cached_property: Python 3.11 lets all backends of a process wait for the one that an engine does not answer
         if self._connected is None:
-            self._connected = self._connect()
+            try:
+                self._connected = docker.from_env()
+            except DockerException:
+                where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+                hint = "start it, or name another by DOCKER_HOST"
+                if (path := urlsplit(where).path) and os.path.exists(path) and not os.access(path, os.W_OK):
+                    hint = "this user may not; the group `docker` may"
+                raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
         return self._connected
-
-    @staticmethod
-    def _connect() -> Any:
-        try:
-            return docker.from_env()
-        except DockerException:
-            where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-            hint = "start it, or name another by DOCKER_HOST"
-            if (path := urlsplit(where).path) and os.path.exists(path) and not os.access(path, os.W_OK):
-                hint = "this user may not; the group `docker` may"
-            raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
 
     def _slot(self, name: str) -> str:
         """Return the slot of the server that counts; empty before the first is ready."""
