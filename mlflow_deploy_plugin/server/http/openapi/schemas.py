@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Artifact, Output, Schema, Tensor
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Output, Schema, Tensor
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 
 JsonSchema = dict[str, Any]
@@ -100,15 +100,18 @@ def predict_schema(schema: Schema) -> JsonSchema:
 
 
 def invocations_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored."""
+    """Return the schema of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored.
+
+    A pyfunc whose inputs have no form as arrays takes any object: also a chat or a prompt.
+    """
+    if not schema.names:
+        return _ANY_OBJECT
     fields: dict[str, JsonSchema] = {
         "dataframe_split": _split_schema(schema),
         "dataframe_records": array_schema(record_schema(schema), minItems=1),
         "instances": _named_or_rows(schema),
         "inputs": _named_or_rows(schema),
     }
-    if not schema.names:  # a pyfunc whose inputs have no form as arrays
-        fields = {name: {} for name in fields}
     params = {**_ANY_OBJECT, "description": "accepted, and ignored by an ONNX graph"}
     return {"oneOf": [object_schema({name: field}, {"params": params}, title=name) for name, field in fields.items()]}
 
@@ -181,8 +184,11 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 def invocations_answer(artifact: Artifact) -> JsonSchema:
     """Return the schema of `{"predictions": …}`: nested lists for one output, an object for several.
 
-    The predictions of a stock ONNX model may be anything.
+    The predictions of a stock ONNX model may be anything. MLflow writes what a pyfunc answers: a table as records, a
+    chat without `predictions`.
     """
+    if artifact.flavor == PYTHON_FUNCTION:
+        return {}
     outputs = {output.name: output for output in artifact.outputs}
     names = artifact.prediction
     if artifact.flavor == "onnx" or not outputs or any(name not in outputs for name in names):

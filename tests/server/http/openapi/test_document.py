@@ -11,9 +11,12 @@ from typing import Any
 import jsonschema_rs  # schemathesis brings it
 import pytest
 
+from mlflow_deploy_plugin.runtime import Artifact, Output
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import UndescribedSchema
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS, document
+from mlflow_deploy_plugin.server.http.openapi.schemas import invocations_answer, invocations_schema
 from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -281,3 +284,15 @@ def test_an_endpoint_that_is_not_there_is_a_page_of_404(server: Server) -> None:
     assert response.content_type.startswith("text/html")
     assert b"&lt;b&gt;nope" in response.body
     assert b"<b>nope" not in response.body
+
+
+@pytest.mark.parametrize("body", [{"inputs": ["a"]}, {"messages": [{"role": "user", "content": "a"}]}])
+def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(body: dict[str, Any]) -> None:
+    assert jsonschema_rs.is_valid(invocations_schema(UndescribedSchema((), (), ())), body)
+
+
+@pytest.mark.parametrize("answer", [{"predictions": [{"0": 1.5}]}, {"predictions": "a"}, {"choices": []}, ["a"]])
+def test_a_pyfunc_may_answer_as_mlflow_writes_it(answer: Any) -> None:
+    outputs = (Output("prediction", "float64", (-1,)),)
+    artifact = Artifact(Path(), Path(), "python_function", "", "", "", outputs=outputs, prediction=("prediction",))
+    assert jsonschema_rs.is_valid(invocations_answer(artifact), answer)
