@@ -155,7 +155,7 @@ def main() -> None:
       mlflow deployments help -t onnxserve
 
     Exit status: 0 if the command succeeded; 2 if its options make no sense: one is unknown, missing, no number or no
-    choice, or does not go with another; 1 if it failed or was refused. The reason is the last line on standard error;
+    choice, or does not go with another; 1 if it failed or was refused. The reason follows "Error:" on standard error;
     a command that gives 1 for anything else says so in its help.
     """
     disable_telemetry()

@@ -188,8 +188,7 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
                     return newest([version for version in latest if selects(uri, version)])
                 case "tag":
                     key, value = uri.tag
-                    quote = '"' if "'" in value else "'"
-                    query = f"{_name_filter(uri.name)} and tags.`{key}` = {quote}{value}{quote}"
+                    query = f"name = {_quoted(uri.name)} and tags.`{key}` = {_quoted(value)}"
                     return newest(client.search_model_versions(query, max_results=1, order_by=["version_number DESC"]))
                 case _:
                     return newest(all_versions(client, uri.name))
@@ -206,16 +205,17 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
 
 
 def all_versions(client: Any, name: str) -> "list[ModelVersion]":
-    return list(client.search_model_versions(_name_filter(name)))
+    return list(client.search_model_versions(f"name = {_quoted(name)}"))
 
 
 def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
     return max(versions, key=lambda version: int(version.version), default=None)
 
 
-def _name_filter(name: str) -> str:
-    escaped = name.replace("'", "\\'")
-    return f"name='{escaped}'"
+def _quoted(text: str) -> str:
+    """Return the text as MLflow's filters take it, which know two quotes and no escape."""
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"
 
 
 def _not_found_message(uri: ModelURI) -> str:

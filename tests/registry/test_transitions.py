@@ -26,10 +26,10 @@ from tests.support.tracking import tracking_at
 _numbers = count()
 
 
-@pytest.fixture
-def model(store: Any) -> Iterator[str]:
+@pytest.fixture(params=["moved"])
+def model(store: Any, request: pytest.FixtureRequest) -> Iterator[str]:
     """A registered model with versions 1, 2 and 3, in no stage."""
-    name, client = f"moved-{next(_numbers)}", MlflowClient()
+    name, client = f"{request.param}-{next(_numbers)}", MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
         client.create_model_version(name, f"models:/{store.model_id}", store.run_id, model_id=store.model_id)
@@ -53,6 +53,7 @@ def test_what_is_followed_is_moved_there_and_back(model: str, selector: str) -> 
     assert found == ["", "1", "3", "3", "2"]
 
 
+@pytest.mark.parametrize("model", ["moved", "eva's", 'a "b"'], indirect=True)
 def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     reference = parse_model_uri(f"models:/{model}/Production")
     client = MlflowClient()
