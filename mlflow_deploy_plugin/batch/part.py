@@ -205,9 +205,8 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
         return state_of(entry) != job.part.state
-    return job.part.state.partition(" ")[0] != str(
-        entry.size
-    )  # a bucket says another time of one object than in its list
+    # a bucket says another time of one object than in its list
+    return job.part.state.partition(" ")[0] != str(entry.size)
 
 
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:

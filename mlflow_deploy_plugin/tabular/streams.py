@@ -199,9 +199,9 @@ class RowStream:
         columns: dict[str, list[Any]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if block:  # only lines with a value of what is sought are parsed
+            if block:  # only lines with a value of what is sought are parsed, and those that may escape its name
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
-                lines = list(filter(re.compile(rb"(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
+                lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
             for line in lines:
                 try:
                     record = orjson.loads(line)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -160,6 +161,13 @@ def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_cal
     assert len(blocks) > 2
     assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
     assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [{"b": 0.5, "c": "z", "null": 7}]
+
+
+def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
+    """Python's `json` and pandas write a name that is not ASCII with escapes."""
+    plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
+    late = json.dumps({"größe": 0.5}).encode()
+    assert "größe" in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
 
 
 def test_a_column_of_json_lines_with_several_types_is_refused() -> None:

@@ -72,10 +72,10 @@ class ServerApp(Flask):
 
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer any request. Never raises: an unexpected error is logged with its traceback and answered without."""
-        return observe_request(raw, partial(self._handle, raw), self.server.tracer, self.server.logs_requests)
-
-    def _handle(self, raw: RawRequest) -> RawResponse:
-        return handle_direct(self.server, raw) or call_flask(self, raw)
+        server = self.server
+        return observe_request(
+            raw, lambda: handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
+        )
 
     def _receive(self) -> Response | None:
         """Read the request, and answer it if it is a prediction or a health check."""

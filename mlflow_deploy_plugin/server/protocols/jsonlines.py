@@ -112,10 +112,8 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     check_row_aligned({PREDICTION: prediction})
     if prediction.dtype.kind not in "fiub" or not prediction.size:
         return b"".join(dump_json(row) + b"\n" for row in prediction)
-    inner = (
-        prediction.ndim - 1
-    )  # JSON writes all numbers at once; what closes one row and opens the next becomes a line
-    end, begin = inner * b"]", inner * b"["
+    # JSON writes all numbers at once; what closes one row and opens the next becomes a line
+    end, begin = (prediction.ndim - 1) * b"]", (prediction.ndim - 1) * b"["
     return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
 
 
