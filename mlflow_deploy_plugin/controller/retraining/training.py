@@ -52,7 +52,8 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
     since = endpoint.rows_since if endpoint is not None else None
     capture = endpoint.spec.capture if endpoint is not None else CaptureSpec()
     log = open_log(context.deployments.settings.inference_log, since)
-    data = collect_training_data(log, plan, folder, types, capture.mask)
+    withheld = {*capture.drop, *capture.mask}
+    data = collect_training_data(log, plan, folder, types, withheld)
     figures = {
         "attempt": one.figures.get("attempt", 1),
         "host": process.host(),
@@ -78,7 +79,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
         figures |= {"dataset": process.log_file(run_id, data.held_out), "target": data.target}
     running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
     why = f"retraining {one.id} learns {data.rows:,} labelled rows up to {figures['window'].split('/')[1]}"
-    if hidden := sorted({*capture.drop, *capture.mask} & {*types}):
+    if hidden := sorted(withheld & types.keys()):
         why += f", without {join_names(hidden)}: capture.drop or capture.mask keeps the values out of the log"
     detail = {name: figures[name] for name in ("held_out_rows", "window", "attempt")}
     event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
@@ -168,7 +169,7 @@ class TrainingData:
     Attributes:
         data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
         held_out: a file of the same form with the newest rows of the window; None if they could not judge a model, as
-            if they lack one of its columns.
+            if capture withholds one of its columns.
         target: the column of `held_out` with the truth, as the model answers it.
         digest: SHA-256 of `data`.
         rows / held_out_rows: the number of rows in the two files.
@@ -185,31 +186,31 @@ class TrainingData:
 
 
 def collect_training_data(
-    log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str], masked: Collection[str] = ()
+    log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str], withheld: Collection[str] = ()
 ) -> TrainingData:
     """Write the labelled rows of the window into the folder, and for a full training also all rows before it.
 
     Args:
         types: the types of the model's columns, by its signature; the log has whole numbers and booleans as the graph
             takes them, which may be as floats.
-        masked: columns of which the log has hashes; they are left out, since no model takes these.
+        withheld: columns of which capture drops the values, or masks them; they are left out also of older rows.
 
     Raises:
         NotFound: nothing was captured.
         InvalidConfig: there are too few labelled rows to learn anything, or their labels are all the same.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
-    rows = _labelled(log, plan, window, masked)
+    rows = _labelled(log, plan, window, withheld)
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0
         raise InvalidConfig(
             f"{window} has {have} labelled rows, and at least {MIN_ROWS} are wanted: send what really happened by "
             "POST /feedback or `onnxserve feedback`"
         )
-    learned, held_out = _hold_out(rows) if types.keys() <= {*rows.column_names} else (_model_columns(rows), None)
+    learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
     if plan.mode == "full":
         hours = [hour.start for hour in log.hours(plan.endpoint) if hour.start < window.start]
-        earlier = _labelled(log, plan, Window(hours[0], window.start), masked) if hours else None
+        earlier = _labelled(log, plan, Window(hours[0], window.start), withheld) if hours else None
         if earlier is not None:
             learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
     if _distinct_labels(learned) < 2:
@@ -237,7 +238,7 @@ def collect_training_data(
     )
 
 
-def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, masked: Collection[str]) -> pa.Table | None:
+def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Collection[str]) -> pa.Table | None:
     """Return the window's labelled rows in the order of event time, whichever version answered; None if no rows."""
     sample, is_empty = Sample(MAX_ROWS), True
     for batch in log.batches(plan.endpoint, window):
@@ -249,7 +250,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, masked: Coll
         return None
     table = join_labels(sample.table(), EndpointLabels(log.location, plan.endpoint, log.unreadable))
     table = table.filter(pc.is_valid(table.column(LABEL)))
-    table = table.drop_columns([name for name in table.column_names if name in masked])
+    table = table.drop_columns([name for name in table.column_names if name in withheld])
     return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
 
 

@@ -184,6 +184,17 @@ def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(wor
     assert (found.held_out, found.rows) == (None, 600)
 
 
+def test_rows_without_a_column_that_nobody_sent_judge_a_version(world: RetrainingWorld) -> None:
+    """As an optional one of a pyfunc, which the log then lacks."""
+    world.capture()
+
+    found = collect_training_data(
+        log(world), plan(world, "incremental"), world.folder / "material", {"a": "double", "b": "double", "c": "double"}
+    )
+
+    assert found.held_out is not None
+
+
 def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> None:
     store = world.deployments.store
     store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))  # and no server starts
