@@ -4,7 +4,7 @@ Here is also the audit trail of an endpoint together with that of the models it 
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -207,24 +207,26 @@ def _selected(client: Any, uri: ModelURI) -> "dict[str, ModelVersion]":
     return {str(one.version): one for one in all_versions(client, uri.name) if selects(uri, one)}
 
 
-def _superseded(uri: ModelURI, version: str, before: Collection[str], after: "Mapping[str, ModelVersion]") -> list[str]:
-    """Return the versions that leave a stage or a tag to `version`, by those that were there before it and after.
+def _superseded(
+    uri: ModelURI, version: str, before: "Mapping[str, ModelVersion]", after: "Mapping[str, ModelVersion]"
+) -> list[str]:
+    """Return the versions that leave a stage or a tag to which `version` was moved, by those there before and after.
 
-    Another client may have moved its own version there meanwhile. In a stage the version that was moved last stays. If
-    that is the other one, its client has taken `version` out, or does so. MLflow keeps no time of a tag: there both
+    Other clients may have moved their versions there meanwhile. In a stage the version that was moved last stays, for
+    every client that looks: `version` itself may leave. MLflow keeps no time of a tag: there all that came meanwhile
     stay, and the highest counts.
     """
+    if version not in after:
+        return []
+    if uri.kind == "tag":
+        return [one for one in after if one in before and one != version]
 
     def moved_at(number: str) -> tuple[int, int]:
         return after[number].last_updated_timestamp or 0, int(number)
 
-    if version not in after:
-        return []
-    return [
-        one
-        for one in after
-        if one != version and (one in before or (uri.kind == "stage" and moved_at(one) < moved_at(version)))
-    ]
+    unmoved = {one for one in after if one in before and moved_at(one)[0] == before[one].last_updated_timestamp}
+    last = max(after.keys() - unmoved | {version}, key=moved_at)
+    return [one for one in after if one != last]
 
 
 @dataclass(frozen=True)

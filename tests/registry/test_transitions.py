@@ -93,6 +93,25 @@ def test_of_two_clients_that_move_at_once_one_wins(
         assert stages(model) == ["Archived", *("Production" if one == last else "Archived" for one in "23")]
 
 
+def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = parse_model_uri(f"models:/{model}/Production")
+    move = MlflowClient.transition_model_version_stage
+
+    def move_late(*arguments: Any) -> None:
+        monkeypatch.undo()
+        move_version(reference, "3")
+        earlier = MlflowClient().get_model_version(model, "3").last_updated_timestamp - 1
+        monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis", lambda: earlier)
+        move(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "transition_model_version_stage", move_late)
+    move_version(reference, "2")
+
+    assert stages(model) == ["None", "Archived", "Production"]
+
+
 def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second tags its version after the first, and both look once more before either takes a tag away."""
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
