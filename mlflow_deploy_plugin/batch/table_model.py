@@ -45,6 +45,8 @@ from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line
 _LARGEST_TABLE_BYTES = 2**31
 _RUN_ROWS = 2**13
 """Rows of one run: more are not computed faster, and their layers take more memory."""
+_ONE_BY_ONE = 8
+"""The most rows that are tried one by one once refused together: where most rows are bad, halves only cost time."""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
 
@@ -197,7 +199,7 @@ def predict_block(
 ) -> Iterator[pa.Table | RejectedRow]:
     """Yield tables of outputs, after the kept columns, and the rows that the model refuses, in their order.
 
-    Rows that are refused together are tried again by halves, until each refused row is known.
+    Rows that are refused together are tried again by halves, a few one by one, until each refused row is known.
 
     Args:
         are_texts: the columns come from a CSV file, and are read as the signature says.
@@ -209,9 +211,10 @@ def predict_block(
         if len(block.numbers) == 1:
             yield RejectedRow(block.numbers[0], without_row_number(error.message), block.table.to_pylist()[0])
             return
-        middle = len(block.numbers) // 2
-        for half in (block.part(0, middle), block.part(middle, len(block.numbers))):
-            yield from predict_block(model, half, keep, are_texts)
+        rows = len(block.numbers)
+        step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
+        for start in range(0, rows, step):
+            yield from predict_block(model, block.part(start, min(rows, start + step)), keep, are_texts)
         return
     yield with_kept(block.table, keep, outputs)
 

@@ -35,6 +35,22 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in kept]
 
 
+def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, tried = load_table_model(model), []
+
+    def refuse(rows: pa.Table) -> pa.Table:
+        tried.append(rows.num_rows)
+        raise InvalidRequest("bad")
+
+    monkeypatch.setattr(table, "predict", refuse)
+    rows = flights(512)
+    refused = list(predict_block(table, RowBlock(rows, range(512))))
+    assert [row.number for row in refused if isinstance(row, RejectedRow)] == [*range(512)]
+    assert len(tried) < 1.3 * 512
+
+
 def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
     (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
 
