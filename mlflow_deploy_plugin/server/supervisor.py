@@ -268,11 +268,12 @@ class _Supervisor:
             self._shared.listener.close()
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
-            if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may still write to the spool
-                give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS
-                while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
-                    signal.sigtimedwait(self._signals, _TICK_SECONDS)
-                    self._children.reap()
+            if self._restart_gunicorn_at == math.inf and self._gunicorn.signal_group(signal.SIGTERM):
+                self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
+            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # if it was killed: they may still write to the spool
+            while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
+                signal.sigtimedwait(self._signals, _TICK_SECONDS)
+                self._children.reap()
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):

@@ -189,6 +189,19 @@ def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start: Start) 
     assert not (running.state_dir / SERVER).exists()
 
 
+def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(start: Start) -> None:
+    running = start("state").wait_ready()
+    assert answers(running)
+    master = psutil.Process(gunicorn_pid(running))
+    running.process.send_signal(signal.SIGSTOP)  # it hears of the death and of the end at once, and of the end first
+    master.kill()
+    wait_until(lambda: master.status() == psutil.STATUS_ZOMBIE, what="its death")
+    running.process.send_signal(signal.SIGTERM)
+    running.process.send_signal(signal.SIGCONT)
+    assert running.end() == 0
+    assert not list((running.state_dir / "spool").iterdir())
+
+
 def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> None:
     second = start(str(running.state_dir))
     assert second.process.wait(timeout=30) == 1
