@@ -53,11 +53,16 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     Raises:
         InvalidConfig: the endpoint's name cannot be a Service's, it is open to strangers, or fields do not go together.
     """
-    _check(spec)
+    kubernetes = spec.kubernetes
+    check_name(spec)
+    if kubernetes.max_replicas is not None and spec.container.cpus is None:
+        raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
+    if kubernetes.host is not None:
+        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     labels = {"app.kubernetes.io/name": "onnxserve", LABEL: spec.name, **MANAGED_BY}
     selector = {LABEL: spec.name}
 
-    kubernetes, document = spec.kubernetes, partial(make_document, spec.name, place, labels=labels)
+    document = partial(make_document, spec.name, place, labels=labels)
     documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
@@ -116,15 +121,6 @@ def check_name(spec: EndpointSpec) -> None:
             f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
             "the first a letter"
         )
-
-
-def _check(spec: EndpointSpec) -> None:
-    kubernetes, container = spec.kubernetes, spec.container
-    check_name(spec)
-    if kubernetes.max_replicas is not None and container.cpus is None:
-        raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
-    if kubernetes.host is not None:
-        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
 
 
 def _server_digest(spec: EndpointSpec) -> str:

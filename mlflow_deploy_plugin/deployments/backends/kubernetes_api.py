@@ -294,12 +294,11 @@ class Cluster:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
+                # an API of its own for each stream: until that is open, the API can send nothing else
+                api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
                 try:
                     opened = portforward(
-                        self._streaming_api().connect_get_namespaced_pod_portforward,
-                        pod,
-                        self.namespace,
-                        ports=str(port),
+                        api.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
                     )
                 except ApiException:
                     connection.close()  # the caller sees that there is no answer
@@ -308,10 +307,6 @@ class Cluster:
                 remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-    def _streaming_api(self) -> Any:
-        """Return an API of its own for each stream: until that is open, the API can send nothing else."""
-        return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
 
     def _known_versions(self) -> set[str]:
         # no cached_property: Python 3.11 lets all clusters of a process wait for the one it asks

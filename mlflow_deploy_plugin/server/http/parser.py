@@ -113,7 +113,10 @@ def _read(head: bytes) -> RequestHead:
     length = _length(headers, is_http_1_1)
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
-    expects_continue = _expects(headers) and is_http_1_1 and length != 0
+    expected = headers.get("expect")
+    if expected is not None and expected.lower() != "100-continue":
+        raise ExpectationFailed(f"the Expect header {expected[:100]!r} cannot be met; 100-continue can")
+    expects_continue = expected is not None and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
     path, query = decode_path(target), target.partition("?")[2]
     method = match[1].decode()
@@ -170,13 +173,6 @@ def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
     if not (length.isascii() and length.isdigit() and len(length) <= 18):
         raise InvalidRequest(f"the Content-Length {length[:100]!r} is not a number of bytes")
     return int(length)
-
-
-def _expects(headers: Mapping[str, str]) -> bool:
-    expected = headers.get("expect")
-    if expected is not None and expected.lower() != "100-continue":
-        raise ExpectationFailed(f"the Expect header {expected[:100]!r} cannot be met; 100-continue can")
-    return expected is not None
 
 
 def _shown(line: bytes) -> str:

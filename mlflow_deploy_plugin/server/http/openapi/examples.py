@@ -144,14 +144,8 @@ def _read(loaded: LoadedVersion) -> Example | None:
         is_small = sum(array.size for array in arrays.values()) <= MAX_VALUES
         values = {name: _plain_lists(array.tolist()) for name, array in arrays.items()} if is_small else {}
         return Example(values, 1, True) if values else None
-    rows = min(MAX_ROWS, *(len(array) for array in arrays.values()))
-    return _first_rows({name: array[:rows] for name, array in arrays.items()}, rows)
-
-
-def _first_rows(arrays: dict[str, Any], rows: int) -> Example | None:
-    """Return the arrays as lists, with as many rows as are small enough to be shown."""
     per_row = sum(array[:1].size for array in arrays.values())
-    rows = min(rows, MAX_VALUES // max(per_row, 1))
+    rows = min(MAX_ROWS, MAX_VALUES // max(per_row, 1), *(len(array) for array in arrays.values()))
     values = {name: _plain_lists(array[:rows].tolist()) for name, array in arrays.items()}
     return Example(values, rows, True) if rows else None
 
