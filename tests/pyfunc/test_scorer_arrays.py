@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.models import infer_signature
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc import PythonModel, save_model
+from mlflow.types import ColSpec, Schema
 from scipy.sparse import csr_matrix
 
 from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, load_scorer, to_feeds, to_model_input, to_outputs
@@ -102,7 +103,8 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
         def predict(self, context: Any, model_input: Any) -> Any:
             return model_input[0].str.upper()
 
-    save_model(tmp_path / "upper", python_model=Upper(), signature=infer_signature("a", "A"), pip_requirements=[])
+    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
+    save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
     kept = load_scorer(tmp_path / "upper").invoke("application/json", b'{"inputs": "good film"}').arrays
     assert {name: array.tolist() for name, array in kept["feeds"].items()} == {"0": ["good film"]}
 

@@ -102,7 +102,10 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     ),
     "CSV": _answer(server__protocols__mlflow___without_underscore="lambda text: text.replace('_', '')"),
     "field of CSV": (),  # csv.field_size_limit: 131,072 characters
-    "JSON Lines": _answer(server__protocols__jsonlines__json_type="lambda value: 'object'"),
+    "JSON Lines": _answer(
+        server__protocols__jsonlines___feeds="lambda chunk, kind, schema: "
+        "original([line for line in chunk if isinstance(line[1], dict)], 'object', schema)"
+    ),
     "numpy": _answer(server__protocols__npy___LONGEST_HEADER="10**9"),
     "arrow": (),  # pyarrow; protocols/arrow.py
     "arrow file": (),  # pyarrow; protocols/arrow.py

@@ -134,7 +134,7 @@ def tfserving_schema(schema: Schema) -> JsonSchema:
 
 def batch_schema(schema: Schema) -> JsonSchema:
     """Return the schema of `/predict/batch`: a bare list of rows, or a body of `/invocations`."""
-    return {"anyOf": [_rows_schema(schema), *invocations_schema(schema)["oneOf"]]}
+    return {"anyOf": [_rows_schema(schema), invocations_schema(schema)]}
 
 
 def v2_request_schema(schema: Schema) -> JsonSchema:
