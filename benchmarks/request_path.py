@@ -381,6 +381,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--answer"]:
         return asyncio.run(answer_by_name(sys.argv[2] if len(sys.argv) > 2 else ""))
     if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
+        shutil.rmtree(MODELS, ignore_errors=True)  # some of them, of an earlier version of this script
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])
