@@ -11,11 +11,11 @@ which go to the columns that decide most: the place of the number among quantile
 | 100 and 1,000 trees of boosting | 0.72 to 1.00          |
 """
 
-from itertools import count
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS
@@ -28,21 +28,9 @@ _KEY_BITS, _COLUMN_BITS = 13, 7
 """The bits of a key, and of one column in it at most: it costs 2**bits comparisons a row, of 9 bytes each."""
 
 
-class _Names:
-    """Names that no value of a converted graph has, as a scope of skl2onnx gives them."""
-
-    def __init__(self) -> None:
-        self._numbers = count()
-
-    def get_unique_variable_name(self, name: str) -> str:
-        return f"{name}_of_order_{next(self._numbers)}"
-
-    get_unique_operator_name = get_unique_variable_name
-
-
 def sort_rows(graph: Any) -> None:
     """Let each large tree operator of a GraphProto compute its rows in an order of its own. Subgraphs stay."""
-    nodes, names = list(graph.node), _Names()
+    nodes, names = list(graph.node), Scope("order", naming="order_of_rows_")
     del graph.node[:]
     for node in nodes:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
