@@ -38,6 +38,7 @@ from .log_columns import as_key as as_key
 from .log_columns import as_text as as_text
 from .log_columns import cast_columns as cast_columns
 from .log_columns import cast_columns_losslessly as cast_columns_losslessly
+from .log_columns import only_answer_columns as only_answer_columns
 from .log_columns import output_column as output_column
 from .log_columns import to_log_columns as to_log_columns
 from .model import OnnxModel as OnnxModel

@@ -38,6 +38,11 @@ def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
     return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
 
 
+def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
+    """Return both columns that may hold the only answer, by its shape; none of a model with several answers."""
+    return {PREDICTION, OUTPUT_PREFIX + prediction[0]} if len(prediction) == 1 else set()
+
+
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """Return the same rows with numbers in the types of the signature; fractions are rounded.
 

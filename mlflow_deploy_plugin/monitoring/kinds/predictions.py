@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.runtime import (
     Output,
     as_key,
     as_text,
+    only_answer_columns,
     read_artifact,
 )
 
@@ -108,8 +109,8 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
 def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
     """Return the columns, with both names of the only answer: `prediction`, or `output.NAME` by its shape."""
     names = {*columns}
-    aliases = {PREDICTION, *(OUTPUT_PREFIX + name for name in artifact.prediction)} if artifact is not None else set()
-    return names | aliases if len(aliases) == 2 and names & aliases else names
+    only_answer = only_answer_columns(artifact.prediction) if artifact is not None else set()
+    return names | only_answer if names & only_answer else names
 
 
 class _Columns:

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.runtime import (
     Schema,
     Tensor,
     as_key,
+    only_answer_columns,
     output_column,
 )
 from mlflow_deploy_plugin.statedir import read_or_make_secret
@@ -164,11 +165,11 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
         model.schema.has_rows,
     )
     left_out = {name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)}
-    if len(model.prediction) == 1:
-        if PREDICTION in excluded:
-            left_out.update(model.prediction)
-        if {*mask} & (aliases := {PREDICTION, OUTPUT_PREFIX + model.prediction[0]}):
-            mask = tuple(sorted({*mask} | aliases))  # its shape decides under which of both it is logged
+    only_answer = only_answer_columns(model.prediction)
+    if PREDICTION in excluded & only_answer:
+        left_out.update(model.prediction)
+    if not only_answer.isdisjoint(mask):
+        mask = tuple(sorted({*mask} | only_answer))
     masked: dict[str, tuple[tuple[str, int | None], ...]] = {}
     for entry in model.schema.inputs:
         named: list[tuple[str, int | None]] = [(name, place) for place, name in enumerate(entry.columns)]
