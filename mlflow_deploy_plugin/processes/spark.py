@@ -21,7 +21,12 @@ NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: name a maste
 
 
 def spark_session(master: str | None = None) -> Any:
-    """Return the session that there is, or a new one. Arguments and errors are those of `spark_context`."""
+    """Return the session that there is, or a new one. Errors are as in `spark_context`.
+
+    Args:
+        master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
+            PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on no other address.
+    """
     with _starting():
         from pyspark.sql import SparkSession  # an extra, and a second to import
 
@@ -31,12 +36,8 @@ def spark_session(master: str | None = None) -> Any:
         return builder.getOrCreate()
 
 
-def spark_context(master: str | None = None) -> Any:
-    """Return the context that there is, or a new one. It starts tasks, and itself starts in half the time of a session.
-
-    Args:
-        master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
-            PYSPARK_SUBMIT_ARGS, MASTER), else this machine, which then listens on no other address.
+def spark_context() -> Any:
+    """Return the context that there is, or a new one, where `spark_session` computes; it starts in half the time.
 
     Raises:
         InvalidConfig: Spark Connect is configured, which has no context.
@@ -48,7 +49,7 @@ def spark_context(master: str | None = None) -> Any:
     with _starting():
         from pyspark import SparkConf, SparkContext  # an extra
 
-        return SparkContext.getOrCreate(SparkConf().setAll(list(_settings(master).items())))
+        return SparkContext.getOrCreate(SparkConf().setAll(list(_settings(None).items())))
 
 
 def _settings(master: str | None) -> dict[str, str]:
