@@ -30,6 +30,15 @@ def typed(line: str) -> Result:
     return CliRunner().invoke(main, line.split())
 
 
+def usage_error(line: str) -> str:
+    """Return the last line on stderr, behind "Error: ", of a command that ends with 2 and prints nothing else."""
+    result = typed(line)
+    assert (result.exit_code, result.stdout) == (2, "")
+    start, error, said = result.stderr.splitlines()[-1].partition("Error: ")
+    assert (start, error) == ("", "Error: ")
+    return said
+
+
 DUE = "--due judges what is due, in lines and here: it takes no --window, -o or --engine"
 
 
@@ -49,10 +58,7 @@ DUE = "--due judges what is due, in lines and here: it takes no --window, -o or 
     ],
 )
 def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line: str, said: str) -> None:
-    result = typed(line)
-
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.splitlines()[-1] == f"Error: {said}"
+    assert usage_error(line) == said
 
 
 @pytest.mark.parametrize(
@@ -114,10 +120,7 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, said:
     ],
 )
 def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: str, said: str) -> None:
-    result = typed(line)
-
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.splitlines()[-1] == f"Error: {said}"
+    assert usage_error(line) == said
 
 
 @pytest.mark.parametrize(
@@ -129,10 +132,7 @@ def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: 
     ],
 )
 def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
-    result = typed(line)
-
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': 'nan' is not a number"
+    assert usage_error(line) == f"Invalid value for '{option}': 'nan' is not a number"
 
 
 @pytest.mark.parametrize(
