@@ -79,7 +79,8 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value
-        elif missing is not None and (value is None or _is_nan(value)):  # which is how a frame writes a missing string
+        # NaN is how a frame writes a missing string
+        elif missing is not None and (value is None or (not isinstance(value, np.ndarray) and value != value)):
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
             raise SchemaMismatch(_mistyped(column, row, value))
@@ -192,10 +193,6 @@ def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
     except OverflowError:
         raise SchemaMismatch(f"{label} holds a number that does not fit {dtype}") from None
     return filled.reshape(array.shape)
-
-
-def _is_nan(value: Any) -> bool:
-    return not isinstance(value, np.ndarray) and bool(value != value)
 
 
 def _kind_of(kind: type) -> str:
