@@ -86,7 +86,8 @@ class RolloutPlan:
         every: the least seconds of a step.
         abort_on: the criteria, as they were written.
         level: the probability that a rollout of a version no worse than allowed is aborted.
-        min_requests: a step is neither judged nor over before the candidate has answered so many.
+        min_requests: a step is neither judged nor over before the candidate has answered so many; disagreement is
+            judged once so many rows were compared.
         actor / why: the user who asked for it, and the reason.
     """
 

@@ -204,6 +204,7 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
     for thread in threads:
         thread.start()
     try:
+        wait_until(lambda: answers, what="version 1")
         for generation, version in enumerate("234", 2):
             tools.want(tmp_path / "state-0", generation, {"e": {"e": tools.variant(bias_folders[version], version)}})
             wait_until(lambda: answers and answers[-1][0] == version, what=f"version {version}")  # noqa: B023
