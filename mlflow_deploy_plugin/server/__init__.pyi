@@ -36,6 +36,7 @@ from .models.side_process import receive_message as receive_message
 from .models.side_process import send_message as send_message
 from .observability.exposition import CaptureCounters as CaptureCounters
 from .observability.exposition import read_capture_counters as read_capture_counters
+from .observability.exposition import remove_metrics as remove_metrics
 from .observability.exposition import saved_capture_counters as saved_capture_counters
 from .observability.history import HISTORY as HISTORY
 from .observability.history import HISTORY_INTERVALS as HISTORY_INTERVALS

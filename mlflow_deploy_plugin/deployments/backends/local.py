@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
+from mlflow_deploy_plugin.server import remove_metrics
 from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec
 from mlflow_deploy_plugin.statedir import (
     AGENT,
@@ -114,6 +115,7 @@ class LocalBackend(MachineBackend):
         for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
             if pid is not None:
                 _end(folder, pid, spec.server if spec is not None else ServerSpec())
+        remove_metrics(folder)  # a gunicorn that was killed leaves them in shared memory
         if folder.exists():
             (folder / STOPPED).touch()
 

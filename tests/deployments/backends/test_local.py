@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import LOG
+from mlflow_deploy_plugin.statedir import LOG, METRICS
 
 
 def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
@@ -35,6 +35,17 @@ def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -
         LocalBackend(Settings(home=tmp_path)).apply(
             apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
         )
+
+
+def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> None:
+    settings, in_shared_memory = Settings(home=tmp_path / "home"), tmp_path / "metrics"
+    in_shared_memory.mkdir()
+    settings.state_dir("e").mkdir(parents=True)
+    (settings.state_dir("e") / METRICS).symlink_to(in_shared_memory)
+
+    LocalBackend(settings).remove("e")
+
+    assert not in_shared_memory.exists()
 
 
 def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
