@@ -12,6 +12,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import mmap
@@ -81,19 +82,28 @@ class Metric:
 class MmapCounters:
     """The values of one type of metric (counter, gauge, histogram) of this worker; the caller locks.
 
+    It goes on with the values that a file has. The file is this worker's until its process ends.
+
     Attributes:
         cells: every double of the file; `cells[slot]` is the value of a slot.
 
     Raises:
+        BlockingIOError: a worker that lives has the file.
         OSError: there is no room for the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-        self._used, self._size = _HEADER.size, 0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise
+        self._size = max(os.fstat(self._file).st_size - _STEP_BYTES, 0)
         self._grow()
+        self._used = _HEADER.unpack_from(self._bytes)[0] or _HEADER.size
         self._is_full = False
-        self._slots: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        self._slots = dict(_entries(bytes(self._bytes)))
         name, suffix = _LOST[path.name.partition("_")[0]]
         self._lost = self._slot(Metric(name, "Values that found no room in shared memory."), suffix, {})
 
@@ -116,11 +126,10 @@ class MmapCounters:
         If shared memory is full, it is that of the lost values: what is counted is worth less than the response.
         """
         name = metric.name + suffix
-        identity = (name, tuple(labels.items()))
-        if (known := self._slots.get(identity)) is not None:
-            return known
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
         key = json.dumps([metric.name, name, spelled, metric.help], sort_keys=True).encode()
+        if (known := self._slots.get(key)) is not None:
+            return known
         entry = _LENGTH.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8) + bytes(16)
         try:
             while self._used + len(entry) > self._size:
@@ -129,12 +138,12 @@ class MmapCounters:
             if not self._is_full:
                 logger.error("no room for %s among the metrics: %s", name, error.strerror)
             self._is_full = True
-            self._slots[identity] = self._lost
+            self._slots[key] = self._lost
             return self._lost
         start, self._used = self._used, self._used + len(entry)
         self._bytes[start : self._used] = entry
         self._bytes[: _HEADER.size] = _HEADER.pack(self._used)
-        slot = self._slots[identity] = (self._used - 16) // 8
+        slot = self._slots[key] = (self._used - 16) // 8
         return slot
 
     def _grow(self) -> None:
@@ -146,6 +155,19 @@ class MmapCounters:
         self._size += _STEP_BYTES
         self._bytes = memoryview(mmap.mmap(self._file, self._size))
         self.cells = self._bytes.cast("d")
+
+
+def claim_counters(folder: Path, kind: str) -> MmapCounters:
+    """Return the values of `kind` for this worker: those of a worker that has died, or else new ones.
+
+    So there are never more files than there were workers at a time, however often workers die.
+    """
+    number = 0
+    while True:
+        try:
+            return MmapCounters(folder / f"{kind}_{number}.db")
+        except BlockingIOError:
+            number += 1
 
 
 @dataclass(slots=True)
@@ -270,29 +292,28 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[MetricKind, 
             content = path.read_bytes()
         except FileNotFoundError:  # a worker has died, and its gauges with it
             continue
-        values = values_of[kind]
+        values, cells = values_of[kind], memoryview(content).cast("d")
         if kind == "gauge" and mode.startswith("max"):
-            for key, value in _entries(content):
-                values[key] = max(value, values.get(key, value))
+            for key, slot in _entries(content):
+                values[key] = max(cells[slot], values.get(key, cells[slot]))
         else:
-            for key, value in _entries(content):
-                values[key] = values.get(key, 0.0) + value
+            for key, slot in _entries(content):
+                values[key] = values.get(key, 0.0) + cells[slot]
     return values_of
 
 
-def _entries(content: bytes) -> Iterator[tuple[bytes, float]]:
-    """Yield every key of a file and its value; each entry begins at a multiple of 8."""
+def _entries(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield every key of a file and the slot of its value; each entry begins at a multiple of 8."""
     if not content:  # the worker has just made it
         return
-    view = memoryview(content)
-    lengths, values = view.cast("i"), view.cast("d")
+    lengths = memoryview(content).cast("i")
     position, used = 8, lengths[0]
     pause_at = _BYTES_AT_ONCE
     while position < used:
         begin = position + 4
         stop = begin + lengths[position >> 2]
         position = (stop + 8) & -8  # a key is filled up with one to eight spaces
-        yield content[begin:stop], values[position >> 3]
+        yield content[begin:stop], position >> 3
         position += 16
         if position > pause_at:
             pause_at = position + _BYTES_AT_ONCE

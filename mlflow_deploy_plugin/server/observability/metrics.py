@@ -9,7 +9,6 @@ import os
 import tempfile
 import threading
 import time
-import uuid
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     Metric,
     MetricSeries,
     MmapCounters,
+    claim_counters,
     prometheus_text,
     read_families,
     read_series,
@@ -155,12 +155,12 @@ class Metrics:
         is_alone = is_mounted or MULTIPROC_DIR not in os.environ
         self._own_folder = tempfile.TemporaryDirectory(prefix="onnxserve-") if is_alone else None
         self.folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
-        worker = uuid.uuid4().hex  # process ids come back, and must not overwrite what a dead worker has counted
-        self._counters = MmapCounters(self.folder / f"counter_{worker}.db")
-        self._histograms = MmapCounters(self.folder / f"histogram_{worker}.db")
-        # `mark_process_dead` knows this name
-        self._gauges = MmapCounters(self.folder / f"gauge_livesum_{os.getpid()}.db")
-        self._latest = MmapCounters(self.folder / f"gauge_max_{worker}.db")
+        self._counters, self._histograms, self._latest = (
+            claim_counters(self.folder, kind) for kind in ("counter", "histogram", "gauge_max")
+        )
+        gauges = self.folder / f"gauge_livesum_{os.getpid()}.db"  # `mark_process_dead` knows this name
+        gauges.unlink(missing_ok=True)  # process ids come back
+        self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
         self._requests: dict[RequestLabels, _RequestSlots] = {}
         self._batches: dict[tuple[str, str, str], _BatchSlots] = {}

@@ -1,6 +1,8 @@
 """The page and the statistics sum up the workers that share a folder."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -105,6 +107,22 @@ def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
     mark_process_dead(gauges.stem.rpartition("_")[2], str(tmp_path))  # type: ignore[no-untyped-call]
     assert not list(tmp_path.glob("gauge_livesum_*"))
     assert sum(samples(workers[1], "onnxserve_requests_total").values()) == 1
+
+
+def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers: tuple[Metrics, Metrics], tmp_path: Path) -> None:
+    for metrics in workers:
+        metrics.count_refused("e", "rate")
+    files = {path.name for path in tmp_path.glob("*.db")}
+    script = f"from {Metrics.__module__} import Metrics; Metrics().count_refused('e', 'rate')"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="e",reason="rate"': 4}
+    added = {path.name for path in tmp_path.glob("*.db")} - files
+    assert sorted(name.rpartition("_")[0] for name in added if "livesum" not in name) == [
+        "counter",
+        "gauge_max",
+        "histogram",
+    ]
 
 
 def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metrics]) -> None:
