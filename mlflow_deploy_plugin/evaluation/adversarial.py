@@ -135,16 +135,22 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
 
 
 def torch_gradient(
-    model: ResolvedModel, folder: Path, artifact: Artifact, original: str, rows: NamedArrays, truth: Array
+    model: ResolvedModel,
+    folder: Path,
+    artifact: Artifact,
+    original: str,
+    rows: NamedArrays,
+    truth: Array,
+    has_consent: bool = True,
 ) -> LossGradient | Refused:
     """Return the gradient of the torch module that lies in the model's folder, or that the model was made of.
 
     Args:
-        original: the URI of the module's model; empty: the one that the model names.
+        original / has_consent: as of `torch_original`.
     """
     if not _floats(rows):
         return Refused("the model takes no floating-point numbers")
-    module = torch_original(model, folder, original)
+    module = torch_original(model, folder, original, has_consent)
     if isinstance(module, Refused):
         return module
     gradient = _gradient_of_module(module, artifact, truth)
@@ -155,11 +161,13 @@ def torch_gradient(
     return gradient
 
 
-def torch_original(model: ResolvedModel, folder: Path, original: str = "") -> Any:
+def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
     """Return the torch module that lies in the model's folder, or that the model was made of, or a `Refused`.
 
     Args:
-        original: the URI of the module's model; empty: the one that the model names.
+        original: the URI of the module's model, whose code the caller consents to run; empty: the one that the model
+            names.
+        has_consent: the caller consents to run code that the model's author has named.
     """
     document = read_mlmodel(folder)
     uri = original or str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
@@ -170,6 +178,9 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "") -> An
                 "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
                 f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
+    if not (original or has_consent):
+        uri = uri or model.model_uri
+        return Refused(f"the torch original {uri} runs code of its own while it is loaded: name it (--original {uri})")
     try:
         import mlflow.pytorch  # here: seconds, and only for torch models
 

@@ -182,6 +182,7 @@ def robustness(
         metric: default: accuracy for labels, rmse for numbers.
         strengths: the disturbances, each with one strength or several (none: the default ones); default: all that fit.
         original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
+            Default: the one that the version names, if `strengths` names one of the two.
         max_rows: at most so many rows, chosen by the seed.
         log: log report, pictures and metrics to the version's run, under `robustness/`.
 
@@ -204,7 +205,10 @@ def robustness(
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
         run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
-        find_gradient = partial(torch_gradient, resolved, folder, model.artifact, original)
+        # who names an attack consents to the code of the original that it needs
+        find_gradient = partial(
+            torch_gradient, resolved, folder, model.artifact, original, has_consent=chosen is not None
+        )
         measured = measure_robustness(model, labelled, metric, chosen, seed, find_gradient, progress)
     report = replace(measured, model=model_uri, dataset=source, target=target)
     if run is None:

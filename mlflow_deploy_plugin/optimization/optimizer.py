@@ -179,7 +179,7 @@ def optimize(
         max_loss: the limit: of the metric in its unit, of rmse and mae as a share; without labels, of the share of
             labels that differ, or of the mean difference as a share of the spread of the answers.
         original: the torch module that the version was made from, or its URI in MLflow, which loads the model's own
-            code; default: the one that the version names (`onnxserve wrap`). Pruning is then followed by training.
+            code. Pruning is then followed by training.
         epochs: passes of that training.
         register: name of the registered model; default: that of the base.
 

@@ -1,7 +1,7 @@
 """Attacks by the gradients of a torch original; by estimated ones: test_curves.py."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlflow
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.evaluation.adversarial import fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.runtime import read_served_artifact
@@ -62,6 +62,32 @@ def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
         "models:/net/1", {"picture": PICTURES, "label": LABELS}, "label", strengths={"fgsm": [0.2]}
     )
     assert report.cannot == {}
+
+
+class Trap(torch.nn.Module):  # type: ignore[misc]
+    """A torch module whose pickle makes a file while it is loaded."""
+
+    made: ClassVar[Path]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.made,)
+
+
+def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    Trap.made, trap, naming = tmp_path / "made", tmp_path / "trap", tmp_path / "naming"
+    mlflow.pytorch.save_model(Trap(), trap, pip_requirements=[], serialization_format="pickle")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    onnxserve.save_model(net, naming, input_example=PICTURES[:20], metadata={"onnxserve.wrapped_from": str(trap)})
+    data = {"picture": PICTURES[:50], "label": LABELS[:50]}
+    cannot = onnxserve.robustness(str(naming), data, "label").cannot
+    assert not Trap.made.exists()
+    assert cannot["pgd"] == cannot["fgsm"]
+    assert cannot["pgd"].startswith(f"the torch original {trap} runs code of its own while it is loaded")
+    with pytest.raises(InvalidConfig, match="nothing can be measured"):
+        onnxserve.robustness(str(naming), data, "label", strengths={"fgsm": []})
+    assert Trap.made.exists()
 
 
 def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders: dict[str, Path]) -> None:
