@@ -152,14 +152,20 @@ def model_name(uri: ModelURI) -> str:
 
 def registered_meta(folder: Path) -> dict[str, str]:
     """Return `model_name` and `model_version` of a folder that is a downloaded registered version; else it is empty."""
-    import yaml  # here: most URIs are no folders
+    try:
+        text = (folder / REGISTERED_META).read_text()
+    except (OSError, ValueError):
+        return {}
+    import yaml  # here: most URIs are no such folders
+
+    from mlflow_deploy_plugin.runtime import load_yaml
 
     try:
-        note = yaml.safe_load((folder / REGISTERED_META).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        note = load_yaml(text)
+        keys = ("model_name", "model_version")
+        return {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
+    except (ValueError, yaml.YAMLError):
         return {}
-    keys = ("model_name", "model_version")
-    return {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
 
 
 def _parse_models_uri(model_uri: str) -> ModelURI:

@@ -10,7 +10,8 @@ so the last few documents are kept.
 YAML is checked for its depth and its aliases before anything is built of it. PyYAML's own reader takes time that grows
 with the square of the depth (16 s for 5,000 brackets). libyaml builds nested values by unbounded recursion in C, which
 200,000 brackets end with the process. With aliases, a few hundred characters may stand for gigabytes once a value is
-written as text. Both readers go through the events of a document safely.
+written as text. A number of YAML 1.1 may be written with colons (1:59:59), in time that grows with the square of their
+number. Both readers go through the events of a document safely.
 """
 
 import hashlib
@@ -37,6 +38,7 @@ MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """The errors of reading a document that has something else where a mapping, a list or a text should be."""
 _MAX_ALIASED = 1_000_000
 """The characters and values that the aliases of a document may stand for."""
+_MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
 
 FLAVOR = "onnxserve"
 PYTHON_FUNCTION: Final = "python_function"
@@ -242,10 +244,10 @@ def load_yaml(text: str) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Check the syntax, the depth and the aliases of a YAML text without building anything of it.
+    """Check the syntax, the depth, the aliases and the numbers of a YAML text without building anything of it.
 
     Raises:
-        YAMLError: it is not YAML, is nested too deeply, or its aliases stand for too much.
+        YAMLError: it is not YAML, is nested too deeply, its aliases stand for too much, or a number has too many parts.
     """
     open_anchors: list[str | None] = []
     open_sizes = [0]  # of what is open, the document first
@@ -260,6 +262,8 @@ def check_yaml(text: str) -> None:
             sizes[anchor] = size
             open_sizes[-1] += size
         elif isinstance(event, yaml.ScalarEvent):
+            if event.value.count(":") > _MAX_COLONS and not event.value.strip(_WITH_COLONS):
+                raise yaml.YAMLError(f"a number has more than {_MAX_COLONS} colons")
             sizes[event.anchor] = size = 1 + len(event.value)
             open_sizes[-1] += size
         elif isinstance(event, yaml.AliasEvent):

@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.registry.model_uri import (
     default_endpoint_name,
     missing_folder_message,
     parse_model_uri,
+    registered_meta,
 )
 
 
@@ -143,3 +144,9 @@ def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
 def test_a_path_that_is_plainly_one_is_only_said_to_be_missing(text: str) -> None:
     assert missing_folder_message(text).endswith(" does not exist")
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, f"model_name: 0x1{'0' * 10_000}"])
+def test_a_note_of_the_registry_that_is_a_bomb_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "registered_model_meta").write_text(text)
+    assert registered_meta(tmp_path) == {}
