@@ -187,7 +187,7 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -179,6 +179,14 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_
     assert os.listdir(tmp_path) == ["theirs-1"]
 
 
+def test_a_link_among_the_temporary_folders_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "ours-1.lock").symlink_to(tmp_path / "made")  # anybody may make links in /tmp
+
+    with temporary_folder("ours-"):
+        assert not (tmp_path / "made").exists()
+
+
 def test_of_many_who_make_a_secret_one_does_and_its_user_alone_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "key"
     start = threading.Barrier(8)

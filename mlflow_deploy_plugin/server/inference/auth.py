@@ -194,7 +194,9 @@ class Authenticator:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.PyJWTError, TypeError, ValueError) as error:
+        except (jwt.InvalidKeyError, TypeError):  # with an address in memory in its text
+            raise Unauthenticated("the token does not hold: its key is of another kind") from None
+        except (jwt.PyJWTError, ValueError) as error:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
         granted = claims.get("scope") or claims.get("scp") or ""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from jwt.algorithms import ECAlgorithm
 
@@ -223,6 +224,14 @@ def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
         ({"key": generate_private_key(SECP256R1())}, "the token does not hold: signature verification failed"),
         ({"key": "x" * 64, "algorithm": "HS256"}, "the token does not hold: the specified alg value is not allowed"),
         ({"key": None, "algorithm": "none"}, "the token does not hold: the specified alg value is not allowed"),
+        (
+            {"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"},
+            "does not hold: its key is of another kind$",
+        ),
+        (
+            {"key": rsa.generate_private_key(65537, 2048), "algorithm": "RS256"},
+            "does not hold: its key is of another kind$",
+        ),
         ({"scope": 7}, "claims scope and onnxserve_endpoints are no lists of names"),
         ({"onnxserve_endpoints": "flights"}, "claims scope and onnxserve_endpoints are no lists of names"),
     ],
