@@ -50,7 +50,7 @@ class ColumnMask:
         try:
             _read_key(self._path)
         except OSError as error:
-            raise InvalidConfig(f"the key of masked columns cannot be read or made: {error}") from None
+            raise InvalidConfig(f"the key of masked columns cannot be read or made: {error.strerror}") from None
 
     def hash_column(self, values: Array) -> list[str | None]:
         """Return [N] hashes, None for a missing value; for [N, …] values one hash a row.
@@ -94,7 +94,7 @@ def _read_key(path: Path) -> bytes:
     except ValueError:
         key = b""
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
-        raise InvalidConfig(f"{path} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected")
+        raise InvalidConfig(f"the file {path.name} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected")
     return key
 
 

@@ -222,7 +222,8 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             try:
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:
-                raise FeedbackNotKept(f"feedback cannot be kept just now: {error}", _RETRY_SECONDS) from None
+                why = error.strerror or error  # without the file's name
+                raise FeedbackNotKept(f"feedback cannot be kept just now: {why}", _RETRY_SECONDS) from None
     except OnnxserveError:
         server.metrics.count_feedback("refused", 1)
         raise

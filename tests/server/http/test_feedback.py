@@ -142,3 +142,10 @@ def test_on_a_full_disk_the_caller_is_told_to_come_back(server: Server) -> None:
     assert "feedback cannot be kept just now" in orjson.loads(response.body)["message"]
     assert give(server, {"prediction_id": "p", "label": 1}).status == 202
     assert len(kept(server.repository.state_dir / SPOOL)) == 1
+
+
+def test_a_spool_that_cannot_be_made_is_not_named_to_the_caller(server: Server) -> None:
+    (server.repository.state_dir / SPOOL).write_text("in its place")
+    response = give(server, {"prediction_id": "p", "label": 1})
+    assert response.status == 503
+    assert orjson.loads(response.body)["message"] == "feedback cannot be kept just now: Not a directory"
