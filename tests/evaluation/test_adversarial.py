@@ -64,7 +64,7 @@ def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
     assert report.cannot == {}
 
 
-class Trap(torch.nn.Module):  # type: ignore[misc]
+class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
     """A torch module whose pickle makes a file while it is loaded."""
 
     made: ClassVar[Path]

@@ -94,7 +94,9 @@ def _read_key(path: Path) -> bytes:
     except ValueError:
         key = b""
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
-        raise InvalidConfig(f"the file {path.name} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected")
+        raise InvalidConfig(
+            f"the file {path.name} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected"
+        )
     return key
 
 

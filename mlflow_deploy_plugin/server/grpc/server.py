@@ -9,14 +9,14 @@ import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.grpc.service import OpenCalls, handlers
+from mlflow_deploy_plugin.server.grpc.service import MAX_PUBLIC, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import request_threads
 from mlflow_deploy_plugin.spec import ServerSpec
 
 logger = logging.getLogger(__name__)
 
 _MAX_STREAMS = 32
-"""The streams of a worker; each has a thread of its own beside those of unary calls."""
+"""The streams of a worker, and its public ones; each has a thread of its own beside those of unary calls."""
 
 _MAX_WAITING = 128
 """Calls that may wait for a thread; gRPC answers more with RESOURCE_EXHAUSTED."""
@@ -53,7 +53,7 @@ class GrpcServer:
     def __init__(self, server: Server, spec: ServerSpec) -> None:
         self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # after that gunicorn kills
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
-        threads = request_threads(spec) + _MAX_STREAMS
+        threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_PUBLIC
         options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
         if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
             logger.warning(

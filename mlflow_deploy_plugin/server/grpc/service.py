@@ -43,6 +43,8 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 
 _CHECK_SECONDS = 0.5
+MAX_PUBLIC = 8
+"""Public calls whose message may be awaited; a further one takes the place of the oldest."""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -78,8 +80,10 @@ response."""
 class OpenCalls:
     """The open calls of one worker.
 
+    Public calls have places of their own: strangers, who may send nothing and end nothing, take none of the others'.
+
     Args:
-        max_streams: open at the same time; more are refused.
+        max_streams: open at the same time, and as many that are public; more are refused.
         message_seconds: how long the message of a unary call may take to arrive whole.
     """
 
@@ -89,8 +93,10 @@ class OpenCalls:
         self._clock = clock
         self._lock = threading.Lock()
         self._streams: set[grpc.ServicerContext] = set()
+        self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
         self._arriving: dict[grpc.ServicerContext, float] = {}
+        self._public: list[grpc.ServicerContext] = []  # of those, the oldest first
         self._open = 0
         self._draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -100,29 +106,40 @@ class OpenCalls:
         """The number of open calls. A call is open until its response is on the way to the client."""
         return self._open
 
-    def receive_one(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> bytes | None:
+    def receive_one(
+        self, context: grpc.ServicerContext, bodies: Iterator[bytes], is_public: bool = False
+    ) -> bytes | None:
         """Return the message of a unary call, or None if there is none.
 
         Raises:
-            grpc.RpcError: the client has gone, or its time was up.
+            grpc.RpcError: the client has gone, or its time was up, or it is public and later ones want its place.
         """
         self._open_call(context)
+        surplus: list[grpc.ServicerContext] = []
         with self._lock:
             self._arriving[context] = self._clock() + self._message_seconds
+            if is_public:
+                self._public.append(context)
+                surplus = self._public[:-MAX_PUBLIC]
+        for oldest in surplus:
+            oldest.cancel()
         try:
             return next(bodies, None)
         finally:
             with self._lock:
                 del self._arriving[context]
+                if is_public:
+                    self._public.remove(context)
 
     @contextmanager
-    def stream(self, context: grpc.ServicerContext) -> Iterator[None]:
+    def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
         """Hold a place for a stream; end the call with RESOURCE_EXHAUSTED if there is none."""
         self._open_call(context)
+        streams = self._public_streams if is_public else self._streams
         with self._lock:
-            is_full = len(self._streams) >= self._max_streams
+            is_full = len(streams) >= self._max_streams
             if not is_full:
-                self._streams.add(context)
+                streams.add(context)
         if is_full:
             text = f"{self._max_streams} streams are open in this worker, and no more are taken"
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
@@ -130,7 +147,7 @@ class OpenCalls:
             yield
         finally:
             with self._lock:
-                self._streams.discard(context)
+                streams.discard(context)
 
     def receive_each(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> Iterator[bytes]:
         """Yield the messages of a stream, until the client or `drain` ends it."""
@@ -189,13 +206,13 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
         return _finish(context, _infer(server, request, context.time_remaining()))
 
     methods = {
-        "ModelInfer": _unary(calls, infer_one),
+        "ModelInfer": _unary(server, calls, "ModelInfer", infer_one),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, calls)),
     }
     for name, method in METHODS.items():
-        methods[name] = _unary(calls, _management_call(server, name, method))
+        methods[name] = _unary(server, calls, name, _management_call(server, name, method))
     health = {
-        "Check": _unary(calls, _management_call(server, "HealthCheck", check_health)),
+        "Check": _unary(server, calls, "HealthCheck", _management_call(server, "HealthCheck", check_health)),
         "Watch": grpc.stream_stream_rpc_method_handler(partial(watch_health, server, calls)),
     }
     return [
@@ -204,11 +221,16 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
     ]
 
 
-def _unary(calls: OpenCalls, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
-    """Return the handler of a method of one message, for which `calls` waits."""
+def _unary(
+    server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
+) -> grpc.RpcMethodHandler:
+    """Return the handler of a method of one message, for which `calls` waits. A stranger is refused without it."""
+    is_public = name in _PUBLIC_METHODS
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        body = calls.receive_one(context, bodies)
+        if not is_public and _is_stranger(server, context):
+            return answer(b"", context)
+        body = calls.receive_one(context, bodies, is_public)
         if body is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return answer(body or b"", context)
@@ -244,6 +266,8 @@ def _model_stream_infer(
 
     A response has no metadata of its own: its ids are parameters of the message.
     """
+    if _is_stranger(server, context):
+        _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
     with calls.stream(context):
         for body in calls.receive_each(context, bodies):
             reply = _infer(server, _raw_request(server, "ModelStreamInfer", body, context), context.time_remaining())
@@ -325,6 +349,12 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
     return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()), "", caller)
 
 
+def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
+    """Return True if the caller needs a key and has none. Waiting for its message would hold a thread."""
+    request = _raw_request(server, "", b"", context)
+    return server.auth.is_required and server.auth.is_stranger(request.headers, request.caller)
+
+
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
     """Return the code of an error; INTERNAL if the table has no other."""
     return _CODES.get(error.http_status, grpc.StatusCode.INTERNAL)
@@ -356,9 +386,9 @@ def watch_health(
     https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status like another, and a
     server that ends says NOT_SERVING first. A watcher takes a place among the streams of its worker.
     """
-    with calls.stream(context):
+    with calls.stream(context, is_public=True):
         try:
-            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies) or b"").service
+            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies, True) or b"").service
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
             raise

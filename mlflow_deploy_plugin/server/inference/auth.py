@@ -92,13 +92,39 @@ class Authenticator:
         """Return the caller's key if it allows this.
 
         Args:
-            headers: names in lower case; gRPC's metadata.
+            headers / certificate: as of `find`.
             endpoint: None: not about one endpoint.
+
+        Raises:
+            Unauthenticated, NotReady: see `find`.
+            ScopeMissing: the key holds for something else.
+        """
+        entry = self.find(headers, certificate)
+        if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
+            held = ", ".join(entry.scopes) or "nothing here"
+            raise ScopeMissing(f"the key {entry.name!r} is for {held}; this needs {' or '.join(scopes_for(need))}")
+        if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
+            asked = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
+            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
+        return entry
+
+    def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
+        """Return True if the caller has no key that holds: neither memory nor a thread waits for its body."""
+        try:
+            self.find(headers, certificate)
+        except (Unauthenticated, NotReady):
+            return True
+        return False
+
+    def find(self, headers: Mapping[str, str], certificate: str = "") -> KeyEntry:
+        """Return the caller's key, whatever it is for.
+
+        Args:
+            headers: names in lower case; gRPC's metadata.
             certificate: the name in the client's verified certificate; empty without one.
 
         Raises:
             Unauthenticated: there is no key, or it does not hold (any more).
-            ScopeMissing: it holds for something else.
             NotReady: it is a token, by keys that have not been fetched yet.
         """
         if certificate and not self.takes_keys:
@@ -120,12 +146,6 @@ class Authenticator:
             raise Unauthenticated(_NO_CERTIFICATE)
         if entry.expires_at is not None and entry.expires_at <= now:
             raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
-        if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
-            held = ", ".join(entry.scopes) or "nothing here"
-            raise ScopeMissing(f"the key {entry.name!r} is for {held}; this needs {' or '.join(scopes_for(need))}")
-        if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
-            asked = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
-            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
         return entry
 
     def known(self, request: RawRequest) -> KeyEntry | None:

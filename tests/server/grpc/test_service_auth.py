@@ -1,5 +1,7 @@
 """Callers over gRPC with and without keys."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,45 @@ def test_each_method_needs_its_scope_and_health_needs_none(
             client.unload_model("tensor", headers=headers("read"))
         assert code(refused) == "StatusCode.PERMISSION_DENIED"
         with served.stub() as stub:
-            streamed = stub.ModelStreamInfer(iter([asking.message("tensor")]))
-            assert "send Authorization: Bearer KEY" in next(streamed).error_message
+            with pytest.raises(grpc.RpcError, match="send Authorization: Bearer KEY"):
+                next(stub.ModelStreamInfer(iter([asking.message("tensor")]), timeout=10))
             twice = [("authorization", "Bearer wrong"), ("authorization", "Bearer read")]
             with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
                 stub.RepositoryIndex(grpc_index(), timeout=10, metadata=twice)
             with pytest.raises(grpc.RpcError):
                 stub.RepositoryIndex(grpc_index(), timeout=10)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ],
+)
+def test_strangers_who_send_nothing_keep_no_caller_out(
+    tmp_path: Path, model_folders: dict[str, Path], calling: Any, asking: Any, tools: Any, path: str
+) -> None:
+    write_keys(tmp_path, {"infer": KeyEntry(name="infer", scopes=("infer",))})
+    endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}
+    asked = asking.message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
+    key, is_over = [("authorization", "Bearer infer")], threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        is_over.wait()
+        yield from ()
+
+    with calling(tmp_path, endpoints, api_keys=True) as served, grpc.insecure_channel(served.address) as strangers:
+        held = [strangers.stream_stream(path)(nothing()) for _ in range(150)]
+        with served.stub() as stub:
+            assert stub.ModelInfer(asked, timeout=20, metadata=key).model_version == "7"
+            streamed = next(stub.ModelStreamInfer(iter([asked]), timeout=20, metadata=key))
+            assert streamed.error_message == ""
+        is_over.set()
+        for one in held:
+            one.cancel()
 
 
 def grpc_index() -> Any:

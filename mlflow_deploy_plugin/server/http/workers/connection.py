@@ -301,6 +301,10 @@ class HttpConnection(asyncio.Protocol):
             if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
                 self._begin_stream(head, limit)
                 return
+            auth = self._app.server.auth
+            if auth.is_required and auth.is_stranger(head.headers, self._caller):
+                self._answer_stranger(head)
+                return
             self._body = body_parser(head.length, limit)
             self._begin()
             if head.expects_continue and not self._buffer:
@@ -350,6 +354,11 @@ class HttpConnection(asyncio.Protocol):
 
         if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
             self._app.pool.submit(answer_in_thread)
+
+    def _answer_stranger(self, head: RequestHead) -> None:
+        """Answer as if there were no body, and end: bodies of strangers would take the room of others."""
+        response = self._app.handle(self._request(head, b""))
+        self._send_last(serialize_response(response, False, head.method != "HEAD"), False, reads_on=True)
 
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
         """Return a request that has arrived just now."""
