@@ -21,7 +21,7 @@ STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
-_MAX_FILES = 65536
+_MAX_FILES, _MAX_CONNECTIONS = 65536, 1000
 _SHARED_MEMORY = Path("/dev/shm")
 _HTTP = f"{__package__}.http"
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
@@ -42,11 +42,14 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> li
             shared with other servers.
     """
     worker, application = _WORKERS[server.worker_class]
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     options = {
         "--config": f"python:{__name__}",
         "--workers": server.workers,
         "--worker-class": f"{_HTTP}.{worker}",
         "--threads": server.threads,
+        # an idle client makes place for a new one only at this number; the other files are the spool's and the models'
+        "--worker-connections": min(_MAX_CONNECTIONS, files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
         "--keep-alive": 75,  # longer than the 60 s after which load balancers let go of an idle connection

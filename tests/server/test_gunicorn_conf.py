@@ -27,6 +27,15 @@ def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
     assert eval(command[-1].partition("create_worker_app")[2]) == "/with 'quotes'/and space"
 
 
+@pytest.mark.parametrize(("files", "connections"), [(256, 192), (1024, 768), (1_048_576, 1000)])
+def test_a_worker_takes_no_more_clients_than_it_has_files_for(
+    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, files))
+    command = gunicorn_command(Path("/s"), ServerSpec(), 7)
+    assert command[command.index("--worker-connections") + 1] == str(connections)
+
+
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(worker_class=kind), 7)
