@@ -15,6 +15,7 @@ What gunicorn 26.2 does, and what is done here:
   connections, the one that has been idle the longest is closed. If requests wait for a thread, requests that come too
   slowly are ended, in a thread or waiting for one: 366 half heads kept new clients out for minutes, when each had its
   three seconds of a thread.
+- A TLS handshake takes a thread until the client has done its part; here it takes none.
 - It answers an invalid trailer with a traceback, and loses the next request with it; it bounds neither the line of a
   chunk's size nor what follows the last chunk. Heads and bodies are parsed here by the parser of the fast worker
   (`http/parser.py`), so that nothing is read in two ways.
@@ -25,6 +26,7 @@ import errno
 import math
 import selectors
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -32,9 +34,11 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from gunicorn.http import get_parser
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.sock import ssl_context
 from gunicorn.workers.gthread import ThreadWorker
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
@@ -169,6 +173,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._lingering: dict[socket.socket, list[float]] = {}
         for listener in self.sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
+        self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         super().init_process()
 
     def handle(self, conn: Any) -> Any:
@@ -278,6 +283,27 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             return
         self._queued_since[conn] = time.monotonic()
         super().enqueue_req(conn)
+
+    def on_pending_socket_readable(self, conn: Any, client: socket.socket) -> None:
+        """Queue a new client that has sent something; over TLS, once it has sent something after its handshake."""
+        if self._tls is None or conn.parser is not None:
+            super().on_pending_socket_readable(conn, client)
+            return
+        try:
+            if not isinstance(client, ssl.SSLSocket):
+                self.poller.unregister(client)
+                conn.sock = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+                self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+            conn.sock.do_handshake()
+            conn.parser = get_parser(self.cfg, conn.sock, conn.client)  # so that gunicorn's `TConn.init` wraps no more
+        except ssl.SSLWantReadError:
+            pass
+        except OSError:  # the client has gone, or speaks no TLS
+            with contextlib.suppress(OSError, KeyError, ValueError):
+                self.poller.unregister(conn.sock)
+            self.pending_conns.remove(conn)
+            self.nr_conns -= 1
+            conn.close()
 
     def _close(self, conn: Any, graceful: bool = False) -> None:
         """Close in the main thread. If the client may still be sending, close only after it has stopped: a reset would

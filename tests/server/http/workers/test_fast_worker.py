@@ -371,6 +371,27 @@ def test_tls_is_spoken_with_the_spec_s_certificate(
         assert "Traceback" not in running.log.read_text()
 
 
+@pytest.mark.parametrize("kind", WORKERS)
+def test_clients_that_leave_their_handshake_keep_nobody_waiting(
+    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any, kind: WorkerClass
+) -> None:
+    """No thread waits for them: the others are answered before the patience with these is over."""
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    cert, key = certificate
+    spec = ServerSpec(worker_class=kind, threads=2, certfile=str(cert), keyfile=str(key))
+    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as clients:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        begun = [clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)]
+        for client in begun:
+            client.sendall(b"\x16\x03\x01\x02\x00\x01")  # a part of a ClientHello
+        response = requests.get(running.url + "/ping", timeout=60, verify=str(cert))
+        assert response.status_code == 200
+        for client in begun:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+
+
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
