@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     packed_strings,
     to_numpy,
 )
-from mlflow_deploy_plugin.server.protocols.content import check_row_aligned
+from mlflow_deploy_plugin.server.protocols.content import check_row_aligned, dump_json
 from mlflow_deploy_plugin.server.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.server.protocols.parquet_metadata import (
     byte_array_paths,
@@ -310,6 +310,8 @@ def _to_arrow(array: Array) -> Any:
         values = _to_arrow(array.reshape(-1, *array.shape[2:]))
         return pa.FixedSizeListArray.from_arrays(values, array.shape[1])
     if array.dtype.kind in "OU":
+        if len(array) and isinstance(array[0], dict):  # of a ZipMap; a text, as in a CSV file
+            array = np.array([dump_json(mapping).decode() for mapping in array])
         offsets, data = packed_strings(array)
         kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     elif array.dtype.kind == "b":

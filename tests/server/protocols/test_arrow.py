@@ -288,6 +288,15 @@ def test_one_output_is_the_column_prediction_and_records_are_columns() -> None:
     assert READERS[arrow.STREAM](arrow.encode(arrow.STREAM, records)).to_pydict() == {"y": [1.5, 2.5], "n": [2, 3]}
 
 
+def test_a_mapping_of_a_row_is_its_json() -> None:
+    maps = np.empty(2, object)
+    maps[:] = [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}]
+
+    table = READERS[arrow.STREAM](arrow.encode(arrow.STREAM, {"label": np.array([1, 0]), "probability": maps}))
+
+    assert table.to_pydict() == {"label": [1, 0], "probability": ['{"0":0.25,"1":0.75}', '{"0":0.5,"1":0.5}']}
+
+
 def test_outputs_of_other_lengths_than_the_rows_are_no_table() -> None:
     with pytest.raises(SchemaMismatch, match="one value for each row"):
         arrow.encode(arrow.STREAM, {"a": np.ones(2), "b": np.array(1.0)})
