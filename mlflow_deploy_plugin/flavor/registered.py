@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.registry import (
     ResolvedModel,
     check_new_name,
     download,
+    has_logged_models,
     parse_model_uri,
     registry_client,
     registry_errors,
@@ -215,27 +216,29 @@ def _log_next_version(
         logged = client.get_logged_model(found.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "")
     run_id = run.info.run_id if run is not None else None
     made_of = {WRAPPED_FROM_TAG: found.source}
-    new = client.create_logged_model(
-        experiment_id=next((one.experiment_id for one in (logged, run and run.info) if one), _get_experiment_id()),
-        name=logged.name if logged else "model",
-        source_run_id=run_id,
-        tags=_kept_tags(logged.tags if logged else {}) | made_of,
-        params=logged.params if logged else run.data.params if run else {},
-        model_type=logged.model_type if logged else None,
-    )
+    model_id = None
+    if has_logged_models(client):
+        model_id = client.create_logged_model(
+            experiment_id=next((one.experiment_id for one in (logged, run and run.info) if one), _get_experiment_id()),
+            name=logged.name if logged else "model",
+            source_run_id=run_id,
+            tags=_kept_tags(logged.tags if logged else {}) | made_of,
+            params=logged.params if logged else run.data.params if run else {},
+            model_type=logged.model_type if logged else None,
+        ).model_id
     info = log_wrapped(
         replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
         original.predict_fn,
         registered_model_name=made.name,
-        model_id=new.model_id,
+        model_id=model_id,
         run_id=run_id,
         metadata=mlmodel.metadata if mlmodel is not None else None,
         tags=_kept_tags(before.tags if before else {}) | made_of,
     )
     if run_id and logged and logged.metrics:
-        there = {(m.key, m.timestamp, m.step) for m in client.get_logged_model(new.model_id).metrics or ()}
+        there = {(m.key, m.timestamp, m.step) for m in client.get_logged_model(model_id).metrics or ()}
         metrics = [
-            Metric(m.key, m.value, m.timestamp, m.step, new.model_id, m.dataset_name, m.dataset_digest, run_id)
+            Metric(m.key, m.value, m.timestamp, m.step, model_id, m.dataset_name, m.dataset_digest, run_id)
             for m in logged.metrics
             if (m.key, m.timestamp, m.step) not in there  # MLflow itself copies those of the run
         ]
@@ -243,7 +246,7 @@ def _log_next_version(
     version = str(info.registered_model_version)
     if before is not None and (description := with_description_section(before.description or "", [])):
         client.update_model_version(made.name, version, description)
-    return replace(made, version=version, model_id=new.model_id, run_id=run_id or "")
+    return replace(made, version=version, model_id=model_id or "", run_id=info.run_id or "")
 
 
 def _kept_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor,
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.registry import PARITY_TAG
+from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
@@ -205,12 +205,16 @@ def log_model(
 
 
 def log_wrapped(
-    wrapped: WrappedModel, predict_fn: PredictFunction, registered_model_name: str | None = None, **mlflow_options: Any
+    wrapped: WrappedModel,
+    predict_fn: PredictFunction,
+    name: str | None = None,
+    registered_model_name: str | None = None,
+    **mlflow_options: Any,
 ) -> ModelInfo:
-    """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `Model.log`."""
-    info = Model.log(
-        artifact_path=None,
-        flavor=saved_model,
+    """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `log_flavor`."""
+    info = log_flavor(
+        saved_model,
+        name,
         flavor_name=FLAVOR,
         wrapped=wrapped,
         predict_fn=predict_fn,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError, Refused
 from mlflow_deploy_plugin.evaluation import (
@@ -43,6 +42,7 @@ from mlflow_deploy_plugin.registry import (
     ResolvedModel,
     check_new_name,
     get_or_create_experiment,
+    log_flavor,
     log_metrics,
     registry_client,
     registry_errors,
@@ -459,10 +459,9 @@ def _log_form(workshop: _Workshop, graph: Any, form: MeasuredForm, base_cost: Fo
     }
     with registry_errors(f"the form of {resolved.source}"):
         run_id, is_new = _run_of_base(resolved)
-        info = Model.log(
-            artifact_path=None,
-            flavor=saved_form,
-            name="model",
+        info = log_flavor(
+            saved_form,
+            "model",
             run_id=run_id,
             registered_model_name=name,
             tags={PARITY_TAG: str(parity["state"]), OPTIMIZED_FROM_TAG: resolved.source, OPTIMIZED_WITH_TAG: form.name},

@@ -34,6 +34,8 @@ from .runs import IdempotentRun as IdempotentRun
 from .runs import LoggedRun as LoggedRun
 from .runs import ModelRun as ModelRun
 from .runs import get_or_create_experiment as get_or_create_experiment
+from .runs import has_logged_models as has_logged_models
+from .runs import log_flavor as log_flavor
 from .runs import log_metrics as log_metrics
 from .runs import log_run as log_run
 from .runs import project_run_id as project_run_id

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
@@ -20,6 +21,7 @@ from mlflow_deploy_plugin.registry.connection import no_request_timeout, registr
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.models.model import ModelInfo
 
     from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 
@@ -33,6 +35,7 @@ EVALUATED_TAG = "onnxserve.evaluated"
 """The tag of the run with the evaluations of a model that no run logged: the id of the logged model."""
 _MAX_RUNS = 50
 _MAX_ATTEMPTS = 5
+_OF_LOGGED_MODELS = ("flavor_name", "model_id", "model_type", "params", "step")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,56 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         experiment_id = str(client.get_logged_model(model_id).experiment_id)
         found = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
     return ModelRun(str(found[0].info.run_id) if found else "", experiment_id, model_id)
+
+
+def has_logged_models(client: "MlflowClient") -> bool:
+    """Return False if the tracking server is an MLflow before 3, which keeps models as artifacts of runs alone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_logged_model("m-0")
+    except MlflowException as error:
+        if error.error_code == "INTERNAL_ERROR":  # it does not answer
+            raise
+        return bool(error.error_code != "ENDPOINT_NOT_FOUND")
+    return True
+
+
+def log_flavor(
+    flavor: Any,
+    name: str | None,
+    *,
+    run_id: str | None = None,
+    registered_model_name: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> "ModelInfo":
+    """Log a model, with the arguments of `mlflow.models.Model.log`, and register it if a name is given.
+
+    To a server before MLflow 3 it becomes an artifact of its run, or of a new one: at `name`, or beside it if the run
+    has other files there. Of the options, those that describe a logged model are left out.
+    """
+    import mlflow
+    from mlflow.models import Model
+    from mlflow.tracking.fluent import _get_experiment_id
+
+    client, registered = registry_client(), registered_model_name
+    if has_logged_models(client):
+        options |= {"name": name, "run_id": run_id, "registered_model_name": registered, "tags": tags}
+        return Model.log(artifact_path=None, flavor=flavor, **options)
+    options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
+    active = mlflow.active_run()
+    known = run_id or (active.info.run_id if active else "")
+    run_id = known or client.create_run(_get_experiment_id()).info.run_id
+    path = name or "model"
+    if path in {file.path for file in client.list_artifacts(run_id)}:
+        path += f"-{uuid4().hex[:8]}"
+    info = Model._log_v2(path, flavor, registered_model_name=registered, run_id=run_id, **options)
+    for key, value in (tags or {}).items() if registered else ():
+        client.set_model_version_tag(registered, str(info.registered_model_version), key, value)
+    if not known:
+        client.set_terminated(run_id, "FINISHED")
+    return info
 
 
 def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:

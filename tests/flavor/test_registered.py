@@ -16,6 +16,9 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.runtime import read_artifact
 from tests.support.models import parse_graph
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
+from tests.support.tracking import tracking_at
 
 _REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}  # MLflow would take seconds to find them
 
@@ -93,6 +96,30 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
     assert client.get_model_version_by_alias("old", "champion").version == 1
     assert client.get_model_version("old", made.version).current_stage == "None"
     assert client.get_run(made.run_id).info.end_time == ended
+
+
+def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_its_run(
+    mlflow_server: MlflowServer, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    mlflow.sklearn.save_model(model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS)
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        proxy.turn("Not Found", "/logged-models", 404)  # as MLflow 2 answers
+        with mlflow.start_run() as run:
+            mlflow.log_artifacts(str(tmp_path / "model"), "model")
+        first = mlflow.register_model(f"runs:/{run.info.run_id}/model", "before-3", tags={"owner": "ann"})
+
+        made = onnxserve.wrap("models:/before-3/1")
+
+        new = mlflow.MlflowClient().get_model_version("before-3", made.version)
+        assert (made.run_id, made.model_id, new.run_id) == (run.info.run_id, "", run.info.run_id)
+        assert new.tags == {
+            "owner": "ann",
+            "onnxserve.parity": "proven",
+            "onnxserve.wrapped_from": "models:/before-3/1",
+        }
+        assert new.source != first.source
+        found = [mlflow.pyfunc.load_model(f"models:/before-3/{one}").predict(table) for one in (1, made.version)]
+        np.testing.assert_array_equal(*found)
 
 
 def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: pd.DataFrame) -> None:
