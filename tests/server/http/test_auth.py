@@ -89,6 +89,16 @@ def test_a_key_for_the_default_endpoint_does_not_tell_what_the_others_take(serve
     assert ask(server, "/endpoints/e/openapi.json", "GET", authorization="Bearer only-e").status == 200
 
 
+@pytest.mark.parametrize("path", ["/endpoints/f", "/endpoints/f/docs"])
+def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(server: Server, path: str) -> None:
+    def offered(key: str) -> list[str]:
+        page = ask(server, path, "GET", authorization=f"Bearer {key}").body.decode()
+        return re.findall(r"<option value=\"(\w+)\"", page)
+
+    assert offered("read") == ["e", "f"]
+    assert offered("only-f") == []
+
+
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     answer = ask(server)
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="onnxserve", Bearer realm="onnxserve"'

@@ -75,7 +75,7 @@ def try_page(
     try:
         subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
-        return _notice(server, error, endpoint)
+        return _notice(server, request, error, endpoint)
     schema, example, artifact = subject.schema, subject.example, subject.artifact
     fields = form_fields(schema, example)
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
@@ -88,7 +88,9 @@ def try_page(
     pasted = (
         examples.csv_example(example) if schema.columns else _json_text(examples.invocations_example(schema, example))
     )
-    return _page("try.html", server, subject, fields=fields, page_data=page_data, pasted=pasted, example=example)
+    return _page(
+        "try.html", server, request, subject, fields=fields, page_data=page_data, pasted=pasted, example=example
+    )
 
 
 def docs_page(
@@ -98,7 +100,7 @@ def docs_page(
     try:
         subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
-        return _notice(server, error, endpoint)
+        return _notice(server, request, error, endpoint)
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
@@ -106,6 +108,7 @@ def docs_page(
     return _page(
         "docs.html",
         server,
+        request,
         subject,
         fields=form_fields(schema, example),
         why_no_fields=subject.artifact.undescribed,
@@ -165,16 +168,23 @@ def _operation_row(path: str, method: str, operation: dict[str, Any]) -> dict[st
     }
 
 
-def _notice(server: Server, error: OnnxserveError, endpoint: str | None) -> RawResponse:
+def _notice(server: Server, request: RawRequest, error: OnnxserveError, endpoint: str | None) -> RawResponse:
     """Return a page with the reason why there is nothing to try; 200 for the plain page: the server lives."""
     status = 200 if endpoint is None else error.http_status
-    return _page("notice.html", server, None, status=status, message=error.message, is_starting=status != 404)
+    return _page("notice.html", server, request, None, status=status, message=error.message, is_starting=status != 404)
 
 
 def _page(
-    template: str, server: Server, subject: DescribedEndpoint | None, status: int = 200, **values: Any
+    template: str,
+    server: Server,
+    request: RawRequest,
+    subject: DescribedEndpoint | None,
+    status: int = 200,
+    **values: Any,
 ) -> RawResponse:
-    endpoints = list(server.repository.table)[:_MOST_ENDPOINTS]
+    key = server.auth.known(request)
+    allowed = key.endpoints if key is not None else ()
+    endpoints = [name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS]
     variants = list(server.repository.table[subject.endpoint].answering) if subject else []
     html = (
         _templates()
