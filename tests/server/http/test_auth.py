@@ -99,6 +99,18 @@ def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(server: Server
     assert offered("only-f") == []
 
 
+def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Path, tools: Any) -> None:
+    tools.want(server.repository.state_dir, 2, {"g": {"v": tools.variant(tmp_path, "1")}})
+    server.repository.poll()
+    told = ask(server, "/ping", "GET", authorization="Bearer infer")
+    assert (told.status, b"no MLmodel file" in told.body) == (503, True)
+    told = ask(server, "/ping", "GET")
+    assert (told.status, b"nothing is served here just now; a caller with a key is told why" in told.body) == (
+        503,
+        True,
+    )
+
+
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     answer = ask(server)
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="onnxserve", Bearer realm="onnxserve"'
