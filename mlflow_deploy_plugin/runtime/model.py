@@ -141,6 +141,8 @@ class OnnxModel:
             # The Python around it checks what the schema has made, and retries what no CPU refuses: 1.1 of 4 µs a run.
             self._compute = getattr(session, "_sess", session).run
             self._small_run, self._large_run = import_onnxruntime().RunOptions(), arena_shrinking_options()
+            for options in (self._small_run, self._large_run):
+                options.log_severity_level = 4  # the error says it: callers could fill the log, in a format of its own
 
     @classmethod
     def load(
