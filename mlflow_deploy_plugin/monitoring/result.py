@@ -18,8 +18,8 @@ Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """drift and prediction_drift have the first two, kinds with `require` the next three, data_quality all of them. Every
 kind has `not judged`."""
-Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
-EXACT: tuple[Check, ...] = ("presence", "type")
+Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
+EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without a threshold that others share: anything above 0 is an alarm."""
 
 ALARMS = ("drift", "violated")

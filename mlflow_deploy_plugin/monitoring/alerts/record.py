@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig, one_line
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import EXACT, Finding, MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Alert, Alerts, Store
@@ -215,7 +215,7 @@ def _result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) ->
 def _line(finding: Finding) -> str:
     name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
     figures = ""
-    if finding.value is not None and finding.threshold is not None and finding.check != "presence":
+    if finding.value is not None and finding.threshold is not None and finding.check not in EXACT:
         figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
     why = _short("; ".join(filter(None, (finding.history, finding.reason))))
     return f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}"

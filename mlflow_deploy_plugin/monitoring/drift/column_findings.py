@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MISSING, ColumnGroup
-from mlflow_deploy_plugin.monitoring.result import Check, Finding, State
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MIN_COMPARED_ROWS, MISSING, ColumnGroup
+from mlflow_deploy_plugin.monitoring.result import EXACT, Check, Finding, State
 from mlflow_deploy_plugin.runtime import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """The checks of the figures in `threshold/null.py`, in their order."""
 _SHOWN = 3
+_UNLIKELY = 1e-6
+"""A column that is constant by a chance above this, since one value is so frequent in the reference, is no drift."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
 """Types whose columns have a distance; without bins they are none that is asked for."""
 
@@ -43,10 +45,11 @@ class ColumnVerdict:
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
-    """Return a finding for each column that is new, gone or of another type.
+    """Return a finding for each column that is new, gone, of another type or constant.
 
     They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
-    the reference is like the window. If a window of the reference lacks the column, too, that is no drift.
+    the reference is like the window. If a window of the reference lacks the column, too, that is no drift; so it is
+    with one that is constant in it.
 
     Args:
         columns: only these are judged; empty: all.
@@ -84,7 +87,35 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
         reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
         return drift("type", reason, f"{expected.arrow_type} → {given.arrow_type}")
+    if only := _only_value(name, given, reference.bins):
+        known = given.rows - given.missing
+        frequent = expected.counts[: _frequent_bins(reference.bins[name])].max(initial=1)
+        likely = frequent / max(expected.rows - expected.missing, 1)
+        own = [window.columns[name] for window in reference.pieces.windows if name in window.columns]
+        large = [one for one in own if one.rows - one.missing >= min(known / 2, MIN_COMPARED_ROWS)]
+        if large and likely**known < _UNLIKELY and not any(_only_value(name, one, reference.bins) for one in large):
+            reason = (
+                f"all {known:,} values are {only}; none of the reference's {len(large)} windows has one value alone"
+            )
+            return drift("constant", reason, f"constant {only}")
     return None
+
+
+def _frequent_bins(bins: Bins) -> int:
+    """Return how many bins hold one value, or one stretch of numbers."""
+    return bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+
+
+def _only_value(name: str, column: ColumnSketch, bins: Mapping[str, Bins]) -> str:
+    """Return the value that all rows of a column have; empty: they have several, none, or it is not known."""
+    if column.kind == "number":
+        return f"{column.minimum:g}" if column.minimum == column.maximum else ""
+    one, places = bins.get(name), column.counts[:-1].nonzero()[0]
+    if column.kind != "category" or not isinstance(one, CategoryBins) or len(places) != 1:
+        return ""
+    if places[0] < len(one.codes):
+        return repr(list(one.codes)[places[0]])
+    return repr(next(iter(column.fresh))) if list(column.fresh.values()) == [column.rows - column.missing] else ""
 
 
 def _families(column: ColumnSketch) -> set[str]:
@@ -226,20 +257,44 @@ class _JudgedColumn:
             return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
         shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
         divergence = self.bins.divergence(*shares)
-        is_rest = 2 * divergence[-1] > divergence.sum()  # a few new values tell more than many fewer of a frequent one
-        place = len(divergence) - 1 if is_rest else int(np.argmax(np.abs(shares[1] - shares[0])))
-        first, now = (float(share[place]) for share in shares)
         names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in self.bins.codes]
-        is_new = 2 * given.unseen > given.counts[-2]  # what is rare in the reference, too, is in the same bin
-        rest = f"new values as {next(iter(given.unseen_values))!r}" if is_new else "rarer values"
-        name = names[place] if place < len(names) else rest
-        return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
+        rest = len(names)
+        frequent = [np.append(share[:rest], share[rest:].sum()) for share in shares]
+        # a few new values tell more than many fewer of a frequent one
+        is_rest = 2 * divergence[rest:].sum() > divergence.sum()
+        place = rest if is_rest else int(np.argmax(np.abs(frequent[1] - frequent[0])))
+        if place == rest:
+            return self._rare_change(self.bins, before, *(share[rest:] for share in shares))
+        return _share_change(names[place], *(share[place] for share in frequent))
+
+    def _rare_change(self, bins: CategoryBins, column: ColumnSketch, before: Array, now: Array) -> str:
+        """Return how the values changed that are no frequent ones, by their shares in the bins of these."""
+        given, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
+        known = max(given.rows - given.missing, 1)
+        if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():
+            return _share_change(f"new value {value!r}", 0.0, rows / known)
+        cells = np.stack([before / max(before.sum(), 1e-9), now / max(now.sum(), 1e-9)])
+        lengths = cells.reshape(2, *bins.rare_shape).sum(axis=2)
+        if len(bins.lengths) and 2 * bins.divergence(*lengths).sum() > bins.divergence(*cells).sum():
+            place = int(np.argmax(lengths[1] - lengths[0]))
+            low, high = [0, *bins.lengths][place], [*(bins.lengths - 1), None][place]
+            size = f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
+            first, last = (part.reshape(bins.rare_shape)[place].sum() for part in (before, now))
+            return _share_change(f"texts of {size} characters", first, last)
+        if 2 * given.unseen > given.counts[len(bins.codes) : -1].sum():
+            return _share_change(f"new values as {value!r}", column.unseen / max(column.rows, 1), given.unseen / known)
+        return _share_change("rarer values", before.sum(), now.sum())
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
     """Return the share of missing values. Rows that lack the column count as missing."""
     known = column.rows - column.missing if column else 0
     return (rows - known) / max(rows, 1)
+
+
+def _share_change(name: str, first: float, now: float) -> str:
+    where = "more often" if now > first else "less often"
+    return f"{name} {first:.1%} → {now:.1%}, {where}"
 
 
 def _share(part: int, column: ColumnSketch) -> str:
@@ -251,7 +306,7 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
     def place(finding: Finding) -> tuple[int, float, str, str]:
         order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1
-        exact = finding.check in ("presence", "type")
+        exact = finding.check in EXACT
         value = float("inf") if exact and finding.is_alarm else (finding.value or 0.0)
         return order, -value, finding.segment, finding.subject
 

@@ -16,7 +16,7 @@ more than for any method: the windows are taken as a fair sample of calm. Whethe
 tells, forward in time (`threshold/distribution.py`). Measured in `benchmarks/drift.py`. Ranks instead of standard
 deviations lose all power as columns multiply; logarithms and robust scales lose a part of it.
 
-A column that is gone, new or of another type is drift by itself (`column_findings.py`).
+A column that is gone, new, of another type or constant is drift by itself (`column_findings.py`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -180,7 +180,7 @@ def judge_profile(
 
 
 def _unjudged(base: DriftVerdict, reason: str, schema: Sequence[Finding], others: Sequence[Finding]) -> DriftVerdict:
-    """Return no verdict on distributions; a column that is gone, new or of another type is drift all the same."""
+    """Return no verdict on distributions; the findings of `schema_findings` are drift all the same."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     if not alarms:
@@ -204,7 +204,7 @@ def _conclude(
     if alarms:
         subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
         reason = describe_worst(subjects, alarms[0].reason)
-        if not test.is_drifted:  # a column that is gone, new or of another type has no p-value
+        if not test.is_drifted:  # a column that is gone, new, of another type or constant has no p-value
             beside = f"all other checks: {beside}"
     return replace(
         base,

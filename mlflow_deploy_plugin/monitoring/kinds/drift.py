@@ -54,7 +54,7 @@ from mlflow_deploy_plugin.spec import CaptureSpec, Requirement
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000
 """For a window with more rows, the report shows the rows of some of its hours."""
-CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "range")
+CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "constant", "range")
 _MOST_COLUMNS = 20
 _CACHE = "nulls"
 _SHOWN_ROWS = 5_000

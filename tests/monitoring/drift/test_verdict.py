@@ -189,7 +189,8 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
         ("noise", np.tile([-0.01, 0.01], ROWS // 2), "distribution", r"mean .* → .*, deviation .* → 0\.01, narrower"),
         ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
         ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
-        ("carrier", ["z"] * 6 + ["a", "b", "c"] * 18, "distribution", r"new values as 'z' 0\.0% → 10\.0%, more often"),
+        ("carrier", ["z"] * 6 + ["a", "b", "c"] * 18, "distribution", r"new value 'z' 0\.0% → 10\.0%, more often"),
+        ("carrier", ["x", "y", "z"] * 10 + ["a"] * 30, "distribution", r"new values as 'x' 0\.0% → 50\.0%, more often"),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
         ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
         ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, above"),
@@ -204,6 +205,63 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
 
     assert finding.is_alarm
     assert re.fullmatch(change, finding.change)
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        (
+            ["unknown"] * 30 + [f"id-{number}" for number in range(10**8, 10**8 + 30)],
+            r"new value 'unknown' 0\.0% → 50\.0%, more often",
+        ),
+        ([""] * ROWS, r"constant ''"),
+        ([f"{number:036}" for number in range(ROWS)], r"texts of 13 or more characters 0\.0% → 100\.0%, more often"),
+        ([f"{number:03}" for number in range(ROWS)], r"texts of 0 to \d+ characters 0\.0% → 100\.0%, more often"),
+    ],
+)
+def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_another_form(
+    days: DriftReference, values: list[str], change: str
+) -> None:
+    verdict = verdict_on(replaced(window(), "number", values), days)
+
+    assert (verdict.state, verdict.findings[0].subject) == ("drift", "number")
+    assert re.fullmatch(change, verdict.findings[0].change)
+
+
+def test_a_sensor_that_is_stuck_at_a_usual_value_is_found() -> None:
+    table, times = busy_days(np.random.default_rng(1), 8)
+    reference = reference_of(table, times, HOUR, LATER)
+    calm = table.slice(0, ROWS)
+
+    verdict = verdict_on(replaced(calm, "level", [1.5] * ROWS), reference, length=HOUR)
+
+    assert verdict_on(calm, reference, length=HOUR).state == "no drift"
+    stuck = verdict.findings[0]
+    assert (verdict.state, stuck.subject, stuck.check) == ("drift", "level", "constant")
+    assert stuck.reason == "all 60 values are 1.5; none of the reference's 192 windows has one value alone"
+    assert stuck.change == "constant 1.5"
+
+
+def test_a_column_that_is_constant_in_some_window_of_the_reference_may_be_constant() -> None:
+    rng = np.random.default_rng(1)
+    rain = np.where(np.arange(20) % 9, rng.gamma(2, 1, (ROWS, 20)), 0.0).T.ravel()
+    times = np.repeat(np.arange(20) * DAY, ROWS)
+    reference = reference_of(pa.table({"rain": rain}), times)
+
+    verdict = verdict_on(pa.table({"rain": np.zeros(ROWS)}), reference)
+
+    assert [one.check for one in verdict.findings if one.is_alarm] in ([], ["distribution"])
+
+
+def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
+    flag = np.zeros(40 * ROWS, bool)
+    flag[::30] = True  # two in each window
+
+    verdict = verdict_on(
+        pa.table({"flag": [False] * ROWS}), reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS))
+    )
+
+    assert "constant" not in [one.check for one in verdict.findings]
 
 
 def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() -> None:
@@ -331,6 +389,24 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(
     assert second.findings[0].subject == "temperature"
     assert f"worth {first.effective_n:.0f} independent ones" in first.notes[0]
     assert re.search(told, first.notes[0])
+
+
+@pytest.mark.parametrize(("days", "length", "null"), [(91, 7, "overlapping"), (90, 30, "bootstrap")])
+def test_of_many_categories_new_ones_are_found_in_long_windows_too(days: int, length: int, null: str) -> None:
+    rng = np.random.default_rng(6)
+
+    def sales(count: int, first: int = 0) -> pa.Table:
+        return pa.table({"sku": [f"sku-{number}" for number in rng.integers(1000 + first, 1500 + first, count)]})
+
+    times = np.repeat(np.arange(days) * DAY, 100)
+    reference = reference_of(sales(days * 100), times, length * DAY)
+    calm, new = sales(length * 100), pa.concat_tables([sales(length * 60), sales(length * 40, 5000)])
+
+    before, verdict = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, new))
+
+    assert (before.state, before.null) == ("no drift", null)
+    assert found(verdict, "sku", "unseen").state == "drift"
+    assert found(verdict, "sku", "unseen").change == "values that the reference lacks 0.0% → 40.0%, more"
 
 
 def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:

@@ -9,6 +9,8 @@ constant are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the
 
 No bin is reserved for what the reference lacks: its own windows could never reach it, and every fresh value would be
 an alarm. New categories fall in with the rare ones, numbers out of range into an even continuation of the grid.
+Texts that are no frequent category are told apart by their length and their hash, in some 64 bins: ids and free texts
+have no others, and only there it shows that one value, none, or texts of another form have come in their place.
 Numbers are clipped three ranges beyond the reference's middle 99 %, so that a sentinel such as -9999 has a bounded
 weight.
 
@@ -25,7 +27,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +41,8 @@ from mlflow_deploy_plugin.runtime import Array
 _GRID = 256
 _BEYOND = 64
 _CATEGORIES = 50
+_RARE, _LENGTHS = 64, 8
+_BEYOND_CHANCE = 4  # deviations of a Poisson distribution
 _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # beyond, squares are not finite
 _MISSING = -1
@@ -62,6 +66,7 @@ class OrderedBins:
     minimum: float = -math.inf
     maximum: float = math.inf
     arrow_type: str = ""
+    is_blank: ClassVar[bool] = False
 
     @property
     def kind(self) -> Kind:
@@ -91,12 +96,14 @@ class OrderedBins:
 
 @dataclass(frozen=True, eq=False)
 class CategoryBins:
-    """Bins of the most frequent categories; the last one takes all others.
+    """Bins of the most frequent categories, and then of all others: one, or one for each length and hash.
 
     Attributes:
         codes: the bin of each, by the value itself.
         kind: of the values: text, or numbers without a spread.
         known: uint64, ascending: the hashes of all values of the reference; empty if they are not known.
+        lengths: int64, ascending: where the next bins of texts begin that are no frequent category, in characters;
+            empty: these texts have one bin.
         minimum, maximum: the reference's own range, of numbers.
         arrow_type: the reference's type, as Arrow writes it; empty if it is not known.
     """
@@ -107,10 +114,22 @@ class CategoryBins:
     minimum: float = -math.inf
     maximum: float = math.inf
     arrow_type: str = ""
+    lengths: Array = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def is_blank(self) -> bool:
+        """True for a reference without any value."""
+        return not self.codes and not len(self.lengths)
 
     @property
     def size(self) -> int:
-        return len(self.codes) + 1
+        return len(self.codes) + math.prod(self.rare_shape)
+
+    @property
+    def rare_shape(self) -> tuple[int, int]:
+        """Return how many lengths, and hashes of each, the bins behind those of the frequent categories have."""
+        lengths = len(self.lengths) + 1
+        return lengths, _RARE // lengths if lengths > 1 else 1
 
     @cached_property
     def reference_hashes(self) -> Array:
@@ -122,10 +141,15 @@ class CategoryBins:
         )
         return np.union1d(self.known, hashes)
 
-    def codes_of_texts(self, texts: pa.Array) -> Array:
-        """Return [N] int64: the bin of each text of a large_string array; a null falls in with the rare ones."""
-        in_order = pa.array([str(key) for key in self.codes], pa.large_string())
-        codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), len(self.codes)).to_numpy().astype(np.int64)
+    def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
+        """Return [N] int64: the bin of each text of a large_string array, whose `hash_texts` are [N]; a null falls in
+        with the rare ones."""
+        in_order, rare = pa.array([str(key) for key in self.codes], pa.large_string()), len(self.codes)
+        codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
+        if len(self.lengths):
+            sizes = np.searchsorted(self.lengths, pc.fill_null(pc.utf8_length(texts), 0).to_numpy(), side="right")
+            count = self.rare_shape[1]
+            codes += np.where(codes == rare, sizes * count + (hashes % count).astype(np.int64), 0)
         return codes
 
     def encode(self, feature: ColumnValues) -> Array:
@@ -136,7 +160,8 @@ class CategoryBins:
             table = [_MISSING if np.isnan(value) else self.codes.get(float(value), other) for value in values]
             return np.array(table, dtype=np.int64)[inverse]
         texts = pa.array(feature.values, pa.large_string())
-        return np.where(texts.is_valid().to_numpy(zero_copy_only=False), self.codes_of_texts(texts), _MISSING)
+        codes = self.codes_of_texts(texts, hash_texts(feature.values))
+        return np.where(texts.is_valid().to_numpy(zero_copy_only=False), codes, _MISSING)
 
     def distance(self, left: Array, right: Array) -> Array:
         """Jensen–Shannon distance of counts [B, K] and [B, K] (or [K]), row by row: [B]; 0 where a side is empty."""
@@ -156,7 +181,11 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     """Return the bins of a column, from the reference's values alone."""
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
-        return CategoryBins(_codes(texts), "category", np.unique(hash_texts(texts)), arrow_type=arrow_type)
+        codes, hashes = _codes(texts), np.unique(hash_texts(texts))
+        rare = np.array([len(text) for text in texts if text not in codes], np.int64)
+        ends = np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1) if len(rare) else rare
+        lengths = np.unique(np.ceil(ends).astype(np.int64))
+        return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
     known = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)
     minimum, maximum = (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
     finite = np.sort(known[np.isfinite(known)])
@@ -188,7 +217,7 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
     """Return 32 hexadecimal digits that name these bins, whatever the order of the columns is."""
-    digest = hashlib.sha256(b"1")
+    digest = hashlib.sha256(b"2")
     for name in sorted(bins):
         one = bins[name]
         head = (name, one.kind, one.arrow_type, one.minimum, one.maximum)
@@ -207,8 +236,16 @@ def _distinct(ascending: Array) -> Array:
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """Return the most frequent values; among equals by name, so that the order of the rows does not matter."""
-    frequent = sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0]))[:_CATEGORIES]
+    """Return all values if they are few, else the most frequent ones; among equals by name, so that the order of the
+    rows does not matter.
+
+    Of many values only those count as frequent that are it by more than chance. Of 500 that are equally frequent the
+    first 50 are so in the reference alone, and a third to a half of calm months beside a quarter were called drifted.
+    """
+    frequent = sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0]))
+    if len(frequent) > _CATEGORIES + _RARE:
+        least = frequent[_CATEGORIES][1]
+        frequent = [entry for entry in frequent[:_CATEGORIES] if entry[1] > least + _BEYOND_CHANCE * math.sqrt(least)]
     return {value: code for code, (value, _) in enumerate(frequent)}
 
 

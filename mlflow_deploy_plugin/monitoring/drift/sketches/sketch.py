@@ -67,8 +67,8 @@ class ColumnSketch:
         mistyped: rows whose value is of a type that the bins cannot take: text for numbers, numbers for text.
         below, above: numbers outside of the reference's own range.
         unseen: rows whose category the reference lacks. They are counted among the rare ones, too.
-        fresh: such categories and their rows: all, or the 200 whose hashes are smallest (a fair sample, which merges
-            exactly: bottom-k, Cohen and Kaplan, PODC 2007). Those of more than 80 characters are shortened.
+        fresh: such categories and their rows: all, or the 200 whose hashes over their rows are smallest, so that those
+            of many rows stay (bottom-k, Cohen and Kaplan, PODC 2007). Those of more than 80 characters are shortened.
         minimum, maximum: of the numbers; NaN where there are none.
         finite: numbers that are neither missing nor infinite; mean, m2: of them, m2 the sum of squared deviations.
         expected_type: that of the reference; empty if there are no bins.
@@ -205,7 +205,7 @@ def _merge_fresh(parts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
     for part in parts:
         total.update(part)
     values = list(total)
-    order = np.argsort(hash_texts(values), kind="stable")[:KEPT_VALUES]
+    order = np.argsort(hash_texts(values) / np.array(list(total.values())), kind="stable")[:KEPT_VALUES]
     return {values[position]: total[values[position]] for position in order}
 
 
@@ -236,7 +236,7 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
     column = _booleans_alike(given, bins)
     family = type_family(column.type)
     if bins is not None:  # a reference without any value has no kind of its own
-        takes = ("number", "category", "null") if _is_blank(bins) else (bins.kind, "null")
+        takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
         if family in takes:
             counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
             return {**counted, "arrow_type": [_type_name(given.type)] * count}
@@ -262,21 +262,17 @@ def _type_name(kind: pa.DataType) -> str:
 
 def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
     """Return booleans as 1 and 0 beside a reference of numbers, and the other way round: a graph takes them so."""
-    if bins is None or _is_blank(bins):
+    if bins is None or bins.is_blank:
         return column
     if pa.types.is_boolean(column.type) and bins.kind == "number":
         return column.cast(pa.int8())
-    is_of_truth = isinstance(bins, CategoryBins) and bins.kind == "category" and bins.codes.keys() <= TRUTH.keys()
-    if type_family(column.type) == "number" and is_of_truth:
+    codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
+    if type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
         known = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
         if np.isin(known[~np.isnan(known)], (0.0, 1.0)).all():
             is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
             return pc.if_else(is_missing, None, pc.not_equal(column, 0))
     return column
-
-
-def _is_blank(bins: Bins) -> bool:
-    return isinstance(bins, CategoryBins) and not bins.codes
 
 
 def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
@@ -314,8 +310,8 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
     kind = bins.kind if pa.types.is_null(column.type) else "category"
     fields: ColumnCounts = {"kind": [kind] * count}
     if isinstance(bins, CategoryBins):
-        codes[is_known] = bins.codes_of_texts(distinct)[inverse]
         hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
+        codes[is_known] = bins.codes_of_texts(distinct, hashes)[inverse]
         fields |= _fresh(bins, distinct, hashes, inverse, groups[is_known], count)
     fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
     fields["missing"] = counts[:, -1].tolist()
@@ -366,8 +362,7 @@ def _fresh(bins: CategoryBins, distinct: Any, hashes: Array, inverse: Array, gro
     labels = [
         label if len(label) <= _LONGEST else f"{label[:60]}…{int(hash_texts([label])[0]):016x}" for label in labels
     ]
-    ranks = np.argsort(np.argsort(hash_texts(labels), kind="stable"), kind="stable")
-    for position in np.lexsort((ranks[places], owners)).tolist():
+    for position in np.lexsort((hash_texts(labels)[places] / amounts, owners)).tolist():
         group = named[owners[position]]
         if len(group) < KEPT_VALUES:
             label = labels[places[position]]

@@ -25,6 +25,7 @@ If windows of the reference have far more rows than the judged one and the colum
 threshold somewhat higher than necessary, never lower.
 """
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -149,6 +150,13 @@ class GroupColumn:
         """Return [1, K + 1] float64: the histogram of the whole reference."""
         return column_counts([self.group.reference.pieces.total], self.name, self.bins)
 
+    @property
+    def unseen_share(self) -> float:
+        """Return the largest share of values in a window of the reference that its rest lacks; NaN without windows."""
+        given = [window.columns.get(self.name) for window in self.group.reference.pieces.windows]
+        shares = [one.unseen / one.rows for one in given if one and 2 * one.rows >= self.group.compared]
+        return max(shares, default=math.nan)
+
     def windows(self, places: Array) -> WindowCounts:
         """Return the pieces at these places, a window each."""
         return count_windows([self.pieces[place] for place in places], self.name, self.bins)
@@ -171,10 +179,10 @@ def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def out_of_reference(bins: Bins, counts: Array, others: Array) -> WindowCounts:
+def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
     """Return windows of counts [M, K + 1]; the bins tell what is unseen in or out of the range of `others` [M, K + 1].
 
-    Categories beyond the most frequent ones share a bin: if `others` have such, `unseen` is not known and NaN.
+    Categories beyond the most frequent ones share bins: if `others` have such, so large a share of each is unseen.
     """
     known = counts[..., :-1]
     has = others[..., :-1] > 0
@@ -186,8 +194,8 @@ def out_of_reference(bins: Bins, counts: Array, others: Array) -> WindowCounts:
         is_beyond = (positions < first[..., None]) | (positions > last[..., None])
         return WindowCounts(counts, nothing, (known * is_beyond).sum(axis=-1))
     unseen = (known * ~has).sum(axis=-1)
-    rest = others[..., -2] > 0
-    return WindowCounts(counts, np.where(rest, np.nan, unseen), nothing)
+    rest = others[..., len(bins.codes) : -1].any(axis=-1)
+    return WindowCounts(counts, np.where(rest, unseen_share * counts.sum(axis=-1), unseen), nothing)
 
 
 def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
@@ -327,11 +335,12 @@ def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
 
 
 def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> Array:
-    """Return the level of a column in the profiles that have values of it: the mean, or the share of the first
-    category."""
+    """Return the level of a column in the profiles that have values of it: the mean, or the share of the most frequent
+    bin."""
     bins = group.reference.bins[name]
     known = column_counts(profiles, name, bins)[:, :-1]
     rows = known.sum(axis=1)
     known, rows = known[rows > 0], rows[rows > 0]
-    level: Array = (known @ bins.positions if isinstance(bins, OrderedBins) else known[:, 0]) / rows
+    frequent = known[:, known.sum(axis=0).argmax()]
+    level: Array = (known @ bins.positions if isinstance(bins, OrderedBins) else frequent) / rows
     return level

@@ -127,7 +127,7 @@ class StationaryBootstrap(WindowNull):
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
         steps = column.counts()[self.first : self.last]
         references = self.references @ steps
-        return out_of_reference(column.bins, self.windows @ steps, references), references
+        return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
         """Return the figures in deviations of the drawn reference's stretches, and as scales those of the reference's
@@ -175,7 +175,9 @@ class StationaryBootstrap(WindowNull):
             steps, bins = column.counts(), column.bins
             sides = (steps[start : start + length], steps[self.first : start])
             window, others = (side.sum(axis=0, keepdims=True) for side in sides)
-            sampled = out_of_reference(bins, window, others).subsampled(column.group.compared, column.rng())
+            sampled = out_of_reference(bins, window, others, column.unseen_share).subsampled(
+                column.group.compared, column.rng()
+            )
             figures.append(sampled.figures(bins, others)[0])
         shortened = []
         for group in groups:

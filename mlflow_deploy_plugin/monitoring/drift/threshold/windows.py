@@ -10,7 +10,6 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces, correct_for_rest, evenly
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
@@ -79,7 +78,7 @@ class WholeReferenceNull(WindowNull):
     def count(self, column: GroupColumn) -> WindowCounts:
         """Return one column of every window."""
 
-    def beside(self, bins: Bins, windows: WindowCounts, complements: Array) -> WindowCounts:
+    def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
         """Return the windows with what is unseen in or out of the range of the counts they are compared with."""
         return windows
 
@@ -90,7 +89,7 @@ class WholeReferenceNull(WindowNull):
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
         windows = self.count(column)
         complements = column.total() - windows.counts
-        return self.beside(column.bins, windows, complements), complements
+        return self.beside(column, windows, complements), complements
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by those of the earlier half."""
@@ -125,7 +124,7 @@ class WholeReferenceNull(WindowNull):
             (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
         ):
             chosen = WindowCounts(sampled.counts[places], sampled.unseen[places], sampled.outside[places])
-            figures = self.beside(column.bins, chosen, complements).figures(column.bins, complements)
+            figures = self.beside(column, chosen, complements).figures(column.bins, complements)
             figures[2 * windows.counts[places].sum(axis=1) < compared] = np.nan
             sides.append(figures)
         return sides
@@ -229,8 +228,8 @@ class Overlapping(WholeReferenceNull):
         nothing = np.zeros(len(counts))
         return WindowCounts(counts, nothing, nothing)
 
-    def beside(self, bins: Bins, windows: WindowCounts, complements: Array) -> WindowCounts:
-        return out_of_reference(bins, windows.counts, complements)
+    def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
+        return out_of_reference(column.bins, windows.counts, complements, column.unseen_share)
 
     def halve(self, columns: int) -> Halves | Refused:
         starts, length = self.starts, self.length

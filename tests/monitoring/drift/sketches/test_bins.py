@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins, OrderedBins, freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins, OrderedBins, freeze_bins, hash_texts
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.runtime import Array
 
@@ -52,12 +52,23 @@ def test_one_sentinel_among_the_values_has_a_bounded_weight() -> None:
 
 
 def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> None:
-    reference = texts([f"id{number}" for number in range(5000)])
-    fresh = texts([f"new{number}" for number in range(5000)])
+    reference = texts([f"id{number}" for number in range(1000, 6000)])
+    fresh = texts([f"is{number}" for number in range(1000, 6000)])
 
-    assert freeze_bins(reference).size == 51
     assert distance(reference, fresh) < 0.1
     assert distance(texts(["a"] * 100), texts(["b"] * 100)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [(["id1234"] * 5000, 0.9), ([""] * 5000, 1.0), ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0)],
+)
+def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_of_another_length(
+    values: list[str], least: float
+) -> None:
+    reference = texts([f"id{number}" for number in range(1000, 6000)])
+
+    assert distance(reference, texts(values)) >= least - 0.02
 
 
 @pytest.mark.parametrize(
@@ -99,7 +110,15 @@ def test_the_bins_know_what_the_reference_holds() -> None:
     assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
 
     categories = frozen_texts([f"id{number}" for number in range(5000)])
-    assert (categories.kind, len(categories.codes), len(categories.reference_hashes)) == ("category", 50, 5000)
+    assert (categories.kind, len(categories.codes), len(categories.reference_hashes)) == ("category", 0, 5000)
+
+
+def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance() -> None:
+    alike, few = (list(RNG.integers(1000, 1000 + count, 9000).astype(str)) for count in (500, 100))
+
+    assert len(frozen_texts(few).codes) == 100
+    assert frozen_texts(alike).codes == {}
+    assert frozen_texts([*alike, *["a"] * 200, *["b"] * 100]).codes == {"a": 0, "b": 1}
 
 
 def test_texts_of_arrow_fall_into_the_bins_of_the_same_texts() -> None:
@@ -107,4 +126,5 @@ def test_texts_of_arrow_fall_into_the_bins_of_the_same_texts() -> None:
     bins = frozen_texts(values)
     some = ["c3", "c69", "new", ""]
 
-    assert bins.codes_of_texts(pa.array(some, pa.large_string())).tolist() == bins.encode(texts(some)).tolist()
+    codes = bins.codes_of_texts(pa.array(some, pa.large_string()), hash_texts(some))
+    assert codes.tolist() == bins.encode(texts(some)).tolist()
