@@ -67,7 +67,7 @@ def work_under_lease(
             else:
                 with LeaseKeeper(store, lease, monotonic) as keeper:
                     work(keeper)
-                last_holder = ""  # it was lost: who has it next is said, also if it is this one
+                last_holder = ""  # the lease was lost: name its next holder, even if that is this process
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)
@@ -142,8 +142,8 @@ def rollouts_lease_name(place: str) -> str:
 def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yield the places whose servers this process reaches, each with the words for its servers.
 
-    A target is reached if one of its endpoints is. One that is elsewhere is no failure. This machine comes first, since
-    a cluster that does not answer is waited for.
+    A target is reached if one of its endpoints is. An endpoint on another machine is no failure. This machine comes
+    first, because a cluster that does not answer takes until its timeout.
 
     Args:
         fail: takes a line for each target that this process fails to reach.

@@ -28,9 +28,9 @@ _log = logging.getLogger(__name__)
 STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
-"""The drift share is looked for in so many windows: a window without rows has none."""
+"""The newest windows that are searched for a drift share: a window without rows has none."""
 _PATIENCE_SECONDS = 3.0
-"""Prometheus waits ten by default."""
+"""The seconds that a scrape waits for the store; Prometheus gives up after ten by default."""
 _LONGEST_READING_SECONDS = 60.0
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {

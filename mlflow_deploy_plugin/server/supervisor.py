@@ -93,7 +93,7 @@ def supervise(
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
-        # clients come by the shared one; at its own address the server is asked whether it is ready
+        # clients connect to the shared listener; the server's own address is for the readiness check
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
         adopt_orphans()
@@ -140,7 +140,7 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
         self._restarts = 0
-        self._is_ready = False  # true from the first time on
+        self._is_ready = False  # stays True once every worker has answered
         self._phase: Phase = "starting"
 
     def run(self, refresh: Callable[[], None]) -> None:
@@ -263,21 +263,21 @@ class _Supervisor:
 
     def _end(self) -> None:
         """End gunicorn first, so that the agent ships what the last requests have left; leave no process behind."""
-        self._listener.close()  # it is gunicorn's alone now: when that closes it, connections are refused
+        self._listener.close()  # leave it to gunicorn alone: once that closes it, connections are refused
         if self._shared is not None:
             self._shared.listener.close()
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
             if self._restart_gunicorn_at == math.inf and self._gunicorn.signal_group(signal.SIGTERM):
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
-            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # if it was killed: they may still write to the spool
+            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # orphans of a killed gunicorn may still write
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
                 signal.sigtimedwait(self._signals, _TICK_SECONDS)
                 self._children.reap()
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):
-            # it was killed, or had not begun: the disk with the rows may go with this process
+            # the agent was killed or never ran: a container's disk, with these rows, may go with this process
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:

@@ -85,7 +85,8 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
     from mlflow_deploy_plugin.monitoring import run_monitor
 
-    with registry_errors(f"the experiment of endpoint {request.endpoint}"):  # before a minute's work that it may lose
+    # checked before a minute's work that an outage would waste
+    with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
     rows = count_rows(request)
     result = run_monitor(request)
@@ -114,7 +115,7 @@ def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: date
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
-    """Return the log, for a service level with that of the requests that got no answer."""
+    """Return the log and, for a service level, also the log of the requests that got no answer."""
     return (log, log.failures) if kind == "service_level" else (log,)
 
 
@@ -146,7 +147,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
     """
     log = requests[0].log
     labels = EndpointLabels(log.location, requests[0].endpoint, log.unreadable)
-    # here: the controller itself judges nothing, and does without what judgements are made with
+    # here: the controller judges nothing itself, so it need not hold these libraries in memory
     from mlflow_deploy_plugin.monitoring import affordable_rows
 
     counts = []
@@ -156,7 +157,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
             counts.append(0)
             continue
         table = join_labels(rows.table, labels)
-        if any(one.name in REGRESSION for one in request.spec.requirements):  # only a number says a regressor anything
+        if any(one.name in REGRESSION for one in request.spec.requirements):  # a regressor needs numbers
             counts.append(int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(table.column(LABEL)).as_py()))

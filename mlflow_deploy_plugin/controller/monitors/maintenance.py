@@ -54,14 +54,14 @@ from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorW
 _log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 3600.0
-"""The log is kept in order, and late rows and labels are looked for, so often."""
+"""The seconds between two rounds of maintenance, and between two searches for late rows and labels."""
 MAX_REVISIONS = 24
 _ROWS_LOOKED_FOR = timedelta(days=1)
 _LABELS_LOOKED_FOR = timedelta(days=7)
 _MOST_LABELLED = 200
-"""Labels are counted in so many windows at once, the newest."""
+"""The newest windows whose labels are counted in one round."""
 _MATERIAL_SHARE = 0.05
-"""A window is judged again if so large a share of its judged rows has got a label since."""
+"""The share of a window's judged rows that must have got a label since, for the window to be judged again."""
 
 LateData = Literal["rows", "labels"]
 _TIMEOUT_SECONDS = 1800.0
@@ -145,14 +145,14 @@ def add_revisions(
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Return True if so many labels say more than those that the window was judged on.
+    """Return True if a window that now has `labels` labels is worth another judgement.
 
-    Either there are enough of them now and were not before, or the new ones are a twentieth of the judged rows.
+    Either it has enough labels for the first time, or the new labels are a twentieth of its judged rows.
     """
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
         return labels >= spec.min_rows
-    looked_at = before / float(window.figures["labelled_share"])  # of many columns fewer rows are looked at than it has
+    looked_at = before / float(window.figures["labelled_share"])  # fewer than all, if there are many columns
     return labels - before >= max(1, _MATERIAL_SHARE * looked_at)
 
 
@@ -249,7 +249,7 @@ def forget_agents(settings: Settings, now: datetime) -> list[str]:
 
 
 def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
-    """Return the pinned references, and what windows read that wait to be judged or will be caught up on."""
+    """Return the pinned references, and the parts of the log that the windows still to be judged will read."""
     needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
         kind, _, value = spec.reference.partition(":")

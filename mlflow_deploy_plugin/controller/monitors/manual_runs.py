@@ -49,7 +49,7 @@ from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, unk
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
-"""A window that the controller is judging is waited for, so long."""
+"""The longest wait for a window that the controller is judging."""
 MAX_BACKFILLED = 10_000
 """Over a year of hours; each is a run in MLflow, and takes seconds."""
 _SHIPPING_SECONDS = 20.0

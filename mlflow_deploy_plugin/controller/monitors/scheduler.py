@@ -129,7 +129,7 @@ class MonitorScheduler:
                         )
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
-                except (ValueError, OverflowError) as error:  # of a time that no calendar has: the others are looked at
+                except (ValueError, OverflowError) as error:  # its times lie beyond the calendar
                     self._report_trouble(key, f"its times cannot be reckoned: {error}")
                 else:
                     if is_due:

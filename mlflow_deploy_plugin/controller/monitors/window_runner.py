@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 MAX_OUTAGE = timedelta(days=1)
-"""A window is tried again for so long while MLflow or the store is down; any other failure counts as an attempt."""
+"""The time for which a window is retried while MLflow or the store is down; other failures count as attempts."""
 NO_ROWS = "the window has no rows"
 KILLED = "whoever judged it was killed, or lost the lease, in the middle of it"
 

@@ -209,7 +209,7 @@ def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folde
 def host() -> str:
     """Return the name of this machine since its last start.
 
-    Two machines may have one hostname, and after a restart no process of before runs.
+    Two machines may have the same hostname, and no process survives the restart of its machine.
     """
     boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
     return f"{socket.gethostname()} {boot[:8]}".strip()

@@ -40,12 +40,12 @@ from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout, WaitsFo
 _log = logging.getLogger(__name__)
 
 MAX_DEFECTS = 6
-"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
+"""The unexpected errors in a row, about a minute's, that end a retraining: otherwise it would block its model."""
 _AT_ONCE = 32
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 MAX_SERVER_WAIT = timedelta(hours=1)
-"""An endpoint whose server does not run is waited for, so long; then the version is proposed to a person."""
+"""The longest wait for an endpoint's server to run; after that the version is proposed to a person."""
 
 
 def judge_version(context: RetrainingContext, one: Retraining) -> None:

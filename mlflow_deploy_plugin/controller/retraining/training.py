@@ -34,12 +34,12 @@ from mlflow_deploy_plugin.store import Retraining, utc_now
 MAX_TRAININGS = 2
 """A training that was killed from outside is begun once more; one that fails by itself is not."""
 SILENT = timedelta(minutes=2)
-"""Eight heartbeats: no machine's clock should be as wrong."""
+"""Eight heartbeats: the clocks of two machines should differ by less."""
 SECOND_LOOK = timedelta(seconds=30)
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 HELD_OUT = 0.2
-"""So large a share of the window's labelled rows is held out, the newest: a model has to be right about the future."""
+"""The share of the window's labelled rows that is held out: the newest, since a model has to predict the future."""
 
 
 def start_training(context: RetrainingContext, one: Retraining) -> None:

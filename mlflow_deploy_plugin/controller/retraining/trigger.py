@@ -28,7 +28,7 @@ _SCHEDULED = "schedule"
 
 
 class _NeedsAPerson(InvalidConfig):
-    """The next alarm would start nothing either: training again and again has not helped, or the project is gone."""
+    """No alarm can start a retraining until a person acts: repeated training has not helped, or the project is gone."""
 
 
 def retrain_on_alarm(
@@ -205,7 +205,7 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
     """Raise InvalidConfig if it is too early, or the model was trained too often.
 
-    What was begun later than now was so by a wrong clock, and does not count.
+    A retraining with a start in the future comes from a wrong clock, and does not count.
     """
     found = [one for one in retrainings.find(model=model) if one.created_at <= now]
     if not found:
@@ -213,7 +213,7 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
     free_at = found[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
     if free_at > now:
         raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z ({spec.cooldown})")
-    # what failed before anything was trained has cost nothing
+    # a retraining that failed before its training costs nothing
     recent = sum(one.created_at > now - _BUDGET for one in found if one.has_trained)
     if recent >= spec.max_runs:
         raise _NeedsAPerson(

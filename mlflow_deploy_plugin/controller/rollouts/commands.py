@@ -213,7 +213,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
     """
     first, deadline = store.lease(lease), time.monotonic() + patience
     view = first
-    # a controller whose machine's clock is behind ours is known by its renewals
+    # if the controller's clock is behind ours, its lease looks expired: a renewal shows that it lives
     while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
         if time.monotonic() > deadline:
             raise NotReady(

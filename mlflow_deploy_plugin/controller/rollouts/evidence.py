@@ -13,9 +13,9 @@ from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, 
 from mlflow_deploy_plugin.deployments import CountersByVersion, VersionCounters
 
 _MIN_TIMED = 100
-"""Requests of the current version from which its quantiles are known well enough."""
+"""The timed requests that the current version needs before its quantiles count as known."""
 _UNREAD = 100
-"""Servers that no longer answer whose counters are kept: some come back, and others have ended."""
+"""The number of silent servers whose counters are kept: some come back, others have ended."""
 _ROLES = ("current", "candidate", "shadow")
 
 

@@ -246,7 +246,7 @@ def _candidates(
     followed = _versions_in_trail(store, endpoint, reference)
     source = f"it stood there before version {current}, says the audit trail"
     in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-    if followed[:1] == [current]:  # else the place was moved past the trail, which is then behind
+    if followed[:1] == [current]:  # else somebody moved the stage or alias without us
         yield from in_trail
     answered = total_metrics(metrics()).versions_by_last_answer(endpoint, main, reference.name)
     registered = previous_in_registry(reference, current, registry)

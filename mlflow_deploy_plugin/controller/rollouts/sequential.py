@@ -37,7 +37,7 @@ ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
 
 
 def growth(events: Any, trials: Any, probability: Any) -> Floats:
-    """Logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
+    """Return the logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
 
     Args:
         events / trials / probability: numbers or arrays of one shape.
@@ -51,14 +51,14 @@ def growth(events: Any, trials: Any, probability: Any) -> Floats:
 
 
 def log_evidence(wealth: Floats) -> Floats:
-    """Logarithm of the e-value: of the mean of the alternatives' likelihood ratios."""
+    """Return the logarithm of the e-value, the mean of the alternatives' likelihood ratios."""
     largest = wealth.max(-1)
     summed: Floats = largest + np.log(np.exp(wealth - largest[..., None]).mean(-1))
     return summed
 
 
 def upper_limit(events: float, trials: float, level: float) -> float:
-    """The largest share that `events` of `trials` leave possible at this level, by Chernoff's bound; 1 without trials.
+    """Return the largest share that `events` of `trials` leave possible (Chernoff's bound); 1 without trials.
 
     H. Chernoff, Ann. Math. Statist. 23, 1952: at most exp(-n KL(events/n, p)) of the samples of p have so few events.
     """
@@ -73,7 +73,7 @@ def upper_limit(events: float, trials: float, level: float) -> float:
 
 
 def _divergence(p: float, q: float) -> float:
-    """Kullback and Leibler's, between two coins."""
+    """Return the Kullback–Leibler divergence of two Bernoulli distributions."""
     if q >= 1:
         return math.inf if p < 1 else 0.0
     heads = p * math.log(p / q) if p > 0 else 0.0

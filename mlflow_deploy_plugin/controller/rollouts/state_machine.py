@@ -314,7 +314,7 @@ def progress_event(rollout: Rollout, progress: Progress, actor: str, now: dateti
             shares = [rollout.state, progress.state]
         event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
     else:
-        return None  # at nearly every look: the figures, which take a while, are for events alone
+        return None  # the usual case, which saves computing the figures
     detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).evidence)}
     if progress.state == "promoted":
         detail |= move_detail("", plan.before_version)

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
 
 _DRAWS, _DRAWN_ROWS = 100, 2_000
-"""Simulations of a window's labels, and of how many of its rows; their variance falls with the number of rows."""
+"""The simulations of a window's labels, and the rows in each; the variance falls with the number of rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ class EstimateError:
     """The distance by which an estimate may be off.
 
     Attributes:
-        standard: its standard error in this window.
-        largest: in an earlier window.
-        windows: earlier ones that say so.
+        standard: the standard error in this window.
+        largest: the largest error in an earlier window.
+        windows: the number of earlier windows that these come from.
     """
 
     standard: float

@@ -46,11 +46,11 @@ _SEED = 0
 _CHUNK = 2_000_000  # random numbers at a time
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
-"""The window is cut into so many pieces, of at least so many rows, to see how it depends on itself."""
+"""The most pieces into which a window is cut to measure its autocorrelation, and the fewest rows of a piece."""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
-"""Stretches are that many correlation times long, and at least so many. With four of them intervals held the truth a
-little more often where a window is 5 correlation times long, but a model that breaks in the middle of a window (0.78,
-then 0.44 right) passed for one that varies three times out of four, and with eight in none of 200."""
+"""The length of a stretch in correlation times, and the fewest stretches. With four of them, intervals held the truth
+a little more often in windows of 5 correlation times. But a model that broke in the middle of a window (0.78, then 0.44
+right) passed for one that varies three times out of four; with eight, never in 200."""
 
 
 @dataclass(frozen=True)

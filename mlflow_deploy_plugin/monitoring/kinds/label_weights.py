@@ -39,11 +39,11 @@ from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10
-"""Fewer rows without a label cannot be compared; they move a figure of 200 rows by 5 % at most."""
+"""The fewest rows without a label that can be compared; fewer move a figure of 200 rows by 5 % at most."""
 _FEWEST_LIKE = 5
-"""Labelled rows that speak for others like them."""
+"""The fewest labelled rows that may stand for the unlabelled rows like them."""
 _LEAST_WORTH = 30
-"""Independent rows that weighted ones are worth; with fewer some single rows decide the figure."""
+"""The fewest independent rows that weighted ones may be worth; with fewer, single rows decide the figure."""
 _MATERIAL = 0.05
 """Cramér's V: of half as many labels as rows a standardised difference of 0.1, below which groups count as balanced
 (Austin, Multivariate Behavioral Research 46, 2011). Of 100,000 rows a test finds far less; were that held against the

@@ -39,7 +39,7 @@ _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _COMPLETE = 0.95
-"""Share of labelled rows from which on it makes little of a difference why the others have none."""
+"""The share of labelled rows above which it hardly matters why the others have no label."""
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate informs and decides nothing, unless the monitor says `estimate: decides`"
 

@@ -25,8 +25,8 @@ _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, s
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
-"""Plans that are kept, one for each endpoint, variant, number of feeds and shape of the first array. One more empties
-the cache."""
+"""The most plans that are kept: one for each endpoint, variant, number of feeds and shape of the first array. The next
+one empties the cache."""
 _ALL_COLUMNS: Array = np.empty(0, dtype=np.intp)
 _form: Callable[[Array], tuple[tuple[int, ...], np.dtype[Any]]] = attrgetter("shape", "dtype")
 

@@ -23,7 +23,7 @@ _MAX_WAITING = 128
 
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
-"""A drained server is ended after so long without a call: one that has come has a thread by then."""
+"""The seconds without a call after which a drained server ends: every call that has come has a thread by then."""
 
 _FRAMING_BYTES = 64 * 1024
 """Room for the names, shapes and parameters of a message beside tensors of `max_body_bytes`."""
@@ -31,7 +31,7 @@ _FRAMING_BYTES = 64 * 1024
 _OPTIONS = {
     "grpc.so_reuseport": 1,
     "grpc.max_send_message_length": -1,
-    # A client that has silently gone is noticed; clients that ping every 10 s are not sent away.
+    # Notice clients that have silently gone, and keep those that ping every 10 s.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,

@@ -68,7 +68,7 @@ _NEEDS: Mapping[str, Need] = {
     **dict.fromkeys(_ADMIN_METHODS, "admin"),
     **dict.fromkeys(("ModelReady", "ModelMetadata", "ModelConfig"), "describe"),
 }
-"""The needs of callers; they need `read` for other methods."""
+"""The scope that a method needs; methods that are not named need `read`."""
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 

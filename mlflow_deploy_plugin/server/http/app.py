@@ -98,7 +98,7 @@ class ServerApp(Flask):
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, _caller())
-        raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # of our worker: what it is read from arrived before
+        raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # spent in our worker's queue after it had arrived
         return flask_response(self.handle(raw))
 
     def _answer_error(self, error: Exception) -> Any:

@@ -31,7 +31,7 @@ COMPRESSED_FROM_BYTES = 16 * 1024
 
 _GZIP = zlib.MAX_WBITS + 16
 _PIECE_BYTES = 16 * 1024
-"""Bytes that zlib is given at once: it copies the rest of them at the end of every member."""
+"""The bytes that zlib gets at once: at the end of every member it copies those that are left."""
 _MOST_MEMBERS = 10_000
 _ZSTD_WINDOW = 8 * 1024 * 1024
 """The window that RFC 9659 allows for the content encoding `zstd`."""

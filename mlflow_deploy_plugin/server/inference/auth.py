@@ -149,7 +149,7 @@ class Authenticator:
         return entry
 
     def known(self, request: RawRequest) -> KeyEntry | None:
-        """Return the caller's key if it was asked for before; it may hold no longer."""
+        """Return the caller's key if an earlier request has used it; it may have been revoked since."""
         if request.caller and not self.takes_keys:
             return _of_certificate(request.caller)
         return self._known.get(request.headers.get("authorization", ""))
@@ -225,7 +225,7 @@ class Authenticator:
         if not (isinstance(words, list) and isinstance(endpoints, list | None)):
             raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
         return KeyEntry(
-            # with the issuer: else who chooses a subject could pass for a key in the audit trail, and use up its rate
+            # with the issuer: a bare subject could pass for a key in the audit trail, and use up that key's rate
             name=f"{one_line(subject, 100)}@{urlsplit(self.issuer or '').hostname}",
             scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
             endpoints=tuple(map(str, endpoints or ())),

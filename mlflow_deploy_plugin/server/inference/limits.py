@@ -42,8 +42,8 @@ _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
 _RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
-"""A reservation has what a client asks in so many seconds, at most the first share of a rate, and is kept for the
-second share of its period: a client that comes in bursts loses a tenth of its rate at most."""
+"""A reservation has what a client asks in `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of its rate. It is kept for
+`_KEPT_SHARE` of the period, so that a client that comes in bursts loses a tenth of its rate at most."""
 
 
 class RateLimiter(Protocol):

@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
 """The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
-"""A clock may be wrong, and a time zone; no monitor judges a row before its time has come."""
+"""The tolerance for a wrong clock or time zone; no monitor judges a row before its event time."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """The characters that the value of a header, or of gRPC's metadata, may hold as they are."""

@@ -52,7 +52,7 @@ _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 """A thread that sleeps hands the interpreter over at once. One that computes keeps it for 5 ms each time that another
 wants it (`sys.getswitchinterval`)."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
-"""The thread rests so many times as long as it has held the interpreter, which it does not while a graph runs."""
+"""The pause of the thread, as a multiple of the time for which it held the interpreter (a running graph does not)."""
 _LOG_SECONDS = 60.0
 
 ArrayKinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
@@ -188,7 +188,7 @@ class Shadows:
 
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
-            with suppress(OSError):  # of this thread alone: the threads of a session have the priority of its loader
+            with suppress(OSError):  # for this thread alone: the threads of a session have its loader's priority
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._is_stopping:
             self._wake.wait()

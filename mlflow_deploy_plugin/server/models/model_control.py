@@ -44,7 +44,7 @@ COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
 """Nobody waits for the answer to an older command."""
 _AGENT_SECONDS = 10.0
-"""A crashed agent is restarted after a second, and takes some more to import MLflow."""
+"""The longest absence of the agent: after a crash it is restarted within a second, and then imports MLflow."""
 _POLL_SECONDS = 0.05
 
 _ERRORS: dict[str, type[OnnxserveError]] = {

@@ -50,7 +50,7 @@ _MAX_PAUSE_SECONDS: Final = 30.0
 _STABLE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-"""A process that has closed its connection is about to end. It is killed later, so that its own exit status is seen."""
+"""The time that a process has to end after it has closed its connection, so that its own exit status is seen."""
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters must not be among the worker's
 
 _REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {

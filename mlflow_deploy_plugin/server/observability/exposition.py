@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 MetricKind = Literal["counter", "gauge", "histogram"]
 _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _BOUND = b'"le": "'
-"""The text before a bucket's bound in a key. It is nowhere else: inside of a JSON string quotes are escaped."""
+"""The text before a bucket's bound in a key. It occurs nowhere else: quotes within a JSON string are escaped."""
 _LINES_AT_ONCE, _KEYS_AT_ONCE, _BYTES_AT_ONCE = 1000, 500, 200_000
 _PAUSE_SECONDS = 1e-4
 """A sleep after half a millisecond's work hands the interpreter over at once. A thread that computes keeps it for 5 ms
@@ -54,7 +54,7 @@ _LOST = {
 HistogramSlots = tuple[int, tuple[int, ...]]
 """The slots of one label set of a histogram: the sum, and one bucket for each bound and for what lies beyond."""
 CAPTURE_ROWS = "onnxserve_capture_rows"
-"""The counter among the metrics."""
+"""The name of the counter of captured rows."""
 OF_VARIANT = ("endpoint", "variant", "model", "version")
 """The labels of a metric of each version that answers."""
 COUNTED = "counted.json"

@@ -42,7 +42,7 @@ _LABELS = "onnxserve_feedback_labels"
 _LAST_FIELD = b'"labels":'
 
 _Counts = Counter[tuple[str, ...]]
-"""By kind of count and its labels."""
+"""Counts by their kind and labels."""
 
 
 class HistoryWriter:

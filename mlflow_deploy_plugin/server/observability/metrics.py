@@ -76,7 +76,7 @@ ShadowOutcome = Literal["compared", "failed", "dropped"]
 _SHADOW_OUTCOMES: tuple[ShadowOutcome, ...] = get_args(ShadowOutcome)
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""Wide, whatever is predicted: probabilities lie at one end, prices at the other."""
+"""The bounds are wide, so that they fit any model: probabilities lie at one end, prices at the other."""
 _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
     "Copies of requests to a shadow: compared with what was answered, failed, or dropped for want of room.",
@@ -243,7 +243,7 @@ class Metrics:
                     cells[of_capture[1 if is_written else 2]] += kept
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
-                    # in Python 1 is True, and an unhashable label does not exist
+                    # by type, too: 1 == True in Python; every label is hashable
                     slot = known.get((type(value), value))
                     if slot is None:
                         slot = self._new_prediction(known, version, value)
@@ -271,7 +271,7 @@ class Metrics:
         """Count `rows` rows for which this version has predicted `label`."""
         with self._lock:
             known = self._predictions.setdefault(version, {})
-            # in Python 1 is True, and an unhashable label does not exist
+            # by type, too: 1 == True in Python; every label is hashable
             slot = known.get((type(label), label))
             if slot is None:
                 slot = self._new_prediction(known, version, label)

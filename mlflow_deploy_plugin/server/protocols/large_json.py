@@ -24,7 +24,7 @@ LARGE_BYTES = 16 * 1024
 """Smaller bodies are read as fast by orjson."""
 
 _EXACT = 2.0**53
-"""Integers above it are other numbers as doubles; the caller reads them one by one."""
+"""The largest integer that a double holds exactly; the caller reads larger ones one by one."""
 _MOST_ENTRIES = 16
 _DTYPES: dict[str, type[np.generic]] = {"d": np.float64, "i": np.int64, "u": np.uint64}
 _FIELDS = frozenset({"dataframe_split", "inputs", "instances"})

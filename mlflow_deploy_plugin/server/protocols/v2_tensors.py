@@ -21,8 +21,8 @@ MANY_TENSORS = 1_000
 """The names of more tensors are checked before any value is read."""
 
 MAX_EMPTY_TENSOR_SIZE = 65_536
-"""The product of the other sizes of a tensor without elements: a graph may make that many elements of nothing, as the
-sum over no rows."""
+"""The largest product of the other sizes of an empty tensor: a graph may return that many elements, as a sum over no
+rows."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -86,10 +86,10 @@ class LogReference:
     """A part of the log that is a reference.
 
     Attributes:
-        span: that is cut into windows.
-        sampled: whose rows the bins are frozen on.
-        model, version: whose rows; empty: those of all versions.
-        lag: how long before a window the one begins that it is compared with; None: it is compared with all others.
+        span: the part that is cut into windows.
+        sampled: the part whose rows the bins are frozen on.
+        model, version: the version that answered the rows; empty: all versions.
+        lag: the time between a window and the earlier one that it is compared with; None: all others are compared.
     """
 
     log: InferenceLog

@@ -1,8 +1,8 @@
 """The reference in its own contiguous windows: windows of the judged window's length and phase, and finer steps.
 
-What of a window the rest of the reference lacks is counted, too: categories, and numbers beyond its range. Measured
-against the whole reference none of its own windows has anything new, and the first odd value of a later window would be
-an alarm. Left out one by one, they show how much that is new a calm window brings.
+Values of a window that the rest of the reference lacks are counted, too: categories, and numbers out of its range.
+Compared with the whole reference, none of its own windows would have a new value, and the first odd value of a later
+window would be an alarm. Compared with all other windows, each shows how many new values a calm window brings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ _FEW_WINDOWS = 100
 _STEPS_A_WINDOW = 24
 _MAX_STEPS = 10_000
 _MAX_CELLS = 16_000_000
-"""Counts that all steps together may hold, and all windows beyond the first hundred: 128 MB."""
+"""The histogram counts that all steps may hold together, and all windows after the first hundred: 128 MB."""
 _MERGED_AT = 16
 
 
@@ -46,9 +46,9 @@ class ReferencePieces:
             windows; one without rows has no columns. `window_steps` of them make a window. Empty if the reference is
             too long to be held so.
         total: all rows of the reference, also those that are in none of the windows.
-        lag_windows: a window is compared with the one so many windows before it; 0: with all others.
-        lagged: the one that the judged window is compared with then; without rows if there is none.
-        max_pairs: that are kept then, however old the log is.
+        lag_windows: the distance to the earlier window that a window is compared with; 0: it is compared with all.
+        lagged: with `lag_windows`, the window that the judged one is compared with; without rows if there is none.
+        max_pairs: with `lag_windows`, the most pairs that are kept, however old the log is.
     """
 
     windows: tuple[Profile, ...]
@@ -85,7 +85,7 @@ class ReferencePieces:
         return _profiles_at(starts_us, self.step_starts_us, self.steps)
 
     def pairs(self) -> tuple[Array, Array]:
-        """Return [P] and [P] int64: the windows that have one so long before them, and these."""
+        """Return [P] and [P] int64: the later and the earlier window of each pair that is `lag_windows` apart."""
         if not self.windows:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         numbers = (np.array(self.window_starts_us) - self.window_starts_us[0]) // (self.window_seconds * 1_000_000)
@@ -122,11 +122,11 @@ class WindowGrid(NamedTuple):
     """Windows of equal length, one after another, each of `window_steps` steps.
 
     Attributes:
-        start_us: of the first; length_us: of each; windows: how many there are.
-        max_windows: how many of them are kept.
-        keeps_steps: whether the steps are, too.
-        lag_windows: those kept make pairs, so many windows apart, and have the one of the window after the last; 0:
-            they need not.
+        start_us: the start of the first window; length_us: the length of each; windows: their number.
+        max_windows: the number of windows that are kept.
+        keeps_steps: True if the steps are kept, too.
+        lag_windows: the windows that are kept make pairs with this distance, and include the partner of the window
+            after the last one; 0: no pairs.
     """
 
     start_us: int
@@ -147,11 +147,11 @@ class WindowGrid(NamedTuple):
 
     @property
     def max_pairs(self) -> int:
-        """The number of pairs that are kept of many windows; the window after the last has one besides."""
+        """The most pairs that are kept, beside that of the window after the last one."""
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
-        """Return the places of at most `max_windows` of so many windows, evenly."""
+        """Return the places of at most `max_windows` of `count` windows, evenly spread."""
         if self.lag_windows and count > self.max_windows:
             later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
             return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
@@ -343,7 +343,7 @@ def correct_for_rest(
     corrected = []
     for window, start_us in zip(windows, starts_us, strict=True):
         place = places.get((start_us - starts_us[0]) // length_us)
-        if place is None:  # of this one no row was sampled: all of it is measured against others already
+        if place is None:  # without a sampled row, the window is compared with others already
             corrected.append(window)
             continue
         columns = dict(window.columns)

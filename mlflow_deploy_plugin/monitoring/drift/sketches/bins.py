@@ -47,7 +47,7 @@ _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # beyond, squares are not finite
 _MISSING = -1
 _FLOATING = frozenset({"halffloat", "float", "double"})
-_SINGLE = (1e-37, 1e38)  # what of numbers has 24 significant bits in a float32
+_SINGLE = (1e-37, 1e38)  # the range in which a float32 has 24 significant bits
 
 
 @dataclass(frozen=True, eq=False)

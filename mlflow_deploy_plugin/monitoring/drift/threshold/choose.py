@@ -49,10 +49,10 @@ NULLS: Mapping[NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
 _MAX_CELLS = 20_000_000
-"""So many counts are compared at most: of a thousand columns some sixty windows, in seconds."""
+"""The most histogram counts that are compared: for a thousand columns some sixty windows, in seconds."""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""Three times as many pairs as the rate needs have the rows that are compared, or three quarters of all."""
+"""The pairs that must have the compared number of rows: three times those that the rate needs, or three quarters."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
     "column (or the values) that say when each row happened, or say independent_rows"
@@ -232,8 +232,8 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
     that has fewer. A window's are rounded down to a step of 15 %, so that windows of about one size share a null
     distribution.
 
-    Where the window is compared with the one so long before, those of the smaller one of both; fewer where not so many
-    pairs of the reference have as many that they tell the rate.
+    With a `rolling:` reference, it is the number of the smaller window of the two; fewer, if too few pairs of the
+    reference have so many rows for the rate to be known.
     """
     pieces = reference.pieces
     if pieces.lag_windows:

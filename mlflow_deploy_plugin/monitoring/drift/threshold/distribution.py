@@ -43,7 +43,7 @@ are unseen or out of range hardly ever occur in calm windows, so that any deviat
 day more."""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
-"""The reader of one in twenty calm references is told that more alarms come than promised."""
+"""The p-value below which a note says that more alarms come than promised: for one in twenty calm references."""
 NOT_HELD_OUT = Refused("not looked for")
 _NAMED = 3
 
@@ -71,11 +71,11 @@ class HoldOutAlarms:
     """The alarms among windows of the reference that were judged by rows that are not theirs.
 
     Attributes:
-        alarms: of so many `windows`, which are worth `effective_n` independent ones.
-        rate: that they were judged at: the asked one, or the next that so few windows support.
-        p_value: the probability of so many alarms or more if that rate holds.
-        columns: beyond the threshold in most of the alarms, the worst first.
-        how: the windows were judged, to stand behind "measured".
+        alarms: the number of alarms among the `windows`, which are worth `effective_n` independent ones.
+        rate: the rate of the tests: the one asked for, or the next one that so few windows support.
+        p_value: the probability of this many alarms or more if that rate holds.
+        columns: the columns that exceeded the threshold in most of the alarms, the worst first.
+        how: the words for the tests that follow "measured" in a note.
     """
 
     alarms: int
@@ -124,12 +124,12 @@ def count_alarms(
     """Return the alarms among windows of the reference that were tested by rows that are not theirs.
 
     Args:
-        columns: their names, in the order of the tests' scores.
-        rate: that the windows were judged at.
-        judges: by so many independent windows, whose luck all share; infinite: each window by others.
-        windows: so many of the judged ones fit side by side.
+        columns: the names of the columns, in the order of the tests' scores.
+        rate: the rate of the tests.
+        judges: the independent windows that judged all others, whose luck is shared; infinite: each had its own.
+        windows: the number of judged windows that fit side by side.
         how: as in `HoldOutAlarms`.
-        persistence: so many windows are worth one independent one.
+        persistence: the number of windows that are worth one independent one.
     """
     alarms = [test for test in tests if test.is_drifted]
     named = Counter(
@@ -167,9 +167,9 @@ class NullDistribution:
         scales: [F, FIGURES] by which a judged window's figures are divided before they stand beside these.
         floors: [FIGURES] the smallest deviations that are believed.
         effective_n: how many windows they stand for.
-        widening: each of them beyond the judged one counts so many times.
+        widening: the weight in the p-value of each window beyond the judged one.
         block_length: mean length of a drawn stretch in seconds; 0 if nothing is drawn.
-        persistence: so many of those windows are worth one independent one; slowest_column: the column that says so.
+        persistence: the windows that are worth one independent one; slowest_column: the column that says so.
         held_out: how many of the reference's later windows are called drifted by the earlier ones.
         starts: [M] the first step of each window if windows overlap, else empty; length: steps of each window.
     """

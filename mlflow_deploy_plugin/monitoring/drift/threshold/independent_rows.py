@@ -50,14 +50,14 @@ from mlflow_deploy_plugin.runtime import Array
 MAX_DRAWS = 2_000
 _DRAWS = 400
 _RANKS = 20
-"""So many samples lie beyond the threshold, as long as there are no more than `MAX_DRAWS`."""
+"""The samples that are to lie beyond the threshold; `MAX_DRAWS` limits them."""
 _MAX_ROWS = 5_000
 _MAX_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
 """Each pair of windows shares one with two other pairs; the correlation of their chi-squares is 1/4."""
 _ROW_FLOOR = 1e-6
-"""Rows are a fair sample, so that every deviation is believed."""
+"""The smallest believed deviation: drawn rows are a fair sample, so that every deviation counts."""
 
 
 @dataclass(frozen=True)

@@ -248,8 +248,8 @@ class Null(ABC):
 
     @abstractmethod
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Return the alarms among the reference's own windows where rows that are not theirs judge them. So many
-        windows (`persistence`) are worth one independent one."""
+        """Return the alarms among the reference's own windows, each judged by rows that are not its own; `persistence`
+        windows are worth one independent one."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         """Return how many windows are worth one independent one, and the column that says so."""

@@ -60,7 +60,7 @@ from mlflow_deploy_plugin.runtime import Array
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400
 _WIDENING = 1.5
-"""Drawn windows beyond the judged one count so many times."""
+"""The weight in the p-value of each drawn window beyond the judged one."""
 _STRETCHES_A_WINDOW = 2
 _TIMES_A_STRETCH = 3
 _MAX_CELLS = 40_000_000

@@ -137,7 +137,7 @@ def _read(loaded: LoadedVersion) -> Example | None:
             return Example(values, len(rows), True) if values and rows else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
-        return None  # it was good enough to warm the model up, or the model would not be here
+        return None  # it fits the model, whose warm-up used it, but cannot be shown
     if not arrays:
         return None
     if not schema.has_rows:

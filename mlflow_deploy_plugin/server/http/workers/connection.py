@@ -47,17 +47,17 @@ from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
-"""Bytes beyond the request that is being answered; with more, reading is paused."""
+"""The bytes behind the current request that are buffered; with more, reading is paused."""
 _LARGE_BYTES = 64 * 1024
 _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
-"""A client that is still sending when its connection ends is read for so long."""
+"""The seconds and bytes for which a client that is still sending is read before its connection is closed."""
 _UNDERWAY_SECONDS = 1.0
-"""After a response, or after connecting, the next request may be on its way for so long."""
+"""The seconds after a response or a connect in which the next request may still be on its way."""
 _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
 """The longest head that a connection keeps, since the next request has the same."""
 _STALE_SECONDS = 0.5
-"""The age that `WorkerApp.now` may have on a busy loop. The client may have sent something that much later."""
+"""The age of `WorkerApp.now` on a busy loop: a client may have sent something that much later."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -71,7 +71,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._client = ""
         self._caller = ""
-        self._known_head: RequestHead | None = None  # of the last request that was answered at once, and its bytes
+        self._known_head: RequestHead | None = None  # the last head that was answered at once; its bytes below
         self._known_bytes = b""
         self._buffer = b""
         self._head: RequestHead | None = None
@@ -79,7 +79,7 @@ class HttpConnection(asyncio.Protocol):
         self._exchange: StreamedExchange | None = None
         self._deadline = math.inf
         self._unsent_bytes = 0
-        self._buffered_bytes = 0  # of the body, as counted in `WorkerApp.buffered_bytes`
+        self._buffered_bytes = 0  # the body's part of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
         self._is_fresh = True  # the client has not sent anything yet
         self._is_idle = True  # no part of a request has come, and no response is on its way

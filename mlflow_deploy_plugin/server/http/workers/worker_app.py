@@ -16,10 +16,10 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 
 INLINE_SECONDS = 0.001
-"""A request that is expected to take less is answered on the event loop, another one in a thread."""
+"""The limit for the event loop: a request that is expected to take longer is answered in a thread."""
 _SWITCH_SECONDS = 0.0005
-"""A thread that computes a large request gives the interpreter to the loop after so long; by Python's default of 5 ms
-the small ones waited that long behind it. The threaded worker keeps the default: it would only switch more often."""
+"""The time after which a thread with a large request hands the interpreter to the loop. With Python's default, small
+requests waited 5 ms. The threaded worker keeps the default: a shorter time would only make it switch more often."""
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8
