@@ -4,6 +4,8 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,25 @@ def test_every_folder_and_module_of_the_glossary_is_there() -> None:
     roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]
     assert named
     assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+
+
+@pytest.mark.parametrize("document", blocks("toml", (DOCS / "extend.md").read_text()))
+def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_it_registers(
+    document: str, tmp_path: Path
+) -> None:
+    page = (DOCS / "extend.md").read_text()
+    for name, code in re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)```", page, flags=re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(code)
+    (tmp_path / "pyproject.toml").write_text(document)
+
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    built = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    for group in tomllib.loads(document)["project"]["entry-points"].values():
+        for entry in group.values():
+            assert f"{entry.partition(':')[0]}.py" in zipfile.ZipFile(wheel).namelist()
 
 
 def _anchors(page: Path) -> set[str]:

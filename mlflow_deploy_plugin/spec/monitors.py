@@ -295,7 +295,7 @@ class MonitorSpec(SpecPart):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "MonitorSpec":
-        if self.kind in ("performance", "shadow", "service_level") and not self.require:
+        if not self.require and self.kind in MONITOR_METRICS and self.kind not in KINDS_WITH_REFERENCE:
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
         if self.require and self.kind not in MONITOR_METRICS:
             why = "its reference says what is normal" if self.kind in KINDS_WITH_REFERENCE else "it has no metrics"
