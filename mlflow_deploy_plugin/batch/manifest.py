@@ -154,24 +154,22 @@ class BatchOutput:
         manifest = orjson.loads(orjson.dumps(manifest))
         try:
             files = self._files()
-            known = None
+            known: dict[str, Any] = {}  # of the batch that was begun here
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
-                    known = orjson.loads(file.read())
-                if not isinstance(known, dict):
-                    raise ValueError
-            written = {part["output"] for part in known["parts"].values()} if known is not None else set()
+                    known = {**orjson.loads(file.read())}
+            written = {part["output"] for part in known["parts"].values()} if MANIFEST in files else set()
             # with nothing written, nothing is mixed; only a folder is locked against another batch that has just begun
-            if known is not None and (restart or (self._location.is_local and not written & files)):
+            if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
-                files, known = self._files(), None
+                files, known = self._files(), {}
             # a name with a dot: the lock, and what a killed writer has left behind
-            if known is None and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
+            if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
                     f"--output {self.uri} holds {min(strange)}, which no batch has written: name another folder"
                 )
-            if known is not None and (changed := _difference(known, manifest, files)):
+            if known and (changed := _difference(known, manifest, files)):
                 raise AlreadyExists(
                     f"--output {self.uri} was begun with {changed}; name another folder, or say --restart to delete "
                     "what is there and begin anew"
@@ -179,9 +177,9 @@ class BatchOutput:
             wanted = {part["output"] for part in manifest["parts"].values()}
             gone = {SUCCESS} & files if wanted - files else set()
             self._remove(gone | {name for name in files if _target_of_unfinished(name) in wanted})
-            if known is None or known["parts"] != manifest["parts"]:
+            if not known or known["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
-                write_file(self._location, MANIFEST, content, is_new=known is None)
+                write_file(self._location, MANIFEST, content, is_new=not known)
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has begun to write to it just now; name another folder, or give "

@@ -311,7 +311,9 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
-        for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches() if self._waiting else ():
+        if not self._waiting:
+            return
+        for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches():
             self._write(batch)
         self._waiting.clear()
         self._waiting_rows = self._waiting_bytes = 0

@@ -130,16 +130,15 @@ class OnnxTable:
             if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
                 table = table.set_column(place, field.name, table.column(place).dictionary_encode())
         tables = [table.slice(row, 1) for row in range(table.num_rows)] if self.no_batch_dimension_reason else [table]
-        return pa.concat_tables([outputs for table in tables for outputs in self._runs(table)])
-
-    def _runs(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yield the outputs of the rows, of some with each run of the graph."""
-        feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
-        for start in range(0, table.num_rows, _RUN_ROWS):
-            run = {name: array[start : start + _RUN_ROWS] for name, array in feeds.items()}
-            outputs = self._model.run(run, self._model.artifact.prediction)
-            predicted = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
-            yield _one_a_row(predicted, min(_RUN_ROWS, table.num_rows - start))
+        predicted = []
+        for table in tables:
+            feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
+            for start in range(0, table.num_rows, _RUN_ROWS):
+                run = {name: array[start : start + _RUN_ROWS] for name, array in feeds.items()}
+                outputs = self._model.run(run, self._model.artifact.prediction)
+                found = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
+                predicted.append(_one_a_row(found, min(_RUN_ROWS, table.num_rows - start)))
+        return pa.concat_tables(predicted)
 
     def no_rows(self) -> pa.Table:
         return _declared(self._model.artifact)

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.cli.options import align_columns, option, output_optio
 from mlflow_deploy_plugin.errors import ConversionError, ParityError
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.optimization import GraphProfile, NodeTime, Optimization
+    from mlflow_deploy_plugin.optimization import GraphProfile, Optimization
 
 _SHOWN_NODES = 10
 
@@ -154,23 +154,15 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
     yield f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs a run (nodes: with the profiler, which adds some)"
     for entries, head in ((done.operators, "operator"), (done.nodes[:_SHOWN_NODES], "node")):
         yield ""
-        yield from align_columns(
-            [(head, "share", "µs", "calls", "provider", "input types"), *map(_node_cells, entries)]
-        )
+        rows = [(head, "share", "µs", "calls", "provider", "input types")]
+        for entry in entries:
+            provider, types = entry.provider.removesuffix("ExecutionProvider"), ", ".join(entry.types)
+            rows.append(
+                (entry.name[:48], f"{entry.share:.1%}", f"{entry.us:,.1f}", f"{entry.calls:g}", provider, types)
+            )
+        yield from align_columns(rows)
     if len(done.nodes) > _SHOWN_NODES:
         yield f"and {len(done.nodes) - _SHOWN_NODES} more nodes"
     yield ""
     yield "what to change:" if done.advice else "what to change: nothing stands out"
     yield from (f"- {line}" for line in done.advice)
-
-
-def _node_cells(entry: "NodeTime") -> tuple[str, ...]:
-    provider = entry.provider.removesuffix("ExecutionProvider")
-    return (
-        entry.name[:48],
-        f"{entry.share:.1%}",
-        f"{entry.us:,.1f}",
-        f"{entry.calls:g}",
-        provider,
-        ", ".join(entry.types),
-    )

@@ -1,8 +1,7 @@
 """`onnxserve serve`: a server in the foreground."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,10 @@ def serve(
     first = apply_config(first, changes)
     require_device(first.server.device, first.server.device_ids)
     configure_logging(settings, "serve")
-    with _claimed_folder(first, state_dir) as folder:
+    port = first.server.port
+    own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
+    named = None if state_dir is None else state_dir.expanduser().absolute()
+    with claim_free_state_dir(own_folder) if named is None else claim_state_dir(named) as folder:
         _write_specs(folder, [first, *others])
         is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # which the agent reads itself
         watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None
@@ -154,20 +156,3 @@ def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
     text = "---\n".join(dump_spec(spec) for spec in [first, *alone])
     if not (folder / SPEC).exists() or read_spec_file(folder / SPEC) != text:
         write_atomically(folder / SPEC, text.encode())
-
-
-@contextmanager
-def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path]:
-    """Hold the state folder for this process: the named one, or the first free one of the endpoint's name.
-
-    Raises AlreadyExists if a server runs in the named folder.
-    """
-    if state_dir is not None:
-        folder = state_dir.expanduser().absolute()
-        with claim_state_dir(folder):
-            yield folder
-        return
-    port = spec.server.port
-    base = load_settings().home_path / "serve" / (spec.name if port is None else f"{spec.name}-{port}")
-    with claim_free_state_dir(base) as folder:
-        yield folder

@@ -107,8 +107,9 @@ class WorkRunner:
         with self._lock:
             self._waiting.clear()
             threads = [*self._threads]
-        for thread in threads if wait else ():
-            thread.join()
+        if wait:
+            for thread in threads:
+                thread.join()
 
     def _run(self) -> None:
         while True:

@@ -328,7 +328,9 @@ def _entry_points(folder: Path) -> dict[str, dict[str, Any]]:
         raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {text}") from None
     entries = document.get("entry_points") if isinstance(document, dict) else None
     found: dict[str, dict[str, Any]] = {}
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
+    if not isinstance(entries, dict):
+        return found
+    for name, entry in entries.items():
         parameters = entry.get("parameters") if isinstance(entry, dict) else None
         found[str(name)] = (
             {str(key): value for key, value in parameters.items()} if isinstance(parameters, dict) else {}

@@ -79,8 +79,10 @@ class VersionCounters:
         """Return the quantile in seconds, linear within its bucket, as Prometheus' histogram_quantile; None without
         answers."""
         total = self.timed.get(math.inf, 0)
+        if not total:
+            return None
         low, below = 0.0, 0.0
-        for bound, count in sorted(self.timed.items()) if total else ():
+        for bound, count in sorted(self.timed.items()):
             if count >= quantile * total:
                 return low if math.isinf(bound) else low + (bound - low) * (quantile * total - below) / (count - below)
             low, below = bound, count

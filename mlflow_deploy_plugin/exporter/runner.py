@@ -74,8 +74,8 @@ class Model:
         """Return every output of the graph by its name; rows as in `predict`."""
         names = [output.name for output in self._session.get_outputs()]
         arrays = self._session.run(names, self._feeds(rows))
-        return {
-            name: _listed(values) if isinstance(values, list) else values
+        return {  # a sequence, as one mapping a row, becomes an array of objects
+            name: np.fromiter(values, object) if isinstance(values, list) else values
             for name, values in zip(names, arrays, strict=True)
         }
 
@@ -159,13 +159,6 @@ def _dtype(name: str) -> Any:
 
 def _quoted(entries: list[dict[str, Any]]) -> str:
     return ", ".join(repr(entry["name"]) for entry in entries)
-
-
-def _listed(values: list[Any]) -> np.ndarray[Any, Any]:
-    """Return a sequence of the graph, as one mapping a row, as an array of objects."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 def _parsed(text: str | None, kind: str) -> Any:

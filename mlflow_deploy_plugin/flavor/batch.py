@@ -273,7 +273,9 @@ def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
         what = "tensors" if inputs.is_tensor_spec() else "columns"
         shown = "one tensor without a name" if list(batch) == [""] else f"the tensors {sorted(batch)}"
         raise InvalidConfig(f"signature: it has the {what} {names}, and the example {shown}")
-    for spec in inputs.inputs if inputs.is_tensor_spec() else ():
+    if not inputs.is_tensor_spec():
+        return
+    for spec in inputs.inputs:
         array = batch[spec.name] if spec.name else next(iter(batch.values()))
         sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
         if len(spec.shape) != array.ndim or any(size not in (-1, have) for size, have in sizes):

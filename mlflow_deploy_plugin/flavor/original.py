@@ -131,7 +131,9 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
 
 def _version_differences(requirements: Path) -> Iterator[str]:
     """Yield the packages of a requirements.txt whose installed version is another, as `torch 2.1.0 (2.13.0 is …)`."""
-    for line in requirements.read_text().splitlines() if requirements.is_file() else ():
+    if not requirements.is_file():
+        return
+    for line in requirements.read_text().splitlines():
         try:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:

@@ -169,14 +169,15 @@ def _convert(
         signature = ModelSignature(signature.inputs)  # MLflow infers the outputs from `predict` all the same
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
-    is_made_up = rows is None and signature is not None and signature.inputs is not None and not is_onnx(model)
-    if is_made_up and signature is not None:
+    if is_made_up := rows is None and not is_onnx(model):
+        if signature is None or signature.inputs is None:
+            raise InvalidConfig(
+                f"{shown} has neither an input example nor a signature; --data FILE (data=) brings rows"
+            )
         rows = made_up_rows(signature, model)
         notes.append(
             "it has no input example: it is proven on rows made up from its signature; --data brings real ones"
         )
-    elif rows is None and not is_onnx(model):
-        raise InvalidConfig(f"{shown} has neither an input example nor a signature; --data FILE (data=) brings rows")
     names = getattr(model, "feature_names_in_", None)
     rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
     try:

@@ -252,6 +252,8 @@ def _delete(location: LogLocation, file: LogFile) -> bool:
 
 def _delete_empty(location: LogLocation, folders: Sequence[str]) -> None:
     """Delete the folders that are empty; a bucket has none."""
-    for folder in folders if location.is_local else ():
+    if not location.is_local:
+        return
+    for folder in folders:
         with suppress(OSError):  # it has other hours
             Path(folder).rmdir()

@@ -41,8 +41,10 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         inputs: of the graph, or the blocks of what was sent.
         tensors: input → the tensor of the signature that feeds it; empty for a signature of columns.
     """
-    checks = []
-    for entry in inputs if refusals.missing or refusals.infinite or refusals.categories else ():
+    checks: list[ValueCheck] = []
+    if not (refusals.missing or refusals.infinite or refusals.categories):
+        return checks
+    for entry in inputs:
         columns = list(enumerate(entry.columns)) or [(-1, tensors[entry.name])]
         kind = numpy_dtype(entry.dtype).kind
         whole, finite = (
@@ -85,7 +87,9 @@ def _refuse(check: ValueCheck, array: Array) -> None:
         (check.whole, np.isnan, "null or NaN; the model takes no missing value"),
         (check.finite, np.isinf, "infinite; the model takes finite numbers"),
     ):
-        for position, column in columns if columns and is_refused(array).any() else ():
+        if not columns or not is_refused(array).any():
+            continue
+        for position, column in columns:
             values = array if position < 0 else _column(array, position)
             if len(found := np.argwhere(is_refused(values))):
                 called = f"column {column!r}" if position >= 0 else tensor_label(column)

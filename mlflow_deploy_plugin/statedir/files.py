@@ -246,8 +246,8 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def claim_state_dir(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder for one server; the kernel releases it however the process ends.
+def claim_state_dir(state_dir: Path) -> Iterator[Path]:
+    """Hold the state folder for one server, and yield it; the kernel releases it however the process ends.
 
     Raises:
         AlreadyExists: a server runs in it.
@@ -263,7 +263,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
-        yield
+        yield state_dir
     except OSError as error:
         raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
     finally:

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,14 +202,9 @@ class RowStream:
             if block:  # only lines with a value of what is sought are parsed, and those that may escape its name
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
                 lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
-            for line in lines:
-                try:
-                    record = orjson.loads(line)
-                except ValueError:
-                    continue  # a bad row, as it turns out when it is its turn
-                for name, value in record.items() if isinstance(record, dict) else ():
-                    if not block or name in sought:
-                        columns.setdefault(name, []).append(value)
+            for name, value in _json_values(lines):
+                if not block or name in sought:
+                    columns.setdefault(name, []).append(value)
             sought = {name for name in sought if all(value is None for value in columns.get(name, ()))}
             if not sought:
                 break
@@ -242,8 +237,7 @@ class RowStream:
         options = pyarrow.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
         first = 0
         for lines in self._json_lines():
-            numbers, bad = range(first, first + len(lines)), []
-            kept: Sequence[int] = numbers
+            numbers = range(first, first + len(lines))
             first = numbers.stop
             try:
                 content = b"\n".join(lines)
@@ -255,22 +249,27 @@ class RowStream:
                 is_read = table.num_rows == len(lines)
             except (pa.ArrowException, KeyError, ValueError):
                 is_read = False
-            if not is_read:  # one by one, which also takes 20.0 for a whole number
-                parts, read = [wanted.empty_table()], []
-                for number, line in zip(numbers, lines, strict=True):
-                    try:
-                        record = orjson.loads(line)
-                        if not isinstance(record, dict):
-                            raise ValueError("it is not a JSON object")
-                        for field in wanted:
-                            if _is_changed(record.get(field.name), field.type):
-                                raise ValueError(f"column {field.name!r}: {record[field.name]!r} is no {field.type}")
-                        parts.append(pa.Table.from_pylist([record], wanted))
-                        read.append(number)
-                    except (pa.ArrowException, ValueError, TypeError) as error:
-                        bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
-                table, kept = pa.concat_tables(parts).combine_chunks(), read
-            yield RowBlock(table, kept, tuple(bad), self._file.tell())
+            if is_read:
+                yield RowBlock(table, numbers, (), self._file.tell())
+            else:
+                yield self._json_records_block(numbers, lines, wanted)
+
+    def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], wanted: pa.Schema) -> RowBlock:
+        """Return the rows of some lines, each of which is looked at by itself; 20.0 is a whole number here."""
+        parts, kept, bad = [wanted.empty_table()], [], []
+        for number, line in zip(numbers, lines, strict=True):
+            try:
+                record = orjson.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("it is not a JSON object")
+                for field in wanted:
+                    if _is_changed(record.get(field.name), field.type):
+                        raise ValueError(f"column {field.name!r}: {record[field.name]!r} is no {field.type}")
+                parts.append(pa.Table.from_pylist([record], wanted))
+                kept.append(number)
+            except (pa.ArrowException, ValueError, TypeError) as error:
+                bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
+        return RowBlock(pa.concat_tables(parts).combine_chunks(), kept, tuple(bad), self._file.tell())
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
@@ -301,6 +300,17 @@ class RowStream:
             numbers = range(first, first + len(batch))
             first = numbers.stop
             yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
+
+
+def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of the JSON objects among the lines. Other lines are rejected when they are read."""
+    for line in lines:
+        try:
+            record = orjson.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield from record.items()
 
 
 def read_table(path: Path, empty_is_null: bool = False) -> pa.Table:

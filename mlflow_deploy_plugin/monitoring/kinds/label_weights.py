@@ -26,13 +26,7 @@ from scipy.stats import chi2_contingency
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.monitoring.kinds.metrics import (
-    EPSILON,
-    ClassPredictions,
-    Metrics,
-    classification_metrics,
-    regression_metrics,
-)
+from mlflow_deploy_plugin.monitoring.kinds.metrics import EPSILON, Metrics, classification_metrics, regression_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
@@ -253,30 +247,32 @@ def weighted_metrics(
     if not unknown.any():
         return found
     both = chosen | unknown  # between the two ends that labels of the unknown rows could bring the metrics to
-    ends: dict[str, MetricInterval | Refused] = {}
+    ends = dict(found)
     for name, one in found.items():
-        if isinstance(one, Refused):
-            ends[name] = one
-            continue
-        low, high = _RANGES.get(name, (0.0, 1.0))
-        worst_and_best = None if predictions.classified is None else _worst_and_best(predictions.classified, name)
-        if predictions.classified is not None and worst_and_best is not None:
-            answers, drawn = predictions.classified.take(both), weighted.of(both)
-            truths = [np.where(unknown, labels, predictions.truth)[both] for labels in worst_and_best]
-            measured = [classification_metrics(truth, answers, [name], drawn)[name] for truth in truths]
-            bounds = [end for end in measured if isinstance(end, MetricInterval)]
-            low, high = min(end.low for end in bounds), max(end.high for end in bounds)
-        ends[name] = replace(one, low=low, high=high, method="worst case")
+        if isinstance(one, MetricInterval):
+            low, high = _possible_range(name, predictions, weighted, both, unknown)
+            ends[name] = replace(one, low=low, high=high, method="worst case")
     return ends
 
 
-def _worst_and_best(answers: ClassPredictions, name: str) -> tuple[Array, Array] | None:
-    """Return labels [N] that make the metric as bad, and as good, as it can be; None if no such labels are known."""
+def _possible_range(
+    name: str, predictions: Predictions, weighted: Sampling, rows: Array, unknown: Array
+) -> tuple[float, float]:
+    """Return the range of a metric of `rows` over all labels that the `unknown` ones of them may have."""
+    answers, truth = predictions.classified, predictions.truth
+    if answers is None:
+        return _RANGES.get(name, (0.0, 1.0))
     if name in _BY_PROBABILITY and answers.probabilities is not None:
         given = answers.probabilities[:, : len(answers.classes) - answers.unknown]
-        return given.argmin(axis=1), given.argmax(axis=1)
-    if name in _BY_CALL and answers.is_binary:
-        return 1 - answers.predicted, answers.predicted
-    if name == "accuracy":
-        return answers.predicted + 1, answers.predicted  # any other class
-    return None
+        worst, best = given.argmin(axis=1), given.argmax(axis=1)
+    elif name in _BY_CALL and answers.is_binary:
+        worst, best = 1 - answers.predicted, answers.predicted
+    elif name == "accuracy":
+        worst, best = answers.predicted + 1, answers.predicted  # any other class
+    else:
+        return _RANGES.get(name, (0.0, 1.0))
+    chosen, drawn = answers.take(rows), weighted.of(rows)
+    truths = [np.where(unknown, labels, truth)[rows] for labels in (worst, best)]
+    measured = [classification_metrics(one, chosen, [name], drawn)[name] for one in truths]
+    bounds = [end for end in measured if isinstance(end, MetricInterval)]
+    return min(end.low for end in bounds), max(end.high for end in bounds)

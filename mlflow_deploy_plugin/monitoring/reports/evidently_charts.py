@@ -13,7 +13,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -179,13 +179,8 @@ def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.Da
             if _has_histogram(left) and _has_histogram(right):
                 sides[0][column.name], sides[1][column.name] = left, right
                 continue
-        # no more than the reference's most frequent values; the missing ones are a value
         text.add(column.name)
-        texts = [[_text(value) for value in values.tolist()] for values in (left, right)]
-        frequent = {value for value, _ in Counter(texts[0]).most_common(_CATEGORIES)} | {_MISSING}
-        for side, values in zip(sides, texts, strict=True):
-            kept = [value if value in frequent else _OTHER for value in values]
-            side[column.name] = np.array(kept, dtype=object)
+        sides[0][column.name], sides[1][column.name] = _categories(left, right)
     return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
 
 
@@ -199,10 +194,18 @@ def _has_histogram(values: Array) -> bool:
     return largest < _LARGEST and width > 100 * float(np.spacing(largest))
 
 
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return _MISSING
-    return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
+def _categories(reference: Array, window: Array) -> Iterator[Array]:
+    """Yield both sides as texts: the reference's most frequent values, one for all others, one for what is missing."""
+
+    def text(value: Any) -> str:
+        if value is None or value != value:  # NaN
+            return _MISSING
+        return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
+
+    sides = [list(map(text, values.tolist())) for values in (reference, window)]
+    frequent = {value for value, _ in Counter(sides[0]).most_common(_CATEGORIES)} | {_MISSING}
+    for side in sides:
+        yield np.array([value if value in frequent else _OTHER for value in side], dtype=object)
 
 
 @cache

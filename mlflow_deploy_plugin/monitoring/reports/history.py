@@ -93,7 +93,10 @@ def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> boo
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
-        return _was_violated(result, found, window)
+        if state := state_in(window.figures, criterion_metrics(found, window.figures).state):
+            return None if state in UNDECIDED else state in ALARMS
+        # data quality has findings of the columns that break a requirement, and of no others
+        return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
     scores = {
         check: window.figures[name]
         for check in get_args(Check)
@@ -104,14 +107,6 @@ def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> boo
     if window.state == "not judged" or "threshold" not in window.figures:
         return None
     return any(score > window.figures["threshold"] for check, score in scores.items() if check not in EXACT)
-
-
-def _was_violated(result: MonitorResult, found: Finding, window: PastWindow) -> bool | None:
-    state = state_in(window.figures, criterion_metrics(found, window.figures).state)
-    if state:
-        return None if state in UNDECIDED else state in ALARMS
-    # data quality has findings of the columns that break a requirement, and of no others
-    return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
 
 
 def to_metrics(result: MonitorResult) -> dict[str, float]:

@@ -46,16 +46,15 @@ _MAX_BODY_BYTES = 64 * 1024
 
 
 class PlanTable:
-    """The plans of one worker, by path. There are none if a tracer, a log or a cache of requests sees every request."""
+    """The plans of one worker, by path. There are none if every request has a tracer, a log, a cache or a deadline."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        spec = server.spec
-        self._is_possible = not (
-            server.tracer or server.logs_requests or spec.response_cache_bytes or spec.default_timeout_microseconds
-        )
         self._plans: dict[str, Plan] = {}
-        server.repository.add_listener(self._compose)
+        spec = server.spec
+        sees_requests = server.tracer or server.logs_requests or spec.response_cache_bytes
+        if not (sees_requests or spec.default_timeout_microseconds):
+            server.repository.add_listener(self._compose)
 
     def answer(self, request: RawRequest) -> RawResponse | None:
         """Answer a request by the plan of its path; None if the general way has to."""
@@ -64,7 +63,7 @@ class PlanTable:
 
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
-        for endpoint, served in table.items() if self._is_possible else ():
+        for endpoint, served in table.items():
             variant = served.answering[0] if len(served.answering) == 1 else None
             if variant is None or variant.has_others or variant.capture.fraction not in (0.0, 1.0):
                 continue  # a request needs a choice, or a random number

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Array, Artifact, as_table, row_count
+from mlflow_deploy_plugin.runtime import Array, Artifact, Output, as_table, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 
@@ -83,16 +83,12 @@ def _pairs(
     answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Iterator[tuple[Array, Array]]:
     """Yield corresponding arrays, [N, k] each: those of the same name, else of the same position among their role."""
-    candidates = [output for output in answering.outputs if output.name in outputs and output.role != "label"]
-    others = [output for output in shadow.outputs if output.name in shadow_outputs and output.role != "label"]
-    for output in candidates:
-        found = [one for one in others if one.name == output.name]
-        of_role, others_of_role = ([one for one in side if one.role == output.role] for side in (candidates, others))
-        if not found and len(of_role) == len(others_of_role):
-            found = others_of_role[of_role.index(output) :]
-        if not found:  # it cannot be told which corresponds
+    ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
+    by_name = {other.name: other for other in others.values()}
+    for place, output in ours.items():
+        other = by_name.get(output.name) or others.get(place)
+        if other is None:  # it cannot be told which corresponds
             continue
-        other = found[0]
         left, right = outputs[output.name], shadow_outputs[other.name]
         if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
             if sorted(map(str, answering.classes)) != sorted(map(str, shadow.classes)):
@@ -100,6 +96,15 @@ def _pairs(
             right = right[:, [shadow.classes.index(name) for name in answering.classes]]
         if left.shape[:1] == right.shape[:1] != () and left.size == right.size:
             yield as_table(left), as_table(right)
+
+
+def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:
+    """Return the outputs that are no labels by their role, their position in it and the number of outputs in it."""
+    roles: dict[str, list[Output]] = {}
+    for output in artifact.outputs:
+        if output.name in outputs and output.role != "label":
+            roles.setdefault(output.role, []).append(output)
+    return {(role, place, len(of)): output for role, of in roles.items() for place, output in enumerate(of)}
 
 
 def _are_floats(left: Array, right: Array) -> bool:

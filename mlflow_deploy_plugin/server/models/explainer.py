@@ -213,11 +213,12 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
         for entry in artifact.inputs:
             array = feeds[entry.name]
             if array.ndim == 1:
-                features.append(ExplainedFeature(entry.name, ((entry.name, 0),)))
-                continue
-            for position in range(array.shape[1]):  # those of the only tensor are numbered, as unnamed columns are
-                name = str(position) if len(artifact.inputs) == 1 else f"{entry.name}[{position}]"
-                features.append(ExplainedFeature(name, ((entry.name, position),)))
+                names = [entry.name]
+            elif len(artifact.inputs) == 1:  # numbered, as unnamed columns are
+                names = [str(place) for place in range(array.shape[1])]
+            else:
+                names = [f"{entry.name}[{place}]" for place in range(array.shape[1])]
+            features += [ExplainedFeature(name, ((entry.name, place),)) for place, name in enumerate(names)]
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
     return features

@@ -285,12 +285,10 @@ def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
         shaped = {}
         for tensor in schema.tensors:
             array, inner = arrays[tensor.name], tensor.shape[1:]
-            if array.shape[1:] != inner and len(array):  # if its values do not fit, the schema refuses it
-                values = array.size // len(array)
-                if -1 in inner:
-                    array = array.reshape(len(array), values) if len(inner) == 1 else array
-                elif values == prod(inner):
-                    array = array.reshape(len(array), *inner)
+            values = array.size // max(len(array), 1)
+            inner = (values,) if inner == (-1,) else inner
+            if len(array) and -1 not in inner and prod(inner) == values:  # else the schema refuses it
+                array = array.reshape(len(array), *inner)
             shaped[tensor.name] = array
         return schema.from_columns(shaped)
     if len(schema.tensors) == 1 and len(schema.tensors[0].shape) == 2 and arrays:

@@ -15,7 +15,6 @@ Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -113,7 +112,7 @@ def invocations_as(response_media: str, limit: int) -> Protocol:
         content_type = headers.get("content-type")
         media = media_name(content_type)
         if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
-            return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body))
+            return DecodedRequest({}, encode_opaque, body=OpaqueBody(content_type, body))
         if is_mlflow := media in (JSON, CSV):
             feeds = mlflow.decode(content_type, body, predictor.schema)
         else:
@@ -121,24 +120,23 @@ def invocations_as(response_media: str, limit: int) -> Protocol:
         of_table = False
         if not predictor.artifact.has_signature:
             of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
-        return DecodedRequest(feeds, partial(_encode_as, response_media, of_table))
+
+        def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+            prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
+            if response_media == JSON:
+                return EncodedResponse(mlflow.encode(prediction))
+            if response_media in arrow.MEDIA_TYPES:
+                return EncodedResponse(arrow.encode(response_media, prediction), response_media)
+            if response_media in jsonlines.MEDIA_TYPES:
+                return EncodedResponse(jsonlines.encode(prediction), response_media)
+            return EncodedResponse(npy.encode(prediction), response_media)
+
+        return DecodedRequest(feeds, encode)
+
+    def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(response.body)
 
     return Protocol("invocations", decode_request)
-
-
-def _encode_as(media: str, of_table: bool, variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
-    if media == JSON:
-        return EncodedResponse(mlflow.encode(prediction))
-    if media in arrow.MEDIA_TYPES:
-        return EncodedResponse(arrow.encode(media, prediction), media)
-    if media in jsonlines.MEDIA_TYPES:
-        return EncodedResponse(jsonlines.encode(prediction), media)
-    return EncodedResponse(npy.encode(prediction), media)
-
-
-def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    return EncodedResponse(response.body)
 
 
 def _predict_protocol(

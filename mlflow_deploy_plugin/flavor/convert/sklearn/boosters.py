@@ -309,7 +309,9 @@ _ESTIMATORS = {
 def register() -> None:
     """Tell skl2onnx about the estimators of the libraries in use: a fitted booster has imported its own."""
     for library, names in _ESTIMATORS.items():
-        for name in names if library in sys.modules else ():
+        if library not in sys.modules:
+            continue
+        for name in names:
             classifies = name.endswith("Classifier")
             shapes = classifier_shapes if classifies else _regressor_shapes
             register_converter(getattr(sys.modules[library], name), shapes, _convert, classifies)

@@ -122,8 +122,8 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
 
 def _served(state_dir: Path, model: str, version: str) -> Path | None:
     """Return the folder in which the server of the state folder has, or had, the version."""
-    wanted = read_state(state_dir / WANTED, Wanted)
-    for endpoint in wanted.endpoints.values() if wanted else ():
+    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
+    for endpoint in wanted.endpoints.values():
         for variant in endpoint.variants.values():
             if (variant.model, variant.version) == (model, version) and variant.folder.is_dir():
                 return variant.folder

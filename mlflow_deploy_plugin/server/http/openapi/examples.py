@@ -111,9 +111,11 @@ def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
 
 def csv_example(example: Example) -> str:
     """Return the first rows as CSV with a header; empty for tensors."""
+    if not example.values:
+        return ""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for line in (example.values, *(record.values() for record in example.records())) if example.values else ():
+    for line in (example.values, *(record.values() for record in example.records())):
         writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in line)
     return text.getvalue()
 
@@ -138,16 +140,14 @@ def _read(loaded: LoadedVersion) -> Example | None:
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
         return None  # it fits the model, whose warm-up used it, but cannot be shown
-    if not arrays:
+    rows = 1
+    if schema.has_rows:
+        per_row = sum(array[:1].size for array in arrays.values())
+        rows = min(MAX_ROWS, MAX_VALUES // max(per_row, 1), *map(len, arrays.values()))
+        arrays = {name: array[:rows] for name, array in arrays.items()}
+    if not arrays or not rows or sum(array.size for array in arrays.values()) > MAX_VALUES:
         return None
-    if not schema.has_rows:
-        is_small = sum(array.size for array in arrays.values()) <= MAX_VALUES
-        values = {name: _plain_lists(array.tolist()) for name, array in arrays.items()} if is_small else {}
-        return Example(values, 1, True) if values else None
-    per_row = sum(array[:1].size for array in arrays.values())
-    rows = min(MAX_ROWS, MAX_VALUES // max(per_row, 1), *(len(array) for array in arrays.values()))
-    values = {name: _plain_lists(array[:rows].tolist()) for name, array in arrays.items()}
-    return Example(values, rows, True) if rows else None
+    return Example({name: _plain_lists(array.tolist()) for name, array in arrays.items()}, rows, True)
 
 
 def _plain_lists(value: Any) -> Any:

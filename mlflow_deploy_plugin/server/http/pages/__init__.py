@@ -53,7 +53,7 @@ HEADERS = {
 
 def asset(name: str, *_asked: object) -> RawResponse:
     """Return one of the files that the pages load."""
-    return RawResponse(200, _read_asset(name), _ASSETS[name], dict(HEADERS))
+    return RawResponse(200, (_HERE / "static" / name).read_bytes(), _ASSETS[name], dict(HEADERS))
 
 
 def openapi(
@@ -212,11 +212,6 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-
-
-@cache
-def _read_asset(name: str) -> bytes:
-    return (_HERE / "static" / name).read_bytes()
 
 
 Kind = Literal["number", "boolean", "string", "tensor"]
