@@ -1,4 +1,5 @@
-"""The tables of the store for SQLAlchemy. Alembic's `migrations/versions` make them; a test holds both equal.
+"""The tables of the store for SQLAlchemy: a new store gets them from here, an older one by Alembic's
+`migrations/versions`; a test holds both equal.
 
 Every name starts with `onnxserve_`: MLflow's own database has a table `endpoints` and an `alembic_version`, and both
 may live in one database.
@@ -100,11 +101,11 @@ class AuditRow(Base):
     actor: Mapped[str] = mapped_column(String(255))
     action: Mapped[str] = mapped_column(String(63))
     endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    model: Mapped[str] = mapped_column(String(512), index=True)
-    version: Mapped[str] = mapped_column(String(255))
-    before: Mapped[str] = mapped_column(Text)
-    after: Mapped[str] = mapped_column(Text)
-    why: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(String(512), index=True, server_default="")
+    version: Mapped[str] = mapped_column(String(255), server_default="")
+    before: Mapped[str] = mapped_column(Text, server_default="")
+    after: Mapped[str] = mapped_column(Text, server_default="")
+    why: Mapped[str] = mapped_column(Text, server_default="")
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
@@ -240,7 +241,7 @@ class ApiKeyRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    limits: Mapped[list[str]] = mapped_column(JSON)
+    limits: Mapped[list[str]] = mapped_column(JSON, server_default="[]")
 
 
 class RetrainingRow(Base):

@@ -43,14 +43,28 @@ def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
 both = pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 
 
+def columns(connection: Connection) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
+    """Return type, nullability and default of each column of the store."""
+    found = inspect(connection)
+    return {
+        (table, column["name"]): (str(column["type"]), column["nullable"], column["default"])
+        for table in Base.metadata.tables
+        for column in found.get_columns(table)
+    }
+
+
 @both
-def test_the_migrations_make_exactly_the_tables_of_the_models(
+def test_a_new_store_and_the_migrations_have_exactly_the_tables_of_the_models(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     url = url_of(request, tmp_path, kind)
     open_store(url).close()
 
-    with create_engine(url).connect() as connection:
+    with create_engine(url).begin() as connection:
+        made = columns(connection)
+        downgrade(migration_config(connection), "base")
+        upgrade(migration_config(connection), "head")
+        assert columns(connection) == made
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
 
@@ -199,15 +213,14 @@ def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the
     store.close()
 
 
-def test_a_store_that_is_up_to_date_is_told_without_alembic(tmp_path: Path) -> None:
+def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    open_store(url).close()
+    code = "import sys; from mlflow_deploy_plugin.store import open_store; "
+    code += "open_store(sys.argv[1]).close(); open_store(sys.argv[1]); assert 'alembic' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
+
     with create_engine(url).connect() as connection:
         assert ScriptDirectory.from_config(migration_config(connection)).get_current_head() == SCHEMA
-
-    code = "import sys; from mlflow_deploy_plugin.store import open_store; open_store(sys.argv[1]); "
-    code += "assert 'alembic' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
 
 
 def test_opening_again_changes_nothing(tmp_path: Path) -> None:
