@@ -28,7 +28,7 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
 
     def ask() -> None:
         session = requests.Session()
-        while not stop.is_set():
+        while not stop.wait(0.005):
             answer = session.post(f"{url}/invocations", json={"inputs": [[1.0]]}, timeout=30)
             value = answer.json()["predictions"]["y"][0][0] if answer.ok else float("nan")
             seen.append((time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value))

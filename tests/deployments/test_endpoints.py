@@ -132,7 +132,7 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
 
     def ask() -> None:
         with requests.Session() as session:
-            while not moved.is_set():
+            while not moved.wait(0.002):
                 codes[session.post(f"{before['url']}/invocations", json={"inputs": ROWS}, timeout=60).status_code] += 1
 
     asking = threading.Thread(target=ask)
@@ -257,12 +257,12 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
 
 
-def test_a_monitor_changes_nothing_of_the_server(client: BaseDeploymentClient, models: Any) -> None:
-    client.create_deployment("e", models.once)
+def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
     lines: list[str] = []
     with open_deployments(lines.append) as deployments:
-        deployments.update_endpoint("e", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"})
-        assert list(deployments.store.endpoint("e").spec.monitors) == ["daily"]  # type: ignore[union-attr]
+        deployments.update_endpoint("sum", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"})
+        assert list(deployments.store.require_endpoint("sum").spec.monitors) == ["daily"]
+        deployments.remove_monitor("sum", "daily", "")
     assert lines == []
 
 

@@ -5,7 +5,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
+from tests.support.deployments import empty_home, working_in
 from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
@@ -46,6 +47,25 @@ def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
     return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lifecycle")
+
+
+@pytest.fixture(scope="module")
+def opened(home: Path) -> Iterator[BaseDeploymentClient]:
+    with empty_home(home) as client:
+        yield client
+
+
+@pytest.fixture
+def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
+    """A client whose deployment `d` serves the model `once`, whatever an earlier test has done to it."""
+    change = opened.update_deployment if opened.list_deployments() else opened.create_deployment
+    change("d", models.once)
+    return opened
+
+
 def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
     client: BaseDeploymentClient, models: Any
 ) -> None:
@@ -65,15 +85,11 @@ def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
             listener.close()
 
 
-def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
-    client: BaseDeploymentClient, models: Any
-) -> None:
-    client.create_deployment("d", models.once)
-
+def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(deployed: BaseDeploymentClient) -> None:
     with pytest.raises(MlflowException, match=r"capture\.mask"):
-        client.update_deployment("d", config={"capture.mask": "no_such_column"})
+        deployed.update_deployment("d", config={"capture.mask": "no_such_column"})
 
-    assert answers(client) == ONCE
+    assert answers(deployed) == ONCE
     assert "no_such_column" not in open_store(load_settings().store_url).require_endpoint("d").spec.capture.mask
 
 
@@ -108,89 +124,67 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
         requests.get(f"{created['url']}/ping", timeout=5)
 
 
-def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
-    client: BaseDeploymentClient, models: Any, free_port: int, taken_port: int
-) -> None:
-    created = client.create_deployment("d", models.once)
-
-    with pytest.raises(MlflowException, match=f"port {taken_port} on 127.0.0.1 is in use"):
-        client.update_deployment("d", config={"server.port": taken_port})
-    assert client.get_deployment("d")["pid"] == created["pid"]
-
-    moved = client.update_deployment("d", config={"server.port": free_port, "server.workers": 2})
-    assert moved["pid"] != created["pid"]
-    assert moved["url"] == f"http://127.0.0.1:{free_port}"
-    assert len(moved["workers"]) == 2
-    assert answers(client) == ONCE
-
-
-def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(client: BaseDeploymentClient, models: Any) -> None:
-    created = client.create_deployment("d", models.once)
-    assert created["restarts"] == 0
-    (worker,) = created["workers"]
+def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed: BaseDeploymentClient) -> None:
+    before = deployed.get_deployment("d")
+    worker = next(iter(before["workers"]))
     psutil.Process(psutil.Process(worker).ppid()).kill()
-    wait_until(lambda: client.get_deployment("d")["restarts"] == 1, what="the restart")
-    assert answers(client) == ONCE
-    wait_until(lambda: client.get_deployment("d")["state"] == "running", what="its state")
-    told = client.get_deployment("d")
-    assert (told["pid"], told["restarts"]) == (created["pid"], 1)
+    restarts = before["restarts"] + 1
+    wait_until(lambda: deployed.get_deployment("d")["restarts"] == restarts, what="the restart")
+    assert answers(deployed) == ONCE
+    wait_until(lambda: deployed.get_deployment("d")["state"] == "running", what="its state")
+    told = deployed.get_deployment("d")
+    assert (told["pid"], told["restarts"]) == (before["pid"], restarts)
     assert worker not in told["workers"]
 
 
-def test_a_killed_server_is_told_and_comes_back_on_its_port(
-    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
-) -> None:
-    created = client.create_deployment("d", models.once)
-    os.kill(created["pid"], signal.SIGKILL)
-    psutil.wait_procs([p for p in processes() if p.pid == created["pid"]], timeout=10)
+def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploymentClient, home: Path) -> None:
+    before = deployed.get_deployment("d")
+    os.kill(before["pid"], signal.SIGKILL)
+    psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=10)
 
-    dead = client.get_deployment("d")
+    dead = deployed.get_deployment("d")
     assert dead["state"] == "failed"
     assert "`onnxserve start d` brings it back" in dead["reason"]
     assert (dead["url"], dead["pid"], dead["workers"]) == ("", "", {})
     with pytest.raises(MlflowException, match="`onnxserve start d` brings it back") as caught:
-        answers(client)
+        answers(deployed)
     assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
 
-    assert start("d")[-1].startswith(f"d: ready at {created['url']}")
-    assert answers(client) == ONCE
+    assert start("d")[-1].startswith(f"d: ready at {before['url']}")
+    assert answers(deployed) == ONCE
     assert start("d") != []  # running already: fine
-    assert client.get_deployment("d")["url"] == created["url"]
+    told = deployed.get_deployment("d")
+    assert (told["url"], told["restarts"]) == (before["url"], 0)
 
 
-def test_a_stopped_deployment_is_kept_and_update_brings_it_back(
-    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
+def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
+    deployed: BaseDeploymentClient, models: Any, home: Path
 ) -> None:
-    created = client.create_deployment("d", models.once)
+    url = deployed.get_deployment("d")["url"]
 
     stop("d")
     stop("d")
-    stopped = client.get_deployment("d")
+    stopped = deployed.get_deployment("d")
     assert (stopped["state"], stopped["reason"]) == ("stopped", "`onnxserve start d` starts it")
-    assert processes() == []
+    assert working_in(home) == []
 
+    with pytest.raises(MlflowException, match=f"port {url.rpartition(':')[2]} belongs to the deployment 'd'"):
+        deployed.create_deployment("other", models.once, config={"server.port": url.rpartition(":")[2]})
+    with pytest.raises(MlflowException, match="a deployment 'd' exists already"):
+        deployed.create_deployment("d", models.once)
     with pytest.raises(MlflowException, match="ONNX Runtime cannot load"):
-        client.update_deployment("d", models.broken)
-    assert client.get_deployment("d")["state"] == "stopped"
-    assert processes() == []
+        deployed.update_deployment("d", models.broken)
+    assert deployed.get_deployment("d")["state"] == "stopped"
+    assert working_in(home) == []
 
-    updated = client.update_deployment("d", models.twice)
-    assert (updated["state"], updated["url"]) == ("running", created["url"])
-    assert answers(client) == TWICE
-
-
-def test_a_number_used_again_is_not_taken_for_the_server(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path
-) -> None:
-    created = client.create_deployment("d", models.once)
-    stop("d")
-    server = tmp_path / "home" / "deployments" / "d" / "server.json"
+    server = home / "home" / "deployments" / "d" / "server.json"
     server.write_text(f'{{"pid": {os.getpid()}, "host": "127.0.0.1", "port": 1, "started_at": 1}}')
+    assert deployed.get_deployment("d")["state"] == "stopped"
+    stop("d")  # its number is used again, and this process is not ended
 
-    assert client.get_deployment("d")["state"] == "stopped"
-    client.delete_deployment("d")  # and this process is not ended
-
-    assert created["pid"] != os.getpid()
+    updated = deployed.update_deployment("d", models.twice)
+    assert (updated["state"], updated["url"]) == ("running", url)
+    assert answers(deployed) == TWICE
 
 
 def test_variants_share_a_server_and_get_traffic_by_their_weight(
@@ -278,19 +272,12 @@ def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
     assert processes() == []
 
 
-def test_a_port_of_another_program_or_of_a_stopped_deployment_is_refused(
+def test_a_port_of_another_program_is_refused(
     client: BaseDeploymentClient, models: Any, taken_port: int, tmp_path: Path
 ) -> None:
     with pytest.raises(MlflowException, match=f"port {taken_port} on 127.0.0.1 is in use"):
         client.create_deployment("d", models.once, config={"server.port": taken_port})
     assert left_behind(tmp_path, client) == []
-
-    port = client.create_deployment("d", models.once)["url"].rpartition(":")[2]
-    stop("d")
-    with pytest.raises(MlflowException, match=f"port {port} belongs to the deployment 'd'"):
-        client.create_deployment("other", models.once, config={"server.port": port})
-    with pytest.raises(MlflowException, match="a deployment 'd' exists already"):
-        client.create_deployment("d", models.once)
 
 
 def test_a_home_that_cannot_be_written_is_said_in_one_line(
@@ -315,15 +302,15 @@ def test_a_time_limit_ends_the_wait_and_cleans_up(
     assert left_behind(tmp_path, client) == []
 
 
-def test_no_request_fails_while_the_model_is_changed(client: BaseDeploymentClient, models: Any) -> None:
-    url = client.create_deployment("d", models.once)["url"]
+def test_no_request_fails_while_the_model_is_changed(deployed: BaseDeploymentClient, models: Any) -> None:
+    url = deployed.get_deployment("d")["url"]
     body = {"inputs": ROWS}
     seen: list[Any] = []
     changed = threading.Event()
 
     def ask() -> None:
         with requests.Session() as session:
-            while not changed.is_set():
+            while not changed.wait(0.002):
                 answer = session.post(f"{url}/invocations", json=body, timeout=10)
                 seen.append(answer.json().get("predictions", answer.text))
 
@@ -332,7 +319,7 @@ def test_no_request_fails_while_the_model_is_changed(client: BaseDeploymentClien
         thread.start()
     try:
         for model in (models.twice, models.once, models.twice):
-            client.update_deployment("d", model)
+            deployed.update_deployment("d", model)
     finally:
         changed.set()
         for thread in threads:
@@ -340,4 +327,20 @@ def test_no_request_fails_while_the_model_is_changed(client: BaseDeploymentClien
 
     assert len(seen) > 20
     assert [answer for answer in seen if answer not in (ONCE, TWICE)] == []
-    assert answers(client) == TWICE
+    assert answers(deployed) == TWICE
+
+
+def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
+    deployed: BaseDeploymentClient, free_port: int, taken_port: int
+) -> None:
+    before = deployed.get_deployment("d")
+
+    with pytest.raises(MlflowException, match=f"port {taken_port} on 127.0.0.1 is in use"):
+        deployed.update_deployment("d", config={"server.port": taken_port})
+    assert deployed.get_deployment("d")["pid"] == before["pid"]
+
+    moved = deployed.update_deployment("d", config={"server.port": free_port, "server.workers": 2})
+    assert moved["pid"] != before["pid"]
+    assert moved["url"] == f"http://127.0.0.1:{free_port}"
+    assert len(moved["workers"]) == 2
+    assert answers(deployed) == ONCE

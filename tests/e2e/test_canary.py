@@ -143,7 +143,7 @@ def load(canary: Canary) -> Iterator[Counter[str]]:
 
     def work() -> None:
         try:
-            while not stop.is_set():
+            while not stop.wait(0.002):
                 name = canary.variant("weighted")
                 with lock:
                     answered[name] += 1

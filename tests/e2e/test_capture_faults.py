@@ -55,7 +55,7 @@ class Load:
 
     def ask(self, seed: int) -> None:
         number = seed
-        while not self.stopping.is_set():
+        while not self.stopping.wait(0.005):
             number += 1000
             try:
                 answer = requests.post(
@@ -66,7 +66,6 @@ class Load:
                 )
             except requests.RequestException:
                 self.broken += 1
-                time.sleep(0.01)
                 continue
             if answer.status_code == 200:
                 self.answered.append(answer.headers["X-Prediction-Id"])

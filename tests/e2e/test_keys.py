@@ -10,16 +10,25 @@ from mlflow.deployments import BaseDeploymentClient
 from tritonclient.grpc import InferenceServerClient
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.deployments import open_deployments
 from tests.support.deployments import empty_home, save_models
 from tests.support.waiting import free_port, wait_until
 
 ROW = {"inputs": [[1.0, 2.0]]}
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
-    with empty_home(tmp_path) as opened:
-        yield opened
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
+    """A client with the deployment `sum`, which asks for keys, may be unloaded, and speaks gRPC."""
+    config = {"server.api_keys": "true", "server.model_control_mode": "explicit", "server.grpc_port": str(free_port())}
+    with empty_home(home) as client:
+        client.create_deployment("sum", save_models(home / "models").once, config=config)
+        yield client
 
 
 def status(url: str, key: str = "") -> int:
@@ -27,32 +36,27 @@ def status(url: str, key: str = "") -> int:
     return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=10).status_code
 
 
-def test_a_key_holds_from_its_creation_to_its_revocation(client: BaseDeploymentClient, tmp_path: Path) -> None:
-    model = save_models(tmp_path / "models").once
-    client.create_deployment("sum", model, config={"server.api_keys": "true"})
-    url = client.get_deployment("sum")["url"]
+def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymentClient, home: Path) -> None:
+    url = deployed.get_deployment("sum")["url"]
     assert status(url) == 401
     made = CliRunner().invoke(main, ["keys", "create", "shop", "--endpoint", "sum"])
     key = made.stdout.strip()
     wait_until(lambda: status(url, key) == 200, 20, "an answer to the key")
-    assert client.predict("sum", [[1, 2]])["predictions"] == [{"y": 3.0}]  # by the key in the server's folder
+    assert deployed.predict("sum", [[1, 2]])["predictions"] == [{"y": 3.0}]  # by the key in the server's folder
     shown = CliRunner().invoke(main, ["list"]).output
     assert "sum" in shown
     CliRunner().invoke(main, ["keys", "revoke", "shop"])
     wait_until(lambda: status(url, key) == 401, 20, "the refusal of the key")
-    log = next(tmp_path.rglob("server.log")).read_text()
+    log = next(home.rglob("server.log")).read_text()
     assert key not in log
     assert "Traceback" not in log
 
 
-def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
-    client: BaseDeploymentClient, tmp_path: Path
-) -> None:
-    model = save_models(tmp_path / "models").once
+def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: BaseDeploymentClient) -> None:
     ops = CliRunner().invoke(main, ["keys", "create", "ops", "--scope", "admin", "--limit", "1/day"]).stdout.strip()
-    grpc_port = free_port()
-    config = {"server.api_keys": "true", "server.model_control_mode": "explicit", "server.grpc_port": str(grpc_port)}
-    url = client.create_deployment("sum", model, config=config)["url"]
+    with open_deployments(print) as deployments:
+        server = deployments.get_endpoint("sum").endpoint.spec.server
+    url = f"http://127.0.0.1:{server.port}"
 
     def ask(path: str) -> int:
         return requests.post(
@@ -60,7 +64,7 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
         ).status_code
 
     wait_until(lambda: ask("sum/unload") == 200, 20, "the key is known, and the endpoint unloaded")
-    with InferenceServerClient(f"127.0.0.1:{grpc_port}") as over_grpc:
+    with InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as over_grpc:
         over_grpc.load_model("sum", headers={"authorization": f"Bearer {ops}"})  # limits are about predictions
     assert ask("nowhere/load") == 404
 

@@ -59,7 +59,7 @@ class Traffic(threading.Thread):
             value = response.json()["predictions"]["y"][0][0] if response.ok else float("nan")
             version = response.headers.get("X-Model-Version", "")
             self.answers.append(Answer(time.monotonic(), response.status_code, version, value))
-            self._ended.wait(0.005)
+            self._ended.wait(0.02)
 
     def stop(self) -> None:
         self._ended.set()
@@ -71,10 +71,10 @@ class Traffic(threading.Thread):
         return wait_until(lambda: self.answers, 30, "the first answer")[-1].version
 
     def wait_for(self, version: str) -> None:
-        """Until nothing but `version` has answered for a hundred requests."""
+        """Until nothing but `version` has answered for thirty requests."""
         answered = {version}
         wait_until(
-            lambda: len(self.answers) > 100 and {answer.version for answer in self.answers[-100:]} == answered,
+            lambda: len(self.answers) > 30 and {answer.version for answer in self.answers[-30:]} == answered,
             30,
             f"version {version} answers",
         )
@@ -223,6 +223,7 @@ def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Pla
         client.delete_registered_model_tag(MODEL, POLICY_TAG)
 
 
+@pytest.mark.long  # what the button does: tests/ui/test_actions.py
 def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
     client = get_deploy_client("onnxserve")
     client.create_deployment("challenger", f"models:/{MODEL}/3", endpoint=ENDPOINT)

@@ -10,11 +10,17 @@ import requests
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
-    """Return the first true value of `condition`; fail with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Return the first true value of `condition`; fail with `what` after `seconds`.
+
+    A look that takes long is followed by a longer pause: what is waited for needs the core itself.
+    """
+    begun = time.monotonic()
+    deadline = begun + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
-        time.sleep(0.02)
+        now = time.monotonic()
+        assert now < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(min(max(0.02, 2 * (now - begun)), 0.2))
+        begun = time.monotonic()
     return value
 
 
