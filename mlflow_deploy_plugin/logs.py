@@ -18,6 +18,8 @@ from mlflow_deploy_plugin.version import __version__
 ProgressCallback = Callable[[str], None]
 """Takes a line for each step of something long."""
 _ECS_VERSION = "8.11.0"
+_MANY = {"worker", "pyfunc", "explainer", "monitor"}
+"""Processes of which there may be several: their lines for people have the process id."""
 _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
@@ -25,11 +27,11 @@ def configure_logging(settings: Settings, process: str) -> None:
     """Send everything that this process logs, gunicorn's own lines included, to stderr.
 
     Args:
-        process: the role of the process in its lines: worker, agent, serve or controller.
+        process: the role of the process in its lines: worker, agent, serve, controller, or one of `_MANY`.
     """
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "text":
-        who = f"[{process} {os.getpid()}]" if process == "worker" else f"[{process}]"
+        who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
     else:
         import ecs_logging  # only needed for this format
@@ -42,6 +44,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     handler.addFilter(_RepeatFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told by who meets it, once, not at every try
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True

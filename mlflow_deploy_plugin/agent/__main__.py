@@ -75,7 +75,6 @@ def main() -> int:
     end_on_signals(stop)
     try:
         configure_logging(load_settings(), "agent")
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # we log an outage once, not at every poll
         # Two agents would overwrite each other's wanted state; one whose supervisor was killed may live for a moment.
         with ExitStack() as held:
             try:

@@ -6,15 +6,15 @@ that is refused says what is at fault, and exceptions of other people's code are
 """
 
 import logging
-import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 from typing import Literal
 
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
 from mlflow_deploy_plugin.server import FAILED_MESSAGE, SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     """Answer until the worker has gone, which ends the process. Return if nothing can be made ready.
 
     Args:
-        name: the prefix of the lines of the log.
+        name: the role of this process in its log.
         start: returns the message that reports readiness, and the function that answers; raises `CannotStart`.
     """
     connection = socket.socket(fileno=descriptor)
     connection.set_inheritable(False)
     die_with_parent()  # code that never lets go of the GIL dies by this
     requests = requests_of_parent(lambda: receive_message(connection))
-    logging.basicConfig(format=f"%(asctime)s [{name} {os.getpid()}] %(levelname)s %(message)s", stream=sys.stderr)
+    configure_logging(load_settings(), name)
     try:
         ready, answer = start()
     except CannotStart as error:

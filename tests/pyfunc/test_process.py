@@ -4,12 +4,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 import pytest
 
 from mlflow_deploy_plugin.processes import Child
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary
 from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
+from tests.support.ecs import read_line
 from tests.support.waiting import wait_until
 
 CHILD = """
@@ -40,10 +43,12 @@ def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def start(connections: tuple[socket.socket, socket.socket], how: str) -> Child:
+def start(
+    connections: tuple[socket.socket, socket.socket], how: str, log: int | IO[bytes] = subprocess.DEVNULL
+) -> Child:
     theirs = connections[1]
     command = [sys.executable, "-c", CHILD, how, str(theirs.fileno())]
-    child = Child(command, descriptors=[theirs.fileno()], stderr=subprocess.DEVNULL)
+    child = Child(command, descriptors=[theirs.fileno()], stderr=log)
     theirs.close()
     return child
 
@@ -68,6 +73,20 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     assert said == {"what": "model", "message": "the model cannot answer: KeyError: '…'"}
     ours.close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
+
+
+def test_its_log_is_in_the_form_of_the_server_s(
+    connections: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
+    with (tmp_path / "log").open("wb") as log:
+        child = start(connections, "works", log)
+    receive_message(connections[0])
+    ask(connections[0], "raise")
+    connections[0].close()
+    wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
+    (line,) = map(read_line, (tmp_path / "log").read_text().splitlines())
+    assert (line["service.node.role"], line["error.type"]) == ("test", "KeyError")
 
 
 def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socket, socket.socket]) -> None:

@@ -8,7 +8,6 @@ when the controller is gone, however that ended: a window is never logged by two
 
 import contextlib
 import hashlib
-import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,10 +30,11 @@ from mlflow_deploy_plugin.inference_log import (
     join_labels,
     open_log,
 )
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.monitoring import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
 
@@ -189,7 +189,7 @@ def _prepare() -> None:
     with contextlib.suppress(OSError):  # not on every system
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     warnings.simplefilter("ignore")  # libraries' advice to their callers
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(load_settings(), "monitor")
     from mlflow_deploy_plugin.registry import set_service_timeouts  # not in the process that starts this one
 
     set_service_timeouts()

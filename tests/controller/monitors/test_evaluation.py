@@ -1,5 +1,6 @@
 """What is asked before a window is judged."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.processes import Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
+from tests.support.ecs import read_line
 from tests.support.raising import raise_it
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
@@ -52,3 +54,15 @@ def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker:
 def test_what_passes_by_itself_is_told_from_what_does_not(worker: Worker) -> None:
     with pytest.raises(RegistryUnavailable, match=r"^MLflow does not answer$"):
         worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
+
+
+def test_its_lines_are_those_of_the_controller_and_an_outage_is_not_told_at_every_try(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
+    one = judging_worker()
+    one.call(logging.getLogger("urllib3.connectionpool").warning, "Retrying", seconds=SECONDS)
+    one.call(logging.warning, "memory is short", seconds=SECONDS)
+    one.end()
+    (line,) = map(read_line, capfd.readouterr().err.splitlines())
+    assert (line["service.node.role"], line["message"]) == ("monitor", "memory is short")
