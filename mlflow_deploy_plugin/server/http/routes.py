@@ -87,7 +87,7 @@ _load = views.v2_control(management.load_model)
 _unload = views.v2_control(management.unload_model)
 _ASSETS = {
     "page.css": operations.STYLESHEET,
-    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "docs.js"), operations.SCRIPT),
+    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "page.js"), operations.SCRIPT),
     "icon.svg": operations.ICON,
 }
 

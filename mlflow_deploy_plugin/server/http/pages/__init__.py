@@ -34,7 +34,7 @@ _HERE = Path(__file__).parent
 _HTML = "text/html; charset=utf-8"
 _ASSETS = {
     "page.css": "text/css; charset=utf-8",
-    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "docs.js"), "text/javascript; charset=utf-8"),
+    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "page.js"), "text/javascript; charset=utf-8"),
     "icon.svg": "image/svg+xml",
 }
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")

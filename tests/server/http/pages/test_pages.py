@@ -248,10 +248,24 @@ def test_whatever_a_model_of_python_answers_is_shown_as_text(page: Any, body: st
 def test_another_endpoint_is_chosen(page: Any) -> None:
     page.goto("/")
     page.get_by_label("Endpoint").select_option("digits")
+    page.get_by_role("button", name="Show").click()
     page.wait_for_url("**/endpoints/digits")
     page.get_by_role("link", name="Docs").click()
     page.get_by_label("Endpoint").select_option("flights")
+    page.get_by_role("button", name="Show").click()
     page.wait_for_url("**/endpoints/flights/docs")
+
+
+def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(page: Any) -> None:
+    page.goto("/endpoints/flights")
+    page.get_by_label("Endpoint").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    chosen = page.get_by_label("Endpoint").input_value()
+    assert (chosen, urlparse(page.url).path) == ("hostile", "/endpoints/flights")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/endpoints/hostile")
 
 
 def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any) -> None:
@@ -264,12 +278,15 @@ def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any
     assert page.get_by_text("Body: application/octet-stream").first.is_visible()
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/digits", "/endpoints/hostile", "/endpoints/hostile/docs"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", f"/endpoints/{'x' * 60}", "/endpoints/digits", "/endpoints/hostile", "/endpoints/hostile/docs"],
+)
 def test_nothing_is_wider_than_a_phone(page: Any, path: str) -> None:
     page.set_viewport_size(PHONE)
     page.goto(path)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    if "docs" not in path:
+    if page.get_by_role("button", name="Predict").count():
         page.get_by_role("button", name="Predict").click()
         page.locator("#told-headers").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -193,6 +193,3 @@ for (const field of page.fields.filter((entry) => entry.picture)) {
     showPicture(field, false);
   });
 }
-element("endpoint")?.addEventListener("change", (event) => {
-  location.href = "/endpoints/" + event.target.value;
-});

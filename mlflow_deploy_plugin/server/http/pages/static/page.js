@@ -1,4 +1,4 @@
-// Copies the code beside a button, and goes to the endpoint that is chosen.
+// On every page: copies the code beside a button, and goes to the endpoint that is chosen.
 "use strict";
 
 for (const button of document.querySelectorAll(".copy")) {
@@ -16,7 +16,9 @@ for (const button of document.querySelectorAll(".copy")) {
   });
 }
 
-const endpoint = document.getElementById("endpoint");
-endpoint?.addEventListener("change", () => {
-  location.href = "/endpoints/" + endpoint.value + endpoint.dataset.suffix;
+// By its button: where the arrow keys change a list that is closed, each step would be a page of its own.
+const pick = document.querySelector(".pick");
+pick?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  location.href = "/endpoints/" + pick.endpoint.value + pick.dataset.suffix;
 });
