@@ -29,6 +29,7 @@ MOST_WINDOWS = 60
 _MOST_PANELS = 6
 """Five columns are as many as an alert names."""
 _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
+_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # so that the state is not in the colour alone
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,20 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
     return list(drawn.values())[:_MOST_PANELS]
 
 
+def describe_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow]) -> str:
+    """Return what `draw_trend` shows in words: of each line the newest value, its bound, and how many are alarms."""
+    ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
+    said = []
+    for one in series:
+        values, bounds, colours = one.points(ordered)
+        known = sum(map(math.isfinite, values))
+        alarms = sum(colour == _ALARM for colour, value in zip(colours, values, strict=True) if math.isfinite(value))
+        said.append(
+            f"{one.title}: now {values[-1]:.4g}, bound {bounds[-1]:.4g}, an alarm in {alarms} of {known} windows"
+        )
+    return "; ".join(said)
+
+
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> bytes:
     """Return a PNG with one panel for each line; empty if no window has a value.
 
@@ -270,7 +285,9 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
         values, bounds, colours = one.points(ordered)
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
-        panel.scatter(times, values, color=colours, s=16, zorder=2)
+        for colour, marker in _MARKERS.items():
+            shown = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
+            panel.scatter(times, shown, color=colour, marker=marker, s=16, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()
         panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)

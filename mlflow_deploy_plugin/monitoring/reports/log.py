@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyRe
 from mlflow_deploy_plugin.monitoring.reports.history import (
     MOST_WINDOWS,
     PastWindow,
+    describe_trend,
     draw_trend,
     to_metrics,
     trend_lines,
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
 PAGE, PICTURE = "report.html", "trend.png"
 _PICTURE_HERE = "<!-- picture of the last windows -->"
 _MOST_FINDINGS, _MOST_FIGURES, _LONGEST_CELL = 300, 100, 300
-_EMPTY = "<!doctype html><html lang='en'><head><meta charset='utf-8'></head><body></body></html>"
+_EMPTY = (
+    "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+    "</head><body></body></html>"
+)
 _STYLE = """
 .onnxserve { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 64rem }
 .onnxserve h1 { font-size: 1.3rem; margin: 0 0 .25rem } .onnxserve p { margin: .25rem 0 .75rem }
@@ -115,7 +119,7 @@ def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
         for name, value in islice(result.figures.items(), _MOST_FIGURES)
     )
     parts = [
-        f"<style>{_STYLE}</style><div class='onnxserve'>",
+        f"<style>{_STYLE}</style><main class='onnxserve'>",
         f"<h1>{_text(title)}: <span class='{_class(result.state)}'>{result.state}</span></h1>",
         f"<p>{_text(summary(result))}</p>",
         f"<p class='note'>{_text(answered)}, {result.rows:,} rows{revision}</p>",
@@ -123,22 +127,29 @@ def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
         _findings(result.findings) if result.findings else "",
         *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
         f"<details><summary>Metrics</summary><table>{figures}</table></details>" if figures else "",
-        "</div>",
+        "</main>",
     ]
-    page = drawn.page or _EMPTY
+    page = (drawn.page or _EMPTY).replace("</head>", f"<title>{_text(title)}</title></head>", 1)
     end = page.find(">", page.find("<body")) + 1
     return page[:end] + "".join(parts) + page[end:]
 
 
-def embed_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
-    """Return the files with the picture of the last windows, also within the page, which can fetch nothing."""
+def embed_picture(files: Mapping[str, str | bytes], picture: bytes, words: str) -> Mapping[str, str | bytes]:
+    """Return the files with the picture of the last windows, also within the page, which can fetch nothing.
+
+    Args:
+        words: what the picture shows.
+    """
     page = files.get(PAGE)
     if not picture:
         return files
     if not isinstance(page, str):
         return {**files, PICTURE: picture}
     data = base64.b64encode(picture).decode()
-    shown = f"<img alt='the last windows of this monitor' src='data:image/png;base64,{data}'>"
+    shown = (
+        f"<img alt='{_text(words)}' src='data:image/png;base64,{data}'>"
+        "<p class='note'>A cross is an alarm, a diamond could not be told; the dashed line is the bound.</p>"
+    )
     return {**files, PAGE: page.replace(_PICTURE_HERE, shown, 1), PICTURE: picture}
 
 
@@ -211,8 +222,9 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
         this = PastWindow(result.window.start, result.state, figures)
-        picture = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
-        _log_files(client, run_id, embed_picture(files, picture))
+        lines, windows = trend_lines(result, figures), [*past, this]
+        picture = draw_trend(lines, windows, result.window.length)
+        _log_files(client, run_id, embed_picture(files, picture, describe_trend(lines, windows)))
 
     created = {CREATED_TAG: result.endpoint_created} if result.endpoint_created else {}
     end = result.window.end.isoformat()

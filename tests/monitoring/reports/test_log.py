@@ -90,7 +90,11 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     point = tracking.get_metric_history(run.run_id, "statistic")[0]
     assert point.timestamp == given.window.end_us // 1000
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
-    assert b"the last windows of this monitor" in artifact(run.run_id, "report.html")
+    page = artifact(run.run_id, "report.html").decode()
+    words = "largest score of a column: now 6.5, bound 3, an alarm in 1 of 1 windows; temperature: now 6.5"
+    assert f"<img alt='{words}" in page
+    assert "<title>whole, daily, 2013-07-01/2013-07-02</title></head>" in page
+    assert "name='viewport'" in page
     assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
 
 
