@@ -72,7 +72,11 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
 
     The result is None if they are unknown: a newer onnxserve has written the spec, or the trail has no spec.
     """
-    spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None)
+    try:
+        stored = store.endpoint(endpoint)
+    except InvalidConfig:
+        stored = None
+    spec = stored.spec if stored is not None else None
     if spec is None or not spec.variants:
         from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
 
