@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,
     all_versions,
+    event_history,
     gate_status_of,
     parse_model_uri,
     parse_stage_or_alias,
@@ -137,6 +138,7 @@ class EndpointCard:
         no_traffic: why a change of traffic would be refused now; empty if it would not.
         no_rollback: why a rollback would be refused now; empty if it would not.
         rollback_to: the version or model that a rollback brings back; empty if that is not known.
+        verdicts: the latest of its monitors; none where it stands alone, with a picture of all.
         pictures: None if the page's script gets them once they are in sight.
     """
 
@@ -184,7 +186,7 @@ def build_overview(
         raise no_endpoint(only)
     observed = deployments.list_endpoints(only or None)
     unreadable = [one for one in store.unreadable() if only in ("", one.name)]
-    events = store.events(only or None, limit=_EVENTS * 3)
+    events = event_history(store, only or None, None, _EVENTS * 3)
     rollouts = store.rollouts(only or None)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
@@ -194,7 +196,8 @@ def build_overview(
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
     cards = [
-        _endpoint_card(one, counted, pages, store, registry) for one, counted in zip(readable, metrics, strict=True)
+        _endpoint_card(one, counted, pages, store, registry, bool(only))
+        for one, counted in zip(readable, metrics, strict=True)
     ]
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
@@ -212,7 +215,7 @@ def build_overview(
 
 
 def _endpoint_card(
-    one: ObservedEndpoint, metrics: MetricsByServer, pages: MlflowPages, store: Store, registry: Any
+    one: ObservedEndpoint, metrics: MetricsByServer, pages: MlflowPages, store: Store, registry: Any, is_alone: bool
 ) -> EndpointCard:
     spec, observation = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
@@ -238,7 +241,7 @@ def _endpoint_card(
         reason=reason,
         url=observation.url,
         variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
-        verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)[:_VERDICTS]),
+        verdicts=() if is_alone else tuple(pages.verdicts(spec.name, one.endpoint.created_at)[:_VERDICTS]),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",

@@ -37,6 +37,33 @@ def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any)
     assert re.findall(r'data-label="What">(\w+)</td>\s*<td data-label="Of"> stepped', html) == ["promote"]
 
 
+def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:
+    mlflow_app.store.record("promote", model=endpoint.removeprefix("of-"), version="2", why="for this endpoint")
+    mlflow_app.store.record("promote", model="another", version="2", why="for another one")
+    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+    assert f"<title>{endpoint} – onnxserve in MLflow</title>" in html
+    assert "for this endpoint" in html
+    assert "for another one" not in html
+
+
+def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(mlflow_app: Any, endpoint: str) -> None:
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("beside-it", "models:/m/1"))
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    mlflow_app.store.remove_endpoint("beside-it")
+    summary = html[html.index('<ul class="summary"') : html.index("</ul>")]
+    assert '<span class="mark mark-failed">2 failed</span>' in summary
+    for name in ("beside-it", endpoint):
+        assert f'<a href="#endpoint-{name}">{name}</a>' in summary
+        assert f'<h2 id="endpoint-{name}">' in html
+    assert 'class="summary"' not in mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+
+
+def test_a_table_that_may_be_wider_than_the_page_is_scrolled_by_the_keyboard(mlflow_app: Any, endpoint: str) -> None:
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    for table, name in (("variants", f"Variants of {endpoint}"), ("events", "Audit trail")):
+        assert re.search(rf'tabindex="0" role="region" aria-label="{name}">\s*<table class="{table}">', html)
+
+
 def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("spoilt", "models:/m/1"))
     with mlflow_app.store.transaction() as session:

@@ -5,6 +5,14 @@
 const EVERY_MS = 5000, ACTION_MS = 1000, PATIENCE_MS = 15000, POINTS = 100;
 const SHARE = 0.05; // of the time MLflow may be busy with the page of one reader
 
+// Where a session has ended, MLflow asks for the password, and a proxy sends to its own page. An address that a bookmark
+// has with user and password is none that a browser fetches.
+async function get(path) {
+  const answer = await fetch(new URL(path, location.origin), { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "manual" });
+  if (answer.type === "opaqueredirect" || answer.status === 401) throw new Error("the session has ended: load the page again");
+  return answer;
+}
+
 class Live {
   constructor(place) {
     this.place = place;
@@ -17,7 +25,7 @@ class Live {
     if (!this.isInSight || document.hidden || this.isBusy || performance.now() < this.dueAt || reading === this.place) return;
     this.isBusy = true;
     try {
-      const answer = await fetch(this.place.dataset.live, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
+      const answer = await get(this.place.dataset.live);
       const text = await answer.text();
       if (!answer.ok) throw new Error(answer.headers.get("content-type")?.startsWith("text/plain") ? text : `MLflow answers ${answer.status}`);
       if (reading !== this.place) this.show(text); // a reader may have begun to read meanwhile
@@ -33,7 +41,9 @@ class Live {
   show(html) {
     this.shownAt = new Date().toLocaleTimeString();
     const focused = this.place.contains(document.activeElement) ? document.activeElement.id : "";
+    const scrolled = [...this.place.querySelectorAll(".row")].map((row) => row.scrollLeft);
     this.place.innerHTML = html; // of this server, which escapes what it puts in; the page's policy runs no script in it
+    this.place.querySelectorAll(".row").forEach((row, index) => { row.scrollLeft = scrolled[index] ?? 0; });
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
   }
 
@@ -57,7 +67,7 @@ class Page {
     this.isBusy = true;
     const begun = performance.now();
     try {
-      const answer = await fetch(location.href, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
+      const answer = await get(location.pathname + location.search);
       if (answer.ok || answer.status === 404) this.takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
     } catch {
       // the pictures say so

@@ -1,0 +1,85 @@
+"""The console in headless Chromium: what a person with a keyboard, a screen reader or a small screen meets."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import mlflow
+import pytest
+from werkzeug.serving import make_server
+
+from tests.support.console import PAGE
+
+CHROMIUM = shutil.which("chromium")
+playwright_api = pytest.importorskip("playwright.sync_api")
+pytestmark = [
+    pytest.mark.chromium,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+]
+expect = playwright_api.expect
+SOON = 7_000  # milliseconds until the page has looked again
+
+
+@pytest.fixture(scope="module")
+def url(mlflow_app: Any) -> Iterator[str]:
+    server = make_server("127.0.0.1", 0, mlflow_app.app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}{PAGE}"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    tab = browser.new_page()
+    tab.set_default_timeout(20_000)
+    tab.clock.install()
+    yield tab
+    tab.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"status": 302, "headers": {"Location": "http://login.example/"}}, {"status": 401}],
+    ids=["proxy", "mlflow"],
+)
+def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
+    page: Any, url: str, endpoint: str, answer: dict[str, Any]
+) -> None:
+    page.goto(f"{url}?endpoint={endpoint}")
+    page.route("**/pictures?*", lambda route: route.fulfill(**answer))
+    page.clock.run_for(SOON)
+    said = page.get_by_role("status").filter(has_text="the session has ended: load the page again")
+    expect(said).to_be_visible()
+    expect(page.locator("figure.chart")).to_have_count(4)
+
+
+def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(page: Any, url: str, endpoint: str) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment(f"onnxserve/{endpoint}")
+    times = {"window.start": "2026-11-19T00:00:00+00:00", "window.end": "2026-11-20T00:00:00+00:00"}
+    tags = {"monitor": "drift", "verdict": "drift", **times}
+    client.create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in tags.items()})
+    page.goto(f"{url}?endpoint={endpoint}")
+    page.get_by_role("link", name="report").focus()
+    page.locator("figure.chart").first.evaluate("figure => { figure.dataset.isOld = '' }")
+    page.clock.run_for(SOON)
+    expect(page.locator("figure[data-is-old]")).to_have_count(0)
+    expect(page.get_by_role("link", name="report")).to_be_focused()
+
+
+def test_an_address_with_user_and_password_is_kept_up_to_date(page: Any, url: str, endpoint: str) -> None:
+    page.goto(f"{url.replace('://', '://somebody:password@')}?endpoint={endpoint}")
+    with page.expect_response("**/pictures?*") as drawn:
+        page.clock.run_for(SOON)
+    assert drawn.value.ok
