@@ -54,7 +54,12 @@ class GrpcServer:
         self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # after that gunicorn kills
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
         threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_PUBLIC
-        options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
+        most = threads + _MAX_WAITING
+        options = {
+            **_OPTIONS,
+            "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
+            "grpc.max_concurrent_streams": most,  # else calls that one client resets at once cancel those of all others
+        }
         if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
             logger.warning(
                 "grpcio %s takes memory for messages of any size; from 1.84 on it does not", grpc.__version__
@@ -64,7 +69,7 @@ class GrpcServer:
             ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-grpc"),
             handlers=handlers(server, self._calls),
             options=list(options.items()),
-            maximum_concurrent_rpcs=threads + _MAX_WAITING,
+            maximum_concurrent_rpcs=most,
         )
         self._bind(spec)
         self._grpc.start()

