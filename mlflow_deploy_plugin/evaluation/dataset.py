@@ -172,10 +172,17 @@ def frame_rows(data: Any) -> NamedArrays:
 
 
 def _table_rows(table: pa.Table, shown: str) -> NamedArrays:
+    rows: NamedArrays = {}
     try:
-        return {name: _column_values(table.column(name)) for name in table.column_names}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+            is_list = is_list or pa.types.is_fixed_size_list(column.type)
+            rows[name] = np.array(column.to_pylist()) if is_list else np.asarray(column.to_numpy())
     except ValueError:  # numpy's: lists of several lengths
         raise InvalidConfig(f"{shown} has a column whose lists are not of one length") from None
+    return rows
 
 
 def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
@@ -198,14 +205,6 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
     except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: objects, which only pickle could read
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
-
-
-def _column_values(column: pa.ChunkedArray) -> Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        return np.array(column.to_pylist())
-    return np.asarray(column.to_numpy())
 
 
 def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.deployments import (
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.server import HISTORY_INTERVALS, Span
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Rollout
-from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, ago_axis, duration, line_chart, since_axis
+from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
@@ -134,27 +134,21 @@ def traffic_charts(
         for quantile, share in _QUANTILES.items():
             seconds = (one.quantile(share) if one else None for one in found)
             values = [None if one is None else 1000 * one for one in seconds]
-            is_thin, label = (True, "median") if quantile == "median" else (False, "")
-            latencies.append(Series(f"{name} {quantile}", values, colour, is_thin, label))
+            is_median = quantile == "median"
+            latencies.append(Series(f"{name} {quantile}", values, colour, is_median, "median" if is_median else ""))
         shares = [100 * one.errors / one.requests if one and one.requests else None for one in found]
         errors.append(Series(name, shares, colour))
-    rows = slots.rates(lambda one: 60 * one.rows.get(endpoint, 0.0))
-    labels = slots.rates(lambda one: 60 * one.labels)
+    rows = Series("rows answered", slots.rates(lambda one: 60 * one.rows.get(endpoint, 0.0)))
+    labels = Series("labels received", slots.rates(lambda one: 60 * one.labels), 1)
     axis, empty = ago_axis(end, length), f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
-    charts = (
-        line_chart(f"{endpoint}-requests", "Requests", "/s", axis, rates, empty=empty),
-        line_chart(f"{endpoint}-latency", "Latency", "ms", axis, latencies, empty=empty),
-        line_chart(f"{endpoint}-errors", "Errors", "%", axis, errors, empty=empty),
-        line_chart(
-            f"{endpoint}-rows",
-            "Rows and labels",
-            "/min",
-            axis,
-            [Series("rows answered", rows), Series("labels received", labels, 1)],
-            empty=empty,
-        ),
-    )
-    return charts, notice
+    drawn: list[tuple[str, str, Unit, list[Series]]] = [
+        ("requests", "Requests", "/s", rates),
+        ("latency", "Latency", "ms", latencies),
+        ("errors", "Errors", "%", errors),
+        ("rows", "Rows and labels", "/min", [rows, labels]),
+    ]
+    charts = (line_chart(f"{endpoint}-{id}", title, unit, axis, lines, empty=empty) for id, title, unit, lines in drawn)
+    return tuple(charts), notice
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:

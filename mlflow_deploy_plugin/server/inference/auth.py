@@ -158,13 +158,13 @@ class Authenticator:
         """Return the key in the header, or raise Unauthenticated."""
         key = _sent_key(authorization)
         entry = self._keys.get(hashlib.sha256(key).hexdigest())
-        if entry is None and self.issuer is not None and key.count(b".") == 2:
+        if entry is not None:
+            return entry
+        if self.issuer is not None and key.count(b".") == 2:
             return self._verify(key)
-        if entry is None and not self.takes_keys:
+        if not self.takes_keys:
             raise Unauthenticated(_NO_CERTIFICATE)
-        if entry is None:
-            raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
-        return entry
+        raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
 
     def _read_keys(self) -> None:
         """Read the files that have changed. If that of the keys cannot be read, they stay as they are."""

@@ -212,13 +212,11 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
         features = []
         for entry in artifact.inputs:
             array = feeds[entry.name]
-            if array.ndim == 1:
-                names = [entry.name]
-            elif len(artifact.inputs) == 1:  # numbered, as unnamed columns are
-                names = [str(place) for place in range(array.shape[1])]
-            else:
-                names = [f"{entry.name}[{place}]" for place in range(array.shape[1])]
-            features += [ExplainedFeature(name, ((entry.name, place),)) for place, name in enumerate(names)]
+            for place in range(1 if array.ndim == 1 else array.shape[1]):
+                # those of the only tensor are numbered, as unnamed columns are
+                numbered = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
+                name = entry.name if array.ndim == 1 else numbered
+                features.append(ExplainedFeature(name, ((entry.name, place),)))
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
     return features

@@ -181,20 +181,22 @@ def _paths(
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         is_named = _NAME in route.path
-        errors = {404} if is_named else set()
-        needed = {}
-        if route.need is not None and schemes:
-            errors |= {401, 403}
-            # all schemes together, with one of the scopes that the route takes
-            scopes = scopes_for(route.need) if _KEY in schemes else [""]
-            required = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
-            needed = {"security": required}
+        needed = _security(route.need, schemes)
+        errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
         for described in endpoints if is_named else [default]:
             if described is None or route.operation.applies_to(described.artifact):
                 path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
                 operation = _operation_object(route.operation, path, described, errors)
                 paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
+
+
+def _security(need: Need | None, schemes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a route requires: all schemes together, with one of the scopes that it takes; empty for nothing."""
+    if need is None or not schemes:
+        return {}
+    scopes = scopes_for(need) if _KEY in schemes else [""]
+    return {"security": [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]}
 
 
 def _components(endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,14 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(_HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
 _HTML = "text/html; charset=utf-8"
 _ASSETS = {
     "page.css": "text/css; charset=utf-8",
@@ -186,32 +194,16 @@ def _page(
     allowed = key.endpoints if key is not None else ()
     endpoints = [name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS]
     variants = list(server.repository.table[subject.endpoint].answering) if subject else []
-    html = (
-        _templates()
-        .get_template(template)
-        .render(
-            onnxserve_version=__version__,
-            subject=subject,
-            loaded=subject.variant.loaded if subject else None,
-            artifact=subject.artifact if subject else None,
-            variants=variants,
-            endpoints=endpoints,
-            **values,
-        )
+    html = _TEMPLATES.get_template(template).render(
+        onnxserve_version=__version__,
+        subject=subject,
+        loaded=subject.variant.loaded if subject else None,
+        artifact=subject.artifact if subject else None,
+        variants=variants,
+        endpoints=endpoints,
+        **values,
     )
     return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
 
 
 Kind = Literal["number", "boolean", "string", "tensor"]
@@ -262,31 +254,8 @@ class FormField:
 
 def form_fields(schema: Schema, example: Example) -> list[FormField]:
     """Return the fields of a form, in the signature's order, filled with the example's first row."""
-    if schema.columns:
-        return _column_fields(schema, example)
-    return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
-
-
-def image_input(tensor: Tensor) -> ImageInput | None:
-    """Return the image input of a tensor, or None if it is no batch of pictures."""
-    kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
-    if kind != "f" and tensor.dtype != "uint8":
-        return None
-    match tensor.shape:
-        case (-1 | 1, (1 | 3) as channels, height, width) if _are_sides(height, width):
-            return ImageInput("NCHW", channels, height, width, kind == "f")
-        case (-1 | 1, height, width, (1 | 3) as channels) if _are_sides(height, width):
-            return ImageInput("NHWC", channels, height, width, kind == "f")
-        case (-1 | 1, height, width) if _are_sides(height, width):
-            return ImageInput("NHW", 1, height, width, kind == "f")
-    return None
-
-
-def _are_sides(height: int, width: int) -> bool:
-    return _LEAST_SIDE <= height <= _MOST_SIDE and _LEAST_SIDE <= width <= _MOST_SIDE
-
-
-def _column_fields(schema: Schema, example: Example) -> list[FormField]:
+    if not schema.columns:
+        return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     row = example.record() if example.values else {}
     fields = []
@@ -307,6 +276,25 @@ def _column_fields(schema: Schema, example: Example) -> list[FormField]:
             )
         )
     return fields
+
+
+def image_input(tensor: Tensor) -> ImageInput | None:
+    """Return the image input of a tensor, or None if it is no batch of pictures."""
+    kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
+    if kind != "f" and tensor.dtype != "uint8":
+        return None
+    match tensor.shape:
+        case (-1 | 1, (1 | 3) as channels, height, width) if _are_sides(height, width):
+            return ImageInput("NCHW", channels, height, width, kind == "f")
+        case (-1 | 1, height, width, (1 | 3) as channels) if _are_sides(height, width):
+            return ImageInput("NHWC", channels, height, width, kind == "f")
+        case (-1 | 1, height, width) if _are_sides(height, width):
+            return ImageInput("NHW", 1, height, width, kind == "f")
+    return None
+
+
+def _are_sides(height: int, width: int) -> bool:
+    return _LEAST_SIDE <= height <= _MOST_SIDE and _LEAST_SIDE <= width <= _MOST_SIDE
 
 
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
