@@ -91,6 +91,20 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     return {UNNAMED_OUTPUT: _array(prediction)}
 
 
+def to_texts(prediction: Any, rows: int) -> dict[str, Array]:
+    """Return an answer that has no form as named arrays as JSON, a text for each of the rows.
+
+    Raises:
+        NotRepresentable: it has not so many entries.
+    """
+    answers = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
+    if isinstance(answers, str | Mapping) or not hasattr(answers, "__len__"):
+        answers = [answers]
+    if len(answers) != rows:
+        raise NotRepresentable(f"an answer to {rows} rows has {len(answers)} entries")
+    return {UNNAMED_OUTPUT: _texts(answers, _AS_TEXT[_NESTED])}
+
+
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """Return the arrays that the inference log keeps of the data that MLflow read from a body.
 
@@ -102,9 +116,9 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     try:
         if columns := artifact.columns or artifact.logged_columns:
             # MLflow makes a table of `inputs` and `instances` for a model of columns
-            is_row = (
-                all(np.ndim(value) == 0 for value in data.values()) if isinstance(data, Mapping) else np.isscalar(data)
-            )
+            is_row = np.isscalar(data)
+            if isinstance(data, Mapping):  # objects and arrays by column are one row to MLflow, as those of a chat are
+                is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
             if is_row:
                 data = [data]
             frame = pd.DataFrame(data)
@@ -149,12 +163,17 @@ def _iso(value: Any) -> str:
     return str(pd.Timestamp(value).isoformat())
 
 
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a value that orjson does not know, as numpy's arrays of texts."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
 _NESTED = "object, array or map"
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
     "binary": lambda value: base64.b64encode(value).decode(),
-    _NESTED: lambda value: orjson.dumps(value, default=str, option=_JSON_OPTIONS).decode(),
+    _NESTED: lambda value: orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode(),
 }
 
 
@@ -312,7 +331,10 @@ class Scorer:
         return RequestRefused("schema" if is_read else "request", clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return the arrays that the inference log keeps, and warn once if rows are not representable."""
+        """Return the arrays that the inference log keeps, and warn once if rows are not representable.
+
+        They are the `feeds`, and the `outputs`, or `texts` that stand for these.
+        """
         arrays: dict[str, Mapping[str, Array]] = {"feeds": {}}
         try:
             if self._artifact.undescribed and not self._artifact.logged_columns:
@@ -321,7 +343,10 @@ class Scorer:
         except NotRepresentable as error:
             self._warn_once(error)
         try:
-            arrays["outputs"] = to_outputs(recorder.prediction)
+            try:
+                arrays["outputs"] = to_outputs(recorder.prediction)
+            except NotRepresentable:
+                arrays["texts"] = to_texts(recorder.prediction, max(map(len, arrays["feeds"].values()), default=0))
         except NotRepresentable as error:
             self._warn_once(error)
         return arrays

@@ -40,6 +40,22 @@ def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) 
         "place": ['{"name":"Ö","height":2}', '{"name":"Ö","height":2}', '{"name":"x","height":3}'],
         "tags": ['["u","v"]', "[]", '["w"]'],
     }
+    assert values(kept["texts"]) == {
+        "prediction": [
+            '{"sum":3.5,"name":"Ö","tags":["u","v"]}',
+            '{"sum":3.5,"name":"Ö","tags":[]}',
+            '{"sum":0,"name":"x","tags":["w"]}',
+        ]
+    }
+
+
+def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(scorers: dict[str, Any]) -> None:
+    row = {"points": [1.5, 2.0, 3.0], "place": {"name": "x", "height": 2}, "tags": ["u", "v"]}
+
+    kept = scorers["nested"].invoke(JSON, json.dumps({"inputs": row}).encode()).arrays
+
+    assert values(kept["feeds"])["tags"] == ['["u","v"]']
+    assert values(kept["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
 
 
 def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

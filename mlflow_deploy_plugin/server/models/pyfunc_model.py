@@ -106,9 +106,9 @@ class PyfuncPredictor:
         """
         message = SideMessage("invocations", {"content_type": body.content_type}, body=body.content)
         answer = self._process.request(message, deadline)
-        feeds, outputs = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs"))
+        feeds, outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs", "texts"))
         self._learn_outputs(outputs)
-        return OpaqueResponse(answer.body, feeds, outputs)
+        return OpaqueResponse(answer.body, feeds, outputs or texts)
 
     def _learn_outputs(self, computed: Mapping[str, Array]) -> None:
         """Take the outputs of the first response for those of the model, if nothing else has declared them."""
