@@ -106,6 +106,25 @@ def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
     assert page.locator(".single .value").inner_text() == "no"
 
 
+def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_the_button(page: Any) -> None:
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route("**/predict/batch", hold)
+    page.goto("/endpoints/flights")
+    button = page.get_by_role("button", name="Predict")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("status").filter(has_text="Waiting for the answer").wait_for()
+    page.keyboard.press("Enter")
+    held[0].continue_()
+    page.locator(".single .value").wait_for()
+    playwright_api.expect(button).to_be_focused()
+    assert len(held) == 1
+
+
 def test_an_error_stands_in_the_servers_words_beside_the_field_that_it_names(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("far")

@@ -49,17 +49,21 @@ function asked() {
 }
 
 async function ask() {
+  const button = element("ask"); // never `disabled`: that takes the keyboard's place away
+  if (button.ariaDisabled) return;
   clear();
   const [body, contentType] = asked();
   const started = performance.now();
-  element("ask").disabled = true;
+  button.ariaDisabled = "true";
+  element("waiting").textContent = "Waiting for the answer …";
+  element("waiting").hidden = false;
   try {
     const response = await fetch(page.predictionPath, { method: "POST", headers: { "Content-Type": contentType }, body });
     answered(response, await response.text(), performance.now() - started);
   } catch (error) {
     refuse(`No answer: ${error.message}.`);
   } finally {
-    element("ask").disabled = false;
+    button.ariaDisabled = null;
   }
 }
 
