@@ -62,6 +62,8 @@ _VERSIONS = 6
 _VERDICTS = 4
 _DRAWN = 6
 """Endpoints whose pictures come with the page. The others' are drawn when a reader comes to them."""
+_MODELS = 30
+"""Models whose versions stand on the page of all endpoints. If there are more, they stand on those of the endpoints."""
 _METRICS_SECONDS = 1.5
 _ASKED_AT_ONCE = 8
 
@@ -158,10 +160,16 @@ class EndpointCard:
 
 @dataclass(frozen=True)
 class Overview:
-    """The page's content."""
+    """The page's content.
+
+    Attributes:
+        left_out: models whose versions are not shown; none of `models` is then.
+        hidden: endpoints that the caller may not see.
+    """
 
     endpoints: tuple[EndpointCard, ...] = ()
     models: tuple[ModelCard, ...] = ()
+    left_out: int = 0
     updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
     events: tuple[AuditEvent, ...] = ()
@@ -194,7 +202,10 @@ def build_overview(
         draw = partial(endpoint_pictures, deployments=deployments, pages=pages, span=span, only_traffic=not only)
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     has_account = bool(caller().user)
-    models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
+    specs = [one.endpoint.spec for one in readable]
+    named = {name for spec in specs for name in registered_model_names(spec)}
+    left_out = 0 if only or len(named) <= _MODELS else len(named)
+    models = model_cards(registry, [] if left_out else specs, pages.report, has_account)
     cards = [
         _endpoint_card(one, counted, pages, store, registry, bool(only))
         for one, counted in zip(readable, metrics, strict=True)
@@ -207,6 +218,7 @@ def build_overview(
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         models=tuple(models),
+        left_out=left_out,
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),

@@ -46,6 +46,19 @@ def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_
     assert "for another one" not in html
 
 
+def test_of_many_models_the_versions_stand_on_the_pages_of_their_endpoints(mlflow_app: Any) -> None:
+    names = [f"one-of-many-{number}" for number in range(31)]
+    for name in names:
+        mlflow_app.registry.create_registered_model(name)
+        mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, f"models:/{name}/1"))
+    html, alone = (mlflow_app.client.get(PAGE + query).text for query in ("", f"?endpoint={names[0]}"))
+    for name in names:
+        mlflow_app.store.remove_endpoint(name)
+    assert re.search(r"The versions of \d+ models stand on the pages of their endpoints", html)
+    assert 'data-part="model ' not in html
+    assert f'data-part="model {names[0]}"' in alone
+
+
 def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("beside-it", "models:/m/1"))
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
