@@ -99,8 +99,9 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
 
 
 def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_its_run(
-    mlflow_server: MlflowServer, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    mlflow_server: MlflowServer, model: Pipeline, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # of this module's own store
     mlflow.sklearn.save_model(model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS)
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         proxy.turn("Not Found", "/logged-models", 404)  # as MLflow 2 answers
