@@ -260,8 +260,11 @@ class _FormTrials:
         """
         best: OnnxForm | None = None
         failure: ModelError | None = None
-        model = self.model
-        makers = self.converter.forms(model, self.example, self.predict_fn, self.dynamic_axes)
+        model, example = self.model, self.example
+        inputs = self.signature.inputs if self.signature is not None else None
+        if example is None and is_onnx(model) and inputs is not None and inputs.has_input_names():
+            example = None if inputs.is_tensor_spec() else pd.DataFrame(columns=inputs.input_names())
+        makers = self.converter.forms(model, example, self.predict_fn, self.dynamic_axes)
         for position, make in enumerate(makers):
             try:
                 draft = folder / str(position)

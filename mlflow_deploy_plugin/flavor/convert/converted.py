@@ -86,7 +86,8 @@ def bind_graph(
 
     Args:
         proto: an `onnx.ModelProto`, its weights inline.
-        batch: the example; None for a graph that is served as it declares its inputs.
+        batch: the example, or a table of no rows with the signature's columns; None for a graph that is served as it
+            declares its inputs.
         original: as in `ConvertedModel`. With one, each input and output needs a free first dimension, its rows.
 
     Raises:
@@ -104,7 +105,8 @@ def bind_graph(
         columns = tuple(str(column) for column in batch.columns)
         is_matrix = len(inputs) == 1 and (len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns)))
         if not is_matrix and not set(names) <= set(columns):
-            raise InvalidConfig(f"input_example: its columns {list(columns)} are not the graph's inputs {names}")
+            argument = "input_example" if len(batch) else "signature"
+            raise InvalidConfig(f"{argument}: its columns {list(columns)} are not the graph's inputs {names}")
         inputs = [replace(one, columns=(one.name,) if one.name in columns else columns) for one in inputs]
     elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
         raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")

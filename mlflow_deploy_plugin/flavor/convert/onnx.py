@@ -14,6 +14,9 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
 
+_OLDEST_OPSET = 7
+"""The oldest that ONNX Runtime promises to read, and so one that goes with every IR version."""
+
 
 def read_batch(model: Any, data: Any) -> Batch:
     """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
@@ -40,7 +43,7 @@ def forms(
                 proto.CopyFrom(model)
         except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-        classes = _matrices_for_maps(proto.graph)
+        classes = _matrices_for_maps(proto)
         converted = bind_graph(proto, batch, "onnx", onnx.__version__, None)
         if len(classes) != 1 or len(converted.outputs) != 2:
             return converted
@@ -54,13 +57,14 @@ def forms(
     return [load]
 
 
-def _matrices_for_maps(graph: Any) -> dict[str, tuple[Any, ...]]:
+def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:
     """Make each output of a ZipMap the matrix behind it, and return its classes.
 
     The converters of scikit-learn and of boosters write by default one mapping from class to probability a row, which
     has no form as an array.
     """
     classes: dict[str, tuple[Any, ...]] = {}
+    graph = proto.graph
     for node in graph.node:
         if node.op_type == "ZipMap":
             if len(node.attribute) != 1:
@@ -68,6 +72,8 @@ def _matrices_for_maps(graph: Any) -> dict[str, tuple[Any, ...]]:
             labels = helper.get_attribute_value(node.attribute[0])
             classes[node.output[0]] = tuple(one.decode() if isinstance(one, bytes) else one for one in labels)
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
+    if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost's graphs have trees alone
     for output in graph.output:
         if output.name in classes:
             shape = [None, len(classes[output.name])]

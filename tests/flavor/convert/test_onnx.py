@@ -7,6 +7,8 @@ import onnx
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
@@ -95,6 +97,30 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     assert model.artifact.classes == tuple(labels)
     np.testing.assert_array_equal(model.prediction(answers), original.predict(table.to_numpy()))
     np.testing.assert_allclose(answers["output_probability"], original.predict_proba(table.to_numpy()), atol=1e-6)
+
+
+def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    columns = ModelSignature(Schema([ColSpec("double", name) for name in "abc"]))
+
+    save_model(proto, tmp_path / "model", signature=columns)
+
+    model = load_model(str(tmp_path / "model"))
+    assert model.run(model.schema.from_columns({"c": [3.0], "b": [2.0], "a": [1.0]}))["total"].tolist() == [6.0]
+    with pytest.raises(InvalidConfig, match=r"signature: its columns \['d'\] are not the graph's inputs \['x'\]"):
+        wrap(proto, signature=ModelSignature(Schema([ColSpec("double", "d")])))
+
+
+def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None:
+    made = parse_graph("g (float[N,2] p) => (float[N,2] q) { q = Identity(p) }")
+    made.graph.node[0].CopyFrom(
+        helper.make_node("ZipMap", ["p"], ["q"], domain="ai.onnx.ml", classlabels_strings=["no", "yes"])
+    )
+    del made.opset_import[:]
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))  # as CatBoost writes it
+
+    converted = wrap(made).converted
+
+    assert [output.shape for output in converted.outputs] == [(-1, 2)]
 
 
 def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) -> None:
