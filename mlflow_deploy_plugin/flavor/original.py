@@ -7,18 +7,16 @@ those of its requirements.txt: another version of the framework may refuse its f
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any, get_args
 
 from mlflow.models import Model
-from packaging.requirements import InvalidRequirement, Requirement
 
-from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig, one_line
+from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.flavor import convert
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
+from mlflow_deploy_plugin.pyfunc import error_summary, load_failure, version_differences
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION
 
 PICKLES = (".joblib", ".pkl", ".pickle")
@@ -61,7 +59,7 @@ def load_folder(folder: Path, shown: str) -> Original:
         flavors: dict[str, Any] = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
     except Exception as error:  # noqa: BLE001 - whatever the YAML holds
-        raise InvalidArtifact(f"{shown} is no model: its MLmodel file cannot be read: {_described(error)}") from None
+        raise InvalidArtifact(f"{shown} is no model: its MLmodel file cannot be read: {error_summary(error)}") from None
     if FLAVOR in flavors:
         raise InvalidConfig(f"{shown} is wrapped already: it is served as ONNX as it stands")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
@@ -77,7 +75,7 @@ def load_folder(folder: Path, shown: str) -> Original:
             f"{shown} cannot be converted to ONNX: it answers by {predict_fn!r}; an ONNX form answers by "
             f"{' or '.join(get_args(PredictFunction))}; it is served as pyfunc as it stands"
         )
-    differences = list(_version_differences(folder / "requirements.txt"))
+    differences = version_differences(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions, which are named below
@@ -85,8 +83,9 @@ def load_folder(folder: Path, shown: str) -> Original:
                 os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
     except Exception as error:
-        logged = f"; it was logged with {', '.join(differences)}" if differences else ""
-        raise ConversionError(f"{shown} cannot be loaded by mlflow.{names[0]}: {_described(error)}{logged}") from error
+        raise ConversionError(
+            f"{shown} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
+        ) from error
     notes = [f"it was logged with {one}" for one in differences if one.split()[0] in _FRAMEWORKS]
     return Original(model, mlmodel, predict_fn, tuple(notes))
 
@@ -119,7 +118,9 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         try:
             model = joblib.load(path)
         except Exception as error:
-            raise InvalidArtifact(f"{path} cannot be loaded as a joblib or pickle file: {_described(error)}") from error
+            raise InvalidArtifact(
+                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
+            ) from error
     versions = {
         f"it was saved by scikit-learn {one.message.original_sklearn_version} "  # type: ignore[union-attr]
         f"({one.message.current_sklearn_version} is installed)"  # type: ignore[union-attr]
@@ -127,29 +128,3 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         if one.category.__name__ == "InconsistentVersionWarning"
     }
     return Original(model, warnings=tuple(sorted(versions)))
-
-
-def _version_differences(requirements: Path) -> Iterator[str]:
-    """Yield the packages of a requirements.txt whose installed version is another, as `torch 2.1.0 (2.13.0 is …)`."""
-    if not requirements.is_file():
-        return
-    for line in requirements.read_text().splitlines():
-        try:
-            requirement = Requirement(line.partition("#")[0].strip())
-        except InvalidRequirement:
-            continue  # an empty line, an option of pip
-        wanted = ", ".join(sorted(one.version for one in requirement.specifier))
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:  # xgboost-cpu, too, is a distribution of the package xgboost
-            others = packages_distributions().get(requirement.name)
-            if not others:
-                yield f"{requirement.name} {wanted} (not installed)"
-                continue
-            installed = version(others[0])
-        if not requirement.specifier.contains(installed, prereleases=True):
-            yield f"{requirement.name} {wanted} ({installed} is installed)"
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(str(error), 300)}".rstrip(": ")

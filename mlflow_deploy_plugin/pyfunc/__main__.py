@@ -10,7 +10,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all, error_summary
+from mlflow_deploy_plugin.pyfunc.process import (
+    Answer,
+    CannotStart,
+    answer_all,
+    error_summary,
+    load_failure,
+    version_differences,
+)
 from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
 
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
@@ -48,14 +55,16 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         scorer = Scorer.load(folder)
     except ImportError as error:
         needed = f"the Python package {error.name!r}" if error.name else error_summary(error)
+        others = ", ".join(version_differences(folder))
+        logged = f" (it was logged with {others})" if others else ""
         _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
         raise CannotStart(
-            f"the model needs {needed}, which is not installed here: "
+            f"the model needs {needed}, which is not installed here{logged}: "
             "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers"
         ) from None
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")
-        raise CannotStart(f"MLflow cannot load the model: {error_summary(error)}") from None
+        raise CannotStart(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
     def answer(question: SideMessage) -> SideMessage:
         if question.kind == "invocations":

@@ -9,6 +9,8 @@ import logging
 import re
 import socket
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
 from typing import Literal
 
 from mlflow_deploy_plugin.logs import configure_logging
@@ -24,9 +26,11 @@ Answer = Callable[[SideMessage], SideMessage]
 """Returns the answer to one request, or raises `RequestRefused`."""
 
 _MAX_CHARACTERS = 500
+_MAX_OF_PICKLE = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
-_TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol")
-"""The beginnings of what MLflow's messages append: the body again, and advice about version 1 of its protocol."""
+_TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
+"""The beginnings of what messages append: the body again, advice about version 1 of MLflow's protocol, XGBoost's
+frames."""
 
 
 class CannotStart(Exception):
@@ -82,6 +86,49 @@ def error_summary(error: BaseException) -> str:
     """Return the class and the text of an exception in one line."""
     text = clean_message(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def load_failure(error: BaseException, folder: Path) -> str:
+    """Return why the model in a folder cannot be loaded, and which other versions of its packages are installed here.
+
+    A package's pickles are often not read by its other versions.
+    """
+    said, differences = error_summary(error), ", ".join(version_differences(folder))
+    if not differences:
+        return said
+    said = said if len(said) <= _MAX_OF_PICKLE else said[: _MAX_OF_PICKLE - 1] + "…"
+    return f"{said}; it was logged with {differences}: install that"
+
+
+def version_differences(folder: Path) -> list[str]:
+    """Return the packages of a model's requirements.txt of which another version is installed here, or none.
+
+    Each is a text like `torch 2.1.0 (2.13.0 is installed)`. MLflow itself, which reads what its older
+    versions wrote, is left out.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement  # comes with mlflow, which may be missing
+
+    requirements = folder / "requirements.txt"
+    differences: list[str] = []
+    if not requirements.is_file():
+        return differences
+    for line in requirements.read_text().splitlines():
+        try:
+            requirement = Requirement(line.partition("#")[0].strip())
+        except InvalidRequirement:
+            continue  # an empty line, an option of pip
+        wanted = ", ".join(sorted(one.version for one in requirement.specifier))
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:  # xgboost-cpu, too, is a distribution of the package xgboost
+            others = packages_distributions().get(requirement.name)
+            if not others:
+                differences.append(f"{requirement.name} {wanted} (not installed)")
+                continue
+            installed = version(others[0])
+        if requirement.name != "mlflow" and not requirement.specifier.contains(installed, prereleases=True):
+            differences.append(f"{requirement.name} {wanted} ({installed} is installed)")
+    return differences
 
 
 def clean_message(text: str) -> str:

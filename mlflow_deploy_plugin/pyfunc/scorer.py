@@ -25,7 +25,7 @@ from mlflow.pyfunc import load_model, scoring_server
 from mlflow.types import DataType
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     UNNAMED_OUTPUT,
@@ -245,7 +245,7 @@ def load_scorer(folder: Path) -> "Scorer":
     try:
         return Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
-        raise InvalidArtifact(f"MLflow cannot load the model: {error_summary(error)}") from None
+        raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
 
 class Scorer:
