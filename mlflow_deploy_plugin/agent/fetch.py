@@ -72,9 +72,11 @@ class ModelCache:
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root
         self._models = root / "models"
+        user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
             self._models.mkdir(parents=True, exist_ok=True)
-            write_atomically(root / "users" / _key(str(state_dir)), str(state_dir.absolute()).encode())
+            if not user.exists() or user.read_text() != named:  # a full disk takes nothing anew
+                write_atomically(user, named.encode())
         except OSError as error:
             raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
 

@@ -130,24 +130,24 @@ class _WatchedSpec:
         self._text, self._error = read_spec_file(path), ""
 
     def refresh(self) -> None:
-        """Hand a changed spec to the agent. One that cannot be read is logged, and what was served is served on."""
+        """Hand a changed spec to the agent.
+
+        One that cannot be read, or that the disk does not take, is logged, and what was served is served on.
+        """
         try:
-            text = read_spec_file(self._path)
-            if text == self._text:
-                return
-            self._text = text
-            first, *others = load_specs(text)
-            first = apply_config(first, self._changes)
-        except OnnxserveError as error:
-            if error.message != self._error:
-                _log.error("the change of %s is not served: %s", self._path, error.message)
-            self._error = error.message
-            return
-        self._error = ""
-        if first.server != self._server:
-            _log.warning("%s: the change of `server` is not served before the next start", self._path)
-            first = first.model_copy(update={"server": self._server})
-        _write_specs(self._folder, [first, *others])
+            if (text := read_spec_file(self._path)) != self._text:
+                first, *others = load_specs(text)
+                first = apply_config(first, self._changes)
+                if first.server != self._server:
+                    _log.warning("%s: the change of `server` is not served before the next start", self._path)
+                    first = first.model_copy(update={"server": self._server})
+                _write_specs(self._folder, [first, *others])
+            self._text, self._error = text, ""
+        except (OnnxserveError, OSError) as error:
+            reason = error.message if isinstance(error, OnnxserveError) else str(error.strerror)
+            if reason != self._error:
+                _log.error("the change of %s is not served: %s", self._path, reason)
+            self._error = reason
 
 
 def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:

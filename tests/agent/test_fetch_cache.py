@@ -12,6 +12,7 @@ import yaml
 
 from mlflow_deploy_plugin.agent.fetch import ModelCache
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from tests.support.disk import files_of_at_most
 
 MakeModel = Callable[..., Path]
 
@@ -163,6 +164,13 @@ def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidConfig, match="cannot be written: Not a directory"):
         ModelCache(tmp_path / "file" / "cache", tmp_path)
+
+
+def test_an_agent_that_is_started_anew_on_a_full_disk_gets_its_cache(tmp_path: Path) -> None:
+    """Shipping what was captured makes room, and nothing ships without an agent."""
+    ModelCache(tmp_path / "cache", tmp_path)
+    with files_of_at_most(1):
+        ModelCache(tmp_path / "cache", tmp_path)
 
 
 def test_files_that_are_not_those_that_were_saved_are_not_taken(

@@ -10,8 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import requests
+from click.testing import CliRunner
 
+from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, read_state
+from tests.support.disk import files_of_at_most
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.waiting import wait_until
@@ -220,3 +223,23 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
     refused = f"the change of {mounted} is not served: variants: endpoint 'e' has none"
     wait_until(lambda: refused in served.log.read_text(), 20, "the refusal")
     assert served.predict(1).json() == {"predictions": {"y": [[3.0]]}}
+
+
+def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, served = tmp_path / "spec.yaml", tmp_path / "state" / "spec.yaml"
+    spec.write_text("name: e\nvariants: {e: {model: models:/m/1}}\n")
+
+    def supervised(folder: Path, follow: bool, announce: Any, refresh: Callable[[], None]) -> None:
+        spec.write_text("name: e\nvariants: {e: {model: models:/m/2}}\n")
+        with files_of_at_most(1):
+            refresh()
+        assert "models:/m/1" in served.read_text()
+        refresh()
+        assert "models:/m/2" in served.read_text()
+
+    monkeypatch.setattr("mlflow_deploy_plugin.cli.serve.supervise", supervised)
+    monkeypatch.setattr("mlflow_deploy_plugin.cli.serve.configure_logging", lambda *_: None)
+    ended = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path / "state")])
+    assert ended.exit_code == 0, ended.output
