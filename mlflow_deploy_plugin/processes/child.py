@@ -19,8 +19,10 @@ import ctypes
 import math
 import os
 import queue
+import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_SIGNALFD_BYTES = 128
 _LONGEST_POLL_SECONDS = 0.05
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -200,13 +203,31 @@ def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Reques
     return iter(requests.get, object())
 
 
-def watched_signals() -> set[signal.Signals]:
-    """Return the signals that a supervisor waits for. It blocks them, so that they arrive only where it waits.
+@contextlib.contextmanager
+def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
+    """Block the signals that a supervisor waits for. Yield what waits for one: at most so many seconds, else None.
 
     SIGHUP is left alone if it is ignored (nohup): a blocked signal would come through.
+
+    `signal.sigtimedwait` does not do: a process that was stopped (SIGSTOP, a paused container, a debugger) for longer
+    than it waits gets a signal that nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.13).
     """
     ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    return {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
+    numbers = {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    mask = (ctypes.c_uint64 * 16)(sum(1 << (number - 1) for number in numbers))
+    descriptor = _libc.signalfd(-1, mask, os.O_CLOEXEC)
+
+    def wait(seconds: float) -> int | None:
+        if not select.select([descriptor], [], [], seconds)[0]:
+            return None
+        return int.from_bytes(os.read(descriptor, _SIGNALFD_BYTES)[:4], sys.byteorder)
+
+    try:
+        yield wait
+    finally:
+        os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def end_on_signals(ended: threading.Event) -> None:

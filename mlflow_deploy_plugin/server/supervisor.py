@@ -28,8 +28,8 @@ from mlflow_deploy_plugin.processes import (
     SupervisedChild,
     SupervisedChildren,
     adopt_orphans,
+    awaiting_signals,
     backoff_seconds,
-    watched_signals,
 )
 from mlflow_deploy_plugin.server.cloud import is_healthy
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
@@ -95,14 +95,13 @@ def supervise(
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
         # clients connect to the shared listener; the server's own address is for the readiness check
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
         adopt_orphans()
         try:
-            _Supervisor(state_dir, server, listener, shared, follow, announce).run(refresh or (lambda: None))
+            with awaiting_signals() as wait:
+                _Supervisor(state_dir, server, listener, shared, follow, announce, wait).run(refresh or (lambda: None))
         finally:
             listener.close()
             (state_dir / SERVER).unlink(missing_ok=True)
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 class _Stop(Exception):
@@ -118,6 +117,7 @@ class _Supervisor:
         shared: SharedListener | None,
         follow: bool,
         announce: Callable[[str], None],
+        wait_for_signal: Callable[[float], int | None],
     ) -> None:
         self._state_dir = state_dir
         self._server = server
@@ -131,7 +131,7 @@ class _Supervisor:
         self._url = reachable_url(server.host if shared is None else "127.0.0.1", self._port, server.scheme)
         self._started_at = time.time()
         self._children = SupervisedChildren()
-        self._signals = watched_signals()
+        self._wait_for_signal = wait_for_signal
         self._agent: SupervisedChild | None = None
         self._agent_crashes = 0
         self._restart_agent_at = 0.0
@@ -170,8 +170,7 @@ class _Supervisor:
             _Stop, DeploymentFailed
         """
         while not done():
-            received = signal.sigtimedwait(self._signals, 1.0 if self._phase == "serving" else _TICK_SECONDS)
-            if received is not None and received.si_signo != signal.SIGCHLD:
+            if self._wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (None, signal.SIGCHLD):
                 raise _Stop
             self._children.reap()
             self._check_gunicorn()
@@ -272,7 +271,7 @@ class _Supervisor:
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
             give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # orphans of a killed gunicorn may still write
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
-                signal.sigtimedwait(self._signals, _TICK_SECONDS)
+                self._wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
@@ -292,7 +291,7 @@ class _Supervisor:
                 _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
                 child.signal_group(signal.SIGKILL)
                 kill_at = math.inf
-            signal.sigtimedwait(self._signals, _TICK_SECONDS)
+            self._wait_for_signal(_TICK_SECONDS)
             self._children.reap()
 
     def _describe(self) -> str:

@@ -221,13 +221,14 @@ def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
 
 PRELUDE = """
 import os, signal, sys, time
-from mlflow_deploy_plugin.processes import SupervisedChildren, watched_signals
-signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
+from mlflow_deploy_plugin.processes import SupervisedChildren, awaiting_signals
+signals = awaiting_signals()
+wait_for_signal = signals.__enter__()
 children = SupervisedChildren()
 
 def wait(child):
     while child.exit_status is None:
-        signal.sigtimedwait(watched_signals(), 1)
+        wait_for_signal(1)
         children.reap()
     return child.exit_status
 """
@@ -267,10 +268,31 @@ print(wait(child))
 orphans = lambda: open(f"/proc/self/task/{os.getpid()}/children").read().split()
 deadline = time.monotonic() + 20
 while orphans() and time.monotonic() < deadline:
-    signal.sigtimedwait(watched_signals(), 1)
+    wait_for_signal(1)
     children.reap()
 print(len(orphans()))
 """) == ["0", "0"]
+
+
+WAITS_FOR_SIGNALS = """
+from mlflow_deploy_plugin.processes import awaiting_signals
+with awaiting_signals() as wait:
+    while (number := wait(0.2)) is None:
+        print("nobody", flush=True)
+print(number)
+"""
+
+
+def test_a_process_that_was_stopped_for_longer_than_it_waits_gets_no_signal_that_nobody_sent() -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITS_FOR_SIGNALS], stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        for _ in range(3):
+            assert waiting.stdout.readline() == "nobody\n"
+            waiting.send_signal(signal.SIGSTOP)
+            time.sleep(0.4)
+            waiting.send_signal(signal.SIGCONT)
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.communicate(timeout=60)[0].splitlines()[-1] == "15"
 
 
 def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were() -> None:
