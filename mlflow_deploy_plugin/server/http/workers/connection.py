@@ -297,13 +297,13 @@ class HttpConnection(asyncio.Protocol):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
                 self._answer(head, (piece,))
                 return
-            is_long = head.length == CHUNKED or head.length > limit
-            if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
-                self._begin_stream(head, limit)
-                return
             auth = self._app.server.auth
             if auth.is_required and auth.is_stranger(head.headers, self._caller):
                 self._answer_stranger(head)
+                return
+            is_long = head.length == CHUNKED or head.length > limit
+            if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
+                self._begin_stream(head, limit)
                 return
             self._body = body_parser(head.length, limit)
             self._begin()
