@@ -47,7 +47,7 @@ _OOM_SCORE = "500"
 
 @dataclass(frozen=True)
 class EvaluatedWindow:
-    """The result of a window, the run that shows it, and how many rows of the window the log had by then."""
+    """The result of a window, the run that shows it, and the rows of the window that the log had at that time."""
 
     result: MonitorResult
     run: LoggedRun

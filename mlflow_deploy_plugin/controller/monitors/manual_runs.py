@@ -67,7 +67,7 @@ class SelectedMonitor:
 
     Attributes:
         capture: says which of the endpoint's columns the log excludes.
-        tried: bounds that replace those of the spec for once, as `min_rows=50`; the result is not the monitor's then.
+        tried: bounds that replace those of the spec this once, as `min_rows=50`; the monitor's verdict stays then.
     """
 
     endpoint: str

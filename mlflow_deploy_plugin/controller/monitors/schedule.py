@@ -31,8 +31,8 @@ class DueWindow:
     """The oldest window that is due and not in the store yet.
 
     Attributes:
-        left_out: windows before it that are too many to be caught up on.
-        left_out_from: the start of the first of them.
+        left_out: the number of earlier windows that are skipped, since there are too many of them.
+        left_out_from: the start of the first skipped window.
     """
 
     window: Window

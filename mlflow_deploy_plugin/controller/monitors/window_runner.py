@@ -124,7 +124,7 @@ class WindowRunner:
             The window afterwards: judged, to be tried again, or given up. None if nothing was written: the lease is
             lost, or the attempt was ended on purpose.
         """
-        if window.state == "running" and not self.by_hand:  # nobody has the lease: whoever judged it was killed
+        if window.state == "running" and not self.by_hand:  # its lease was free: the process that judged it was killed
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, KILLED, False, keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)

@@ -282,7 +282,7 @@ def _end_reason(context: RetrainingContext, one: Retraining) -> str:
     """
     try:
         stored = context.deployments.store.endpoint(one.endpoint)
-        if stored is None or stored.created_at > one.created_at:  # there may be a namesake by now
+        if stored is None or stored.created_at > one.created_at:  # another endpoint may have the name by now
             return f"endpoint {one.endpoint!r} was deleted meanwhile"
     except InvalidConfig as error:
         if one.state != "running" or not one.reason:

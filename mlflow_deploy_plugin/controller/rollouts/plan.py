@@ -85,7 +85,7 @@ class RolloutPlan:
         steps: shares of the traffic in percent, ascending; after the last one comes the promotion.
         every: the least seconds of a step.
         abort_on: the criteria, as they were written.
-        level: the probability that a rollout of a version no worse than allowed is aborted.
+        level: the probability of a false abort: of a version that is no worse than the criteria allow.
         min_requests: a step is neither judged nor over before the candidate has answered so many; disagreement is
             judged once so many rows were compared.
         actor / why: the user who asked for it, and the reason.

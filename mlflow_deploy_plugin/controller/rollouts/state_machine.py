@@ -186,7 +186,7 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
     if progress.state == "paused":
         return Decision(progress)
     reason = missing_evidence(plan, progress.step, evidence)
-    if snapshot.unread:  # what it has answered may be worse
+    if snapshot.unread:  # the requests that it has answered may show that the candidate is worse
         reason = f"waits for a server: {snapshot.unread}"
     progress = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
     if progress.elapsed < plan.every or progress.reason:

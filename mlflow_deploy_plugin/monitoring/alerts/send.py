@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.store import Alert, Alerts, Silences, Store
 _log = logging.getLogger(__name__)
 
 GROUPING_DELAY = timedelta(seconds=5)
-"""Alerts of one endpoint wait so long, so that those of one round go together."""
+"""The seconds that the alerts of an endpoint wait, so that those of one round are sent together."""
 _LONGEST_PAUSE = timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
@@ -102,7 +102,7 @@ def read_channels(path: Path) -> list[Channel]:
     import apprise
 
     _shut_log()
-    if not os.path.isfile(path):  # it says no, too, if the folder cannot be read
+    if not os.path.isfile(path):  # False, too, if the folder cannot be read
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: there is no file {path}")
     try:
         config, found = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())

@@ -82,7 +82,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
         known, usual = given.rows - given.missing, _type(expected, given)
         reason = f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {usual}"
         return drift("type", reason, f"{usual} → {given.arrow_type}", given.mistyped / max(known, 1))
-    # what has no distribution (times, binary values) still has a type
+    # columns without a distribution (times, binary values) have a type, too
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
         reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
@@ -260,7 +260,7 @@ class _JudgedColumn:
         names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in self.bins.codes]
         rest = len(names)
         frequent = [np.append(share[:rest], share[rest:].sum()) for share in shares]
-        # a few new values tell more than many fewer of a frequent one
+        # a few rows with new values tell more than many rows less of a frequent value
         is_rest = 2 * divergence[rest:].sum() > divergence.sum()
         place = rest if is_rest else int(np.argmax(np.abs(frequent[1] - frequent[0])))
         if place == rest:

@@ -74,12 +74,12 @@ class CbpeEstimate:
     """The estimate of one window.
 
     Attributes:
-        values: by figure, or why there is none.
-        errors: by figure; none of a figure that fewer than `MIN_LABELLED_WINDOWS` earlier windows have.
-        windows: earlier windows that were used.
+        values: the estimate of each figure, or why there is none.
+        errors: the error of each figure that at least `MIN_LABELLED_WINDOWS` earlier windows have.
+        windows: the earlier windows that were used.
         calibration_error: mean difference of the probabilities used and the share that was true, on those windows,
             over ten bins of equal size; None without them.
-        is_corrected: by isotonic regression.
+        is_corrected: True if the probabilities were corrected by isotonic regression.
     """
 
     values: Mapping[str, "float | Refused"]
@@ -110,7 +110,7 @@ def estimate(
 
     Args:
         earlier: windows of the same version with labels; their classes are those of `answers`.
-        names: of the figures whose error is asked for.
+        names: the figures whose error is asked for.
     """
     if answers.probabilities is None:
         return Refused("the model gives no probability of each label, from which it could be estimated")

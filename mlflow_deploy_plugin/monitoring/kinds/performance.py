@@ -138,7 +138,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def affordable_rows(request: WindowRequest) -> int:
-    """Return how many rows can be held with all of their columns, by any of which labels may name them."""
+    """Return how many rows fit into memory with all columns; labels may name a row by any of them."""
     first = next(request.log.batches(request.endpoint, request.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.server.capture.frames import (
 logger = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
-"""A larger segment is closed and another one begun; a single request may be larger."""
+"""The size at which a segment is closed and the next one begun; a single request may be larger."""
 
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -185,7 +185,7 @@ class CaptureWriter:
             name = uuid.uuid4().hex
             temporary = self._spool / f".{name}"
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            try:  # it is named only once it is locked: no reader can take it for an abandoned one
+            try:  # it gets its name once it is locked, so that no reader takes it for abandoned
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, self._spool / (name + SUFFIX))
             except OSError:

@@ -197,8 +197,8 @@ def _digest(source: str) -> bytes:
 class MemoryRateLimiter:
     """Counts in this process: each worker allows each client the whole rate.
 
-    Requests of the previous window count by the share of it that is still within the last period, as if they had come
-    evenly. Over time exactly the rate passes, within one period at worst nearly twice as much.
+    Requests of the previous window count with the share of that window that lies within the last period, as if they had
+    come evenly. Over time exactly the rate passes, within one period at worst nearly twice as much.
 
     Args:
         clock: seconds.

@@ -135,7 +135,7 @@ def load_warm(
                 model.run(repeat_row(feeds, 0, size))
             batcher = Batcher(model.run, policy)
     if not no_batch_dimension_reason(model.artifact):
-        model.run(repeat_row(feeds, 0))  # a shape costs most when it is new, and many requests have one row
+        model.run(repeat_row(feeds, 0))  # warm up one row, too: a new shape costs most, and many requests have one row
     return WarmVersion(model, batcher, is_deterministic)
 
 

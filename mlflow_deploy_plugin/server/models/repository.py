@@ -266,7 +266,7 @@ class Repository:
                 captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
                 if capture.mask:
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-            except InvalidConfig as error:  # serving it all the same would capture what has to be left out
+            except InvalidConfig as error:  # serving it would capture columns that must be left out
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
                 if name in before:

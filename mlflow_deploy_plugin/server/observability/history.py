@@ -70,7 +70,7 @@ class HistoryWriter:
         except OSError:  # no server runs: whatever the next one has counted is new
             self._run, self._seen_at = self._run or "none", now
             return
-        # what an agent finds at its start was counted before; what a new server has counted is all new
+        # counts from before the agent's start are left out; those of a new server count from zero
         added = counts - (self._seen if folder.name == self._run else _Counts()) if self._run else None
         seconds, self._seen_at = now - self._seen_at, now
         self._run, self._seen = folder.name, counts

@@ -43,7 +43,7 @@ class ReferenceRows:
     Attributes:
         times: [N] int64, microseconds since 1970; None if they are not known.
         model_id: the logged model, for links in MLflow; empty if the model was never logged.
-        shown: what they are, for messages.
+        shown: the rows in words, for messages.
         notes: lines for the reader.
     """
 
@@ -164,7 +164,7 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
 def load_dataset(uri: str) -> ReferenceRows:
     """Return the rows of a Parquet or CSV file, or of a folder of such files; of more than `MAX_ROWS` an even sample.
 
-    When each row happened says the column `_event_time`, or the only column of times or dates that there is.
+    The column `_event_time` says when each row happened, or else the only column of times or dates.
 
     Args:
         uri: a path, file://, or what MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….

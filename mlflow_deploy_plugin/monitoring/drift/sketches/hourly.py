@@ -68,10 +68,10 @@ Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
-_LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
+_LISTED_BY_HOUR = 2 * DAY  # for more days, one listing of the whole bucket is less work
 _META = b"onnxserve"
 _FORMAT = 1
-_UNREADABLE = ("", -1)  # no file of the log is called so: the hour is stale
+_UNREADABLE = ("", -1)  # no log file has this name, so the hour is stale
 _log = logging.getLogger(__name__)
 
 
@@ -233,7 +233,7 @@ def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[P
             yield from _sketch(sketches, part).values()
     for hours in _by_day(whole):
         day = _day(sketches, hours, whole_is_enough=True)
-        if len(day.files) == len(hours):  # the window takes all that the day has
+        if len(day.files) == len(hours):  # the window covers every hour that the day has
             yield day.whole
         else:
             yield from (day.hours[hour.start] for hour in hours)

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.runtime import Array
 _SHORTEST = 8
 _MOST_PERSISTENT = 0.99
 _CRITICAL = 2.0
-"""Autocorrelations within so many standard errors (times the root of a logarithm) are taken as none; section 3.2."""
+"""The standard errors (times the root of a logarithm) within which an autocorrelation counts as none; section 3.2."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Dependence:
 
     Attributes:
         block_length: the mean length of a stretch that estimates the variance of the series' mean best.
-        correlation_time: so many items are worth one independent one: the long-run variance over the variance. 1 for
+        correlation_time: the items that are worth one independent one: the long-run variance over the variance. 1 for
             independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle.
     """
 

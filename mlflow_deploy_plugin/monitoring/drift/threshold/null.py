@@ -233,7 +233,7 @@ class Null(ABC):
     """A way to tell from the reference how far a window differs if nothing has changed.
 
     Attributes:
-        counts_fewer: its windows are worth fewer independent ones than there are, which is said in any case.
+        counts_fewer: True if its windows depend on each other by construction; a note gives their effective number.
         compares_with_whole: a window is compared with the whole reference, not with one window or with drawn rows.
     """
 

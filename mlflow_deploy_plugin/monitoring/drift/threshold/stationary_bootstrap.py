@@ -17,7 +17,7 @@ depend on the day before, at a nominal 5 %:
 | with p-values multiplied by 1.5 besides, the same months | 4.7 % (3.7 to 5.8 %) |
 | the same, other months | 3.7 % (2.6 to 5.3 %) |
 
-What the division leaves comes of references whose own series look less dependent than they are; hence the factor of
+The false alarms that remain come from references whose series look less dependent than they are; hence the factor of
 1.5. The null is refused if a stretch is shorter than three correlation times, if the reference is shorter than two
 windows, if it has fewer block lengths than the rate needs, and if it has more than twelve windows, which speak for
 themselves.

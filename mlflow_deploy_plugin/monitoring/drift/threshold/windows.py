@@ -36,9 +36,9 @@ from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")
 _MAX_FIGURES = 20_000_000
-"""Held-out windows are limited to so many figures beside each other; an even choice of more windows is judged."""
+"""The most figures of held-out windows that are compared; of more windows an even choice is judged."""
 _HELD_A_WINDOW = 4
-"""So many overlapping windows are held out for each that fits side by side: more of them say the same again."""
+"""The overlapping windows that are held out for each that fits side by side: more would only repeat them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -232,7 +232,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             slow_queued = [
                 c for c, since in self._queued_since.copy().items() if _lag_unread(c, now - since) > _MAX_LAG_SECONDS
             ]
-            late += [conn for conn in slow_queued if conn in self._queued_since]  # no thread has read it meanwhile
+            late += [conn for conn in slow_queued if conn in self._queued_since]  # a thread may have taken some
         for conn in late:
             with contextlib.suppress(OSError):
                 conn.sock.shutdown(socket.SHUT_RD)
