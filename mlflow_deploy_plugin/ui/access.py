@@ -11,6 +11,7 @@ import secrets
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,7 @@ def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEven
 
 
 def _permissions(model: str) -> tuple[bool, bool]:
-    """Return (may read, may update) for a registered model.
-
-    MLflow is asked once a request and model: it checks the password each time.
-    """
+    """Return (may read, may update) for a registered model, which MLflow is asked for once a request."""
     from mlflow.exceptions import MlflowException
 
     known: dict[str, tuple[bool, bool]] = g.setdefault("onnxserve_permissions", {})
@@ -142,6 +140,24 @@ def _auth_module() -> Any | None:
     """Return MLflow's module of basic auth; None if this server does not use it."""
     auth = sys.modules.get("mlflow.server.auth")
     return auth if auth is not None and auth._auth_initialized else None
+
+
+def authenticate_once_a_request() -> None:
+    """Let MLflow check the caller's password once a request; MLflow 3.17 checks it for each permission that is asked.
+
+    A check takes some 0.1 s by design, and a page asks for the permission on every model.
+    """
+    from mlflow.server import auth
+
+    authenticate = auth.authenticate_request
+
+    @wraps(authenticate)
+    def once() -> Any:
+        if "onnxserve_authorization" not in g:
+            g.onnxserve_authorization = authenticate()
+        return g.onnxserve_authorization
+
+    auth.authenticate_request = once
 
 
 def add_sessions(app: Flask, key_file: Path) -> None:

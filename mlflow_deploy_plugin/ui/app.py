@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.ui.access import (
     TOKEN_FIELD,
     add_sessions,
     allow_pages,
+    authenticate_once_a_request,
     caller,
     form_refusal,
     form_token,
@@ -69,6 +70,7 @@ def create_basic_auth_app() -> Any:
     from mlflow.server.auth import create_app as create_with_accounts
 
     served = create_with_accounts(app)
+    authenticate_once_a_request()
     extend(app)
     return served
 

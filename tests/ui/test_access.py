@@ -1,6 +1,7 @@
 """The callers of the page: what they may see and do, and forms of other sites. Accounts: test_access_accounts.py."""
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from flask import Flask
 from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
 from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
 from mlflow_deploy_plugin.ui import access
-from mlflow_deploy_plugin.ui.access import add_sessions
+from mlflow_deploy_plugin.ui.access import add_sessions, authenticate_once_a_request
 from tests.support.console import PAGE, form, open_page
 
 
@@ -36,6 +37,17 @@ def is_hidden(store: Store) -> bool:
     seen = access.visible_events(store, store.events("flights"))
     assert len(seen) in (0, len(store.events("flights")))
     return not seen
+
+
+def test_a_password_is_checked_once_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server import auth
+
+    checks = count(1)
+    monkeypatch.setattr(auth, "authenticate_request", lambda: next(checks))
+    authenticate_once_a_request()
+    for number in (1, 2):
+        with Flask(__name__).test_request_context():
+            assert [auth.authenticate_request() for _ in range(3)] == [number] * 3
 
 
 @pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])
