@@ -20,5 +20,6 @@ from .streams import RowBlock as RowBlock
 from .streams import RowStream as RowStream
 from .streams import read_parquet as read_parquet
 from .streams import read_table as read_table
+from .streams import require_few_values as require_few_values
 
 __all__: list[str]

@@ -350,11 +350,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     metadata = pq.read_metadata(path)
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    require_few_values([metadata])
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    counts = [sum(group.column(place).num_values for group in groups) for place in range(len(leaves))]  # also in lists
-    if sum(counts) > _MAX_VALUES:
-        why = f"it holds {sum(counts):,} values, and at most {_MAX_VALUES:,} are read"
-        raise pa.ArrowInvalid(f"{why}: take a sample of it")
+    counts = [sum(group.column(place).num_values for group in groups) for place in range(len(leaves))]
     size = sum(
         count * max(leaf.length, 0) for count, leaf in zip(counts, leaves, strict=True)
     )  # of values of one length
@@ -366,6 +364,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     if size > MAX_BYTES:
         raise pa.ArrowInvalid(f"it holds more than {MAX_BYTES:,} bytes: take a sample of it")
     return pq.read_table(path, columns=columns)
+
+
+def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
+    """Raise pyarrow.ArrowInvalid if Parquet files hold more values, in lists too, than are read into memory.
+
+    Args:
+        share: of the rows that is read.
+    """
+    groups = [one.row_group(group) for one in files for group in range(one.num_row_groups)]
+    count = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+    if count * share > _MAX_VALUES:
+        why = f"it holds {count:,} values, and at most {_MAX_VALUES:,} are read"
+        raise pa.ArrowInvalid(f"{why}: take a sample of it")
 
 
 def _text_bytes(array: pa.Array) -> int:

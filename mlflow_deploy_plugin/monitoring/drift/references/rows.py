@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
 from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
-from mlflow_deploy_plugin.tabular import read_parquet, read_table
+from mlflow_deploy_plugin.tabular import read_parquet, read_table, require_few_values
 
 MAX_ROWS = 1_000_000
 _SEED = 0
@@ -178,6 +178,8 @@ def load_dataset(uri: str) -> ReferenceRows:
     with _dataset_path(uri) as path:
         data = read_table(path) if _is_csv(path) else _open(path)
         count = len(data) if isinstance(data, pa.Table) else data.count_rows()
+        if not isinstance(data, pa.Table) and isinstance(data.format, pa_dataset.ParquetFileFormat):
+            require_few_values([one.metadata for one in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
         if count > MAX_ROWS:
             table = data.take(np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False)))
         else:

@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.monitoring.drift.references import load_reference
+from mlflow_deploy_plugin.monitoring.drift.references.rows import load_dataset
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days, serve, write_model
@@ -39,6 +40,19 @@ def test_a_reference_that_would_not_fit_into_memory_is_not_read(
 
     with pytest.raises(InvalidArtifact, match=f"the reference 'reference.parquet' of model .* cannot be read: {said}"):
         ask()
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 1000)
+    for part in range(2):
+        table = pa.table({"x": [[0.0] * 499] * 3})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+
+    with pytest.raises(InvalidConfig, match=r"cannot be read: it holds [\d,]+ values, and at most 1,000 are read"):
+        load_dataset(str(tmp_path if is_folder else tmp_path / "0.parquet"))
 
 
 def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
