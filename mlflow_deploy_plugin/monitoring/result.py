@@ -64,7 +64,8 @@ class Finding:
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
-        since = f"{self.state} since {format_time(self.since)}{row}"
+        time = format_time(self.since)
+        since = f"{self.state} since {time}{' UTC' if ' ' in time else ''}{row}"
         return f"{self.change}; {since}" if self.change else since
 
 

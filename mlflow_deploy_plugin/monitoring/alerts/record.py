@@ -195,7 +195,7 @@ def _result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) ->
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
-    if result.reason:
+    if result.reason and not alarms:  # else it is what the first of them says
         lines.append(_short(result.reason))
     lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
     if len(alarms) > _MOST_FINDINGS:

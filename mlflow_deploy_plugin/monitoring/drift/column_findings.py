@@ -283,6 +283,9 @@ class _JudgedColumn:
             return _share_change(f"texts of {size} characters", first, last)
         if 2 * given.unseen > given.counts[len(bins.codes) : -1].sum():
             return _share_change(f"new values as {value!r}", column.unseen / max(column.rows, 1), given.unseen / known)
+        place = int(np.argmax(now - before))
+        if now[place] - before[place] > abs(now.sum() - before.sum()):
+            return _share_change("some of the rarer values", before[place], now[place])
         return _share_change("rarer values", before.sum(), now.sum())
 
 

@@ -96,14 +96,14 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
     see: Callable[..., Any], receiver: Receiver
 ) -> None:
     change = "mean 3.2 → 8.9, higher"
-    since = "2013-06-29T00:00:00+00:00"
+    since = "2013-06-29T14:00:00+00:00"
     wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, since=since, in_a_row=3)
     gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
 
     see(result_of(0, findings=(wind, gone)))
 
     told = receiver.got["/ops"][0]["message"].splitlines()
-    history = "mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row"
+    history = "mean 3.2 → 8.9, higher; drift since 2013-06-29 14:00 UTC, window 3 in a row"
     assert f"- wind, distribution 6 (threshold 3): {history}; far" in told
     assert "- humid, presence: in the reference, not in the window" in told
 

@@ -30,7 +30,6 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
         [
             "Alarm: monitor daily",
             "flights, flight-delay version 1, 2013-07-02/2013-07-03: drift",
-            "the largest score is beyond the threshold",
             "- temperature, distribution 6 (threshold 3)",
             "- wind, distribution 4 (threshold 3)",
             f"{RUN}/artifacts/report.html",

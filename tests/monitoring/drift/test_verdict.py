@@ -217,6 +217,7 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
         ([""] * ROWS, r"constant ''"),
         ([f"{number:036}" for number in range(ROWS)], r"texts of 13 or more characters 0\.0% → 100\.0%, more often"),
         ([f"{number:03}" for number in range(ROWS)], r"texts of 0 to \d+ characters 0\.0% → 100\.0%, more often"),
+        (["id-123456789", "id-234567891"] * (ROWS // 2), r"new value 'id-123456789' 0\.0% → 50\.0%, more often"),
     ],
 )
 def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_another_form(
