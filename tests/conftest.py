@@ -3,16 +3,20 @@ what tests of several rooms ask for.
 """
 
 import atexit
+import contextlib
+import fcntl
 import gc
 import os
 import shutil
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 
 from tests.support.services.mlflow_server import MlflowServer
@@ -25,6 +29,11 @@ for variable in [
     name for name in os.environ if name.startswith(("ONNXSERVE_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_"))
 ]:
     del os.environ[variable]
+
+# All that a run starts has its name, by which the run's first process finds what is left at its end.
+RUN, IS_CONTROLLER = "PYTEST_RUN_OF_ONNXSERVE", "PYTEST_XDIST_WORKER" not in os.environ
+if IS_CONTROLLER:
+    os.environ[RUN] = uuid.uuid4().hex
 
 # Four runs of pytest share two cores: threads of OpenMP that wait for each other would spin away half of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -62,6 +71,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(900))  # beside other work, drills of two minutes took over five
 
 
+def pytest_unconfigure() -> None:
+    """Kill the servers that are left: Ctrl-C ends the workers in the middle of their tests."""
+    for process in psutil.process_iter() if IS_CONTROLLER else ():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(RUN) == os.environ[RUN]:
+                process.kill()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Stores, caches and logs lie in a folder of this session; a test that needs its own sets the variables again."""
@@ -74,9 +91,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Puts an empty mlflow.db into a folder and gives its URI."""
-    template = tmp_path_factory.mktemp("database") / "mlflow.db"
-    create_database(template)
+    """Puts a copy of an empty mlflow.db, which the first worker of a run makes, into a folder and gives its URI."""
+    own = tmp_path_factory.getbasetemp()
+    template = (own if IS_CONTROLLER else own.parent) / "mlflow.db"
+    with template.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not template.exists():
+            create_database(template)
     return lambda folder: f"sqlite:///{shutil.copy(template, folder / 'mlflow.db')}"
 
 
