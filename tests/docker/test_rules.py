@@ -13,21 +13,21 @@ from tests.support.metrics_page import undeclared_metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "docker" / "prometheus" / "onnxserve.rules.yaml"
-CASES = Path(__file__).parent / "rules.test.yaml"
+CASES = sorted(Path(__file__).parent.glob("rules.*test.yaml"))
 
 
-@pytest.mark.parametrize(("job", "file"), [("check", RULES), ("test", CASES)])
-def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, file: Path) -> None:
+@pytest.mark.parametrize(("job", "files"), [("check", [RULES]), ("test", CASES)])
+def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, files: list[Path]) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
-    command = ["promtool", job, "rules", str(file)]
+    command = ["promtool", job, "rules", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_each_rule_is_tried_firing_and_not() -> None:
     rules = {rule["alert"] for rule in _alerts()}
-    tests = yaml.safe_load(CASES.read_text())["tests"]
+    tests = [test for file in CASES for test in yaml.safe_load(file.read_text())["tests"]]
     tried = {(case["alertname"], "exp_alerts" in case) for test in tests for case in test["alert_rule_test"]}
     assert tried == {(rule, fires) for rule in rules for fires in (True, False)}
 
