@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of a running server: its routes, for the endpoints and versions that it holds now."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import error_response
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
-from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation
+from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.inference.auth import Need, scopes_for
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
@@ -25,31 +25,6 @@ MAX_ENDPOINTS = 20
 """The endpoints that one document describes; 200 would take megabytes, and seconds."""
 _NAME = "{endpoint}"
 _KEY = "key"
-
-_REQUEST_SCHEMAS: Mapping[str, Callable[[Schema], JsonSchema]] = {
-    "invocations": schemas.invocations_schema,
-    "predict": schemas.predict_schema,
-    "batch": schemas.batch_schema,
-    "azure": schemas.azure_schema,
-    "tfserving": schemas.tfserving_schema,
-    "v2": schemas.v2_request_schema,
-    "csv": lambda schema: {"type": "string", "description": "a header with the columns' names, then the rows"},
-}
-_RESPONSE_SCHEMAS: Mapping[str, Callable[[Artifact], JsonSchema]] = {
-    "invocations_answer": schemas.invocations_answer,
-    "predict_answer": schemas.predict_answer,
-    "batch_answer": schemas.batch_answer,
-    "v2_answer": schemas.v2_response_schema,
-}
-_EXAMPLES: Mapping[str, Callable[[Schema, Example], Any]] = {
-    "invocations": examples.invocations_example,
-    "predict": examples.predict_example,
-    "batch": examples.batch_example,
-    "azure": examples.azure_example,
-    "tfserving": examples.batch_example,
-    "v2": examples.v2_example,
-    "csv": lambda schema, example: examples.csv_example(example) if schema.columns else "",
-}
 
 _ERRORS = {
     400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
@@ -115,11 +90,6 @@ class DescribedEndpoint:
     def example(self) -> Example:
         return examples.example_of(self.variant.loaded)
 
-    @cached_property
-    def bodies(self) -> dict[str, Any]:
-        """The example in the form of each request; empty where that form cannot tell it."""
-        return {kind: make(self.schema, self.example) for kind, make in _EXAMPLES.items()}
-
     @property
     def path(self) -> str:
         """The path below which the routes of this endpoint lie."""
@@ -140,7 +110,7 @@ def _describe(name: str, served: ServedEndpoint) -> DescribedEndpoint:
     return DescribedEndpoint(name, served.versions, tuple(served.variants), most)
 
 
-def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None = None) -> dict[str, Any]:
+def document(server: Server, routes: Sequence[DocumentedRoute], only: str | None = None) -> dict[str, Any]:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
     Plain routes are described for the default endpoint, and routes with a name for each endpoint, or for `only` one. If
@@ -167,7 +137,7 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
         "servers": [{"url": "/"}],
         "paths": _paths(routes, endpoints, default, schemes),
-        "components": {"schemas": _components(shown), **({"securitySchemes": schemes} if schemes else {})},
+        "components": {"schemas": _components(routes, shown), **({"securitySchemes": schemes} if schemes else {})},
     }
 
 
@@ -199,14 +169,16 @@ def _security(need: Need | None, schemes: Mapping[str, Any]) -> dict[str, Any]:
     return {"security": [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]}
 
 
-def _components(endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
+def _components(routes: Iterable[DocumentedRoute], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
     """Return the schemas of every endpoint's requests and responses, and of errors."""
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
+    sides = [side for route in routes for side in (route.operation.request, route.operation.response)]
+    bodies = dict.fromkeys(body for side in sides for body in side.values() if not isinstance(body, dict))
     for described in endpoints:
-        made = {kind: make(described.schema) for kind, make in _REQUEST_SCHEMAS.items()}
-        made |= {kind: make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
-        for kind, schema in made.items():
-            components[f"{described.endpoint}.{kind}"] = _with_references(schema, described.endpoint, components)
+        for body in bodies:
+            name, artifact = f"{described.endpoint}.{body.name}", described.artifact
+            schema = body.schema(described.schema) if isinstance(body, RequestBody) else body.schema(artifact)
+            components[name] = _with_references(schema, described.endpoint, components)
     return components
 
 
@@ -286,13 +258,14 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, A
     """Return the `content` of a request or a response. Without an endpoint that answers, any body fits it."""
     content: dict[str, Any] = {}
     for media_type, body in bodies.items():
-        if not isinstance(body, str):
+        if isinstance(body, dict):
             content[media_type] = {"schema": body}
             continue
-        reference = {"$ref": f"#/components/schemas/{described.endpoint}.{body}"} if described else {}
+        reference = {"$ref": f"#/components/schemas/{described.endpoint}.{body.name}"} if described else {}
         content[media_type] = {"schema": reference}
-        if described and (example := described.bodies.get(body)):
-            content[media_type]["example"] = example
+        if described and isinstance(body, RequestBody):
+            example = body.example(described.schema, described.example)
+            content[media_type] |= {"example": example} if example else {}
     return content
 
 

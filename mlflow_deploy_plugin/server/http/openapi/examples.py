@@ -109,9 +109,9 @@ def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
     return {"inputs": inputs}
 
 
-def csv_example(example: Example) -> str:
+def csv_example(schema: Schema, example: Example) -> str:
     """Return the first rows as CSV with a header; empty for tensors."""
-    if not example.values:
+    if not example.values or not schema.columns:
         return ""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,12 +1,14 @@
-"""The operation documents of the routes, and the JSON Schemas of bodies that are the same for every model.
+"""The operation documents of the routes, and the bodies that they take and give.
 
 `http/routes.py` declares each route with its `Operation`; `document.py` fills in what depends on a model.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.schemas import (
     ARRAY_OR_OBJECT,
     STRING,
@@ -20,8 +22,31 @@ from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
 from mlflow_deploy_plugin.server.protocols.protocol_table import TABLE_FORMATS
 from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 
-Bodies = Mapping[str, str | JsonSchema]
-"""A schema for each media type, or the name of a schema that is made for each endpoint (`document.py`)."""
+
+@dataclass(frozen=True)
+class RequestBody:
+    """A request whose form depends on the model.
+
+    Attributes:
+        name: of its schema in the document, behind the endpoint's name.
+        example: returns the model's example in this form; empty where the form cannot tell it.
+    """
+
+    name: str
+    schema: Callable[[Schema], JsonSchema]
+    example: Callable[[Schema, examples.Example], Any]
+
+
+@dataclass(frozen=True)
+class ResponseBody:
+    """A response whose form depends on the model; `name` as of `RequestBody`."""
+
+    name: str
+    schema: Callable[[Artifact], JsonSchema]
+
+
+Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
+"""The body in each media type."""
 
 TAGS = ("Predictions", "Open Inference Protocol V2", "TensorFlow Serving", "Server", "Pages")
 """The groups of operations, in the order of the page."""
@@ -74,6 +99,15 @@ HTML: Bodies = {"text/html": STRING}
 """A page, whose errors are pages as well."""
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
 
+_INVOCATIONS = RequestBody("invocations", schemas.invocations_schema, examples.invocations_example)
+_PREDICT = RequestBody("predict", schemas.predict_schema, examples.predict_example)
+_BATCH = RequestBody("batch", schemas.batch_schema, examples.batch_example)
+_AZURE = RequestBody("azure", schemas.azure_schema, examples.azure_example)
+_TFSERVING = RequestBody("tfserving", schemas.tfserving_schema, examples.batch_example)
+_V2 = RequestBody("v2", schemas.v2_request_schema, examples.v2_example)
+_CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the columns' names, then the rows"}
+_CSV = RequestBody("csv", lambda schema: _CSV_TEXT, examples.csv_example)
+
 _TENSORS = array_schema(object_schema({"name": STRING, "datatype": STRING, "shape": array_schema({"type": "integer"})}))
 _V2_MODEL = object_schema(
     {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS}
@@ -93,22 +127,27 @@ _EXPLANATION = object_schema(
 INVOCATIONS = _prediction(
     "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
     PREDICTIONS,
-    {JSON: "invocations_answer", **_TABLES},
-    {JSON: "invocations", CSV: "csv", **_TABLES},
+    {JSON: ResponseBody("invocations_answer", schemas.invocations_answer), **_TABLES},
+    {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
 )
-PREDICT = _prediction("The prediction for one record", PREDICTIONS, {JSON: "predict_answer"}, {JSON: "predict"})
+PREDICT = _prediction(
+    "The prediction for one record",
+    PREDICTIONS,
+    {JSON: ResponseBody("predict_answer", schemas.predict_answer)},
+    {JSON: _PREDICT},
+)
 PREDICT_BATCH = _prediction(
     "Predictions for many records, with the probabilities of the classes",
     PREDICTIONS,
-    {JSON: "batch_answer"},
-    {JSON: "batch", CSV: "csv"},
+    {JSON: ResponseBody("batch_answer", schemas.batch_answer)},
+    {JSON: _BATCH, CSV: _CSV},
 )
 
 EXPLAIN = Operation(
     "What each column of each row has contributed to its prediction, as SHAP says it",
     PREDICTIONS,
     {JSON: _EXPLANATION},
-    {JSON: "invocations", CSV: "csv", **_TABLES},
+    {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
     errors=(*_PREDICTION_ERRORS, 501),
     applies_to=is_explainable,
 )
@@ -141,10 +180,10 @@ FEEDBACK = Operation(
 )
 
 AZURE_SCORE = _prediction(
-    "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: "azure"}
+    "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: _AZURE}
 )
 TF_PREDICT = _prediction(
-    "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: "tfserving"}
+    "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )
 TF_CLASSIFY = Operation(
     "Refused: no model here takes tf.Example", TENSORFLOW, {}, {JSON: {"type": "object"}}, errors=(400, 413, 415)
@@ -156,8 +195,8 @@ TF_METADATA = _readable(
 V2_INFER = _prediction(
     "Predictions, in the Open Inference Protocol V2; binary tensors behind the JSON, as Triton's clients send them",
     V2,
-    {JSON: "v2_answer", OCTETS: _BYTES},
-    {JSON: "v2", OCTETS: _BYTES},
+    {JSON: ResponseBody("v2_answer", schemas.v2_response_schema), OCTETS: _BYTES},
+    {JSON: _V2, OCTETS: _BYTES},
 )
 V2_SERVER = Operation(
     "The server's name and version", V2, {JSON: _object_of(name="string", version="string", extensions="array")}

@@ -7,7 +7,7 @@ policy allows no script that is not a file of this package, and no other host.
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,7 @@ def asset(name: str, *_asked: object) -> RawResponse:
 
 
 def openapi(
-    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+    server: Server, request: RawRequest, endpoint: str | None, routes: Sequence[DocumentedRoute]
 ) -> RawResponse:
     """Return the OpenAPI document, of all endpoints or of one.
 
@@ -77,7 +77,7 @@ def openapi(
 
 
 def try_page(
-    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+    server: Server, request: RawRequest, endpoint: str | None, routes: Sequence[DocumentedRoute]
 ) -> RawResponse:
     """Return the page to try an endpoint (None: the default one). Before a model is loaded, a notice with 200."""
     try:
@@ -94,7 +94,9 @@ def try_page(
         "fields": [asdict(field) for field in fields],
     }
     pasted = (
-        examples.csv_example(example) if schema.columns else _json_text(examples.invocations_example(schema, example))
+        examples.csv_example(schema, example)
+        if schema.columns
+        else _json_text(examples.invocations_example(schema, example))
     )
     return _page(
         "try.html", server, request, subject, fields=fields, page_data=page_data, pasted=pasted, example=example
@@ -102,7 +104,7 @@ def try_page(
 
 
 def docs_page(
-    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+    server: Server, request: RawRequest, endpoint: str | None, routes: Sequence[DocumentedRoute]
 ) -> RawResponse:
     """Return the page with the routes, the fields and an example of one endpoint (None: the default one)."""
     try:
@@ -133,7 +135,7 @@ def docs_page(
     )
 
 
-PAGES: Mapping[str, Callable[[Server, RawRequest, str | None, Iterable[DocumentedRoute]], RawResponse]] = {
+PAGES: Mapping[str, Callable[[Server, RawRequest, str | None, Sequence[DocumentedRoute]], RawResponse]] = {
     "try": try_page,
     "docs": docs_page,
     "openapi": openapi,
