@@ -8,6 +8,7 @@ several outputs.
 import inspect
 import logging
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -31,7 +32,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor,
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
+from mlflow_deploy_plugin.registry import PARITY_TAG, has_logged_models, log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
@@ -259,10 +260,12 @@ def _log_as_pyfunc(
         error.message.partition("\n")[0].rstrip(".;:"),
         flavor,
     )
-    log = import_module(f"mlflow.{flavor}").log_model
-    accepted = inspect.signature(log).parameters
+    module = import_module(f"mlflow.{flavor}")
+    log, accepted = module.log_model, inspect.signature(module.log_model).parameters
+    if not has_logged_models(mlflow.MlflowClient()):  # MLflow's own functions end there
+        log, accepted = partial(log_flavor, module), inspect.signature(module.save_model).parameters
     arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
-    if "name" not in accepted:  # mlflow.spark
+    if "artifact_path" in accepted and "name" not in accepted:  # mlflow.spark
         arguments["artifact_path"] = arguments.pop("name")
     if own is None:
         arguments[next(iter(accepted))] = model

@@ -157,7 +157,7 @@ def has_logged_models(client: "MlflowClient") -> bool:
 
 def log_flavor(
     flavor: Any,
-    name: str | None,
+    name: str | None = None,
     *,
     run_id: str | None = None,
     registered_model_name: str | None = None,
