@@ -124,7 +124,9 @@ def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_it
 
         found = [mlflow.pyfunc.load_model(f"models:/before-3/{one}").predict(table) for one in (1, made.version)]
         np.testing.assert_array_equal(*found)
-        np.testing.assert_array_equal(mlflow.pyfunc.load_model("models:/before-3/3").predict(table), steps.predict(table))
+        np.testing.assert_array_equal(
+            mlflow.pyfunc.load_model("models:/before-3/3").predict(table), steps.predict(table)
+        )
 
 
 def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: pd.DataFrame) -> None:

@@ -132,9 +132,10 @@ def converter_for(model: Any) -> Any:
     extra = _MODULES[framework]
     try:
         return import_module(f"{_ROOM}.{extra}")  # only now: the frameworks are heavy, and optional
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(
-            f"converting a {framework} model needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'"
+            f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'"
         ) from None
 
 

@@ -1,6 +1,8 @@
 """A model that is not converted: what in it is the obstacle, and how it is served all the same."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
+from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason, with_alternative
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -143,3 +146,11 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
 def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
     assert plain_reason(said).startswith(plainly)
     assert "://" not in plain_reason(said)
+
+
+def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.flavor.convert.torch", raising=False)
+    monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))  # as in an old torch
+    model = type("Net", (), {"__module__": "torch.old"})()
+    with pytest.raises(ConversionError, match=r"needs a newer torch: pip install 'mlflow-onnxserve\[torch\]'"):
+        converter_for(model)
