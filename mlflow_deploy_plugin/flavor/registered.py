@@ -180,6 +180,7 @@ def _convert(
         )
     names = getattr(model, "feature_names_in_", None)
     rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
+    versions = "".join(f"; {note}" for note in original.warnings)
     try:
         wrapped = wrap(
             model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity, says_alternative=False
@@ -187,13 +188,10 @@ def _convert(
     except (ConversionError, ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
         stays = f"; {shown} is served as pyfunc as it stands" if mlmodel is not None and not is_onnx(model) else ""
-        raise type(error)(f"{reason}{stays}") from error
+        raise type(error)(f"{reason}{stays}{versions}") from error
     except InvalidConfig as error:
-        if is_made_up:
-            raise InvalidConfig(
-                f"{error.message} (rows made up from the signature; --data FILE brings real ones)"
-            ) from error
-        raise
+        made_up = " (rows made up from the signature; --data FILE brings real ones)" if is_made_up else ""
+        raise InvalidConfig(f"{error.message}{made_up}{versions}") from error
     if is_made_up:
         provenance = {name: value for name, value in wrapped.provenance.items() if not name.startswith("dataset_")}
         wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)

@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -222,6 +223,16 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
                 model, folder, input_example=table, pip_requirements=["scikit-learn==0.1", "nope==2"]
             )
             (folder / "model.skops").write_bytes(b"of another version")
+        case "attribute":
+            old = make_pipeline(SimpleImputer(), LogisticRegression()).fit(table, table.a > 0)
+            del old[0]._fill_dtype  # which scikit-learn 1.4 did not know
+            mlflow.sklearn.save_model(
+                old,
+                folder,
+                signature=mlflow.models.infer_signature(table),
+                serialization_format="cloudpickle",
+                pip_requirements=["scikit-learn==1.4.2"],
+            )
         case "no model":
             folder.mkdir()
         case "no MLmodel":
@@ -242,6 +253,11 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
             "version",
             ConversionError,
             r"cannot be loaded by mlflow.sklearn: .*; it was logged with scikit-learn 0.1 \(\S+ is installed\), n",
+        ),
+        (
+            "attribute",
+            InvalidConfig,
+            r"the model itself refuses it: .*; it was logged with scikit-learn 1.4.2 \(\S+ is ",
         ),
         ("no model", InvalidArtifact, "is no model: it has no MLmodel file"),
         ("no MLmodel", InvalidArtifact, "is no model: its MLmodel file cannot be read: ParserError"),
