@@ -1,7 +1,7 @@
 """How far the drift verdict can be trusted: false alarms, what it finds, what it costs, beside what others say.
 
     .venv/bin/python benchmarks/drift.py            # about ten minutes on two cores
-    .venv/bin/python benchmarks/drift.py --only calm        # or splits, cycles, slow, intervals, injected, months, cost
+    .venv/bin/python benchmarks/drift.py --only calm        # or another of PARTS
     .venv/bin/python benchmarks/drift.py --share 0.1        # in two minutes, of a tenth of the windows
 
 Printed are tables with targets: each share with its interval of 95 %, and whether the target is met (the share lies
@@ -21,7 +21,7 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # both cores have a process each
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.drifting import alarms, cost, covering, cycles, power, slow  # noqa: E402
+from benchmarks.drifting import alarms, cost, covering, cycles, obvious, power, slow  # noqa: E402
 from benchmarks.drifting.judging import Line  # noqa: E402
 
 _HEAD = "called drifted; 95 % interval | target | outcome |\n|---|---|---|---|"
@@ -57,6 +57,7 @@ PARTS: dict[str, Callable[[float], None]] = {
     "calm": lambda share: show_alarms(alarms.of_calm_time(share)),
     "cycles": lambda share: show_alarms(cycles.of_cycles(share)),
     "slow": lambda share: show_alarms(slow.of_slow_time(share)),
+    "obvious": lambda share: show_alarms(obvious.of_obvious_changes(share)),
     "intervals": show_intervals,
     "injected": show_injected,
     "months": show_months,
