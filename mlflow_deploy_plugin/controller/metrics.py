@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -32,6 +32,7 @@ _LOOKED_BACK = 20
 _PATIENCE_SECONDS = 3.0
 """The seconds that a scrape waits for the store; Prometheus gives up after ten by default."""
 _LONGEST_READING_SECONDS = 60.0
+_MOST_THREADS = 200
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
     "onnxserve_drift_share": ("Share of columns that the last judged window found drifted.", _MONITOR),
@@ -47,11 +48,12 @@ _METRICS = {
 _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
 
-def start_metrics_server(store: Store, port: int, host: str = "") -> "WSGIServer":
+def start_metrics_server(store: Store, port: int, host: str = "", request_seconds: float = 10.0) -> "WSGIServer":
     """Answer Prometheus at `http://HOST:PORT/metrics` from a thread, for as long as the process lives.
 
     Args:
         host: default: ONNXSERVE_HOST.
+        request_seconds: the longest wait for a client to send anything.
 
     Raises:
         InvalidConfig: the port is taken.
@@ -62,6 +64,9 @@ def start_metrics_server(store: Store, port: int, host: str = "") -> "WSGIServer
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
+    opened: Any = server  # each connection has a thread: idle ones must not leave none to the controller's work
+    opened.RequestHandlerClass = type("Handler", (opened.RequestHandlerClass,), {"timeout": request_seconds})
+    opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
     return server
 
 

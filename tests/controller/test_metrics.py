@@ -1,6 +1,7 @@
 """What Prometheus reads of a store: asked over HTTP, parsed by its own parser."""
 
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -180,6 +181,22 @@ def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, re
 def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
     with pytest.raises(InvalidConfig, match=rf"--metrics-port {taken_port}: Address already in use"):
         start_metrics_server(store, taken_port, "127.0.0.1")
+
+
+def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    server = start_metrics_server(store, port, "127.0.0.1", request_seconds=0.5)
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+            assert silent.recv(1) == b""
+        monkeypatch.setattr("mlflow_deploy_plugin.controller.metrics._MOST_THREADS", 0)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as surplus:
+            assert surplus.recv(1) == b""
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(store: Store, read: Read) -> None:
