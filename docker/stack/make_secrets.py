@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 import subprocess
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_for(host: str) -> bool:
+    """Return True if the certificate that is there has this name or address."""
+    check = ["-checkip" if is_address(host) else "-checkhost", host]
+    command = ["openssl", "x509", "-in", str(FOLDER / "tls.crt"), "-noout", *check]
+    return "does match" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def make() -> None:
@@ -72,6 +80,8 @@ def make() -> None:
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "365", *subject]
         files = ["-keyout", str(FOLDER / "tls.key"), "-out", str(FOLDER / "tls.crt")]
         subprocess.run([*command, *files], check=True, capture_output=True)
+    elif others := [host for host in OPTIONS.host if not is_for(host)]:
+        sys.exit(f"{FOLDER}/tls.crt is there already, and not for {', '.join(others)}: remove it, and run this again")
     for file in FOLDER.iterdir():
         file.chmod(0o644)
 
