@@ -14,12 +14,13 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #666; --ok: #1a7f37; --bad: #cf222e; --skip: #8a6d00 }
 @media (prefers-color-scheme: dark) { :root { --soft: #aaa; --ok: #3fb950; --bad: #ff7b72; --skip: #d29922 } }
 body { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 60rem }
+body { background: Canvas; color: CanvasText }
 h1 { font-size: 1.25rem; margin: 0 0 .25rem } p { margin: .25rem 0 .75rem }
 .passed { color: var(--ok) } .failed { color: var(--bad) } .skipped { color: var(--skip) }
 b.passed, b.failed, b.skipped { white-space: nowrap }
 table { border-collapse: collapse; width: 100%; margin: .25rem 0 .5rem }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td:last-child { overflow-wrap: anywhere } td.n { font-variant-numeric: tabular-nums }
+h1, td { overflow-wrap: anywhere } td.n { font-variant-numeric: tabular-nums }
 details { margin: .25rem 0 } summary { cursor: pointer } small, .note { color: var(--soft) }
 pre { white-space: pre-wrap; font-size: 12px } svg { display: block; max-width: 100%; margin: .5rem 0 }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor }
@@ -118,7 +119,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
         f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>"
+        f"<body><main>{''.join(body)}</main></body></html>"
     )
 
 

@@ -287,7 +287,7 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
         for colour, marker in _MARKERS.items():
             shown = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
-            panel.scatter(times, shown, color=colour, marker=marker, s=16, zorder=2)
+            panel.scatter(times, shown, color=colour, marker=marker, s=24, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()
         panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)

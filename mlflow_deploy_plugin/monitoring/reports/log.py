@@ -56,17 +56,20 @@ _EMPTY = (
     "</head><body></body></html>"
 )
 _STYLE = """
+:root { color-scheme: light dark; --soft: #666; --ok: #1a7f37; --bad: #cf222e }
+@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --ok: #3fb950; --bad: #ff7b72 } }
+body { background: Canvas; color: CanvasText }
 .onnxserve { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 64rem }
 .onnxserve h1 { font-size: 1.3rem; margin: 0 0 .25rem } .onnxserve p { margin: .25rem 0 .75rem }
-.onnxserve table { border-collapse: collapse; margin: .25rem 0 .75rem; display: block; overflow-x: auto }
+.onnxserve table { border-collapse: collapse } .onnxserve .scroll { margin: .25rem 0 .75rem; overflow-x: auto }
 .onnxserve th, .onnxserve td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884;
   vertical-align: top; overflow-wrap: break-word; max-width: 14rem }
 .onnxserve td:last-child { max-width: 24rem }
 @media (max-width: 64rem) { .onnxserve td:last-child { min-width: 24rem } }
 .onnxserve td.n, .onnxserve td.s { white-space: nowrap; font-variant-numeric: tabular-nums }
-[id^=root_] { min-width: 62rem }
-.onnxserve .alarm { color: #cf222e; font-weight: 600 } .onnxserve .fine { color: #1a7f37 }
-.onnxserve .open, .onnxserve .note { color: #666 } .onnxserve img { max-width: 100% }
+[id^=root_] { overflow-x: auto } [id^=root_] > * { min-width: 62rem }
+.onnxserve .alarm { color: var(--bad); font-weight: 600 } .onnxserve .fine { color: var(--ok) }
+.onnxserve .open, .onnxserve .note { color: var(--soft) } .onnxserve img { max-width: 100% }
 .onnxserve summary { cursor: pointer }
 """
 DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
@@ -126,7 +129,7 @@ def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
         _PICTURE_HERE,
         _findings(result.findings) if result.findings else "",
         *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
-        f"<details><summary>Metrics</summary><table>{figures}</table></details>" if figures else "",
+        f"<details><summary>Metrics</summary>{_scrolled('Metrics', figures)}</details>" if figures else "",
         "</main>",
     ]
     page = (drawn.page or _EMPTY).replace("</head>", f"<title>{_text(title)}</title></head>", 1)
@@ -181,7 +184,12 @@ def _findings(findings: Sequence[Finding]) -> str:
     rows = [f"<tr>{''.join(cell(one) for cell in columns.values())}</tr>" for one in findings[:_MOST_FINDINGS]]
     rest = len(findings) - len(rows)
     more = f"<p class='note'>{rest:,} more findings stand in verdict.json.</p>" if rest else ""
-    return f"<table><tr>{names}</tr>{''.join(rows)}</table>{more}"
+    return f"{_scrolled('Findings', f'<tr>{names}</tr>' + ''.join(rows))}{more}"
+
+
+def _scrolled(name: str, rows: str) -> str:
+    """Return the table of these rows, which the keyboard, too, scrolls where it is wider than the page."""
+    return f"<div class='scroll' tabindex='0' role='region' aria-label='{name}'><table>{rows}</table></div>"
 
 
 def _class(state: str) -> str:

@@ -95,6 +95,8 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert f"<img alt='{words}" in page
     assert "<title>whole, daily, 2013-07-01/2013-07-02</title></head>" in page
     assert "name='viewport'" in page
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "tabindex='0' role='region' aria-label='Findings'><table>" in page
     assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
 
 
