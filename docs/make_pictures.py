@@ -34,6 +34,7 @@ def take(page: Page, url: str, name: str, height: int, *, width: int = 1100, exa
     if example:
         page.get_by_role("button", name="Predict").click()
         page.wait_for_timeout(1000)
+        page.evaluate("scrollTo(0, 0)")  # the button stands below a long form
     page.screenshot(path=PICTURES / f"{name}.png")
 
 
