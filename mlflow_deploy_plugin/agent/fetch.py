@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,17 @@ class ModelCache:
         """Delete the models that no server uses any more, and forget the servers whose state folder is gone."""
         now = time.time() if now is None else now
         by_age = sorted(self._models.iterdir(), key=_modified_at, reverse=True)
-        used: set[str] = set()
+        used = set(self._used_models())
+        for folder in by_age[_KEPT_LATEST:]:
+            if folder.name not in used and now - _modified_at(folder) > _HOUR:
+                _log.info("deleting %s from the cache", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+        for left_over in self._root.glob("fetching-*"):
+            if now - _modified_at(left_over) > _DAY:
+                shutil.rmtree(left_over, ignore_errors=True)
+
+    def _used_models(self) -> Iterator[str]:
+        """Yield the names of the folders that servers use, and forget the servers whose state folder is gone."""
         for user in (self._root / "users").glob("[!.]*"):
             try:
                 state_dir = Path(user.read_text())
@@ -125,17 +135,11 @@ class ModelCache:
                 user.unlink(missing_ok=True)
                 continue
             wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-            used |= {v.folder.name for endpoint in wanted.endpoints.values() for v in endpoint.variants.values()}
+            for endpoint in wanted.endpoints.values():
+                yield from (variant.folder.name for variant in endpoint.variants.values())
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
-            known = (one for reference in followed.references for one in (reference.version, reference.previous))
-            used |= {one.folder.name for one in known if one is not None}
-        for folder in by_age[_KEPT_LATEST:]:
-            if folder.name not in used and now - _modified_at(folder) > _HOUR:
-                _log.info("deleting %s from the cache", folder.name)
-                shutil.rmtree(folder, ignore_errors=True)
-        for left_over in self._root.glob("fetching-*"):
-            if now - _modified_at(left_over) > _DAY:
-                shutil.rmtree(left_over, ignore_errors=True)
+            for reference in followed.references:
+                yield from (one.folder.name for one in (reference.version, reference.previous) if one is not None)
 
     def _find_cached(self, entry: Path | None) -> Path | None:
         """Return the folder that was fetched before, or None if its files have changed since."""

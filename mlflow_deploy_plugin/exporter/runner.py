@@ -140,17 +140,22 @@ class Model:
         if isinstance(rows, (list, tuple)) and rows and all(isinstance(row, Mapping) for row in rows):
             seen = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in seen}
-        if not self.columns:
-            if len(names) > 1:
-                raise ValueError(f"the model takes several tensors: give a dict of {', '.join(names)}")
-            return {names[0]: rows}
-        for row, values in enumerate(rows):
-            if not isinstance(values, (list, tuple, np.ndarray)):
-                raise ValueError(f"row {row} is {values!r}; a record, or a list of {len(names)} values is expected")
-        table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
-        if table.ndim != 2 or table.shape[1] != len(names):
-            raise ValueError(f"the array has the shape {list(table.shape)}; [rows, {len(names)}] is expected")
-        return {name: table[:, position] for position, name in enumerate(names)}
+        if self.columns:
+            return dict(zip(names, _table(rows, len(names)).T, strict=True))
+        if len(names) > 1:
+            raise ValueError(f"the model takes several tensors: give a dict of {', '.join(names)}")
+        return {names[0]: rows}
+
+
+def _table(rows: Any, width: int) -> np.ndarray[Any, Any]:
+    """Return rows without names as an array of [rows, width]."""
+    for row, values in enumerate(rows):
+        if not isinstance(values, (list, tuple, np.ndarray)):
+            raise ValueError(f"row {row} is {values!r}; a record, or a list of {width} values is expected")
+    table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
+    if table.ndim != 2 or table.shape[1] != width:
+        raise ValueError(f"the array has the shape {list(table.shape)}; [rows, {width}] is expected")
+    return table
 
 
 def _dtype(name: str) -> Any:

@@ -28,8 +28,8 @@ class RequestBody:
     """A request whose form depends on the model.
 
     Attributes:
-        name: of its schema in the document, behind the endpoint's name.
-        example: returns the model's example in this form; empty where the form cannot tell it.
+        name: the name of its schema in the document, which the endpoint's name precedes.
+        example: returns the model's example in this form; empty if the form cannot hold it.
     """
 
     name: str
@@ -39,7 +39,7 @@ class RequestBody:
 
 @dataclass(frozen=True)
 class ResponseBody:
-    """A response whose form depends on the model; `name` as of `RequestBody`."""
+    """A response whose form depends on the model. `name` is that of its schema, as in `RequestBody`."""
 
     name: str
     schema: Callable[[Artifact], JsonSchema]
