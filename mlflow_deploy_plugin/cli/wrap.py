@@ -96,21 +96,16 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
     for one in made.inputs:
         columns = f"{len(one.columns)} columns" if len(one.columns) > 1 else "".join(one.columns)
         rows.append(("input", one.name, one.dtype, str(list(one.shape)), columns))
+    proofs = {one.name: one for one in made.report.outputs}
     for output in made.outputs:
-        rows.append(("output", output.name, output.dtype, str(list(output.shape)), _parity_text(made, output.name)))
+        agrees = ""
+        if proof := proofs.get(output.name):
+            ties = f", {proof.ties} ties" if proof.ties else ""
+            largest = f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of what is allowed"
+            agrees = f"agrees on {proof.agreement:.4%} of the rows{'' if proof.role == 'label' else largest}{ties}"
+        rows.append(("output", output.name, output.dtype, str(list(output.shape)), agrees))
     yield from (f"  {line}" for line in align_columns(rows))
     if made.report.repair:
         yield f"  {made.report.repair}"
     if made.version:
         yield f"  next: onnxserve promote {made.name} {made.version} --to Production"
-
-
-def _parity_text(made: "WrappedVersion", output: str) -> str:
-    """Return the figures of the proof of one output."""
-    for one in made.report.outputs:
-        if one.name == output:
-            ties = f", {one.ties} ties" if one.ties else ""
-            largest = f", largest error {one.max_absolute_error:.2g}, {one.max_excess:.0%} of what is allowed"
-            error = "" if one.role == "label" else largest
-            return f"agrees on {one.agreement:.4%} of the rows{error}{ties}"
-    return ""
