@@ -107,6 +107,10 @@ _TFSERVING = RequestBody("tfserving", schemas.tfserving_schema, examples.batch_e
 _V2 = RequestBody("v2", schemas.v2_request_schema, examples.v2_example)
 _CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the columns' names, then the rows"}
 _CSV = RequestBody("csv", lambda schema: _CSV_TEXT, examples.csv_example)
+_INVOCATIONS_ANSWER = ResponseBody("invocations_answer", schemas.invocations_answer)
+_PREDICT_ANSWER = ResponseBody("predict_answer", schemas.predict_answer)
+_BATCH_ANSWER = ResponseBody("batch_answer", schemas.batch_answer)
+_V2_ANSWER = ResponseBody("v2_answer", schemas.v2_response_schema)
 
 _TENSORS = array_schema(object_schema({"name": STRING, "datatype": STRING, "shape": array_schema({"type": "integer"})}))
 _V2_MODEL = object_schema(
@@ -127,19 +131,14 @@ _EXPLANATION = object_schema(
 INVOCATIONS = _prediction(
     "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
     PREDICTIONS,
-    {JSON: ResponseBody("invocations_answer", schemas.invocations_answer), **_TABLES},
+    {JSON: _INVOCATIONS_ANSWER, **_TABLES},
     {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
 )
-PREDICT = _prediction(
-    "The prediction for one record",
-    PREDICTIONS,
-    {JSON: ResponseBody("predict_answer", schemas.predict_answer)},
-    {JSON: _PREDICT},
-)
+PREDICT = _prediction("The prediction for one record", PREDICTIONS, {JSON: _PREDICT_ANSWER}, {JSON: _PREDICT})
 PREDICT_BATCH = _prediction(
     "Predictions for many records, with the probabilities of the classes",
     PREDICTIONS,
-    {JSON: ResponseBody("batch_answer", schemas.batch_answer)},
+    {JSON: _BATCH_ANSWER},
     {JSON: _BATCH, CSV: _CSV},
 )
 
@@ -195,7 +194,7 @@ TF_METADATA = _readable(
 V2_INFER = _prediction(
     "Predictions, in the Open Inference Protocol V2; binary tensors behind the JSON, as Triton's clients send them",
     V2,
-    {JSON: ResponseBody("v2_answer", schemas.v2_response_schema), OCTETS: _BYTES},
+    {JSON: _V2_ANSWER, OCTETS: _BYTES},
     {JSON: _V2, OCTETS: _BYTES},
 )
 V2_SERVER = Operation(
