@@ -89,17 +89,22 @@ class ServerApp(Flask):
         try:
             path = decode_path(request.environ["RAW_URI"])
             headers = _headers()
-            if _may_stream(path, headers, self.server.max_body_bytes):
+            is_stranger = self.server.auth.is_required and self.server.auth.is_stranger(headers, _caller())
+            if not is_stranger and _may_stream(path, headers, self.server.max_body_bytes):
                 raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", _caller())
                 return _stream(self.server, raw)
-            body = _read_body(stream, request.content_length, self.server.max_body_bytes)
+            # a stranger's body holds no thread
+            body = b"" if is_stranger else _read_body(stream, request.content_length, self.server.max_body_bytes)
         except OnnxserveError as error:
             _close_unless_whole(stream)
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, _caller())
         raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # spent in our worker's queue after it had arrived
-        return flask_response(self.handle(raw))
+        response = flask_response(self.handle(raw))
+        if is_stranger:
+            _close_unless_whole(stream)
+        return response
 
     def _answer_error(self, error: Exception) -> Any:
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:

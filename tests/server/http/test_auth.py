@@ -193,13 +193,12 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
     assert b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()
 
 
-@pytest.mark.parametrize("url", ["fast"], indirect=True)
 def test_the_body_of_a_stranger_is_not_waited_for(url: str) -> None:
     """Strangers could else fill the memory that the bodies of one worker may take together."""
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n[")
-        answer = connection.recv(10_000)
+        answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert b"\r\nConnection: close\r\n" in answer
     assert b"send Authorization: Bearer KEY" in answer
