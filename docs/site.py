@@ -24,6 +24,7 @@ PAGES = {
 """Path in the repository → path in the site."""
 LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
 
+EMPTY_TITLE = re.compile(r"<th[^>]*></th>")
 EMPTY_HEAD = re.compile(r"<thead>\s*<tr>(?:\s*<th[^>]*></th>)+\s*</tr>\s*</thead>")
 
 
@@ -58,8 +59,15 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Leave out the head of a table whose columns have no titles: a screen reader would read empty ones."""
-    return EMPTY_HEAD.sub("", html)
+    """Leave out the head of a table whose columns have no titles: a screen reader would read empty ones. Where one
+    column of several has none, its cell is no title.
+    """
+    return EMPTY_TITLE.sub("<td></td>", EMPTY_HEAD.sub("", html))
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Do the same for the page of an address that is not there."""
+    return on_post_page(output_content)
 
 
 def on_post_page(output: str, **_: Any) -> str:
