@@ -247,6 +247,8 @@ def _read_logged_dataset(dataset: str) -> NamedArrays:
         InvalidConfig: the dataset's source is no file that can be read.
     """
     from mlflow.data import get_source  # imported late: a second
+    from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
+    from mlflow.data.http_dataset_source import HTTPDatasetSource
 
     run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
     with registry_errors(f"run {run_id}"):
@@ -255,11 +257,10 @@ def _read_logged_dataset(dataset: str) -> NamedArrays:
     if not found:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    try:
-        path = Path(get_source(found[-1]).load())
-    except (NotImplementedError, AttributeError, TypeError):
+    source = get_source(found[-1])
+    if not isinstance(source, FileSystemDatasetSource | HTTPDatasetSource):  # others yield no file, or run code for it
         raise InvalidConfig(
             f"the dataset {dataset} was logged without a source that can be read; log it with source=FILE, "
             "or name the file itself"
-        ) from None
-    return read_rows(path, dataset)
+        )
+    return read_rows(Path(source.load()), dataset)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.evaluation.dataset import (
@@ -212,6 +214,15 @@ def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path: Path, artifact: Ar
         load(f"dataset:/{run_id}/other", artifact, "label")
     with pytest.raises(NotFound, match=r"none\.csv"):
         load(f"runs:/{run_id}/none.csv", artifact, "label")
+
+
+def test_a_dataset_whose_source_is_code_is_not_loaded(artifact: Artifact, registry: MlflowClient) -> None:
+    with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
+        pass
+    script = Dataset("script", "1", "hugging_face", json.dumps({"path": "some/script", "trust_remote_code": True}))
+    registry.log_inputs(run.info.run_id, [DatasetInput(script)])
+    with pytest.raises(InvalidConfig, match="logged without a source that can be read"):
+        load(f"dataset:/{run.info.run_id}", artifact, "label")
 
 
 def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
