@@ -13,6 +13,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import hypothesis
@@ -90,12 +91,25 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def new_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Puts a copy of an empty mlflow.db, which the first worker of a run makes, into a folder and gives its URI."""
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[Path]]:
+    """Gives a block of this name, in which one worker of the run is at a time, with a folder that all of them share."""
     own = tmp_path_factory.getbasetemp()
-    template = (own if IS_CONTROLLER else own.parent) / "mlflow.db"
-    with template.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = own if IS_CONTROLLER else own.parent
+
+    @contextlib.contextmanager
+    def locked(name: str) -> Iterator[Path]:
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+
+    return locked
+
+
+@pytest.fixture(scope="session")
+def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callable[[Path], str]:
+    """Puts a copy of an empty mlflow.db, which the first worker of a run makes, into a folder and gives its URI."""
+    with alone("database") as folder:
+        template = folder / "mlflow.db"
         if not template.exists():
             create_database(template)
     return lambda folder: f"sqlite:///{shutil.copy(template, folder / 'mlflow.db')}"

@@ -136,7 +136,9 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     assert listed("-o", "json").stdout == "[]\n"
     home.create_deployment("sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "data_quality"})
     home.create_endpoint("spare")
-    home.create_deployment("champion", models.twice, endpoint="pair")
+    with closing(open_store(load_settings().store_url)) as store:
+        store.add_endpoint("onnxserve", new_endpoint("pair", models.twice, {"server.port": 8080}, variant="champion"))
+    load_settings().state_dir("pair").mkdir(parents=True)  # as a server has left it
     assert CliRunner().invoke(main, ["stop", "pair"]).exit_code == 0
     assert CliRunner().invoke(main, ["monitor", "add", "pair", "idle", "--kind", "data_quality"]).exit_code == 0
     assert CliRunner().invoke(main, ["monitor", "pause", "pair", "idle"]).exit_code == 0

@@ -67,11 +67,12 @@ def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def image(docker: Any) -> Iterator[str]:
-    """The cpu image as `onnxserve build-docker` makes it."""
+def image(docker: Any, alone: Callable[[str], AbstractContextManager[Path]]) -> Iterator[str]:
+    """The cpu image as `onnxserve build-docker` makes it; the first worker of a run fills Docker's cache."""
     tag = f"onnxserve-test:cpu-{uuid.uuid4().hex[:12]}"
     try:
-        build(server_context(), tag, print, ("--target", "cpu"))
+        with alone("image"):
+            build(server_context(), tag, print, ("--target", "cpu"))
         yield tag
     finally:
         run_docker("rmi", "-f", tag, check=False)
