@@ -87,8 +87,8 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
         reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
         return drift("type", reason, f"{expected.arrow_type} → {given.arrow_type}")
-    if only := _only_value(name, given, reference.bins):
-        known = given.rows - given.missing
+    known = given.rows - given.missing
+    if known >= MIN_COMPARED_ROWS and (only := _only_value(name, given, reference.bins)):
         frequent = expected.counts[: _frequent_bins(reference.bins[name])].max(initial=1)
         likely = frequent / max(expected.rows - expected.missing, 1)
         own = [window.columns[name] for window in reference.pieces.windows if name in window.columns]

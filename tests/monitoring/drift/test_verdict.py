@@ -265,6 +265,13 @@ def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
     assert "constant" not in [one.check for one in verdict.findings]
 
 
+def test_of_a_column_with_hardly_a_value_nobody_says_that_it_is_constant(days: DriftReference) -> None:
+    verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
+
+    assert found(verdict, "noise", "missing").state == "drift"
+    assert "constant" not in [one.check for one in verdict.findings]
+
+
 def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24 + 14)
