@@ -144,7 +144,7 @@ class NotInstalled(OnnxserveError, http_status=501, error_code="NOT_IMPLEMENTED"
 
 
 class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The server lives, but has no version loaded that could answer, or no keys yet to know a token by."""
+    """The server lives, but has no version loaded that could answer, no keys yet, or no memory left."""
 
 
 class FeedbackNotKept(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):

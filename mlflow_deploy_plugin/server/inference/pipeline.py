@@ -16,7 +16,7 @@ from contextlib import suppress
 from itertools import chain
 from types import TracebackType
 
-from mlflow_deploy_plugin.errors import ClientDisconnected, InternalError, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.errors import ClientDisconnected, InternalError, NotReady, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
@@ -151,6 +151,9 @@ def failure(request: RawRequest | None, error: Exception, headers: dict[str, str
     Args:
         request: None for one that could not be read.
     """
+    if isinstance(error, MemoryError):
+        error = NotReady("the server lacks memory for this request; ask again in a moment, or send less", 1)
+        logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
     asked = "" if request is None else f" {request.method[:20]} {request.path[:200]}"

@@ -60,6 +60,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
 
     Raises:
         InvalidRequest: not JSON; the message says where. Or more than `MOST_CONTAINERS` arrays and objects.
+        MemoryError: there is no room for the document.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
@@ -68,6 +69,8 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
     try:
         return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
+        if error.msg.startswith("Not enough memory"):
+            raise MemoryError from None
         refusal = InvalidRequest(f"{subject}not valid JSON: {error}")
     if b"NaN" not in body and b"Infinity" not in body:
         raise refusal

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import orjson
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
@@ -49,6 +51,19 @@ def test_a_refused_request_says_which_version_refused_it(server: Server) -> None
     response = ask(server, body=b"{}")
     assert response.status == 400
     assert {"X-Request-Id", "X-Model-Name", "X-Model-Version"} == set(response.headers)
+
+
+@pytest.mark.parametrize(
+    "scarce", [orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0), MemoryError()]
+)
+def test_want_of_memory_is_not_the_fault_of_the_request(
+    server: Server, scarce: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orjson, "loads", Mock(side_effect=scarce))
+    response = ask(server)
+    assert response.status == 503
+    assert response.headers["Retry-After"] == "1"
+    assert json.loads(response.body.decode())["message"].startswith("the server lacks memory for this request")
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
