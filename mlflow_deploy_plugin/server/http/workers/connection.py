@@ -357,8 +357,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer_stranger(self, head: RequestHead) -> None:
         """Answer as if there were no body, and end: bodies of strangers would take the room of others."""
-        response = self._app.handle(self._request(head, b""))
-        self._send_last(serialize_response(response, False, head.method != "HEAD"), False, reads_on=True)
+        self._is_busy = True
+        self._deadline = math.inf
+
+        def answer_in_thread() -> None:
+            response = serialize_response(self._app.handle(self._request(head, b"")), False, head.method != "HEAD")
+            self._loop.call_soon_threadsafe(self._send_last, response, False, True)
+
+        self._app.pool.submit(answer_in_thread)
 
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
         """Return a request that has arrived just now."""
