@@ -93,8 +93,12 @@ def saved_example(mlmodel: Model, folder: Path) -> Any:
     """Return the input example in the model's folder; None if there is none, or its file is damaged."""
     try:
         example = mlmodel.load_input_example(str(folder))
-    except Exception:  # noqa: BLE001 - whatever the file holds; the signature is left
-        return None
+    except Exception:  # noqa: BLE001 - whatever the file holds
+        try:  # MLflow 2.9 has written an array as `inputs`, which 3.17 cannot read
+            document = orjson.loads((folder / mlmodel.saved_input_example_info["artifact_path"]).read_bytes())
+            example = infer_and_parse_data(document, mlmodel.get_input_schema())
+        except Exception:  # noqa: BLE001 - the signature is left
+            return None
     return example if example is not None and len(example) else None
 
 

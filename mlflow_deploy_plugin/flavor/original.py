@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION
 
 PICKLES = (".joblib", ".pkl", ".pickle")
 FILE_ENDINGS = (*PICKLES, *convert.FILE_ENDINGS)
-_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels", "onnx")
+_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """Distributions of which another version is worth a warning even if the model could be loaded."""
 
 

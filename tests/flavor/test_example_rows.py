@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from sklearn.compose import make_column_transformer
 from sklearn.pipeline import make_pipeline
@@ -15,7 +15,7 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, read_rows
+from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, read_rows, saved_example
 
 TABLE = pd.DataFrame({"a": [1.5, None], "b": ["x", "2013-07-01"]})
 
@@ -126,3 +126,16 @@ def test_made_up_tensors_have_the_shape_of_the_signature(spec: TensorSpec, dtype
 def test_a_type_that_no_graph_takes_is_named() -> None:
     with pytest.raises(InvalidConfig, match="signature: column 'when' has the type datetime"):
         made_up_rows(ModelSignature(Schema([ColSpec("datetime", "when")])), DecisionTreeClassifier())
+
+
+def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Path) -> None:
+    (tmp_path / "input_example.json").write_text('{"inputs": [[0.5, null], [1.5, 2.5]]}')
+    mlmodel = Model(
+        signature=ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, 2))])),
+        saved_input_example_info={"artifact_path": "input_example.json", "format": "tf-serving", "type": "ndarray"},
+    )
+
+    found = saved_example(mlmodel, tmp_path)
+
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[0.5, np.nan], [1.5, 2.5]])
