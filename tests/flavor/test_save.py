@@ -169,6 +169,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
             event_time="at",
             tags={"team": "sky"},
             code_paths=[],
+            pip_requirements=["scikit-learn"],
         )
 
     (line,) = [record.getMessage() for record in caplog.records if "logs it instead" in record.getMessage()]
@@ -197,11 +198,15 @@ def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np
     return found - wanted, np.ones_like(wanted)
 
 
+def lgbm(kind: str, **options: Any) -> Any:
+    return getattr(lightgbm, f"LGBM{kind}")(linear_tree=True, n_estimators=3, n_jobs=1, verbose=-1, **options)
+
+
 @pytest.mark.parametrize(
     ("flavor", "booster"),
     [
         ("xgboost", xgboost.XGBRegressor(booster="gblinear", n_estimators=3, n_jobs=1)),
-        ("lightgbm", lightgbm.LGBMRegressor(objective=squared_error, linear_tree=True, n_estimators=3, verbose=-1)),
+        ("lightgbm", lgbm("Regressor", objective=squared_error)),
     ],
 )
 def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
@@ -221,7 +226,7 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     predict_fn: PredictFunction, tracking: Path, table: pd.DataFrame
 ) -> None:
     cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
-    booster = lightgbm.LGBMClassifier(linear_tree=True, n_estimators=3, verbose=-1).fit(cities, table.a > table.b)
+    booster = lgbm("Classifier").fit(cities, table.a > table.b)
 
     info = onnxserve.log_model(
         booster, name="model", input_example=cities, pyfunc_predict_fn=predict_fn, pip_requirements=[]

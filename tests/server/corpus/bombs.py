@@ -3,7 +3,6 @@
 python -m tests.server.corpus.bombs NAME      # reads one: {"mib", "status", "message"} on stdout
 """
 
-import gzip
 import io
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import zstandard
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -258,7 +258,7 @@ def _peak_mib() -> float:
 
 def _try(name: str, packed: Path) -> None:
     """Read one bomb, in a process of its own, and print what that took."""
-    body = gzip.decompress(packed.read_bytes())
+    body = zstandard.decompress(packed.read_bytes())
     assert len(body) <= LIMIT, len(body)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     before = _peak_mib()

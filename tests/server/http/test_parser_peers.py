@@ -17,7 +17,7 @@ import pytest
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.http.parser import body_parser, parse_head
 
-STREAMS = 12_000
+STREAMS = pytest.mark.parametrize("count", [2_000, pytest.param(12_000, marks=pytest.mark.long)])
 MOST_BYTES = 1 << 20
 Framed = tuple[bytes, bytes, bytes]
 """Method, target, body."""
@@ -248,36 +248,39 @@ def check_agreement(ours: Reading, theirs: Reading, stream: bytes, peer: str) ->
         assert ours.end != "open", (peer, "has taken a request of which we wait for more", stream)
 
 
+@STREAMS
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("in_segments", [False, True], ids=["whole", "segments"])
-def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool) -> None:
+def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool, count: int) -> None:
     taken = 0
-    for number, (stream, is_valid) in enumerate(streams(STREAMS, seed=11)):
+    for number, (stream, is_valid) in enumerate(streams(count, seed=11)):
         pieces = segments_of(stream, random.Random(number)) if in_segments else [stream]
         ours, theirs = read_ours(pieces), PEERS[peer](pieces)
         check_agreement(ours, theirs, stream, peer)
         if is_valid:
             assert ours == theirs, (peer, stream)
         taken += len(ours.requests)
-    assert taken > STREAMS // 2
+    assert taken > count // 2
 
 
 SPACE_BEFORE_EXTENSION = re.compile(rb"^[0-9A-Fa-f]+[ \t]+;", re.MULTILINE)
 """White space that the standard lets a chunk's size end with (RFC 9112, 7.1.1); we take it, neither of them does."""
 
 
-def test_what_both_refuse_is_refused() -> None:
+@STREAMS
+def test_what_both_refuse_is_refused(count: int) -> None:
     refused = 0
-    for stream, _ in streams(STREAMS, seed=13):
+    for stream, _ in streams(count, seed=13):
         if SPACE_BEFORE_EXTENSION.search(stream):
             continue
         ours, peers = read_ours([stream]), [read([stream]) for read in PEERS.values()]
         if all(peer.end == "refused" for peer in peers):
             refused += 1
             assert len(ours.requests) <= max(len(peer.requests) for peer in peers), stream
-    assert refused > STREAMS // 8
+    assert refused > count // 8
 
 
-def test_segments_change_nothing() -> None:
-    for number, (stream, _) in enumerate(streams(STREAMS, seed=12)):
+@STREAMS
+def test_segments_change_nothing(count: int) -> None:
+    for number, (stream, _) in enumerate(streams(count, seed=12)):
         assert read_ours(segments_of(stream, random.Random(number))) == read_ours([stream]), stream
