@@ -5,6 +5,7 @@ one. A second thread reads them, and ends this process and all that it has start
 that is refused says what is at fault, and exceptions of other people's code are cleaned for the client.
 """
 
+import gc
 import logging
 import re
 import socket
@@ -58,11 +59,15 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     die_with_parent()  # code that never lets go of the GIL dies by this
     requests = requests_of_parent(lambda: receive_message(connection))
     configure_logging(load_settings(), name)
+    gc.disable()  # it would look through what is imported again and again
     try:
         ready, answer = start()
     except CannotStart as error:
         send_message(connection, SideMessage(FAILED_MESSAGE, {"message": str(error)}))
         return
+    gc.collect()
+    gc.freeze()  # else a full collection within an answer would look through all of MLflow and the model's library
+    gc.enable()
     send_message(connection, ready)
     for request in requests:
         try:
