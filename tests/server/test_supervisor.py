@@ -61,13 +61,12 @@ def gunicorn_pid(served: Served) -> int:
     return next(child.pid for child in children if child.pid != agent_pid(served))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_everything_in_order(start: Start, number: signal.Signals) -> None:
-    running = start("state").wait_ready()
-    assert answers(running)
-    assert running.end(number) == 0
-    assert not (running.state_dir / SERVER).exists()
-    assert not list((running.state_dir / "spool").iterdir())
+def check_end(served: Served, number: signal.Signals) -> None:
+    """Check that a signal ends everything in order."""
+    assert answers(served)
+    assert served.end(number) == 0
+    assert not (served.state_dir / SERVER).exists()
+    assert not list((served.state_dir / "spool").iterdir())
 
 
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
@@ -99,11 +98,11 @@ def connections_to(port: int) -> list[Any]:
     ]
 
 
-def test_a_supervisor_that_is_killed_takes_its_children_along(start: Start) -> None:
+def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(start: Start) -> None:
     running = start("state", "-w", "2").wait_ready()
     assert len(running.members()) == 5
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
-    assert answers(start("state").wait_ready())
+    check_end(start("state").wait_ready(), signal.SIGHUP)
 
 
 def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -> None:
@@ -211,11 +210,12 @@ def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> 
 
 def test_servers_without_a_port_find_one_each_which_is_free_again_at_once(running: Served, start: Start) -> None:
     other = start("state").wait_ready()
-    assert answers(other)
     port = other.url.rpartition(":")[2]
     assert not running.url.endswith(port)
-    other.end()
-    assert start("state", "-p", port).wait_ready().url.endswith(f":{port}")
+    check_end(other, signal.SIGTERM)
+    again = start("state", "-p", port).wait_ready()
+    assert again.url.endswith(f":{port}")
+    check_end(again, signal.SIGINT)
     assert answers(running)
 
 

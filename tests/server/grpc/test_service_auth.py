@@ -64,6 +64,17 @@ def test_each_method_needs_its_scope_and_health_needs_none(
                 stub.RepositoryIndex(grpc_index(), timeout=10)
 
 
+@pytest.fixture(scope="module")
+def keyed(
+    tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], calling: Any, tools: Any
+) -> Iterator[Any]:
+    """A server whose callers need a key; `infer` is one."""
+    folder = tmp_path_factory.mktemp("keyed")
+    write_keys(folder, {"infer": KeyEntry(name="infer", scopes=("infer",))})
+    with calling(folder, {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}, api_keys=True) as served:
+        yield served
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -73,11 +84,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(
         "/grpc.health.v1.Health/Watch",
     ],
 )
-def test_strangers_who_send_nothing_keep_no_caller_out(
-    tmp_path: Path, model_folders: dict[str, Path], calling: Any, asking: Any, tools: Any, path: str
-) -> None:
-    write_keys(tmp_path, {"infer": KeyEntry(name="infer", scopes=("infer",))})
-    endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}
+def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, asking: Any, path: str) -> None:
     asked = asking.message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
     key, is_over = [("authorization", "Bearer infer")], threading.Event()
 
@@ -85,9 +92,9 @@ def test_strangers_who_send_nothing_keep_no_caller_out(
         is_over.wait()
         yield from ()
 
-    with calling(tmp_path, endpoints, api_keys=True) as served, grpc.insecure_channel(served.address) as strangers:
+    with grpc.insecure_channel(keyed.address) as strangers:
         held = [strangers.stream_stream(path)(nothing()) for _ in range(150)]
-        with served.stub() as stub:
+        with keyed.stub() as stub:
             assert stub.ModelInfer(asked, timeout=20, metadata=key).model_version == "7"
             streamed = next(stub.ModelStreamInfer(iter([asked]), timeout=20, metadata=key))
             assert streamed.error_message == ""
