@@ -45,13 +45,19 @@ def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_da
     assert said.stderr.startswith("Error: model flight-delay version 1 does not exist: ")
 
 
-def test_status_asks_the_store_alone(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [(["rollout", "flights", "--status"], "flights: version 6 → 7: promoted"), (["list"], "there are no deployments")],
+)
+def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
+    store: Store, tmp_path: Path, command: list[str], answer: str
+) -> None:
     store.add_rollout("flights", ROLLOUT.to_json(), "promoted")
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes", "rollout", "flights", "--status"]
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
+    typed = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes,pyarrow", *command]
+    said = subprocess.run(typed, capture_output=True, text=True, env=environment, check=True, timeout=120)
 
-    assert "flights: version 6 → 7: promoted" in said.stdout
+    assert answer in said.stdout
     assert said.stdout.endswith("[]\n")
 
 

@@ -12,13 +12,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import Watermark, Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow, Store
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.inference_log import Watermark  # at run time Arrow, of which `onnxserve list` has no need
 
 MAX_CATCH_UP = 100
 """Missed windows that a controller judges by itself; a person may ask for more."""
@@ -152,7 +155,7 @@ class Readiness:
         return self.complete_until is None or self.complete_until >= time
 
 
-def readiness(marks: Sequence[Watermark], endpoint: str, now: datetime) -> Readiness:
+def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Readiness:
     """Return how far the log is complete, by the agents that may still ship rows.
 
     An agent is not waited for if it has ended, has been silent for an hour, or has a clock an hour or more ahead.
@@ -217,7 +220,7 @@ class MonitorOverview:
     why: str
 
 
-def overviews(store: Store, endpoint: str | None = None, marks: Sequence[Watermark] = ()) -> list[MonitorOverview]:
+def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
     """Return all monitors, or those of one endpoint, by name.
 
     Args:
