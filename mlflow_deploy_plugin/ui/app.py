@@ -15,7 +15,7 @@ from urllib.parse import quote
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings, load_settings
@@ -205,8 +205,7 @@ class _Console:
             registry = handlers._get_model_registry_store()
             overview = build_overview(self._trail.store(), self._settings, registry, pages, only, _span())
         except OnnxserveError as failure:
-            overview, error = None, error or failure.message
-            status = failure.http_status if isinstance(failure, NotFound) else status
+            overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
             "onnxserve_console.html",
             overview=overview,

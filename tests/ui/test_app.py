@@ -93,5 +93,5 @@ def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
     monkeypatch.setattr(trail, "_store", None)
     monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(PAGE)
-    assert answer.status_code == 200
+    assert answer.status_code == 503
     assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)

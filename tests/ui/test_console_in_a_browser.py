@@ -64,6 +64,21 @@ def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
     expect(page.locator("figure.chart")).to_have_count(4)
 
 
+def test_while_the_store_is_away_this_is_said_and_what_was_shown_stays(
+    mlflow_app: Any, page: Any, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.goto(f"{url}?endpoint={endpoint}")
+    trail = mlflow_app.app.extensions["onnxserve"]
+    monkeypatch.setattr(trail, "_store", None)
+    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    page.evaluate("window.notLoadedAgain = true")
+    with page.expect_response(lambda answer: answer.request.resource_type == "fetch" and "pictures" not in answer.url):
+        page.clock.run_for(SOON)
+    expect(page.get_by_role("status").filter(has_text="the store at sqlite:////proc/nobody")).to_be_visible()
+    expect(page.get_by_role("heading", name=endpoint)).to_be_visible()
+    assert page.evaluate("window.notLoadedAgain")
+
+
 def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(page: Any, url: str, endpoint: str) -> None:
     client = mlflow.MlflowClient()
     experiment = client.create_experiment(f"onnxserve/{endpoint}")
