@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from mlflow_deploy_plugin.server import remove_metrics
 from tests.support.waiting import wait_until
 
 
@@ -91,3 +92,4 @@ def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
     finally:
         for served in started:
             served.end()
+            remove_metrics(served.state_dir)  # of one that was killed, in shared memory
