@@ -362,6 +362,9 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
                 connected = self.nr_conns
                 super().accept(listener)
             listener.close()
+        for connection in [one for one in self.pending_conns if isinstance(one.sock, ssl.SSLSocket) and not one.parser]:
+            connection.parser = get_parser(self.cfg, connection.sock, connection.client)
+            super().on_pending_socket_readable(connection, connection.sock)  # reading ends its handshake, in a thread
         for connection in (*self.keepalived_conns, *self.pending_conns):
             connection.timeout = 0.0
         self.murder_keepalived()

@@ -392,6 +392,34 @@ def test_clients_that_leave_their_handshake_keep_nobody_waiting(
                 client.recv(1)
 
 
+def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_answered(
+    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    cert, key = certificate
+    spec = ServerSpec(worker_class="gthread", certfile=str(cert), keyfile=str(key))
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context(cafile=str(cert)).wrap_bio(received, sent, server_hostname="127.0.0.1")
+    with tools.gunicorn(tmp_path, spec) as running:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=30) as connection:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            connection.sendall(sent.read())
+            received.write(connection.recv(65536))
+            running.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: socket.socket().connect_ex(address) != 0, 30, "the listener is closed")
+            client.do_handshake()
+            client.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(sent.read())
+            answer = b""
+            while b"\r\n\r\n" not in answer and (piece := connection.recv(65536)):
+                received.write(piece)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    answer += client.read(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
