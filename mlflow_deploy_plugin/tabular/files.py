@@ -99,21 +99,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     target = path.resolve()
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    mode = target.stat().st_mode if target.exists() else None
+    made_with = 0o666 if mode is None else mode & 0o777  # less the umask, which only the kernel knows
+    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if target.exists():
-                mode = target.stat().st_mode
-            else:
-                mask = os.umask(0)
-                os.umask(mask)  # nothing else tells it
-                mode = 0o666 & ~mask
-            os.chmod(file.name, mode)
-            os.replace(file.name, target)
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, target)
         except BaseException:
-            os.unlink(file.name)
+            os.unlink(temporary)
             raise
 
 

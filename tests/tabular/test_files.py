@@ -73,6 +73,15 @@ def test_a_dash_is_standard_input_and_output_and_another_name_is_said(tmp_path: 
         pass
 
 
+def test_a_new_file_follows_the_umask_which_is_never_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    monkeypatch.setattr("os.umask", None)  # while it is another, all threads make files for everybody
+    with atomic_file(tmp_path / "new") as file:
+        file.write(b"x")
+    assert (tmp_path / "new").stat().st_mode == plain.stat().st_mode
+
+
 def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it() -> None:
     text = b'\xef\xbb\xbfa,b\r\n\r\n1,"two\nlines"\n   \n3,\xff'
     found = list(csv_records(io.BytesIO(text)))
