@@ -55,7 +55,7 @@ class Load:
 
     def ask(self, seed: int) -> None:
         number = seed
-        while not self.stopping.wait(0.005):
+        while not self.stopping.wait(0.02):
             number += 1000
             try:
                 answer = requests.post(
