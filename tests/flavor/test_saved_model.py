@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from sklearn.pipeline import Pipeline
 
@@ -57,6 +58,16 @@ def test_lock_lists_what_is_installed_by_name() -> None:
     assert all("==" in line for line in lines)
     assert f"scikit-learn=={version('scikit-learn')}" in lines
     assert names == sorted(names)
+
+
+def test_lock_follows_what_is_installed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "late==" not in environment_lock()
+
+    (tmp_path / "late-1.0.dist-info").mkdir()
+    (tmp_path / "late-1.0.dist-info" / "METADATA").write_text("Name: late\nVersion: 1.0\n\n")
+
+    assert "late==1.0" in environment_lock().splitlines()
 
 
 def test_digest_follows_the_values() -> None:
