@@ -140,7 +140,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, 
         yield running.url
 
 
-def test_both_workers_ask_for_keys(url: str) -> None:
+def test_both_workers_ask_for_keys_and_wait_for_no_body_of_a_stranger(url: str) -> None:
+    """Bodies of strangers could else fill the memory that those of one worker may take together."""
     headers = {"Content-Type": "application/json", "Authorization": "Bearer infer"}
 
     def status(headers: dict[str, str], body: Any = ROW) -> int:
@@ -154,6 +155,13 @@ def test_both_workers_ask_for_keys(url: str) -> None:
     assert status({**lines, "Authorization": "Bearer wrong"}, iter([b"[1, 2, 3]\n"])) == 401
     assert requests.get(f"{url}/", auth=("me", "read"), timeout=10).status_code == 200
     assert requests.get(f"{url}/ping", timeout=10).status_code == 200
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n[")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert b"send Authorization: Bearer KEY" in answer
 
 
 def test_both_workers_count_requests_by_key_and_refuse_what_is_above_its_limit(url: str) -> None:
@@ -191,14 +199,3 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
 
     assert [status(b"[0]"), status(b"[7]"), status(b"[1]"), status(b"[1]")] == [200, 400, 200, 429]
     assert b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()
-
-
-def test_the_body_of_a_stranger_is_not_waited_for(url: str) -> None:
-    """Strangers could else fill the memory that the bodies of one worker may take together."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n[")
-        answer = connection.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"\r\nConnection: close\r\n" in answer
-    assert b"send Authorization: Bearer KEY" in answer
