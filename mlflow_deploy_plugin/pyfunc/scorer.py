@@ -12,7 +12,7 @@ import base64
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,39 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     return {UNNAMED_OUTPUT: _array(prediction)}
 
 
-def to_texts(prediction: Any, rows: int) -> dict[str, Array]:
-    """Return an answer that has no form as named arrays as JSON, a text for each of the rows.
+def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
+    """Return an answer that has no form as named arrays, objects in it as JSON texts: a value for each of the rows.
+
+    Args:
+        names: of the outputs. Of an answer with several, objects or the rows of a table, each is a column; the only one
+            takes the whole answer.
 
     Raises:
-        NotRepresentable: it has not so many entries.
+        NotRepresentable: it has not so many entries, or no such names.
     """
     answers = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
     if isinstance(answers, str | Mapping) or not hasattr(answers, "__len__"):
         answers = [answers]
     if len(answers) != rows:
         raise NotRepresentable(f"an answer to {rows} rows has {len(answers)} entries")
-    return {UNNAMED_OUTPUT: _texts(answers, _AS_TEXT[_NESTED])}
+    if len(names) == 1:
+        return {names[0]: _json_texts(answers)}
+    if not all(isinstance(one, Mapping) for one in answers):
+        raise NotRepresentable(f"an answer holds no {', '.join(names)}")
+    columns = {name: [one.get(name) for one in answers] for name in names if any(name in one for one in answers)}
+    return {name: _plain_or_json(values) for name, values in columns.items()}
+
+
+def _plain_or_json(values: list[Any]) -> Array:
+    try:
+        return _array(values)
+    except NotRepresentable:
+        return _json_texts(values)
+
+
+def _json_texts(values: Any) -> Array:
+    as_json = _AS_TEXT[_NESTED]
+    return _texts(values, lambda one: one if one is None or isinstance(one, str) else as_json(one))
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
@@ -346,7 +367,9 @@ class Scorer:
             try:
                 arrays["outputs"] = to_outputs(recorder.prediction)
             except NotRepresentable:
-                arrays["texts"] = to_texts(recorder.prediction, max(map(len, arrays["feeds"].values()), default=0))
+                rows = max(map(len, arrays["feeds"].values()), default=0)
+                names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
+                arrays["texts"] = to_texts(recorder.prediction, rows, names)
         except NotRepresentable as error:
             self._warn_once(error)
         return arrays

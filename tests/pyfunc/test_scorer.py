@@ -5,9 +5,11 @@ import logging
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused
+from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, to_texts
 
 JSON = "application/json"
 
@@ -56,6 +58,20 @@ def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(scorers: 
 
     assert values(kept["feeds"])["tags"] == ['["u","v"]']
     assert values(kept["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
+
+
+def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
+    chat = {"id": "a", "choices": [{"message": {"content": "hi"}}], "created": 5}
+    table = pd.DataFrame({"score": [0.5, 1.0], "why": [["x"], []]})
+
+    assert values(to_texts(chat, 1, ["id", "choices", "created", "usage"])) == {
+        "id": ["a"],
+        "choices": ['[{"message":{"content":"hi"}}]'],
+        "created": [5],
+    }
+    assert values(to_texts(table, 2, ["score", "why"])) == {"score": [0.5, 1.0], "why": ['["x"]', "[]"]}
+    with pytest.raises(NotRepresentable, match="an answer holds no score, why"):
+        to_texts([[1]], 1, ["score", "why"])
 
 
 def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
