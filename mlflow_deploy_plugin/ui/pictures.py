@@ -52,7 +52,8 @@ class Timeline:
 
     @property
     def latest(self) -> MonitorVerdict:
-        return self.windows[-1]
+        """Return the newest window that does not wait for its verdict; the newest one if all do."""
+        return next((one for one in reversed(self.windows) if one.mark != "waiting"), self.windows[-1])
 
     @property
     def alarms(self) -> int:

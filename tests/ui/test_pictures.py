@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.store import Endpoint, Monitors, Rollout
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
-from mlflow_deploy_plugin.ui.pictures import endpoint_pictures, rollout_picture, timelines, traffic_charts
+from mlflow_deploy_plugin.ui.pictures import Timeline, endpoint_pictures, rollout_picture, timelines, traffic_charts
 from tests.support.console import PAGE
 from tests.support.metrics_page import serving
 
@@ -194,6 +194,17 @@ def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict
     (drift, hits) = timelines(judged, [])
     assert [(one.window, one.state) for one in drift.windows] == [("2026-01-03", "drift"), ("2026-01-04", "no drift")]
     assert (hits.monitor, len(hits.windows)) == ("hits", 1)
+
+
+def test_while_a_window_waits_the_verdict_before_it_is_the_latest() -> None:
+    def latest(*windows: MonitorVerdict) -> MonitorVerdict:
+        return Timeline("drift", windows).latest
+
+    waiting = replace(verdict("drift", 5), mark="waiting")
+    alarm, failed = verdict("drift", 4, "drift"), replace(verdict("drift", 4), mark="failed")
+    assert latest(alarm, waiting) == alarm
+    assert latest(failed, waiting, waiting) == failed
+    assert latest(waiting) == waiting
 
 
 def test_of_a_thousand_windows_sixty_are_shown() -> None:
