@@ -111,6 +111,21 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     assert numbers == [f"{counted.requests:.0f}", f"{counted.errors:.0f}", "100 ms"] == ["100", "5", "100 ms"]
 
 
+def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("stepping", "models:/m/1"))
+    mlflow_app.store.add_rollout("stepping", {"to_uri": "models:/m/2", "before_version": "1"}, "stepping")
+    one = ObservedEndpoint(mlflow_app.store.endpoint("stepping"), Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    mlflow_app.store.remove_endpoint("stepping")
+    assert "Roll back to version 1</button>" in html
+    assert '<p class="muted">Change the traffic, not now: the traffic of &#39;stepping&#39; is its rollout' in html
+    assert html.lower().count("not now: ") == 1
+
+
 def test_a_server_that_does_not_answer_is_silent(
     mlflow_app: Any, endpoint: str, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
