@@ -248,9 +248,11 @@ class Steps(torch.nn.Module):
         return state
 
 
-@pytest.mark.parametrize("form", ["scripted", "traced", "exported"])
-@pytest.mark.parametrize("is_file", [False, True], ids=["object", "file"])
+@pytest.mark.parametrize(
+    ("form", "is_file"), [("traced", False), ("traced", True), ("scripted", True), ("exported", True)]
+)
 def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
+    """The tests around this one wrap a scripted and an exported one that is no file."""
     torch.manual_seed(0)
     module, rows = Recurrent().eval(), torch.randn(20, 5, 4)
     if form == "exported":
