@@ -217,14 +217,14 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
     """Return 32 hexadecimal digits that name these bins, whatever the order of the columns is."""
-    digest = hashlib.sha256(b"2")
+    digest = hashlib.sha256(b"3")
     for name in sorted(bins):
         one = bins[name]
         head = (name, one.kind, one.arrow_type, one.minimum, one.maximum)
         if isinstance(one, OrderedBins):
             parts = [repr((*head, one.scale)).encode(), one.positions.tobytes()]
         else:
-            parts = [repr((*head, sorted(one.codes.items(), key=lambda entry: entry[1]))).encode(), one.known.tobytes()]
+            parts = [repr((*head, list(one.codes))).encode(), one.known.tobytes(), one.lengths.tobytes()]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]

@@ -253,6 +253,14 @@ def test_equal_bins_have_one_key() -> None:
     assert bins_digest(BINS) != bins_digest(freeze(pa.table(REFERENCE | {"number": np.linspace(-50, 51, 300)})))
 
 
+def test_bins_of_the_same_values_have_another_key_if_other_lengths_are_frequent() -> None:
+    items = ["i" * length for length in range(1, 301)]
+    short, long = (freeze(pa.table({"item": items + some})) for some in (items[:150], items[150:]))
+
+    assert short["item"].codes == long["item"].codes == {}
+    assert bins_digest(short) != bins_digest(long)
+
+
 SENT = [True, False, None, True]
 
 
