@@ -249,22 +249,8 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
     return list(drawn.values())[:_MOST_PANELS]
 
 
-def describe_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow]) -> str:
-    """Return what `draw_trend` shows in words: of each line the newest value, its bound, and how many are alarms."""
-    ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
-    said = []
-    for one in series:
-        values, bounds, colours = one.points(ordered)
-        known = sum(map(math.isfinite, values))
-        alarms = sum(colour == _ALARM for colour, value in zip(colours, values, strict=True) if math.isfinite(value))
-        said.append(
-            f"{one.title}: now {values[-1]:.4g}, bound {bounds[-1]:.4g}, an alarm in {alarms} of {known} windows"
-        )
-    return "; ".join(said)
-
-
-def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> bytes:
-    """Return a PNG with one panel for each line; empty if no window has a value.
+def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> tuple[bytes, str]:
+    """Return a PNG with one panel for each line that has values, and what it shows in words; empty if none has.
 
     Args:
         windows: in any order; those without a value are marked at the foot.
@@ -277,12 +263,17 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
     ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
     drawn = [one for one in series if any(math.isfinite(w.figures.get(one.value, math.nan)) for w in ordered)]
     if not drawn:
-        return b""
+        return b"", ""
+    words = []
     figure = Figure(figsize=(7.2, 1.7 * len(drawn)), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for panel, one in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
         times = [window.start for window in ordered]
         values, bounds, colours = one.points(ordered)
+        known = [place for place, value in enumerate(values) if math.isfinite(value)]
+        alarms = sum(colours[place] == _ALARM for place in known)
+        newest = f"newest {values[known[-1]]:.4g}, bound {bounds[known[-1]]:.4g}"
+        words.append(f"{one.title}: {newest}, an alarm in {alarms} of {len(known)} windows")
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
         for colour, marker in _MARKERS.items():
@@ -302,4 +293,4 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
         panel.xaxis.get_offset_text().set_size(7)
     file = io.BytesIO()
     canvas.print_png(file)
-    return file.getvalue()
+    return file.getvalue(), "; ".join(words)

@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyRe
 from mlflow_deploy_plugin.monitoring.reports.history import (
     MOST_WINDOWS,
     PastWindow,
-    describe_trend,
     draw_trend,
     to_metrics,
     trend_lines,
@@ -230,9 +229,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
         this = PastWindow(result.window.start, result.state, figures)
-        lines, windows = trend_lines(result, figures), [*past, this]
-        picture = draw_trend(lines, windows, result.window.length)
-        _log_files(client, run_id, embed_picture(files, picture, describe_trend(lines, windows)))
+        picture, words = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
+        _log_files(client, run_id, embed_picture(files, picture, words))
 
     created = {CREATED_TAG: result.endpoint_created} if result.endpoint_created else {}
     end = result.window.end.isoformat()

@@ -227,7 +227,7 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta) -> None:
         windows = [PastWindow(START + length * number, "no drift", figures) for number in range(count)]
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a command would print it
-            assert draw_trend([SCORE], windows, length).startswith(b"\x89PNG")
+            assert draw_trend([SCORE], windows, length)[0].startswith(b"\x89PNG")
 
 
 def test_each_column_that_is_named_has_a_line() -> None:
@@ -303,6 +303,16 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
     assert colours[:2] == ["#1a7f37", "#cf222e"]
 
 
+def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
+    judged = PastWindow(START, "drift", {"statistic": 6.5, "threshold": 3.0})
+    windows = [judged, PastWindow(START + timedelta(days=1), "not judged", {})]
+    lines = [SCORE, TrendLine("a column without values", "drift_score/x", "threshold")]
+
+    _, words = draw_trend(lines, windows, timedelta(days=1))
+
+    assert words == "largest score: newest 6.5, bound 3, an alarm in 1 of 1 windows"
+
+
 def red_and_green(picture: bytes) -> tuple[int, int]:
     """Return how many pixels have the colours of alarms and of what is fine."""
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
@@ -314,7 +324,7 @@ def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:
     windows = [PastWindow(START + timedelta(days=day), "drift", {"drift_score/x": 1.0}) for day in range(3)]
 
     drawn = [TrendLine("x", "drift_score/x", "threshold", is_column=is_column) for is_column in (False, True)]
-    whole, column = (red_and_green(draw_trend([one], windows, timedelta(days=1))) for one in drawn)
+    whole, column = (red_and_green(draw_trend([one], windows, timedelta(days=1))[0]) for one in drawn)
 
     assert whole[0] > 0 == whole[1]
     assert column[1] > 0 == column[0]
