@@ -9,7 +9,7 @@ import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.grpc.service import MAX_PUBLIC, OpenCalls, handlers
+from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import request_threads
 from mlflow_deploy_plugin.spec import ServerSpec
 
@@ -53,7 +53,7 @@ class GrpcServer:
     def __init__(self, server: Server, spec: ServerSpec) -> None:
         self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # after that gunicorn kills
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
-        threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_PUBLIC
+        threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
         most = threads + _MAX_WAITING
         options = {
             **_OPTIONS,

@@ -43,8 +43,8 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 
 _CHECK_SECONDS = 0.5
-MAX_PUBLIC = 8
-"""Public calls whose message may be awaited; a further one takes the place of the oldest."""
+MAX_STRANGERS = 64
+"""The most strangers whose message is awaited; a further one takes the place of the oldest."""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -62,7 +62,8 @@ _CODES = {
 }
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
-_PUBLIC_METHODS = ("ServerLive", "ServerReady", "HealthCheck")
+_EMPTY_METHODS = ("ServerLive", "ServerReady")
+_PUBLIC_METHODS = (*_EMPTY_METHODS, "HealthCheck")
 _ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
 _NEEDS: Mapping[str, Need] = {
     **dict.fromkeys(_ADMIN_METHODS, "admin"),
@@ -80,10 +81,10 @@ response."""
 class OpenCalls:
     """The open calls of one worker.
 
-    Public calls have places of their own: strangers, who may send nothing and end nothing, take none of the others'.
+    Strangers, who may send nothing and end nothing, have places of their own.
 
     Args:
-        max_streams: open at the same time, and as many that are public; more are refused.
+        max_streams: open at the same time, and as many of strangers; more are refused.
         message_seconds: how long the message of a unary call may take to arrive whole.
     """
 
@@ -96,7 +97,7 @@ class OpenCalls:
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
         self._arriving: dict[grpc.ServicerContext, float] = {}
-        self._public: list[grpc.ServicerContext] = []  # of those, the oldest first
+        self._strangers: list[grpc.ServicerContext] = []  # of those, the oldest first
         self._open = 0
         self._draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -107,20 +108,20 @@ class OpenCalls:
         return self._open
 
     def receive_one(
-        self, context: grpc.ServicerContext, bodies: Iterator[bytes], is_public: bool = False
+        self, context: grpc.ServicerContext, bodies: Iterator[bytes], is_stranger: bool = False
     ) -> bytes | None:
         """Return the message of a unary call, or None if there is none.
 
         Raises:
-            grpc.RpcError: the client has gone, or its time was up, or it is public and later ones want its place.
+            grpc.RpcError: the client has gone, its time was up, or later strangers have taken its place.
         """
         self._open_call(context)
         surplus: list[grpc.ServicerContext] = []
         with self._lock:
             self._arriving[context] = self._clock() + self._message_seconds
-            if is_public:
-                self._public.append(context)
-                surplus = self._public[:-MAX_PUBLIC]
+            if is_stranger:
+                self._strangers.append(context)
+                surplus = self._strangers[:-MAX_STRANGERS]
         for oldest in surplus:
             oldest.cancel()
         try:
@@ -128,8 +129,8 @@ class OpenCalls:
         finally:
             with self._lock:
                 del self._arriving[context]
-                if is_public:
-                    self._public.remove(context)
+                if is_stranger:
+                    self._strangers.remove(context)
 
     @contextmanager
     def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
@@ -224,13 +225,14 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a method of one message, for which `calls` waits. A stranger is refused without it."""
-    is_public = name in _PUBLIC_METHODS
+    """Return the handler of a method of one message. It waits for the message if it needs it: not of a stranger, who is
+    refused anyway, and not where the message has no fields."""
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        if not is_public and _is_stranger(server, context):
+        is_stranger = _is_stranger(server, context)
+        if name in _EMPTY_METHODS or (is_stranger and name not in _PUBLIC_METHODS):
             return answer(b"", context)
-        body = calls.receive_one(context, bodies, is_public)
+        body = calls.receive_one(context, bodies, is_stranger)
         if body is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return answer(body or b"", context)
@@ -351,8 +353,10 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
     """Return True if the caller needs a key and has none. Waiting for its message would hold a thread."""
+    if not server.auth.is_required:
+        return False
     request = _raw_request(server, "", b"", context)
-    return server.auth.is_required and server.auth.is_stranger(request.headers, request.caller)
+    return server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
@@ -388,7 +392,7 @@ def watch_health(
     """
     with calls.stream(context, is_public=True):
         try:
-            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies, True) or b"").service
+            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies) or b"").service
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
             raise

@@ -103,6 +103,13 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, asking: Any, 
             one.cancel()
 
 
+@pytest.mark.parametrize("path", ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"])
+def test_all_health_checks_that_come_at_once_are_answered(keyed: Any, path: str) -> None:
+    with grpc.insecure_channel(keyed.address) as channel:
+        check = channel.unary_unary(path)
+        assert [call.code() for call in [check.future(b"", timeout=20) for _ in range(60)]] == [grpc.StatusCode.OK] * 60
+
+
 def grpc_index() -> Any:
     from tritonclient.grpc import service_pb2
 
