@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    Commands,
     align_columns,
     format_option,
     key_values,
@@ -45,7 +46,7 @@ _config = option(
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 def endpoint() -> None:
     """Create, change, show and delete endpoints, and their traffic.
 

@@ -50,6 +50,10 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
     run on rows in a process of its own; if it answers otherwise than the version does when it is served, nothing is
     left at FILE.
     """
+    if options["name"] is not None and export_format != "wheel":
+        raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
+    if (options["wheels"] or options["download_wheels"]) and export_format != "bundle":
+        raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
     # here: onnx and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.exporter import export as export_model
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    Commands,
     align_columns,
     opened_store,
     option,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
-@click.group()
+@click.group(cls=Commands)
 def keys() -> None:
     """Create, list and revoke API keys.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_store, option, output_option, printable, show_lines
+from mlflow_deploy_plugin.cli.options import Commands, opened_store, option, output_option, printable, show_lines
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer, values_of
 
@@ -42,7 +42,7 @@ _until = option(
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 def log() -> None:
     """Query, count and keep what was captured of an endpoint."""
 

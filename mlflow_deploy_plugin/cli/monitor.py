@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    Commands,
     NumberRange,
     align_columns,
     key_values,
@@ -54,7 +55,7 @@ _window_option = option(
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 def monitor() -> None:
     """Judge captured traffic on a schedule, and by hand.
 
@@ -278,7 +279,7 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     click.echo(f"{name} has no monitor {monitor_name} any more")
 
 
-@click.group()
+@click.group(cls=Commands)
 def drift() -> None:
     """Judge captured traffic against the model's reference."""
 

@@ -31,6 +31,18 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class Commands(click.Group):
+    """A group that answers an unknown command with those that it has."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            raise click.UsageError(f"there is no command {name!r}; there are {', '.join(self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     """Return click's option of these names, whose help shows its default, unless that is empty or a flag's."""
     default = attributes.get("default")

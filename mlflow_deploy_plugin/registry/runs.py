@@ -137,7 +137,9 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         with registry_errors(f"run {run_id}"):
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
     with registry_errors(f"logged model {model_id}"):
-        experiment_id = str(client.get_logged_model(model_id).experiment_id)
+        known = client.get_logged_model(model_id)
+        # MLflow's own id: over REST, an id of the file as `m-1?'` finds m-1
+        model_id, experiment_id = str(known.model_id), str(known.experiment_id)
         found = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
     return ModelRun(str(found[0].info.run_id) if found else "", experiment_id, model_id)
 

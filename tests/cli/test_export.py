@@ -26,7 +26,8 @@ def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
     ("arguments", "status", "message"),
     [
         (["--format", "tflite"], 1, "Error: cannot export tflite, because 'carrier' is of texts"),
-        (["--download-wheels"], 1, "Error: wheels go into a bundle; the format is onnx"),
+        (["--download-wheels"], 2, "Error: --wheels and --download-wheels are for a bundle; the format is onnx"),
+        (["--name", "m"], 2, "Error: --name is for a wheel; the format is onnx"),
         (["--format", "pickle"], 2, "Invalid value for '--format'"),
         (["--rows", "none.csv"], 1, "Error: the file none.csv cannot be read"),
     ],

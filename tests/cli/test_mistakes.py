@@ -52,6 +52,10 @@ DUE = "--due judges what is due, in lines and here: it takes no --window, -o or 
         ),
         ("zzz", "there is no command 'zzz'; `onnxserve --help` lists them"),
         (
+            "monitor create flights",
+            "there is no command 'create'; there are add, backfill, list, pause, remove, resume, run",
+        ),
+        (
             "delete flights",
             "there is no command 'delete'; MLflow's own is meant: `mlflow deployments delete -t onnxserve --name NAME`",
         ),

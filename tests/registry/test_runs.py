@@ -7,7 +7,15 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.registry import SUPERSEDED, IdempotentRun, get_or_create_experiment, log_metrics, log_run
+from mlflow_deploy_plugin.registry import (
+    SUPERSEDED,
+    IdempotentRun,
+    ResolvedModel,
+    get_or_create_experiment,
+    log_metrics,
+    log_run,
+    run_of_model,
+)
 from tests.support.tracking import tracking_at
 
 WINDOW = IdempotentRun("the run of the window", "drift", {"window": "3"}, ("state", "done"), {"revision": "1"})
@@ -25,6 +33,17 @@ def test_an_experiment_that_was_deleted_is_restored(client: MlflowClient) -> Non
 
     assert get_or_create_experiment(client, "drift") == first
     assert client.get_experiment(first).lifecycle_stage == "active"
+
+
+def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over REST `m-1?'` finds m-1, for an address ends at the question mark; in a filter the quote would end a text."""
+    model_id = client.create_logged_model(get_or_create_experiment(client, "drift")).model_id
+    find = MlflowClient.get_logged_model
+    monkeypatch.setattr(MlflowClient, "get_logged_model", lambda self, named: find(self, named.partition("?")[0]))
+
+    assert run_of_model(ResolvedModel("models:/m", "m", "", "models:/m"), "", f"{model_id}?'").model_id == model_id
 
 
 def test_what_is_reported_again_goes_to_the_same_run(client: MlflowClient) -> None:

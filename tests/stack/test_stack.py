@@ -96,8 +96,11 @@ def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> No
         answer = stub.ModelInfer(request, metadata=key, timeout=10)
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, timeout=10)
+        with pytest.raises(grpc.RpcError) as blocked:  # of one server, as HTTP's /v2/repository
+            stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), metadata=key, timeout=10)
     assert [output.name for output in answer.outputs] == ["label", "probabilities"]
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert blocked.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_server_that_is_killed_and_comes_back_costs_no_request(stack: NativeStack, traffic: Traffic) -> None:
