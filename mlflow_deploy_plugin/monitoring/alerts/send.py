@@ -43,6 +43,7 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "resolved": ("Over", "success"),
     "said": ("For you", "info"),
 }
+_RUNBOOK: Mapping[str, str] = {"failure": "monitoralarm", "warning": "monitorfailing"}  # entries of docs/runbook.md
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
@@ -270,8 +271,9 @@ def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:
-        link = alert.detail.get("link")
-        parts.append("\n".join([_head(alert), *alert.detail["lines"], *([link] if link else [])]))
+        runbook = f"runbook: docs/runbook.md#{_RUNBOOK[_kind(alert)]}" if _kind(alert) in _RUNBOOK else ""
+        lines = [_head(alert), *alert.detail["lines"], runbook, alert.detail.get("link")]
+        parts.append("\n".join(filter(None, lines)))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
     return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))

@@ -71,7 +71,8 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
     see(result_of(0, temperature=1.0))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
-    assert "flights: the monitor fails: MLflow does not answer" in receiver.got["/ops"][0]["message"]
+    told = receiver.got["/ops"][0]["message"].splitlines()
+    assert told[1:] == ["flights: the monitor fails: MLflow does not answer", "runbook: docs/runbook.md#monitorfailing"]
     assert receiver.titles("science") == []
 
 
