@@ -23,27 +23,6 @@ _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", 
 """Types whose columns have a distance; without bins they are none that is asked for."""
 
 
-@dataclass(frozen=True)
-class ColumnVerdict:
-    """One column.
-
-    Attributes:
-        score: standard deviations above the reference's own windows, the largest of its figures.
-        distance: Wasserstein distance in reference deviations (number) or Jensen–Shannon distance (category).
-        missing / reference_missing: shares of missing values.
-        is_drifted: `score` is above the verdict's threshold.
-        segment: as `carrier=AA`; empty: all rows.
-    """
-
-    name: str
-    score: float
-    distance: float
-    missing: float
-    reference_missing: float
-    is_drifted: bool
-    segment: str = ""
-
-
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
     """Return a finding for each column that is new, gone, of another type or constant.
 
@@ -87,35 +66,36 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
         reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
         return drift("type", reason, f"{expected.arrow_type} → {given.arrow_type}")
-    known = given.rows - given.missing
-    if known >= MIN_COMPARED_ROWS and (only := _only_value(name, given, reference.bins)):
-        frequent = expected.counts[: _frequent_bins(reference.bins[name])].max(initial=1)
-        likely = frequent / max(expected.rows - expected.missing, 1)
-        own = [window.columns[name] for window in reference.pieces.windows if name in window.columns]
-        large = [one for one in own if one.rows - one.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-        if large and likely**known < _UNLIKELY and not any(_only_value(name, one, reference.bins) for one in large):
-            reason = (
-                f"all {known:,} values are {only}; none of the reference's {len(large)} windows has one value alone"
-            )
-            return drift("constant", reason, f"constant {only}")
-    return None
+    return _constant_finding(name, reference, expected, given)
 
 
-def _frequent_bins(bins: Bins) -> int:
-    """Return how many bins hold one value, or one stretch of numbers."""
-    return bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+def _constant_finding(
+    name: str, reference: DriftReference, expected: ColumnSketch, given: ColumnSketch
+) -> Finding | None:
+    bins, known = reference.bins.get(name), given.rows - given.missing
+    only = _only_value(bins, given)
+    if bins is None or not only or known < MIN_COMPARED_ROWS:
+        return None
+    own = [window.columns[name] for window in reference.pieces.windows if name in window.columns]
+    large = [one for one in own if one.rows - one.missing >= min(known / 2, MIN_COMPARED_ROWS)]
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # bins of one value, or of equal numbers
+    share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
+    if not large or share**known >= _UNLIKELY or any(_only_value(bins, one) for one in large):
+        return None
+    reason = f"all {known:,} values are {only}; none of the reference's {len(large)} windows has one value alone"
+    return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
 
-def _only_value(name: str, column: ColumnSketch, bins: Mapping[str, Bins]) -> str:
+def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
     """Return the value that all rows of a column have; empty: they have several, none, or it is not known."""
     if column.kind == "number":
         return f"{column.minimum:g}" if column.minimum == column.maximum else ""
-    one, places = bins.get(name), column.counts[:-1].nonzero()[0]
-    if column.kind != "category" or not isinstance(one, CategoryBins) or len(places) != 1:
+    places = column.counts[:-1].nonzero()[0]
+    if not isinstance(bins, CategoryBins) or len(places) != 1:
         return ""
-    if places[0] < len(one.codes):
-        return repr(list(one.codes)[places[0]])
-    return repr(next(iter(column.fresh))) if list(column.fresh.values()) == [column.rows - column.missing] else ""
+    if places[0] < len(bins.codes):
+        return repr([*bins.codes][places[0]])
+    return repr(next(iter(column.fresh))) if [*column.fresh.values()] == [column.rows - column.missing] else ""
 
 
 def _families(column: ColumnSketch) -> set[str]:
@@ -155,8 +135,8 @@ def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[F
 
 def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
-) -> tuple[list[ColumnVerdict], list[Finding]]:
-    """Return the verdict on every column of every group, and the findings of its checks.
+) -> tuple[list[Finding], dict[str, float]]:
+    """Return the findings of the checks of every column of every group, and the columns' metrics by falling score.
 
     Args:
         window: [F, FIGURES] the window's own figures.
@@ -164,9 +144,11 @@ def judge_columns(
     """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
-    verdicts: list[ColumnVerdict] = []
     findings: list[Finding] = []
-    for place, (group, name) in enumerate(members):
+    largest = scores.max(axis=1)
+    figures = {"share_of_drifted_columns": float((largest[: len(groups[0].columns)] > threshold).mean())}
+    for place in np.argsort(-largest, kind="stable").tolist():
+        group, name = members[place]
         others = group.reference.pieces.others
         column = _JudgedColumn(
             bins=group.reference.bins[name],
@@ -176,11 +158,11 @@ def judge_columns(
             missing=_missing_share(group.window.columns[name], group.window.rows),
             missing_before=_missing_share(others.columns.get(name), others.rows),
         )
-        score, distance = float(scores[place].max()), float(window[place, DISTANCE])
-        is_drifted = score > threshold
-        verdicts.append(
-            ColumnVerdict(name, score, distance, column.missing, column.missing_before, is_drifted, group.segment)
-        )
+        title = f"{group.segment}/{name}" if group.segment else name
+        figures[f"drift_score/{title}"] = float(largest[place])
+        figures[f"drift_distance/{title}"] = float(window[place, DISTANCE])
+        if not group.segment:
+            figures |= {f"missing/{name}": column.missing, f"reference_missing/{name}": column.missing_before}
         for figure, check in enumerate(CHECKS):
             own = float(scores[place, figure])
             is_seen = window[place, figure] > 0 or (figure == MISSING and column.missing_before)
@@ -190,12 +172,11 @@ def judge_columns(
                 reason = "too few of the reference's own windows say how large it may be"
                 findings.append(Finding(name, check, "not judged", reason, segment=group.segment))
                 continue
-            figures = (float(part[place, figure]) for part in (window, usual, spread))
-            reason, change = column.describe(check, *figures)
+            reason, change = column.describe(check, *(float(part[place, figure]) for part in (window, usual, spread)))
             state: State = "drift" if own > threshold else "no drift"
-            change = change if state == "drift" else ""
-            findings.append(Finding(name, check, state, reason, own, threshold, group.segment, change))
-    return verdicts, findings
+            seen = change if state == "drift" else ""
+            findings.append(Finding(name, check, state, reason, own, threshold, group.segment, seen))
+    return findings, figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,15 +254,14 @@ class _JudgedColumn:
         known = max(given.rows - given.missing, 1)
         if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():
             return _share_change(f"new value {value!r}", 0.0, rows / known)
-        cells = np.stack([before / max(before.sum(), 1e-9), now / max(now.sum(), 1e-9)])
-        lengths = cells.reshape(2, *bins.rare_shape).sum(axis=2)
-        if len(bins.lengths) and 2 * bins.divergence(*lengths).sum() > bins.divergence(*cells).sum():
-            place = int(np.argmax(lengths[1] - lengths[0]))
+        cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
+        lengths, parts = cells.sum(axis=2), cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
+        if len(bins.lengths) and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum():
+            place = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
             low, high = [0, *bins.lengths][place], [*(bins.lengths - 1), None][place]
             size = f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
-            first, last = (part.reshape(bins.rare_shape)[place].sum() for part in (before, now))
-            return _share_change(f"texts of {size} characters", first, last)
-        if 2 * given.unseen > given.counts[len(bins.codes) : -1].sum():
+            return _share_change(f"texts of {size} characters", *lengths[:, place])
+        if 2 * given.unseen > known * now.sum():
             return _share_change(f"new values as {value!r}", column.unseen / max(column.rows, 1), given.unseen / known)
         place = int(np.argmax(now - before))
         if now[place] - before[place] > abs(now.sum() - before.sum()):

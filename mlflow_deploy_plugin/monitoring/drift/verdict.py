@@ -20,7 +20,7 @@ A column that is gone, new, of another type or constant is drift by itself (`col
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,6 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.column_findings import (
-    ColumnVerdict,
     describe_worst,
     judge_columns,
     judgeable_columns,
@@ -67,7 +66,7 @@ class DriftVerdict:
         p_value, statistic, threshold: None if nothing is judged; the latter two in standard deviations.
         false_alarm_rate: the stated rate.
         held_out: how many of the reference's later windows are called drifted by its earlier ones.
-        features: the columns by falling score.
+        column_figures: the metrics of the columns, by falling score, and the share of those that drifted.
         findings: the worst first; every column has its outcome, or why it was not judged.
         notes: further lines for the reader.
     """
@@ -85,18 +84,13 @@ class DriftVerdict:
     statistic: float | None = None
     threshold: float | None = None
     held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
-    features: tuple[ColumnVerdict, ...] = ()
+    column_figures: Mapping[str, float] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def measured_false_alarm_rate(self) -> float | None:
         return None if isinstance(self.held_out, Refused) else self.held_out.share
-
-    @property
-    def share_of_drifted_columns(self) -> float:
-        whole = [feature for feature in self.features if not feature.segment]
-        return sum(feature.is_drifted for feature in whole) / max(len(whole), 1)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -110,23 +104,17 @@ class DriftVerdict:
             "threshold": self.threshold,
             "measured_false_alarm_rate": self.measured_false_alarm_rate,
         }
-        figures = {
+        return {
             "rows": self.rows,
             "reference_rows": self.reference_rows,
             "is_drift": float(self.state == "drift"),
-            "share_of_drifted_columns": self.share_of_drifted_columns,
             **{name: value for name, value in tested.items() if value is not None},
             "blocks": self.windows,
             "independent_blocks": self.effective_n,
             "compared_rows": self.compared_rows,
             "false_alarm_rate": self.false_alarm_rate,
+            **self.column_figures,
         }
-        for feature in self.features:
-            name = f"{feature.segment}/{feature.name}" if feature.segment else feature.name
-            figures |= {f"drift_score/{name}": feature.score, f"drift_distance/{name}": feature.distance}
-            if not feature.segment:
-                figures |= {f"missing/{name}": feature.missing, f"reference_missing/{name}": feature.reference_missing}
-        return figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +182,7 @@ def _conclude(
 ) -> DriftVerdict:
     window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
     test = null.test(window, base.false_alarm_rate)
-    features, checked = judge_columns(groups, null, window, test.scores, test.threshold)
+    checked, column_figures = judge_columns(groups, null, window, test.scores, test.threshold)
     findings = sort_findings([*others, *checked])
     alarms = [finding for finding in findings if finding.is_alarm]
     is_fewer = null.independent_n < needed_windows(base.false_alarm_rate)
@@ -218,7 +206,7 @@ def _conclude(
         statistic=test.statistic,
         threshold=test.threshold,
         held_out=null.held_out,
-        features=tuple(sorted(features, key=lambda feature: -feature.score)),
+        column_figures=column_figures,
         findings=findings,
         notes=tuple(_notes(null, base.false_alarm_rate, groups[0].reference.pieces)),
     )

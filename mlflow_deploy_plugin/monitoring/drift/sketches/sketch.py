@@ -3,8 +3,8 @@
 A sketch holds the histogram over bins that are frozen on the reference, counts of what lies beyond the reference, the
 range and the moments. Two sketches over the same bins merge exactly: counts add, the moments follow Chan, Golub,
 LeVeque (Updating formulae and a pairwise algorithm for computing sample variances, COMPSTAT 1982). Merging is
-associative and commutative, up to rounding in the moments alone, so that hours, partitions and batches may be merged in
-any order.
+associative and commutative, up to rounding in the moments and to which of more than 200 new categories keep their
+names, so that hours, partitions and batches may be merged in any order.
 
 No column is skipped: one that cannot be judged, for its type or for want of bins, has a sketch of kind "other" that
 says how many rows it has, how many of them are missing and of which type it is.
@@ -68,7 +68,8 @@ class ColumnSketch:
         below, above: numbers outside of the reference's own range.
         unseen: rows whose category the reference lacks. They are counted among the rare ones, too.
         fresh: such categories and their rows: all, or the 200 whose hashes over their rows are smallest, so that those
-            of many rows stay (bottom-k, Cohen and Kaplan, PODC 2007). Those of more than 80 characters are shortened.
+            of many rows stay (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Those of more than 80
+            characters are shortened.
         minimum, maximum: of the numbers; NaN where there are none.
         finite: numbers that are neither missing nor infinite; mean, m2: of them, m2 the sum of squared deviations.
         expected_type: that of the reference; empty if there are no bins.
@@ -294,7 +295,7 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
         table = np.array([bins.codes.get(float(value), len(bins.codes)) for value in distinct], dtype=np.int64)
         codes = np.zeros(len(values), np.int64)
         codes[is_known] = table[inverse]
-        names = [f"{value:g}" for value in distinct]
+        names = np.array([f"{value:g}" for value in distinct], dtype=object)
         fields |= _fresh(bins, names, hash_numbers(distinct), inverse, groups[is_known], count)
     codes[is_missing] = bins.size
     fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
@@ -310,9 +311,10 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
     kind = bins.kind if pa.types.is_null(column.type) else "category"
     fields: ColumnCounts = {"kind": [kind] * count}
     if isinstance(bins, CategoryBins):
-        hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
+        texts = distinct.to_numpy(zero_copy_only=False)
+        hashes = hash_texts(texts)
         codes[is_known] = bins.codes_of_texts(distinct, hashes)[inverse]
-        fields |= _fresh(bins, distinct, hashes, inverse, groups[is_known], count)
+        fields |= _fresh(bins, texts, hashes, inverse, groups[is_known], count)
     fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
     fields["missing"] = counts[:, -1].tolist()
     return fields
@@ -341,32 +343,28 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     }
 
 
-def _fresh(bins: CategoryBins, distinct: Any, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
+def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
     """Return rows and names of the values that the reference lacks.
 
     Args:
-        distinct: [D] values, and their hashes.
+        names: [D] object of str, the values; hashes: [D] uint64.
         inverse: [M] int64, the value of each known row; groups: [M] int64.
     """
     known = bins.reference_hashes
     is_fresh = np.searchsorted(known, hashes) == np.searchsorted(known, hashes, side="right")
     if not is_fresh.any():
         return {}
-    named: list[dict[str, int]] = [{} for _ in range(count)]
     is_unseen = is_fresh[inverse]
     unseen = np.bincount(groups[is_unseen], minlength=count)
-    pairs, amounts = np.unique(groups[is_unseen] * len(is_fresh) + inverse[is_unseen], return_counts=True)
-    owners, members = np.divmod(pairs, len(is_fresh))
-    present, places = np.unique(members, return_inverse=True)
-    labels = [str(distinct[position]) for position in present.tolist()]
-    labels = [
-        label if len(label) <= _LONGEST else f"{label[:60]}…{int(hash_texts([label])[0]):016x}" for label in labels
-    ]
-    for position in np.lexsort((hash_texts(labels)[places] / amounts, owners)).tolist():
-        group = named[owners[position]]
-        if len(group) < KEPT_VALUES:
-            label = labels[places[position]]
-            group[label] = group.get(label, 0) + int(amounts[position])
+    pairs, amounts = np.unique(groups[is_unseen] * len(names) + inverse[is_unseen], return_counts=True)
+    owners, members = np.divmod(pairs, len(names))
+    order = np.lexsort((hashes[members] / amounts, owners))
+    named: list[dict[str, int]] = [{} for _ in range(count)]
+    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # owners ascend in either order
+    for position in order[kept].tolist():
+        group, name = named[owners[position]], names[members[position]]
+        label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
+        group[label] = group.get(label, 0) + int(amounts[position])
     return {"unseen": unseen.tolist(), "fresh": named}
 
 
