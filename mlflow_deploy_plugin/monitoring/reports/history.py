@@ -265,7 +265,10 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
     if not drawn:
         return b"", ""
     words = []
-    figure = Figure(figsize=(7.2, 1.7 * len(drawn)), dpi=100, layout="constrained")
+    width, height = 7.2, 1.7 * len(drawn) + 0.1
+    figure = Figure(figsize=(width, height), dpi=100)
+    # in inches: a layout that measures all labels takes a third of the time
+    figure.subplots_adjust(0.65 / width, 0.4 / height, 1 - 0.3 / width, 1 - 0.4 / height, hspace=0.45)
     canvas = FigureCanvasAgg(figure)
     for panel, one in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
         times = [window.start for window in ordered]
@@ -290,7 +293,8 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
         locator = AutoDateLocator(minticks=3, maxticks=8)  # of five, four days would be told in half days
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        panel.xaxis.get_offset_text().set_size(7)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.get_offset_text().set_size(7)
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue(), "; ".join(words)

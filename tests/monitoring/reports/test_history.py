@@ -230,6 +230,21 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta) -> None:
             assert draw_trend([SCORE], windows, length)[0].startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("value", "count"), [(1.0, 1), (-123456.78, 3), (2e-7, 40)])
+def test_nothing_of_a_picture_is_cut_off_at_its_edges(value: float, count: int) -> None:
+    windows = [
+        PastWindow(
+            START + timedelta(days=day), "no drift", {"statistic": value + value * 1e-6 * day, "threshold": value}
+        )
+        for day in range(count)
+    ]
+
+    picture = matplotlib.image.imread(io.BytesIO(draw_trend([SCORE], windows, timedelta(days=1))[0]))
+
+    assert picture[1:-1, 1:-1, :3].min() < 0.5
+    assert all(edge.min() == 1.0 for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]))
+
+
 def test_each_column_that_is_named_has_a_line() -> None:
     segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
     gone = Finding("wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
