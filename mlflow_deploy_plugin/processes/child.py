@@ -209,8 +209,8 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
     SIGHUP is left alone if it is ignored (nohup): a blocked signal would come through.
 
-    `signal.sigtimedwait` does not do: a process that was stopped (SIGSTOP, a paused container, a debugger) for longer
-    than it waits gets a signal that nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.13).
+    `signal.sigtimedwait` does not do: a process that was stopped (SIGSTOP) for longer than it waits gets a signal that
+    nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.13).
     """
     ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     numbers = {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}

@@ -12,20 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    Engine,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    event,
-    inspect,
-    make_url,
-    text,
-)
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
@@ -38,7 +25,6 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; any number that all of us agree on
-_VERSIONS = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
 
@@ -93,8 +79,8 @@ def migration_config(connection: Connection) -> "Config":
 def _migrate(connection: Connection) -> None:
     if not inspect(connection).has_table(VERSION_TABLE):  # nor has another process made it before we had the lock
         Base.metadata.create_all(connection)
-        _VERSIONS.create(connection)
-        connection.execute(_VERSIONS.insert().values(version_num=SCHEMA))
+        connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+        connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
         return
     from alembic import command
     from alembic.runtime.migration import MigrationContext

@@ -353,10 +353,8 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
     """Return True if the caller needs a key and has none. Waiting for its message would hold a thread."""
-    if not server.auth.is_required:
-        return False
-    request = _raw_request(server, "", b"", context)
-    return server.auth.is_stranger(request.headers, request.caller)
+    request = _raw_request(server, "", b"", context) if server.auth.is_required else None
+    return request is not None and server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:

@@ -88,18 +88,17 @@ class ServerApp(Flask):
         stream = request.environ["wsgi.input"]
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers = _headers()
-            is_stranger = self.server.auth.is_required and self.server.auth.is_stranger(headers, _caller())
+            headers, caller = _headers(), _caller()
+            is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
             if not is_stranger and _may_stream(path, headers, self.server.max_body_bytes):
-                raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", _caller())
+                raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
                 return _stream(self.server, raw)
-            # a stranger's body holds no thread
             body = b"" if is_stranger else _read_body(stream, request.content_length, self.server.max_body_bytes)
         except OnnxserveError as error:
             _close_unless_whole(stream)
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
-        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, _caller())
+        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, caller)
         raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # spent in our worker's queue after it had arrived
         response = flask_response(self.handle(raw))
         if is_stranger:

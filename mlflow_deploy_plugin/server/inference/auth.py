@@ -109,9 +109,10 @@ class Authenticator:
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
-        """Return True if the caller has no key that holds: neither memory nor a thread waits for its body."""
+        """Return True if the caller needs a key and has none that holds: nothing waits for its body."""
         try:
-            self.find(headers, certificate)
+            if self.is_required:
+                self.find(headers, certificate)
         except (Unauthenticated, NotReady):
             return True
         return False

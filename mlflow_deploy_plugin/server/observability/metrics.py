@@ -167,6 +167,7 @@ class Metrics:
         self._predictions: dict[str, dict[Any, int]] = {}
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
         self._of_keys: dict[str, int] = {}
+        self._refused: dict[tuple[str, str], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
         self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
         self._captures = {
@@ -255,7 +256,10 @@ class Metrics:
     def count_refused(self, endpoint: str, reason: str) -> None:
         """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
         with self._lock:
-            slot = self._counters.counter(_REFUSED_REQUESTS, {"endpoint": endpoint, "reason": reason})
+            slot = self._refused.get((endpoint, reason))
+            if slot is None:
+                named = {"endpoint": endpoint, "reason": reason}
+                slot = self._refused[endpoint, reason] = self._counters.counter(_REFUSED_REQUESTS, named)
             self._counters.cells[slot] += 1
 
     def count_key(self, key: KeyEntry) -> None:

@@ -88,6 +88,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_blocked = False  # the client does not take what is sent
         self._is_paused = False  # reading is paused
         self._is_ending = False  # after this response the connection ends
+        self._reads_on = False  # the client may still be sending the last request
         self._is_lingering = False  # the last response is sent; what still comes is discarded
         self._has_eof = False  # the client sends no more
 
@@ -297,9 +298,9 @@ class HttpConnection(asyncio.Protocol):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
                 self._answer(head, (piece,))
                 return
-            auth = self._app.server.auth
-            if auth.is_required and auth.is_stranger(head.headers, self._caller):
-                self._answer_stranger(head)
+            if self._app.server.auth.is_stranger(head.headers, self._caller):  # whose body takes nobody's room
+                self._is_ending = self._reads_on = True
+                self._answer(head, (b"",))
                 return
             is_long = head.length == CHUNKED or head.length > limit
             if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
@@ -355,17 +356,6 @@ class HttpConnection(asyncio.Protocol):
         if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
             self._app.pool.submit(answer_in_thread)
 
-    def _answer_stranger(self, head: RequestHead) -> None:
-        """Answer as if there were no body, and end: bodies of strangers would take the room of others."""
-        self._is_busy = True
-        self._deadline = math.inf
-
-        def answer_in_thread() -> None:
-            response = serialize_response(self._app.handle(self._request(head, b"")), False, head.method != "HEAD")
-            self._loop.call_soon_threadsafe(self._send_last, response, False, True)
-
-        self._app.pool.submit(answer_in_thread)
-
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
         """Return a request that has arrived just now."""
         return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
@@ -374,7 +364,7 @@ class HttpConnection(asyncio.Protocol):
         keep_alive = head.keep_alive and not self._is_ending
         self._send_last(serialize_response(response, keep_alive, head.method != "HEAD"), keep_alive)
 
-    def _send_last(self, last: bytes, keep_alive: bool, reads_on: bool = False) -> None:
+    def _send_last(self, last: bytes, keep_alive: bool) -> None:
         """Send the end of a response, and go on with the next request or end; see `_end`."""
         self._is_busy = False
         if self._buffered_bytes:
@@ -386,7 +376,7 @@ class HttpConnection(asyncio.Protocol):
         if keep_alive:
             self._wait_for_next()
         else:
-            self._end(reads_on)
+            self._end()
 
     def _write(self, data: bytes) -> None:
         """Send a part of a response; the client may not have taken all of the parts before."""
@@ -463,13 +453,13 @@ class HttpConnection(asyncio.Protocol):
         self._app.streams -= 1
         self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None
-        reads_on = self._body is not None  # and where the next request would begin is not known
-        self._is_ending = self._is_ending or reads_on
+        self._reads_on = self._body is not None  # and where the next request would begin is not known
+        self._is_ending = self._is_ending or self._reads_on
         keep_alive = head.keep_alive and not self._is_ending and ending is not False
         if isinstance(ending, RawResponse):
-            self._send_last(serialize_response(ending, keep_alive), keep_alive, reads_on)
+            self._send_last(serialize_response(ending, keep_alive), keep_alive)
         else:
-            self._send_last(LAST_CHUNK if ending else b"", keep_alive, reads_on)
+            self._send_last(LAST_CHUNK if ending else b"", keep_alive)
 
     # the end of the connection
 
@@ -484,12 +474,13 @@ class HttpConnection(asyncio.Protocol):
         response = exception_response(head.path if head else "", error)
         with_body = head is None or head.method != "HEAD"
         self._transport.write(serialize_response(response, keep_alive=False, with_body=with_body))
-        self._end(reads_on=True)
+        self._reads_on = True
+        self._end()
 
-    def _end(self, reads_on: bool = False) -> None:
+    def _end(self) -> None:
         """Close. If the client may still be sending, close only after it has stopped: a reset would take the response
         from it."""
-        if not (reads_on or self._buffer or self._is_paused):
+        if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds
             return
