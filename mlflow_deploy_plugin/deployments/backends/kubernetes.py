@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused,
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
     UNSEEN,
     PodTrouble,
+    RefusedPods,
     container_status,
     is_ready,
     pending_rollout,
@@ -77,8 +78,6 @@ _AT_ONCE = 8
 _LOG_LINES = 50
 _STOP_MARGIN_SECONDS = 60
 _LOG_QUEUE = 10_000
-_NEXT_TRY_SECONDS = 30
-"""A quota counts pods that are ending. Within this time after their end the cluster tries again what it has refused."""
 _MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _NO_MLFLOW = (
     "the pods do not reach MLflow at {uri}: say by -C container.environment.MLFLOW_TRACKING_URI=… where it is for "
@@ -128,7 +127,7 @@ class KubernetesBackend:
     namespace: str
     _cluster: Cluster = field(init=False)
     _may_look: bool = field(default=True, init=False)
-    _quota_waits_until: float = field(default=0.0, init=False)
+    _refusals: dict[str, RefusedPods] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
@@ -455,12 +454,15 @@ class KubernetesBackend:
 
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
         """Return why pods do not come up: first what waiting does not help."""
-        conditions = deployment.get("status", {}).get("conditions", ())
+        name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
         found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
-        all_pods = self._cluster.find("Pod", {LABEL: deployment["metadata"]["name"]}) if found else ()
-        if any("deletionTimestamp" in pod["metadata"] for pod in all_pods):
-            self._quota_waits_until = time.monotonic() + _NEXT_TRY_SECONDS
-        found = [replace(one, is_final=time.monotonic() > self._quota_waits_until) for one in found]
+        if found:
+            refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
+            all_pods = self._cluster.find("Pod", {LABEL: name})
+            ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
+            found = [replace(one, is_final=refused.is_final(ending, time.monotonic())) for one in found]
+        else:
+            self._refusals.pop(name, None)
         for pod in pods:
             if (trouble := pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""

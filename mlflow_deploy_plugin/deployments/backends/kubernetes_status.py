@@ -6,6 +6,7 @@ from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.manifests import CONTAINER, Document
 
 UNSEEN = "waiting for the cluster to plan the rollout"
+_RETRY_MARGIN_SECONDS = 10
 _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 
@@ -44,6 +45,28 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
         return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
     return None
+
+
+@dataclass
+class RefusedPods:
+    """How long a Deployment may still get the pods that a quota has refused. All times are of one monotonic clock.
+
+    A quota counts pods that are ending. The cluster doubles its wait between two tries: after the last pod has ended,
+    it waits at most as long as it has tried in vain.
+
+    Attributes:
+        since: when the cluster first refused.
+        waits_until: until when it may try again; 0 while no pod was seen ending.
+    """
+
+    since: float
+    waits_until: float = 0.0
+
+    def is_final(self, is_ending: bool, now: float) -> bool:
+        """Return True if waiting does not help, where a pod is ending now or none is."""
+        if is_ending:
+            self.waits_until = now + (now - self.since) + _RETRY_MARGIN_SECONDS
+        return now > self.waits_until
 
 
 def pod_trouble(pod: Document) -> PodTrouble | None:

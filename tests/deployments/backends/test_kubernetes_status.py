@@ -6,6 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
     PodTrouble,
+    RefusedPods,
     is_ready,
     pending_rollout,
     pod_trouble,
@@ -98,3 +99,14 @@ def test_a_quota_that_is_full_is_said_at_once() -> None:
     condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
     assert quota_trouble(condition) == PodTrouble(f"the cluster refuses a pod: {message}", True)
     assert quota_trouble({"type": "Available", "status": "True"}) is None
+
+
+def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again() -> None:
+    refused = RefusedPods(since=100.0)
+    assert not refused.is_final(is_ending=True, now=142.0)
+    assert not refused.is_final(is_ending=False, now=182.0)  # the cluster tried at 141, and tries next at 182
+    assert refused.is_final(is_ending=False, now=195.0)
+
+
+def test_a_quota_that_no_ending_pod_fills_is_not_waited_for() -> None:
+    assert RefusedPods(since=100.0).is_final(is_ending=False, now=100.0)
