@@ -8,7 +8,6 @@ several outputs.
 import inspect
 import logging
 from collections.abc import Mapping
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -32,7 +31,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor,
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.registry import PARITY_TAG, has_logged_models, log_flavor
+from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
@@ -261,16 +260,12 @@ def _log_as_pyfunc(
         flavor,
     )
     module = import_module(f"mlflow.{flavor}")
-    log, accepted = module.log_model, inspect.signature(module.log_model).parameters
-    if not has_logged_models(mlflow.MlflowClient()):  # MLflow's own functions end there
-        log, accepted = partial(log_flavor, module), inspect.signature(module.save_model).parameters
+    first, *others = inspect.signature(module.save_model).parameters
+    accepted = {first, *others, *inspect.signature(Model.log).parameters}
     arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
-    if "artifact_path" in accepted and "name" not in accepted:  # mlflow.spark
-        arguments["artifact_path"] = arguments.pop("name")
     if own is None:
-        arguments[next(iter(accepted))] = model
-    arguments = {name: value for name, value in arguments.items() if name in accepted or value}
-    info = cast(ModelInfo, log(**arguments))
+        arguments[first] = model
+    info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
     _set_tag(info, options["registered_model_name"], FALLBACK_TAG, error.message[:_LONGEST_TAG])
     return info
 
@@ -278,7 +273,7 @@ def _log_as_pyfunc(
 def _set_tag(info: ModelInfo, registered_model_name: str | None, tag: str, value: str) -> None:
     """Set a tag of the logged model, of its run, and of the registered version."""
     client = mlflow.MlflowClient()
-    if info.model_id:  # mlflow.spark logs none
+    if info.model_id:
         client.set_logged_model_tags(info.model_id, {tag: value})
     if info.run_id:
         client.set_tag(info.run_id, tag, value)

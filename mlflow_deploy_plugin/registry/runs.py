@@ -9,7 +9,7 @@ before an incomplete one, then the older one.
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,24 +173,20 @@ def log_flavor(
     """
     import mlflow
     from mlflow.models import Model
-    from mlflow.tracking.fluent import _get_experiment_id
 
-    client, registered = registry_client(), registered_model_name
+    client, path = registry_client(), name or "model"
     if has_logged_models(client):
-        options |= {"name": name, "run_id": run_id, "registered_model_name": registered, "tags": tags}
+        options |= {"name": name, "run_id": run_id, "registered_model_name": registered_model_name, "tags": tags}
         return Model.log(artifact_path=None, flavor=flavor, **options)
     options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
-    active = mlflow.active_run()
-    known = run_id or (active.info.run_id if active else "")
-    run_id = known or client.create_run(_get_experiment_id()).info.run_id
-    path = name or "model"
-    if path in {file.path for file in client.list_artifacts(run_id)}:
-        path += f"-{uuid4().hex[:8]}"
-    info = Model._log_v2(path, flavor, registered_model_name=registered, run_id=run_id, **options)
-    for key, value in (tags or {}).items() if registered else ():
-        client.set_model_version_tag(registered, str(info.registered_model_version), key, value)
-    if not known:
-        client.set_terminated(run_id, "FINISHED")
+    with ExitStack() as stack:
+        run_id = run_id or (mlflow.active_run() or stack.enter_context(mlflow.start_run())).info.run_id
+        if path.partition("/")[0] in {file.path for file in client.list_artifacts(run_id)}:
+            path += f"-{uuid4().hex[:8]}"
+        info = Model._log_v2(path, flavor, registered_model_name=registered_model_name, run_id=run_id, **options)
+    if registered_model_name:
+        for key, value in (tags or {}).items():
+            client.set_model_version_tag(registered_model_name, str(info.registered_model_version), key, value)
     return info
 
 

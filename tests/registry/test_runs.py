@@ -1,10 +1,12 @@
 """MLflow runs, in a tracking database of their own."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import Model
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.registry import (
@@ -12,10 +14,13 @@ from mlflow_deploy_plugin.registry import (
     IdempotentRun,
     ResolvedModel,
     get_or_create_experiment,
+    log_flavor,
     log_metrics,
     log_run,
     run_of_model,
 )
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 WINDOW = IdempotentRun("the run of the window", "drift", {"window": "3"}, ("state", "done"), {"revision": "1"})
@@ -101,3 +106,50 @@ def test_more_metrics_than_one_call_takes_are_all_logged(client: MlflowClient) -
 
 def _fail(*_: object) -> None:
     raise OSError("the disk is full")
+
+
+class TextModel:
+    """A flavor of MLflow whose models are a text each."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, text: str) -> None:
+        if not text:
+            raise ValueError("there is no text")
+        Path(path).mkdir()
+        (Path(path) / "text").write_text(text)
+        mlflow_model.save(f"{path}/MLmodel")
+
+
+@pytest.fixture
+def client_of_old_server(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        proxy.turn("Not Found", "/logged-models", 404)  # as MLflow 2 answers
+        client = MlflowClient()
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", get_or_create_experiment(client, "old-server"))
+        yield client
+
+
+def test_models_of_one_path_lie_beside_each_other_on_a_server_before_mlflow_3(
+    client_of_old_server: MlflowClient, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    first = log_flavor(TextModel, "deep/model", text="a")
+    others = [log_flavor(TextModel, "deep/model", run_id=first.run_id, text=text) for text in "bc"]
+
+    assert client_of_old_server.get_run(first.run_id).info.status == "FINISHED"
+    texts = [
+        Path(
+            MlflowClient(mlflow_server.url).download_artifacts(one.run_id, f"{one.artifact_path}/text", str(tmp_path))
+        ).read_text()
+        for one in (first, *others)
+    ]
+    assert texts == ["a", "b", "c"]
+
+
+def test_the_run_of_a_model_that_is_not_logged_has_failed_on_a_server_before_mlflow_3(
+    client_of_old_server: MlflowClient,
+) -> None:
+    with pytest.raises(ValueError, match="no text"):
+        log_flavor(TextModel, text="")
+
+    (run,) = client_of_old_server.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]], max_results=1)
+    assert run.info.status == "FAILED"
