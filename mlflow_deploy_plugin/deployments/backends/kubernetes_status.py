@@ -49,7 +49,7 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """How long a Deployment may still get the pods that a quota has refused. All times are of one monotonic clock.
+    """A quota's refusal of pods, which the cluster may still take back. All times are of one monotonic clock.
 
     A quota counts pods that are ending. The cluster doubles its wait between two tries: after the last pod has ended,
     it waits at most as long as it has tried in vain.
