@@ -225,8 +225,8 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a method of one message. It waits for the message if it needs it: not of a stranger, who is
-    refused anyway, and not where the message has no fields."""
+    """Return the handler of a method of one message. It waits for no message without fields, and for none of a stranger
+    who is refused in any case."""
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         is_stranger = _is_stranger(server, context)

@@ -105,10 +105,8 @@ def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Pat
     told = ask(server, "/ping", "GET", authorization="Bearer infer")
     assert (told.status, b"no MLmodel file" in told.body) == (503, True)
     told = ask(server, "/ping", "GET")
-    assert (told.status, b"nothing is served here just now; a caller with a key is told why" in told.body) == (
-        503,
-        True,
-    )
+    assert told.status == 503
+    assert b"nothing is served here just now; a caller with a key is told why" in told.body
 
 
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
