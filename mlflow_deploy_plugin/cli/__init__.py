@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import printable
+from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.errors import OnnxserveError, did_you_mean, one_line
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.settings import load_secrets
@@ -59,7 +59,7 @@ _NO_TELEMETRY = {
 """The switches of MLflow and Evidently; the last one is for a line that MLflow would print between ours."""
 
 
-class _LazyCommands(click.Group):
+class _LazyCommands(Commands):
     """A group that imports a command when it is called: `onnxserve --help` and `serve` do not wait for MLflow."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -73,18 +73,10 @@ class _LazyCommands(click.Group):
         command: click.Command = getattr(module, name)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in _COMMANDS and not name.startswith("-"):
-            hint = did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
-            if name in _MLFLOW_COMMANDS:
-                hint = (
-                    f"; MLflow's own is meant: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t onnxserve --name NAME`"
-                )
-            raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
-        return super().resolve_command(ctx, args)
+    def hint(self, name: str, ctx: click.Context) -> str:
+        if name in _MLFLOW_COMMANDS:
+            return f"; MLflow's own is meant: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t onnxserve --name NAME`"
+        return did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

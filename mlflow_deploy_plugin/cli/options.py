@@ -34,12 +34,15 @@ class NumberRange(click.FloatRange):
 class Commands(click.Group):
     """A group that answers an unknown command with those that it has."""
 
+    def hint(self, name: str, ctx: click.Context) -> str:
+        """Return the end of the message about a command of this name."""
+        return f"; there are {', '.join(self.list_commands(ctx))}"
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.commands and not name.startswith("-"):
-            raise click.UsageError(f"there is no command {name!r}; there are {', '.join(self.list_commands(ctx))}", ctx)
+        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command {args[0]!r}{self.hint(args[0], ctx)}", ctx)
         return super().resolve_command(ctx, args)
 
 
