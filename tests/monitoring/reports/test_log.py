@@ -123,7 +123,7 @@ def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_t
 
 
 def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient) -> None:
-    given = result_of(endpoint="anew", statistic=1.0)
+    given = result_of(endpoint="anew")
     of_older_onnxserve = log_result(given, {}).run_id
     first, second = (replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2))
 
@@ -161,7 +161,7 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
 def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -> None:
     number = tracking.create_model_version("flight-delay", source=".").version
     for endpoint, monitor in (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window")):
-        log_result(result_of(0, endpoint, monitor=monitor, version=str(number), temperature=1.0), {})
+        log_result(result_of(0, endpoint, monitor=monitor, version=str(number)), {})
 
     version = tracking.get_model_version("flight-delay", number)
     assert [version.tags[f"onnxserve.monitor.{name}"] for name in ("a/b.c", "a.b/c", "a/b.c.window")] == [
@@ -173,7 +173,7 @@ def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -
 
 def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient) -> None:
     for version in ("77", ""):
-        assert log_result(result_of(endpoint="gone", version=version, temperature=1.0), {}).run_id
+        assert log_result(result_of(endpoint="gone", version=version), {}).run_id
     assert len(runs_of(tracking, "gone")) == 1
 
 
@@ -192,7 +192,7 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
 def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, create = result_of(endpoint="left", temperature=9.0), MlflowClient.create_run
+    given, create = result_of(endpoint="left"), MlflowClient.create_run
 
     def die_after(*arguments: Any, **named: Any) -> Any:
         create(*arguments, **named)
@@ -211,7 +211,7 @@ def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left
 def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, log_batch = result_of(endpoint="two", temperature=9.0), MlflowClient.log_batch
+    given, log_batch = result_of(endpoint="two"), MlflowClient.log_batch
     first = log_result(given, {})
     run = tracking.get_run(first.run_id)
     tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
@@ -266,7 +266,7 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: 
 def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = result_of(endpoint="down", temperature=9.0)
+    given = result_of(endpoint="down")
 
     def fail() -> Any:
         raise ConnectionError("Connection refused")
@@ -296,7 +296,7 @@ def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
 
     with pytest.raises(RegistryUnavailable, match=r"MLflow's artifact store does not answer .* http://s3\.example"):
-        log_result(result_of(endpoint="artifacts", temperature=9.0), {"a.txt": "a"})
+        log_result(result_of(endpoint="artifacts"), {"a.txt": "a"})
 
 
 def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) -> None:
@@ -313,12 +313,16 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) 
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
 
 
-def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_came_since(tracking: MlflowClient) -> None:
+def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_came_since(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_deploy_plugin.monitoring.reports import log
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
+    monkeypatch.setattr(log, "_PAGE_RUNS", 4)
     log_result(result_of(0, "late", temperature=3.0), {})
     (before,) = runs_of(tracking, "late")
-    for day in range(2, 130):
+    for day in range(2, 8):
         window = result_of(day, "late").window
         of_window = {"onnxserve.window.start": window.start.isoformat(), "onnxserve.window.end": window.end.isoformat()}
         tracking.create_run(before.info.experiment_id, tags=before.data.tags | of_window)
@@ -333,9 +337,9 @@ def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking
 
     gone, made_anew = (f"2026-11-20T1{hour}:00:00+00:00" for hour in (1, 2))
     for day, created in ((0, ""), (1, gone), (2, made_anew)):
-        log_result(result_of(day, "namesake", temperature=9.0, endpoint_created=created), {})
+        log_result(result_of(day, "namesake", endpoint_created=created), {})
 
-    past = past_windows(result_of(3, "namesake", temperature=9.0, endpoint_created=made_anew))
+    past = past_windows(result_of(3, "namesake", endpoint_created=made_anew))
     series = [run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags]
 
     assert sorted(window.start.day for window in past) == [1, 3]  # the first is of a release that does not say it

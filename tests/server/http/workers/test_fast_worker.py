@@ -219,8 +219,9 @@ def test_both_workers_refuse_broken_http_alike(both: list[Any], sent: bytes) -> 
 class Load:
     """Clients that send one request after the other, on kept connections, until they are stopped."""
 
-    def __init__(self, url: str, clients: int = 6) -> None:
+    def __init__(self, url: str, clients: int = 6, pause: float = 0.005) -> None:
         self.statuses: list[int] = []
+        self._pause = pause
         self.broken: list[str] = []
         self._host, _, self._port = url.removeprefix("http://").partition(":")
         self._stop = threading.Event()
@@ -242,7 +243,7 @@ class Load:
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection(self._host, int(self._port), timeout=60)
-        while not self._stop.is_set():
+        while not self._stop.wait(self._pause):
             try:
                 connection.request("POST", "/invocations", ROW, {"Content-Type": JSON})
                 response = connection.getresponse()
@@ -318,20 +319,6 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
     assert statuses == {200}
 
 
-@pytest.mark.parametrize("kind", WORKERS)
-def test_an_idle_client_does_not_hold_the_end_back_and_a_late_one_is_answered(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, requests.Session() as idle:
-        idle.get(running.url + "/ping", timeout=5)
-        began = time.monotonic()
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(timeout=20) == 0
-        assert time.monotonic() - began < 10
-    assert read_workers(tmp_path) == []
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a self-signed certificate for 127.0.0.1, and its key."""
@@ -343,48 +330,57 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-@pytest.mark.parametrize("kind", WORKERS)
-def test_tls_is_spoken_with_the_spec_s_certificate(
-    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any, kind: WorkerClass
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+@pytest.fixture(scope="module", params=WORKERS)
+def encrypted(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    bias_folders: dict[str, Path],
+    certificate: tuple[Path, Path],
+    tools: Any,
+) -> Iterator[Any]:
+    """Yield a server that speaks TLS; its `trusted` is the certificate."""
+    state_dir = tmp_path_factory.mktemp("encrypted")
+    tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     cert, key = certificate
-    spec = ServerSpec(worker_class=kind, certfile=str(cert), keyfile=str(key))
-    with tools.gunicorn(tmp_path, spec) as running, requests.Session() as session:
+    spec = ServerSpec(worker_class=request.param, threads=2, certfile=str(cert), keyfile=str(key))
+    with tools.gunicorn(state_dir, spec) as running:
+        yield running
+
+
+def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
+    with requests.Session() as session:
         for body in (ROW, b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"):
             response = session.post(
-                running.url + "/invocations", data=body, headers={"Content-Type": JSON}, timeout=30, verify=str(cert)
+                encrypted.url + "/invocations",
+                data=body,
+                headers={"Content-Type": JSON},
+                timeout=30,
+                verify=encrypted.trusted,
             )
             assert response.json()["predictions"][-1] == [1006.0]
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-        with socket.create_connection(address, timeout=10) as plain:  # who speaks no TLS is no trouble
-            plain.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
-            with contextlib.suppress(OSError):
-                assert b"200" not in plain.recv(100)
-        context = ssl.create_default_context(cafile=str(cert))
-        with (
-            socket.create_connection(address, timeout=10) as opened,
-            context.wrap_socket(opened, server_hostname="127.0.0.1") as wrapped,
-        ):
-            wrapped.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            assert wrapped.recv(12) == b"HTTP/1.1 200"
-        assert "Traceback" not in running.log.read_text()
+    address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=10) as plain:  # who speaks no TLS is no trouble
+        plain.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(OSError):
+            assert b"200" not in plain.recv(100)
+    context = ssl.create_default_context(cafile=encrypted.trusted)
+    with (
+        socket.create_connection(address, timeout=10) as opened,
+        context.wrap_socket(opened, server_hostname="127.0.0.1") as wrapped,
+    ):
+        wrapped.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert wrapped.recv(12) == b"HTTP/1.1 200"
+    assert "Traceback" not in encrypted.log.read_text()
 
 
-@pytest.mark.parametrize("kind", WORKERS)
-def test_clients_that_leave_their_handshake_keep_nobody_waiting(
-    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any, kind: WorkerClass
-) -> None:
+def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) -> None:
     """No thread waits for them: the others are answered before the patience with these is over."""
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    cert, key = certificate
-    spec = ServerSpec(worker_class=kind, threads=2, certfile=str(cert), keyfile=str(key))
-    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as clients:
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with contextlib.ExitStack() as clients:
+        address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
         begun = [clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)]
         for client in begun:
             client.sendall(b"\x16\x03\x01\x02\x00\x01")  # a part of a ClientHello
-        response = requests.get(running.url + "/ping", timeout=60, verify=str(cert))
+        response = requests.get(encrypted.url + "/ping", timeout=60, verify=encrypted.trusted)
         assert response.status_code == 200
         for client in begun:
             client.setblocking(False)
@@ -434,7 +430,7 @@ def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gun
         before = [other_workers(running.state_dir, set()) for running in servers]
         began = time.monotonic()
         with contextlib.ExitStack() as clients:
-            loads = [clients.enter_context(Load(running.url, clients=3)) for running in servers]
+            loads = [clients.enter_context(Load(running.url, clients=3, pause=0)) for running in servers]
             wait_until(lambda: time.monotonic() - began > 4, what="more than the arbiter's patience")
             assert [other_workers(running.state_dir, set()) for running in servers] == before
         assert [(load.broken, set(load.statuses)) for load in loads] == [([], {200})] * 2

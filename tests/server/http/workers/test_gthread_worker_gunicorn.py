@@ -109,7 +109,10 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
         assert requests.get(running.url + "/ping", timeout=5).status_code == 200
 
 
-def test_sigterm_lets_the_request_in_flight_finish(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     started = threading.Event()
 
@@ -121,8 +124,8 @@ def test_sigterm_lets_the_request_in_flight_finish(tmp_path: Path, bias_folders:
 
     stopped = threading.Event()
     statuses: list[int] = []
-    with tools.gunicorn(tmp_path) as running, requests.Session() as idle:
-        idle.get(running.url + "/ping", timeout=5)  # an idle connection must not hold the end back
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, requests.Session() as idle:
+        idle.get(running.url + "/ping", timeout=5)
 
         def post() -> None:
             headers = {"Content-Type": "application/json"}
@@ -200,16 +203,15 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
     assert sorted(scores)[50] < 4 * sorted(pings)[50]
 
 
-@pytest.mark.parametrize(
-    "begun", [b"POST /invocations HT", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
-)
 def test_silent_clients_do_not_hold_the_threads_for_ever(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, begun: bytes
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
+    """There are as many clients of either kind as threads."""
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     spec = ServerSpec(threads=2, request_timeout_seconds=1)
     with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as silent:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-        for _ in range(2):
-            silent.enter_context(socket.create_connection(address)).sendall(begun)
+        for begun in (b"POST /invocations HT", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"):
+            for _ in range(2):
+                silent.enter_context(socket.create_connection(address)).sendall(begun)
         assert running.post(json=ROW).status_code == 200
