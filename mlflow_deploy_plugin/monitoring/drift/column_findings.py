@@ -19,6 +19,9 @@ CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen"
 _SHOWN = 3
 _UNLIKELY = 1e-6
 """A column that is constant by a chance above this, since one value is so frequent in the reference, is no drift."""
+_FEW_WINDOWS = 19
+"""Fewer windows do not show by themselves that at most 5 % are constant: of a flag that changes every other week, three
+months seldom have a constant one, and 10 % of the months after them were called drifted. Their steps do."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
 """Types whose columns have a distance; without bins they are none that is asked for."""
 
@@ -76,13 +79,17 @@ def _constant_finding(
     only = _only_value(bins, given)
     if bins is None or not only or known < MIN_COMPARED_ROWS:
         return None
-    own = [window.columns[name] for window in reference.pieces.windows if name in window.columns]
+    pieces = reference.pieces
+    parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
+    own = [part.columns[name] for part in parts if name in part.columns]
     large = [one for one in own if one.rows - one.missing >= min(known / 2, MIN_COMPARED_ROWS)]
     single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # bins of one value, or of equal numbers
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, one) for one in large):
         return None
-    reason = f"all {known:,} values are {only}; none of the reference's {len(large)} windows has one value alone"
+    reason = (
+        f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows has one value alone"
+    )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
 

@@ -266,6 +266,15 @@ def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
     assert "constant" not in [one.check for one in verdict.findings]
 
 
+def test_beside_few_windows_a_flag_that_holds_for_days_may_hold_for_a_window() -> None:
+    days = np.arange(90).repeat(ROWS)
+    reference = reference_of(pa.table({"flag": days // 20 % 2 == 0}), days * DAY, 30 * DAY, 90 * DAY)
+
+    verdict = verdict_on(pa.table({"flag": [True] * (30 * ROWS)}), reference, length=30 * DAY)
+
+    assert "constant" not in [one.check for one in verdict.findings]
+
+
 def test_of_a_column_with_hardly_a_value_nobody_says_that_it_is_constant(days: DriftReference) -> None:
     verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
 
