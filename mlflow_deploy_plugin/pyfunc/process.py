@@ -27,7 +27,7 @@ Answer = Callable[[SideMessage], SideMessage]
 """Returns the answer to one request, or raises `RequestRefused`."""
 
 _MAX_CHARACTERS = 500
-_MAX_OF_PICKLE = 150
+_MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
 """The beginnings of what messages append: the body again, advice about version 1 of MLflow's protocol, XGBoost's
@@ -87,9 +87,9 @@ def _refusal(what: RefusalKind, message: str) -> SideMessage:
     return SideMessage("refused", {"what": what, "message": message})
 
 
-def error_summary(error: BaseException) -> str:
+def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
     """Return the class and the text of an exception in one line."""
-    text = clean_message(str(error))
+    text = clean_message(str(error), most)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -98,18 +98,16 @@ def load_failure(error: BaseException, folder: Path) -> str:
 
     A package's pickles are often not read by its other versions.
     """
-    said, differences = error_summary(error), ", ".join(version_differences(folder))
-    if not differences:
-        return said
-    said = said if len(said) <= _MAX_OF_PICKLE else said[: _MAX_OF_PICKLE - 1] + "…"
-    return f"{said}; it was logged with {differences}: install that"
+    if differences := ", ".join(version_differences(folder)):
+        return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; it was logged with {differences}: install that"
+    return error_summary(error)
 
 
 def version_differences(folder: Path) -> list[str]:
     """Return the packages of a model's requirements.txt of which another version is installed here, or none.
 
-    Each is a text like `torch 2.1.0 (2.13.0 is installed)`. MLflow itself, which reads what its older
-    versions wrote, is left out.
+    Each is a text like `torch 2.1.0 (2.13.0 is installed)`. MLflow itself, which reads what its older versions wrote,
+    is left out, as is what is not for this platform.
     """
     from packaging.requirements import InvalidRequirement, Requirement  # comes with mlflow, which may be missing
 
@@ -117,30 +115,31 @@ def version_differences(folder: Path) -> list[str]:
     differences: list[str] = []
     if not requirements.is_file():
         return differences
-    for line in requirements.read_text().splitlines():
+    for line in requirements.read_text(errors="replace").splitlines():
         try:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:
             continue  # an empty line, an option of pip
-        wanted = ", ".join(sorted(one.version for one in requirement.specifier))
+        if requirement.name == "mlflow" or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        wanted = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:  # xgboost-cpu, too, is a distribution of the package xgboost
             others = packages_distributions().get(requirement.name)
-            if not others:
-                differences.append(f"{requirement.name} {wanted} (not installed)")
-                continue
-            installed = version(others[0])
-        if requirement.name != "mlflow" and not requirement.specifier.contains(installed, prereleases=True):
-            differences.append(f"{requirement.name} {wanted} ({installed} is installed)")
+            installed = version(others[0]) if others else ""
+        if not installed:
+            differences.append(f"{wanted} (not installed)")
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            differences.append(f"{wanted} ({installed} is installed)")
     return differences
 
 
-def clean_message(text: str) -> str:
-    """Return a message of MLflow or of a model in one short line without paths."""
+def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
+    """Return a message of MLflow or of a model in one line of at most `most` characters, without paths."""
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
     for tail in _TAILS:
         text = text.partition(tail)[0]
     text = " ".join(_PATH.sub("…", text[: 4 * _MAX_CHARACTERS]).split())
-    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"

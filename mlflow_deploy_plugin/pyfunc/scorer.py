@@ -99,19 +99,22 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
             takes the whole answer.
 
     Raises:
-        NotRepresentable: it has not so many entries, or no such names.
+        NotRepresentable: it has not so many entries, no such names, or values that orjson does not write.
     """
     answers = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
-    if isinstance(answers, str | Mapping) or not hasattr(answers, "__len__"):
+    if isinstance(answers, str | Mapping) or not np.iterable(answers):
         answers = [answers]
-    if len(answers) != rows:
-        raise NotRepresentable(f"an answer to {rows} rows has {len(answers)} entries")
-    if len(names) == 1:
-        return {names[0]: _json_texts(answers)}
-    if not all(isinstance(one, Mapping) for one in answers):
-        raise NotRepresentable(f"an answer holds no {', '.join(names)}")
-    columns = {name: [one.get(name) for one in answers] for name in names if any(name in one for one in answers)}
-    return {name: _plain_or_json(values) for name, values in columns.items()}
+    try:
+        if len(answers) != rows:
+            raise NotRepresentable(f"an answer to {rows} rows has {len(answers)} entries")
+        if len(names) == 1:
+            return {names[0]: _json_texts(answers)}
+        if not all(isinstance(one, Mapping) for one in answers):
+            raise NotRepresentable(f"an answer holds no {', '.join(names)}")
+        columns = {name: [one.get(name) for one in answers] for name in names if any(name in one for one in answers)}
+        return {name: _plain_or_json(values) for name, values in columns.items()}
+    except TypeError as error:  # of orjson: whole numbers of more than 64 bits, objects in more than 254 others
+        raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
 
 
 def _plain_or_json(values: list[Any]) -> Array:

@@ -4,13 +4,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from mlflow_deploy_plugin.processes import Child
-from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary
+from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, version_differences
 from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
 from tests.support.ecs import read_line
 from tests.support.waiting import wait_until
@@ -109,3 +110,13 @@ def test_what_mlflow_appends_is_left_out() -> None:
 
 def test_a_long_message_is_cut() -> None:
     assert clean_message("x" * 10_000) == "x" * 499 + "…"
+
+
+def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_bytes(
+        b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\nother==1; python_version < '3'\n"
+    )
+    assert version_differences(tmp_path) == [
+        f"numpy <0.3,>=0.1 ({version('numpy')} is installed)",
+        "no-such-thing (not installed)",
+    ]

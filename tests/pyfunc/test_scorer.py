@@ -74,6 +74,12 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
         to_texts([[1]], 1, ["score", "why"])
 
 
+def test_an_answer_that_the_log_cannot_hold_is_given_all_the_same(scorers: dict[str, Any]) -> None:
+    answer = scorers["troubled"].invoke(JSON, records({"do": "count"}))
+    assert json.loads(answer.body) == {"predictions": [{"n": 2**70}]}  # too large for orjson
+    assert values(answer.arrays.get("texts", {})) == {}
+
+
 def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     scorers["anything"]._has_warned = False
     with caplog.at_level(logging.WARNING, "mlflow_deploy_plugin.pyfunc"):

@@ -45,6 +45,8 @@ class Troubled(PythonModel):
             sys.exit("the model has had enough")
         if what == "raise":
             raise KeyError("no such thing\nin /usr/lib/python3/thing.py")
+        if what == "count":
+            return [{"n": 2**70}]
         return np.array([os.getpid()] * len(model_input)) if what == "pid" else model_input["do"]
 
 
