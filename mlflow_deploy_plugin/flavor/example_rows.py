@@ -91,14 +91,16 @@ def fit_to_signature(rows: Any, signature: ModelSignature | None, names: list[st
 
 def saved_example(mlmodel: Model, folder: Path) -> Any:
     """Return the input example in the model's folder; None if there is none, or its file is damaged."""
+    info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
     try:
-        example = mlmodel.load_input_example(str(folder))
-    except Exception:  # noqa: BLE001 - whatever the file holds
-        try:  # MLflow 2.9 has written an array as `inputs`, which 3.17 cannot read
-            document = orjson.loads((folder / mlmodel.saved_input_example_info["artifact_path"]).read_bytes())
-            example = infer_and_parse_data(document, mlmodel.get_input_schema())
-        except Exception:  # noqa: BLE001 - the signature is left
-            return None
+        is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
+        document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
+        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 does not read what 2.9 and 2.14 wrote
+            example = infer_and_parse_data(document, schema)
+        else:
+            example = mlmodel.load_input_example(str(folder))
+    except Exception:  # noqa: BLE001 - whatever the file holds; the signature is left
+        return None
     return example if example is not None and len(example) else None
 
 

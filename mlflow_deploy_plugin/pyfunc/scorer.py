@@ -101,7 +101,7 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
     Raises:
         NotRepresentable: it has not so many entries, no such names, or values that orjson does not write.
     """
-    answers = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
+    answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
     if isinstance(answers, str | Mapping) or not np.iterable(answers):
         answers = [answers]
     try:

@@ -139,3 +139,19 @@ def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Pa
 
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, [[0.5, np.nan], [1.5, 2.5]])
+
+
+def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(tmp_path: Path) -> None:
+    (tmp_path / "input_example.json").write_text('{"inputs": {"a": [[0.5], [1.5]], "b": [1, 2]}}')
+    tensors = [TensorSpec(np.dtype(np.float32), (-1, 1), "a"), TensorSpec(np.dtype(np.int64), (-1,), "b")]
+    mlmodel = Model(
+        signature=ModelSignature(Schema(tensors)),
+        saved_input_example_info={"artifact_path": "input_example.json", "format": "tf-serving", "type": "ndarray"},
+    )
+
+    found = saved_example(mlmodel, tmp_path)
+
+    assert {name: (array.dtype.name, array.tolist()) for name, array in found.items()} == {
+        "a": ("float32", [[0.5], [1.5]]),
+        "b": ("int64", [1, 2]),
+    }
