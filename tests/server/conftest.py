@@ -15,6 +15,7 @@ import pytest
 import requests
 import yaml
 
+from mlflow_deploy_plugin.server import remove_metrics
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
@@ -162,6 +163,7 @@ def gunicorn(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        remove_metrics(state_dir)  # of one that the test has killed, in shared memory
 
 
 def ping(running: Running) -> int:
