@@ -264,11 +264,10 @@ def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_
         client.load_model("first")
 
 
-def test_a_command_outlives_the_agent_that_is_killed(serve: Callable[..., Served], spec_file: Path) -> None:
-    served = serve("--spec", str(spec_file), "-C", EXPLICIT, "-w", "1").wait_ready()
+def test_a_command_outlives_the_agent_that_is_killed(served: Served, client: Any) -> None:
     state = read_state(served.state_dir / AGENT, AgentState)
     assert state is not None
     os.kill(state.pid, signal.SIGKILL)
-    client = client_of(served)
     client.unload_model("second")
     assert index(client)["second"] == ("UNAVAILABLE", "unloaded")
+    client.load_model("second")
