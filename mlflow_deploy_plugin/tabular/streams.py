@@ -349,13 +349,11 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         OSError, pyarrow.ArrowException: it cannot be read, or is too large.
     """
     metadata = pq.read_metadata(path)
-    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     require_few_values([metadata])
+    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    counts = [sum(group.column(place).num_values for group in groups) for place in range(len(leaves))]
-    size = sum(
-        count * max(leaf.length, 0) for count, leaf in zip(counts, leaves, strict=True)
-    )  # of values of one length
+    lengths = [max(leaf.length, 0) for leaf in leaves]  # of values of one length
+    size = sum(group.column(place).num_values * length for group in groups for place, length in enumerate(lengths))
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
         for group in range(len(groups) if texts else 0):  # in its dictionary a text of many rows is held once

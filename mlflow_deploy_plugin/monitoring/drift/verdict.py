@@ -187,7 +187,7 @@ def _conclude(
     alarms = [finding for finding in findings if finding.is_alarm]
     is_fewer = null.independent_n < needed_windows(base.false_alarm_rate)
     worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
-    beside = f"p = {test.p_value:.3g} beside {NULLS[null.kind].describe(len(null.figures))}{worth}"
+    beside = f"p = {test.p_value:.3g} beside {len(null.figures)} {NULLS[null.kind].description}{worth}"
     reason = "no column differs from the reference more than its own windows do"
     if alarms:
         subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
@@ -220,7 +220,7 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
     held_out = null.held_out
     measured = f"not measured: {held_out.reason}" if isinstance(held_out, Refused) else held_out.describe(rate)
-    yield f"false-alarm rate: nominal {rate:g}, from {kind.describe(count)}{drawn}{worth}; {measured}"
+    yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
     advice = ""
     if kind.compares_with_whole:
         # in figures of `rolling:` there is neither a week's cycle nor what changes slowly

@@ -182,6 +182,13 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     mean = float((means * (finite / total)).sum()) if total else math.nan
     with np.errstate(over="ignore", invalid="ignore"):
         m2 = float(sum(part.m2 for part in parts) + (finite * (means - mean) ** 2).sum()) if total else 0.0
+    fresh = Counter[str]()
+    for new in filter(None, (part.fresh for part in parts)):
+        fresh.update(new)
+    order = list(fresh.items())
+    if len(order) > KEPT_VALUES:
+        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
+        order = [order[place] for place in np.argsort(ranks, kind="stable")]
     added: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in _ADDED}
     return ColumnSketch(
         name=parts[0].name,
@@ -189,7 +196,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=np.sum([part.counts for part in parts], axis=0),
         **added,
-        fresh=_merge_fresh([part.fresh for part in parts if part.fresh]),
+        fresh=dict(order[:KEPT_VALUES]),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
         finite=total,
@@ -197,17 +204,6 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
         m2=m2,
         expected_type=parts[0].expected_type,
     )
-
-
-def _merge_fresh(parts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
-    if len(parts) <= 1:
-        return parts[0] if parts else {}
-    total = Counter[str]()
-    for part in parts:
-        total.update(part)
-    values = list(total)
-    order = np.argsort(hash_texts(values) / np.array(list(total.values())), kind="stable")[:KEPT_VALUES]
-    return {values[position]: total[values[position]] for position in order}
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -255,11 +255,6 @@ class Null(ABC):
         """Return how many windows are worth one independent one, and the column that says so."""
         return 1.0, ""
 
-    @classmethod
-    def describe(cls, windows: int) -> str:
-        """Return the windows that the threshold comes from, as `60 windows of the reference`."""
-        return f"{windows} {cls.description}"
-
 
 @dataclass(frozen=True, eq=False)
 class WindowNull(Null):
