@@ -101,7 +101,7 @@ class CategoryBins:
     Attributes:
         codes: the bin of each, by the value itself.
         kind: of the values: text, or numbers without a spread.
-        known: uint64, ascending: the hashes of all values of the reference; empty if they are not known.
+        known: uint64, ascending: the hashes of all values of the reference.
         lengths: int64, ascending: where the next bins of texts begin that are no frequent category, in characters;
             empty: these texts have one bin.
         minimum, maximum: the reference's own range, of numbers.
@@ -109,8 +109,8 @@ class CategoryBins:
     """
 
     codes: dict[str | float, int]
-    kind: Kind = "category"
-    known: Array = field(default_factory=lambda: np.empty(0, np.uint64))
+    kind: Kind
+    known: Array
     minimum: float = -math.inf
     maximum: float = math.inf
     arrow_type: str = ""
@@ -130,16 +130,6 @@ class CategoryBins:
         """Return how many lengths, and hashes of each, the bins behind those of the frequent categories have."""
         lengths = len(self.lengths) + 1
         return lengths, _RARE // lengths if lengths > 1 else 1
-
-    @cached_property
-    def reference_hashes(self) -> Array:
-        """uint64, ascending: the hashes of all values that the reference has."""
-        hashes = (
-            hash_numbers(np.array(list(self.codes)))
-            if self.kind == "number"
-            else hash_texts(list(map(str, self.codes)))
-        )
-        return np.union1d(self.known, hashes)
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
         """Return [N] int64: the bin of each text of a large_string array, whose `hash_texts` are [N]; a null falls in

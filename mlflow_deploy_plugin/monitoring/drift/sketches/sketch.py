@@ -346,8 +346,7 @@ def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, grou
         names: [D] object of str, the values; hashes: [D] uint64.
         inverse: [M] int64, the value of each known row; groups: [M] int64.
     """
-    known = bins.reference_hashes
-    is_fresh = np.searchsorted(known, hashes) == np.searchsorted(known, hashes, side="right")
+    is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(bins.known, hashes, side="right")
     if not is_fresh.any():
         return {}
     is_unseen = is_fresh[inverse]

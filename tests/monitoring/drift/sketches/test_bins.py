@@ -110,7 +110,7 @@ def test_the_bins_know_what_the_reference_holds() -> None:
     assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
 
     categories = frozen_texts([f"id{number}" for number in range(5000)])
-    assert (categories.kind, len(categories.codes), len(categories.reference_hashes)) == ("category", 0, 5000)
+    assert (categories.kind, len(categories.codes), len(categories.known)) == ("category", 0, 5000)
 
 
 def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance() -> None:
