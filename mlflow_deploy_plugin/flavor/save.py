@@ -260,11 +260,10 @@ def _log_as_pyfunc(
         flavor,
     )
     module = import_module(f"mlflow.{flavor}")
-    first, *others = inspect.signature(module.save_model).parameters
-    accepted = {first, *others, *inspect.signature(Model.log).parameters}
+    accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
     arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
     if own is None:
-        arguments[first] = model
+        arguments[accepted[0]] = model
     info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
     _set_tag(info, options["registered_model_name"], FALLBACK_TAG, error.message[:_LONGEST_TAG])
     return info

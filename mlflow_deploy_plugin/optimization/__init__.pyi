@@ -6,7 +6,6 @@ from .optimizer import choose as choose
 from .optimizer import optimize as optimize
 from .optimizer import try_forms as try_forms
 from .profiler import GraphProfile as GraphProfile
-from .profiler import NodeTime as NodeTime
 from .profiler import draw as draw
 from .profiler import profile as profile
 

@@ -32,7 +32,6 @@ from .resolution import resolve as resolve
 from .runs import SUPERSEDED as SUPERSEDED
 from .runs import IdempotentRun as IdempotentRun
 from .runs import LoggedRun as LoggedRun
-from .runs import ModelRun as ModelRun
 from .runs import get_or_create_experiment as get_or_create_experiment
 from .runs import has_logged_models as has_logged_models
 from .runs import log_flavor as log_flavor

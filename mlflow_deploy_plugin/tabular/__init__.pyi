@@ -1,5 +1,4 @@
 from .files import FILE_FORMATS as FILE_FORMATS
-from .files import CsvRecord as CsvRecord
 from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
 from .files import compression_of as compression_of
