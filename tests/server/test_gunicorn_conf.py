@@ -105,6 +105,6 @@ def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
         (worker,) = read_workers(tmp_path)
         running.process.kill()
         running.process.wait()
-    assert metrics.of(worker.pid)
-    with tools.gunicorn(tmp_path):
-        assert metrics.of(worker.pid) == []
+        assert metrics.of(worker.pid)
+        with tools.gunicorn(tmp_path):
+            assert metrics.of(worker.pid) == []
