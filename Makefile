@@ -1,6 +1,6 @@
 # make install        a virtual environment in .venv with everything
 # make demo           the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
-# make test           the tests, under ten minutes on four cores, a quarter of an hour on two
+# make test           the tests, under ten minutes on two cores
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
 # make test-long      the long drills: killed processes, full disks, containers, a cluster, the console in a browser
 # make test-all       make test, make test-long and make test-install
