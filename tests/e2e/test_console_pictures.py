@@ -5,7 +5,6 @@ One journey, whose tests stand in its order: the last one ends MLflow.
 
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,18 +14,18 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.deployments import open_deployments
+from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
-CHROMIUM = shutil.which("chromium")
 MODEL, ENDPOINT = "shown", "shown"
 CONTRAST = """selectors => {
   const light = color => {
@@ -41,11 +40,7 @@ CONTRAST = """selectors => {
   }));
 }"""
 """The contrast of elements against their card, as WCAG 2 defines it."""
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.chromium,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
 
 
 @dataclass(frozen=True)
@@ -83,12 +78,10 @@ def console(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pa
                         graph, name="model", registered_model_name=MODEL, pip_requirements=["onnxruntime"]
                     )
             url = client.create_deployment(ENDPOINT, f"models:/{MODEL}/1")["url"]
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            with chromium() as browser:
                 page = browser.new_page()
                 page.set_default_timeout(60_000)
                 yield Console(server, url, page)
-                browser.close()
         finally:
             client.delete_endpoint(ENDPOINT)
             server.kill()

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.browser import CHROMIUM, chromium
 from tests.support.guides import ROOT, blocks
 from tests.support.serving import Served
 
@@ -45,15 +45,13 @@ def test_the_three_commands_of_a_readme_train_serve_and_ask(
     served = serve(*shlex.split(serving)[2:]).wait_ready()
     answer = run(f"{ask} --fail-with-body -sS")
     assert re.search(r'"predictions?":', answer)
-    if project == "image_resnet18" and shutil.which("chromium"):
+    if project == "image_resnet18" and CHROMIUM:
         see_the_picture_recognised(served.url, ROOT / "projects" / project / "example.png")
 
 
 def see_the_picture_recognised(url: str, picture: Path) -> None:
     """Upload the picture in Chromium; the page shows as many probabilities as there are digits."""
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         page.goto(url)
         page.locator("input[type=file][accept='image/*']").set_input_files(picture)
@@ -61,5 +59,4 @@ def see_the_picture_recognised(url: str, picture: Path) -> None:
         page.get_by_role("button", name="Predict").click()
         page.locator("#answer td:not(.row-number), #answer .value").first.wait_for()
         shown = page.locator("#answer").inner_text()
-        browser.close()
     assert len(re.findall(r"\d\.\d+|\de-\d+", shown)) >= 8

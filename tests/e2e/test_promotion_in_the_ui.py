@@ -4,7 +4,6 @@ One MLflow server (`--app-name onnxserve`), one endpoint under load and one brow
 test also holds that no request failed and that no answer was a mixture of two versions.
 """
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,22 +16,19 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
+from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import adder
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 
-CHROMIUM = shutil.which("chromium")
 MODEL, ENDPOINT = "adder", "promoted"
 POLICY_TAG = "onnxserve.gate.policy"
-pytestmark = [
-    pytest.mark.chromium,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
+pytestmark = NEEDS_CHROMIUM
 
 
 @dataclass(frozen=True)
@@ -118,21 +114,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
             deployed = client.create_deployment(ENDPOINT, f"models:/{MODEL}/Production", config={"server.workers": 2})
             traffic = Traffic(deployed["url"])
             traffic.start()
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path=CHROMIUM,
-                    args=[
-                        "--no-sandbox",
-                        "--disable-background-networking",
-                        "--disable-component-update",
-                        "--disable-sync",
-                    ],
-                )
+            quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+            with chromium(*quiet) as browser:
                 page = browser.new_page()
                 page.set_default_timeout(60_000)
                 use_the_stages(page, server.url)
                 yield Platform(server, traffic, page)
-                browser.close()
         finally:
             if traffic is not None:
                 traffic.stop()

@@ -1,7 +1,6 @@
 """A report as people read it: in MLflow's own viewer, a sandboxed frame, in a real browser."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,20 +9,16 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData
+from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.results import result_of
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.chromium,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
 ROWS = 500
 RNG = np.random.default_rng(0)
 expect.set_options(timeout=60_000)
@@ -51,14 +46,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pat
     elsewhere: list[str] = []
     try:
         server.start()
-        with tracking_at(server.url), sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        with tracking_at(server.url), chromium() as browser:
             page = browser.new_page(viewport={"width": 1400, "height": 1100})
             page.set_default_timeout(60_000)
             own = (f"{server.url}/", "data:", "blob:", "about:")
             page.on("request", lambda asked: None if asked.url.startswith(own) else elsewhere.append(asked.url))
             yield Reader(server, page, elsewhere)
-            browser.close()
     finally:
         server.kill()
 
@@ -88,7 +81,7 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
 
     expect(frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift")).to_be_visible()
     expect(frame.get_by_role("cell", name="temperature").first).to_be_visible()
-    picture = frame.get_by_role("img", name="largest score of a column: now 6.5, bound 3")
+    picture = frame.get_by_role("img", name="largest score of a column: newest 6.5, bound 3")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 100
     expect(frame.get_by_text("Dataset Drift is detected")).to_be_visible()

@@ -1,23 +1,18 @@
 """The console in headless Chromium: what a person with a keyboard, a screen reader or a small screen meets."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import mlflow
 import pytest
+from playwright.sync_api import expect
 from werkzeug.serving import make_server
 
+from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.console import PAGE
 
-CHROMIUM = shutil.which("chromium")
-playwright_api = pytest.importorskip("playwright.sync_api")
-pytestmark = [
-    pytest.mark.chromium,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
-expect = playwright_api.expect
+pytestmark = NEEDS_CHROMIUM
 SOON = 7_000  # milliseconds until the page has looked again
 
 
@@ -33,10 +28,8 @@ def url(mlflow_app: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,15 +11,12 @@ from urllib.parse import urlparse
 
 import pytest
 import requests
+from playwright.sync_api import expect
 
+from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.page_models import HOSTILE, QUOTED
 
-CHROMIUM = shutil.which("chromium")
-playwright_api = pytest.importorskip("playwright.sync_api")
-pytestmark = [
-    pytest.mark.chromium,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
+pytestmark = NEEDS_CHROMIUM
 PHONE = {"width": 360, "height": 740}
 
 
@@ -38,10 +34,8 @@ def png(path: Path, rows: list[bytes], width: int) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
@@ -121,7 +115,7 @@ def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_th
     page.keyboard.press("Enter")
     held[0].continue_()
     page.locator(".single .value").wait_for()
-    playwright_api.expect(button).to_be_focused()
+    expect(button).to_be_focused()
     assert len(held) == 1
 
 
@@ -316,7 +310,7 @@ def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("late").select_option("true")
     page.get_by_role("button", name="Predict").click()
-    playwright_api.expect(page.locator(".single .value")).to_be_in_viewport()
+    expect(page.locator(".single .value")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
