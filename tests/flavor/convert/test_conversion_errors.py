@@ -149,6 +149,7 @@ def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
 
 
 def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.flavor.convert.torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))  # as in an old torch
     model = type("Net", (), {"__module__": "torch.old"})()
