@@ -141,7 +141,7 @@ def torch_gradient(
     original: str,
     rows: NamedArrays,
     truth: Array,
-    has_consent: bool = True,
+    has_consent: bool = False,
 ) -> LossGradient | Refused:
     """Return the gradient of the torch module that lies in the model's folder, or that the model was made of.
 

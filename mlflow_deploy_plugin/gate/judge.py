@@ -201,7 +201,9 @@ class _Checks:
     def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
         if not self.allows_code:
             return Refused("the torch original would run code of its own, which is not done on this server")
-        return torch_gradient(self.resolved, self.folder, self.candidate.artifact, "", rows, truth)
+        return torch_gradient(
+            self.resolved, self.folder, self.candidate.artifact, "", rows, truth, has_consent=self.allows_code
+        )
 
     def budget(self) -> CheckResult:
         policy = self.policy.budget

@@ -110,7 +110,7 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: Any, folders: dict[str, Path]) -> None:
     rows, artifact = {"": PICTURES}, read_served_artifact(folders["onnx"])
-    gradient = torch_gradient(resolve(str(folders["onnx"])), folders["original"], artifact, "", rows, LABELS)
+    gradient = torch_gradient(resolve(str(folders["onnx"])), folders["original"], artifact, "", rows, LABELS, True)
     assert not isinstance(gradient, Refused)
     found = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
     assert np.abs(found - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
@@ -121,7 +121,7 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: An
 def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path]) -> None:
     artifact = read_served_artifact(folders["onnx"])
     refused = torch_gradient(
-        resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS
+        resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS, True
     )
     assert isinstance(refused, Refused)
     assert refused.reason.startswith("the torch original cannot answer these rows: mat1 and mat2 shapes")
