@@ -175,7 +175,7 @@ def log_flavor(
     from mlflow.models import Model
 
     client, path = registry_client(), name or "model"
-    if has_logged_models(client):
+    if options.get("model_id") or has_logged_models(client):
         options |= {"name": name, "run_id": run_id, "registered_model_name": registered_model_name, "tags": tags}
         return Model.log(artifact_path=None, flavor=flavor, **options)
     options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
