@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,12 @@ HEADERS = {
 
 def asset(name: str, *_asked: object) -> RawResponse:
     """Return one of the files that the pages load."""
-    return RawResponse(200, (_HERE / "static" / name).read_bytes(), _ASSETS[name], dict(HEADERS))
+    return RawResponse(200, _read_asset(name), _ASSETS[name], dict(HEADERS))
+
+
+@cache
+def _read_asset(name: str) -> bytes:
+    return (_HERE / "static" / name).read_bytes()
 
 
 def openapi(
