@@ -1,6 +1,7 @@
 """The command line of gunicorn for one server, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
 
 import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -23,6 +24,7 @@ _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second tha
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES, _MAX_CONNECTIONS = 65536, 1000
 _SHARED_MEMORY = Path("/dev/shm")
+_STATE = "state"
 _HTTP = f"{__package__}.http"
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": ("workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
@@ -83,8 +85,12 @@ def on_starting(arbiter: Any) -> None:
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
     remove_metrics(state_dir)
-    os.environ[MULTIPROC_DIR] = tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=_shared_memory())
-    (state_dir / METRICS).symlink_to(os.environ[MULTIPROC_DIR])
+    _remove_abandoned_metrics()
+    folder = Path(tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=_shared_memory()))
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # for as long as this process and its workers live
+    os.environ[MULTIPROC_DIR] = str(folder)
+    (state_dir / METRICS).symlink_to(folder)
+    (folder / _STATE).symlink_to(state_dir.absolute())
 
 
 def on_exit(arbiter: Any) -> None:
@@ -131,6 +137,23 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     with contextlib.suppress(OSError):
         worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
         mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _remove_abandoned_metrics() -> None:
+    """Remove the metrics of killed servers whose state folder is gone, and with it the link to them.
+
+    What the link still names is left to the next server of that folder, which saves the counts.
+    """
+    for link in (_shared_memory() or Path(tempfile.gettempdir())).glob(f"onnxserve-metrics-*/{_STATE}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(link.parent, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else it lives, maybe in another container
+                back = link.readlink() / METRICS
+                if not back.is_symlink() or back.readlink() != link.parent:
+                    shutil.rmtree(link.parent)
+            finally:
+                os.close(descriptor)
 
 
 def _shared_memory() -> Path | None:

@@ -5,13 +5,15 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import read_workers
+from mlflow_deploy_plugin.statedir import METRICS, read_workers
+from tests.support.waiting import wait_until
 
 
 def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
@@ -107,4 +109,23 @@ def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
         running.process.wait()
         assert metrics.of(worker.pid)
         with tools.gunicorn(tmp_path):
+            assert metrics.of(worker.pid) == []
+
+
+def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_is_gone(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    killed, other = tmp_path / "killed", tmp_path / "other"
+    for state_dir in (killed, other):
+        tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    metrics = Metrics()
+    with tools.gunicorn(killed) as running:
+        (worker,) = read_workers(killed)
+        running.process.kill()
+        running.process.wait()
+        with tools.gunicorn(other):
+            assert metrics.of(worker.pid), "the next server of the folder saves what they have counted"
+        wait_until(lambda: not psutil.pid_exists(worker.pid), what="the end of the killed server's worker")
+        (killed / METRICS).unlink()
+        with tools.gunicorn(other):
             assert metrics.of(worker.pid) == []
