@@ -3,6 +3,7 @@
 import logging
 import mmap
 import re
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -154,12 +155,14 @@ class MemoryLimit:
     A container that exceeds its limit is killed, and with it the serving version. So the memory of a load is estimated
     first: by what the last version has taken for each byte of its files, or twice the files if none was large enough to
     measure (ONNX Runtime holds the graph as it was read beside its own form of it). The first version of a worker
-    endangers no other: it is refused only if its files alone are too large.
+    endangers no other: it is refused only if its files alone are too large. Loads wait for each other, since the memory
+    of one that has just begun cannot be seen.
     """
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._factor = _MIN_FACTOR
+        self._turn = threading.Lock()
 
     @contextmanager
     def loading(self, folder: Path) -> Iterator[None]:
@@ -171,18 +174,19 @@ class MemoryLimit:
         if self._limit is None:
             yield
             return
-        files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        before = self.used()
-        needed = int(files * self._factor)
-        if before + needed > self._limit:
-            about, used, limit = (f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit))
-            raise ModelError(
-                f"loading it would take about {about} beside the {used} that this worker has in memory, and its limit "
-                f"is {limit} (server.max_worker_memory_bytes)"
-            )
-        yield
-        taken = (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
-        self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
+        with self._turn:
+            files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            before = self.used()
+            needed = int(files * self._factor)
+            if before + needed > self._limit:
+                about, used, limit = (f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit))
+                raise ModelError(
+                    f"loading it would take about {about} beside the {used} that this worker has in memory, and its "
+                    f"limit is {limit} (server.max_worker_memory_bytes)"
+                )
+            yield
+            taken = (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
+            self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:
         """Return the resident memory of this process and its descendants."""

@@ -12,11 +12,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
 from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.models.variants import (
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 _MAX_LISTED = 20
+_PYFUNCS_AT_ONCE = 4
 _MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_LOADED = "no model is loaded yet; ask again in a moment"
@@ -74,6 +77,7 @@ class Repository:
         self.unloaded: tuple[str, ...] = ()
         self.has_pyfuncs = False
         self._load = load
+        self._begun: dict[Path, Future[WarmVersion]] = {}
         self._listeners: list[Callable[[ServedTable], None]] = []
         self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
@@ -231,17 +235,34 @@ class Repository:
             self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
-        for name, endpoint in wanted.endpoints.items():
-            if endpoint == self._applied.get(name) and not self._errors[name]:
-                continue
-            served, self._errors[name] = self._load_endpoint(name, endpoint)
-            self._applied[name] = endpoint
-            self._swap({**self.table, name: served})
+        with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
+            self._begun = {folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)}
+            for name, endpoint in wanted.endpoints.items():
+                if endpoint == self._applied.get(name) and not self._errors[name]:
+                    continue
+                served, self._errors[name] = self._load_endpoint(name, endpoint)
+                self._applied[name] = endpoint
+                self._swap({**self.table, name: served})
         if list(self.table) != list(wanted.endpoints):
             self._swap({name: self.table[name] for name in wanted.endpoints})  # the first one is the default
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
         self._state_file.publish(self.table, self._errors, wanted.generation)
+
+    def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
+        """Return the folders of pyfuncs that replace nothing, in their order: their processes start side by side."""
+        held = {loaded.folder for loaded in _loaded_versions(self.table)}
+        new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
+        found = []
+        for folder in {want.folder: None for endpoint in new for want in endpoint.variants.values()}:
+            with suppress(OnnxserveError):  # raised again where it is loaded in its turn
+                if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+                    found.append(folder)
+        return found
+
+    def _load_or_await(self, folder: Path) -> WarmVersion:
+        begun = self._begun.pop(folder, None)
+        return self._load(folder) if begun is None else begun.result()
 
     def _load_endpoint(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
         """Return the endpoint as far as its versions can be loaded, and the errors by variant."""
@@ -252,7 +273,7 @@ class Repository:
             try:
                 if (identity := _identity(want)) not in held:
                     self._wait_for_retiring(want.model)
-                    held[identity] = load_version(self.state_dir, self._load, want)
+                    held[identity] = load_version(self.state_dir, self._load_or_await, want)
                 loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message

@@ -313,6 +313,28 @@ def test_endpoints_come_and_go(
         repository.select_variant("one", 0.0)
 
 
+def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.pyfunc.model}}")
+    both_load = threading.Barrier(2)
+
+    def load(folder: Path) -> Any:
+        both_load.wait(30)
+        return load_warm(bias_folders["1"], placement=Placement(), intra_op_num_threads=1)
+
+    repository = Repository(tmp_path, load)
+    tools.want(tmp_path, 1, {folder.name: {"v": tools.variant(folder, "1")} for folder in folders})
+    repository.poll()
+
+    assert list(repository.table) == ["a", "b"]
+    assert repository.is_complete
+    repository.stop()
+
+
 def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
     repository = Repository(tmp_path, partial(load_warm, placement=Placement(), intra_op_num_threads=1))
     repository.start()
