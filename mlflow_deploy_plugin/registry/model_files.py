@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import (
@@ -23,6 +25,9 @@ from mlflow_deploy_plugin.registry.connection import (
     unavailable_message,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 _PACKAGES = {
@@ -48,6 +53,31 @@ def download(source: str, destination: Path) -> Path:
         NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
+    location = _location(source)
+    if isinstance(location, Path):
+        return _copy(location, destination)
+    return fetch(location, destination, f"the files of {redact_credentials(source)}")
+
+
+def read_mlmodel(source: str) -> "Model":
+    """Return the MLmodel file at `source` (of a `ResolvedModel`).
+
+    MLflow's `Model.load` of anything but a local folder leaves a copy in TMPDIR for good.
+
+    Raises:
+        NotFound: it has no MLmodel file.
+        InvalidConfig, NotInstalled, RegistryUnavailable: as `download`.
+    """
+    from mlflow.models import Model  # imported late: a second, and few commands need it
+
+    location, what = _location(source), f"the model {redact_credentials(source)}"
+    with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, registry_errors(what):
+        file = location if isinstance(location, Path) else fetch(f"{location}/MLmodel", Path(folder), what)
+        return Model.load(str(file))
+
+
+def _location(source: str) -> str | Path:
+    """Return where the files at `source` lie: a folder of this machine, or an address that MLflow downloads from."""
     reference, location = parse_model_uri(source), source
     if reference.kind == "version":
         with registry_errors(f"model {reference.name} version {reference.selector}"):
@@ -56,9 +86,7 @@ def download(source: str, destination: Path) -> Path:
         with registry_errors(f"logged model {reference.name}"):
             location = str(registry_client().get_logged_model(reference.name).artifact_location)
     scheme = urlparse(location).scheme
-    if scheme in ("", "file"):
-        return _copy(Path(unquote(urlparse(location).path) if scheme else location), destination)
-    return fetch(location, destination, f"the files of {redact_credentials(source)}")
+    return location if scheme not in ("", "file") else Path(unquote(urlparse(location).path) if scheme else location)
 
 
 def refuse_links(folder: Path) -> None:
@@ -147,18 +175,10 @@ class LoggedColumns:
 
 
 def logged_columns(source: str) -> LoggedColumns:
-    """Return the columns of the model at `source` (of a `ResolvedModel`); only its MLmodel file is downloaded.
-
-    Raises:
-        NotFound: it has no MLmodel file.
-        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer.
-    """
-    from mlflow.models import get_model_info  # imported late: a second, and few commands need it
-
+    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises as `read_mlmodel`."""
     from mlflow_deploy_plugin.runtime import FLAVOR, OUTPUT_PREFIX, PREDICTION  # imported late: a quarter of a second
 
-    with registry_errors(f"the model {source}"):
-        info = get_model_info(source)
+    info = read_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
     names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
     columns = None

@@ -1,13 +1,20 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import mlflow.onnx
 import pytest
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_files import download, refuse_links
+from mlflow_deploy_plugin.registry.model_files import download, read_mlmodel, refuse_links
+from tests.support.models import IDENTITY, parse_graph
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
 
 
 def names(folder: Path) -> set[str]:
@@ -48,6 +55,7 @@ def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
 
 WITHOUT_BOTO3 = """
 import sys
+import tempfile
 from pathlib import Path
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.registry.model_files import download
@@ -73,3 +81,22 @@ def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
         download("foo:/bar", tmp_path)
     with pytest.raises(InvalidConfig, match="MLflow knows no store model:…; did you mean 'models'"):
         download("model:/flights/1", tmp_path)
+
+
+def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking_at(mlflow_server.url):
+        model = parse_graph(IDENTITY)
+        logged = mlflow.onnx.log_model(model, name="model", registered_model_name="read", pip_requirements=[])
+        sources = [
+            logged.model_uri,
+            "models:/read/1",
+            MlflowClient().get_logged_model(logged.model_id).artifact_location,
+        ]
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+        read = [read_mlmodel(source).model_id for source in sources]
+
+    assert read == [logged.model_id] * 3
+    assert list(tmp_path.iterdir()) == []
