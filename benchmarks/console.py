@@ -53,19 +53,17 @@ def history_line(endpoint: str, left: int) -> bytes:
     return orjson.dumps(document)
 
 
-def agent_reading(endpoints: int) -> Callable[[], object]:
+def agent_reading(endpoints: int, folder: Path) -> Callable[[], object]:
     """Return what the agent does every ten seconds, for a server of so many endpoints."""
-    folder = tempfile.mkdtemp()
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     from mlflow_deploy_plugin.server.observability.history import _read_counts
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
 
-    metrics = Metrics()
+    metrics = Metrics(folder)
     for number in range(endpoints):
         for version in ("1", "2"):
             for status in ("200", "400"):
                 metrics.count_request((f"e{number}", "main", "m", version, "v2", status), 0.003)
-    return lambda: _read_counts(Path(folder))
+    return lambda: _read_counts(folder)
 
 
 def main() -> None:
@@ -87,7 +85,10 @@ def main() -> None:
             **{f"page of {ENDPOINTS} endpoints, {drawn} drawn": partial(page, drawn) for drawn in (0, 6, 50)},
             "the small pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00"),
             "all pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00&whole=1"),
-            **{f"the agent's reading, {count} endpoints": agent_reading(count) for count in (1, 50)},
+            **{
+                f"the agent's reading, {count} endpoints": agent_reading(count, Path(folder, f"counted-{count}"))
+                for count in (1, 50)
+            },
         }
         taken: defaultdict[str, list[float]] = defaultdict(list)
         for _ in range(ROUNDS):

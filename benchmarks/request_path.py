@@ -90,12 +90,11 @@ def make_models(root: Path) -> None:
 
 
 def open_servers(root: Path, keys: str = "") -> dict[str, Any]:
-    """By model: a server in this process, its metrics in shared memory, once it is ready.
+    """By model: a server in this process, once it is ready.
 
     Args:
         keys: if not empty its key is KEY, which has a limit of its own if the word says `limited`.
     """
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
     from mlflow_deploy_plugin.server.assembly import open_server
     from mlflow_deploy_plugin.statedir import (
         KEYS,
@@ -302,7 +301,7 @@ async def answer_by_name(keys: str) -> None:
     from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 
     worker_app.INLINE_SECONDS = math.inf  # a busy machine takes no request off the loop
-    root = Path(tempfile.mkdtemp(prefix="request-path-"))
+    root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
     servers = open_servers(root, keys)
     key = f"Authorization: Bearer {KEY}\r\n" if keys else ""
     apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
@@ -372,7 +371,7 @@ def compare(arguments: list[str]) -> None:
             f"{name:28}" + "".join(f"{one:10.1f}" for one in median.values()) + "".join(f"{one:8.3f}" for one in ratios)
         )
     for child in children.values():
-        child.kill()
+        child.communicate()  # the end of its input ends it
 
 
 def main() -> None:
@@ -385,7 +384,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])
-    root = Path(tempfile.mkdtemp(prefix="request-path-"))
+    root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
     try:
         servers = open_servers(root)
         gc.freeze()
@@ -398,7 +397,6 @@ def main() -> None:
             print(f"{'':30}{shares}", flush=True)
     finally:
         shutil.rmtree(root)
-        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
 if __name__ == "__main__":

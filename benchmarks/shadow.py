@@ -10,7 +10,6 @@ other work to do only the ratios mean something.
 """
 
 import json
-import os
 import random
 import shutil
 import statistics
@@ -34,7 +33,6 @@ ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
 def open_apps(root: Path) -> dict[str, "ServerApp"]:
     """By what stands in the shadow."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
     from mlflow_deploy_plugin.server.assembly import open_server
     from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
@@ -109,7 +107,7 @@ def full(app: "ServerApp") -> float:
 def main() -> None:
     if not (request_path.MODELS / "flights").is_dir():
         subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
         apps = open_apps(Path(root))
         found: dict[str, list[tuple[float, ...]]] = {name: [] for name in apps}
         for _ in range(ROUNDS):

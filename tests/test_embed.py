@@ -18,6 +18,7 @@ from werkzeug.test import Client as WsgiClient
 from mlflow_deploy_plugin import wsgi_app
 from mlflow_deploy_plugin.client import Client
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.statedir import METRICS
 from tests.support.models import mixed_model
 from tests.support.waiting import free_port, wait_until
 
@@ -58,10 +59,12 @@ def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> Non
             index = requests.get(f"http://127.0.0.1:{port}/", timeout=10).json()
             assert index == {"predictions": "/flights/invocations"}
             agents = psutil.Process(process.pid).children()
+            (metrics,) = (link.readlink() for link in (tmp_path / "home").rglob(METRICS))
         finally:
             process.send_signal(signal.SIGTERM)
     assert len(agents) == 1
     wait_until(lambda: not agents[0].is_running(), 20, "the agent has ended")
+    assert not metrics.exists()
 
 
 def ask(application: Any) -> None:

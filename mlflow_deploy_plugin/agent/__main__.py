@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
 from mlflow_deploy_plugin.registry import set_service_timeouts
-from mlflow_deploy_plugin.server import HistoryWriter, segments
+from mlflow_deploy_plugin.server import HistoryWriter, remove_metrics, segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
 from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, locked, write_state
@@ -82,7 +82,10 @@ def main() -> int:
             except BlockingIOError:
                 _log.error("another agent follows for %s already; this one ends", options.state_dir)
                 return 1
-            return _run(options.state_dir, not options.no_follow, options.ship, stop)
+            status = _run(options.state_dir, not options.no_follow, options.ship, stop)
+            if options.parent not in (None, os.getppid()):  # it was killed, or ended without its atexit functions
+                remove_metrics(options.state_dir)
+            return status
     except OnnxserveError as error:
         try:
             write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
-from mlflow_deploy_plugin.statedir import SPEC, SPOOL
+from mlflow_deploy_plugin.statedir import METRICS, SPEC, SPOOL
 
 _GRAPH_CACHE, _ENGINE_CACHE = "graphs", "engines"
 
@@ -69,18 +69,15 @@ def open_worker(state_dir: str) -> Server:
     return open_server(Path(state_dir))
 
 
-def open_server(state_dir: Path, is_mounted: bool = False) -> Server:
+def open_server(state_dir: Path) -> Server:
     """Open the server of the state folder; it begins to load at once, in a thread of its own.
-
-    Args:
-        is_mounted: the process is another application's; see `Metrics`.
 
     Raises:
         InvalidConfig: spec.yaml is malformed.
     """
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
-    metrics = Metrics(is_mounted)
+    metrics = Metrics(state_dir / METRICS)
     open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
     capture = open_capture(metrics.count_capture)
     shadows = Shadows(open_capture(metrics.count_shadow_capture), metrics)

@@ -1,30 +1,26 @@
 """The command line of gunicorn for one server, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
 
 import contextlib
-import fcntl
 import os
 import resource
 import shutil
 import ssl
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.observability.exposition import remove_metrics
+from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import METRICS, worker_file
+from mlflow_deploy_plugin.statedir import worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES, _MAX_CONNECTIONS = 65536, 1000
-_SHARED_MEMORY = Path("/dev/shm")
-_STATE = "state"
 _HTTP = f"{__package__}.http"
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": ("workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
@@ -57,7 +53,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> li
         "--keep-alive": 75,  # longer than the 60 s after which load balancers let go of an idle connection
         "--log-level": "warning",
     }
-    if (memory := _shared_memory()) is not None:
+    if (memory := shared_memory()) is not None:
         options["--worker-tmp-dir"] = str(memory)  # the heartbeat must not wait for a disk
     if server.certfile and server.keyfile:
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
@@ -72,11 +68,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> li
 
 
 def on_starting(arbiter: Any) -> None:
-    """Remove what an earlier run has left, before the first fork, and let workers have a file for each connection.
-
-    The metrics lie in files that are mapped into memory: on a full disk, a write would kill the worker (SIGBUS).
-    So they are in shared memory, with a link from the state folder to find those that a killed server has left.
-    """
+    """Remove what an earlier run has left, before the first fork, and let workers have a file for each connection."""
     configure_logging(load_settings(), "gunicorn")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1024: for programs that select(2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
@@ -84,13 +76,7 @@ def on_starting(arbiter: Any) -> None:
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
-    remove_metrics(state_dir)
-    _remove_abandoned_metrics()
-    folder = Path(tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=_shared_memory()))
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # for as long as this process and its workers live
-    os.environ[MULTIPROC_DIR] = str(folder)
-    (state_dir / METRICS).symlink_to(folder)
-    (folder / _STATE).symlink_to(state_dir.absolute())
+    os.environ[MULTIPROC_DIR] = str(make_metrics_folder(state_dir))
 
 
 def on_exit(arbiter: Any) -> None:
@@ -137,24 +123,3 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     with contextlib.suppress(OSError):
         worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
         mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
-
-
-def _remove_abandoned_metrics() -> None:
-    """Remove the metrics of killed servers whose state folder is gone, and with it the link to them.
-
-    What the link still names is left to the next server of that folder, which saves the counts.
-    """
-    for link in (_shared_memory() or Path(tempfile.gettempdir())).glob(f"onnxserve-metrics-*/{_STATE}"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(link.parent, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else it lives, maybe in another container
-                back = link.readlink() / METRICS
-                if not back.is_symlink() or back.readlink() != link.parent:
-                    shutil.rmtree(link.parent)
-            finally:
-                os.close(descriptor)
-
-
-def _shared_memory() -> Path | None:
-    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None

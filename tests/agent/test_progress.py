@@ -64,7 +64,7 @@ class Machine:
 
 
 @pytest.fixture
-def start_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Metrics]:
+def start_run(tmp_path: Path) -> Callable[[str], Metrics]:
     """The metrics of a server's run, as `server/gunicorn_conf.py` lays them out."""
 
     def start(run: str) -> Metrics:
@@ -73,8 +73,7 @@ def start_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         folder.mkdir()
         (tmp_path / METRICS).unlink(missing_ok=True)
         (tmp_path / METRICS).symlink_to(folder)
-        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
-        return Metrics()
+        return Metrics(folder)
 
     return start
 

@@ -30,17 +30,9 @@ from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.http.parser import body_too_large
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
-from mlflow_deploy_plugin.server.observability.exposition import remove_metrics
+from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-from mlflow_deploy_plugin.statedir import (
-    AGENT,
-    METRICS,
-    SPEC,
-    AgentState,
-    claim_free_state_dir,
-    read_state,
-    write_atomically,
-)
+from mlflow_deploy_plugin.statedir import AGENT, SPEC, AgentState, claim_free_state_dir, read_state, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +73,10 @@ class EmbeddedModel:
             deadline = time.monotonic() + wait_seconds
             while not agent.is_ready():
                 _wait(deadline, f"the registry has not named the model within {wait_seconds:g} s")
-            remove_metrics(self.state_dir)
+            make_metrics_folder(self.state_dir)
             self._held.callback(remove_metrics, self.state_dir)
-            server = open_server(self.state_dir, is_mounted=True)
+            server = open_server(self.state_dir)
             self._held.callback(server.close)
-            (self.state_dir / METRICS).symlink_to(server.metrics.folder)
             while not server.repository.wait_until_applied(_TICK_SECONDS):
                 _wait(deadline, f"the model is not loaded within {wait_seconds:g} s")
             if reason := server.repository.not_ready_reason():

@@ -19,6 +19,7 @@ import mmap
 import os
 import shutil
 import struct
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,7 @@ _PAUSE_SECONDS = 1e-4
 """A sleep after half a millisecond's work hands the interpreter over at once. A thread that computes keeps it for 5 ms
 each time that another wants it (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
+_SHARED_MEMORY, _STATE = Path("/dev/shm"), "state"
 _HEADER = struct.Struct("<i4x")  # bytes in use
 _LENGTH = struct.Struct("<i")
 _LOST = {
@@ -451,6 +453,43 @@ def save_capture_counters(state_dir: Path) -> None:
         saved = [entry for entry in saved_capture_counters(state_dir) if entry.run != counters.run]
         with contextlib.suppress(OSError):  # a full disk
             write_atomically(state_dir / COUNTED, orjson.dumps([*saved, counters][-_MAX_SAVED:]))
+
+
+def shared_memory() -> Path | None:
+    """Return the folder of files in memory, or None where there is none that this user may write."""
+    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
+
+
+def make_metrics_folder(state_dir: Path) -> Path:
+    """Return an empty folder for the metrics of a server that starts; those of the last one are removed.
+
+    The files are mapped into memory: on a full disk, a write would kill the worker (SIGBUS). So they are in shared
+    memory, with a link from the state folder to find those that a killed server has left.
+    """
+    remove_metrics(state_dir)
+    _remove_abandoned_metrics()
+    folder = Path(tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=shared_memory()))
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # for as long as this process and its workers live
+    (state_dir / METRICS).symlink_to(folder)
+    (folder / _STATE).symlink_to(state_dir.absolute())
+    return folder
+
+
+def _remove_abandoned_metrics() -> None:
+    """Remove the metrics of killed servers whose state folder is gone, and with it the link to them.
+
+    What the link still names is left to the next server of that folder, which saves the counts.
+    """
+    for link in (shared_memory() or Path(tempfile.gettempdir())).glob(f"onnxserve-metrics-*/{_STATE}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(link.parent, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else it lives, maybe in another container
+                back = link.readlink() / METRICS
+                if not back.is_symlink() or back.readlink() != link.parent:
+                    shutil.rmtree(link.parent)
+            finally:
+                os.close(descriptor)
 
 
 def remove_metrics(state_dir: Path) -> None:

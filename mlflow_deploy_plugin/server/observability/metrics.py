@@ -1,12 +1,9 @@
 """Prometheus metrics of the server, summed over its workers, and the statistics of V2 that are made of them.
 
-Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`exposition.py`), which
-`server/gunicorn_conf.py` makes before the first fork. Without that variable, or mounted in another application,
-they lie in a folder of its own, and the page shows this process alone.
+Every worker keeps its values in files of one folder (`exposition.py`), which is made before the first fork.
 """
 
 import os
-import tempfile
 import threading
 import time
 from bisect import bisect_left
@@ -35,7 +32,6 @@ from mlflow_deploy_plugin.server.observability.exposition import (
 )
 from mlflow_deploy_plugin.statedir import KeyEntry
 
-MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_PREDICTIONS = 100
 """Values of `prediction` that one version has in each worker; later ones are counted as "other"."""
@@ -145,16 +141,12 @@ class Metrics:
     """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
     Args:
-        is_mounted: the process is another application's, and so is the folder for counters that its environment names.
-
-    Attributes:
-        folder: where every worker has its files.
+        folder: where every worker has its files; made if it is not there. A link to it is followed now.
     """
 
-    def __init__(self, is_mounted: bool = False) -> None:
-        is_alone = is_mounted or MULTIPROC_DIR not in os.environ
-        self._own_folder = tempfile.TemporaryDirectory(prefix="onnxserve-") if is_alone else None
-        self.folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder.resolve()
         self._counters, self._histograms, self._latest = (
             claim_counters(self.folder, kind) for kind in ("counter", "histogram", "gauge_max")
         )

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     save_capture_counters,
     saved_capture_counters,
 )
-from mlflow_deploy_plugin.server.observability.metrics import MULTIPROC_DIR, Metrics
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.statedir import AGENT, METRICS, AgentState, RefusedVersion, ShippingState, write_state
 
 Page = dict[str, tuple[str, str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]]
@@ -103,14 +103,13 @@ def test_a_file_that_its_worker_has_just_made_is_empty(tmp_path: Path) -> None:
     assert prometheus_text(read_families(tmp_path)) == b""
 
 
-def serve(state_dir: Path, run: str, patch: pytest.MonkeyPatch, responses: int) -> CaptureCounters:
+def serve(state_dir: Path, run: str, responses: int) -> CaptureCounters:
     """Count as two workers of the server `run`, and end it."""
     folder = state_dir / run
     folder.mkdir()
-    patch.setenv(MULTIPROC_DIR, str(folder))
     (state_dir / METRICS).unlink(missing_ok=True)
     (state_dir / METRICS).symlink_to(folder)
-    for metrics in (Metrics(), Metrics()):
+    for metrics in (Metrics(folder), Metrics(folder)):
         for _ in range(responses):
             metrics.count_capture("e", 3, 2, True)
         metrics.count_capture("e", 3, 0, None)
@@ -122,15 +121,15 @@ def serve(state_dir: Path, run: str, patch: pytest.MonkeyPatch, responses: int) 
     return counters
 
 
-def test_rows_of_all_workers_are_added_up_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counters = serve(tmp_path, "first", monkeypatch, 5)
+def test_rows_of_all_workers_are_added_up_and_saved(tmp_path: Path) -> None:
+    counters = serve(tmp_path, "first", 5)
     assert counters.rows == {
         "answered": {"e": 36, "other": 2},
         "captured": {"e": 20, "other": 0},
         "dropped": {"e": 0, "other": 2},
     }
     assert read_capture_counters(tmp_path) == counters
-    later = serve(tmp_path, "second", monkeypatch, 1)
+    later = serve(tmp_path, "second", 1)
     assert saved_capture_counters(tmp_path) == [counters, later]
 
 

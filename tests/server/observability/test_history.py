@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, parse_server_history
 from mlflow_deploy_plugin.server.observability import history
 from mlflow_deploy_plugin.server.observability.history import HistoryWriter, read_history
-from mlflow_deploy_plugin.server.observability.metrics import MULTIPROC_DIR, Metrics
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.statedir import METRICS
 
 OF_VERSION = ("e", "v", "m", "7")
@@ -18,8 +18,8 @@ OF_VERSION = ("e", "v", "m", "7")
 class Machine:
     """A state folder with a server's counters, and the clocks of its agent."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.folder, self._patch, self._runs, self.now = folder, patch, 0, 0.0
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._runs, self.now = folder, 0, 0.0
         self.wall = 1_700_000_000.0
         self.metrics = self.start_server()
 
@@ -29,8 +29,7 @@ class Machine:
         counted.mkdir()
         (self.folder / METRICS).unlink(missing_ok=True)
         (self.folder / METRICS).symlink_to(counted)
-        self._patch.setenv(MULTIPROC_DIR, str(counted))
-        self.metrics = Metrics()
+        self.metrics = Metrics(counted)
         return self.metrics
 
     def agent(self) -> HistoryWriter:
@@ -45,8 +44,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(tmp_path, monkeypatch)
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
 
 
 def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:

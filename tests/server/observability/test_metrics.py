@@ -17,16 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_families, read_series
-from mlflow_deploy_plugin.server.observability.metrics import MAX_PREDICTIONS, MULTIPROC_DIR, Metrics, Statistics
+from mlflow_deploy_plugin.server.observability.metrics import MAX_PREDICTIONS, Metrics, Statistics
 
 REQUEST = ("e", "v", "m", "7", "v2", "200")
 
 
 @pytest.fixture
-def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Metrics, Metrics]:
+def workers(tmp_path: Path) -> tuple[Metrics, Metrics]:
     """Return two workers' metrics in one folder."""
-    monkeypatch.setenv(MULTIPROC_DIR, str(tmp_path))
-    return Metrics(), Metrics()
+    return Metrics(tmp_path), Metrics(tmp_path)
 
 
 def samples(metrics: Metrics, name: str) -> dict[str, float]:
@@ -113,7 +112,8 @@ def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers: tuple[Met
     for metrics in workers:
         metrics.count_refused("e", "rate")
     files = {path.name for path in tmp_path.glob("*.db")}
-    script = f"from {Metrics.__module__} import Metrics; Metrics().count_refused('e', 'rate')"
+    script = f"from pathlib import Path; from {Metrics.__module__} import Metrics; "
+    script += f"Metrics(Path({str(tmp_path)!r})).count_refused('e', 'rate')"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="e",reason="rate"': 4}
@@ -134,14 +134,6 @@ def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metri
     assert not [sample for family in families.values() for sample in family.samples if "pid" in sample.labels]
     assert families["onnxserve_last_request_timestamp_seconds"].type == "gauge"
     assert [sample.value for sample in families["onnxserve_unrecorded"].samples] == [0]
-
-
-def test_without_a_shared_folder_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(MULTIPROC_DIR, raising=False)
-    first, second = Metrics(), Metrics()
-    first.count_request(REQUEST, 0.1)
-    assert samples(first, "onnxserve_requests_total")
-    assert not samples(second, "onnxserve_requests_total")
 
 
 def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:

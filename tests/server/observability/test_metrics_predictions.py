@@ -44,10 +44,10 @@ def test_labels_are_counted_by_row(model: Artifact, outputs: dict[str, Any], lab
 
 
 def test_an_answer_counts_for_its_version(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, tmp_path: Path
 ) -> None:
     variant = serve_here({"e": {"v": tools.variant(model_folders["mixed"])}}).dataplane.select_variant("e")
-    metrics = Metrics()
+    metrics = Metrics(tmp_path / "counted")
     outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
     count_response(metrics, variant, "v2", "200", 0.5, outputs)
     count_response(metrics, variant, "v2", "400", 0.25)
@@ -59,8 +59,8 @@ def test_an_answer_counts_for_its_version(
     assert 'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0' in page
 
 
-def test_labels_are_counted_while_the_file_of_the_counters_grows() -> None:
-    metrics = Metrics()
+def test_labels_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
     for version in range(12):
         loaded = SimpleNamespace(predictor=SimpleNamespace(artifact=artifact(LABEL)), model="m", version=str(version))
         variant: Any = SimpleNamespace(endpoint="e", name="v", loaded=loaded)
