@@ -74,7 +74,7 @@ class ModelCache:
         self._models = root / "models"
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
-            self._models.mkdir(parents=True, exist_ok=True)
+            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # a copied file's mode is its original's
             if not user.exists() or user.read_text() != named:  # a full disk takes nothing anew
                 write_atomically(user, named.encode())
         except OSError as error:

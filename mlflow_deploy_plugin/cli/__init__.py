@@ -150,6 +150,7 @@ def main() -> None:
     choice, or does not go with another; 1 if it failed or was refused. The reason follows "Error:" on standard error;
     a command that gives 1 for anything else says so in its help.
     """
+    os.umask(os.umask(0o077) | 0o002)  # whoever may write a model that is loaded again may run code here
     disable_telemetry()
     load_secrets()
     set_service_timeouts()  # by default a command would hang for minutes if MLflow is down

@@ -184,7 +184,7 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it for so many seconds (None: as long as it takes).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # others' names lie beside it: `deployments/`
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

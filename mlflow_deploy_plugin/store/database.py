@@ -107,7 +107,7 @@ def _engine(url: URL) -> Engine:
         arguments = {"timeout": _BUSY_SECONDS}
         if url.database and url.database != ":memory:":
             try:
-                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+                Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             except OSError as error:
                 raise store_unavailable(url, error) from None
     elif backend == "postgresql":

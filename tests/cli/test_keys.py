@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,13 @@ def test_what_cannot_be_is_one_clear_line(arguments: list[str], code: int, messa
     result = keys(*arguments)
     assert result.exit_code == code
     assert message in result.output
+
+
+def test_nothing_is_made_that_others_may_write_whatever_the_umask(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "keys", "create", "shop"]
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path / "home")}
+
+    subprocess.run(command, env=environment, umask=0, capture_output=True, check=True)
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "home", *(tmp_path / "home").iterdir()]}
+    assert modes == {"home": 0o755, "onnxserve.db": 0o644}
