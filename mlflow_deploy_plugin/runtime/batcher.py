@@ -16,8 +16,8 @@ event loop: one of the batcher's own threads delivers the answers of a whole bat
 A thread waits on a bare lock: 13 µs from release to wake-up; threading.Event and a Future take 18 µs (medians of the
 best runs on this project's machine).
 
-Only a version whose rows do not depend on each other is batched: `unbatchable_reason` computes two rows alone and
-together.
+Only a version whose rows do not depend on each other is batched: `unbatchable_reason` computes a row alone and beside
+others.
 """
 
 import threading
@@ -369,7 +369,8 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     """Return why the rows of several requests cannot be computed together; an empty text if they can.
 
     Every input needs a free first dimension and every output one entry a row, and the answer to a row must not depend
-    on the rows beside it.
+    on the rows beside it, before it and after it. Batches of one size are computed by the same operations, so that the
+    answer to a row is then equal to the bit, whatever is beside it; also a range of dynamic quantization depends on it.
 
     Args:
         feeds: one row or more that the model computes.
@@ -381,34 +382,54 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     if not all(map(len, feeds.values())):
         return "its example has no rows"
     first = repeat_row(feeds, 0)
+
+    def compute(one: Feeds, other: Feeds) -> dict[str, Array]:
+        return predictor.run({name: np.concatenate([one[name], other[name]]) for name in first})
+
     try:
-        second = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else _different_row(predictor, first)
-        alone = predictor.run(first), predictor.run(second)
-        together = predictor.run({name: np.concatenate([first[name], second[name]]) for name in first})
+        neighbours = _different_rows(predictor, first)
+        row = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else neighbours[0]
+        alone, twins, again = predictor.run(row), compute(row, row), compute(row, row)
+        batches = [(compute(row, other), compute(other, row)) for other in (first, *neighbours)]
     except InferenceError as error:
         return f"it cannot compute two rows together: {error.message}"
-    for name, array in together.items():
-        if array.shape[:1] != (2,) or any(part[name].shape[:1] != (1,) for part in alone):
+    for name, array in alone.items():
+        pairs = [twins[name], again[name], *(batch[name] for pair in batches for batch in pair)]
+        if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
             return f"its output {name!r} does not have one entry a row"
-        if not all(_is_close(array[i : i + 1], part[name]) for i, part in enumerate(alone)):
+        is_same = _is_equal if _is_equal(twins[name], again[name]) else _is_close  # a GPU may sum in any order
+        if not all(_is_close(part, array) for part in np.split(twins[name], 2)) or not all(
+            is_same(batch[name][place : place + 1], twins[name][place : place + 1])
+            for pair in batches
+            for place, batch in enumerate(pair)
+        ):
             return f"its output {name!r} depends on the rows beside it"
     return ""
 
 
-def _different_row(predictor: Predictor, first: Feeds) -> Feeds:
-    """Return a row that differs if the model takes it: a mean over two equal rows would not be noticed."""
-    second: Feeds = {}
-    for name, array in first.items():
-        if array.dtype.kind == "f":
-            array = (array + 1).astype(array.dtype)
-        elif array.dtype.kind in "iub":
-            array = (array == 0).astype(array.dtype)
-        second[name] = array
-    try:
-        predictor.run(second)
-    except InferenceError:  # an unseen category, an index that the graph does not have
-        return first
-    return second
+def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
+    """Return rows that differ as far as the model takes them: a mean over equal rows would not be noticed.
+
+    The first is near to the given row, the others have large numbers of either sign.
+    """
+    rows = []
+    for factor in (1, 1000, -1000):
+        row = first
+        for name, array in first.items():
+            if array.dtype.kind == "f":
+                row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
+            elif array.dtype.kind in "iub":
+                row = {**row, name: (array == 0).astype(array.dtype)}
+        try:
+            predictor.run(row)
+        except InferenceError:  # an unseen category, an index that the graph does not have
+            row = first
+        rows.append(row)
+    return rows
+
+
+def _is_equal(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def _is_close(batched: Array, alone: Array) -> bool:

@@ -441,6 +441,21 @@ centred (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}> {
 }"""
 ONE_ROW = "one_row (float[N,2] X) => (float[N,2] y) <int64[2] shape = {1, 2}> { y = Reshape(X, shape) }"
 
+RUNNING_SUM = "running (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum(X, axis) }"
+LAST_FIRST = "last (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum<reverse = 1>(X, axis) }"
+HINTED = """
+hinted (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}, float[1] weight = {0.001}> {
+  mean = ReduceMean(X, axis)
+  hint = Mul(mean, weight)
+  y = Add(X, hint)
+}"""
+QUANTIZED = """
+quantized (float[N,2] X) => (float[N,2] y) {
+  whole, scale, zero = DynamicQuantizeLinear(X)
+  y = DequantizeLinear(whole, scale, zero)
+}"""
+POSITIVE = "positive (float[N] X) => (float[M] y) <float zero = {0}> { c = Greater(X, zero) \n y = Compress(X, c) }"
+
 DOUBLED = "doubled (float[N,2] X) => (float[M,2] y) { y = Concat<axis = 0>(X, X) }"
 BATCH_OF_ONE = "batch_of_one (float[1,2] X) => (float[1,2] y) { y = Identity(X) }"
 TWO_SIZES = "two_sizes (float[N,2] a, float[M,2] b) => (float[K,2] y) { y = Concat<axis = 0>(a, b) }"
@@ -458,13 +473,21 @@ def load(folder: Path, graph: str) -> OnnxModel:
         (FIXED, "it has no batch dimension: its input 'X' has the fixed first size 2"),
         (TOTAL, "it has no batch dimension: none of its outputs has a free first dimension"),
         (CENTRED, "its output 'y' depends on the rows beside it"),
+        (RUNNING_SUM, "its output 'y' depends on the rows beside it"),
+        (LAST_FIRST, "its output 'y' depends on the rows beside it"),
+        (HINTED, "its output 'y' depends on the rows beside it"),
+        (QUANTIZED, "its output 'y' depends on the rows beside it"),
+        (POSITIVE, "its output 'y' does not have one entry a row"),
         (ONE_ROW, "it has no batch dimension: none of its outputs"),
         (DOUBLED, "its output 'y' does not have one entry a row"),
         (BATCH_OF_ONE, "it has no batch dimension: its input 'X' has the fixed first size 1"),
         (TWO_SIZES, "it has no batch dimension: the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)"),
         (SCALAR, "it has no batch dimension: its input 'a' is a scalar"),
     ],
-    ids=["per_row", "fixed", "total", "centred", "one_row", "doubled", "batch_of_one", "two_sizes", "scalar"],
+    ids=[
+        *("per_row", "fixed", "total", "centred", "running_sum", "last_first", "hinted", "quantized", "positive"),
+        *("one_row", "doubled", "batch_of_one", "two_sizes", "scalar"),
+    ],
 )
 def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, reason: str) -> None:
     model = load(tmp_path, graph)
