@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
-from mlflow_deploy_plugin.registry import set_service_timeouts
+from mlflow_deploy_plugin.registry import hidden_pandas, set_service_timeouts
 from mlflow_deploy_plugin.server import HistoryWriter, remove_metrics, segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
@@ -77,6 +77,7 @@ def main() -> int:
         configure_logging(load_settings(), "agent")
         # Two agents would overwrite each other's wanted state; one whose supervisor was killed may live for a moment.
         with ExitStack() as held:
+            held.enter_context(hidden_pandas())
             try:
                 held.enter_context(locked(options.state_dir / _LOCK, _LOCK_SECONDS))
             except BlockingIOError:

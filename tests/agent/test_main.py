@@ -4,9 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir import METRICS, SPEC
+from tests.support.shipping import files, write
 
 SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
 
@@ -38,3 +41,25 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert f"the model cache {tmp_path}/home/cache cannot be written: File too large" in ended.stderr
+
+
+def test_an_agent_asks_the_registry_and_ships_without_pandas(
+    tmp_path: Path, writer: CaptureWriter, new_database: Callable[[Path], str]
+) -> None:
+    (tmp_path / SPEC).write_text(SPEC_TEXT)
+    write(writer, "r-1", ["AA"])
+    writer.close()
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": new_database(tmp_path),
+        "ONNXSERVE_HOME": str(tmp_path / "home"),
+        "ONNXSERVE_LOG_URI": str(tmp_path / "log"),
+    }
+    code = (
+        "import sys; from mlflow_deploy_plugin.agent.__main__ import main; main();"
+        "print('mlflow' in sys.modules, [name for name in sys.modules if name.startswith('pandas.')])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    assert len(files(tmp_path)) == 1, ended.stderr
+    assert ended.stdout == "True []\n"
