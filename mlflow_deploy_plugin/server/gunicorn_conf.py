@@ -1,12 +1,14 @@
 """The command line of gunicorn for one server, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
 
 import contextlib
+import gc
 import os
 import resource
 import shutil
 import ssl
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> list[str]:
     """Return the command that serves the state folder, run in any folder, until SIGTERM.
 
-    SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
-    makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
+    SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. The modules of the application are
+    imported before the fork, for all workers. Each makes its application, and loads ONNX Runtime and its models, after
+    the fork, since ONNX Runtime's threads do not survive one.
 
     Args:
         listeners: the file descriptors, inherited by the command, of sockets that are bound already; the second is
@@ -68,7 +71,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> li
 
 
 def on_starting(arbiter: Any) -> None:
-    """Remove what an earlier run has left, before the first fork, and let workers have a file for each connection."""
+    """Remove what an earlier run has left, raise the limit of files, and import the workers' modules: once for all."""
     configure_logging(load_settings(), "gunicorn")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1024: for programs that select(2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
@@ -77,6 +80,10 @@ def on_starting(arbiter: Any) -> None:
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
     os.environ[MULTIPROC_DIR] = str(make_metrics_folder(state_dir))
+    gc.disable()  # it would look through what is imported again and again
+    import_module(arbiter.app.app_uri.partition(":")[0])
+    gc.enable()
+    gc.freeze()  # else a collection in a worker would write to the pages that it shares
 
 
 def on_exit(arbiter: Any) -> None:

@@ -66,6 +66,16 @@ def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folder
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_runtime(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path) as running:
+        loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
+    assert "/numpy/" in loaded
+    assert "/onnxruntime/" not in loaded
+
+
 class Metrics:
     """The files of metrics that were made since the start of a test: a killed server's may bear the same process id."""
 

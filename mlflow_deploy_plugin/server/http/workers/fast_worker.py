@@ -28,7 +28,7 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
-        "http": "mlflow_deploy_plugin.server.http.workers.connection:HttpConnection",  # imported after the fork
+        "http": "mlflow_deploy_plugin.server.http.workers.connection:HttpConnection",
         "ws": "none",
         "lifespan": "off",
         "interface": "asgi3",
