@@ -104,6 +104,20 @@ def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
         raise error
 
 
+def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
+    said = "MLflow at http://mlflow.test:5000{} does not answer as it should"
+    with tracking_at("http://mlflow.test:5000"):
+        for no_proxy, proxy in (
+            ("", " (asked through the proxy proxy.test:3128; NO_PROXY names the hosts that need none)"),
+            ("mlflow.test", ""),
+        ):
+            monkeypatch.setenv("no_proxy", no_proxy)
+            with pytest.raises(RegistryUnavailable) as refused, registry_errors("model x"):
+                raise ConnectionRefusedError("Connection refused")
+            assert refused.value.message == f"model x: {said.format(proxy)}: connection refused"
+
+
 def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
     set_service_timeouts()
     first, second = no_request_timeout, no_request_timeout
