@@ -27,7 +27,8 @@ MIN_PARITY_ROWS = 1_000
 _MAX_GIVEN_ROWS = 5_000  # of the example, and of parity_data
 _THRESHOLD_ROWS = 600
 _LEARNED_ROWS = 200
-_CATEGORY_ROWS = 200
+_CATEGORY_ROWS = 200  # for each column; of many columns fewer, so that all have `_ALL_CATEGORY_ROWS`
+_ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
 _FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
@@ -128,23 +129,34 @@ class _TableRows:
         for learned in boundary_values.rows:
             yield RowGroup("learned", self.learned(learned))
             yield RowGroup("halfway", self.learned(learned, halfway=True), may_tie=True)
-        for name, categories in boundary_values.categories.items():
-            dtype, is_text = self.example[name].dtype, column_type(self.example[name]) == "string"
-            for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
-                # what is no category would be missing, which no integer can be
-                if isinstance(dtype, pd.CategoricalDtype) and not is_text:
-                    values = [value for value in values if value in dtype.categories]
-                if not values:
-                    continue
-                chosen = [values[position] for position in self.random.permutation(len(values))[:_CATEGORY_ROWS]]
-                table = self.some(len(chosen))
-                with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                    yield RowGroup(
-                        source, self.with_column(table, name, chosen), block=_UNSEEN_ROWS, columns=(str(name),)
-                    )
+        yield from self.at_categories(boundary_values.categories)
         for name, terms in boundary_values.texts.items():
             texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
             yield RowGroup("vocabulary", self.with_column(self.some(len(texts)), name, texts), alone=True)
+
+    def at_categories(self, learned: Mapping[str, tuple[Any, ...]]) -> Iterator[RowGroup]:
+        """Yield rows in which one column has a category, and others in which it has what only looks like one."""
+        names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
+        allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
+        most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
+        for source, values_of in (("categories", list), ("near categories", _near)):
+            changed, columns = [], []
+            for name in names:
+                dtype, values = self.example[name].dtype, values_of(learned[name])
+                # what is no category would be missing, which no integer can be
+                if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
+                    values = [value for value in values if value in dtype.categories]
+                if not values:
+                    continue
+                chosen = [values[position] for position in self.random.permutation(len(values))[:most]]
+                blocks = -(-len(chosen) // _UNSEEN_ROWS)
+                whole = [chosen[row % len(chosen)] for row in range(blocks * _UNSEEN_ROWS)]
+                with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                    changed.append(self.with_column(self.some(len(whole)), name, whole))
+                    columns += [str(name)] * blocks
+            if changed:  # in one group: each costs the original a call, whose time grows with the columns
+                table = pd.concat(changed, ignore_index=True)
+                yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
 
     def some(self, count: int) -> pd.DataFrame:
         return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)

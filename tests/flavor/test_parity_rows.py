@@ -115,6 +115,21 @@ def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.
     assert np.nextafter(1.5, 2) in set(numbers["near categories"].batch.temperature)
 
 
+def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
+    wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(1_000)})
+    known = BoundaryValues(categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))))
+
+    groups = [group for group in parity_rows(wide, None, known) if "categories" in group.source]
+
+    assert [group.source for group in groups] == ["categories", "near categories"]
+    for group in groups:
+        assert isinstance(group.batch, pd.DataFrame)
+        assert len(group.batch) == len(group.columns) * group.block <= 4_000
+        for block, name in enumerate(group.columns):
+            rows = group.batch.iloc[block * group.block : (block + 1) * group.block]
+            assert not set(rows[name]) & {"a", "b"}
+
+
 def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(table: pd.DataFrame) -> None:
     rows = _by_source(table, texts={"city": ("wärm", "kind")})["vocabulary"]
 

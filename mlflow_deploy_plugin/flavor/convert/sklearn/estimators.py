@@ -4,7 +4,7 @@ A matrix, and a table whose columns are all treated alike, become one input [N, 
 table from which a ColumnTransformer picks becomes one input [N, 1] for each column, under the column's name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -210,8 +210,8 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
         array = batch[""]
         return (Input(MATRIX, "str" if array.dtype.kind in "OUT" else float_dtype, (-1, array.shape[1])),)
     columns = columns_of(batch)
-    texts = {column.name for column in columns if column.type == "string"}
-    missing = {name: MISSING for name in texts if _takes_missing(model, batch, name)}
+    texts = [column.name for column in columns if column.type == "string"]
+    missing = dict.fromkeys(_may_be_missing(model, batch, texts), MISSING)
     transformers = column_transformers(fitted)
     # a booster reads the categories of pandas itself, as texts or integers
     coded = {name for name in batch if library_of(fitted) and isinstance(batch[name].dtype, pd.CategoricalDtype)}
@@ -283,15 +283,28 @@ def _prepare(part: Any) -> None:
         part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
 
 
-def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
-    """Return True if the model itself predicts a row in which this text is missing."""
-    row = batch.head(1).copy()
-    row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
-    try:
-        call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
-    except InvalidConfig:
-        return False
-    return True
+def _may_be_missing(model: Any, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
+    """Return the texts without which the model itself predicts a row.
+
+    A call takes twice as many texts after an answer, and half as many after a refusal: each takes as long as the table
+    is wide.
+    """
+    found: set[str] = set()
+    start, size = 0, len(texts)
+    while some := texts[start : start + size]:
+        gaps = {name: pd.Series([np.nan], batch.index[:1]).astype(batch[name].dtype) for name in some}
+        try:
+            row = batch.head(1).assign(**gaps)
+            call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
+        except InvalidConfig:
+            if len(some) > 1:
+                size = len(some) // 2
+                continue
+        else:
+            found.update(some)
+            size *= 2
+        start += len(some)
+    return found
 
 
 def _is_code(column: Column) -> bool:

@@ -9,7 +9,7 @@ from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
@@ -104,6 +104,26 @@ def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: 
     assert wrapped.report.state == "proven"
     assert wrapped.report.refused_by_original.keys() == {"infinite"}
     assert next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing is not None
+
+
+class CountedPipeline(Pipeline):
+    calls = 0
+
+    def predict(self, table: pd.DataFrame) -> Any:
+        type(self).calls += 1
+        return super().predict(table)
+
+
+def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({f"c{number}": random.choice(["a", "b", "c"], 60) for number in range(80)})
+    steps = [("encode", OneHotEncoder(handle_unknown="ignore")), ("predict", LogisticRegression())]
+
+    wrapped = wrap(CountedPipeline(steps).fit(table, table.c0 == "a"), table)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.sources["near categories"] > 1_000
+    assert CountedPipeline.calls < table.shape[1]
 
 
 def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
