@@ -6,11 +6,11 @@
 |---------------------------------|--------------------------------------------------------------------------|
 | stages, and aliases beside them | `get_registered_model`: the newest version of each stage, and the aliases |
 | one alias                       | `get_model_version_by_alias`                                             |
-| tags, and stages beside them    | `search_model_versions`                                                  |
+| each tag                        | `search_model_versions` for the newest version with it                   |
 
 MLflow's own `get_latest_versions` makes two calls: it asks for the registered model first, which has the answer.
-MLflow has no call that returns both aliases and tags: those cost two. A version that has an alias and is not the newest
-of its stage is fetched once, and again when MLflow says that the model has changed.
+A version that has an alias and is not the newest of its stage is fetched once, and again when MLflow says that the
+model has changed. No look reads every version: a model may have thousands, each with its tags.
 """
 
 import re
@@ -186,12 +186,9 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
                         )
                     latest = client.get_registered_model(uri.name).latest_versions
                     return newest([version for version in latest if selects(uri, version)])
-                case "tag":
-                    key, value = uri.tag
-                    query = f"name = {_quoted(uri.name)} and tags.`{key}` = {_quoted(value)}"
-                    return newest(client.search_model_versions(query, max_results=1, order_by=["version_number DESC"]))
                 case _:
-                    return newest(all_versions(client, uri.name))
+                    tag = uri.tag if uri.kind == "tag" else None
+                    return newest(_newest_versions(client, uri.name, 1, tag))
     except NotFound:
         return None
 
@@ -206,6 +203,12 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
 
 def all_versions(client: Any, name: str) -> "list[ModelVersion]":
     return list(client.search_model_versions(f"name = {_quoted(name)}"))
+
+
+def _newest_versions(client: Any, name: str, most: int, tag: tuple[str, str] | None = None) -> "list[ModelVersion]":
+    """Return the versions with the highest numbers, the highest first: of all, or of those with the tag."""
+    query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
+    return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
 
 
 def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
@@ -234,12 +237,11 @@ def _not_found_message(uri: ModelURI) -> str:
     }.get(uri.kind, f"{uri.kind} {uri.selector}")
     lacks = f"model {name} has no {wanted}; "
     with registry_errors(f"model {name}"):
-        versions = sorted(all_versions(client, name), key=lambda version: int(version.version), reverse=True)
-        if versions:
+        if versions := _newest_versions(client, name, _SHOWN_VERSIONS):
             aliases = {str(v): alias for alias, v in client.get_registered_model(name).aliases.items()}
             key = uri.tag[0] if uri.kind == "tag" else ""
             shown = []
-            for version in reversed(versions[:_SHOWN_VERSIONS]):
+            for version in reversed(versions):
                 alias = f", @{aliases[str(version.version)]}" if str(version.version) in aliases else ""
                 tagged = f", {key}={version.tags[key]}" if key in version.tags else ""
                 shown.append(f"{version.version} ({version.current_stage}{alias}{tagged})")
@@ -297,28 +299,28 @@ class BatchResolver:
     def _find_versions(self, name: str, uris: Sequence[ModelURI]) -> "dict[ModelURI, ModelVersion]":
         """Return the versions by URI; a URI without a version is left out."""
         client = registry_client()
-        kinds = {uri.kind for uri in uris}
-        needs_model = "alias" in kinds or "tag" not in kinds
+        needs_model = any(uri.kind != "tag" for uri in uris)
         model: Any = client.get_registered_model(name) if needs_model else None
-        versions = all_versions(client, name) if "tag" in kinds else model.latest_versions
         found = {}
         for uri in uris:
             version: ModelVersion | None
             if uri.kind == "alias":
                 number = model.aliases.get(uri.selector)
-                version = None if number is None else self._version(client, model, str(number), versions)
+                version = None if number is None else self._version(client, model, str(number))
+            elif uri.kind == "tag":
+                version = newest(_newest_versions(client, name, 1, uri.tag))
             else:
-                version = newest([version for version in versions if selects(uri, version)])
+                version = newest([version for version in model.latest_versions if selects(uri, version)])
             if version is not None:
                 found[uri] = version
         return found
 
-    def _version(self, client: Any, model: Any, number: str, versions: "Sequence[ModelVersion]") -> "ModelVersion":
+    def _version(self, client: Any, model: Any, number: str) -> "ModelVersion":
         """Return the version with this number.
 
         One that has not passed the gate is always fetched: setting a tag does not update the model's timestamp.
         """
-        for version in versions:
+        for version in model.latest_versions:
             if str(version.version) == number:
                 return version
         updated, known = self._versions.get((model.name, number), (None, None))

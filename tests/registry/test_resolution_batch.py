@@ -48,7 +48,7 @@ def versions(answers: dict[str, Resolution]) -> list[str]:
         (["@old"], ["1"], 1),
         (["/tag:team=a"], ["3"], 1),
         (["/Production", "/Staging"], ["2", "3"], 1),
-        (["/Production", "/tag:team=a", "/tag:team=b"], ["2", "3", "2"], 1),
+        (["/Production", "/tag:team=a", "/tag:team=b"], ["2", "3", "2"], 3),
         (["/Production", "/Staging", "@new"], ["2", "3", "3"], 1),
         (["/Production", "@old", "@new"], ["2", "1", "3"], 2),
         (["@new", "/tag:team=b"], ["3", "2"], 2),
@@ -63,6 +63,14 @@ def test_references_of_one_model_cost_one_call_where_mlflow_has_one(
     assert len(proxy.asked) == calls, proxy.asked
     for uri, answer in answers.items():
         assert answer == BatchResolver().resolve([uri])[uri]
+
+
+def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None:
+    selectors = ("/latest", "/tag:team=a", "/tag:team=none", "/Production", "@dead")
+    BatchResolver().resolve([f"models:/{model}{selector}" for selector in selectors])
+    searches = [asked for asked in proxy.asked if "model-versions/search" in asked]
+    assert searches
+    assert all("max_results=1&" in asked or "max_results=10&" in asked for asked in searches), searches
 
 
 def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waited_for(proxy: Proxy, model: str) -> None:
