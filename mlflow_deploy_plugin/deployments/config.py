@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.errors import (
     join_names,
     one_line,
 )
-from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, parse_model_uri, read_mlmodel, resolve
+from mlflow_deploy_plugin.registry import LoggedColumns, fetch_mlmodel, logged_columns, parse_model_uri, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
 
@@ -94,7 +94,7 @@ def apply_flavor(
     if flavor not in _FLAVORS:
         raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
     if flavor in _ONNX_FLAVORS and model_uri is not None:
-        flavors = read_mlmodel(resolve(model_uri).source).flavors
+        flavors = fetch_mlmodel(resolve(model_uri).source).flavors
         if not any(one in flavors for one in _ONNX_FLAVORS):
             raise InvalidConfig(f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}")
     return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, tak
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
-from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, resolve, wrapped_from
+from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, fetch_mlmodel, resolve, wrapped_from
 from mlflow_deploy_plugin.runtime import Array, Artifact, read_mlmodel
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
@@ -178,6 +178,12 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
                 "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
                 f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
+    try:
+        if uri and "pytorch" not in (flavors := fetch_mlmodel(resolve(uri).source).flavors):
+            had = ", ".join(sorted(flavors))
+            return Refused(f"the original {uri} is no torch module, whose gradients are needed; it has {had}")
+    except OnnxserveError as error:
+        return Refused(f"the torch original {uri}: {error.message}")
     if not (original or has_consent):
         uri = uri or model.model_uri
         return Refused(f"the torch original {uri} runs code of its own while it is loaded: name it (--original {uri})")

@@ -12,8 +12,8 @@ from .connection import unavailable_message as unavailable_message
 from .model_files import LoggedColumns as LoggedColumns
 from .model_files import download as download
 from .model_files import fetch as fetch
+from .model_files import fetch_mlmodel as fetch_mlmodel
 from .model_files import logged_columns as logged_columns
-from .model_files import read_mlmodel as read_mlmodel
 from .model_files import refuse_links as refuse_links
 from .model_uri import REGISTERED_META as REGISTERED_META
 from .model_uri import ModelURI as ModelURI

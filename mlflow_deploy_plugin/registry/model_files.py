@@ -59,7 +59,7 @@ def download(source: str, destination: Path) -> Path:
     return fetch(location, destination, f"the files of {redact_credentials(source)}")
 
 
-def read_mlmodel(source: str) -> "Model":
+def fetch_mlmodel(source: str) -> "Model":
     """Return the MLmodel file at `source` (of a `ResolvedModel`).
 
     MLflow's `Model.load` of anything but a local folder leaves a copy in TMPDIR for good.
@@ -175,10 +175,10 @@ class LoggedColumns:
 
 
 def logged_columns(source: str) -> LoggedColumns:
-    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises as `read_mlmodel`."""
+    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises as `fetch_mlmodel`."""
     from mlflow_deploy_plugin.runtime import FLAVOR, OUTPUT_PREFIX, PREDICTION  # imported late: a quarter of a second
 
-    info = read_mlmodel(source)
+    info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
     names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
     columns = None

@@ -23,18 +23,19 @@ STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`original` of MLflow's own flavor; `onnx`, its ONNX form; `naming`, one that names the original."""
+    """`original` of MLflow's own flavor; `onnx`, its ONNX form; `naming`, one that names the original; `of_other`, one
+    that names what is no torch module."""
     folder = tmp_path_factory.mktemp("net")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     with torch.no_grad():  # the brighter one is the second class
         net[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
         net[1].bias.copy_(torch.tensor([8.0, -8.0]))
-    paths = {name: folder / name for name in ("original", "onnx", "naming")}
+    paths = {name: folder / name for name in ("original", "onnx", "naming", "of_other")}
     mlflow.pytorch.save_model(net, paths["original"], pip_requirements=[], serialization_format="pickle")
     onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
-    onnxserve.save_model(
-        net, paths["naming"], input_example=PICTURES[:20], metadata={"onnxserve.wrapped_from": str(paths["original"])}
-    )
+    for name, original in (("naming", "original"), ("of_other", "naming")):
+        metadata = {"onnxserve.wrapped_from": str(paths[original])}
+        onnxserve.save_model(net, paths[name], input_example=PICTURES[:20], metadata=metadata)
     return paths
 
 
@@ -103,8 +104,14 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: 
     assert none["pgd"].startswith("the version has no torch original, whose gradients are needed, and names none")
     gone = measured(folders["onnx"], original="/gone").cannot["pgd"]
     assert gone.startswith("the torch original /gone: ")
-    unfit = measured(folders["onnx"], original=str(folders["onnx"])).cannot["pgd"]
-    assert unfit.startswith("the torch original cannot be loaded: ")
+    for unfit in (  # without consent to run code, and with it
+        measured(folders["of_other"]),
+        measured(folders["onnx"], original=str(folders["naming"])),
+    ):
+        assert unfit.cannot["pgd"] == (
+            f"the original {folders['naming']} is no torch module, whose gradients are needed; it has onnx, "
+            "onnxserve, python_function"
+        )
 
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_files import download, read_mlmodel, refuse_links
+from mlflow_deploy_plugin.registry.model_files import download, fetch_mlmodel, refuse_links
 from tests.support.models import IDENTITY, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
@@ -96,7 +96,7 @@ def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
         ]
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-        read = [read_mlmodel(source).model_id for source in sources]
+        read = [fetch_mlmodel(source).model_id for source in sources]
 
     assert read == [logged.model_id] * 3
     assert list(tmp_path.iterdir()) == []
