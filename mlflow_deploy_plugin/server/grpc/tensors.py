@@ -132,15 +132,18 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     if len(request.inputs) > MANY_TENSORS:
         v2.check_names([entry.name for entry in request.inputs], schema)
     raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-    arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    heads: list[TensorHeader] = []
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: MAX_RANK + 1])
         head = read_tensor_header(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
+        v2.parameters_of(head, {"parameters": parameter_values(entry.parameters)})
+        heads.append(head)
+    if raw and len(raw) != len(heads):
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(heads)} inputs")
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    for position, (head, entry) in enumerate(zip(heads, request.inputs, strict=True)):
         if head.name in arrays:
             raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
-        v2.parameters_of(head, {"parameters": parameter_values(entry.parameters)})
         if not raw:
             arrays[head.name] = head, _from_contents(head, entry.contents)
         elif entry.HasField("contents"):

@@ -242,6 +242,8 @@ def _known_names(schema: Schema) -> dict[str, None]:
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
     """Return the feeds of the graph, from tensors that are its inputs, or the signature's columns.
 
+    The only tensor for the only input may have any name, as in MLServer, whose codecs call it `input-1`.
+
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
     """
@@ -250,6 +252,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
         by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
     fed = schema if by_column else schema.tensor_schema
     dtypes, data = fed.dtypes, {}
+    if len(arrays) == 1 and arrays.keys().isdisjoint(dtypes):
+        (only,) = arrays.values()
+        arrays = dict.fromkeys(dtypes, only) if _is_only_input(only[0], fed) else arrays
     for name, (head, array) in arrays.items():
         if name not in dtypes:
             raise SchemaMismatch(f"{head} is unknown; the model takes {join_names(_known_names(schema), name)}")
@@ -260,6 +265,13 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             array = array.reshape(-1)
         data[name] = array
     return fed.from_columns(data)
+
+
+def _is_only_input(head: TensorHeader, fed: Schema) -> bool:
+    """Return True if the graph has one input, whose shape the tensor has."""
+    if len(fed.tensors) != 1 or len(fed.tensors[0].shape) != len(head.shape):
+        return False
+    return all(size in (-1, given) for size, given in zip(fed.tensors[0].shape, head.shape, strict=True))
 
 
 def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:

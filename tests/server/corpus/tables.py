@@ -237,7 +237,7 @@ _BINARIES: dict[str, tuple[Body, dict[str, str]]] = {
     "a text that is cut off": _binary(6, _WORD, datatype="BYTES", shape=[1]),
     "a text of four gigabytes": _binary(4, b"\xff" * 4, datatype="BYTES", shape=[1]),
     "a text that is no UTF-8": _binary(5, b"\1\0\0\0\xff", datatype="BYTES", shape=[1]),
-    "an unknown tensor in bytes": _binary(name="picture"),
+    "an unknown tensor in bytes": _binary(name="picture", shape=[4]),
     "a datatype of another width": _binary(datatype="FP64"),
 }
 BINARIES: list[AnyCase] = [

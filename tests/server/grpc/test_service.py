@@ -126,8 +126,8 @@ def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any, asking
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(6):
-        name = "image" if number != 3 else "nothing"
-        client.async_stream_infer("tensor", [asking.tensor(name, IMAGE + number)], request_id=str(number))
+        given = asking.tensor("image", IMAGE + number) if number != 3 else asking.tensor("nothing", IMAGE[0])
+        client.async_stream_infer("tensor", [given], request_id=str(number))
     told = [answers.get(timeout=30) for _ in range(6)]
     client.stop_stream()
     assert [error is not None for _, error in told] == [number == 3 for number in range(6)]
@@ -148,7 +148,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no rows of a huge size": ({"shape": (0, 2**40, 2), "bytes": 0}, "INVALID_ARGUMENT", "empty"),
     "too few bytes": ({"bytes": 15}, "INVALID_ARGUMENT", "15 bytes"),
     "too many bytes": ({"bytes": 17}, "INVALID_ARGUMENT", "17 bytes"),
-    "an unknown tensor": ({"name": "picture"}, "INVALID_ARGUMENT", "'picture'"),
+    "an unknown tensor": ({"name": "picture", "shape": (4,)}, "INVALID_ARGUMENT", "'picture'"),
     "an unknown datatype": ({"datatype": "FP8"}, "INVALID_ARGUMENT", "'FP8'"),
     "a datatype that does not fit": ({"datatype": "BYTES", "shape": (1, 1, 1)}, "INVALID_ARGUMENT", "BYTES"),
     "no data": ({"raw_input_contents": []}, "INVALID_ARGUMENT", "no contents"),

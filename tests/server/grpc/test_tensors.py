@@ -139,3 +139,13 @@ def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
     with pytest.raises(InvalidRequest, match="element 1 is not valid UTF-8"):
         decode(request, artifact, schema)
+
+
+def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> None:
+    """Triton's client then sends bytes for the other inputs alone."""
+    array = np.ones((1, 2), np.float32)
+    request = request_of(array, "FP32", is_raw=True)
+    shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
+    shared.parameters["shared_memory_region"].string_param = "region"
+    with pytest.raises(InvalidRequest, match="'shared'.*shared_memory_region is not supported"):
+        decode(request, *model_of(array))

@@ -92,6 +92,15 @@ def test_numbers_go_into_floating_point(server: Server, change: dict[str, Any]) 
     assert outputs(ask(server, {"inputs": [X | change], "parameters": {"priority": 3}})) == [Y]
 
 
+@pytest.mark.parametrize("name", ["input-0", "predict", "input-1"])
+def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(server: Server, name: str) -> None:
+    """KServe's, Seldon's and MLServer's pages and codecs name the only input so, whatever the model calls it."""
+    assert outputs(ask(server, {"inputs": [X | {"name": name}]})) == [Y]
+    assert outputs(ask(server, {"inputs": [binary(name, "FP32", [2, 3], 24)]}, binary=SIX)) == [Y]
+    assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}, column("a", "FP32", 1, 2)]}))
+    assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}]}, "mixed"))
+
+
 def test_a_column_of_the_signature_is_a_tensor_too(server: Server) -> None:
     one_by_one = [
         {"name": "a", "shape": [2], "datatype": "INT32", "data": [1, 4]},
@@ -194,7 +203,7 @@ TENSOR_CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("strings for floats", {"datatype": "BYTES", "data": ["a"] * 6}, ["'X'", "BYTES", "FP32 is expected"]),
     ("an unknown datatype", {"datatype": "FP8"}, ["'X'", "'FP8'", "FP16", "BYTES"]),
     ("a datatype that is none", {"datatype": ["FP32"]}, ["'X'", "FP32"]),
-    ("an unknown tensor", {"name": "Z"}, ["'Z'", "unknown", "X, a, b, c"]),
+    ("an unknown tensor", {"name": "Z", "shape": [6]}, ["'Z'", "unknown", "X, a, b, c"]),
     ("a name with a surrogate", {"name": "\ud800", "data": [float("nan")] * 6}, ["not valid JSON"]),
     ("a name that is none", {"name": 5}, ["inputs[0]", "name"]),
     ("data and bytes", {"parameters": {"binary_data_size": 24}}, ["'X'", "either data or"]),
