@@ -67,11 +67,12 @@ def negotiate_protocol(content_type: str | None, accept: str | None, limit: int)
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
     """Return the request with its body decompressed.
 
-    A gzip body may have several members, as RFC 1952 says; a zstd body is one frame. Several encodings are refused:
+    A gzip body may have several members, as RFC 1952 says; a deflate body is one stream of zlib (RFC 9110), as
+    Triton's client and HTTPie send it; a zstd body is one frame. Several encodings are refused:
     only an attempt to multiply the compression sends them.
 
     Raises:
-        UnsupportedMediaType: another encoding than gzip, zstd and identity, or several.
+        UnsupportedMediaType: another encoding than gzip, deflate, zstd and identity, or several.
         InvalidRequest: the compressed data is broken or ends too early.
         BodyTooLarge: it is larger than `limit` bytes when decompressed.
     """
@@ -84,7 +85,9 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
     decompress = _DECODERS.get(name)
     if decompress is None:
         what = "only one encoding is undone" if "," in name else "it is not known here"
-        raise UnsupportedMediaType(f"the Content-Encoding is {given[:60]!r}; {what}: send gzip, zstd or identity")
+        raise UnsupportedMediaType(
+            f"the Content-Encoding is {given[:60]!r}; {what}: send gzip, deflate, zstd or identity"
+        )
     return replace(request, body=decompress(request.body, limit))
 
 
@@ -108,27 +111,27 @@ def _parse_accept(header: str) -> Accept:
     return parse_accept_header(header if len(header) <= _MAX_HEADER_CHARACTERS else "", Accept)
 
 
-def _gunzip(body: bytes, limit: int) -> bytes:
-    """Decompress the members of a gzip body (RFC 1952), one after the other, up to the limit."""
+def _inflate(body: bytes, limit: int, name: str, wbits: int, most_members: int) -> bytes:
+    """Decompress the members of a gzip body (RFC 1952), or streams of zlib, one after the other, up to the limit."""
     view, position, left = memoryview(body), 0, limit
     pieces: list[bytes] = []
     members = 0
     while position < len(view):
         members += 1
-        if members > _MOST_MEMBERS:
-            raise InvalidRequest(f"the gzip body has more than {_MOST_MEMBERS} members")
-        stream = zlib.decompressobj(_GZIP)
+        if members > most_members:
+            raise InvalidRequest(f"the {name} body has more than {most_members} members")
+        stream = zlib.decompressobj(wbits)
         while not stream.eof:
             rest: bytes | memoryview = stream.unconsumed_tail
             if not rest:
                 rest = view[position : position + _PIECE_BYTES]
                 position += len(rest)
             if not rest:
-                raise InvalidRequest("the gzip body ends too early")
+                raise InvalidRequest(f"the {name} body ends too early")
             try:
                 piece = stream.decompress(rest, left + 1)
             except zlib.error as error:
-                raise InvalidRequest(f"the body is not valid gzip: {error}") from None
+                raise InvalidRequest(f"the body is not valid {name}: {error}") from None
             if len(piece) > left:
                 raise BodyTooLarge(_too_large(limit))
             left -= len(piece)
@@ -160,7 +163,13 @@ def _too_large(limit: int) -> str:
     return f"the body is larger than this server's limit of {limit} bytes when decompressed"
 
 
-_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": _gunzip, "x-gzip": _gunzip, "zstd": _unzstd}
+_gunzip = partial(_inflate, name="gzip", wbits=_GZIP, most_members=_MOST_MEMBERS)
+_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _gunzip,
+    "x-gzip": _gunzip,
+    "deflate": partial(_inflate, name="deflate", wbits=zlib.MAX_WBITS, most_members=1),
+    "zstd": _unzstd,
+}
 _ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda body: zstandard.ZstdCompressor(level=_LEVEL).compress(body),
     "gzip": partial(zlib.compress, level=_LEVEL, wbits=_GZIP),

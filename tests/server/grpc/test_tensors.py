@@ -147,5 +147,5 @@ def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> Non
     request = request_of(array, "FP32", is_raw=True)
     shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
     shared.parameters["shared_memory_region"].string_param = "region"
-    with pytest.raises(InvalidRequest, match="'shared'.*shared_memory_region is not supported"):
+    with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region is not supported"):
         decode(request, *model_of(array))
