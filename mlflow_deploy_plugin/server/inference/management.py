@@ -154,7 +154,12 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
             check_yaml(config)
         except yaml.YAMLError as error:
             raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
-        specs = load_specs(config)
+        try:
+            specs = load_specs(config)
+        except InvalidConfig as error:
+            raise InvalidConfig(
+                f"config is an endpoint as in the server's spec, not Triton's ModelConfig: {error.message}"
+            ) from None
         if len(specs) != 1 or specs[0].name != name:
             names = ", ".join(repr(spec.name) for spec in specs[:3])
             raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
