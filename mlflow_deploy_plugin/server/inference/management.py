@@ -146,28 +146,29 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
     try:
         if model_uri is not None:
             return new_endpoint(name, model_uri)
-        if config is None:
-            return None
-        if len(config) > LARGEST_CONFIG_BYTES:
-            raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
-        try:
-            check_yaml(config)
-        except yaml.YAMLError as error:
-            raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
-        try:
-            specs = load_specs(config)
-        except InvalidConfig as error:
-            raise InvalidConfig(
-                f"config is an endpoint as in the server's spec, not Triton's ModelConfig: {error.message}"
-            ) from None
-        if len(specs) != 1 or specs[0].name != name:
-            names = ", ".join(repr(spec.name) for spec in specs[:3])
-            raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
-        if specs[0].server != ServerSpec():
-            raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
-        return specs[0]
+        return None if config is None else _read_config(name, config)
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
+
+
+def _read_config(name: str, config: str) -> EndpointSpec:
+    """Return the endpoint of this name that a `config` describes. Raises InvalidConfig if it describes none."""
+    if len(config) > LARGEST_CONFIG_BYTES:
+        raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
+    try:
+        check_yaml(config)
+        specs = load_specs(config)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
+    except InvalidConfig as error:
+        what = "config is an endpoint as in the server's spec, not Triton's ModelConfig"
+        raise InvalidConfig(f"{what}: {error.message}") from None
+    if len(specs) != 1 or specs[0].name != name:
+        names = ", ".join(repr(spec.name) for spec in specs[:3])
+        raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
+    if specs[0].server != ServerSpec():
+        raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
+    return specs[0]
 
 
 def check_unload_parameters(parameters: Mapping[str, Any]) -> None:

@@ -210,8 +210,8 @@ def batch_answer(artifact: Artifact) -> JsonSchema:
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
-    if output.role == "label" and artifact.classes:
-        item = {"enum": list(artifact.classes)}
+    if output.role == "label" and {str, int}.issuperset(map(type, artifact.classes)) and artifact.classes:
+        item = {"enum": list(artifact.classes)}  # generators of clients know no enumeration of booleans
     return {
         **nested(item, len(output.shape)),
         "description": f"{output.role}: {output.dtype}, shape {_sizes(output.shape)}",

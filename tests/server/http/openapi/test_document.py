@@ -244,6 +244,14 @@ def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
     assert schemas["digits.invocations_answer"]["properties"]["predictions"]["items"] == {"enum": [0, 1, 2]}
 
 
+def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
+    """openapi-python-client would leave the answer out, and its client would return None."""
+    artifact = server.dataplane.select_variant("digits").loaded.predictor.artifact
+    label = Output("label", "bool", (-1,), "label")
+    schema = invocations_answer(replace(artifact, classes=(False, True), outputs=(label,)))
+    assert schema["properties"]["predictions"]["items"] == {"type": "boolean"}
+
+
 def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
     content = fetched(server)["paths"]["/endpoints/single/invocations"]["post"]["requestBody"]["content"]
     assert content["text/csv"]["example"] == "a,b,c\n0,0,0\n"
