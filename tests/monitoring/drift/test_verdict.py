@@ -331,6 +331,15 @@ def test_what_cannot_be_supported_is_not_judged(
     assert {one.subject for one in verdict.findings} == set(window().column_names)
 
 
+def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged() -> None:
+    hours = reference_of(*rows_of_days(np.random.default_rng(3), 9), length=HOUR)
+
+    refused = verdict_on(window(), hours)
+
+    assert refused.state == "not judged"
+    assert refused.reason.endswith("at least 30 are needed: judge longer windows (every)")
+
+
 def test_the_smallest_rate_that_is_named_can_be_had() -> None:
     reference = reference_of(*rows_of_days(np.random.default_rng(3), 9))
 

@@ -222,7 +222,7 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
     if compared < MIN_COMPARED_ROWS:
         return (
             f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of this length, "
-            f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed"
+            f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed: judge longer windows (every)"
         )
     return ""
 
