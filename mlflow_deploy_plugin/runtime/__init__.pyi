@@ -53,6 +53,7 @@ from .schema import Schema as Schema
 from .schema import compile_schema as compile_schema
 from .session import Placement as Placement
 from .session import available_cores as available_cores
+from .session import cgroup_folders as cgroup_folders
 from .session import check_device_libraries as check_device_libraries
 from .session import cpu_flags as cpu_flags
 from .session import describe_error as describe_error

@@ -19,6 +19,7 @@ import ctypes
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -36,8 +37,7 @@ _PROVIDERS: dict[Device, str] = {
 _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CPU_INFO = Path("/proc/cpuinfo")
-_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1_CPU = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 MAX_KEPT_BYTES = 4_000_000_000
 _MIN_GRAPH_BYTES = 1_000_000
@@ -109,18 +109,32 @@ def import_onnxruntime() -> Any:
 def available_cores() -> int:
     """Return the cores that this process may use.
 
-    They are limited by its affinity and by the quota of the cgroup (version 2, else version 1), which ONNX Runtime
-    itself ignores.
+    They are limited by its affinity and by the quotas of its cgroups, which ONNX Runtime itself ignores.
     """
-    affinity = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CGROUP_CPU_MAX.read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = (path.read_text().strip() for path in _CGROUP_V1_CPU)
-        except OSError:
-            return affinity
-    return affinity if quota in ("max", "-1") else max(1, min(affinity, int(int(quota) / int(period))))
+    cores = len(os.sched_getaffinity(0))
+    for folder in cgroup_folders("cpu"):
+        with contextlib.suppress(OSError):
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            if quota not in ("max", "-1"):
+                cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
+
+
+def cgroup_folders(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's cgroup and of those above it, which limit it too (cgroups(7)).
+
+    A container sees its own as the topmost one; a unit of systemd is somewhere below. Not all of them are there.
+    """
+    with contextlib.suppress(OSError):
+        for line in _OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or controller in controllers.split(","):  # version 2 has no list of them
+                top = _CGROUPS / controller if controllers else _CGROUPS
+                folder = top / path.lstrip("/")
+                yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
 
 
 def open_session(

@@ -142,7 +142,7 @@ class ServerSpec(SpecPart):
         default=None,
         ge=64 * 1024 * 1024,
         description="Memory that one worker may take; a version that would pass it is refused, and the one before "
-        "serves on. Default: its share of the container's memory, where that is limited.",
+        "serves on. Default: its share of the memory of its container or unit, where that is limited.",
     )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, ge=1024, description="Largest request body accepted; above it the answer is 413."

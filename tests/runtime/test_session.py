@@ -58,27 +58,32 @@ ALL = ProviderOptions(
 
 
 @pytest.mark.parametrize(
-    ("cpu_max", "quota_v1", "expected"),
+    ("own", "files", "expected"),
     [
-        ("max 100000", "-1", 8),
-        ("200000 100000", "-1", 2),
-        ("50000 100000", "-1", 1),
-        (None, "-1", 8),
-        (None, "300000", 3),
-        (None, None, 8),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/system.slice/a.service", {"system.slice/a.service/cpu.max": "150000 100000"}, 1),
+        ("0::/s/a", {"s/cpu.max": "300000 100000", "s/a/cpu.max": "max 100000"}, 3),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ("4:cpu,cpuacct:/\n0::/", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ("4:cpu:/docker/1", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, 2),
+        ("4:cpuset:/\n", {}, 8),
+        (None, {}, 8),
     ],
 )
-def test_the_cores_are_those_that_the_cgroup_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_max: str | None, quota_v1: str | None, expected: int
+def test_the_cores_are_those_that_the_cgroup_and_those_above_it_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, files: dict[str, str], expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(session, "_CGROUP_CPU_MAX", tmp_path / "cpu.max")
-    monkeypatch.setattr(session, "_CGROUP_V1_CPU", (tmp_path / "quota", tmp_path / "period"))
-    if cpu_max is not None:
-        (tmp_path / "cpu.max").write_text(cpu_max)
-    if quota_v1 is not None:
-        (tmp_path / "quota").write_text(quota_v1)
-        (tmp_path / "period").write_text("100000\n")
+    monkeypatch.setattr(session, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(session, "_OWN_CGROUPS", tmp_path / "own")
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
     assert available_cores() == expected
 
 

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.runtime import (
     OnnxModel,
     Placement,
     Predictor,
+    cgroup_folders,
     no_batch_dimension_reason,
     read_served_artifact,
     repeat_row,
@@ -39,7 +40,6 @@ INPUT_EXAMPLE = "serving_input_example.json"
 
 # The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
 _RANDOM = re.compile(rb'"[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)')
-_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of the limit is set aside for them."""
 _MEASURABLE_BYTES = 4 * 2**20
@@ -198,14 +198,13 @@ class MemoryLimit:
 
 
 def worker_limit(configured: int | None, workers: int) -> int | None:
-    """Return the limit of one worker: the configured one, or its share of the container's memory if that is limited."""
+    """Return the limit of one worker: the configured one, or its share of its cgroup's memory if that is limited."""
     if configured is not None:
         return configured
-    for path in _CGROUPS:
-        try:
-            limit = int(path.read_text())
-        except (OSError, ValueError):  # "max"
-            continue
-        if limit < _NO_LIMIT:
-            return (limit - min(_OTHERS_BYTES, limit // 4)) // workers
-    return None
+    limits = [_NO_LIMIT]
+    for folder in cgroup_folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2, and of version 1
+            with suppress(OSError, ValueError):  # "max"
+                limits.append(int((folder / name).read_text()))
+    limit = min(limits)
+    return (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < _NO_LIMIT else None

@@ -140,7 +140,8 @@ def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -
 def test_a_worker_has_its_share_of_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, limit: int | None
 ) -> None:
-    (tmp_path / "memory.max").write_text(content)
-    monkeypatch.setattr(loading, "_CGROUPS", (tmp_path / "nothing", tmp_path / "memory.max"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "memory.max").write_text(content)
+    monkeypatch.setattr(loading, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
     assert worker_limit(None, 2) == limit
     assert worker_limit(300, 2) == 300
