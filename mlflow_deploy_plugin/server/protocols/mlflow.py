@@ -162,6 +162,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     lines = _parse_csv(body)
     if has_header:
         header, rows = lines[0], lines[1:]
+        _check_header(header, schema)
     else:
         header = list(schema.names) if schema.columns else [str(position) for position in range(len(lines[0]))]
         rows = lines
@@ -185,6 +186,22 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     ]
     del lines, rows  # they take ten times as much as the text
     return schema.from_rows(header, list(zip(*columns, strict=True)))
+
+
+def _check_header(header: Sequence[str], schema: Schema) -> None:
+    """Refuse a row as the header: it would be lost. Numbers are names where they are the model's, or count the columns.
+
+    Raises:
+        SchemaMismatch: the header is a row.
+    """
+    with suppress(ValueError):
+        numbers, count = list(map(float, header)), len(header)
+        counted = (list(range(count)), list(range(1, count + 1)))
+        if schema.dtypes.keys().isdisjoint(header) if schema.columns else numbers not in counted:
+            raise SchemaMismatch(
+                "the first line of the CSV has numbers where the columns' names are expected; "
+                "send text/csv; header=absent if it is a row"
+            )
 
 
 def _parse_csv(body: bytes) -> list[list[str]]:

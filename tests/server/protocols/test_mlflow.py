@@ -174,6 +174,27 @@ def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None
     assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
+def test_a_row_in_the_place_of_the_header_is_not_lost(body: bytes) -> None:
+    """SageMaker's CSVSerializer writes no header, and says so nowhere."""
+    with pytest.raises(SchemaMismatch, match=r"first line of the CSV.*text/csv; header=absent"):
+        decode("text/csv", body, TENSOR)
+    with pytest.raises(SchemaMismatch, match=r"first line of the CSV.*text/csv; header=absent"):
+        decode("text/csv", b"1,2,3,1\n4,5,6,0\n", MIXED)
+
+
+@pytest.mark.parametrize("header", [b"0,1", b"1,2", b"p,1", b"p1,p2"])
+def test_numbers_that_count_the_columns_are_a_header(header: bytes) -> None:
+    assert decode("text/csv", header + b"\n3,4\n", TENSOR)["x"].tolist() == [[3, 4]]
+
+
+def test_columns_may_have_numbers_as_their_names() -> None:
+    numbered = Schema(
+        (Column("10", "double"), Column("20", "double")), (), (Input("x", "float32", (-1, 2), ("10", "20")),)
+    )
+    assert decode("text/csv", b"20,10\n3,4\n", numbered)["x"].tolist() == [[4, 3]]
+
+
 def test_a_header_is_said_only_of_csv_and_only_as_present_or_absent() -> None:
     with pytest.raises(UnsupportedMediaType, match="present or absent"):
         decode("text/csv; header=1", b"1", MIXED)
