@@ -211,12 +211,17 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
     `signal.sigtimedwait` does not do: a process that was stopped (SIGSTOP) for longer than it waits gets a signal that
     nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.13).
+
+    Raises:
+        OSError: this process has as many files open as it may.
     """
     ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     numbers = {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     mask = (ctypes.c_uint64 * 16)(sum(1 << (number - 1) for number in numbers))
     descriptor = _libc.signalfd(-1, mask, os.O_CLOEXEC)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def wait(seconds: float) -> int | None:
         if not select.select([descriptor], [], [], seconds)[0]:

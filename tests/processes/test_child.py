@@ -295,6 +295,21 @@ def test_a_process_that_was_stopped_for_longer_than_it_waits_gets_no_signal_that
         assert waiting.communicate(timeout=60)[0].splitlines()[-1] == "15"
 
 
+def test_where_no_more_files_may_be_opened_no_signal_is_awaited_and_none_blocked() -> None:
+    assert run("""
+import resource
+while (descriptor := os.open("/dev/null", os.O_RDONLY)) < 200:
+    pass
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor + 1, descriptor + 1))
+signals.__exit__(None, None, None)
+os.open("/dev/null", os.O_RDONLY)
+try:
+    awaiting_signals().__enter__()
+except OSError as error:
+    print(error.strerror.replace(" ", "_"), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+""") == ["Too_many_open_files", "set()"]
+
+
 def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were() -> None:
     assert [backoff_seconds(failures, 30) for failures in (1, 2, 3, 6, 1025, 100_000)] == [1, 2, 4, 30, 30, 30]
 
