@@ -5,14 +5,11 @@
 
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -186,13 +183,6 @@ def write_mlmodel(
 
 def environment_lock() -> str:
     """Return the installed packages in the format of `pip install -r`: one `name==version` a line, sorted."""
-    folders = [os.path.abspath(folder) for folder in sys.path if os.path.isdir(folder or ".")]
-    return _lock_of(tuple((folder, os.stat(folder).st_mtime_ns) for folder in folders))
-
-
-@lru_cache(maxsize=1)
-def _lock_of(_folders: tuple[tuple[str, int], ...]) -> str:
-    """Return what is installed in the folders of `sys.path`, each with the time of its last change: pip makes one."""
     installed = {}
     for one in distributions():  # its `metadata` and `version` each parse the whole file: twenty times as long
         head = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "").partition("\n\n")[0]

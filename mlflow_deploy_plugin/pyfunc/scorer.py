@@ -367,12 +367,12 @@ class Scorer:
         except NotRepresentable as error:
             self._warn_once(error)
         try:
-            try:
-                arrays["outputs"] = to_outputs(recorder.prediction)
-            except NotRepresentable:
-                rows = max(map(len, arrays["feeds"].values()), default=0)
-                names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
-                arrays["texts"] = to_texts(recorder.prediction, rows, names)
+            return {**arrays, "outputs": to_outputs(recorder.prediction)}
+        except NotRepresentable:
+            rows = max(map(len, arrays["feeds"].values()), default=0)
+            names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
+        try:
+            arrays["texts"] = to_texts(recorder.prediction, rows, names)
         except NotRepresentable as error:
             self._warn_once(error)
         return arrays

@@ -184,18 +184,8 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             client = registry_client()
             if uri.kind == "alias":
                 client.set_registered_model_alias(name, uri.selector, version)
-            elif (before := _selected(client, uri)).keys() == {version}:
-                pass
-            elif uri.kind == "tag":
-                client.set_model_version_tag(name, version, *uri.tag)
-                for other in _superseded(uri, version, before, _selected(client, uri)):
-                    client.delete_model_version_tag(name, other, uri.tag[0])
             else:
-                client.transition_model_version_stage(name, version, uri.selector)
-                if uri.selector.capitalize() in _ARCHIVES_OTHERS:
-                    # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
-                    for other in _superseded(uri, version, before, _selected(client, uri)):
-                        client.transition_model_version_stage(name, other, "Archived")
+                _select_alone(client, uri, version)
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
@@ -205,6 +195,23 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             raise InvalidConfig(
                 f"MLflow refuses {name} version {version}: {text.removeprefix('PERMISSION_DENIED: ')}"
             ) from None
+
+
+def _select_alone(client: Any, uri: ModelURI, version: str) -> None:
+    """Move the version to the stage or the tag, and those that were there away."""
+    name, before = uri.name, _selected(client, uri)
+    if before.keys() == {version}:
+        return
+    if uri.kind == "tag":
+        client.set_model_version_tag(name, version, *uri.tag)
+        for other in _superseded(uri, version, before, _selected(client, uri)):
+            client.delete_model_version_tag(name, other, uri.tag[0])
+        return
+    client.transition_model_version_stage(name, version, uri.selector)
+    if uri.selector.capitalize() in _ARCHIVES_OTHERS:
+        # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
+        for other in _superseded(uri, version, before, _selected(client, uri)):
+            client.transition_model_version_stage(name, other, "Archived")
 
 
 def _selected(client: Any, uri: ModelURI) -> "dict[str, ModelVersion]":
