@@ -311,18 +311,19 @@ class IdempotentRun:
         """
         from mlflow.exceptions import MlflowException
 
-        run_id, is_new = self._begin(client, name, tags)
-        if is_new and self._primary(client, run_id) != run_id:
-            client.delete_run(run_id)
-            run_id, is_new = self._begin(client, name, tags)
+        run, is_new = self._begin(client, name, tags)
+        if is_new and self._primary(client, run) != run.info.run_id:
+            client.delete_run(run.info.run_id)
+            run, is_new = self._begin(client, name, tags)
+        run_id = str(run.info.run_id)
         try:
-            before = client.get_run(run_id).data.tags.get(_TIMES, "0")
+            before = run.data.tags.get(_TIMES, "0")
             times = int(before) if before.isdigit() else 0
             tag_run(client, run_id, {_TIMES: str(times + 1)})
             log_content(client, run_id, times)
-            primary = self._primary(client, run_id)
+            primary = self._primary(client, run)
             if primary == run_id:
-                self._finish(client, run_id)
+                self._finish(client, run)
             elif is_new:
                 client.delete_run(run_id)
             else:
@@ -336,30 +337,31 @@ class IdempotentRun:
                     client.set_terminated(run_id, "FAILED")
             raise
 
-    def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
-        """Return the id of the run to log to, which has the tags, and True if it was created here."""
+    def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> "tuple[Run, bool]":
+        """Return the run to log to, which has the tags, and True if it was created here."""
         from mlflow.exceptions import MlflowException
 
         all_tags = {**tags, **self.identity, **self.optional_identity}
-        run_id = project_run_id()
-        if run_id is None:
+        if (run_id := project_run_id()) is not None:
+            run = client.get_run(run_id)
+        else:
             experiment_id = get_or_create_experiment(client, self.experiment)
             runs = self._runs(client, experiment_id)
             if not runs:
-                return str(client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id), True
-            run_id = str(runs[0].info.run_id)
+                return client.create_run(experiment_id, run_name=name, tags=all_tags), True
+            run = runs[0]
         try:
-            tag_run(client, run_id, all_tags)
+            tag_run(client, run.info.run_id, all_tags)
         except MlflowException:
-            if _is_deleted(client, run_id):  # since it was found
+            if _is_deleted(client, run.info.run_id):  # since it was found
                 return self._begin(client, name, tags)
             raise
-        return run_id, False
+        return run, False
 
-    def _primary(self, client: "MlflowClient", run_id: str) -> str:
-        """Return the id of the run that counts among all runs for this thing in the experiment of `run_id`."""
-        runs = self._runs(client, client.get_run(run_id).info.experiment_id)
-        return project_run_id() or (str(runs[0].info.run_id) if runs else run_id)
+    def _primary(self, client: "MlflowClient", run: "Run") -> str:
+        """Return the id of the run that counts among all runs for this thing in the experiment of `run`."""
+        runs = self._runs(client, run.info.experiment_id)
+        return project_run_id() or str((runs or [run])[0].info.run_id)
 
     def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
         """Return the runs for this thing that are not superseded, the primary first."""
@@ -373,12 +375,13 @@ class IdempotentRun:
         ]
         return sorted(runs, key=lambda run: (self.done[0] not in run.data.tags, run.info.start_time, run.info.run_id))
 
-    def _finish(self, client: "MlflowClient", run_id: str) -> None:
+    def _finish(self, client: "MlflowClient", run: "Run") -> None:
         """Tag the run as complete and the others as superseded."""
         from mlflow.exceptions import MlflowException
 
+        run_id = str(run.info.run_id)
         tag_run(client, run_id, dict([self.done]))
-        for other in self._runs(client, client.get_run(run_id).info.experiment_id):
+        for other in self._runs(client, run.info.experiment_id):
             other_id = other.info.run_id
             if other_id == run_id:
                 continue
