@@ -68,3 +68,17 @@ def test_the_page_of_protocols_runs_as_it_stands(
     assert json.loads(tensorflow)["predictions"][0]["label"] is label
     assert lines.splitlines() == [json.dumps(label), "false"]
     assert json.loads(guides)["prediction"] is label
+
+
+@pytest.mark.long
+def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
+    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    _, _, asked, clients, _ = run_page("coming-from.md", tmp_path, new_database(tmp_path))
+
+    kserve, tensorflow, mlflow, azure = map(json.loads, asked.splitlines())
+    assert [output["shape"] for output in kserve["outputs"]] == [[2], [2, 3]]
+    assert tensorflow["predictions"][0]["label"] == 1
+    assert (mlflow, azure) == ({"predictions": [1]}, [1])
+    assert clients.splitlines() == ["[1]", '{"predictions":[1]}', "   0", "0  1"]
+    assert client.list_endpoints() == []
