@@ -270,7 +270,8 @@ def _dtype(node: Any) -> str:
     except KeyError:
         raise InvalidArtifact(
             f"the graph's {node.name!r} is a {node.type}, which cannot be served; tensors of numbers, booleans and "
-            "texts can: add a Cast or a ConcatFromSequence to the graph"
+            "texts can: add a Cast or a ConcatFromSequence to the graph (of a sequence of fixed length onnxserve wrap "
+            "makes tensors)"
         ) from None
 
 

@@ -19,6 +19,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,6 +39,12 @@ _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+_CPP = re.compile(
+    r"Load model from .*? failed: ?|Exception during loading: ?"
+    r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
+)
+"""The parts of ONNX Runtime's messages that say nothing to their reader: paths, and its own functions."""
 
 MAX_KEPT_BYTES = 4_000_000_000
 _MIN_GRAPH_BYTES = 1_000_000
@@ -192,6 +199,7 @@ def describe_error(error: Exception) -> str:
     """Return ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
     text = one_line(str(error))
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    text = _CPP.sub("", text)
     words = [word for word in text.split(" ") if not word.startswith("/")]
     return " ".join(words)[:500]
 

@@ -246,7 +246,11 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         ("python", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
         ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ is served as"),
         ("method", ConversionError, "it answers by 'predict_log_proba'; an ONNX form answers by"),
-        ("sequence", ConversionError, "'s' is of a type that cannot be served; .* ConcatFromSequence to the graph$"),
+        (
+            "sequence",
+            ConversionError,
+            "'s' is a sequence of any length, which cannot be served; .* ConcatFromSequence to",
+        ),
         ("wrapped", InvalidConfig, "is wrapped already: it is served as ONNX as it stands"),
         ("bare", InvalidConfig, "has neither an input example nor a signature; --data FILE"),
         (

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
@@ -118,9 +119,32 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> N
     assert str(tmp_path) not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("ir_version", 99, "Unsupported model IR version: 99"),
+        ("opset", 99, "ONNX Runtime only \\*guarantees\\* support"),
+    ],
+    ids=["IR", "opset"],
+)
+def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(
+    tmp_path: Path, field: str, value: int, reason: str
+) -> None:
+    folder = write_model(tmp_path, SUM)
+    graph = onnx.load(folder / "model.onnx")
+    if field == "opset":
+        graph.opset_import[0].version = value
+    else:
+        graph.ir_version = value
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+
+    with pytest.raises(InvalidArtifact, match=rf"^ONNX Runtime cannot load model\.onnx: {reason}"):
+        OnnxModel.load(folder)
+
+
 def test_an_answer_that_is_no_tensor_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
     sequence = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
-    with pytest.raises(InvalidArtifact, match=r"'s' is a seq\(.*; tensors .* can: add a Cast or a ConcatFromSequence"):
+    with pytest.raises(InvalidArtifact, match=r"'s' is a seq\(.*; tensors .* can: .* ConcatFromSequence .* wrap makes"):
         OnnxModel.load(write_model(tmp_path, sequence))
 
 

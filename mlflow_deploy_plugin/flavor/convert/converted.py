@@ -94,6 +94,15 @@ def bind_graph(
         ConversionError: not valid ONNX, a type that cannot be served, or batches of one size only.
         InvalidConfig: the batch does not have the graph's inputs.
     """
+    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
+        if not values:
+            raise ConversionError(f"the graph has no {kind}: there is nothing to ask of it")
+    for value in proto.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise ConversionError(
+                f"the graph does not declare the shape of its input {value.name!r}: add it, with a name for each free "
+                "size (onnx.helper.make_tensor_value_info)"
+            )
     try:
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
@@ -126,15 +135,31 @@ def _described(value: Any, original: OriginalModel | None) -> tuple[str, tuple[i
     """Return dtype and shape of a graph's input or output, which can be served."""
     dtype, shape = dtype_and_shape(value)
     if not dtype:
-        raise ConversionError(
-            f"the graph's {value.name!r} is of a type that cannot be served; tensors of numbers, booleans and texts "
-            "can: add a Cast or a ConcatFromSequence to the graph"
-        )
+        raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
             f"{value.name!r} has the fixed shape {list(shape)}: the model must treat its first dimension as the batch"
         )
     return dtype, shape
+
+
+def _unservable(kind: Any) -> str:
+    """Return what a value is that is no tensor of numbers, booleans and texts, and what would be right."""
+    match kind.WhichOneof("value"):
+        case "sequence_type":
+            return (
+                "a sequence of any length, which cannot be served; a tensor can: add a ConcatFromSequence to the graph "
+                "(SplitToSequence for an input)"
+            )
+        case "optional_type":
+            return "optional, which cannot be served; a tensor can: add an OptionalGetElement to the graph"
+        case "tensor_type":
+            name = TensorProto.DataType.Name(kind.tensor_type.elem_type)
+            return (
+                f"a tensor of {name}, which cannot be served; numbers of 8 to 64 bits, booleans and texts can: add a "
+                "Cast to the graph"
+            )
+    return "no tensor, which cannot be served"
 
 
 def rename_values(proto: Any, inputs: list[str], outputs: list[str]) -> Any:

@@ -1,18 +1,20 @@
 """ONNX models and files: nothing to convert, and no original to compare with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph, dtype_and_shape
+from mlflow_deploy_plugin.runtime import describe_error, import_onnxruntime, numpy_dtype, session_options
 
 _OLDEST_OPSET = 7
 """The oldest that ONNX Runtime promises to read, and so one that goes with every IR version."""
@@ -44,6 +46,8 @@ def forms(
         except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
         classes = _matrices_for_maps(proto)
+        _tensors_for_sequences(proto)
+        _declare_outputs(proto)
         converted = bind_graph(proto, batch, "onnx", onnx.__version__, None)
         if len(classes) != 1 or len(converted.outputs) != 2:
             return converted
@@ -79,3 +83,118 @@ def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:
             shape = [None, len(classes[output.name])]
             output.CopyFrom(helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
     return classes
+
+
+def _tensors_for_sequences(proto: Any) -> None:
+    """Make of each output that is a sequence of always as many tensors these tensors: `NAME_0`, `NAME_1`, ….
+
+    skl2onnx writes the probabilities of a classifier of several targets so, one matrix a target. A sequence whose
+    length depends on the input stays what it is.
+    """
+    graph = proto.graph
+    if not any(output.type.HasField("sequence_type") for output in graph.output):
+        return
+    try:
+        known = onnx.shape_inference.infer_shapes(proto).graph
+    except Exception as error:  # noqa: BLE001 - protobuf and the inference each raise their own
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+    shapes = {value.name: dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
+    parts = {one.name: one.dims[0] for one in graph.initializer if len(one.dims) == 1}
+    nodes = {name: node for node in graph.node for name in node.output}
+    taken = {*nodes, *(value.name for value in graph.input)}
+    outputs = []
+    for output in graph.output:
+        count = None
+        if output.type.sequence_type.elem_type.HasField("tensor_type"):
+            count = _sequence_length(output.name, nodes, shapes, parts)
+        if count is None:
+            outputs.append(output)
+            continue
+        for place in range(count):
+            name = f"{output.name}_{place}"
+            while name in taken:
+                name += "_"
+            graph.initializer.append(numpy_helper.from_array(np.array(place), f"{name}.place"))
+            graph.node.append(helper.make_node("SequenceAt", [output.name, f"{name}.place"], [name]))
+            outputs.append(onnx.ValueInfoProto(name=name))
+    del graph.output[:]
+    graph.output.extend(outputs)
+
+
+def _sequence_length(
+    name: str, nodes: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
+) -> int | None:
+    """Return the number of tensors that a sequence always has; None if it depends on the input.
+
+    Args:
+        nodes: by the names of their outputs.
+        shapes: what is known of the tensors' sizes, -1 for free ones.
+        parts: the lengths of constant vectors.
+    """
+    node = nodes.get(name)
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    match node.op_type:
+        case "SequenceConstruct":
+            return len(node.input)
+        case "SequenceEmpty":
+            return 0
+        case "Identity":
+            return _sequence_length(node.input[0], nodes, shapes, parts)
+        case "SequenceInsert":
+            before = _sequence_length(node.input[0], nodes, shapes, parts)
+            return None if before is None else before + 1
+        case "SplitToSequence" if len(node.input) > 1:  # by the sizes of the parts
+            return parts.get(node.input[1])
+        case "SplitToSequence":  # into slices of one
+            shape = shapes.get(node.input[0])
+            size = shape[next((one.i for one in node.attribute if one.name == "axis"), 0)] if shape else -1
+            return None if size == -1 else size
+    return None
+
+
+def _declare_outputs(proto: Any) -> None:
+    """Give each output without a type or a shape those that ONNX Runtime finds.
+
+    Where it knows no shape, two and three rows of zeros show it: a size that is the same for both is fixed.
+
+    Raises:
+        ConversionError: ONNX Runtime does not load the graph, or cannot compute rows of zeros.
+    """
+    tensors = [output for output in proto.graph.output if output.type.WhichOneof("value") in (None, "tensor_type")]
+    bare = {output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")}
+    if not bare:
+        return
+    ort = import_onnxruntime()
+    try:
+        options = session_options(ort, "cpu", 1)
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None
+    found = {node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")}
+    unknown = [name for name, node in found.items() if not node.shape]
+    shapes: dict[str, list[Any]] = {name: node.shape for name, node in found.items()}
+    if unknown:
+        held = {initializer.name for initializer in proto.graph.initializer}
+        inputs = {one.name: dtype_and_shape(one) for one in proto.graph.input if one.name not in held}
+        few, more = (
+            {
+                name: np.full([rows if size == -1 else size for size in shape], "" if dtype == "str" else 0).astype(
+                    numpy_dtype(dtype)
+                )
+                for name, (dtype, shape) in inputs.items()
+            }
+            for rows in (2, 3)
+        )
+        try:
+            pairs = zip(unknown, session.run(unknown, few), session.run(unknown, more), strict=True)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise ConversionError(
+                f"the graph does not declare the shape of its output {unknown[0]!r}, and rows of zeros do not show it: "
+                f"{describe_error(error)}"
+            ) from None
+        for name, one, other in pairs:
+            shapes[name] = [size if size == again else None for size, again in zip(one.shape, other.shape, strict=True)]
+    for name, node in found.items():
+        kind = getattr(onnx.TensorProto, node.type[len("tensor(") : -1].upper())
+        bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))

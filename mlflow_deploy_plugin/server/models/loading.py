@@ -39,7 +39,7 @@ INPUT_EXAMPLE = "serving_input_example.json"
 """MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
 
 # The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
-_RANDOM = re.compile(rb'"[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)')
+_RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)')
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of the limit is set aside for them."""
 _MEASURABLE_BYTES = 4 * 2**20

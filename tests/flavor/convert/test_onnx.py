@@ -4,6 +4,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import onnx
+import onnxruntime
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from mlflow.types import ColSpec, Schema
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
+from sklearn.multioutput import MultiOutputClassifier
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
@@ -97,6 +99,90 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     assert model.artifact.classes == tuple(labels)
     np.testing.assert_array_equal(model.prediction(answers), original.predict(table.to_numpy()))
     np.testing.assert_allclose(answers["output_probability"], original.predict_proba(table.to_numpy()), atol=1e-6)
+
+
+def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
+    targets = np.stack([rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])], axis=1).astype(int)
+    original = MultiOutputClassifier(LogisticRegression()).fit(rows, targets)
+    proto = to_onnx(original, rows[:1])  # it ends in a sequence
+
+    save_model(proto, tmp_path / "model", input_example=rows)
+
+    model = load_model(str(tmp_path / "model"))
+    answers = model.run(model.schema.from_array(rows))
+    assert [(output.name, output.shape) for output in model.artifact.outputs] == [
+        *[("label", (-1, 2)), ("probabilities_0", (-1, 2)), ("probabilities_1", (-1, 3))]
+    ]
+    np.testing.assert_array_equal(answers["label"], original.predict(rows))
+    for number, probabilities in enumerate(original.predict_proba(rows)):
+        np.testing.assert_allclose(answers[f"probabilities_{number}"], probabilities, atol=1e-6)
+
+
+SEQUENCES = {
+    "construct": "g (float[N,2] x) => (seq(float[N,2]) s) { s = SequenceConstruct(x, x) }",
+    "insert": "g (float[N,2] x) => (seq(float[N,2]) s) { n = SequenceEmpty() \n o = SequenceInsert(n, x) \n "
+    "t = SequenceInsert(o, x) \n s = Identity(t) }",
+    "slices": "g (float[N,2] x) => (seq(float[N]) s) { s = SplitToSequence<axis = 1, keepdims = 0>(x) }",
+    "parts": "g (float[N,3] x) => (seq(float[N,K]) s) <int64[2] p = {1, 2}> { s = SplitToSequence<axis = 1>(x, p) }",
+    "a name that is taken": "g (float[N,2] s_0) => (seq(float[N,2]) s) { s = SequenceConstruct(s_0, s_0) }",
+}
+
+
+@pytest.mark.parametrize("graph", SEQUENCES.values(), ids=SEQUENCES)
+def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Path) -> None:
+    proto = parse_graph(graph)
+    rows = np.arange(proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value * 4, dtype=np.float32).reshape(4, -1)
+    name = proto.graph.input[0].name
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {name: rows})
+
+    save_model(proto, tmp_path / "model")
+
+    model = load_model(str(tmp_path / "model"))
+    answers = model.run({name: rows})
+    assert len(answers) == len(expected) == 2
+    assert [output.shape for output in model.artifact.outputs] == [(-1, *part.shape[1:]) for part in expected]
+    for answer, part in zip(answers.values(), expected, strict=True):
+        np.testing.assert_array_equal(answer, part)
+
+
+def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
+    for length in ("s = SplitToSequence<axis = 0>(x)", "k = Shape(x) \n s = SplitToSequence<axis = 0>(x, k)"):
+        with pytest.raises(ConversionError, match=r"'s' is a sequence of any length, .* add a ConcatFromSequence"):
+            wrap(parse_graph(f"g (float[N] x) => (seq(float[M]) s) {{ {length} }}"))
+
+
+@pytest.mark.parametrize("left_out", ["type", "shape"])
+def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
+    proto = parse_graph(
+        'g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n z = ai.onnx.ml.Normalizer<norm = "L1">(x) }'
+    )
+    for output in proto.graph.output:
+        if left_out == "type":
+            output.ClearField("type")
+        else:
+            output.type.tensor_type.ClearField("shape")
+
+    converted = wrap(proto).converted
+
+    assert [(output.dtype, output.shape) for output in converted.outputs] == [("float32", (-1, 2))] * 2
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("input", "the graph has no inputs"),
+        ("output", "the graph has no outputs"),
+        ("shape", "does not declare the shape of its input 'x': add it"),
+    ],
+)
+def test_a_graph_that_cannot_be_asked_is_refused(part: str, message: str, proto: onnx.ModelProto) -> None:
+    if part == "shape":
+        proto.graph.input[0].type.tensor_type.ClearField("shape")
+    else:
+        proto.graph.ClearField(part)
+    with pytest.raises(ConversionError, match=message):
+        wrap(proto)
 
 
 def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto: onnx.ModelProto, tmp_path: Path) -> None:

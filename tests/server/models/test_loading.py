@@ -16,6 +16,7 @@ from tests.support.models import write_model
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
+DROPPING = "dropping (float[N,2] X) => (float[N,2] y) <float p = {0.5}, bool t = {1}> { y = Dropout(X, p, t) }"
 
 ENDLESS = """
 endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go = {1}> {
@@ -49,7 +50,9 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, cap
     assert "requests are not joined: it has no batch dimension: its input 'X'" in caplog.text
 
 
-@pytest.mark.parametrize(("graph", "is_random"), [(NOISY, True), (FIXED, False)], ids=["noisy", "fixed"])
+@pytest.mark.parametrize(
+    ("graph", "is_random"), [(NOISY, True), (DROPPING, True), (FIXED, False)], ids=["noisy", "dropping", "fixed"]
+)
 def test_random_nodes_are_found_in_the_bytes(tmp_path: Path, graph: str, is_random: bool) -> None:
     folder = write_model(tmp_path / "model", graph)
 
