@@ -7,6 +7,7 @@ which cannot ask the kernel to end its child with it: here the agent itself asks
 """
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -71,6 +72,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.parent is not None:
         die_with_parent(signal.SIGTERM, options.parent)
+    gc.set_threshold(100_000)  # by default it looks through MLflow again and again while that is imported
     stop = threading.Event()
     end_on_signals(stop)
     try:

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
+_MAY_FORK = "ONNXSERVE_MAY_FORK"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
@@ -31,7 +32,7 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 """The class of each worker, and the function that makes its application."""
 
 
-def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> list[str]:
+def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
     """Return the command that serves the state folder, run in any folder, until SIGTERM.
 
     SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. The modules of the application are
@@ -41,6 +42,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> li
     Args:
         listeners: the file descriptors, inherited by the command, of sockets that are bound already; the second is
             shared with other servers.
+        may_fork: an inherited file descriptor; the first worker is forked when it is at its end. None: at once.
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -67,12 +69,24 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> li
         command += ["--bind", f"fd://{listener}"]
     for name, value in options.items():
         command += [name, str(value)]
+    if may_fork is not None:
+        command += ["--env", f"{_MAY_FORK}={may_fork}"]
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
 
 
 def on_starting(arbiter: Any) -> None:
-    """Remove what an earlier run has left, raise the limit of files, and import the workers' modules: once for all."""
+    """Import the workers' modules, and wait until they may be forked; only then make what `on_exit` removes.
+
+    What an earlier run has left is removed, and workers may have a file for each connection.
+    """
     configure_logging(load_settings(), "gunicorn")
+    gc.disable()  # it would look through what is imported again and again
+    import_module(arbiter.app.app_uri.partition(":")[0])
+    gc.enable()
+    gc.freeze()  # else a collection in a worker would write to the pages that it shares
+    if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:
+        with open(int(may_fork), "rb") as held:
+            held.read()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1024: for programs that select(2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
     state_dir = Path(os.environ[STATE_DIR])
@@ -80,10 +94,6 @@ def on_starting(arbiter: Any) -> None:
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
     os.environ[MULTIPROC_DIR] = str(make_metrics_folder(state_dir))
-    gc.disable()  # it would look through what is imported again and again
-    import_module(arbiter.app.app_uri.partition(":")[0])
-    gc.enable()
-    gc.freeze()  # else a collection in a worker would write to the pages that it shares
 
 
 def on_exit(arbiter: Any) -> None:

@@ -1,7 +1,7 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
-It takes the state folder and the port, starts the agent, waits until that has resolved and fetched, starts gunicorn on
-the socket, and announces the server when every worker is ready.
+It takes the state folder and the port, starts the agent and gunicorn, which imports its modules meanwhile, lets that
+fork its workers when the agent has resolved and fetched, and announces the server when every worker is ready.
 
 An agent that crashes is restarted. A gunicorn that is killed after it was ready is restarted on the same socket, which
 keeps new clients waiting, as soon as none of its old workers lives. The server ends if gunicorn exits by itself, or is
@@ -149,8 +149,13 @@ class _Supervisor:
         (self._state_dir / AGENT).unlink(missing_ok=True)
         try:
             self._start_agent()
-            self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
-            self._start_gunicorn()
+            may_fork, is_held = os.pipe()
+            try:
+                self._start_gunicorn(may_fork)
+                self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
+            finally:
+                os.close(may_fork)
+                os.close(is_held)
             self._wait_until(self._answers)
             self._is_ready = True
             self._write("serving")
@@ -239,10 +244,10 @@ class _Supervisor:
     def _start_agent(self) -> None:
         self._agent = self._children.start(self._agent_command)
 
-    def _start_gunicorn(self) -> None:
+    def _start_gunicorn(self, may_fork: int | None = None) -> None:
         descriptors = [one.fileno() for one in (self._listener, self._shared and self._shared.listener) if one]
-        command = gunicorn_command(self._state_dir, self._server, *descriptors)
-        self._gunicorn = self._children.start(command, descriptors)
+        command = gunicorn_command(self._state_dir, self._server, *descriptors, may_fork=may_fork)
+        self._gunicorn = self._children.start(command, descriptors if may_fork is None else [*descriptors, may_fork])
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:

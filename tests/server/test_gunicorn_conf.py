@@ -1,7 +1,9 @@
 """The command line that the supervisor runs."""
 
 import importlib
+import os
 import resource
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import METRICS, read_workers
 from tests.support.waiting import wait_until
@@ -106,6 +109,18 @@ def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
         "wanted.json",
         "workers",
     }
+
+
+def test_an_arbiter_that_is_ended_before_it_may_fork_leaves_nothing(tmp_path: Path) -> None:
+    may_fork, held = os.pipe()
+    with open_listener("127.0.0.1", 0) as listener:
+        command = gunicorn_command(tmp_path, ServerSpec(), listener.fileno(), may_fork=may_fork)
+        with subprocess.Popen(command, pass_fds=[listener.fileno(), may_fork]) as gunicorn:
+            wait_until(lambda: "/numpy/" in Path(f"/proc/{gunicorn.pid}/maps").read_text(), what="its imports")
+            gunicorn.terminate()
+    os.close(may_fork)
+    os.close(held)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
