@@ -43,7 +43,12 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "resolved": ("Over", "success"),
     "said": ("For you", "info"),
 }
-_RUNBOOK: Mapping[str, str] = {"failure": "monitoralarm", "warning": "monitorfailing"}  # entries of docs/runbook.md
+_NEXT: Mapping[str, str] = {
+    "failure": "next (docs/runbook.md#monitoralarm): onnxserve retrain {0}, or "
+    "onnxserve silence {0} --monitor {1} --for 2h",
+    "warning": "next (docs/runbook.md#monitorfailing): onnxserve monitor list {0}",
+}
+"""What may be done about an alert of this kind to an endpoint and its monitor; the runbook says when which is right."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
@@ -271,8 +276,8 @@ def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:
-        runbook = f"runbook: docs/runbook.md#{_RUNBOOK[_kind(alert)]}" if _kind(alert) in _RUNBOOK else ""
-        lines = [_head(alert), *alert.detail["lines"], runbook, alert.detail.get("link")]
+        actions = _NEXT.get(_kind(alert), "").format(alert.endpoint, alert.monitor)
+        lines = [_head(alert), *alert.detail["lines"], alert.detail.get("link"), actions]
         parts.append("\n".join(filter(None, lines)))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""

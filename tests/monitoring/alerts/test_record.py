@@ -72,7 +72,10 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
     told = receiver.got["/ops"][0]["message"].splitlines()
-    assert told[1:] == ["flights: the monitor fails: MLflow does not answer", "runbook: docs/runbook.md#monitorfailing"]
+    assert told[1:] == [
+        "flights: the monitor fails: MLflow does not answer",
+        "next (docs/runbook.md#monitorfailing): onnxserve monitor list flights",
+    ]
     assert receiver.titles("science") == []
 
 

@@ -32,12 +32,13 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
             "flights, flight-delay version 1, 2013-07-02/2013-07-03: drift",
             "- temperature, distribution 6 (threshold 3)",
             "- wind, distribution 4 (threshold 3)",
-            "runbook: docs/runbook.md#monitoralarm",
             f"{RUN}/artifacts/report.html",
+            "next (docs/runbook.md#monitoralarm): onnxserve retrain flights, or onnxserve silence flights "
+            "--monitor daily --for 2h",
         ]
     )
     assert (last["title"], last["type"]) == ("onnxserve: flights: Over: monitor daily", "success")
-    assert "runbook" not in last["message"]
+    assert "next" not in last["message"]
     assert Alerts(store).firing() == []
 
 
