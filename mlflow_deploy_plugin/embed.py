@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server import AsgiApp, EmbeddedModel, WsgiApp
-from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 
 _WAIT_SECONDS = 120.0
@@ -66,5 +66,5 @@ def _embedded_model(
     wait_seconds: float,
 ) -> EmbeddedModel:
     spec = apply_config(new_endpoint(name or default_endpoint_name(model_uri), model_uri), dict(config or {}))
-    folder = load_settings().home_path / "embedded" / spec.name if state_dir is None else Path(state_dir)
-    return EmbeddedModel(spec, folder.expanduser().absolute(), follow, wait_seconds)
+    folder = load_settings().home_path / "embedded" / spec.name if state_dir is None else absolute_path(state_dir)
+    return EmbeddedModel(spec, folder, follow, wait_seconds)

@@ -113,7 +113,7 @@ class Settings(BaseModel):
 
     @cached_property
     def home_path(self) -> Path:
-        return self.home.expanduser().absolute()
+        return absolute_path(self.home)
 
     @property
     def store_url(self) -> str:
@@ -124,7 +124,7 @@ class Settings(BaseModel):
         """A URI, or an absolute path: servers run in other folders than the commands that start them."""
         if ":" in self.log_uri:
             return self.log_uri
-        return str(Path(self.log_uri).expanduser().absolute() if self.log_uri else self.home_path / "inference_log")
+        return str(absolute_path(self.log_uri) if self.log_uri else self.home_path / "inference_log")
 
     @property
     def cache_path(self) -> Path:
@@ -137,6 +137,19 @@ class Settings(BaseModel):
     def state_dir(self, endpoint: str) -> Path:
         """Return the state folder of an endpoint's server on this machine. It may not exist."""
         return self.deployments_path / endpoint
+
+
+def absolute_path(path: Path | str) -> Path:
+    """Return a path that a person wrote, with the home folder in place of ~ or ~USER.
+
+    Raises:
+        InvalidConfig: there is no such user, or this one has no home folder.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise InvalidConfig(f"{path}: no home folder is known for {home}: set HOME, or give the whole path") from None
 
 
 def load_settings() -> Settings:

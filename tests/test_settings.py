@@ -26,6 +26,26 @@ def test_everything_lies_below_home() -> None:
     assert (settings.cache_path, settings.deployments_path) == (home / "cache", home / "deployments")
 
 
+def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container that is run as any number
+    said = CliRunner().invoke(main, ["list"])
+    assert said.exit_code == 1
+    assert said.stderr == ("Error: ~/.onnxserve: no home folder is known for ~: set HOME, or give the whole path\n")
+
+
+def test_the_folder_of_a_user_who_is_not_there_is_said_in_one_line() -> None:
+    said = CliRunner().invoke(main, ["predict", "-m", "~nobody-of-this-name/model"], input='[{"a": 1}]')
+    assert said.exit_code == 1
+    assert said.stderr == (
+        "Error: ~nobody-of-this-name/model: no home folder is known for ~nobody-of-this-name: "
+        "set HOME, or give the whole path\n"
+    )
+
+
 def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNXSERVE_HOME", "here")

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, ResolvedModel, download, get_or_create_experiment, log_run, resolve
 from mlflow_deploy_plugin.runtime import available_cores
+from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import temporary_folder
 from mlflow_deploy_plugin.tabular import FileFormat
@@ -271,7 +272,7 @@ class _Tally:
 
 
 def _absolute(uri: str) -> str:
-    return uri if "://" in uri or uri.startswith("file:") else str(Path(uri).expanduser().absolute())
+    return uri if "://" in uri or uri.startswith("file:") else str(absolute_path(uri))
 
 
 def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> dict[str, Any]:

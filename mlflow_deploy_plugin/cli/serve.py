@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server import read_cloud, require_device, supervise
-from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.statedir import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 
@@ -111,7 +111,7 @@ def serve(
     configure_logging(settings, "serve")
     port = first.server.port
     own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
-    named = None if state_dir is None else state_dir.expanduser().absolute()
+    named = None if state_dir is None else absolute_path(state_dir)
     with claim_free_state_dir(own_folder) if named is None else claim_state_dir(named) as folder:
         _write_specs(folder, [first, *others])
         is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # which the agent reads itself

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.registry import LoggedColumns, fetch_mlmodel, logged_columns, parse_model_uri, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
+from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
@@ -63,7 +64,7 @@ def absolute_model_uri(model_uri: str) -> str:
     reference = parse_model_uri(model_uri)
     if reference.kind != "path":
         return model_uri
-    return str(Path(reference.name).expanduser().absolute())
+    return str(absolute_path(reference.name))
 
 
 def sets_weight(field: str) -> bool:
@@ -184,7 +185,7 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Mapping[str, Any]
             found[project_fields[0]] = str(folder)
     uri = monitor.reference.removeprefix(_DATASET)
     if f"{prefix}reference" in config and monitor.reference.startswith(_DATASET) and not urlparse(uri).scheme:
-        found[f"{prefix}reference"] = f"{_DATASET}{Path(uri).expanduser().absolute()}"
+        found[f"{prefix}reference"] = f"{_DATASET}{absolute_path(uri)}"
     return found
 
 
@@ -310,7 +311,7 @@ def _project_folder(project: str) -> Path | None:
         place = place.removeprefix(_FILE)
     elif _URI.match(place):
         return None
-    return Path(place).expanduser().absolute() / below
+    return absolute_path(place) / below
 
 
 def _entry_points(folder: Path) -> dict[str, dict[str, Any]]:

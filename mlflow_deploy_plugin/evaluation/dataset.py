@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, join_names, one
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
+from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.tabular import MAX_BYTES, read_table
 
 NamedArrays = dict[str, Array]
@@ -216,7 +217,7 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if dataset.startswith(_DATASET):
         return _read_logged_dataset(dataset)
     if ":" not in dataset or dataset.startswith("file:"):
-        return read_rows(Path(dataset.removeprefix("file://")).expanduser(), dataset)
+        return read_rows(absolute_path(dataset.removeprefix("file://")), dataset)
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
         return read_rows(fetch(dataset, Path(folder), f"the dataset {dataset}"), dataset)

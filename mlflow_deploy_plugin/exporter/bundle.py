@@ -22,6 +22,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.exporter.package import PYTHON, REQUIREMENTS
 from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.settings import absolute_path
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
@@ -98,7 +99,7 @@ def write_bundle(
 def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None:
     folder.mkdir()
     if wheels is not None:
-        found = sorted(Path(wheels).expanduser().glob("*.whl"))
+        found = sorted(absolute_path(wheels).glob("*.whl"))
         if not found:
             raise InvalidConfig(f"{wheels} holds no wheels (*.whl)")
         for wheel in found:

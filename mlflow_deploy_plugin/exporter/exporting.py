@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, OnnxModel, numpy_dtype, read_served_artifact
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, JSON, protocols
+from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import temporary_folder
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite", "savedmodel"]
@@ -113,7 +114,7 @@ def export(
         InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be had.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
-    target = Path(path).expanduser().absolute()
+    target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
     resolved = resolve(model_uri)

@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.registry import (
     with_description_section,
 )
 from mlflow_deploy_plugin.runtime import Input, Output
+from mlflow_deploy_plugin.settings import absolute_path
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
 """Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""
@@ -113,7 +114,7 @@ def wrap_registered(
         NotFound, RegistryUnavailable: of the registry.
     """
     check_new_name(register or "")
-    path = Path(model_uri).expanduser()
+    path = absolute_path(model_uri)
     is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise NotFound(f"the file {path} does not exist")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.settings import absolute_path
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.spec import EndpointSpec
@@ -113,7 +114,7 @@ def parse_model_uri(model_uri: str) -> ModelURI:
 
 def missing_folder_message(text: str) -> str:
     """Return the error message for a path without a folder, with the URI that was probably meant."""
-    path = Path(text).expanduser().absolute()
+    path = absolute_path(text)
     if path.is_file():
         return f"{path} is a file; a model is a folder with an MLmodel file: mlflow_deploy_plugin.save_model makes one"
     message = f"the folder {path} does not exist"
@@ -140,7 +141,7 @@ def model_name(uri: ModelURI) -> str:
     """Return the registered model's name, or the last part of the path."""
     match uri.kind:
         case "path":
-            folder = Path(uri.name).expanduser().absolute()
+            folder = absolute_path(uri.name)
             return registered_meta(folder).get("model_name") or folder.name or "model"
         case "remote":
             return urlparse(uri.name).path.rstrip("/").rpartition("/")[2] or "model"

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.registry.model_uri import (
     registered_meta,
 )
 from mlflow_deploy_plugin.registry.tags import GATE_TAG, GateStatus, gate_status_of
+from mlflow_deploy_plugin.settings import absolute_path
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -94,7 +95,7 @@ def resolve(model_uri: str) -> ResolvedModel:
     uri = parse_model_uri(model_uri)
     match uri.kind:
         case "path":
-            folder = Path(uri.name).expanduser().absolute()
+            folder = absolute_path(uri.name)
             if not folder.is_dir():
                 raise NotFound(missing_folder_message(uri.name))
             version = registered_meta(folder).get("model_version", "")

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
+from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, WaitsFor
 
@@ -73,13 +74,13 @@ def plan_for(
     spec: RetrainSpec, endpoint: str, model: str, version: str, every: str, window: Window | None, actor: str
 ) -> RetrainPlan:
     """Return the plan of a monitor's spec."""
-    folder = Path(spec.project).expanduser()
+    folder = absolute_path(spec.project)
     return RetrainPlan(
         endpoint=endpoint,
         model=model,
         base_version=version,
         # a folder of this machine by its whole path: a controller may run in another one
-        project=str(folder.absolute()) if folder.is_dir() else spec.project,
+        project=str(folder) if folder.is_dir() else spec.project,
         timeout=float(duration_seconds(spec.timeout)),
         every=every,
         window=str(window) if window is not None else "",

@@ -22,7 +22,7 @@ from docker.types import DeviceRequest, Mount
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, one_line
 from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, asks_mlflow, local_files
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.settings import Settings, absolute_path
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
@@ -228,8 +228,8 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _secret(name: str, path: str) -> str:
-    file = Path(path).expanduser()
-    if not file.is_absolute():  # the next command may be given in another folder
+    file = absolute_path(path)
+    if not path.startswith(("/", "~")):  # the next command may be given in another folder
         raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
     try:
         return file.read_text().rstrip("\n")

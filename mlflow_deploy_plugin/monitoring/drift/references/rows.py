@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
+from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
 from mlflow_deploy_plugin.tabular import read_parquet, read_table, require_few_values
 
@@ -217,7 +218,7 @@ def _dataset_path(uri: str) -> Iterator[Path]:
     shown, parsed = _shown(uri), urlparse(uri)
     with ExitStack() as stack:
         if parsed.scheme in ("", "file"):
-            path = Path(unquote(parsed.path)).expanduser()
+            path = absolute_path(unquote(parsed.path))
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxserve-dataset-"))
             path = fetch(uri, Path(folder), shown)
