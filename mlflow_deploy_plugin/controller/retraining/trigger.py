@@ -66,6 +66,7 @@ def retrain_on_alarm(
         if all(one.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
             return one
     try:
+        _check_no_rollout(store, plan.endpoint)
         _check_served(deployments, result)
         _check_budget(retrainings, plan.model, spec.retrain, store.now())
         try:
@@ -102,7 +103,7 @@ def request_retraining(
         NotFound / RegistryUnavailable: no such endpoint or monitor, or nobody says which version is served.
         InvalidConfig: no monitor says how the model is trained, its project is not there, or the endpoint serves no
             registered model.
-        AlreadyExists: the model is being trained already.
+        AlreadyExists: the model is being trained already, or a rollout of the endpoint is under way.
     """
     actor = actor or current_actor()
     observed = deployments.get_endpoint(endpoint)
@@ -121,6 +122,7 @@ def request_retraining(
         raise InvalidConfig(f"monitor {name!r} does not say how the model is trained: it has no `retrain`")
     retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
+    _check_no_rollout(deployments.store, endpoint)
     model = served_model(observed)
     plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
     reason = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
@@ -139,7 +141,7 @@ class RetrainingSchedule:
     def request_due(self, now: datetime | None = None) -> None:
         """Start the retrainings that are due; of several times that have passed, one.
 
-        While the model is being trained already, the next one waits. An error is logged once.
+        While the model is being trained, or a rollout is under way, the next one waits. An error is logged once.
         """
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
@@ -190,6 +192,12 @@ def _record_refusal(store: Store, event: AuditEvent) -> None:
         store.record_unless_repeated(event)
     except OnnxserveError as error:
         _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
+
+
+def _check_no_rollout(store: Store, endpoint: str) -> None:
+    """Raise AlreadyExists if a rollout is under way: two versions answer, and which is learned from is not decided."""
+    for rollout in store.rollouts(endpoint, live=True):
+        raise AlreadyExists(f"rollout {rollout.id} of endpoint {endpoint!r} is under way")
 
 
 def _check_served(deployments: Deployments, result: MonitorResult) -> None:

@@ -165,6 +165,22 @@ def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> N
     assert len(world.retrainings.find()) == 1
 
 
+def test_while_a_rollout_is_under_way_nothing_is_started_and_a_schedule_waits_for_its_end(
+    world: RetrainingWorld,
+) -> None:
+    world.monitor(schedule="0 3 * * *")
+    world.divide_traffic()
+    now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
+    schedule.request_due(now)
+    schedule.request_due(now + timedelta(days=3))
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is None
+    under_way = f"rollout 1 of endpoint '{ENDPOINT}' is under way"
+    assert refusals(world) == [under_way]
+    with pytest.raises(AlreadyExists, match=under_way):
+        request_retraining(world.deployments, ENDPOINT)
+    assert world.retrainings.find() == []
+
+
 def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world: RetrainingWorld) -> None:
     world.monitor(schedule="0 3 * * *")
     world.ahead = timedelta(days=365)
