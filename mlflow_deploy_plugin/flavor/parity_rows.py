@@ -111,14 +111,8 @@ class _TableRows:
         yield from self.at_boundaries(boundary_values)
         for source, fits, count, change, compared in _CHANGES:
             if names := self.some_columns(fits, count):
-                changed = [change(self.some(count), name) for name in names]
-                yield RowGroup(
-                    source,
-                    pd.concat(changed, ignore_index=True),
-                    block=count,
-                    columns=tuple(map(str, names)),
-                    compared=compared,
-                )
+                table = self.one_changed(dict.fromkeys(names, count), change)
+                yield RowGroup(source, table, block=count, columns=tuple(map(str, names)), compared=compared)
         if any(_is_number(self.example[name]) for name in self.example):
             yield RowGroup("far together", self.far_together(), block=len(_FAR_TOGETHER), alone=True)
 
@@ -140,23 +134,34 @@ class _TableRows:
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
-            changed, columns = [], []
+            changed: dict[Any, pd.Series[Any]] = {}
             for name in names:
                 dtype, values = self.example[name].dtype, values_of(learned[name])
                 # what is no category would be missing, which no integer can be
                 if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
                     values = [value for value in values if value in dtype.categories]
-                if not values:
-                    continue
                 chosen = [values[position] for position in self.random.permutation(len(values))[:most]]
-                blocks = -(-len(chosen) // _UNSEEN_ROWS)
-                whole = [chosen[row % len(chosen)] for row in range(blocks * _UNSEEN_ROWS)]
+                whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
                 with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                    changed.append(self.with_column(self.some(len(whole)), name, whole))
-                    columns += [str(name)] * blocks
-            if changed:  # in one group: each costs the original a call, whose time grows with the columns
-                table = pd.concat(changed, ignore_index=True)
+                    changed[name] = _as([chosen[row % len(chosen)] for row in range(whole)], dtype)
+            if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
+                columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
+                table = self.one_changed(lengths, lambda column: changed[column.name])  # noqa: B023 - called here
                 yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
+
+    def one_changed(self, rows: Mapping[Any, int], change: Callable[["pd.Series[Any]"], Any]) -> pd.DataFrame:
+        """Return as many rows for each column as `rows` says, in which this column alone is changed.
+
+        They are one table from the beginning: a table for each column would cost the square of the columns.
+        """
+        table = self.some(sum(rows.values()))
+        start = 0
+        for name, count in rows.items():
+            column, end = table[name], start + count
+            parts = [column.iloc[:start], change(column.iloc[start:end].reset_index(drop=True)), column.iloc[end:]]
+            table[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+            start = end
+        return table
 
     def some(self, count: int) -> pd.DataFrame:
         return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
@@ -236,7 +241,7 @@ class _TableRows:
         for name, values in learned.items():
             if _is_number(self.example[name]):
                 moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
-                table = self.with_column(table, name, moved)
+                table[name] = _as(moved, self.example[name].dtype)
         return table
 
     def far_together(self) -> pd.DataFrame:
@@ -288,12 +293,12 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _far(table: pd.DataFrame, name: str) -> pd.DataFrame:
+def _far(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Multiply the column's largest number by `_FAR` and, in further rows, each row's own number."""
-    reach, factors = _reach(table[name]), np.resize(np.array(_FAR), len(table))
-    own = np.clip(np.nan_to_num(table[name].to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
-    some = np.where(np.arange(len(table)) < len(_FAR), reach, own)
-    return table.assign(**{name: _as(factors * some, table[name].dtype)})
+    reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
+    own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
+    some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
+    return _as(factors * some, column.dtype)
 
 
 def _reach(series: "pd.Series[Any]") -> float:
@@ -318,27 +323,27 @@ def _is_number(series: "pd.Series[Any]") -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
-_CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame], bool], ...] = (
+_CHANGES: tuple[tuple[str, Any, int, Callable[["pd.Series[Any]"], "pd.Series[Any]"], bool], ...] = (
     (
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
         # one row stays whole: an original may refuse a column that is missing throughout
-        lambda table, name: table.assign(**{name: table[name].where(np.arange(len(table)) == 0)}),
+        lambda column: column.where(np.arange(len(column)) == 0),
         True,
     ),
     (
         "unseen",  # a pandas categorical cannot hold another text
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
-        lambda table, name: table.assign(**{name: pd.Series("never seen", table.index).astype(table[name].dtype)}),
+        lambda column: pd.Series("never seen", column.index).astype(column.dtype),
         True,
     ),
     (
         "infinite",
         lambda series: pd.api.types.is_float_dtype(series.dtype),
         _INFINITE_ROWS,
-        lambda table, name: table.assign(**{name: _as([np.inf, -np.inf], table[name].dtype)}),
+        lambda column: _as([np.inf, -np.inf], column.dtype),
         False,
     ),
     ("far", _is_number, 4 * len(_FAR), _far, True),

@@ -116,7 +116,7 @@ def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.
 
 
 def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
-    wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(1_000)})
+    wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
     known = BoundaryValues(categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))))
 
     groups = [group for group in parity_rows(wide, None, known) if "categories" in group.source]
