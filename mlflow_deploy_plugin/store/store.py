@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.store.audit import (
 )
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
 from mlflow_deploy_plugin.store.tables import (
+    IS_DELETED,
     AlertRow,
     AuditRow,
     EndpointRow,
@@ -400,7 +401,7 @@ class Store:
 
 def _deleted_names(session: Session, name: str | None = None) -> set[str]:
     """Return the names of deleted endpoints, or `name` if it is one. Another endpoint may have the name by now."""
-    query = select(AuditRow.endpoint).where(AuditRow.action == "delete", AuditRow.endpoint != "").distinct()
+    query = select(AuditRow.endpoint).where(IS_DELETED, AuditRow.endpoint != "").distinct()
     return set(session.scalars(query.filter_by(**given(endpoint=name))))
 
 

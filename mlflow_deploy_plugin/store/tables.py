@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0009"
+SCHEMA = "0010"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -90,10 +90,17 @@ class EndpointRow(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+IS_DELETED = text("action = 'delete'")
+"""The condition of an index: a query uses it only where it has the same text."""
+
+
 class AuditRow(Base):
     """One audit event. Rows outlive their endpoint."""
 
     __tablename__ = "onnxserve_audit_events"
+    __table_args__ = (
+        Index("ix_onnxserve_audit_events_deleted", "endpoint", sqlite_where=IS_DELETED, postgresql_where=IS_DELETED),
+    )
 
     # SQLite numbers rows by itself only in a column of the type INTEGER
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)

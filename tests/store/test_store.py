@@ -1,10 +1,14 @@
 """The store keeps endpoints and what happened to them, on SQLite and on PostgreSQL alike."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint, remove_variant
@@ -70,6 +74,28 @@ def test_endpoints_are_listed_by_name(store: Store) -> None:
         store.add_endpoint("onnxserve", new_endpoint(name, "m"))
 
     assert [endpoint.name for endpoint in store.endpoints()] == ["a", "b"]
+
+
+def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    store = open_store(f"sqlite:///{file}")
+    asked: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *others: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert store.endpoints() == []
+        assert store.endpoint("flights") is None
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+        store.close()
+    with closing(sqlite3.connect(file)) as database:
+        plans = [database.execute(f"EXPLAIN QUERY PLAN {text}", given).fetchall() for text, given in asked]
+    reads = [step[3] for plan in plans for step in plan if "onnxserve_audit_events" in step[3]]
+    assert reads
+    assert all("ix_onnxserve_audit_events_deleted" in read for read in reads), reads
 
 
 def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -> None:
