@@ -4,9 +4,13 @@ Here is also the audit trail of an endpoint together with that of the models it 
 """
 
 import json
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -49,15 +53,22 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     The steps are the run of the gate, the tags of its verdict, and the moves as MLflow's server saw them: into the
     stage, and out of it to the archive.
     """
-    acts = [(datetime.fromisoformat(start), event) for event in events if (start := event.detail.get(STARTED_AT))]
+    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
+    for act in events:
+        if start := act.detail.get(STARTED_AT):
+            for version in (act.version, None):
+                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
+    for spans in acts.values():
+        spans.sort()
+        starts, ends = zip(*spans, strict=True)
+        spans[:] = zip(starts, accumulate(ends, max), strict=True)  # the latest end of all that began until then
 
     def is_step(event: "AuditEvent") -> bool:
-        return event.action in _STEPS and any(
-            start <= event.at <= act.at
-            and act.model == event.model
-            and (act.version == event.version or event.after == "Archived")
-            for start, act in acts
-        )
+        if event.action not in _STEPS:
+            return False
+        spans = acts.get((event.model, None if event.after == "Archived" else event.version), [])
+        begun = bisect_right(spans, event.at, key=itemgetter(0))
+        return begun > 0 and event.at <= spans[begun - 1][1]
 
     return [event for event in events if not is_step(event)]
 

@@ -70,6 +70,30 @@ def test_what_gave_its_stage_up_to_a_promoted_version_is_a_step_of_it() -> None:
     assert without_step_events([by_itself, archived, promoted]) == [by_itself, promoted]
 
 
+class CountedTime(datetime):
+    compared = 0
+
+    def __le__(self, other: Any) -> bool:
+        CountedTime.compared += 1
+        return super().__le__(other)
+
+    def __lt__(self, other: Any) -> bool:
+        CountedTime.compared += 1
+        return super().__lt__(other)
+
+
+def test_each_of_many_promotions_takes_its_own_steps_and_is_compared_with_few_events() -> None:
+    events = []
+    for number in range(500):
+        begun = NOON + timedelta(hours=number)
+        gated, moved, ended = (CountedTime.fromisoformat((begun + timedelta(minutes=m)).isoformat()) for m in (1, 2, 3))
+        act = event("promote", 0, detail={STARTED_AT: begun.isoformat()})
+        events += [replace(event("gate", 0), at=gated), replace(event("gate", 0), at=moved), replace(act, at=ended)]
+
+    assert {one.action for one in without_step_events(events)} == {"promote"}
+    assert CountedTime.compared < 50 * len(events)
+
+
 def test_an_event_is_one_line_of_json() -> None:
     line = event_as_json(event("promote", 0, why="März"))
     assert line.startswith('{"at": "2026-11-21T12:00:00+00:00", "actor": "eva@desk", "action": "promote"')
