@@ -99,12 +99,12 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        with at_work(asked.console, asked.server, asked.rollout_to):
-            take_console(browser, asked.console)
-        page = browser.new_page()
-        if not asked.only_console:
+        if not asked.only_console:  # before the rollout, which leaves an archived version answering
+            page = browser.new_page()
             take(page, f"{asked.server}/", "try", 900, example=True)
             take(page, (ROOT / ".demo" / "reports" / "summer.html").as_uri(), "report", 1000)
+        with at_work(asked.console, asked.server, asked.rollout_to):
+            take_console(browser, asked.console)
         browser.close()
 
 
