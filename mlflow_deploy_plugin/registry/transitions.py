@@ -217,6 +217,8 @@ def _select_alone(client: Any, uri: ModelURI, version: str) -> None:
         client.set_model_version_tag(name, version, *uri.tag)
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.delete_model_version_tag(name, other, uri.tag[0])
+        if not _selected(client, uri):  # another client has moved it back meanwhile, and taken it from this version
+            client.set_model_version_tag(name, version, *uri.tag)
         return
     client.transition_model_version_stage(name, version, uri.selector)
     if uri.selector.capitalize() in _ARCHIVES_OTHERS:

@@ -141,6 +141,25 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, m
     assert current_version(reference) == "2"
 
 
+def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second, too, finds both versions with the tag: each takes away the other's."""
+    reference = parse_model_uri(f"models:/{model}/tag:team=blue")
+    move_version(reference, "1")
+    delete_tag = MlflowClient.delete_model_version_tag
+
+    def delete_after_the_second(*arguments: Any) -> None:
+        monkeypatch.undo()
+        move_version(reference, "1")
+        delete_tag(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "delete_model_version_tag", delete_after_the_second)
+    move_version(reference, "2")
+
+    assert current_version(reference) == "2"
+
+
 def test_the_others_are_archived_on_postgresql_too() -> None:
     with postgresql_server() as url, tracking_at(url):
         client = MlflowClient()
