@@ -266,7 +266,8 @@ def _model_stream_infer(
 ) -> Iterator[bytes]:
     """Yield one response a request, in order; an error takes its place, and the stream goes on, as in Triton.
 
-    A response has no metadata of its own: its ids are parameters of the message.
+    A response has no metadata of its own: its ids are parameters of the message. Triton's clients read until
+    `triton_final_response` is true; each response is the final one of its request.
     """
     if _is_stranger(server, context):
         _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
@@ -281,6 +282,7 @@ def _model_stream_infer(
                     message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
             for name, value in reply.headers.items():
                 message.parameters[name.lower()].string_param = value
+            message.parameters["triton_final_response"].bool_param = True
             streamed = messages.ModelStreamInferResponse(infer_response=message)
             if reply.error is not None:
                 streamed.error_message = reply.error.message

@@ -122,6 +122,18 @@ def test_many_calls_at_once_get_their_own_answers(client: Any, asking: Any) -> N
         np.testing.assert_array_equal(result.as_numpy("doubled"), (IMAGE + number) * 2)
 
 
+def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(client: Any, asking: Any) -> None:
+    """Triton marks each response: github.com/triton-inference-server/server, docs/user_guide/decoupled_models.md."""
+    answers: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    given = [asking.tensor("image", IMAGE)]
+    client.async_stream_infer("tensor", given, enable_empty_final_response=True)
+    result, error = answers.get(timeout=30)
+    client.stop_stream()
+    assert error is None
+    assert result.get_response().parameters["triton_final_response"].bool_param
+
+
 def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any, asking: Any) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
