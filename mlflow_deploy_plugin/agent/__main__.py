@@ -36,10 +36,6 @@ from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, locked
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
-_ROUND_SECONDS = 0.25
-"""Between two rounds of following; `settings.poll_seconds` says how often the registry is asked."""
-_COMMAND_SECONDS = 0.05
-"""Between two looks for a command, whose caller waits."""
 _SHIP_SECONDS = 2.0
 _POLL_THREADS, _FETCH_THREADS = 4, 2
 _NICE = 10
@@ -53,9 +49,7 @@ def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) 
             if follower.round().fatal:
                 failed.set()
                 break
-            until = time.monotonic() + _ROUND_SECONDS
-            while not stop.wait(_COMMAND_SECONDS) and time.monotonic() < until and not follower.has_work():
-                pass
+            follower.wait(stop)
     except Exception as error:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
         _log_end(error)
         failed.set()

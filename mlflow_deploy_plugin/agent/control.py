@@ -87,9 +87,10 @@ class EndpointControl:
         self._control = read_state(self.state_dir / CONTROL, Control) or Control()
         self._answered: deque[str] = deque(maxlen=4 * MAX_WAITING)
 
-    def has_work(self) -> bool:
-        """Return True if a command waits or is under way. The call is cheap enough for many times a second."""
-        return bool(self._running) or any(file.name not in self._answered for file in command_files(self.state_dir))
+    @property
+    def is_busy(self) -> bool:
+        """Whether a command is under way."""
+        return bool(self._running)
 
     def endpoints(self, specs: Sequence[EndpointSpec]) -> list[EndpointSpec]:
         """Return the endpoints to be served: those of the spec and the added ones, without the unloaded ones."""

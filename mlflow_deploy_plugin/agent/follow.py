@@ -8,6 +8,7 @@ Whatever fails, the versions that were served stay wanted.
 
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ from mlflow_deploy_plugin.statedir import (
 
 _log = logging.getLogger(__name__)
 
+_ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
+"""Between two rounds, and while a command is under way, whose caller waits."""
 _FOREVER_SECONDS = 1e9
 _FIRST_POLL_SECONDS = 5.0
 """A restart waits so long for the registry before it serves the versions of before."""
@@ -111,10 +114,13 @@ class Follower:
                 self._checkpoint()
         return self._publish(fatal)
 
-    def has_work(self) -> bool:
-        """Return True if the next round should come soon."""
-        has_result = any(future.done() for future in self.resolver.pending())
-        return has_result or self._control.has_work() or (self.state_dir / LOOK).exists()
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until the next round is due: a poll or fetch has ended, or a while is over. `stop` may end it early."""
+        seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
+        if pending := self.resolver.pending():
+            wait(pending, seconds, FIRST_COMPLETED)
+        else:
+            stop.wait(seconds)
 
     def _update_specs(self) -> None:
         """Read the spec if it has changed, and take the commands that wait.

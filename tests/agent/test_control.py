@@ -72,13 +72,12 @@ def case(tmp_path: Path) -> Case:
 
 def test_without_commands_the_spec_is_served(case: Case) -> None:
     assert case.control.take(case.specs) is None
-    assert not case.control.has_work()
+    assert not case.control.is_busy
     assert (case.served, case.control.unloaded(case.specs)) == (["a", "b"], ())
 
 
 def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: Case) -> None:
     name = case.ask("unload", "a")
-    assert case.control.has_work()
     assert case.control.take(case.specs) == []
     assert (case.served, case.control.unloaded(case.specs)) == (["b"], ("a",))
 
@@ -87,10 +86,10 @@ def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: C
 
     case.settle(pending)
     assert case.answer(name) is None
-    assert case.control.has_work()
+    assert case.control.is_busy
     case.settle()
     assert case.answer(name) == CommandAnswer()
-    assert not case.control.has_work()
+    assert not case.control.is_busy
 
 
 def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
@@ -199,7 +198,7 @@ def test_a_command_that_was_answered_is_not_taken_again(case: Case) -> None:
     case.do("unload", "a")
     case.do("load", "a")
     assert case.control.take(case.specs) is None
-    assert not case.control.has_work()
+    assert not case.control.is_busy
 
 
 def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(

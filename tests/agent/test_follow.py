@@ -29,16 +29,12 @@ def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) ->
     case.world.versions |= {STAGE: "1", "models:/tiny/3": "3"}
     follower = case.follower()
     follower.round()
-    assert not follower.has_work()
 
     case.world.versions[STAGE] = "2"
     (case.state_dir / LOOK).touch()
-
-    assert follower.has_work()
     follower.round()
     assert case.versions == {"v1": "2", "v2": "3"}
     assert case.world.resolved == [STAGE, "models:/tiny/3", STAGE]
-    assert not follower.has_work()
 
 
 def test_a_pinned_version_is_looked_up_once(case: Case) -> None:
