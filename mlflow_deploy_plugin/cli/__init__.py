@@ -59,6 +59,10 @@ _NO_TELEMETRY = {
 """The switches of MLflow and Evidently; the last one is for a line that MLflow would print between ours."""
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, which Click would turn into exit status 1."""
+
+
 class _LazyCommands(Commands):
     """A group that imports a command when it is called: `onnxserve --help` and `serve` do not wait for MLflow."""
 
@@ -90,9 +94,19 @@ class _LazyCommands(Commands):
                 _fail(f"{argument!r} is no valid text in UTF-8")
         return super().parse_args(ctx, args)
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command. Ctrl-C ends it by the signal, as Python would: after a mere exit, a shell's loop goes on."""
+        try:
+            return super().main(*args, **options)
+        except _Interrupted:
+            sys.excepthook = lambda *_: click.echo("\nAborted!", err=True)
+            raise KeyboardInterrupt from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
         except OnnxserveError as error:
             _fail(error.message)
         except ModuleNotFoundError as error:
@@ -148,7 +162,7 @@ def main() -> None:
 
     Exit status: 0 if the command succeeded; 2 if its options make no sense: one is unknown, missing, no number or no
     choice, or does not go with another; 1 if it failed or was refused. The reason follows "Error:" on standard error;
-    a command that gives 1 for anything else says so in its help.
+    a command that gives 1 for anything else says so in its help. Ctrl-C ends it by SIGINT, which a shell shows as 130.
     """
     os.umask(os.umask(0o077) | 0o002)  # whoever may write a model that is loaded again may run code here
     disable_telemetry()

@@ -1,5 +1,10 @@
 """What a new user mistypes, or has not set up yet: one line that says what is wrong, and what would be right."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +159,16 @@ def test_nothing_to_show_or_to_do_is_said_and_no_error(line: str, said: str) -> 
     result = typed(line)
 
     assert (result.exit_code, result.output) == (0, f"{said}\n")
+
+
+def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "promote", "m", "1", "--to", "Staging"]
+        where = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | where) as process:
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+            connection.close()
+    assert (process.returncode, said) == (-signal.SIGINT, "\nAborted!\n")
