@@ -43,8 +43,7 @@ def _run(workspace: Workspace, printer: StepPrinter) -> None:
     if os.environ.get("DEMO_EXIT") == "1":
         print(f"The servers are stopped, as DEMO_EXIT=1 asks; the reports stay in {workspace.reports}")
     else:
-        home = "" if workspace.home == DEFAULT_HOME else f" --home {workspace.home}"
-        print(f"The servers go on running. This stops them:   {sys.executable} -m projects.demo stop{home}")
+        print(f"The servers go on running. This stops them:   {workspace.stop_command}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The demo's folder, and the environment that points MLflow and onnxserve there."""
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ class Workspace:
     @property
     def reports(self) -> Path:
         return self.home / "reports"
+
+    @property
+    def stop_command(self) -> str:
+        """A command line that ends what the demo left running, from any folder."""
+        home = [] if self.home == DEFAULT_HOME else ["--home", str(self.home)]
+        command = [sys.executable, "-m", "projects.demo", "stop", *home]
+        return f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(command)}"
 
     def check(self) -> None:
         """Refuse a folder with files that the demo did not write.

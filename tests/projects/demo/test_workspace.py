@@ -1,5 +1,6 @@
 """The demo's folder: it is emptied by each run, and nobody else's is."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,11 @@ def test_a_new_an_empty_and_its_own_folder_are_fine(tmp_path: Path) -> None:
     workspace.check()
     workspace.empty()
     assert not list(workspace.reports.iterdir())
+
+
+def test_the_command_that_stops_the_demo_runs_from_any_folder(tmp_path: Path) -> None:
+    command = Workspace(tmp_path / "a demo").stop_command
+
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("nothing of the demo runs\n", 0), done.stderr
