@@ -104,6 +104,14 @@ def column_values(series: "pd.Series[Any]") -> Array:
     return values
 
 
+def missing_value(series: "pd.Series[Any]") -> float | None:
+    """Return what stands in a column for a missing value: None if the column holds it as a Python object, else NaN.
+
+    A column of objects, as pandas 2 makes of texts, may hold either, and encoders of scikit-learn tell them apart.
+    """
+    return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
+
+
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
     """Return the signature's columns for a table: names, order, MLflow types; raises as `column_type`."""
     return tuple(Column(str(name), column_type(table[name])) for name in table.columns)

@@ -98,6 +98,10 @@ def _chunk_rows(tensors: dict[str, Array]) -> int:
     return max(_CHUNK_ELEMENTS // max(sum(array[:1].size for array in tensors.values()), 1), 2)
 
 
+_Change = Callable[["pd.Series[Any]", "pd.Series[Any]"], "pd.Series[Any]"]
+"""The change of drawn values of a column, given the example's whole column."""
+
+
 @dataclass(frozen=True)
 class _TableRows:
     """Draws rows from an example."""
@@ -146,10 +150,10 @@ class _TableRows:
                     changed[name] = _as([chosen[row % len(chosen)] for row in range(whole)], dtype)
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
-                table = self.one_changed(lengths, lambda column: changed[column.name])  # noqa: B023 - called here
+                table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
                 yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
 
-    def one_changed(self, rows: Mapping[Any, int], change: Callable[["pd.Series[Any]"], Any]) -> pd.DataFrame:
+    def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
         """Return as many rows for each column as `rows` says, in which this column alone is changed.
 
         They are one table from the beginning: a table for each column would cost the square of the columns.
@@ -158,7 +162,8 @@ class _TableRows:
         start = 0
         for name, count in rows.items():
             column, end = table[name], start + count
-            parts = [column.iloc[:start], change(column.iloc[start:end].reset_index(drop=True)), column.iloc[end:]]
+            changed = change(column.iloc[start:end].reset_index(drop=True), self.example[name])
+            parts = [column.iloc[:start], changed, column.iloc[end:]]
             table[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
             start = end
         return table
@@ -293,7 +298,7 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _far(column: "pd.Series[Any]") -> "pd.Series[Any]":
+def _far(column: "pd.Series[Any]", _: "pd.Series[Any]") -> "pd.Series[Any]":
     """Multiply the column's largest number by `_FAR` and, in further rows, each row's own number."""
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
     own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
@@ -316,34 +321,35 @@ def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
             np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
         )
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
-    return pd.Series(values).astype(dtype)
+    # pandas 3 would infer texts from objects, and NaN from None
+    return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
 
 
 def _is_number(series: "pd.Series[Any]") -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
-_CHANGES: tuple[tuple[str, Any, int, Callable[["pd.Series[Any]"], "pd.Series[Any]"], bool], ...] = (
+_CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
     (
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
         # one row stays whole: an original may refuse a column that is missing throughout
-        lambda column: column.where(np.arange(len(column)) == 0),
+        lambda column, example: column.where(np.arange(len(column)) == 0, batches.missing_value(example)),
         True,
     ),
     (
         "unseen",  # a pandas categorical cannot hold another text
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
-        lambda column: pd.Series("never seen", column.index).astype(column.dtype),
+        lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
         True,
     ),
     (
         "infinite",
         lambda series: pd.api.types.is_float_dtype(series.dtype),
         _INFINITE_ROWS,
-        lambda column: _as([np.inf, -np.inf], column.dtype),
+        lambda column, _: _as([np.inf, -np.inf], column.dtype),
         False,
     ),
     ("far", _is_number, 4 * len(_FAR), _far, True),

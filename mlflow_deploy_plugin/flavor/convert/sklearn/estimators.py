@@ -25,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
+from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, missing_value
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.runtime import Array, Column, Input
 
@@ -292,7 +292,9 @@ def _may_be_missing(model: Any, batch: pd.DataFrame, texts: Sequence[str]) -> se
     found: set[str] = set()
     start, size = 0, len(texts)
     while some := texts[start : start + size]:
-        gaps = {name: pd.Series([np.nan], batch.index[:1]).astype(batch[name].dtype) for name in some}
+        gaps = {
+            name: pd.Series([missing_value(batch[name])], batch.index[:1]).astype(batch[name].dtype) for name in some
+        }
         try:
             row = batch.head(1).assign(**gaps)
             call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)

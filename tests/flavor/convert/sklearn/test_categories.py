@@ -68,6 +68,17 @@ def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
     assert ("unseen" in wrapped.report.refused_by_original) == ("handle_unknown" not in options)
 
 
+@pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
+def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any) -> None:
+    """As pandas 2 holds texts; the encoder tells None and NaN apart, and knows the one that it has learned."""
+    values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
+    table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
+    encoder = OneHotEncoder(handle_unknown="ignore")
+    model = make_pipeline(encoder, LogisticRegression()).fit(table, (table.gaps == "x") | table.gaps.isna())
+
+    assert wrap(model, table).report.state == "proven"
+
+
 @pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
 def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
     code: Any, weather: tuple[pd.DataFrame, pd.Series]
