@@ -164,6 +164,9 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
     if "features" in document and "features" not in schema.names:
         return schema.from_array([document["features"]] if schema.has_rows else document["features"])
     if schema.columns:
+        form = next(iter(document), "")
+        if form in mlflow.BODY_FORMS and form not in schema.names:  # Vertex AI's guides have their own /predict
+            raise InvalidRequest(f"/predict takes one record; send {form} to /predict/batch or /invocations")
         return schema.from_records([document])
     if not schema.has_rows:
         return schema.from_columns(document)

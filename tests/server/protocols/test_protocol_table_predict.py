@@ -42,6 +42,15 @@ def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any)
     assert probabilities["yes"] == SIGMOID_1
 
 
+@pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_records"])
+def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
+    status, document = post(mixed, "/predict", {form: [RECORD]})
+    assert (status, document["message"]) == (
+        400,
+        f"/predict takes one record; send {form} to /predict/batch or /invocations",
+    )
+
+
 def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_them(
     serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, tmp_path: Path
 ) -> None:
