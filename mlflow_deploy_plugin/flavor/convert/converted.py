@@ -94,9 +94,6 @@ def bind_graph(
         ConversionError: not valid ONNX, a type that cannot be served, or batches of one size only.
         InvalidConfig: the batch does not have the graph's inputs.
     """
-    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
-        if not values:
-            raise ConversionError(f"the graph has no {kind}: there is nothing to ask of it")
     for value in proto.graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             raise ConversionError(
@@ -107,6 +104,9 @@ def bind_graph(
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
+        if not values:
+            raise ConversionError(f"the graph has no {kind}: there is nothing to ask of it")
     held = {initializer.name for initializer in proto.graph.initializer}
     inputs = [Input(value.name, *_described(value, original)) for value in proto.graph.input if value.name not in held]
     names = [entry.name for entry in inputs]

@@ -45,6 +45,7 @@ def forms(
                 proto.CopyFrom(model)
         except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+        _refuse_training_mode(proto)
         classes = _matrices_for_maps(proto)
         _tensors_for_sequences(proto)
         _declare_outputs(proto)
@@ -59,6 +60,20 @@ def forms(
         return replace(converted, outputs=tuple(roles), prediction=(label,), classes=labels)
 
     return [load]
+
+
+def _refuse_training_mode(proto: Any) -> None:
+    """Raise ConversionError for a BatchNormalization in training mode: rows and earlier requests change its answers.
+
+    ONNX Runtime 1.31 writes its running mean and variance into the weights of the session.
+    """
+    for node in proto.graph.node:
+        is_training = any(one.name == "training_mode" and one.i for one in node.attribute)
+        if node.op_type == "BatchNormalization" and is_training:
+            raise ConversionError(
+                f"the graph's BatchNormalization {node.output[0]!r} is in training mode, where the rows beside a row "
+                "and the requests before it change its answer; export the model in evaluation mode"
+            )
 
 
 def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:

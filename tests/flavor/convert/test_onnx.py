@@ -177,12 +177,23 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     ],
 )
 def test_a_graph_that_cannot_be_asked_is_refused(part: str, message: str, proto: onnx.ModelProto) -> None:
-    if part == "shape":
-        proto.graph.input[0].type.tensor_type.ClearField("shape")
+    if part == "input":
+        proto = parse_graph("g () => (float[2] y) { y = Constant<value_floats = [1.0, 2.0]>() }")
+    elif part == "output":
+        proto.graph.ClearField("output")
     else:
-        proto.graph.ClearField(part)
+        proto.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(ConversionError, match=message):
         wrap(proto)
+
+
+def test_a_graph_that_was_exported_in_training_mode_is_refused() -> None:
+    graph = parse_graph(
+        "g (float[N,2] x) => (float[N,2] y) <float[2] o = {1, 1}, float[2] z = {0, 0}> "
+        "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }"
+    )
+    with pytest.raises(ConversionError, match=r"BatchNormalization 'y' is in training mode.*export the model in eval"):
+        wrap(graph)
 
 
 def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto: onnx.ModelProto, tmp_path: Path) -> None:
