@@ -114,10 +114,10 @@ def wrap_registered(
         NotFound, RegistryUnavailable: of the registry.
     """
     check_new_name(register or "")
-    path = absolute_path(model_uri)
+    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # messages say it as it was typed
     is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
-        raise NotFound(f"the file {model_uri} does not exist")
+        raise NotFound(f"the file {path} does not exist")
     is_registered = not is_file and parse_model_uri(model_uri).is_registered
     if not (register or is_registered or dry_run):
         raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
