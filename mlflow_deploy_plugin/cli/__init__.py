@@ -1,6 +1,7 @@
 """The command `onnxserve`. Each noun has a module, which is imported when it is called; errors become one line here."""
 
 import builtins
+import errno
 import importlib
 import os
 import re
@@ -113,6 +114,10 @@ class _LazyCommands(Commands):
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise
             _fail(f"this command needs {error.name}, which is not installed here: {_where_to_get(error.name)}")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # any write may fail so, also to standard output
+                raise
+            _fail(f"{error.filename or 'the output, or a file,'} cannot be written: {error.strerror}")
         except Exception as error:
             exceptions = sys.modules.get("mlflow.exceptions")  # mlflow is not imported to find out
             if exceptions is None or not isinstance(error, exceptions.MlflowException):

@@ -172,3 +172,11 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
             _, said = process.communicate(timeout=60)
             connection.close()
     assert (process.returncode, said) == (-signal.SIGINT, "\nAborted!\n")
+
+
+def test_an_output_that_is_full_is_said_in_one_line() -> None:
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    said = "Error: the output, or a file, cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
