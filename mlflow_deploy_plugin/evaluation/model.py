@@ -148,8 +148,8 @@ class LoadedOnnx:
         label = by_role.get("label")
         if label is not None:
             return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-        name = (artifact.prediction or tuple(outputs))[0]
-        return ModelPredictions(_flat(outputs[name]), False, probabilities, artifact.classes)
+        values = _flat(outputs[(artifact.prediction or tuple(outputs))[0]])
+        return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # a text is a label
 
 
 class _LoadedPyfunc:

@@ -43,6 +43,22 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
     assert answers.probabilities.shape == (3, 2)
 
 
+def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
+    graph = "g (string[N,2] s) => (string[N,2] t) { t = Identity(s) }"
+    section = {
+        "inputs": [{"name": "s", "dtype": "str", "shape": [-1, 2]}],
+        "outputs": [{"name": "t", "dtype": "str", "shape": [-1, 2], "role": "values"}],
+        "prediction": ["t"],
+    }
+    signature = [{"type": "tensor", "name": "s", "tensor-spec": {"dtype": "str", "shape": [-1, 2]}}]
+    model = load_version(write_model(tmp_path / "model", graph, signature, section))
+
+    predictions = model.predict({"s": np.array([["no", "yes"]], object)})
+
+    assert predictions.is_label
+    assert predictions.prediction.tolist() == [["no", "yes"]]
+
+
 def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path: Path) -> None:
     table = pd.DataFrame({name: ROWS[name][:500] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"][:500])
