@@ -30,7 +30,7 @@
     ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
     ├── CodeRefused                 403 PERMISSION_DENIED        a model's own code may not run here
     ├── CallerRefused               403 PERMISSION_DENIED        a web page of elsewhere may not change what is served
-    ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed
+    ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed, or one too old
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
@@ -204,7 +204,7 @@ class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED
 
 
 class RuntimeMissing(OnnxserveError):
-    """No ONNX Runtime is installed: neither the `cpu` nor the `gpu` extra."""
+    """No ONNX Runtime is installed, neither the `cpu` nor the `gpu` extra, or one that is too old."""
 
 
 class DeviceUnavailable(OnnxserveError):

@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 PYTHON = "3.11"
-REQUIREMENTS = ("onnxruntime>=1.27", "numpy>=1.26")
+REQUIREMENTS = ("onnxruntime>=1.28", "numpy>=1.26")
 """An export needs the ONNX Runtime of setup.cfg, which says why, and a Python that it has wheels for."""
 
 _INIT = '''"""{docstring}

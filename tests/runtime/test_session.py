@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.errors import InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.runtime import Placement, available_cores, open_session, session
 from mlflow_deploy_plugin.runtime.session import optimized_graph_path
 from mlflow_deploy_plugin.spec import ProviderOptions
@@ -278,3 +278,12 @@ def test_this_gpu_build_knows_every_name(library: str, names: set[str]) -> None:
     file = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
     words = set(re.findall(rb"[a-z][a-z0-9_]+(?=\0)", file.read_bytes()))
     assert {name for name in names if name.encode() not in words} == set()
+
+
+def test_a_runtime_that_answers_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments may bring one of their own: the package itself requires none, its extras do."""
+    onnx.save(adder(1), tmp_path / "model.onnx")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
+
+    with pytest.raises(RuntimeMissing, match=r"ONNX Runtime 1\.27\.0 is too old, 1\.28 is needed: pip install"):
+        open_session(tmp_path / "model.onnx")
