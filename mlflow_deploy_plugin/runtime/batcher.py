@@ -417,7 +417,8 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
         row = first
         for name, array in first.items():
             if array.dtype.kind == "f":
-                row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
+                with np.errstate(over="ignore"):  # infinity is a neighbour, too
+                    row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
             elif array.dtype.kind in "iub":
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:

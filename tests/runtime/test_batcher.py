@@ -6,6 +6,7 @@ Only rows whose answers do not depend on their neighbours are joined.
 import gc
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -496,6 +497,14 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, 
 
     assert found.startswith(reason)
     assert bool(found) == bool(reason)
+
+
+def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(tmp_path: Path) -> None:
+    model = load(tmp_path, "half (float16[N,2] X) => (float16[N,2] y) { y = Identity(X) }")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unbatchable_reason(model, {"X": np.full((1, 2), 100, np.float16)}) == ""
 
 
 def test_a_row_is_repeated_in_every_input() -> None:
