@@ -143,10 +143,12 @@ def absolute_path(path: Path | str) -> Path:
     """Return a path that a person wrote, with the home folder in place of ~ or ~USER.
 
     Raises:
-        InvalidConfig: there is no such user, or this one has no home folder.
+        InvalidConfig: there is no such user, this one has no home folder, or the current folder was deleted.
     """
     try:
         return Path(path).expanduser().absolute()
+    except FileNotFoundError:
+        raise InvalidConfig(f"{path}: the current folder was deleted; run the command in another one") from None
     except RuntimeError:
         home = Path(path).parts[0]
         raise InvalidConfig(f"{path}: no home folder is known for {home}: set HOME, or give the whole path") from None

@@ -46,6 +46,17 @@ def test_the_folder_of_a_user_who_is_not_there_is_said_in_one_line() -> None:
     )
 
 
+def test_a_path_in_a_folder_that_was_deleted_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = CliRunner().invoke(main, ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"])
+    assert said.exit_code == 1
+    assert said.stderr == "Error: rows.csv: the current folder was deleted; run the command in another one\n"
+
+
 def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNXSERVE_HOME", "here")

@@ -45,6 +45,7 @@ _PAUSE_SECONDS = 1e-4
 each time that another wants it (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _STATE = Path("/dev/shm"), "state"
+_LEAST_SHARED_BYTES = 4 * 1024 * 1024
 _HEADER = struct.Struct("<i4x")  # bytes in use
 _LENGTH = struct.Struct("<i")
 _LOST = {
@@ -456,8 +457,9 @@ def save_capture_counters(state_dir: Path) -> None:
 
 
 def shared_memory() -> Path | None:
-    """Return the folder of files in memory, or None where there is none that this user may write."""
-    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
+    """Return the folder of files in memory, or None where there is none with room that this user may write."""
+    is_writable = os.access(_SHARED_MEMORY, os.W_OK)
+    return _SHARED_MEMORY if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES else None
 
 
 def make_metrics_folder(state_dir: Path) -> Path:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     Metric,
     MmapCounters,
     agent_metrics_page,
+    make_metrics_folder,
     prometheus_text,
     read_capture_counters,
     read_families,
@@ -234,3 +236,11 @@ def test_an_agent_that_is_not_there_is_told(tmp_path: Path, is_there: bool) -> N
         assert samples(tmp_path)["onnxserve_agent_up"] == [({}, 0.0)]
     else:
         assert agent_metrics_page(tmp_path) == b""
+
+
+def test_metrics_lie_on_the_disk_where_shared_memory_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
+    assert make_metrics_folder(tmp_path).parent == tmp_path
