@@ -175,8 +175,13 @@ def numbers(target: pd.Series) -> pd.Series:
 
 
 def two_answers(target: pd.Series) -> pd.Series:
-    """Return the target as bool or text. Raises InvalidConfig if it has not exactly two different values."""
-    found = target if pd.api.types.is_bool_dtype(target) else target.astype(str)
+    """Return the target as booleans, whole numbers or text. Raises InvalidConfig unless it has two different values."""
+    if pd.api.types.is_bool_dtype(target):
+        found = target
+    elif pd.api.types.is_numeric_dtype(target) and (target % 1 == 0).all() and target.abs().max() < 2**53:
+        found = target.astype("int64")  # a missing value has made 1.0 of 1; labels of the same file stay comparable
+    else:
+        found = target.astype(str)
     if found.nunique() != 2 or found.value_counts().min() < 10:
         counts = ", ".join(f"{value} ({count:,})" for value, count in found.value_counts().head(5).items())
         raise InvalidConfig(f"target {target.name}: two answers of at least 10 rows each are needed; it has {counts}")

@@ -11,7 +11,7 @@ torch. Both are then compared in one table on a fifth of the rows, which the stu
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -89,8 +89,9 @@ def train(options: Training) -> Any:
         order = np.random.default_rng(options.seed).permutation(count_rows(rows))
         held_out, learned = np.split(order, [len(order) // 5])
         print(f"{len(learned):,} rows to learn, {len(held_out):,} to compare on, of {origin}", flush=True)
-        info = fit_and_register(options, resolved, teacher, take_rows(rows, learned), origin)
         some = None if truth is None else truth[held_out]
+        metric_of(teacher, take_rows(rows, held_out), some)  # labels that do not fit are refused before the training
+        info = fit_and_register(options, resolved, teacher, take_rows(rows, learned), origin)
         with downloaded_version(resolve(info.model_uri)) as student:
             compare((folder, student), (teacher, load_version(student)), take_rows(rows, held_out), some)
         return info
@@ -223,12 +224,13 @@ def compare(
     """Print teacher and student in one table, and log it to the active run."""
     answers = [model.predict(rows) for model in models]
     costs = measure_costs(folders, rows, BATCH)
-    known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
     head = ("", "size", "1 row", f"{BATCH:,} rows", "agreement")
-    lines: list[tuple[str, ...]] = [(*head, f"{known.sum():,} labels") if known.any() else head]
+    scored = [metric_of(model, rows, truth) for model in models]
+    lines: list[tuple[str, ...]] = [(*head, f"{scored[0].labels:,} labels") if scored[0] else head]
     ones, many = (median_ratio(getattr(costs[1], kind), getattr(costs[0], kind)) for kind in ("rows", "batches"))
     figures: dict[str, float] = {"row_ratio": ones, "batch_ratio": many}
-    for name, folder, model, answer, cost in zip(("teacher", "student"), folders, models, answers, costs, strict=True):
+    compared = zip(("teacher", "student"), folders, models, answers, costs, scored, strict=True)
+    for name, folder, model, answer, cost, score in compared:
         size, agreement = file_size(folder, model), agreement_of(answers[0], answer)
         figures |= {f"{name}_bytes": size, f"{name}_agreement": agreement}
         cells: tuple[str, ...] = (
@@ -238,16 +240,32 @@ def compare(
             microseconds(cost, "batches"),
             f"{agreement:.2%}",
         )
-        if truth is not None and known.any():
-            wanted, scored = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
-            metric = default_metric(wanted, scored)
-            figures[f"{name}_{metric}"] = weighted_metric(metric, wanted, scored)(np.ones(len(wanted)))
-            cells = (*cells, f"{metric} {figures[f'{name}_{metric}']:.4f}")
+        if score is not None:
+            figures[f"{name}_{score.metric}"] = score.value
+            cells = (*cells, f"{score.metric} {score.value:.4f}")
         lines.append(cells)
     mlflow.log_metrics(figures)
     mlflow.log_text("\n".join(align_columns(lines)), "comparison.txt")
     print("\n".join(align_columns(lines)))
     print(f"the student takes {ones:.2f} of the time for one row, {many:.2f} for {BATCH:,}", flush=True)
+
+
+class Score(NamedTuple):
+    """A metric of a model's answers, and the number of labels that it is of."""
+
+    metric: str
+    value: float
+    labels: int
+
+
+def metric_of(model: LoadedModel, rows: NamedArrays, truth: np.ndarray | None) -> Score | None:
+    """Return the score on the rows with a label, or None if there are none. Raises InvalidConfig if they do not fit."""
+    known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
+    if truth is None or not known.any():
+        return None
+    wanted, answered = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
+    metric = default_metric(wanted, answered)
+    return Score(metric, weighted_metric(metric, wanted, answered)(np.ones(len(wanted))), len(wanted))
 
 
 def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:

@@ -77,6 +77,15 @@ def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path:
     assert metrics["student_accuracy"] < 0.7  # it has not learned them
 
 
+def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "rows.parquet", {**labelled(500), "said": np.array(["yes", "no"] * 250, object)})
+    with pytest.raises(InvalidConfig, match="one is text"):
+        train(Training(teacher="models:/labels/1", data="rows.parquet", target="said"))
+    assert client.search_registered_models("name = 'labels-student'") == []
+
+
 @pytest.mark.long
 def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path) -> None:
     pytest.importorskip("torch")

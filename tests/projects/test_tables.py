@@ -82,6 +82,14 @@ def test_any_file_is_a_table_or_refused(tmp_path: Path, content: bytes) -> None:
         load_table(TableOptions(data=str(tmp_path / "rows.csv"), target="y"), houses)
 
 
+def test_two_answers_keep_their_kind_so_that_labels_of_the_same_file_fit_them() -> None:
+    assert two_answers(pd.Series([0.0, 1.0] * 10, name="y")).tolist() == [0, 1] * 10
+    assert two_answers(pd.Series([0, 1] * 10, name="y")).dtype == "int64"
+    assert two_answers(pd.Series([True, False] * 10, name="y")).dtype == bool
+    assert two_answers(pd.Series([0.5, 1.5] * 10, name="y")).tolist() == ["0.5", "1.5"] * 10
+    assert two_answers(pd.Series([0.0, 1e300] * 10, name="y")).tolist() == ["0.0", "1e+300"] * 10
+
+
 def test_a_target_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"target y: 'far' is not a number up to 3\.4e\+38; a regression needs"):
         numbers(pd.Series(["1", "far"], name="y"))
