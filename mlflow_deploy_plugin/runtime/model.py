@@ -1,6 +1,7 @@
 """Loaded versions as functions of named arrays: the protocol that the data plane uses, and `OnnxModel`."""
 
 import math
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ _DTYPES = {
     "tensor(string)": "str",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_UNKNOWN = re.compile(r"unk__\d+$")
+"""The name that tf2onnx and shape inference give to each size they know nothing of: it tells none from another."""
 _SMALL_RUN = (16,)
 """The largest first dimension of a run after which the arena is not shrunk. A scalar has none, and compares as less."""
 
@@ -123,7 +126,9 @@ class OnnxModel:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         names = {  # of the dimensions, which only the graph knows
-            node.name: tuple(size if isinstance(size, str) else "" for size in node.shape or ())
+            node.name: tuple(
+                size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
+            )
             for node in session.get_inputs()
         }
         inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)

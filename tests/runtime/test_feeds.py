@@ -71,6 +71,7 @@ def load(folder: Path, graph: str) -> OnnxModel:
         ("g (float[N,2] X) => (float[N,2] y) { y = Neg(X) }", True, ""),
         (TEXTS % "y = ReduceSum<keepdims=0>(X, axis)", True, ""),
         ("g (float[?,2] a, float[?,2] b) => (float[?,2] y) { y = Add(a, b) }", True, ""),
+        ("g (float[unk__5,2] a, float[unk__6,2] b) => (float[unk__7,2] y) { y = Add(a, b) }", True, ""),  # tf2onnx
         (ZIPMAP, True, ""),
         ("g (float[1,2] X) => (float[1,2] y) { y = Neg(X) }", True, "'X' has the fixed first size 1"),
         ("g (float[3,2] X) => (float[3,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 3"),
