@@ -89,7 +89,7 @@ class EndpointControl:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a command is under way."""
+        """True while a command is under way."""
         return bool(self._running)
 
     def endpoints(self, specs: Sequence[EndpointSpec]) -> list[EndpointSpec]:

@@ -54,8 +54,8 @@ def download(source: str, destination: Path) -> Path:
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
     location = _location(source)
-    if isinstance(location, Path):
-        return _copy(location, destination)
+    if folder := _local_folder(location):
+        return _copy(folder, destination)
     return fetch(location, destination, f"the files of {redact_credentials(source)}")
 
 
@@ -72,12 +72,11 @@ def fetch_mlmodel(source: str) -> "Model":
 
     location, what = _location(source), f"the model {redact_credentials(source)}"
     with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, registry_errors(what):
-        file = location if isinstance(location, Path) else fetch(f"{location}/MLmodel", Path(folder), what)
-        return Model.load(str(file))
+        return Model.load(str(_local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what)))
 
 
-def _location(source: str) -> str | Path:
-    """Return where the files at `source` lie: a folder of this machine, or an address that MLflow downloads from."""
+def _location(source: str) -> str:
+    """Return where the files at `source` lie: a path, or an address that MLflow downloads from."""
     reference, location = parse_model_uri(source), source
     if reference.kind == "version":
         with registry_errors(f"model {reference.name} version {reference.selector}"):
@@ -85,8 +84,13 @@ def _location(source: str) -> str | Path:
     elif reference.kind == "logged_model":
         with registry_errors(f"logged model {reference.name}"):
             location = str(registry_client().get_logged_model(reference.name).artifact_location)
+    return location
+
+
+def _local_folder(location: str) -> Path | None:
+    """Return the folder of this machine at a path or `file:` address; None for another address."""
     scheme = urlparse(location).scheme
-    return location if scheme not in ("", "file") else Path(unquote(urlparse(location).path) if scheme else location)
+    return Path(unquote(urlparse(location).path) if scheme else location) if scheme in ("", "file") else None
 
 
 def refuse_links(folder: Path) -> None:

@@ -48,7 +48,7 @@ _NEXT: Mapping[str, str] = {
     "onnxserve silence {0} --monitor {1} --for 2h",
     "warning": "next (docs/runbook.md#monitorfailing): onnxserve monitor list {0}",
 }
-"""What may be done about an alert of this kind to an endpoint and its monitor; the runbook says when which is right."""
+"""The commands that may help against an alert of this kind, for an endpoint and its monitor; the runbook says when."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
