@@ -1,7 +1,6 @@
 """Judges made windows, many at a time on both cores, and says how a measured rate stands to its target."""
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -49,14 +48,14 @@ class Judge:
     def __init__(self, reference: DriftReference, rate: float = RATE, independent_rows: bool = False) -> None:
         self._reference = reference
         self._spec = MonitorSpec(min_rows=30, false_alarm_rate=rate, independent_rows=independent_rows)
-        self._cache = Path(tempfile.mkdtemp(prefix="onnxserve-benchmark-"))
+        self._cache = tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-")
 
     def __call__(self, window: pa.Table, start_us: int) -> DriftVerdict:
         profile = sketch_batches(self._reference.bins, [window])
-        return judge_profile(self._reference, profile, start_us, self._spec, self._cache)
+        return judge_profile(self._reference, profile, start_us, self._spec, Path(self._cache.name))
 
     def close(self) -> None:
-        shutil.rmtree(self._cache)
+        self._cache.cleanup()
 
 
 def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:

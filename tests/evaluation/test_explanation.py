@@ -93,7 +93,7 @@ def test_the_run_of_the_version_gets_pictures_and_contributions(
     assert found.run is not None
     names = {Path(one.path).name for one in new_tracking.list_artifacts(run_id, "explain")}
     assert names == {"explain.json", "contributions.parquet", "beeswarm.png", "bar.png"}
-    local = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/explain/contributions.parquet")
+    local = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/explain/contributions.parquet", dst_path=str(tmp_path))
     assert pq.read_table(local).num_rows == 12  # of both classes
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/explain/explain.json")["rows"] == 6
 

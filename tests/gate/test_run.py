@@ -29,7 +29,9 @@ def events() -> list[AuditEvent]:
         store.close()
 
 
-def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: None, registry: MlflowClient) -> None:
+def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
+    policy: None, registry: MlflowClient, tmp_path: Path
+) -> None:
     gated = run_gate("toy", "2", actor="eva")
     run = registry.get_run(gated.run.run_id)
     assert run.info.run_name == "gate toy v2"
@@ -40,7 +42,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: No
     assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8  # MLflow's own evaluation
     names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
     assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
-    document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json")).read_text())
+    document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text())
     assert (document["state"], document["against"]) == ("passed", "models:/toy/1")
     assert resolve("models:/toy/2").gate_status.passed
     tags = registry.get_model_version("toy", "2").tags

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Barrier
 from typing import Any
 
@@ -36,8 +38,9 @@ def runs_of(client: Any, endpoint: Any) -> Any:
 
 
 def artifact(run_id: Any, name: Any) -> Any:
-    with open(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name), "rb") as file:
-        return file.read()
+    with TemporaryDirectory() as folder:
+        file = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+        return Path(file).read_bytes()
 
 
 class Files(Mapping):
