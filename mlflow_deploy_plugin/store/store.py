@@ -276,12 +276,12 @@ class Store:
                 f"`onnxserve rollout {endpoint} --abort`"
             ) from None
 
-    def rollouts(self, endpoint: str | None = None, live: bool = False) -> list[Rollout]:
-        """Return rollouts, oldest first; with `live` only those that have not ended."""
-        query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id)
+    def rollouts(self, endpoint: str | None = None, live: bool = False, limit: int | None = None) -> list[Rollout]:
+        """Return rollouts, oldest first; with `live` only those that have not ended, with `limit` the newest."""
+        query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id.desc()).limit(limit)
         if live:
             query = query.where(RolloutRow.ended_at.is_(None))
-        return self.read(query, Rollout)
+        return self.read(query, Rollout)[::-1]
 
     def rollout(self, number: int) -> Rollout | None:
         """Return the rollout as it is now; None if there is none of this number."""

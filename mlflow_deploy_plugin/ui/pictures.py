@@ -102,7 +102,7 @@ def endpoint_pictures(
     charts, notice = traffic_charts(name, deployments.server_history(one, span, _HISTORY_SECONDS), span, now)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
-    rollouts = [found for found in store.rollouts(name) if found.created_at >= one.endpoint.created_at]
+    rollouts = [found for found in store.rollouts(name, limit=1) if found.created_at >= one.endpoint.created_at]
     return Pictures(
         endpoint=name,
         charts=charts,

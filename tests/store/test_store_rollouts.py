@@ -64,6 +64,7 @@ def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], nam
     assert second.add_rollout(name, {}, "starting").is_live
     assert len(first.rollouts(name)) == 2
     assert len(first.rollouts(name, live=True)) == 1
+    assert first.rollouts(name, limit=1) == first.rollouts(name)[1:]
 
 
 def test_a_rollout_ends_with_its_endpoint(machines: tuple[Machine, Machine], name: str) -> None:

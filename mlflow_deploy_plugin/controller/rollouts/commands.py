@@ -147,7 +147,7 @@ def _free_name(wanted: str, taken: Iterable[str]) -> str:
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
     """Return the live rollout of an endpoint, or else its last one. Raises NotFound if there was none."""
-    found = store.rollouts(endpoint)
+    found = store.rollouts(endpoint, limit=1)
     if not found:
         raise NotFound(f"endpoint {endpoint!r} has had no rollout")
     return found[-1]
