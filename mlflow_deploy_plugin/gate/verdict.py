@@ -20,7 +20,7 @@ h1 { font-size: 1.25rem; margin: 0 0 .25rem } p { margin: .25rem 0 .75rem }
 b.passed, b.failed, b.skipped { white-space: nowrap }
 table { border-collapse: collapse; width: 100%; margin: .25rem 0 .5rem }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-h1, td { overflow-wrap: anywhere } td.n { font-variant-numeric: tabular-nums }
+h1, td { overflow-wrap: anywhere } td:first-child { min-width: 6.5em } td.n { font-variant-numeric: tabular-nums }
 details { margin: .25rem 0 } summary { cursor: pointer } small, .note { color: var(--soft) }
 pre { white-space: pre-wrap; font-size: 12px } svg { display: block; max-width: 100%; margin: .5rem 0 }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor }
