@@ -1,6 +1,5 @@
 """One version of a model, loaded to predict rows: by our runtime if it has an ONNX form, else by mlflow.pyfunc."""
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -14,6 +13,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch, one_line
 from mlflow_deploy_plugin.registry import ResolvedModel, download
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.statedir import temporary_folder
 
 _CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
 TIMEOUT_SECONDS = 600.0
@@ -75,8 +75,8 @@ def chunk_rows(rows: Mapping[str, Array]) -> int:
 @contextmanager
 def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
     """Download a version into a temporary folder; raises what `download` raises."""
-    with tempfile.TemporaryDirectory(prefix="onnxserve-evaluate-") as temporary:
-        yield download(resolved.source, Path(temporary))
+    with temporary_folder("onnxserve-evaluate-") as temporary:
+        yield download(resolved.source, temporary)
 
 
 def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow.entities import Metric
@@ -45,6 +44,7 @@ from mlflow_deploy_plugin.registry import (
 )
 from mlflow_deploy_plugin.runtime import Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
+from mlflow_deploy_plugin.statedir import temporary_folder
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
 """Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""
@@ -121,14 +121,14 @@ def wrap_registered(
     is_registered = not is_file and parse_model_uri(model_uri).is_registered
     if not (register or is_registered or dry_run):
         raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
-    with TemporaryDirectory(prefix="onnxserve-wrap-") as temporary:
+    with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
             found, folder = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()), path
             shown, original = str(path), originals.load_file(path, allow_pickle)
         else:
             found = resolve(model_uri)
             progress(f"reading {found.source}")
-            folder = download(found.source, Path(temporary))
+            folder = download(found.source, temporary)
             shown, original = found.source, originals.load_folder(folder, found.source)
         if pyfunc_predict_fn is not None:
             original = replace(original, predict_fn=pyfunc_predict_fn)

@@ -1,7 +1,6 @@
 """Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -50,6 +49,7 @@ from mlflow_deploy_plugin.registry import (
     tag_version,
 )
 from mlflow_deploy_plugin.runtime import Array, OnnxModel, slice_feeds
+from mlflow_deploy_plugin.statedir import temporary_folder
 
 MIN_ROWS = 100
 """Fewer rows say nothing about a loss of one in a hundred."""
@@ -240,7 +240,7 @@ def try_forms(
     if not name:
         raise InvalidConfig(f"{model_uri} is no registered version: name the model to register the form under")
     progress(f"fetching {resolved.source}")
-    with downloaded_version(resolved) as folder, tempfile.TemporaryDirectory(prefix="onnxserve-optimize-") as drafts:
+    with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
         base = load_onnx(folder, resolved)
         if base.artifact.optimization:
             first = base.artifact.optimization.get("base")
@@ -254,7 +254,7 @@ def try_forms(
         with ExitStack() as ended:
             trial = Worker(stderr=subprocess.DEVNULL)
             ended.callback(trial.end)
-            workshop = _Workshop(resolved, folder, Path(drafts), base, split, original, epochs, seed, trial)
+            workshop = _Workshop(resolved, folder, drafts, base, split, original, epochs, seed, trial)
             for recipe in recipes:
                 progress(f"making {recipe}")
                 try:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.evaluation.model import chunk_rows, load_version
+from mlflow_deploy_plugin.evaluation.model import chunk_rows, downloaded_version, load_version
+from mlflow_deploy_plugin.registry import resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 
@@ -113,3 +117,25 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
 )
 def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) -> None:
     assert chunk_rows({"x": np.broadcast_to(np.float32(0), shape)}) == size
+
+
+KILLED = """
+import os, signal, sys
+from mlflow_deploy_plugin.evaluation.model import downloaded_version
+from mlflow_deploy_plugin.registry import resolve
+with downloaded_version(resolve(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_copy_of_a_version_that_a_killed_command_has_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_classifier(tmp_path / "model")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    where = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    subprocess.run([sys.executable, "-c", KILLED, str(model)], env=where, check=False, timeout=60)
+    (left,) = (path for path in (tmp_path / "tmp").glob("onnxserve-*") if path.is_dir())
+    with downloaded_version(resolve(str(model))):
+        assert not left.exists()
