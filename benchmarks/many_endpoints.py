@@ -42,6 +42,19 @@ class Server:
     port: int
     start_seconds: float
     names: list[str]
+    start_cpu_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        times = [process.cpu_times() for process in self.processes()]
+        self.start_cpu_seconds = sum(time.user + time.system for time in times)
+
+    def processes(self) -> list[psutil.Process]:
+        supervisor = psutil.Process(self.process.pid)
+        return [supervisor, *supervisor.children(recursive=True)]
+
+    def mebibytes(self) -> float:
+        """Memory of all processes, what several share counted once."""
+        return float(sum(process.memory_full_info().pss for process in self.processes()) / 2**20)
 
     def workers(self) -> list[psutil.Process]:
         """The grandchildren of the supervisor that serve: those of gunicorn."""
@@ -166,6 +179,8 @@ def report(one: Server, many: Server, rounds: np.ndarray, changed: dict[str, flo
     print(f"| | 1 endpoint | {count} endpoints | {count} asked in turn |")
     print("|---|---|---|---|")
     print(f"| start to ready | {one.start_seconds:.1f} s | {many.start_seconds:.1f} s | |")
+    print(f"| CPU of it, all processes | {one.start_cpu_seconds:.1f} s | {many.start_cpu_seconds:.1f} s | |")
+    print(f"| memory of the server (PSS) | {one.mebibytes():.0f} MiB | {many.mebibytes():.0f} MiB | |")
     print(f"| resident memory of a worker | {one_rss:.0f} MiB | {many_rss:.0f} MiB | |")
     each = 1024 * (many_uss - one_uss) / (count - 1)
     print(f"| of it unshared | {one_uss:.0f} MiB | {many_uss:.0f} MiB ({each:.0f} KiB a model) | |")

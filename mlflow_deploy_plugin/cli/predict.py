@@ -15,6 +15,7 @@ import orjson
 
 from mlflow_deploy_plugin.cli.options import opened_deployments, option
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.registry import hidden_pandas
 from mlflow_deploy_plugin.tabular import (
     FILE_FORMATS,
     FileFormat,
@@ -169,6 +170,7 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
     help="Format of the output.",
 )
 @option("--batch-rows", type=click.IntRange(min=1), default=1000, metavar="ROWS", help="Number of rows in a request.")
+@hidden_pandas()
 def predict(
     model_uri: str | None,
     name: str | None,
@@ -192,7 +194,7 @@ def predict(
     """
     if (model_uri is None) == (name is None):
         raise click.UsageError("say either -m MODEL_URI or -n DEPLOYMENT")
-    # here: pandas and MLflow take a second that `--help` should not wait for
+    # here: SQLAlchemy and numpy take half a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments import predict_batch, read_rows, scoring_target, server_predictor
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import orjson
-import pandas as pd
 
 from mlflow_deploy_plugin.client import BODY_FORMS, encode_json
 from mlflow_deploy_plugin.deployments.config import traffic_weights
@@ -19,6 +18,9 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
@@ -84,7 +86,7 @@ def encode_body(inputs: Any) -> bytes:
     Raises:
         InvalidRequest: there is no such body.
     """
-    return encode_json((isinstance(inputs, pd.DataFrame) and _document_read_by_pandas(inputs)) or inputs)
+    return encode_json((_is_of_pandas(inputs) and _document_read_by_pandas(inputs)) or inputs)
 
 
 def original_document(inputs: Any) -> Any:
@@ -98,7 +100,7 @@ def original_document(inputs: Any) -> Any:
     is_mlflow_command = context is not None and (
         getattr(context.command.callback, "__module__", "") == _MLFLOW_CLI_MODULE
     )
-    if context is None or not is_mlflow_command or not isinstance(inputs, pd.DataFrame):
+    if context is None or not is_mlflow_command or not _is_of_pandas(inputs):
         return inputs
     path = context.params.get("input_path")
     try:
@@ -112,7 +114,12 @@ def original_document(inputs: Any) -> Any:
     return inputs if document is None else document
 
 
-def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
+def _is_of_pandas(inputs: Any) -> bool:
+    """Return whether this is a frame of pandas, which is not imported to find out."""
+    return hasattr(inputs, "notna") and hasattr(inputs, "columns")
+
+
+def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, Any] | None:
     """Return the document in one of MLflow's forms that `pandas.read_json` made `frame` of; None for another frame.
 
     pandas takes the form's name for the only column, and the keys or positions within for the index.
@@ -120,7 +127,8 @@ def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
     if list(frame.columns) not in [[form] for form in BODY_FORMS]:
         return None
     form = str(frame.columns[0])
-    cells = [None if pd.api.types.is_scalar(cell) and pd.isna(cell) else cell for cell in frame[form].tolist()]
+    column = frame[form]
+    cells = [None if is_missing else cell for cell, is_missing in zip(column.tolist(), column.isna(), strict=True)]
     if all(isinstance(key, str) for key in frame.index):
         document = dict(zip(frame.index, cells, strict=True))
         is_split = {"columns", "data"} <= document.keys()

@@ -190,6 +190,14 @@ def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_
     assert predict("-n", "champion", "-O", "jsonl", given=b"[[1, 2]]").stdout == '{"y":6.0}\n'
 
 
+def test_a_model_predicts_a_file_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
+    code = "import sys; from mlflow_deploy_plugin.cli import main; main(sys.argv[1:], standalone_mode=False);"
+    code += "print('pandas' in sys.modules, file=sys.stderr)"
+    typed = ["predict", *by["model"], "-i", str(folder / "rows.parquet"), "-O", "jsonl"]
+    ended = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True, check=True)
+    assert ended.stderr == "False\n"
+
+
 @pytest.fixture(scope="module")
 def days(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a model without an ONNX form, which also writes on stdout."""
