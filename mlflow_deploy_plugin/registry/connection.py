@@ -200,7 +200,9 @@ def _reason(error: Exception) -> str:
             return "connection refused"
         if found := re.search(r"too many (\d+) error responses", text):
             return f"its answers have the status {found[1]}"
-        return "no answer in time" if "timed out" in text else f"…{text[-200:]}"
+        if "timed out" in text:
+            return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
+        return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "401":
             return "it refuses the account: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are missing or wrong"

@@ -104,6 +104,13 @@ def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
         raise error
 
 
+def test_a_slow_server_is_told_with_the_setting_that_gives_it_more_time(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv(TIMEOUT, "7")
+    said = r"as it should: no answer in time \(MLFLOW_HTTP_REQUEST_TIMEOUT, in seconds: 7\)$"
+    with pytest.raises(RegistryUnavailable, match=said), registry_errors("m"):
+        raise MlflowException("Max retries exceeded (Caused by ReadTimeoutError('Read timed out. (read timeout=7)'))")
+
+
 def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
     said = "MLflow at http://mlflow.test:5000{} does not answer as it should"
