@@ -118,6 +118,7 @@ def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
 
 def test_the_arrow_keys_and_the_pointer_read_a_value_off(console: Console, traffic: Traffic) -> None:
     figure = console.open().locator(f"#{ENDPOINT}-requests")
+    expect(figure.locator("path[data-name='version 1']")).to_be_attached(timeout=30_000)
     figure.focus()
     figure.press("End")
     expect(figure.get_by_role("status")).to_contain_text(re.compile(r"version 1 [\d.]+ /s"))
