@@ -106,14 +106,20 @@ that is proven with 1.28 has 52 labels of 569 wrong), and 1.26 reads any file of
 
 
 def import_onnxruntime() -> Any:
-    """Return the module. Raises RuntimeMissing if it is not installed; the message says how to install it."""
+    """Return the module, with its telemetry off unless the environment says otherwise.
+
+    Since 1.29 its import keeps a number of this machine in HOME, and sends what is loaded to Microsoft.
+
+    Raises:
+        RuntimeMissing: it is not installed; the message says how to install it.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as module  # heavy, and of one of two distributions
     except ImportError:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
         ) from None
-    module.disable_telemetry_events()
     return module
 
 

@@ -6,6 +6,8 @@ A graph is optimised once; whatever is wrong with the kept one, the original cou
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,13 @@ ALL = ProviderOptions(
     enable_cuda_graph=True,
     trt_fp16_enable=True,
 )
+
+
+def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
+    code = "from mlflow_deploy_plugin.runtime import import_onnxruntime; import_onnxruntime()"
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}  # without CI, where it is off by itself
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
