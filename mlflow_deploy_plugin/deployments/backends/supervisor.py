@@ -27,7 +27,10 @@ _SQLITE = "sqlite:///"
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
 _EXEC_SECONDS = 0.2
-_ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", r"^\w+(\.\w+)*(Error|Exception)\b")
+_EXCEPTION = r"^\w+(\.\w+)*(Error|Exception)\b"
+_ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", _EXCEPTION)
+_OF_CHILDREN = (_EXCEPTION, r"^\w+: error: ", *_ERRORS)
+_SEE_LOG = "; the log says why"
 _STAMP = re.compile(
     r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
 )
@@ -100,8 +103,15 @@ def last_error(state_dir: Path) -> str:
 
 
 def error_line(lines: list[str]) -> str:
-    """Return the line of a log that says best why the server ended; empty if there is none."""
-    return _best_line(lines, (*_ERRORS, r"."))
+    """Return the line of a log that says best why the server ended; empty if there is none.
+
+    Where the supervisor refers to the log, which goes with a deployment that could not be made, what a child said
+    before stands in its place.
+    """
+    said = _best_line(lines, (*_ERRORS, r"."))
+    if said.endswith(_SEE_LOG) and (why := _best_line([one for one in lines if said not in one], _OF_CHILDREN)):
+        return f"{said.removesuffix(_SEE_LOG)}: {why}"
+    return said
 
 
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:

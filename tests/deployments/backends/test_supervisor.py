@@ -94,6 +94,12 @@ def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: py
             "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module\n",
             "ModuleNotFoundError: No module",
         ),
+        (
+            "usage: gunicorn [OPTIONS]\ngunicorn: error: unrecognized arguments: --x\nINFO agent\n"
+            "Error: gunicorn ended with status 2 before a worker was ready; the log says why\n",
+            "gunicorn ended with status 2 before a worker was ready: gunicorn: error: unrecognized arguments: --x",
+        ),
+        ("INFO x\nError: gunicorn was killed; the log says why\n", "gunicorn was killed; the log says why"),
         ("Killed\n\n", "Killed"),
         ("", ""),
         (None, ""),
