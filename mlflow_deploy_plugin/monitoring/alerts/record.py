@@ -33,7 +33,7 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
         StoreUnavailable: the store cannot be used.
     """
     alerts, now = Alerts(store), store.now()
-    content = _result_content(result, run_url, spec.alert)
+    content = _result_content(result, run_url, spec)
     if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
         alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
@@ -62,6 +62,7 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
         endpoint,
         monitor,
         lines=(f"{endpoint}: the monitor fails: {reason}",),
+        next=f"next (docs/runbook.md#monitorfailing): onnxserve monitor list {endpoint}",
         tags=_tags(store, endpoint, monitor),
     )
     repeat = timedelta(seconds=settings.alert_repeat_seconds)
@@ -124,6 +125,7 @@ class AlertContent:
         weight: how bad it is, larger is worse.
         lines: the text, the most important line first.
         link: an address with more; may be empty.
+        next: the commands that may help, with their entry in the runbook; may be empty.
         tags: of the channels that get it; empty: all.
     """
 
@@ -134,6 +136,7 @@ class AlertContent:
     weight: float = 1.0
     lines: Sequence[str] = ()
     link: str = ""
+    next: str = ""
     tags: Sequence[str] = ()
 
     def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, Any]:
@@ -150,8 +153,8 @@ class AlertContent:
         }
 
     def detail(self) -> dict[str, Any]:
-        texts = {"lines": list(self.lines), "tags": list(self.tags)}
-        return {"order": self.order, "weight": self.weight, "link": self.link, **texts}
+        texts = {"lines": list(self.lines), "link": self.link, "next": self.next, "tags": list(self.tags)}
+        return {"order": self.order, "weight": self.weight, **texts}
 
 
 def fire(
@@ -190,7 +193,7 @@ def _last_order(before: Alert, now: datetime) -> str:
     return order if order <= now.isoformat() else ""
 
 
-def _result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) -> AlertContent:
+def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> AlertContent:
     """Return the content of an alert about a judged window."""
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
@@ -200,6 +203,9 @@ def _result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) ->
     lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
+    monitor = f"{result.endpoint} --monitor {result.monitor}"
+    first = f"onnxserve retrain {monitor}" if spec.retrain else f"onnxserve monitor list {result.endpoint}"
+    actions = f"next (docs/runbook.md#monitoralarm): {first}, or onnxserve silence {monitor} --for 2h"
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
@@ -208,7 +214,8 @@ def _result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) ->
         weight=sum(_weight(finding) for finding in alarms) or 1.0,
         lines=lines,
         link=f"{run_url}/artifacts/report.html" if run_url else "",
-        tags=tags,
+        next=actions if result.is_alarm else "",
+        tags=spec.alert,
     )
 
 

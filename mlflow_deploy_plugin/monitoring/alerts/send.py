@@ -43,12 +43,6 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "resolved": ("Over", "success"),
     "said": ("For you", "info"),
 }
-_NEXT: Mapping[str, str] = {
-    "failure": "next (docs/runbook.md#monitoralarm): onnxserve retrain {0}, or "
-    "onnxserve silence {0} --monitor {1} --for 2h",
-    "warning": "next (docs/runbook.md#monitorfailing): onnxserve monitor list {0}",
-}
-"""The commands that may help against an alert of this kind, for an endpoint and its monitor; the runbook says when."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
@@ -276,9 +270,8 @@ def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:
-        actions = _NEXT.get(_kind(alert), "").format(alert.endpoint, alert.monitor)
-        lines = [_head(alert), *alert.detail["lines"], alert.detail.get("link"), actions]
-        parts.append("\n".join(filter(None, lines)))
+        detail = alert.detail
+        parts.append("\n".join(filter(None, [_head(alert), *detail["lines"], detail.get("link"), detail.get("next")])))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
     return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))

@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, record_result, send_due
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.store import Store
 from tests.support.results import result_of
@@ -77,6 +77,31 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
         "next (docs/runbook.md#monitorfailing): onnxserve monitor list flights",
     ]
     assert receiver.titles("science") == []
+
+
+def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
+    store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    trained = MonitorSpec.model_validate({"alert": "ops", "retrain": {"project": "."}})
+    for monitor, spec in (("daily", trained), ("hourly", OPS)):
+        record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), RUN, spec)
+    send_due(store, settings)
+
+    told = receiver.got["/ops"][0]["message"]
+    assert "next (docs/runbook.md#monitoralarm): onnxserve retrain flights --monitor daily, or" in told
+    assert told.count("onnxserve retrain") == 1
+
+
+def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
+    store: Store, settings: Settings, receiver: Receiver, clock: Clock
+) -> None:
+    for _ in range(2):
+        record_failure(store, settings, "flights", "daily", "MLflow does not answer")
+        send_due(store, settings)
+        clock.pass_by(hours=25)
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Still"]
+    assert all("#monitorfailing" in one["message"] for one in receiver.got["/ops"])
 
 
 def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, receiver: Receiver) -> None:
