@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -143,3 +146,17 @@ def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_pa
 
     assert "secret" not in refused.value.message
     assert "\n" not in refused.value.message
+
+
+def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: Path) -> None:
+    (tmp_path / "plugin_store.py").write_text("import pandas\n")
+    code = (
+        "import sys; from mlflow_deploy_plugin.registry import hidden_pandas\n"
+        "with hidden_pandas():\n"
+        "    import mlflow; print('pandas' in sys.modules)\n"
+        "    import plugin_store; print(plugin_store.pandas.Series([1]).sum())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == ("False\n1\n", "")
