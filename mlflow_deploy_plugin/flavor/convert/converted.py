@@ -108,7 +108,7 @@ def bind_graph(
         if not values:
             raise ConversionError(f"the graph has no {kind}: there is nothing to ask of it")
     held = {initializer.name for initializer in proto.graph.initializer}
-    inputs = [Input(value.name, *_described(value, original)) for value in proto.graph.input if value.name not in held]
+    inputs = [Input(value.name, *served_type(value, original)) for value in proto.graph.input if value.name not in held]
     names = [entry.name for entry in inputs]
     if isinstance(batch, pd.DataFrame):
         columns = tuple(str(column) for column in batch.columns)
@@ -119,7 +119,7 @@ def bind_graph(
         inputs = [replace(one, columns=(one.name,) if one.name in columns else columns) for one in inputs]
     elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
         raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
-    outputs = tuple(Output(value.name, *_described(value, original)) for value in proto.graph.output)
+    outputs = tuple(Output(value.name, *served_type(value, original)) for value in proto.graph.output)
     return ConvertedModel(
         proto=proto,
         inputs=tuple(inputs),
@@ -131,8 +131,8 @@ def bind_graph(
     )
 
 
-def _described(value: Any, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
-    """Return dtype and shape of a graph's input or output, which can be served."""
+def served_type(value: Any, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of a graph's input or output. Raises ConversionError if it cannot be served."""
     dtype, shape = dtype_and_shape(value)
     if not dtype:
         raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")

@@ -13,7 +13,13 @@ from onnx import helper, numpy_helper
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph, dtype_and_shape
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    bind_graph,
+    dtype_and_shape,
+    served_type,
+)
 from mlflow_deploy_plugin.runtime import describe_error, import_onnxruntime, numpy_dtype, session_options
 
 _OLDEST_OPSET = 7
@@ -45,7 +51,13 @@ def forms(
                 proto.CopyFrom(model)
         except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-        _refuse_training_mode(proto)
+        for node in proto.graph.node:
+            is_training = any(one.name == "training_mode" and one.i for one in node.attribute)
+            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 writes what it learns
+                raise ConversionError(
+                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, where the rows beside a "
+                    "row and the requests before it change its answer; export the model in evaluation mode"
+                )
         classes = _matrices_for_maps(proto)
         _tensors_for_sequences(proto)
         _declare_outputs(proto)
@@ -60,20 +72,6 @@ def forms(
         return replace(converted, outputs=tuple(roles), prediction=(label,), classes=labels)
 
     return [load]
-
-
-def _refuse_training_mode(proto: Any) -> None:
-    """Raise ConversionError for a BatchNormalization in training mode: rows and earlier requests change its answers.
-
-    ONNX Runtime 1.31 writes its running mean and variance into the weights of the session.
-    """
-    for node in proto.graph.node:
-        is_training = any(one.name == "training_mode" and one.i for one in node.attribute)
-        if node.op_type == "BatchNormalization" and is_training:
-            raise ConversionError(
-                f"the graph's BatchNormalization {node.output[0]!r} is in training mode, where the rows beside a row "
-                "and the requests before it change its answer; export the model in evaluation mode"
-            )
 
 
 def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:
@@ -116,7 +114,7 @@ def _tensors_for_sequences(proto: Any) -> None:
     shapes = {value.name: dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
     parts = {one.name: one.dims[0] for one in graph.initializer if len(one.dims) == 1}
     nodes = {name: node for node in graph.node for name in node.output}
-    taken = {*nodes, *(value.name for value in graph.input)}
+    taken = {*nodes, *(value.name for value in (*graph.input, *graph.initializer))}
     outputs = []
     for output in graph.output:
         count = None
@@ -127,7 +125,7 @@ def _tensors_for_sequences(proto: Any) -> None:
             continue
         for place in range(count):
             name = f"{output.name}_{place}"
-            while name in taken:
+            while not taken.isdisjoint({name, f"{name}.place"}):
                 name += "_"
             graph.initializer.append(numpy_helper.from_array(np.array(place), f"{name}.place"))
             graph.node.append(helper.make_node("SequenceAt", [output.name, f"{name}.place"], [name]))
@@ -174,7 +172,8 @@ def _declare_outputs(proto: Any) -> None:
     Where it knows no shape, two and three rows of zeros show it: a size that is the same for both is fixed.
 
     Raises:
-        ConversionError: ONNX Runtime does not load the graph, or cannot compute rows of zeros.
+        ConversionError: ONNX Runtime does not load the graph, or cannot compute rows of zeros; or, where these are
+            needed, an input cannot be served.
     """
     tensors = [output for output in proto.graph.output if output.type.WhichOneof("value") in (None, "tensor_type")]
     bare = {output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")}
@@ -191,7 +190,7 @@ def _declare_outputs(proto: Any) -> None:
     shapes: dict[str, list[Any]] = {name: node.shape for name, node in found.items()}
     if unknown:
         held = {initializer.name for initializer in proto.graph.initializer}
-        inputs = {one.name: dtype_and_shape(one) for one in proto.graph.input if one.name not in held}
+        inputs = {one.name: served_type(one, None) for one in proto.graph.input if one.name not in held}
         few, more = (
             {
                 name: np.full([rows if size == -1 else size for size in shape], "" if dtype == "str" else 0).astype(

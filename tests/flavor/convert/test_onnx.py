@@ -126,6 +126,8 @@ SEQUENCES = {
     "slices": "g (float[N,2] x) => (seq(float[N]) s) { s = SplitToSequence<axis = 1, keepdims = 0>(x) }",
     "parts": "g (float[N,3] x) => (seq(float[N,K]) s) <int64[2] p = {1, 2}> { s = SplitToSequence<axis = 1>(x, p) }",
     "a name that is taken": "g (float[N,2] s_0) => (seq(float[N,2]) s) { s = SequenceConstruct(s_0, s_0) }",
+    "a name that a weight has": "g (float[N,2] x) => (seq(float[N,2]) s) <float s_0 = {1}> { y = Add(x, s_0) \n "
+    "s = SequenceConstruct(x, y) }",
 }
 
 
@@ -166,6 +168,15 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     converted = wrap(proto).converted
 
     assert [(output.dtype, output.shape) for output in converted.outputs] == [("float32", (-1, 2))] * 2
+
+
+def test_an_input_that_cannot_be_served_is_named_also_beside_an_output_of_unknown_shape() -> None:
+    proto = parse_graph(
+        "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n y = Reshape(z, k) }"
+    )
+    proto.graph.output[0].ClearField("type")
+    with pytest.raises(ConversionError, match="'x' is a tensor of BFLOAT16"):
+        wrap(proto)
 
 
 @pytest.mark.parametrize(
