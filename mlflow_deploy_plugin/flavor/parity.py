@@ -399,15 +399,18 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
         learned = boundary_values.categories.get(name, ())
         known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
-        if known and is_whole and all(isinstance(value, str) or _is_code(value) for value in known):
+        # a 32-bit float of the graph holds whole numbers to 2**24
+        if (
+            known
+            and is_whole
+            and all(
+                isinstance(one, str) or (isinstance(one, int | float) and abs(one) <= 2**24 and one == int(one))
+                for one in known
+            )
+        ):
             categories[name] = known
     numbers = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
     return {name: entry for name, entry in (numbers | {"categories": categories}).items() if entry}
-
-
-def _is_code(value: Any) -> bool:
-    """Return True for a whole number that a 32-bit float of the graph holds, too."""
-    return isinstance(value, int | float) and abs(value) <= 2**24 and value == int(value)
 
 
 def _plain(value: Any) -> Any:

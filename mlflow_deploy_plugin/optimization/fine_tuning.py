@@ -69,8 +69,13 @@ def pruned_and_tuned(
                     weight.data *= mask
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ConversionError(f"{type(module).__name__} cannot be trained on these rows: {error}") from None
+    some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
+    tensors = [tensor.name for tensor in base.artifact.tensors]
+    example: Any = {name: some[name] for name in tensors} if all(tensors) else next(iter(some.values()))
+    if base.artifact.columns:
+        example = pd.DataFrame({column.name: some[column.name] for column in base.artifact.columns})
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        save_model(module.eval(), folder, input_example=_example(base, take_rows(rows, slice(0, _EXAMPLE_ROWS))))
+        save_model(module.eval(), folder, input_example=example)
         graph = onnx.load(str(read_artifact(Path(folder)).onnx_file))
     names = [sorted(entry.name for entry in side) for side in (graph.graph.input, graph.graph.output)]
     if names != [sorted(entry.name for entry in side) for side in (base.artifact.inputs, base.artifact.outputs)]:
@@ -86,14 +91,6 @@ def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
     mask = torch.ones(weight.numel())
     mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
     return mask.reshape(weight.shape)
-
-
-def _example(base: LoadedOnnx, rows: NamedArrays) -> Any:
-    """Return rows in the form that the flavor takes: a table, one array, or tensors by name."""
-    if base.artifact.columns:
-        return pd.DataFrame({column.name: rows[column.name] for column in base.artifact.columns})
-    names = [tensor.name for tensor in base.artifact.tensors]
-    return {name: rows[name] for name in names} if all(names) else next(iter(rows.values()))
 
 
 def _loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -187,18 +187,15 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
 
 def unavailable_message(what: str, where: str, error: Exception) -> str:
     """Return the message for a `RegistryUnavailable`, in one line and without credentials."""
-    return f"{what}: {where or _asked()} does not answer as it should: {_reason(error)}"
-
-
-def _asked() -> str:
     from requests.utils import get_environ_proxies, select_proxy  # what MLflow's client goes by
 
-    address = registry_address()
-    proxy = select_proxy(address, get_environ_proxies(address)) if address.startswith("http") else None
-    if not proxy:
-        return f"MLflow at {address}"
-    proxy = proxy.rpartition("@")[2]  # without its user and password
-    return f"MLflow at {address} (asked through the proxy {proxy}; NO_PROXY names the hosts that need none)"
+    if not where:
+        address = registry_address()
+        where = f"MLflow at {address}"
+        if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
+            host = proxy.rpartition("@")[2]  # without its user and password
+            where += f" (asked through the proxy {host}; NO_PROXY names the hosts that need none)"
+    return f"{what}: {where} does not answer as it should: {_reason(error)}"
 
 
 def _reason(error: Exception) -> str:

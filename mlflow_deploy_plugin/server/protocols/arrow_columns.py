@@ -117,7 +117,11 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
             raise _null_boolean(valid)
         return _bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
-        return to_numpy(_without_decimals(array), limit, budget)
+        if array.type.scale == 0:
+            with suppress(ValueError):  # more than 64 bits
+                return to_numpy(array.cast("int64"), limit, budget)
+        # by their digits: Arrow's own cast is off by a bit in a third
+        return to_numpy(array.cast("string").cast("float64"), limit, budget)
     kind = name.partition("<")[0]
     if kind in ("string", "large_string"):
         return _strings(array)
@@ -139,13 +143,6 @@ def matrix(batch: Any) -> Array | None:
         return None
     values: Array = batch.to_tensor(null_to_nan=True).to_numpy()
     return values
-
-
-def _without_decimals(array: Any) -> Any:
-    if array.type.scale == 0:
-        with suppress(ValueError):  # more than 64 bits
-            return array.cast("int64")
-    return array.cast("string").cast("float64")  # by their digits: Arrow's own cast is off by a bit in a third
 
 
 def address(array: Any) -> tuple[int, ...]:

@@ -252,9 +252,11 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
         by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
     fed = schema if by_column else schema.tensor_schema
     dtypes, data = fed.dtypes, {}
-    if len(arrays) == 1 and arrays.keys().isdisjoint(dtypes):
-        (only,) = arrays.values()
-        arrays = dict.fromkeys(dtypes, only) if _is_only_input(only[0], fed) else arrays
+    if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
+        (given,), (wanted,) = arrays.values(), fed.tensors
+        shape = given[1].shape
+        if len(wanted.shape) == len(shape) and all(map(lambda want, have: want in (-1, have), wanted.shape, shape)):
+            arrays = dict.fromkeys(dtypes, given)
     for name, (head, array) in arrays.items():
         if name not in dtypes:
             raise SchemaMismatch(f"{head} is unknown; the model takes {join_names(_known_names(schema), name)}")
@@ -265,13 +267,6 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             array = array.reshape(-1)
         data[name] = array
     return fed.from_columns(data)
-
-
-def _is_only_input(head: TensorHeader, fed: Schema) -> bool:
-    """Return True if the graph has one input, whose shape the tensor has."""
-    if len(fed.tensors) != 1 or len(fed.tensors[0].shape) != len(head.shape):
-        return False
-    return all(size in (-1, given) for size, given in zip(fed.tensors[0].shape, head.shape, strict=True))
 
 
 def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:

@@ -269,7 +269,9 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     if not vectorizer.lowercase:
         return f"{_class(kind)}{{{least},}}"
     members = _members(kind)
-    lowered = _lowered_into(members)
+    # the characters whose lower case is a member
+    others, wanted = _lower_cases(), set(members)
+    lowered = "".join([one for one in members if one not in others] + [one for one in others if others[one] in wanted])
     run = _as_class(lowered)
     expression = f"{run}{{{least},}}"
     if "i" not in members:
@@ -337,12 +339,6 @@ def _members(kind: str) -> str:
 def _lower_cases() -> dict[str, str]:
     """Return the lower case of each character that has another one."""
     return {one: lower for one in _characters() if (lower := one.lower()) != one}
-
-
-def _lowered_into(members: str) -> str:
-    """Return the characters whose lower case is one of these."""
-    others, wanted = _lower_cases(), set(members)
-    return "".join([one for one in members if one not in others] + [one for one in others if others[one] in wanted])
 
 
 def _as_class(members: str) -> str:
