@@ -111,8 +111,9 @@ def _parse_accept(header: str) -> Accept:
     return parse_accept_header(header if len(header) <= _MAX_HEADER_CHARACTERS else "", Accept)
 
 
-def _inflate(body: bytes, limit: int, name: str, wbits: int, most_members: int) -> bytes:
-    """Decompress the members of a gzip body (RFC 1952), or streams of zlib, one after the other, up to the limit."""
+def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
+    """Decompress the members of a gzip body (RFC 1952), or the stream of a deflate body, up to the limit."""
+    most_members = _MOST_MEMBERS if wbits == _GZIP else 1
     view, position, left = memoryview(body), 0, limit
     pieces: list[bytes] = []
     members = 0
@@ -163,11 +164,11 @@ def _too_large(limit: int) -> str:
     return f"the body is larger than this server's limit of {limit} bytes when decompressed"
 
 
-_gunzip = partial(_inflate, name="gzip", wbits=_GZIP, most_members=_MOST_MEMBERS)
+_gunzip = partial(_inflate, name="gzip", wbits=_GZIP)
 _DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
     "gzip": _gunzip,
     "x-gzip": _gunzip,
-    "deflate": partial(_inflate, name="deflate", wbits=zlib.MAX_WBITS, most_members=1),
+    "deflate": partial(_inflate, name="deflate", wbits=zlib.MAX_WBITS),
     "zstd": _unzstd,
 }
 _ENCODERS: dict[str, Callable[[bytes], bytes]] = {
