@@ -147,26 +147,24 @@ class _Supervisor:
         self._write("starting")
         # an earlier agent's state could pass for this one's: in a container the process ids are the same every time
         (self._state_dir / AGENT).unlink(missing_ok=True)
-        try:
-            self._start_agent()
-            may_fork, is_held = os.pipe()
+        may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
+        with may_fork, held_back:  # on a failure or a signal, gunicorn is ended before it may fork
             try:
-                self._start_gunicorn(may_fork)
+                self._start_agent()
+                self._start_gunicorn(may_fork.fileno())
                 self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
+                held_back.close()
+                self._wait_until(self._answers)
+                self._is_ready = True
+                self._write("serving")
+                self._announce(self._describe())
+                self._wait_until(refresh)  # which never returns True
+            except _Stop:
+                _log.info("ending: requests in flight are finished")
             finally:
-                os.close(may_fork)
-                os.close(is_held)
-            self._wait_until(self._answers)
-            self._is_ready = True
-            self._write("serving")
-            self._announce(self._describe())
-            self._wait_until(refresh)  # which never returns True
-        except _Stop:
-            _log.info("ending: requests in flight are finished")
-        finally:
-            with suppress(OSError):  # a full disk does not make an orderly end a failure
-                self._write("stopping")
-            self._end()
+                with suppress(OSError):  # a full disk does not make an orderly end a failure
+                    self._write("stopping")
+                self._end()
 
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
         """Wait for signals and check the children, until `done`.

@@ -224,6 +224,7 @@ def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypa
     running = start("state")
     assert running.process.wait(timeout=30) == 1
     assert "Error: ONNXSERVE_POLL_SECONDS: " in running.log.read_text()
+    assert not (running.state_dir / "workers").exists(), "gunicorn has ended before it may fork"
 
 
 def test_a_disk_that_fills_up_at_the_start_is_said_in_one_line(tmp_path: Path) -> None:
