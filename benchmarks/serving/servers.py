@@ -24,12 +24,17 @@ class NotStarted(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers."""
+    """A server that answers.
+
+    Attributes:
+        start_seconds: from its command to its first answer.
+    """
 
     name: str
     port: int
     pid: int
     log: Path
+    start_seconds: float
 
     def processes(self) -> list[psutil.Process]:
         """The server and everything below it."""
@@ -69,6 +74,7 @@ def running(
     Raises:
         NotStarted: it ended, or did not answer.
     """
+    begun = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["taskset", "-c", str(SERVER_CORE), *command],
@@ -77,14 +83,12 @@ def running(
             env={**os.environ, **environment},
             start_new_session=True,
         )
-    server = Server(name, port, process.pid, log)
     try:
-        deadline = time.monotonic() + START_SECONDS
         while not answers(question):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > begun + START_SECONDS:
                 raise NotStarted(f"{name} does not answer: {log.read_text(errors='replace')[-600:]}")
             time.sleep(0.01)
-        yield server
+        yield Server(name, port, process.pid, log, time.monotonic() - begun)
     finally:
         _end(process)
 
