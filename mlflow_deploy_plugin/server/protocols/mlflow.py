@@ -199,8 +199,8 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
         counted = (list(range(count)), list(range(1, count + 1)))
         if schema.dtypes.keys().isdisjoint(header) if schema.columns else numbers not in counted:
             raise SchemaMismatch(
-                "the first line of the CSV has numbers where the columns' names are expected; "
-                "send text/csv; header=absent if it is a row"
+                "the first line of the CSV has numbers where the columns' names are expected; send text/csv; "
+                "header=absent if it is a row (a tensor's columns may be called 0, 1, …)"
             )
 
 
