@@ -3,6 +3,7 @@
 import importlib
 import os
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gunicorn.workers.base import Worker
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import METRICS, read_workers
+from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.waiting import wait_until
 
 
@@ -151,6 +152,6 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
         with tools.gunicorn(other):
             assert metrics.of(worker.pid), "the next server of the folder saves what they have counted"
         wait_until(lambda: not psutil.pid_exists(worker.pid), what="the end of the killed server's worker")
-        (killed / METRICS).unlink()
+        shutil.rmtree(killed)
         with tools.gunicorn(other):
             assert metrics.of(worker.pid) == []

@@ -44,7 +44,7 @@ _PAUSE_SECONDS = 1e-4
 """A sleep after half a millisecond's work hands the interpreter over at once. A thread that computes keeps it for 5 ms
 each time that another wants it (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
-_SHARED_MEMORY, _STATE = Path("/dev/shm"), "state"
+_SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
 _HEADER = struct.Struct("<i4x")  # bytes in use
 _LENGTH = struct.Struct("<i")
@@ -470,7 +470,7 @@ def make_metrics_folder(state_dir: Path) -> Path:
     """
     remove_metrics(state_dir)
     _remove_abandoned_metrics()
-    folder = Path(tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=shared_memory()))
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # for as long as this process and its workers live
     (state_dir / METRICS).symlink_to(folder)
     (folder / _STATE).symlink_to(state_dir.absolute())
@@ -482,14 +482,14 @@ def _remove_abandoned_metrics() -> None:
 
     What the link still names is left to the next server of that folder, which saves the counts.
     """
-    for link in (shared_memory() or Path(tempfile.gettempdir())).glob(f"onnxserve-metrics-*/{_STATE}"):
+    for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):
-            descriptor = os.open(link.parent, os.O_RDONLY)
+            back = (folder / _STATE).readlink() / METRICS
+            descriptor = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else it lives, maybe in another container
-                back = link.readlink() / METRICS
-                if not back.is_symlink() or back.readlink() != link.parent:
-                    shutil.rmtree(link.parent)
+                if not back.is_symlink() or back.readlink() != folder:
+                    shutil.rmtree(folder)
             finally:
                 os.close(descriptor)
 
