@@ -66,7 +66,9 @@ def open_worker(state_dir: str) -> Server:
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()
-    return open_server(Path(state_dir))
+    server = open_server(Path(state_dir))
+    atexit.register(server.close)
+    return server
 
 
 def open_server(state_dir: Path) -> Server:
@@ -148,7 +150,6 @@ def open_server(state_dir: Path) -> Server:
         cloud=read_cloud(),
     )
     repository.start()
-    atexit.register(server.close)
     return server
 
 

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import worker_file
+from mlflow_deploy_plugin.statedir import METRICS, worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
@@ -93,7 +93,8 @@ def on_starting(arbiter: Any) -> None:
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
-    os.environ[MULTIPROC_DIR] = str(make_metrics_folder(state_dir))
+    make_metrics_folder(state_dir)
+    os.environ[MULTIPROC_DIR] = os.readlink(state_dir / METRICS)
 
 
 def on_exit(arbiter: Any) -> None:

@@ -73,7 +73,7 @@ class EmbeddedModel:
             deadline = time.monotonic() + wait_seconds
             while not agent.is_ready():
                 _wait(deadline, f"the registry has not named the model within {wait_seconds:g} s")
-            make_metrics_folder(self.state_dir)
+            self._held.callback(os.close, make_metrics_folder(self.state_dir))
             self._held.callback(remove_metrics, self.state_dir)
             server = open_server(self.state_dir)
             self._held.callback(server.close)

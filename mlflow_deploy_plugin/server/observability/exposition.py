@@ -21,6 +21,7 @@ import shutil
 import struct
 import tempfile
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class Metric:
 class MmapCounters:
     """The values of one type of metric (counter, gauge, histogram) of this worker; the caller locks.
 
-    It goes on with the values that a file has. The file is this worker's until its process ends.
+    It goes on with the values that a file has. The file is this worker's until these are dropped, or its process ends.
 
     Attributes:
         cells: every double of the file; `cells[slot]` is the value of a slot.
@@ -102,6 +103,7 @@ class MmapCounters:
         except BlockingIOError:
             os.close(self._file)
             raise
+        weakref.finalize(self, os.close, self._file)
         self._size = max(os.fstat(self._file).st_size - _STEP_BYTES, 0)
         self._grow()
         self._used = _HEADER.unpack_from(self._bytes)[0] or _HEADER.size
@@ -462,19 +464,23 @@ def shared_memory() -> Path | None:
     return _SHARED_MEMORY if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES else None
 
 
-def make_metrics_folder(state_dir: Path) -> Path:
-    """Return an empty folder for the metrics of a server that starts; those of the last one are removed.
+def make_metrics_folder(state_dir: Path) -> int:
+    """Make an empty folder for the metrics of a server that starts; those of the last one are removed.
 
     The files are mapped into memory: on a full disk, a write would kill the worker (SIGBUS). So they are in shared
     memory, with a link from the state folder to find those that a killed server has left.
+
+    Returns:
+        The descriptor of a lock on the folder: while this process or a fork has it open, no other server removes it.
     """
     remove_metrics(state_dir)
     _remove_abandoned_metrics()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # for as long as this process and its workers live
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     (state_dir / METRICS).symlink_to(folder)
     (folder / _STATE).symlink_to(state_dir.absolute())
-    return folder
+    return lock
 
 
 def _remove_abandoned_metrics() -> None:

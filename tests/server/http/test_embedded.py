@@ -1,6 +1,7 @@
 """A mounted model answers as the server does, follows the registry, and leaves nothing behind."""
 
 import asyncio
+import gc
 import gzip
 import io
 import os
@@ -22,6 +23,7 @@ from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.server import AsgiApp, WsgiApp
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.statedir import METRICS
 from tests.support.models import mixed_model
 from tests.support.serving import Served
 from tests.support.tracking import tracking_at
@@ -177,6 +179,15 @@ def test_what_a_mounted_model_answers_reaches_the_inference_log(folder: Path, tm
 
     tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
     assert sum(table.num_rows for table in tables) == 3
+
+
+def test_a_closed_model_leaves_no_file_open(folder: Path, tmp_path: Path) -> None:
+    with closing(wsgi_app(str(folder), state_dir=tmp_path)) as app:
+        metrics = os.readlink(tmp_path / METRICS)
+    del app
+    gc.collect()
+    command = ["ls", "-l", f"/proc/{os.getpid()}/fd"]
+    assert metrics not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def test_two_processes_of_one_application_have_folders_of_their_own(folder: Path, tmp_path: Path) -> None:

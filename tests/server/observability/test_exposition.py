@@ -243,4 +243,5 @@ def test_metrics_lie_on_the_disk_where_shared_memory_has_no_room(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
-    assert make_metrics_folder(tmp_path).parent == tmp_path
+    os.close(make_metrics_folder(tmp_path))
+    assert (tmp_path / METRICS).readlink().parent == tmp_path
