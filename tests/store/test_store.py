@@ -82,7 +82,8 @@ def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -
     asked: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *others: Any) -> None:
-        asked.append((statement, parameters))
+        if connection.engine.url.database == str(file):
+            asked.append((statement, parameters))
 
     event.listen(Engine, "before_cursor_execute", note)
     try:
