@@ -8,8 +8,9 @@ The generator has a seed: the same model and example give the same rows.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -137,21 +138,32 @@ class _TableRows:
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
+        if learned and most < _CATEGORY_ROWS:  # in few rows all columns of a wide table show as many categories
+            table = self.some(_CATEGORY_ROWS)
+            for name, values in learned.items():
+                if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
+                    with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                        table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
+            yield RowGroup("categories together", table, block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
             changed: dict[Any, pd.Series[Any]] = {}
             for name in names:
-                dtype, values = self.example[name].dtype, values_of(learned[name])
-                # what is no category would be missing, which no integer can be
-                if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
-                    values = [value for value in values if value in dtype.categories]
-                chosen = [values[position] for position in self.random.permutation(len(values))[:most]]
+                chosen = self.some_categories(name, values_of(learned[name]), most)
                 whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
-                with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                    changed[name] = _as([chosen[row % len(chosen)] for row in range(whole)], dtype)
+                with contextlib.suppress(TypeError, ValueError):  # as above
+                    changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
                 table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
                 yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
+
+    def some_categories(self, name: Any, values: Sequence[Any], most: int) -> list[Any]:
+        """Return so many of the values at most that the column may hold."""
+        dtype = self.example[name].dtype
+        # what is no category would be missing, which no integer can be
+        if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
+            values = [value for value in values if value in dtype.categories]
+        return [values[position] for position in self.random.permutation(len(values))[:most]]
 
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
         """Return as many rows for each column as `rows` says, in which this column alone is changed.

@@ -119,8 +119,11 @@ def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_ro
     wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
     known = BoundaryValues(categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))))
 
-    groups = [group for group in parity_rows(wide, None, known) if "categories" in group.source]
+    together, *groups = [group for group in parity_rows(wide, None, known) if "categories" in group.source]
 
+    assert isinstance(together.batch, pd.DataFrame)
+    assert len(together.batch) == 200
+    assert all(set(together.batch[name]) == set(learned) for name, learned in known.categories.items())
     assert [group.source for group in groups] == ["categories", "near categories"]
     for group in groups:
         assert isinstance(group.batch, pd.DataFrame)
