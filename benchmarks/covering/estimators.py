@@ -50,7 +50,6 @@ _MADE: dict[str, Callable[[type], Any]] = {
     "RandomizedSearchCV": lambda kind: kind(DecisionTreeRegressor(), {"max_depth": [2, 5]}, n_iter=2, cv=2),
     "FrozenEstimator": lambda kind: kind(LogisticRegression().fit(numbers(1), target(numbers(1)) > 1)),
     **{name: lambda kind: kind(n_components=3) for name in ("GaussianRandomProjection", "SparseRandomProjection")},
-    "QuantileTransformer": lambda kind: kind(n_quantiles=12),  # skl2onnx takes the square of their number in time
     "PLSSVD": lambda kind: kind(n_components=1),
     "LocalOutlierFactor": lambda kind: kind(novelty=True),
     "Pipeline": lambda kind: kind([("a", StandardScaler()), ("b", Ridge())]),

@@ -136,7 +136,7 @@ _REGRESSORS: dict[str, Callable[[], Any]] = {
     "binarizer, ridge": lambda: make_pipeline(Binarizer(threshold=0.1), Ridge()),
     "splines, ridge": lambda: make_pipeline(SplineTransformer(), Ridge()),
     "power, ridge": lambda: make_pipeline(PowerTransformer(), Ridge()),
-    "quantiles, ridge": lambda: make_pipeline(QuantileTransformer(n_quantiles=12), Ridge()),
+    "quantiles, ridge": lambda: make_pipeline(QuantileTransformer(output_distribution="normal"), Ridge()),
     "scaler, neighbours": lambda: _scaled(KNeighborsRegressor(5)),
     "neighbours by distance": lambda: _scaled(KNeighborsRegressor(5, weights="distance")),
     "neighbours, manhattan": lambda: _scaled(KNeighborsRegressor(5, p=1)),

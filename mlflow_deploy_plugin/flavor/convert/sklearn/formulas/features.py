@@ -1,5 +1,6 @@
 """Formulas of transformers: selected columns, projections, random features, scalers, bins, splines."""
 
+from functools import reduce
 from math import factorial
 from typing import Any
 
@@ -26,6 +27,7 @@ from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
     PowerTransformer,
+    QuantileTransformer,
     RobustScaler,
     SplineTransformer,
     StandardScaler,
@@ -179,6 +181,60 @@ def powered(model: PowerTransformer, rows: Rows) -> TracedArray:
     return (found - model._scaler.mean_) / model._scaler.scale_ if model.standardize else found
 
 
+def ranked(model: QuantileTransformer, rows: Rows) -> TracedArray:
+    """Return the share of the training rows below each value, or the normal deviate of that share.
+
+    The operations are those of scikit-learn, which interpolates upwards and downwards, as quantiles may be equal.
+    skl2onnx writes a chain of nodes as long as there are quantiles: a thousand take it minutes.
+    """
+    quantiles, shares = model.quantiles_, model.references_
+    lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
+    own = rows.own if rows.is_single else rows.matrix
+    x = np.clip(rows.matrix, lowest, highest)
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing lies between equal quantiles
+        slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
+
+    def of_column(table: Array, places: TracedArray) -> TracedArray:
+        return take(table.T.ravel(), places + len(table) * np.arange(table.shape[1]))
+
+    def places(compare: Any) -> TracedArray:
+        """Return how many quantiles of its column are less than each number, by bisection."""
+        bits = count.bit_length()
+        padded = np.pad(quantiles, ((0, 2**bits - 1 - count), (0, 0)), constant_values=np.inf)
+        found = np.zeros_like(x).astype(np.int64)
+        for bit in reversed(range(bits)):
+            further = found + 2**bit
+            found = np.where(compare(of_column(padded, further - 1), x), further, found)
+        return found
+
+    at = np.clip(places(np.less_equal) - 1, 0, count - 2)
+    upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
+    at = np.clip(places(np.less), 1, count - 1)
+    downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
+    share = 0.5 * (np.where(x >= highest, 1.0, upwards) - np.where(x <= lowest, 0.0, downwards))
+    if model.output_distribution == "uniform":
+        return np.where(own <= lowest, 0.0, np.where(own >= highest, 1.0, share))
+    margin = np.asarray(_MARGIN, own.dtype)
+    share = np.where(own - margin < lowest, 0.0, np.where(own + margin > highest, 1.0, share))
+    limit = _MARGIN - np.spacing(1.0)
+    return _deviates(np.clip(share.astype(own.dtype).astype(np.float64), limit, 1.0 - limit))
+
+
+def _deviates(share: TracedArray) -> TracedArray:
+    """Return the inverse of the normal distribution for shares from 1e-11 on, to 16 digits.
+
+    The method is AS 241, https://doi.org/10.2307/2347330.
+    """
+    centred = share - 0.5
+    square = 0.180625 - centred * centred
+    tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
+    near, far = (
+        reduce(lambda sum, one: sum * x + one, over) / reduce(lambda sum, one: sum * x + one, under)
+        for x, (over, under) in ((square, _NEAR), (tail, _FAR))
+    )
+    return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
+
+
 def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column: a polynomial between two knots."""
     if getattr(model, "handle_missing", "error") != "error":
@@ -214,6 +270,21 @@ def _derivative(spline: Any, x: Any, order: int) -> Array:
     return np.asarray(spline(x, nu=order))
 
 
+_MARGIN = 1e-7
+"""scikit-learn's BOUNDS_THRESHOLD: shares keep this distance from 0 and 1, which have no deviate."""
+_NEAR = (
+    (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
+     13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
+    (5226.495278852854561, 28729.085735721942674, 39307.89580009271061, 21213.794301586595867,
+     5394.1960214247511077, 687.1870074920579083, 42.313330701600911252, 1.0),
+)  # fmt: skip
+_FAR = (
+    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177, 1.27045825245236838258,
+     3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),
+    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966, 0.14810397642748007459,
+     0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
+)  # fmt: skip
+
 SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 _SELECTORS = (
     *(GenericUnivariateSelect, SelectFromModel, SelectPercentile, SequentialFeatureSelector),
@@ -234,6 +305,7 @@ FORMULAS: dict[type, Formula] = {
     Binarizer: binarized,
     KBinsDiscretizer: binned,
     PowerTransformer: powered,
+    QuantileTransformer: ranked,
     AdditiveChi2Sampler: additive_chi2,
     PolynomialCountSketch: count_sketch,
     SplineTransformer: splines,

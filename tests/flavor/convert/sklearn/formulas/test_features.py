@@ -21,6 +21,7 @@ from sklearn.preprocessing import (
     KBinsDiscretizer,
     OrdinalEncoder,
     PowerTransformer,
+    QuantileTransformer,
     SplineTransformer,
     StandardScaler,
 )
@@ -56,6 +57,8 @@ STEPS: dict[str, Any] = {
     "threshold": Binarizer(threshold=0.5),
     "powers": PowerTransformer(),
     "powers, not standardised": PowerTransformer("box-cox", standardize=False),
+    "shares": QuantileTransformer(n_quantiles=150),
+    "deviates of shares": QuantileTransformer(n_quantiles=20, output_distribution="normal"),
     "projection": SparseRandomProjection(2, random_state=0),
     **{
         f"splines, {extrapolation}": SplineTransformer(extrapolation=extrapolation, include_bias=False)
@@ -105,6 +108,24 @@ def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.gen
     model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0)).fit(rows, VALUES)
 
     assert wrap(model, rows).report.state == "proven"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
+    distribution: str, dtype: type[np.generic]
+) -> None:
+    rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 4)).astype(dtype)
+    rows[:, 3] = 7
+    if dtype is not np.int64:
+        rows[::9, 1] = np.nan
+    model = make_pipeline(
+        QuantileTransformer(n_quantiles=100, output_distribution=distribution),
+        SimpleImputer(strategy="constant", fill_value=-9.0),
+        RandomForestRegressor(5, random_state=0),
+    )
+
+    assert wrap(model.fit(rows, VALUES), rows).report.state == "proven"
 
 
 def test_an_elimination_predicts_by_its_own_estimator() -> None:
