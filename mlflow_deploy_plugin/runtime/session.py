@@ -120,6 +120,8 @@ def import_onnxruntime() -> Any:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
         ) from None
+    if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
+        module.disable_telemetry_events()  # another package may have imported it before
     return module
 
 

@@ -66,6 +66,19 @@ def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
+def test_a_runtime_that_another_package_has_imported_tells_nobody_either(
+    given: str | None, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: called.append(True))
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", given or "")
+    if given is None:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    session.import_onnxruntime()
+    assert len(called) == calls
+
+
 @pytest.mark.parametrize(
     ("own", "files", "expected"),
     [
