@@ -179,7 +179,8 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
                 f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
     try:
-        if uri and "pytorch" not in (flavors := fetch_mlmodel(resolve(uri).source).flavors):
+        found = resolve(uri) if uri else None
+        if found is not None and "pytorch" not in (flavors := fetch_mlmodel(found.source).flavors):
             had = ", ".join(sorted(flavors))
             return Refused(f"the original {uri} is no torch module, whose gradients are needed; it has {had}")
     except OnnxserveError as error:
@@ -190,8 +191,8 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
     try:
         import mlflow.pytorch  # here: seconds, and only for torch models
 
-        if uri:
-            with downloaded_version(resolve(uri)) as downloaded:
+        if found is not None:
+            with downloaded_version(found) as downloaded:
                 return mlflow.pytorch.load_model(str(downloaded), map_location="cpu")
         return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:

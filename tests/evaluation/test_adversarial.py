@@ -1,5 +1,6 @@
 """Attacks by the gradients of a torch original; by estimated ones: test_curves.py."""
 
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,6 +113,14 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: 
             f"the original {folders['naming']} is no torch module, whose gradients are needed; it has onnx, "
             "onnxserve, python_function"
         )
+
+
+def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["original"], broken)
+    (broken / "data" / "model.pth").write_bytes(b"")
+    cannot = measured(folders["onnx"], original=str(broken)).cannot["pgd"]
+    assert cannot.startswith("the torch original cannot be loaded: ")
 
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
