@@ -9,6 +9,15 @@ formats (MLflow's own) is asked in JSON from then on. Imports neither mlflow nor
 """
 
 from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy, response_error
-from mlflow_deploy_plugin.client.rows import BODY_FORMS, encode_json
+from mlflow_deploy_plugin.client.rows import BODY_FORMS, encode_json, is_pandas_frame
 
-__all__ = ["BODY_FORMS", "AsyncClient", "Client", "Prediction", "RetryPolicy", "encode_json", "response_error"]
+__all__ = [
+    "BODY_FORMS",
+    "AsyncClient",
+    "Client",
+    "Prediction",
+    "RetryPolicy",
+    "encode_json",
+    "is_pandas_frame",
+    "response_error",
+]

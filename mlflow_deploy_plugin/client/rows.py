@@ -175,6 +175,11 @@ def _has_unnamed_columns(rows: Any) -> bool:
     return getattr(getattr(rows, "columns", None), "inferred_type", "") == "integer"
 
 
+def is_pandas_frame(rows: Any) -> bool:
+    """Return True for a frame of pandas, which is not imported to find out."""
+    return hasattr(rows, "notna") and hasattr(rows, "columns")
+
+
 def _rows_document(rows: Any) -> Mapping[str, Any]:
     """Return the rows in one of MLflow's forms."""
     refusal = InvalidRequest(
@@ -190,7 +195,7 @@ def _rows_document(rows: Any) -> Mapping[str, Any]:
     if isinstance(rows, list | tuple):
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
         return {"dataframe_records" if is_records else "inputs": list(rows)}
-    if hasattr(rows, "notna") and hasattr(rows, "columns"):  # a frame of pandas
+    if is_pandas_frame(rows):
         cells = rows.astype(object).where(rows.notna(), None).to_numpy().tolist()
         if _has_unnamed_columns(rows):
             return {"inputs": cells}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import orjson
 
-from mlflow_deploy_plugin.client import BODY_FORMS, encode_json
+from mlflow_deploy_plugin.client import BODY_FORMS, encode_json, is_pandas_frame
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
@@ -86,7 +86,7 @@ def encode_body(inputs: Any) -> bytes:
     Raises:
         InvalidRequest: there is no such body.
     """
-    return encode_json((_is_of_pandas(inputs) and _document_read_by_pandas(inputs)) or inputs)
+    return encode_json((is_pandas_frame(inputs) and _document_read_by_pandas(inputs)) or inputs)
 
 
 def original_document(inputs: Any) -> Any:
@@ -100,7 +100,7 @@ def original_document(inputs: Any) -> Any:
     is_mlflow_command = context is not None and (
         getattr(context.command.callback, "__module__", "") == _MLFLOW_CLI_MODULE
     )
-    if context is None or not is_mlflow_command or not _is_of_pandas(inputs):
+    if context is None or not is_mlflow_command or not is_pandas_frame(inputs):
         return inputs
     path = context.params.get("input_path")
     try:
@@ -112,11 +112,6 @@ def original_document(inputs: Any) -> Any:
         is_of_pandas = all(isinstance(values, dict) for values in document.values())
         return inputs if is_of_pandas else document
     return inputs if document is None else document
-
-
-def _is_of_pandas(inputs: Any) -> bool:
-    """Return whether this is a frame of pandas, which is not imported to find out."""
-    return hasattr(inputs, "notna") and hasattr(inputs, "columns")
 
 
 def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, Any] | None:

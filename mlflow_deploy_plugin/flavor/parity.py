@@ -399,18 +399,13 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
         learned = boundary_values.categories.get(name, ())
         known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
+        numbers = [one for one in known if not isinstance(one, str)]
         # a 32-bit float of the graph holds whole numbers to 2**24
-        if (
-            known
-            and is_whole
-            and all(
-                isinstance(one, str) or (isinstance(one, int | float) and abs(one) <= 2**24 and one == int(one))
-                for one in known
-            )
-        ):
+        are_codes = all(isinstance(one, int | float) and abs(one) <= 2**24 and one == int(one) for one in numbers)
+        if known and is_whole and are_codes:
             categories[name] = known
-    numbers = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
-    return {name: entry for name, entry in (numbers | {"categories": categories}).items() if entry}
+    found: dict[str, Any] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
+    return {name: entry for name, entry in (found | {"categories": categories}).items() if entry}
 
 
 def _plain(value: Any) -> Any:

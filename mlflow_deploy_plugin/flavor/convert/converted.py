@@ -107,8 +107,7 @@ def bind_graph(
     for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
         if not values:
             raise ConversionError(f"the graph has no {kind}: there is nothing to ask of it")
-    held = {initializer.name for initializer in proto.graph.initializer}
-    inputs = [Input(value.name, *served_type(value, original)) for value in proto.graph.input if value.name not in held]
+    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
     names = [entry.name for entry in inputs]
     if isinstance(batch, pd.DataFrame):
         columns = tuple(str(column) for column in batch.columns)
@@ -129,6 +128,12 @@ def bind_graph(
         framework_version=framework_version,
         original=original,
     )
+
+
+def fed_inputs(graph: Any) -> list[Any]:
+    """Return the inputs that a caller gives; older graphs name their weights among the inputs, too."""
+    held = {initializer.name for initializer in graph.initializer}
+    return [value for value in graph.input if value.name not in held]
 
 
 def served_type(value: Any, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
@@ -168,8 +173,7 @@ def rename_values(proto: Any, inputs: list[str], outputs: list[str]) -> Any:
     `Identity` nodes stand between the old names and the new: subgraphs may refer to the old ones.
     """
     graph = proto.graph
-    held = {initializer.name for initializer in graph.initializer}
-    for value, name in zip([value for value in graph.input if value.name not in held], inputs, strict=True):
+    for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
             graph.node.insert(0, onnx.helper.make_node("Identity", [name], [value.name]))
             value.name = name

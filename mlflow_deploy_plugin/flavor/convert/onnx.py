@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     DynamicAxes,
     bind_graph,
     dtype_and_shape,
+    fed_inputs,
     served_type,
 )
 from mlflow_deploy_plugin.runtime import describe_error, import_onnxruntime, numpy_dtype, session_options
@@ -189,8 +190,7 @@ def _declare_outputs(proto: Any) -> None:
     unknown = [name for name, node in found.items() if not node.shape]
     shapes: dict[str, list[Any]] = {name: node.shape for name, node in found.items()}
     if unknown:
-        held = {initializer.name for initializer in proto.graph.initializer}
-        inputs = {one.name: served_type(one, None) for one in proto.graph.input if one.name not in held}
+        inputs = {one.name: served_type(one, None) for one in fed_inputs(proto.graph)}
         few, more = (
             {
                 name: np.full([rows if size == -1 else size for size in shape], "" if dtype == "str" else 0).astype(

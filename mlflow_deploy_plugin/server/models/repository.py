@@ -77,7 +77,6 @@ class Repository:
         self.unloaded: tuple[str, ...] = ()
         self.has_pyfuncs = False
         self._load = load
-        self._begun: dict[Path, Future[WarmVersion]] = {}
         self._listeners: list[Callable[[ServedTable], None]] = []
         self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
@@ -236,11 +235,11 @@ class Repository:
             self._errors.pop(name, None)
             self._applied.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
-            self._begun = {folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)}
+            begun = {folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)}
             for name, endpoint in wanted.endpoints.items():
                 if endpoint == self._applied.get(name) and not self._errors[name]:
                     continue
-                served, self._errors[name] = self._load_endpoint(name, endpoint)
+                served, self._errors[name] = self._load_endpoint(name, endpoint, begun)
                 self._applied[name] = endpoint
                 self._swap({**self.table, name: served})
         if list(self.table) != list(wanted.endpoints):
@@ -260,12 +259,18 @@ class Repository:
                     found.append(folder)
         return found
 
-    def _load_or_await(self, folder: Path) -> WarmVersion:
-        begun = self._begun.pop(folder, None)
-        return self._load(folder) if begun is None else begun.result()
+    def _load_endpoint(
+        self, endpoint: str, wanted: WantedEndpoint, begun: dict[Path, Future[WarmVersion]]
+    ) -> tuple[ServedEndpoint, dict[str, str]]:
+        """Return the endpoint as far as its versions can be loaded, and the errors by variant.
 
-    def _load_endpoint(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
-        """Return the endpoint as far as its versions can be loaded, and the errors by variant."""
+        Args:
+            begun: the loads that are under way, by folder; each is taken out once.
+        """
+
+        def load(folder: Path) -> WarmVersion:
+            return begun.pop(folder).result() if folder in begun else self._load(folder)
+
         before = self.table[endpoint].variants if endpoint in self.table else {}
         held = {_identity(one.loaded): one.loaded for served in self.table.values() for one in served.variants.values()}
         variants, errors = {}, {}
@@ -273,7 +278,7 @@ class Repository:
             try:
                 if (identity := _identity(want)) not in held:
                     self._wait_for_retiring(want.model)
-                    held[identity] = load_version(self.state_dir, self._load_or_await, want)
+                    held[identity] = load_version(self.state_dir, load, want)
                 loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message

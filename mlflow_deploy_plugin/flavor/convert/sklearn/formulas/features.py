@@ -229,7 +229,7 @@ def _deviates(share: TracedArray) -> TracedArray:
     square = 0.180625 - centred * centred
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
     near, far = (
-        reduce(lambda sum, one: sum * x + one, over) / reduce(lambda sum, one: sum * x + one, under)
+        reduce(lambda total, one: total * x + one, over) / reduce(lambda total, one: total * x + one, under)
         for x, (over, under) in ((square, _NEAR), (tail, _FAR))
     )
     return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
