@@ -170,7 +170,6 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
     help="Format of the output.",
 )
 @option("--batch-rows", type=click.IntRange(min=1), default=1000, metavar="ROWS", help="Number of rows in a request.")
-@hidden_pandas()
 def predict(
     model_uri: str | None,
     name: str | None,
@@ -202,6 +201,8 @@ def predict(
     input_name = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
+        if name is not None:  # a version may be Python of its author, who counts on pandas, as MLflow does
+            held.enter_context(hidden_pandas())
         file = held.enter_context(open_input(input_path, sys.stdin.buffer))
         rows = read_rows(file, input_name, given, batch_rows)
         batches = held.enter_context(_with_progress(rows))

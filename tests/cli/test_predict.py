@@ -190,12 +190,17 @@ def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_
     assert predict("-n", "champion", "-O", "jsonl", given=b"[[1, 2]]").stdout == '{"y":6.0}\n'
 
 
-def test_a_model_predicts_a_file_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
-    code = "import sys; from mlflow_deploy_plugin.cli import main; main(sys.argv[1:], standalone_mode=False);"
-    code += "print('pandas' in sys.modules, file=sys.stderr)"
-    typed = ["predict", *by["model"], "-i", str(folder / "rows.parquet"), "-O", "jsonl"]
-    ended = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True, check=True)
-    assert ended.stderr == "False\n"
+def typed(*arguments: str, given: bytes = b"", after: str = "") -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own, which has imported nothing yet, and the code `after` it."""
+    code = f"import sys; from mlflow_deploy_plugin.cli import main; main(sys.argv[1:], standalone_mode=False); {after}"
+    command = [sys.executable, "-c", code, "predict", *arguments]
+    return subprocess.run(command, input=given, capture_output=True, check=True)
+
+
+def test_a_server_is_asked_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
+    found = "print('pandas' in sys.modules, file=sys.stderr)"
+    ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=found)
+    assert ended.stderr == b"False\n"
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +228,9 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
 ) -> None:
     frame = pd.DataFrame({"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]})
 
-    result = predict("-m", days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
+    ended = typed("-m", days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
 
-    assert result.stdout == '{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n', result.stderr
+    assert ended.stdout == b'{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n'
 
 
 def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:

@@ -66,9 +66,10 @@ def test_drift_of_an_hour_is_told_with_its_report(watched: Watched, mlflow_serve
 
     assert alarm["title"] == "onnxserve: watched: Alarm: monitor daily"
     assert "- x, " in alarm["message"]
-    link = alarm["message"].splitlines()[-1]
+    link, actions = alarm["message"].splitlines()[-2:]
     run = MlflowClient(mlflow_server.url).get_run(link.split("/runs/")[1].split("/")[0])
     assert link.endswith("/artifacts/report.html")
+    assert actions.startswith("next (docs/runbook.md#monitoralarm): onnxserve ")
     assert run.data.tags["onnxserve.window.start"] == (watched.begin + HOUR).isoformat()
     metrics = requests.get(watched.metrics, timeout=30).text
     assert 'onnxserve_alerts_firing{endpoint="watched",monitor="daily"} 1.0' in metrics
