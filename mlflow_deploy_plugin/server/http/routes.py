@@ -6,7 +6,7 @@ stands for an endpoint, `V` for a version, `L` for a label, and a part in bracke
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mlflow_deploy_plugin.errors import close_matches
@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, failure_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body, negotiate_protocol
 from mlflow_deploy_plugin.server.http.openapi import operations
-from mlflow_deploy_plugin.server.http.openapi.document import DocumentedRoute
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.auth import Need
@@ -74,7 +73,7 @@ def _page(name: str) -> View:
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         from mlflow_deploy_plugin.server.http import pages
 
-        return pages.PAGES[name](server, request, endpoint, list_routes())
+        return pages.PAGES[name](server, request, endpoint)
 
     return view
 
@@ -172,13 +171,9 @@ for _route in ROUTES:
 _NOTHING_NAMED: Mapping[str, str] = {}
 
 
-def list_routes() -> list[DocumentedRoute]:
-    """Return every route at each of its paths, as OpenAPI writes them."""
-    return [
-        DocumentedRoute(path, route.method, route.operation, route.need)
-        for route in ROUTES
-        for path in expand_path(route.path, "{{{}}}")
-    ]
+def list_routes() -> list[Route]:
+    """Return every route at each of its paths, as OpenAPI writes them: `/v2/models/{endpoint}/infer`."""
+    return [replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")]
 
 
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:

@@ -1,10 +1,10 @@
 """The OpenAPI 3.1 document of a running server: its routes, for the endpoints and versions that it holds now."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import NotReady
@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.http.routes import Route, list_routes
 from mlflow_deploy_plugin.server.inference.auth import Need, scopes_for
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.server.protocols.content import JSON
@@ -53,20 +54,6 @@ _RESPONSE_HEADERS = {
     "X-Model-Version": "its version",
     "X-Model-Variant": "the endpoint's variant that answered, where it has several",
 }
-
-
-class DocumentedRoute(NamedTuple):
-    """A method of a path.
-
-    Attributes:
-        path: a template, as `/v2/models/{endpoint}/versions/{version}/infer`.
-        need: what a caller's key needs; None: everybody may ask.
-    """
-
-    path: str
-    method: str
-    operation: Operation
-    need: Need | None
 
 
 @dataclass(frozen=True)
@@ -110,13 +97,13 @@ def _describe(name: str, served: ServedEndpoint) -> DescribedEndpoint:
     return DescribedEndpoint(name, served.versions, tuple(served.variants), most)
 
 
-def document(server: Server, routes: Sequence[DocumentedRoute], only: str | None = None) -> dict[str, Any]:
+def document(server: Server, only: str | None = None) -> dict[str, Any]:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
     Plain routes are described for the default endpoint, and routes with a name for each endpoint, or for `only` one. If
     there are more than `MAX_ENDPOINTS`, the document describes the default one alone, and each has its own document.
     """
-    table = server.repository.table.items()
+    routes, table = list_routes(), server.repository.table.items()
     answering = [_describe(name, served) for name, served in table if served.answering]
     default = next((one for one in answering if one.endpoint == server.repository.default_endpoint), None)
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
@@ -142,7 +129,7 @@ def document(server: Server, routes: Sequence[DocumentedRoute], only: str | None
 
 
 def _paths(
-    routes: Iterable[DocumentedRoute],
+    routes: Iterable[Route],
     endpoints: list[DescribedEndpoint],
     default: DescribedEndpoint | None,
     schemes: Mapping[str, Any],
@@ -169,7 +156,7 @@ def _security(need: Need | None, schemes: Mapping[str, Any]) -> dict[str, Any]:
     return {"security": [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]}
 
 
-def _components(routes: Iterable[DocumentedRoute], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
+def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
     """Return the schemas of every endpoint's requests and responses, and of errors."""
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
     sides = [side for route in routes for side in (route.operation.request, route.operation.response)]

@@ -7,7 +7,7 @@ policy allows no script that is not a file of this package, and no other host.
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
-from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, DocumentedRoute, describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
@@ -69,33 +69,23 @@ def _read_asset(name: str) -> bytes:
     return (_HERE / "static" / name).read_bytes()
 
 
-def openapi(
-    server: Server, request: RawRequest, endpoint: str | None, routes: Sequence[DocumentedRoute]
-) -> RawResponse:
+def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
     """Return the OpenAPI document, of all endpoints or of one.
 
     Raises:
         NotReady, NotFound: see `DataPlane.select_variant`, for one endpoint.
     """
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
-    return RawResponse(200, dump_json(document.document(server, routes, only)), headers={"Cache-Control": "no-store"})
+    return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 
 
-def try_page(
-    server: Server, request: RawRequest, endpoint: str | None, routes: Sequence[DocumentedRoute]
-) -> RawResponse:
-    """Return the page to try an endpoint (None: the default one). Before a model is loaded, a notice with 200."""
-    try:
-        subject = describe_endpoint(server, endpoint)
-    except (NotReady, NotFound) as error:
-        return _notice(server, request, error, endpoint)
+def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     schema, example, artifact = subject.schema, subject.example, subject.artifact
     fields = form_fields(schema, example)
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
     page_data = {
         "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
         "isTable": bool(schema.columns),
-        "classes": list(artifact.classes),
         "fields": [asdict(field) for field in fields],
     }
     pasted = (
@@ -103,50 +93,63 @@ def try_page(
         if schema.columns
         else _json_text(examples.invocations_example(schema, example))
     )
-    return _page(
-        "try.html", server, request, subject, fields=fields, page_data=page_data, pasted=pasted, example=example
-    )
+    return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 
-def docs_page(
-    server: Server, request: RawRequest, endpoint: str | None, routes: Sequence[DocumentedRoute]
-) -> RawResponse:
-    """Return the page with the routes, the fields and an example of one endpoint (None: the default one)."""
-    try:
-        subject = describe_endpoint(server, endpoint)
-    except (NotReady, NotFound) as error:
-        return _notice(server, request, error, endpoint)
+def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+    """Return the routes, the fields and an example of the endpoint."""
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
-    schema, example = subject.schema, subject.example
-    return _page(
-        "docs.html",
-        server,
-        request,
-        subject,
-        fields=form_fields(schema, example),
-        why_no_fields=subject.artifact.undescribed,
-        outputs=subject.artifact.outputs,
-        snippets=snippets(
-            f"{scheme}://{host}",
-            f"{subject.path}/invocations",
-            subject.endpoint,
-            schema,
-            example,
-            server.spec.takes_keys,
-        ),
-        groups=_groups(document.document(server, routes, only=subject.endpoint)),
+    schema, example, base = subject.schema, subject.example, f"{scheme}://{host}"
+    path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
+    return {
+        "fields": form_fields(schema, example),
+        "why_no_fields": subject.artifact.undescribed,
+        "outputs": subject.artifact.outputs,
+        "snippets": snippets(base, path, subject.endpoint, schema, example, takes_keys),
+        "groups": _groups(document.document(server, only=subject.endpoint)),
+    }
+
+
+def _page(
+    template: str,
+    values: Callable[[Server, RawRequest, DescribedEndpoint], dict[str, Any]],
+    server: Server,
+    request: RawRequest,
+    endpoint: str | None,
+) -> RawResponse:
+    """Return the page of an endpoint (None: the default one), or a notice with the reason why there is nothing to see.
+
+    The notice of the default endpoint has the status 200: the server lives.
+    """
+    status, subject, shown = 200, None, {}
+    try:
+        subject = describe_endpoint(server, endpoint)
+        shown = values(server, request, subject)
+    except (NotReady, NotFound) as error:
+        status, template = 200 if endpoint is None else error.http_status, "notice.html"
+        shown = {"message": error.message, "is_starting": status != 404}
+    key = server.auth.known(request)
+    allowed = key.endpoints if key is not None else ()
+    html = _TEMPLATES.get_template(template).render(
+        onnxserve_version=__version__,
+        subject=subject,
+        artifact=subject.artifact if subject else None,
+        variants=list(server.repository.table[subject.endpoint].answering) if subject else [],
+        endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
+        **shown,
     )
+    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
 
 
-PAGES: Mapping[str, Callable[[Server, RawRequest, str | None, Sequence[DocumentedRoute]], RawResponse]] = {
-    "try": try_page,
-    "docs": docs_page,
+PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
+    "try": partial(_page, "try.html", _try_values),
+    "docs": partial(_page, "docs.html", _docs_values),
     "openapi": openapi,
     **{name: partial(asset, name) for name in _ASSETS},
 }
-"""The view of each page, and of each file that they load. It takes the table of routes, too."""
+"""The view of each page, and of each file that they load."""
 
 
 def _json_text(body: dict[str, Any]) -> str:
@@ -181,36 +184,6 @@ def _operation_row(path: str, method: str, operation: dict[str, Any]) -> dict[st
         },
         "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
     }
-
-
-def _notice(server: Server, request: RawRequest, error: OnnxserveError, endpoint: str | None) -> RawResponse:
-    """Return a page with the reason why there is nothing to try; 200 for the plain page: the server lives."""
-    status = 200 if endpoint is None else error.http_status
-    return _page("notice.html", server, request, None, status=status, message=error.message, is_starting=status != 404)
-
-
-def _page(
-    template: str,
-    server: Server,
-    request: RawRequest,
-    subject: DescribedEndpoint | None,
-    status: int = 200,
-    **values: Any,
-) -> RawResponse:
-    key = server.auth.known(request)
-    allowed = key.endpoints if key is not None else ()
-    endpoints = [name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS]
-    variants = list(server.repository.table[subject.endpoint].answering) if subject else []
-    html = _TEMPLATES.get_template(template).render(
-        onnxserve_version=__version__,
-        subject=subject,
-        loaded=subject.variant.loaded if subject else None,
-        artifact=subject.artifact if subject else None,
-        variants=variants,
-        endpoints=endpoints,
-        **values,
-    )
-    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
 
 
 Kind = Literal["number", "boolean", "string", "tensor"]
