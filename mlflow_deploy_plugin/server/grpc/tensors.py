@@ -6,6 +6,7 @@ the request. FP16 has no typed form: a response that holds it is in bytes, whate
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -42,6 +43,8 @@ _FIELDS = {
 
 MAX_FIELDS = 100_000
 _MAX_PARAMETERS = 1_000
+_FIXED_SIZES = {1: 8, 5: 4}
+"""The bytes of a number of 64 and of 32 bits, by their wire type."""
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
@@ -61,7 +64,7 @@ def read_message(kind: type[Message], body: bytes) -> Any:
 def _check_fields(view: memoryview) -> None:
     """Count the fields (https://protobuf.dev/programming-guides/encoding); malformed bytes are left to protobuf."""
     at = fields = 0
-    try:
+    with suppress(InvalidThrift, IndexError):
         while at < len(view):
             fields += 1
             if fields > MAX_FIELDS:
@@ -70,17 +73,11 @@ def _check_fields(view: memoryview) -> None:
             match key & 7:
                 case 0:
                     _, at = read_varint(view, at)
-                case 1:
-                    at += 8
                 case 2:
                     length, at = read_varint(view, at)
                     at += length
-                case 5:
-                    at += 4
-                case _:
-                    return
-    except (InvalidThrift, IndexError):
-        return
+                case kind:  # the two ends of a group have nothing of their own
+                    at += _FIXED_SIZES.get(kind, 0)
 
 
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:

@@ -14,7 +14,7 @@ from tritonclient.grpc import InferInput, service_pb2
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import Artifact, Input, Output, Schema, Tensor
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.grpc.tensors import decode, encode
+from mlflow_deploy_plugin.server.grpc.tensors import MAX_FIELDS, decode, encode, read_message
 
 FIELDS = {
     "BOOL": "bool_contents",
@@ -131,6 +131,18 @@ def test_fields_that_are_unknown_beside_typed_values_are_left_out(datatype: str)
         request = request_of(array, datatype, is_raw=False)
         request.inputs[0].contents.ParseFromString(sent)
         np.testing.assert_array_equal(decode(request, artifact, schema).feeds["x"], array)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"\x48\xff\x7f", b"\x49" + bytes(8), b"\x4a\x03new", b"\x4b\x48\x01\x4c", b"\x4d" + bytes(4)],
+    ids=["nothing", "varint", "64 bits", "bytes", "group", "32 bits"],
+)
+def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: bytes) -> None:
+    empty_input = b"\x2a\x00"
+    assert len(read_message(messages.ModelInferRequest, first + 3 * empty_input).inputs) == 3
+    with pytest.raises(InvalidRequest, match="more than 100000 inputs, outputs and parameters"):
+        read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
 def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
