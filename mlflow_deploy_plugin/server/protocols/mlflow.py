@@ -18,7 +18,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_object, json_type, media_type
-from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES, read_large_feeds
+from mlflow_deploy_plugin.server.protocols.large_json import read_large_feeds
 
 _ACCEPTED = (JSON, CSV)
 _COLUMN_NAME_TYPES = {str, int}
@@ -49,7 +49,7 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     parameters = _parameters(content_type or "", media) if content_type != media else {}
     if media == CSV:
         return read_csv(body, schema, parameters.get("header") != "absent")
-    if len(body) >= LARGE_BYTES and (feeds := read_large_feeds(body, schema)) is not None:
+    if (feeds := read_large_feeds(body, schema)) is not None:
         return feeds
     return decode_document(json_object(body), schema)
 

@@ -24,6 +24,7 @@ SCHEMAS = {
     ),
     "longs": compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1, 1), ("a",)),)),
     "matrix": compile_schema((), (Tensor("", "float32", (-1, 3)),), (Input("x", "float32", (-1, 3)),)),
+    "pairs": compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)),
     "image": compile_schema((), (Tensor("", "float64", (-1, 2, 2)),), (Input("x", "float32", (-1, 2, 2)),)),
     "whole": compile_schema((), (Tensor("", "int64", (-1, 3)),), (Input("x", "int64", (-1, 3)),)),
 }
@@ -104,11 +105,12 @@ def test_plain_numbers_are_read_without_the_exact_way(
     "rows", [b"[[1,[2]],[3,4]]", b"[[[1],2],[3,4]]", b"[[],[1,2,3,4]]", b"[[1],[2,3]]", b"[1,[2]]"]
 )
 def test_what_is_ragged_is_left_alone(rows: bytes) -> None:
-    assert large_json.read_numbers(b'{"inputs":' + rows + b"}") is None
+    body = b'{"inputs":' + rows + b"}" + b" " * large_json.LARGE_BYTES
+    assert large_json.read_large_feeds(body, SCHEMAS["pairs"]) is None
 
 
 def test_a_small_body_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_json, "read_numbers", None)
+    monkeypatch.setattr(large_json, "simdjson", None)
     schema: Schema = SCHEMAS["doubles"]
     assert large_json.read_large_feeds(b'{"inputs": [[1, 2, 3]]}', schema) is None
     np.testing.assert_array_equal(mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"], [[1, 2, 3]])
