@@ -167,23 +167,39 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
     Raises:
         BodyTooLarge: it is larger than `limit`, by its length or by its chunks.
-        InvalidRequest: it ended before its declared length, did not arrive in time (`workers/gthread_worker.py`), or
-            is torn.
+        InvalidRequest: see `_pieces`.
     """
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
     getattr(stream, "limit", lambda limit: None)(limit)
+    pieces: list[bytes] = []
+    size = 0
+    for piece in _pieces(stream, content_length):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise body_too_large(limit)
+    return b"".join(pieces)
+
+
+def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
+    """Yield the body as it comes, and ask for nothing behind it: some servers would wait for that.
+
+    Raises:
+        InvalidRequest: it ended before its declared length, did not arrive in time (`workers/gthread_worker.py`), or
+            is torn.
+    """
+    left = sys.maxsize if content_length is None else content_length
     try:
-        body = stream.read(limit + 1 if content_length is None else content_length)
+        while left and (piece := stream.read(min(_PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece
     except OSError:
         raise InvalidRequest(TORN_BODY) from None
-    if len(body) > limit:
-        raise body_too_large(limit)
-    if content_length is not None and len(body) < content_length:
-        raise InvalidRequest(f"only {len(body)} of the {content_length} bytes of the body arrived in time")
-    return body
+    if content_length is not None and left:
+        raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
 
 
 def _may_stream(path: str, headers: Mapping[str, str], limit: int) -> bool:
@@ -195,28 +211,21 @@ def _may_stream(path: str, headers: Mapping[str, str], limit: int) -> bool:
 
 def _stream(server: Server, raw: RawRequest) -> Response:
     stream, length = request.environ["wsgi.input"], request.content_length
-    response, pieces = stream_predictions(server, raw, _pieces(stream, length))
-    if pieces is None:
-        _close_unless_whole(stream)
-        return flask_response(response)
-    held_back = _hold_back(pieces, server.max_body_bytes)
-    return Response(held_back, response.status, safe_headers(response.headers), content_type=response.content_type)
-
-
-def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it comes; each piece has the time that a whole body has. Raises as `_read_body`."""
-    read = 0
     awaits_client = getattr(stream, "awaits_client", lambda is_awaited: None)  # a method of our worker's
-    try:
-        while piece := stream.read(_PIECE_BYTES):
-            read += len(piece)
+
+    def pieces() -> Iterator[bytes]:
+        """Yield the body; each piece has the time that a whole body has."""
+        for piece in _pieces(stream, length):
             awaits_client(False)
             yield piece
             awaits_client(True)
-    except OSError:
-        raise InvalidRequest(TORN_BODY) from None
-    if content_length is not None and read < content_length:
-        raise InvalidRequest(f"only {read} of the {content_length} bytes of the body arrived in time")
+
+    response, answered = stream_predictions(server, raw, pieces())
+    if answered is None:
+        _close_unless_whole(stream)
+        return flask_response(response)
+    held_back = _hold_back(answered, server.max_body_bytes)
+    return Response(held_back, response.status, safe_headers(response.headers), content_type=response.content_type)
 
 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ _FLOATING = frozenset({"double", "float", "float16", "float32", "float64"})
 _BUFFER_TYPES = {"f": "d", "i": "i", "u": "u"}
 """simdjson's type for the numbers of a numpy kind. It refuses a fraction among integers, and anything else."""
 _NOT_PLAIN = (ValueError, TypeError, RuntimeError, AttributeError, KeyError)
-"""What simdjson and the functions below raise for a body that is not plainly rows of numbers."""
+"""The errors of simdjson, and of the functions below, for a body that is not plainly rows of numbers."""
 
 
 def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:

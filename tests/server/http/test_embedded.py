@@ -60,6 +60,15 @@ OF_THE_REQUEST = {"x-request-id", "x-prediction-id", "date", "server", "connecti
 Answer = tuple[int, dict[str, str], bytes]
 
 
+class OpenConnection(io.BytesIO):
+    """The input of a server as wsgiref's, in which nothing ends the body: to read on would wait for the client."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None
+        assert 0 <= size <= len(self.getbuffer()) - self.tell(), "it waits for ever"
+        return super().read(size)
+
+
 def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
     from urllib.parse import unquote_to_bytes
 
@@ -72,7 +81,7 @@ def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body
         "SERVER_PORT": "80",
         "CONTENT_LENGTH": str(len(body)),
         "HTTP_HOST": "localhost",
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": OpenConnection(body),
         "wsgi.errors": sys.stderr,
         "wsgi.url_scheme": "http",
     }
@@ -142,6 +151,13 @@ def test_a_mounted_model_answers_as_the_server_does(
             length = {} if method == "HEAD" or status == 204 else {"content-length": str(len(content))}
             wanted = {name: value for name, value in expected.items() if name not in OF_THE_REQUEST}
             assert {**kept, **length} == {**wanted, **length}, f"{case} by {kind}"
+
+
+def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(mounted: dict[str, Callable[..., Answer]]) -> None:
+    line = b'{"carrier": "UA", "distance": 1400.0, "hour": 17, "late": true}\n'
+    status, fields, content = mounted["wsgi"]("POST", "/invocations", {"Content-Type": "application/jsonl"}, 50 * line)
+    assert (status, fields["content-type"]) == (200, "application/jsonl")
+    assert content.count(b"\n") == 50
 
 
 @pytest.mark.parametrize("kind", ["wsgi", "asgi"])
