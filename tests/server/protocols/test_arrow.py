@@ -109,6 +109,7 @@ def test_a_table_comes_as_it_was(media: str, rows: list[Any], is_dictionary: boo
     assert feeds["late"].ravel().tolist() == columns[3]
 
 
+DICTIONARY_OF_BOOLEANS = pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array([True]))
 NUMBERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 FLOATS = [pa.float16(), pa.float32(), pa.float64()]
 
@@ -185,11 +186,38 @@ def test_views_of_strings_are_read() -> None:
         assert feeds["c"].ravel().tolist() == texts
 
 
+def test_views_that_share_a_text_are_counted_before_it_is_read_for_each() -> None:
+    """It is no UTF-8, which would be the answer to one who reads it."""
+    data = b"\xff" * 1000
+    views = np.zeros((LIMIT // 1000 + 2, 4), "<i4")
+    views[:, 0], views[:, 1] = len(data), -1
+    views[0, 0] = -LIMIT
+    buffers = [None, pa.py_buffer(views), pa.py_buffer(data)]
+    column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
+    with pytest.raises(BodyTooLarge, match="the strings of the table"):
+        arrow.decode(arrow.STREAM, stream(pa.table({"c": column})), schema_of(c="string"), LIMIT)
+
+
+@pytest.mark.parametrize(("offsets", "data"), [([0, 4, 2, 4], b"abcd"), ([0, 2, 4], b"ab\xffd")])
+def test_strings_whose_buffers_contradict_each_other_are_refused(offsets: list[int], data: bytes) -> None:
+    buffers = [None, pa.py_buffer(np.array(offsets, "<i4")), pa.py_buffer(data)]
+    column = pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
+    with pytest.raises(InvalidRequest, match="not valid"):
+        arrow.table_feeds(pa.table({"c": column}), schema_of(c="string"), LIMIT)
+
+
+def test_lists_of_nulls_take_no_more_values_than_they_may() -> None:
+    column = pa.FixedSizeListArray.from_arrays(pa.nulls(LIMIT + 2), LIMIT // 2 + 1)
+    with pytest.raises(InvalidRequest, match=f"a column has {LIMIT + 2} values; this server's limit is {LIMIT}"):
+        arrow.decode(arrow.STREAM, stream(pa.table({"x": column})), tensor(-1, -1), LIMIT)
+
+
 REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
     ("null in integers", pa.array([1, None]), "long", ["'x'", "row 1", "null", "integer"]),
     ("null in booleans", pa.array([True, None]), "boolean", ["'x'", "row 1", "null"]),
     ("null in strings", pa.array(["a", None]), "string", ["'x'", "row 1", "null"]),
     ("null in a dictionary", pa.array(["a", None]).dictionary_encode(), "string", ["'x'", "row 1", "null"]),
+    ("null in a dictionary of booleans", DICTIONARY_OF_BOOLEANS, "boolean", ["'x'", "row 1", "null"]),
     ("nothing but nulls", pa.nulls(2), "long", ["'x'", "row 0", "null"]),
     ("strings for numbers", pa.array(["1", "2"]), "double", ["'x'", "type string", "numbers"]),
     ("numbers for strings", pa.array([1, 2]), "string", ["'x'", "string"]),
