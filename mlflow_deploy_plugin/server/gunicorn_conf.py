@@ -64,7 +64,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
     if server.ca_certs:  # the requests without a certificate are refused later: health checks have none
         options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
-    command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--no-sendfile"]
     for listener in listeners:
         command += ["--bind", f"fd://{listener}"]
     for name, value in options.items():

@@ -4,7 +4,6 @@ import errno
 import io
 import logging
 import re
-import ssl
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
@@ -156,8 +155,8 @@ def _headers() -> dict[str, str]:
 
 def _caller() -> str:
     """Return the name in the client's certificate, over TLS and gunicorn."""
-    sent = request.environ.get("gunicorn.socket")
-    return certificate_name(sent.getpeercert()) if isinstance(sent, ssl.SSLSocket) else ""
+    certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
+    return certificate_name(certificate()) if certificate else ""
 
 
 def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:

@@ -40,6 +40,9 @@ _SINGLE = ("host", "content-type", "content-length", "transfer-encoding")
 
 SLOWEST_BYTES_PER_SECOND = 1024
 """A slower request counts as idle if other clients want its place."""
+MAX_UNSENT_BYTES = 256 * 1024 * 1024
+"""The bytes of responses that the clients of a worker have not taken; above it, the one that waits longest is broken
+off."""
 _CHUNK_LINE_BYTES = 1024
 _STEPS = 1000
 """Steps of one `feed`: 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""

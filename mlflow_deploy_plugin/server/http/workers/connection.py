@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     EMPTY_LINE,
     LAST_CHUNK,
+    MAX_UNSENT_BYTES,
     SLOWEST_BYTES_PER_SECOND,
     BodyParser,
     RequestHead,
@@ -135,6 +136,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
+        self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
             self._exchange.resume_sending(is_gone=True)
         if not self._is_busy:
@@ -146,9 +148,16 @@ class HttpConnection(asyncio.Protocol):
         self._is_idle = False
         self._unsent_bytes = self._transport.get_write_buffer_size()
         self._deadline = self._app.now + self._limits.request_seconds
+        blocked = self._app.blocked_connections
+        blocked[self] = None
+        while len(blocked) > 1 and sum(one._unsent_bytes for one in blocked) > MAX_UNSENT_BYTES:
+            longest = next(iter(blocked))
+            del blocked[longest]
+            longest.evict()
 
     def resume_writing(self) -> None:
         self._is_blocked = False
+        self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
             self._deadline = math.inf if self._exchange.is_whole else self._app.now + self._limits.request_seconds
             self._exchange.resume_sending()

@@ -7,7 +7,8 @@ What gunicorn 26.2 does, and what is done here:
   it keeps a listener from which nobody accepts.
 - It waits for ever for the rest of a request, and for a client to take its response: as many silent clients as there
   are threads, and nobody is served any more. Here a request has to be whole after `timeout` seconds, however its bytes
-  trickle in (each piece of a streamed one), and a client has to take a part of its response in as many.
+  trickle in (each piece of a streamed one). A response that its client does not take at once holds no thread: the main
+  thread sends the rest, of which the client has to take something in `timeout` seconds.
 - It closes connections in its main thread, where it waits up to 2 s for each client to do the same; here nothing waits.
 - A pipelined request waits until the client sends something more: it lies in the parser's buffer, and the selector
   hears nothing of it.
@@ -24,6 +25,7 @@ What gunicorn 26.2 does, and what is done here:
 import contextlib
 import errno
 import math
+import select
 import selectors
 import socket
 import ssl
@@ -45,6 +47,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     LAST_CHUNK,
+    MAX_UNSENT_BYTES,
     SLOWEST_BYTES_PER_SECOND,
     RequestHead,
     body_parser,
@@ -55,6 +58,8 @@ _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _MAX_LAG_SECONDS = 3.0
 """The seconds that a request may lag behind `SLOWEST_BYTES_PER_SECOND` while others wait for its thread."""
 _PEEKED_BYTES = 64 * 1024
+_UNSENT_BYTES = 64 * 1024
+"""Above it, a thread that has more to send waits for its client."""
 
 
 class _CountingUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
@@ -66,6 +71,46 @@ class _CountingUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has n
         piece: bytes = super().chunk()
         self.received += len(piece)
         return piece
+
+
+class _ResponseSocket:
+    """A connection's socket during a request. Its thread waits for the client only in the middle of a response.
+
+    Attributes:
+        unsent: the bytes at the end that the client has not taken.
+        stalled_since: when the thread began to wait for the client to take something; infinite if it does not.
+    """
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self._sock, self._timeout = sock, timeout
+        self.unsent: bytes | memoryview = b""
+        self.stalled_since = math.inf
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def sendall(self, data: bytes) -> None:
+        """Send a part of a response. Raises BrokenPipeError if the client takes nothing of the parts before."""
+        while len(self.unsent) > _UNSENT_BYTES:
+            self.stalled_since = time.monotonic()
+            writable = select.poll()
+            writable.register(self._sock, select.POLLOUT)
+            if not writable.poll(self._timeout * 1000):
+                raise BrokenPipeError(errno.EPIPE, "the client takes nothing of its answer")
+            self.unsent = _send(self._sock, self.unsent)
+        self.stalled_since = math.inf
+        self.unsent = _send(self._sock, b"".join((self.unsent, data)) if self.unsent else data)
+
+
+def _send(sock: socket.socket, data: bytes | memoryview) -> memoryview:
+    """Send what the client takes at once, and return the rest."""
+    left = memoryview(data)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+        while left:
+            left = left[sock.send(left) :]
+    sock.setblocking(True)
+    return left
 
 
 class _WsgiInput:
@@ -166,11 +211,12 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     grpc: Any = None
 
     def init_process(self) -> None:
-        """Set the send timeout of the listeners, which accepted connections inherit (Linux)."""
+        """Set the send timeout of the listeners, for errors of the parser; accepted connections inherit it (Linux)."""
         self._handled_since: dict[Any, float] = {}
         self._queued_since: dict[Any, float] = {}  # connections that wait for a thread
         self._queue_checked = 0.0
         self._lingering: dict[socket.socket, list[float]] = {}
+        self._sending: dict[Any, float] = {}  # when the clients of unsent responses took something; by their beginning
         for listener in self.sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
         self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
@@ -197,22 +243,49 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             self._handled_since[conn] = time.monotonic() if is_awaited else math.inf
 
         req.body.awaits_client = awaits_client
+        sock = conn.sock
+        conn.sock = response = _ResponseSocket(sock, self.cfg.timeout)
         try:
             goes_on = super().handle_request(req, conn)
             conn.may_still_send = not req.body.is_whole
             return goes_on
-        except BlockingIOError:  # SO_SNDTIMEO (`init_process`); gunicorn would log it as an error of the server
-            raise BrokenPipeError(errno.EPIPE, "the client takes nothing of its answer") from None
+        finally:
+            conn.sock, conn.unsent = sock, response.unsent if response.stalled_since == math.inf else b""
 
     def finish_request(self, conn: Any, fs: Any) -> None:
-        """Read a pipelined request at once."""
+        """Send the rest of the response, then read a pipelined request at once."""
         conn.idle_since = time.monotonic()
+        if conn.unsent:
+            self._sending[conn] = conn.idle_since
+            self.poller.register(conn.sock, selectors.EVENT_WRITE, partial(self._send_rest, conn, fs))
+            while len(self._sending) > 1 and sum(len(one.unsent) for one in self._sending) > MAX_UNSENT_BYTES:
+                self._break_off(next(iter(self._sending)))
+            return
         goes_on = not fs.cancelled() and fs.exception() is None and fs.result() is True
         tls_pending = getattr(conn.sock, "pending", None)
         if goes_on and (conn.parser.unreader.buf.getbuffer().nbytes or (tls_pending and tls_pending())):
             self.enqueue_req(conn)
         else:
             super().finish_request(conn, fs)
+
+    def _send_rest(self, conn: Any, fs: Any, _: Any) -> None:
+        try:
+            conn.unsent = _send(conn.sock, conn.unsent)
+            self._sending[conn] = time.monotonic()
+        except OSError:  # the client has gone, which shows when its connection is read or closed
+            conn.unsent = b""
+        if not conn.unsent:
+            del self._sending[conn]
+            self.poller.unregister(conn.sock)
+            self.finish_request(conn, fs)
+
+    def _break_off(self, conn: Any) -> None:
+        """Close the connection of a response that its client has not taken."""
+        del self._sending[conn]
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.unsent = b""
+        conn.close()
 
     def murder_pending(self) -> None:
         """End late requests, once a second in the main thread, by the end of their reading side.
@@ -222,11 +295,17 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         super().murder_pending()
         now = time.monotonic()
         self._end_lingering(now)
+        for conn in [conn for conn, since in self._sending.items() if since < now - self.cfg.timeout]:
+            self._break_off(conn)
         handled = self._handled_since.copy()
         late = [conn for conn, since in handled.items() if since < now - self.cfg.timeout]
         if queued := len(self._queued_since):
             slow = sorted((_lag(conn, now - since), id(conn), conn) for conn, since in handled.items())
             late += [conn for lag, _, conn in slow[-queued:] if lag > _MAX_LAG_SECONDS]
+            for conn in handled:
+                if getattr(conn.sock, "stalled_since", now) < now - _MAX_LAG_SECONDS:
+                    with contextlib.suppress(OSError):
+                        conn.sock.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
         if queued and now - self._queue_checked > 1.0:
             self._queue_checked = now
             slow_queued = [
@@ -263,15 +342,18 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
                 raise
             is_full = True
         if is_full or self.nr_conns >= self.worker_connections:
-            idle = [(conns[0].idle_since, conns[0]) for conns in (self.keepalived_conns, self.pending_conns) if conns]
+            waiting = (self.keepalived_conns, self.pending_conns, [*self._sending][:1])
+            idle = [(conns[0].idle_since, conns[0]) for conns in waiting if conns]
             for _, conn in sorted(idle, key=lambda one: one[0])[:1]:
+                if conn in self._sending:
+                    self._break_off(conn)
                 conn.timeout = 0.0
                 self.murder_keepalived()
                 super().murder_pending()
 
     def enqueue_req(self, conn: Any) -> None:
         """Queue a connection that has sent something for a thread. Its requests are parsed by our parser."""
-        conn.may_still_send = True
+        conn.may_still_send, conn.unsent = True, b""
         conn.init = partial(_init, conn)
         conn.close = partial(self._close, conn)
         if self.alive and not (conn.initialized or conn.data_ready):

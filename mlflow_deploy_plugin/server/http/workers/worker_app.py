@@ -123,6 +123,7 @@ class WorkerApp:
         now: the loop's time, a tenth of a second old at most.
         buffered_bytes: see `ConnectionLimits.body_bytes`.
         streams: streamed requests that are being answered (`http/streaming.py`).
+        blocked_connections: the connections whose clients have not taken all that was sent, by when that began.
         idle_connections: the connections to close first for new ones, and since when they are idle (`connection.py`).
     """
 
@@ -139,6 +140,7 @@ class WorkerApp:
         self.now = 0.0
         self.buffered_bytes = 0
         self.streams = 0
+        self.blocked_connections: dict[Any, None] = {}
         self.idle_connections: list[tuple[float, Any]] = []
         self._plans = PlanTable(server)
         self._flask = ServerApp(server)

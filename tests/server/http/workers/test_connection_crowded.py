@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from tests.support.models import write_model
 from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
@@ -20,6 +21,10 @@ PLACES = 1000
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 HALF_A_HEAD = PING[:20]
 HALF_A_BODY = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
+LONG_BYTES = 16 * 2**21
+LONG = "\n".join(f"t{n + 1} = StringConcat(t{n}, t{n})" for n in range(21))
+LONG = f'long (float[N,1] x) => (string[M] y) <string[1] t0 = {{"0123456789abcdef"}}> {{\n{LONG}\ny = Identity(t21) }}'
+"""A graph that answers every request with a text of 32 MiB."""
 SECONDS = 20.0
 """A third of what a request may take to arrive."""
 
@@ -36,7 +41,8 @@ def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: Wor
     """Open a connection to a worker with 4 threads, and send something."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    long = tools.variant(write_model(tmp_path / "model", LONG))
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}, "long": {"v": long}})
     with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as opened:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
 
@@ -113,3 +119,42 @@ def test_an_upload_that_gets_on_does_not_give_way(connect: Connect, kind: Worker
         for _ in range(20):
             connect()
     wait_until(lambda: upload.recv(12) == b"HTTP/1.1 415", what="its answer")
+
+
+def ask_long(connection: socket.socket, more: bytes = b"") -> None:
+    """Ask for 32 MiB, and wait for the first byte of the answer."""
+    body = b'{"inputs": {"x": [[1]]}}'
+    head = b"POST /endpoints/long/invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + more)
+    assert connection.recv(1) == b"H"
+
+
+def received(connection: socket.socket) -> int:
+    """Return the number of bytes that come until the connection ends, or nothing comes for a second."""
+    count = 0
+    connection.settimeout(1.0)
+    with contextlib.suppress(OSError):
+        while piece := connection.recv(2**20):
+            count += len(piece)
+    return count
+
+
+def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(connect: Connect) -> None:
+    """The answers of eight clients wait at the most: 256 MiB."""
+    slow = [connect() for _ in range(12)]
+    for connection in slow:
+        ask_long(connection)
+    assert asks(connect())
+    assert received(slow[0]) < LONG_BYTES < received(slow[-1])
+
+
+def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(connect: Connect) -> None:
+    connection = connect()
+    ask_long(connection, more=PING)
+    got = b""
+    while not got.endswith(b"\r\n\r\n\n"):
+        piece = connection.recv(2**20)
+        assert piece
+        got = got[-1000:] + piece
+    assert b"0123456789abcdef" in got[:2000]
+    assert b"HTTP/1.1 200 OK" in got[-1000:]

@@ -81,6 +81,36 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
         assert "Traceback" not in running.log.read_text()
 
 
+def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others_wait(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    (tmp_path / "spec.yaml").write_text(
+        "{name: e, variants: {v: {model: 'models:/m/1'}}, server: {max_body_bytes: 100000}}"
+    )
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/jsonlines\r\n"
+    rows = b"[1,2,3]\n" * 20_000
+
+    def feed(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"%X\r\n%b\r\n" % (len(rows), rows))
+
+    spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=60)
+    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+        for _ in range(spec.threads):
+            connection = slow.enter_context(
+                socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
+            )
+            connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+            threading.Thread(target=feed, args=[connection]).start()
+            assert connection.recv(1) == b"H"
+        started = time.monotonic()
+        assert running.post(json=ROW).status_code == 200
+        assert time.monotonic() - started < 20
+        assert "Traceback" not in running.log.read_text()
+
+
 def test_the_wait_for_a_thread_counts_towards_the_deadline(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
