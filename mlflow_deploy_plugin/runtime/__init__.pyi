@@ -27,10 +27,12 @@ from .feeds import as_table as as_table
 from .feeds import concatenate_feeds as concatenate_feeds
 from .feeds import no_batch_dimension_reason as no_batch_dimension_reason
 from .feeds import object_array as object_array
+from .feeds import pack_arrays as pack_arrays
 from .feeds import repeat_row as repeat_row
 from .feeds import row_count as row_count
 from .feeds import sent_arrays as sent_arrays
 from .feeds import slice_feeds as slice_feeds
+from .feeds import unpack_arrays as unpack_arrays
 from .log_columns import EVENT_TIME as EVENT_TIME
 from .log_columns import OUTPUT_PREFIX as OUTPUT_PREFIX
 from .log_columns import PREDICTION as PREDICTION

@@ -14,7 +14,7 @@ at 1, a request is one such row. Every other graph (sizes fixed, or not shared, 
 whole, which counts as one row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -97,6 +97,41 @@ def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
 def row_count(arrays: Mapping[str, Array]) -> int:
     """Return the number of rows: the largest if they differ, 0 if no array has rows."""
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
+
+
+def pack_arrays(
+    arrays: Mapping[str, Array], dump_texts: Callable[[list[Any]], bytes]
+) -> tuple[list[tuple[Any, ...]], list[Any]]:
+    """Return name, dtype (`str`: texts), shape and bytes of each array as JSON takes them, and the contents."""
+    layout: list[tuple[Any, ...]] = []
+    contents: list[Any] = []
+    for name, array in arrays.items():
+        is_text = array.dtype.kind == "O"
+        content: Any = dump_texts(array.reshape(-1).tolist()) if is_text else np.ascontiguousarray(array)
+        layout.append((name, "str" if is_text else array.dtype.str, array.shape, memoryview(content).nbytes))
+        contents.append(content)
+    return layout, contents
+
+
+def unpack_arrays(
+    layout: Iterable[Any], content: memoryview, load_texts: Callable[[bytes], list[Any]]
+) -> tuple[dict[str, Array], memoryview]:
+    """Reverse `pack_arrays`; return what follows the contents, too. The arrays of numbers are views of `content`.
+
+    Raises:
+        ValueError, TypeError: the layout or the contents are malformed.
+    """
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape, size in layout:
+        if dtype == "str":
+            array = object_array(load_texts(bytes(content[:size])))
+        elif np.dtype(dtype).kind not in "fiub":
+            raise ValueError(f"an array of {dtype}")
+        else:
+            array = np.frombuffer(content[:size], dtype=dtype)
+        arrays[name] = array.reshape(shape)
+        content = content[size:]
+    return arrays, content
 
 
 def _concatenate(parts: Sequence[Mapping[str, Array]]) -> Feeds:

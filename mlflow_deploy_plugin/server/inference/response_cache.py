@@ -13,10 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array, Feeds, object_array
+from mlflow_deploy_plugin.runtime import Array, Feeds, pack_arrays, unpack_arrays
 from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
@@ -30,7 +29,6 @@ _ENTRY_BYTES = 1024
 """The memory of an entry beside its arrays: key, Python objects, place in the order."""
 _TEXT_BYTES = 60
 """The memory of a text beside its characters."""
-_NUMERIC_KINDS = "fiub"
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
@@ -53,11 +51,10 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     packed = _pack({name: feeds[name] for name in sorted(feeds)})
     if packed is None:
         return None
-    head, blobs = packed
-    layout = orjson.dumps([version, *head])
+    layout = orjson.dumps([version, *packed[0]])
     digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
-    for blob in blobs:
-        digest.update(blob)
+    for content in packed[1]:
+        digest.update(content)
     return digest.digest()
 
 
@@ -89,7 +86,7 @@ class MemoryCache:
 
     def put(self, key: bytes, outputs: Outputs) -> None:
         """Keep copies: outputs may be views of a whole batch. Outputs with objects other than texts are not kept."""
-        if not all(array.dtype.kind in _NUMERIC_KINDS or _is_text(array) for array in outputs.values()):
+        if not _are_plain(outputs):
             return
         size = _ENTRY_BYTES + sum(array.nbytes for array in outputs.values())
         size += sum(
@@ -171,48 +168,22 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 def decode_outputs(content: bytes) -> Outputs | None:
     """Reverse `encode_outputs`; return None if the bytes are malformed."""
     try:
-        length = int.from_bytes(content[:4], "little")
-        position = 4 + length
-        outputs: Outputs = {}
-        for name, kind, shape, size in orjson.loads(content[4:position]):
-            blob = content[position : position + size]
-            position += size
-            if kind == "str":
-                array = object_array(orjson.loads(blob))
-            elif np.dtype(kind).kind in _NUMERIC_KINDS:
-                array = np.frombuffer(blob, dtype=kind)
-            else:
-                raise ValueError(kind)
-            outputs[name] = array.reshape(shape)
+        end = 4 + int.from_bytes(content[:4], "little")
+        return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[0]
     except (ValueError, TypeError) as error:
         logger.warning("what Redis has for an answer is none: %s", type(error).__name__)
         return None
-    return outputs
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[list[tuple[Any, ...]], list[Any]] | None:
-    """Return name, dtype, shape and bytes of each array, and the contents; None if one has other objects than texts."""
-    head: list[tuple[Any, ...]] = []
-    blobs: list[Any] = []
-    for name, array in arrays.items():
-        is_number = array.dtype.kind in _NUMERIC_KINDS
-        blob: Any = np.ascontiguousarray(array) if is_number else _encode_texts(array)
-        if blob is None:
-            return None
-        head.append((name, array.dtype.str if is_number else "str", array.shape, memoryview(blob).nbytes))
-        blobs.append(blob)
-    return head, blobs
-
-
-def _encode_texts(array: Array) -> bytes | None:
-    """Return strings as a JSON list; None if they are no strings, or one has a lone surrogate, which has no bytes."""
-    if not _is_text(array):
+    """Return what `pack_arrays` returns, or None: one has other objects than texts, or a lone surrogate."""
+    if not _are_plain(arrays):
         return None
     try:
-        return orjson.dumps(array.reshape(-1).tolist())
+        return pack_arrays(arrays, orjson.dumps)
     except orjson.JSONEncodeError:
         return None
 
 
-def _is_text(array: Array) -> bool:
-    return array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat)
+def _are_plain(arrays: Mapping[str, Array]) -> bool:
+    return all(isinstance(one, str) for array in arrays.values() if array.dtype.kind == "O" for one in array.flat)

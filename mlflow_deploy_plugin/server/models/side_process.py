@@ -26,8 +26,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
 from mlflow_deploy_plugin.errors import (
     DeadlineExceeded,
     InferenceError,
@@ -40,7 +38,7 @@ from mlflow_deploy_plugin.errors import (
     UnsupportedMediaType,
 )
 from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason
-from mlflow_deploy_plugin.runtime import Array, object_array
+from mlflow_deploy_plugin.runtime import Array, pack_arrays, unpack_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -97,18 +95,15 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
         OSError: the other side has gone.
         ValueError: the message is too large.
     """
-    layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
-    blobs: list[bytes] = []
+    layout: dict[str, list[tuple[Any, ...]]] = {}
+    blobs: list[Any] = []
     for group, arrays in message.arrays.items():
-        layout[group] = []
-        for name, array in arrays.items():
-            is_text = array.dtype.kind == "O"
-            # not orjson: a text that came as JSON may hold a lone surrogate
-            blobs.append(json.dumps(array.reshape(-1).tolist()).encode() if is_text else array.tobytes())
-            layout[group].append((name, "str" if is_text else array.dtype.str, array.shape, len(blobs[-1])))
+        # not orjson: a text that came as JSON may hold a lone surrogate
+        layout[group], contents = pack_arrays(arrays, lambda texts: json.dumps(texts).encode())
+        blobs += contents
     blobs.append(message.body)
     head = json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode()
-    following = sum(map(len, blobs))
+    following = sum(memoryview(blob).nbytes for blob in blobs)
     if len(head) > MAX_JSON_BYTES or following > MAX_BYTES:
         raise ValueError(f"a message of {len(head) + following} bytes is too large")
     _set_timeout(connection, deadline)
@@ -165,20 +160,9 @@ def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
 
 def _decode(head: Any, blobs: memoryview) -> SideMessage:
     arrays: dict[str, dict[str, Array]] = {}
-    position = 0
-    for group, entries in head["arrays"].items():
-        arrays[group] = {}
-        for name, dtype, shape, length in entries:
-            blob = blobs[position : position + length]
-            if dtype == "str":
-                array = object_array(json.loads(bytes(blob)))
-            elif (kind := np.dtype(dtype)).hasobject:
-                raise ValueError(f"an array of {dtype}")
-            else:
-                array = np.frombuffer(blob, dtype=kind)
-            arrays[group][name] = array.reshape(shape)
-            position += length
-    return SideMessage(head["kind"], head["fields"], arrays, bytes(blobs[position:]))
+    for group, layout in head["arrays"].items():
+        arrays[group], blobs = unpack_arrays(layout, blobs, json.loads)
+    return SideMessage(head["kind"], head["fields"], arrays, bytes(blobs))
 
 
 class _ProcessRun:

@@ -158,8 +158,7 @@ class Metrics:
         self._batches: dict[tuple[str, str, str], _BatchSlots] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
-        self._of_keys: dict[str, int] = {}
-        self._refused: dict[tuple[str, str], int] = {}
+        self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
         self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
         self._captures = {
@@ -199,7 +198,7 @@ class Metrics:
         label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
         counters, latest, histograms = self._counters, self._latest, self._histograms
         known = self._predictions.setdefault(version, {})
-        lock, now, captures = self._lock, time.time, self._captures
+        lock, now, captures, prediction_slot = self._lock, time.time, self._captures, self._prediction_slot
         slots: tuple[_BatchSlots, _RequestSlots, tuple[int, int, int]] | None = None
 
         def count(captured: CapturedRows, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
@@ -236,55 +235,34 @@ class Metrics:
                     cells[of_capture[1 if is_written else 2]] += kept
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
-                    # by type, too: 1 == True in Python; every label is hashable
-                    slot = known.get((type(value), value))
-                    if slot is None:
-                        slot = self._new_prediction(known, version, value)
-                        cells = counters.cells  # the file may have grown
-                    cells[slot] += number
+                    slot = known.get((type(value), value)) or prediction_slot(known, version, value)
+                    counters.cells[slot] += number  # the file may have grown
 
         return count
 
     def count_refused(self, endpoint: str, reason: str) -> None:
         """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
-        with self._lock:
-            slot = self._refused.get((endpoint, reason))
-            if slot is None:
-                named = {"endpoint": endpoint, "reason": reason}
-                slot = self._refused[endpoint, reason] = self._counters.counter(_REFUSED_REQUESTS, named)
-            self._counters.cells[slot] += 1
+        self._add(1, _REFUSED_REQUESTS, endpoint=endpoint, reason=reason)
 
     def count_key(self, key: KeyEntry) -> None:
         """Count one request that this key has let in."""
-        name = key.counted_as or key.name
-        with self._lock:
-            slot = self._of_keys.get(name)
-            if slot is None:
-                slot = self._of_keys[name] = self._counters.counter(_KEY_REQUESTS, {"key": name})
-            self._counters.cells[slot] += 1
+        self._add(1, _KEY_REQUESTS, key=key.counted_as or key.name)
 
     def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:
         """Count `rows` rows for which this version has predicted `label`."""
         with self._lock:
-            known = self._predictions.setdefault(version, {})
-            # by type, too: 1 == True in Python; every label is hashable
-            slot = known.get((type(label), label))
-            if slot is None:
-                slot = self._new_prediction(known, version, label)
+            slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
             self._counters.cells[slot] += rows
 
     def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """Count one response of `rows` rows of which `kept` were to be captured; None if the spec excludes it."""
         with self._lock:
-            answered, captured, dropped = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
+            of_capture = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
             cells = self._counters.cells
-            cells[answered] += rows
-            if is_written:
-                cells[captured] += kept
-                cells[self._captures[True]] += 1
-            elif is_written is not None:
-                cells[dropped] += kept
-                cells[self._captures[False]] += 1
+            cells[of_capture[0]] += rows
+            if is_written is not None:
+                cells[of_capture[1 if is_written else 2]] += kept
+                cells[self._captures[is_written]] += 1
 
     def count_shadow_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """Count one captured shadow result. Shadow results are never sent to the client."""
@@ -319,9 +297,7 @@ class Metrics:
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         """Count labels that were accepted, or requests with labels that were refused."""
-        with self._lock:
-            slot = self._counters.counter(_FEEDBACK_LABELS, {"outcome": outcome})
-            self._counters.cells[slot] += labels
+        self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
 
     def set_served_versions(self, table: ServedTable) -> None:
         """Set the gauge of what this worker serves from now on."""
@@ -363,6 +339,14 @@ class Metrics:
         for found, computed in series_of(_COMPUTE_SECONDS):
             found.compute_seconds = computed.value
         return dict(summed)
+
+    def _add(self, number: int, metric: Metric, **labels: str) -> None:
+        """Add to a counter."""
+        known = metric.name, *labels.values()
+        with self._lock:
+            if (slot := self._slots.get(known)) is None:
+                slot = self._slots[known] = self._counters.counter(metric, labels)
+            self._counters.cells[slot] += number
 
     def _observe(self, slots: HistogramSlots, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
         """Add a value to a histogram."""
@@ -415,13 +399,16 @@ class Metrics:
             self._shadows[labels] = _ShadowSlots(outcomes, same, different, difference, seconds)
         return self._shadows[labels]
 
-    def _new_prediction(self, known: dict[Any, int], version: str, label: Any) -> int:
+    def _prediction_slot(self, known: dict[Any, int], version: str, label: Any) -> int:
+        of_type = type(label), label  # 1 == True in Python; every label is hashable
+        if (slot := known.get(of_type)) is not None:
+            return slot
         if len(known) > MAX_PREDICTIONS:
             return known[_OTHER]
         if not known:
             known[_OTHER] = self._counters.counter(_PREDICTIONS, {"model_version": version, "prediction": _OTHER})
         named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
-        slot = known[type(label), label] = self._counters.counter(_PREDICTIONS, named)
+        slot = known[of_type] = self._counters.counter(_PREDICTIONS, named)
         return slot
 
 
