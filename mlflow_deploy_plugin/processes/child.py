@@ -266,29 +266,17 @@ class SupervisedChild:
     started_at: float = field(default_factory=time.monotonic)
     exit_status: int | None = None
 
-    @property
-    def exit_reason(self) -> str:
-        """The way it ended, in words."""
-        return exit_reason(self.exit_status or 0)
-
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process alone; gunicorn's master tells its workers itself."""
         if self.exit_status is None:
             os.kill(self.pid, number)
 
-    def signal_group(self, number: int) -> bool:
-        """Send a signal to the process and all that it has started, also after its own end; 0 is sent to nobody.
 
-        Return False if none of them is left.
-        """
-        return signal_group(self.pid, number)
-
-
-@dataclass
 class SupervisedChildren:
     """All children that were started here."""
 
-    _running: dict[int, SupervisedChild] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._running: dict[int, SupervisedChild] = {}
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
         """Start `command`, which inherits the descriptors. It gets SIGTERM when this process dies, even by SIGKILL."""

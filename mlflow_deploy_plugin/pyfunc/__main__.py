@@ -71,7 +71,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
             return scorer.invoke(question.fields["content_type"], question.body)
         return scorer.predict(question.arrays["feeds"])
 
-    return SideMessage(READY_MESSAGE, {"outputs": scorer.warm_up()}), answer
+    return SideMessage(READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:

@@ -295,20 +295,17 @@ class Scorer:
             os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
         return cls(load_model(str(folder)), read_served_artifact(folder))
 
-    def warm_up(self) -> list[tuple[str, str, list[int]]]:
-        """Answer the model's own example, if it has one, and return name, dtype and shape of each output."""
+    def warm_up(self) -> dict[str, Array]:
+        """Answer the model's own example, if it has one, and return its outputs without their rows."""
         example = self._artifact.folder / INPUT_EXAMPLE
         if not example.is_file():
-            return []
+            return {}
         try:
             outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
         except RequestRefused as refusal:
             _log.warning("the model does not answer its own example (%s): %s", INPUT_EXAMPLE, refusal.message)
-            return []
-        return [
-            (name, "str" if array.dtype.kind == "O" else array.dtype.name, [-1, *array.shape[1:]])
-            for name, array in outputs.items()
-        ]
+            return {}
+        return {name: array[:0] for name, array in outputs.items()}
 
     def invoke(self, content_type: str | None, body: bytes) -> SideMessage:
         """Answer a body of `/invocations`; the message also has its arrays, as far as they are representable."""

@@ -45,7 +45,6 @@ from .log_columns import output_column as output_column
 from .log_columns import to_log_columns as to_log_columns
 from .model import OnnxModel as OnnxModel
 from .model import OpaqueBody as OpaqueBody
-from .model import OpaqueBodyPredictor as OpaqueBodyPredictor
 from .model import OpaqueResponse as OpaqueResponse
 from .model import Predictor as Predictor
 from .pyfunc_artifact import UNNAMED_OUTPUT as UNNAMED_OUTPUT

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -97,28 +97,8 @@ class OpaqueResponse:
     outputs: dict[str, Array]
 
 
-@runtime_checkable
-class OpaqueBodyPredictor(Protocol):
-    """A predictor that reads bodies of `/invocations` itself: one whose artifact has the flavor python_function."""
-
-    def answer(self, body: OpaqueBody, deadline: float = math.inf) -> OpaqueResponse:
-        """Read, compute and write; `deadline` as in `Predictor.run`.
-
-        Raises:
-            InvalidRequest, UnsupportedMediaType: the body cannot be read, or does not fit the model.
-            InferenceError: the model refuses the input.
-        """
-        ...
-
-
 class OnnxModel:
-    """A model that is ready to answer.
-
-    Attributes:
-        artifact: the content of its folder, with inputs and outputs bound to the graph.
-        schema: turns columns, rows or tensors into feeds.
-        queue_seconds, unavailable_reason: always 0 and empty; see `Predictor`.
-    """
+    """A graph that is ready to answer, as a `Predictor`."""
 
     queue_seconds, unavailable_reason = 0.0, ""
 
@@ -150,10 +130,8 @@ class OnnxModel:
                 options.log_severity_level = 4  # the error says it: callers could fill the log, in a format of its own
 
     @classmethod
-    def load(
-        cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1, kept_graphs: Path | None = None
-    ) -> "OnnxModel":
-        """Load an MLmodel folder. `kept_graphs`: see `open_session`.
+    def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
+        """Load an MLmodel folder.
 
         Raises:
             InvalidArtifact: the folder or its graph cannot be used, or a file is not the one that was saved.
@@ -161,17 +139,10 @@ class OnnxModel:
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        session = open_session(artifact.onnx_file, placement, intra_op_num_threads, kept_graphs)
-        return cls(artifact, session, placement)
+        return cls(artifact, open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
-        """Compute the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
-
-        Any number of threads compute a graph at the same time, so nothing waits, and `deadline` has no effect.
-
-        Raises:
-            InferenceError: the graph refuses the input.
-        """
+        """Do as `Predictor.run`. Any number of threads compute a graph at the same time, so nothing waits."""
         names = list(outputs) if outputs is not None else self._output_names
         options = self._small_run
         for array in feeds.values():

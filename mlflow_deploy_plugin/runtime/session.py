@@ -1,22 +1,13 @@
 """An ONNX Runtime session with everything said explicitly: providers, threads, and a device that is really used.
 
-Optimised graphs are kept beside the state of the server, so that the next start loads them as they are. Medians of 15
-loads side by side, with outputs identical to the bit:
-
-| graph | from the original | from the kept graph |
-|---|---|---|
-| ResNet18 (47 MB) | 87 ms | 46 ms |
-| 300 trees (4 MB) | 90 ms | 79 ms |
-| small CNN (0.4 MB) | 1.8 ms | 0.8 ms |
-
-Writing costs the first load of ResNet18 another 180 ms, so graphs below a megabyte are not kept. An optimised graph is
-made for one CPU and one ONNX Runtime. Its name is a digest of both and of the original file, which inode, size and time
-identify: a digest of 47 MB would take longer than the cache saves.
+ONNX Runtime optimises a graph at each load. Graphs that were kept optimised for the next one would not pay: writing
+them made the first load of a version, which serving pays for, slower by more than the later ones won (medians of 5:
+20 convolutions, 47 MB: 165 ms the first time, then 17, against 98 without; 48 dense layers, 201 MB: 653, then 229,
+against 202).
 """
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import re
@@ -28,7 +19,6 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing, one_line
 from mlflow_deploy_plugin.spec import Device, ProviderOptions
-from mlflow_deploy_plugin.statedir import FileCache
 
 _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
@@ -45,11 +35,6 @@ _CPP = re.compile(
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
 )
 """The parts of ONNX Runtime's messages that say nothing to their reader: paths, and its own functions."""
-
-MAX_KEPT_BYTES = 4_000_000_000
-_MIN_GRAPH_BYTES = 1_000_000
-_MAX_GRAPH_BYTES = 1_000_000_000  # protobuf ends at two gigabytes, and ONNX Runtime puts the weights into the one file
-_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -156,16 +141,11 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
                 yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
 
 
-def open_session(
-    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1, kept_graphs: Path | None = None
-) -> Any:
+def open_session(onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> Any:
     """Return an `onnxruntime.InferenceSession` on the device of `placement`, and on nothing else.
 
     ONNX Runtime falls back to the CPU without a word where a GPU library is missing; here that is an error, and so is
     a node of the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
-
-    Args:
-        kept_graphs: the folder in which optimised graphs are kept for the next time.
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed, or is too old.
@@ -182,10 +162,7 @@ def open_session(
     device = placement.device
     check_device_libraries(ort, device)
     options = session_options(ort, device, intra_op_num_threads)
-    path = optimized_graph_path(onnx_file, kept_graphs, ort.__version__) if kept_graphs and device == "cpu" else None
     try:
-        if path is not None:
-            return _open_kept(ort, onnx_file, path, intra_op_num_threads)
         # its Python would try again on the CPU, which the options forbid, and that error would hide the first
         session = ort.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
@@ -246,26 +223,6 @@ def check_device_libraries(ort: Any, device: Device) -> None:
         ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
 
 
-def optimized_graph_path(onnx_file: Path, folder: Path, runtime_version: str) -> Path | None:
-    """Return the path in `folder` at which the optimised graph is kept, if it is there or not.
-
-    None if the graph is too small or too large, or if the folder cannot be written.
-    """
-    try:
-        # its weights may lie in files beside it
-        files = sorted(path for path in onnx_file.parent.iterdir() if path.is_file())
-        states = [(path.name, path.stat()) for path in files]
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    size = sum(state.st_size for _, state in states)
-    if not _MIN_GRAPH_BYTES <= size <= _MAX_GRAPH_BYTES or not os.access(folder, os.W_OK):
-        return None
-    identity = [(name, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
-    text = repr((onnx_file.name, identity, runtime_version, cpu_flags()))
-    return folder / (hashlib.blake2b(text.encode(), digest_size=20).hexdigest() + _SUFFIX)
-
-
 def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
     """Return the options of every session that answers requests."""
     options = ort.SessionOptions()
@@ -277,32 +234,6 @@ def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
-
-
-def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int) -> Any:
-    """Return a session of the kept graph, or of the original, whose optimised form is then kept.
-
-    The original decides if anything is wrong with the kept one (half of it after a full disk) or with keeping it.
-    """
-    if kept.is_file():
-        options = session_options(ort, "cpu", intra_op_num_threads)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = ort.InferenceSession(str(kept), options, providers=[_PROVIDERS["cpu"]])
-        except Exception:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            kept.unlink(missing_ok=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.utime(kept)  # the least recently used graph is evicted first
-            return session
-    options = session_options(ort, "cpu", intra_op_num_threads)
-    try:
-        with FileCache(kept.parent, _SUFFIX, max_bytes=MAX_KEPT_BYTES).writing(kept) as temporary:
-            options.optimized_model_filepath = str(temporary)
-            return ort.InferenceSession(str(onnx_file), options, providers=[_PROVIDERS["cpu"]])
-    except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
-        options = session_options(ort, "cpu", intra_op_num_threads)
-        return ort.InferenceSession(str(onnx_file), options, providers=[_PROVIDERS["cpu"]])
 
 
 @cache

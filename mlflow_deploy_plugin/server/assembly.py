@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import METRICS, SPEC, SPOOL
 
-_GRAPH_CACHE, _ENGINE_CACHE = "graphs", "engines"
+_ENGINE_CACHE = "engines"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,6 @@ def open_server(state_dir: Path) -> Server:
                 policy,
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
-                graph_cache=state_dir / _GRAPH_CACHE,
             )
 
     repository = Repository(state_dir, load)

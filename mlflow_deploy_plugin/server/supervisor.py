@@ -30,6 +30,8 @@ from mlflow_deploy_plugin.processes import (
     adopt_orphans,
     awaiting_signals,
     backoff_seconds,
+    exit_reason,
+    signal_group,
 )
 from mlflow_deploy_plugin.server.cloud import is_healthy
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
@@ -199,7 +201,7 @@ class _Supervisor:
                 with suppress(OSError):
                     self._write("serving")
             return
-        how = gunicorn.exit_reason
+        how = exit_reason(gunicorn.exit_status)
         if not self._is_ready:
             raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
         if gunicorn.exit_status == 0:  # somebody has stopped it
@@ -209,7 +211,7 @@ class _Supervisor:
             raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row; the log says why")
         pause = 2.0 ** (self._gunicorn_deaths - 3) if self._gunicorn_deaths > 1 else 0.0
         _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", how, pause)
-        gunicorn.signal_group(signal.SIGTERM)
+        signal_group(gunicorn.pid, signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
         self._restarts += 1
         with suppress(OSError):  # a full disk does not stop the serving
@@ -217,7 +219,7 @@ class _Supervisor:
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
         """Return whether a worker of the dead gunicorn lives; kill those whose time is up."""
-        return dead.signal_group(signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
+        return signal_group(dead.pid, signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
     def _check_agent(self) -> None:
         if self._agent is None:
@@ -231,7 +233,7 @@ class _Supervisor:
             raise DeploymentFailed(state.error)
         lived = time.monotonic() - self._agent.started_at
         self._agent_crashes = 1 if lived > _STABLE_SECONDS else self._agent_crashes + 1
-        how = self._agent.exit_reason
+        how = exit_reason(self._agent.exit_status)
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
         pause = backoff_seconds(self._agent_crashes, _MAX_RESTART_SECONDS)
@@ -270,7 +272,7 @@ class _Supervisor:
             self._shared.listener.close()
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
-            if self._restart_gunicorn_at == math.inf and self._gunicorn.signal_group(signal.SIGTERM):
+            if self._restart_gunicorn_at == math.inf and signal_group(self._gunicorn.pid, signal.SIGTERM):
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
             give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # orphans of a killed gunicorn may still write
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
@@ -292,7 +294,7 @@ class _Supervisor:
         while child.exit_status is None:
             if time.monotonic() >= kill_at:
                 _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
-                child.signal_group(signal.SIGKILL)
+                signal_group(child.pid, signal.SIGKILL)
                 kill_at = math.inf
             self._wait_for_signal(_TICK_SECONDS)
             self._children.reap()

@@ -21,7 +21,6 @@
     history/            agent → workers             the last hour and day (`server/observability/history.py`)
     progress.json       agent                       what it has shipped (`agent/progress.py`)
     mask.key            workers                     the key of masked columns (`server/capture/captured_model.py`)
-    graphs/             workers → workers           optimised graphs for the next start (`runtime/session.py`)
 
 Every file has one writer and is replaced by an atomic rename, so that a reader sees the old content or the new, never
 half of one. If the registry is down, or after a restart, what `wanted.json` says goes on being served.

@@ -255,19 +255,12 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
     """
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
-        lock = os.open(state_dir / _SERVER_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
-        yield state_dir
+        with locked(state_dir / _SERVER_LOCK, 0):
+            yield state_dir
+    except BlockingIOError:
+        raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
     except OSError as error:
         raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
-    finally:
-        os.close(lock)
 
 
 @contextmanager

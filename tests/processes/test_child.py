@@ -221,7 +221,7 @@ def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
 
 PRELUDE = """
 import os, signal, sys, time
-from mlflow_deploy_plugin.processes import SupervisedChildren, awaiting_signals
+from mlflow_deploy_plugin.processes import SupervisedChildren, awaiting_signals, signal_group
 signals = awaiting_signals()
 wait_for_signal = signals.__enter__()
 children = SupervisedChildren()
@@ -248,7 +248,7 @@ child = children.start(["sleep", "60"])
 child.signal(signal.SIGTERM)
 print(wait(child))
 child.signal(signal.SIGTERM)
-print(child.signal_group(signal.SIGKILL))
+print(signal_group(child.pid, signal.SIGKILL))
 """) == ["3", "-15", "False"]
 
 

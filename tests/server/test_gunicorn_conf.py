@@ -103,7 +103,6 @@ def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
     assert metrics.of(worker.pid) == []
     assert {path.name for path in tmp_path.iterdir()} == {
         "counted.json",
-        "graphs",
         "loading",
         "server.log",
         "spool",

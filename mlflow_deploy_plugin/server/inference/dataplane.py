@@ -14,19 +14,12 @@ from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.runtime import (
-    Array,
-    BatchCallback,
-    Feeds,
-    OpaqueBody,
-    OpaqueBodyPredictor,
-    OpaqueResponse,
-    short_repr,
-)
+from mlflow_deploy_plugin.runtime import Array, BatchCallback, Feeds, OpaqueBody, OpaqueResponse, short_repr
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import new_id
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedEndpoint, ServedVariant, sticky_key
 
@@ -237,7 +230,7 @@ class DataPlane:
 
     def _run_opaque_body(self, variant: ServedVariant, body: OpaqueBody, deadline: float) -> OpaqueResponse:
         loaded = variant.loaded
-        if not isinstance(loaded.predictor, OpaqueBodyPredictor):
+        if not isinstance(loaded.predictor, PyfuncPredictor):
             raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
         _check_deadline(deadline)
         began = time.perf_counter()

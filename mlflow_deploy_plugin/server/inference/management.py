@@ -63,23 +63,17 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> d
 
 
 def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> dict[str, Any]:
-    """Return the statistics of every endpoint, of one, or of one of its versions; all workers are summed up."""
+    """Return the document of `statistics`."""
     return statistics(server.repository, server.metrics.statistics(), endpoint, version)
 
 
 def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
-    """Return once every worker serves the endpoint, by order of this caller. The thread is held until then.
-
-    Raises as `endpoint_to_load` and `ModelControl.load`.
-    """
+    """Load the endpoint by order of this caller. Raises as `endpoint_to_load` and `ModelControl.load`."""
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
 def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
-    """Return once no worker serves the endpoint any more, by order of this caller. The thread is held until then.
-
-    Raises as `check_unload_parameters` and `ModelControl.unload`.
-    """
+    """Unload the endpoint by order of this caller. Raises as `check_unload_parameters` and `ModelControl.unload`."""
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
 
@@ -102,11 +96,7 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
 
 
 def decode_index(body: bytes) -> bool:
-    """Return True if the body of an index request asks only for models that are ready.
-
-    Raises:
-        InvalidRequest: it is no index request.
-    """
+    """Return True if the body of an index request asks only for models that are ready. Raises InvalidRequest."""
     ready = _optional_object(body).get("ready")
     if not isinstance(ready, bool | None):
         raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
@@ -114,11 +104,7 @@ def decode_index(body: bytes) -> bool:
 
 
 def decode_parameters(body: bytes) -> Mapping[str, Any]:
-    """Return the `parameters` in the body of a load or unload request; both may be missing.
-
-    Raises:
-        InvalidRequest: it is no such request.
-    """
+    """Return the `parameters` in the body of a load or unload request; both may be missing. Raises InvalidRequest."""
     parameters = _optional_object(body).get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
@@ -172,11 +158,7 @@ def _read_config(name: str, config: str) -> EndpointSpec:
 
 
 def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
-    """Check the parameters of an unload. Triton's clients always send `unload_dependents`, which has no effect here.
-
-    Raises:
-        InvalidRequest: there is another parameter.
-    """
+    """Raise InvalidRequest but for `unload_dependents`, which Triton's clients always send; it has no effect here."""
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
 

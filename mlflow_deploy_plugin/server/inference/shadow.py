@@ -22,12 +22,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
 from mlflow_deploy_plugin.runtime import (
-    COLUMN_TYPES,
     Array,
     Feeds,
     OpaqueBody,
-    OpaqueBodyPredictor,
     Schema,
+    cast_columns,
     concatenate_feeds,
     sent_arrays,
     slice_feeds,
@@ -36,6 +35,7 @@ from mlflow_deploy_plugin.runtime import (
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord, as_one_row
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 
@@ -173,7 +173,7 @@ class Shadows:
     def _enqueue(self, copy: MirroredRequest) -> bool:
         with self._lock:
             held = self._queued_bytes - self._done_bytes
-            if self._queued - self._done >= self._max_copies or held + copy.size > self._max_bytes:
+            if self.waiting >= self._max_copies or held + copy.size > self._max_bytes:
                 return False
             was_empty = not self._copies
             self._queued += 1
@@ -223,7 +223,7 @@ class Shadows:
         if (known := self._batchable.get(loaded)) is None:
             try:
                 feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
-                is_remote = isinstance(loaded.predictor, OpaqueBodyPredictor)
+                is_remote = isinstance(loaded.predictor, PyfuncPredictor)
                 known = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
             except Exception:  # noqa: BLE001 - whatever it is: running them one by one shows it
                 return False
@@ -252,7 +252,7 @@ class Shadows:
         shadow, predictor = first.shadow, first.shadow.loaded.predictor
         answered_by = first.answered_by.predictor
         began = time.perf_counter()
-        if first.body is not None and isinstance(predictor, OpaqueBodyPredictor):
+        if first.body is not None and isinstance(predictor, PyfuncPredictor):
             response = predictor.answer(first.body)
             feeds, computed = response.feeds, response.outputs
         elif first.feeds:
@@ -324,17 +324,5 @@ def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
     """
     if given == wanted:
         return feeds
-    return wanted.from_columns(feeds_to_columns(feeds, given))
-
-
-def feeds_to_columns(feeds: Feeds, schema: Schema) -> dict[str, Array]:
-    """Return arrays of [N] by signature column, in the signature's types (of [N, …] by tensor name)."""
-    columns = schema.to_columns(feeds)
-    for column in schema.columns:
-        array = columns.get(column.name)
-        if array is None or array.dtype.kind == "O":
-            continue
-        dtype = np.dtype(COLUMN_TYPES[column.type])
-        if array.dtype != dtype and (dtype.kind == "f" or np.isfinite(array).all()):
-            columns[column.name] = array.astype(dtype)  # an integer that was stacked among floats is one again
-    return columns
+    # an integer that was stacked among floats is one again
+    return wanted.from_columns(cast_columns(given.dtypes, given.to_columns(feeds)))

@@ -90,7 +90,6 @@ def load_warm(
     policy: BatchPolicy | None = None,
     check_determinism: bool = False,
     timeout_seconds: float = 60.0,
-    graph_cache: Path | None = None,
 ) -> WarmVersion:
     """Load the MLmodel folder and run the model once: on its own example, or on a row of zeros if it has none.
 
@@ -98,7 +97,6 @@ def load_warm(
         policy: how its requests are run together, if that is possible; None if they are not.
         check_determinism: search the graph for random nodes, which takes a second for a gigabyte.
         timeout_seconds: for the first run, and for every run of a pyfunc, whose process is then killed and restarted.
-        graph_cache: the folder that keeps optimised graphs for the next start.
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example.
@@ -107,7 +105,7 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds))
-    model = OnnxModel.load(folder, placement, intra_op_num_threads, graph_cache)
+    model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
     example = folder / INPUT_EXAMPLE
     if example.is_file():

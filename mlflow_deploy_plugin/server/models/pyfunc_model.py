@@ -4,10 +4,10 @@ import logging
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch, join_names
 from mlflow_deploy_plugin.runtime import (
     UNNAMED_OUTPUT,
     Array,
@@ -32,14 +32,11 @@ class PyfuncPredictor:
         schema: turns columns, rows or tensors into feeds; refuses them all if the model takes no named arrays.
     """
 
-    def __init__(self, artifact: Artifact, process: SideProcess, outputs: Sequence[Output]) -> None:
+    def __init__(self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]) -> None:
         self._process = process
-        self.artifact = replace(artifact, prediction=(UNNAMED_OUTPUT,))
-        self._expected = ""
-        if artifact.outputs:
-            self._set_outputs(artifact.outputs, "its signature says")
-        elif outputs:
-            self._set_outputs(outputs, "to its own example it answered")
+        self.artifact = artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
+        self._source = "its signature says"
+        self._learn_outputs(answered, "to its own example it answered")
         self.schema = pyfunc_schema(artifact)
         weakref.finalize(self, process.close)
 
@@ -54,8 +51,7 @@ class PyfuncPredictor:
         process = SideProcess(command, timeout_seconds)
         ready = process.start()
         logger.info("process %s answers for the pyfunc in %s", process.pid, artifact.folder)
-        outputs = [Output(name, dtype, tuple(shape)) for name, dtype, shape in ready.fields["outputs"]]
-        return cls(artifact, process, outputs)
+        return cls(artifact, process, ready.arrays["outputs"])
 
     @property
     def pid(self) -> int | None:
@@ -64,16 +60,14 @@ class PyfuncPredictor:
 
     @property
     def unavailable_reason(self) -> str:
-        """The reason why the side process cannot answer just now; empty if it can."""
         return self._process.unavailable_reason
 
     @property
     def queue_seconds(self) -> float:
-        """The seconds that this thread's last request waited for its turn."""
         return self._process.queue_seconds
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
-        """Compute the named outputs (default: all) for feeds made by `schema`.
+        """Do as `Predictor.run`.
 
         Raises:
             SchemaMismatch, InferenceError: the model refuses the input, or answers with other outputs than before.
@@ -88,8 +82,9 @@ class PyfuncPredictor:
         if len(computed) == 1 and len(known) == 1:
             computed = {known[0]: next(iter(computed.values()))}
         if computed.keys() != set(known):
+            found, expected = (join_names(map(repr, names)) for names in (computed, known))
             raise InferenceError(
-                f"the model answers {_listed(computed)}, {self._expected}; send it to /invocations, as JSON or CSV"
+                f"the model answers {found}, {self._source} {expected}; send it to /invocations, as JSON or CSV"
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
@@ -110,21 +105,13 @@ class PyfuncPredictor:
         self._learn_outputs(outputs)
         return OpaqueResponse(answer.body, feeds, outputs or texts)
 
-    def _learn_outputs(self, computed: Mapping[str, Array]) -> None:
+    def _learn_outputs(self, computed: Mapping[str, Array], source: str = "to its first request it answered") -> None:
         """Take the outputs of the first response for those of the model, if nothing else has declared them."""
         if self.artifact.outputs or not computed:
             return
-        outputs = [
+        outputs = tuple(
             Output(name, "str" if array.dtype.kind == "O" else array.dtype.name, (-1, *array.shape[1:]))
             for name, array in computed.items()
-        ]
-        self._set_outputs(outputs, "to its first request it answered")
-
-    def _set_outputs(self, outputs: Sequence[Output], how: str) -> None:
-        names = tuple(output.name for output in outputs)
-        self._expected = f"{how} {_listed(names)}"
-        self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=names)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, list(names)[:10]))
+        )
+        self._source = source
+        self.artifact = replace(self.artifact, outputs=outputs, prediction=tuple(computed))

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
 from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
@@ -46,14 +46,10 @@ from mlflow_deploy_plugin.statedir import (
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-_MAX_LISTED = 20
 _PYFUNCS_AT_ONCE = 4
 _MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_LOADED = "no model is loaded yet; ask again in a moment"
-
-_Identity = tuple[str, str, Path]
-"""Model, version and folder: two variants for which these are equal share one version in memory."""
 
 
 class Repository:
@@ -171,10 +167,7 @@ class Repository:
                 raise NotFound(
                     f"endpoint {endpoint!r} is unloaded; POST /v2/repository/models/{endpoint}/load loads it"
                 )
-            names = list(table)
-            listed = ", ".join(map(repr, names[:_MAX_LISTED])) or "none"
-            if len(names) > _MAX_LISTED:
-                listed += f" and {len(names) - _MAX_LISTED} more"
+            listed = join_names(map(repr, table), repr(endpoint)) or "none"
             raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {listed}")
         return name, served
 
@@ -347,19 +340,12 @@ class WorkerStateFile:
         """
         endpoints: dict[str, dict[str, LoadedVariant]] = {}
         for name, served in table.items():
-            failed = errors.get(name, {})
-            states = {
-                variant: LoadedVariant(
-                    version=one.loaded.version,
-                    error=failed.get(variant, ""),
-                    no_batch=no_batch_dimension_reason(one.loaded.predictor.artifact),
-                )
-                for variant, one in served.variants.items()
-            }
-            without = {
-                variant: LoadedVariant(error=error) for variant, error in failed.items() if variant not in states
-            }
-            endpoints[name] = states | without
+            states = {variant: LoadedVariant(error=error) for variant, error in errors.get(name, {}).items()}
+            for variant, one in served.variants.items():
+                no_batch = no_batch_dimension_reason(one.loaded.predictor.artifact)
+                error = states[variant].error if variant in states else ""
+                states[variant] = LoadedVariant(version=one.loaded.version, error=error, no_batch=no_batch)
+            endpoints[name] = states
         self._unwritten = WorkerState(pid=os.getpid(), generation=generation, endpoints=endpoints)
         self.retry()
 
@@ -384,5 +370,6 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for served in table.values() for variant in served.variants.values()}
 
 
-def _identity(version: WantedVariant | LoadedVersion) -> _Identity:
+def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
+    """Return by what two variants share one version in memory."""
     return version.model, version.version, version.folder

@@ -338,21 +338,17 @@ def agent_metrics_page(state_dir: Path) -> bytes:
     for one in state.refused:
         labels = one.model_dump(exclude={"reason"})
         refused.series[tuple(labels.values())] = MetricSeries(labels, 1.0)
-    gauges = {
-        ("onnxserve_agent_up", "Whether the agent lives."): is_alive(state.pid),
-        ("onnxserve_agent_errors", "Things that keep what the spec names from being served."): state.errors,
-        (
-            "onnxserve_registry_checked_timestamp_seconds",
-            "When a look at the registry has last ended, well or not, since 1970.",
-        ): state.checked_at,
-        (
-            "onnxserve_log_complete_until_timestamp_seconds",
-            "Every row that was answered before is in the inference log, or was dropped; since 1970, by tens.",
-        ): state.shipping.complete_until,
-    }
+
+    def gauge(name: str, value: float, text: str) -> MetricFamily:
+        return MetricFamily(f"onnxserve_{name}", "gauge", text, {(): MetricSeries({}, float(value))})
+
+    checked = "When a look at the registry has last ended, well or not, since 1970."
+    shipped = "Every row that was answered before is in the inference log, or was dropped; since 1970, by tens."
     families = [
-        MetricFamily(name, "gauge", text, {(): MetricSeries({}, float(value))})
-        for (name, text), value in gauges.items()
+        gauge("agent_up", is_alive(state.pid), "Whether the agent lives."),
+        gauge("agent_errors", state.errors, "Things that keep what the spec names from being served."),
+        gauge("registry_checked_timestamp_seconds", state.checked_at, checked),
+        gauge("log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
     ]
     return prometheus_text([*families, refused])
 
