@@ -42,7 +42,7 @@ IMPORTED = """
 import boto3, click, cryptography.x509, ecs_logging, flask, grpc._server, gunicorn.app.wsgiapp, jwt
 import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export, orjson
-import prometheus_client.multiprocess, pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, simdjson, yaml
+import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, simdjson, yaml
 import gunicorn.glogging, lazy_loader, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
 import grpc._utilities, gunicorn.workers.gthread, psutil, uvicorn_worker

@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.statedir import METRICS, worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
-MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES, _MAX_CONNECTIONS = 65536, 1000
@@ -94,7 +93,6 @@ def on_starting(arbiter: Any) -> None:
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
     make_metrics_folder(state_dir)
-    os.environ[MULTIPROC_DIR] = os.readlink(state_dir / METRICS)
 
 
 def on_exit(arbiter: Any) -> None:
@@ -136,8 +134,7 @@ def worker_exit(arbiter: Any, worker: Any) -> None:
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Remove the state of a worker that has ended or was killed."""
-    from prometheus_client.multiprocess import mark_process_dead  # reads the environment that is set above
-
-    with contextlib.suppress(OSError):
-        worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
-        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    state_dir = Path(os.environ[STATE_DIR])
+    for file in (worker_file(state_dir, worker.pid), state_dir / METRICS / f"gauge_livesum_{worker.pid}.db"):
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.inference.messages import new_id
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedEndpoint, ServedVariant, sticky_key
+from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant, sticky_key
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -79,8 +79,6 @@ class DataPlane:
         cache: the response cache, if there is one.
         default_timeout_microseconds: a request whose run has not begun after it is given up; 0 for never.
         mirror: called with each response of a variant that has shadows.
-        draw: returns a random number in [0, 1): one selects the variant, one decides whether a request is captured.
-        clock: the time in nanoseconds since 1970.
     """
 
     def __init__(
@@ -90,18 +88,14 @@ class DataPlane:
         count_batch: Callable[..., None] = lambda *counted, **version: None,
         cache: ResponseCache | None = None,
         default_timeout_microseconds: int = 0,
-        draw: Callable[[], float] = random.random,
         mirror: MirrorCallback = lambda *mirrored: None,
-        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._repository = repository
         self._capture = capture
         self._count_batch = count_batch
         self._cache = cache
         self._timeout = default_timeout_microseconds / 1e6 or math.inf
-        self._draw = draw
         self._mirror = mirror
-        self._clock = clock
 
     def select_variant(
         self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NO_HEADERS
@@ -113,10 +107,7 @@ class DataPlane:
         Raises:
             NotFound, NotReady: see `Repository.select_variant`.
         """
-        served = self._find(endpoint)
-        if version is None and served is not None and len(served.answering) == 1:
-            return served.answering[0]
-        return self._repository.select_variant(endpoint, self._draw(), version, headers)
+        return self._repository.select_variant(endpoint, random.random(), version, headers)
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
         """Return the variant for the value of the column `variant.key` in `feeds`, which `variant` has decoded.
@@ -134,7 +125,7 @@ class DataPlane:
             InvalidRequest: the parameter `timeout` is malformed.
             DeadlineExceeded, TooManyRequests: its time is up, or the batcher's queue is full; nothing was computed.
         """
-        arrived = self._clock() // 1000
+        arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
             read = self._run_opaque_body(variant, request.body, deadline)
@@ -154,8 +145,8 @@ class DataPlane:
     ) -> None:
         """Capture a request that failed, with the same sampling as the others, so that failures are a share of all."""
         capture = variant.capture
-        if capture.fraction == 1.0 or capture.fraction > self._draw():
-            now = self._clock() // 1000
+        if capture.fraction == 1.0 or capture.fraction > random.random():
+            now = time.time_ns() // 1000
             ids = request_id, new_id()
             moment = now if event_time is None else event_time
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
@@ -166,7 +157,8 @@ class DataPlane:
 
         With a response cache it cannot: it may have to wait for Redis.
         """
-        served = self._find(endpoint)
+        named = self._repository.default_endpoint if endpoint is None else endpoint
+        served = self._repository.table.get(named or "")
         if served is None or self._cache is not None:
             return False
         return all(variant.loaded.batcher is not None for variant in served.answering)
@@ -179,10 +171,8 @@ class DataPlane:
         Raises:
             InvalidRequest: the parameter `timeout` is malformed.
         """
-        batcher = variant.loaded.batcher
-        if batcher is None:
-            raise TypeError("only a batched version runs asynchronously")
-        arrived = self._clock() // 1000
+        batcher, arrived = variant.loaded.batcher, time.time_ns() // 1000
+        assert batcher is not None  # see `can_infer_async`
 
         def computed(outputs: dict[str, Array] | Exception) -> None:
             if isinstance(outputs, Exception):
@@ -191,10 +181,6 @@ class DataPlane:
                 done(self._capture_response(variant, request, arrived, request.inputs, outputs))
 
         batcher.submit(request.inputs, self._deadline(request), self._batch_callback(variant), computed)
-
-    def _find(self, endpoint: str | None) -> ServedEndpoint | None:
-        table = self._repository.table
-        return next(iter(table.values()), None) if endpoint is None else table.get(endpoint)
 
     def _capture_response(
         self,
@@ -210,13 +196,13 @@ class DataPlane:
         loaded, capture = variant.loaded, variant.capture
         prediction_id = new_id()
         fraction = capture.fraction
-        is_captured = bool(feeds) and (fraction == 1.0 or fraction > self._draw())
+        is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
         if not is_captured:
             self._capture.count_excluded(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs))
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:
-                latency = self._clock() // 1000 - arrived
+                latency = time.time_ns() // 1000 - arrived
             else:
                 latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
@@ -229,14 +215,13 @@ class DataPlane:
         )
 
     def _run_opaque_body(self, variant: ServedVariant, body: OpaqueBody, deadline: float) -> OpaqueResponse:
-        loaded = variant.loaded
-        if not isinstance(loaded.predictor, PyfuncPredictor):
-            raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
+        predictor = variant.loaded.predictor
+        assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
         _check_deadline(deadline)
         began = time.perf_counter()
-        response = loaded.predictor.answer(body, deadline)
-        rows = loaded.predictor.schema.count_rows(response.feeds) if response.feeds else 1
-        seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
+        response = predictor.answer(body, deadline)
+        rows = predictor.schema.count_rows(response.feeds) if response.feeds else 1
+        seconds, waited = time.perf_counter() - began, predictor.queue_seconds
         self._batch_callback(variant)(rows, waited, seconds - waited)
         return response
 

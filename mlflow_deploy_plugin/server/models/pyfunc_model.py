@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch, join_names
+from mlflow_deploy_plugin.errors import InferenceError, join_names
 from mlflow_deploy_plugin.runtime import (
     UNNAMED_OUTPUT,
     Array,
@@ -73,8 +73,6 @@ class PyfuncPredictor:
             SchemaMismatch, InferenceError: the model refuses the input, or answers with other outputs than before.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        if self.artifact.undescribed:
-            raise SchemaMismatch(self.artifact.undescribed)
         answer = self._process.request(SideMessage("predict", arrays={"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)

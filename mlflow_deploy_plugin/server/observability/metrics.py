@@ -150,7 +150,7 @@ class Metrics:
         self._counters, self._histograms, self._latest = (
             claim_counters(self.folder, kind) for kind in ("counter", "histogram", "gauge_max")
         )
-        gauges = self.folder / f"gauge_livesum_{os.getpid()}.db"  # `mark_process_dead` knows this name
+        gauges = self.folder / f"gauge_livesum_{os.getpid()}.db"  # gunicorn_conf.py knows this name
         gauges.unlink(missing_ok=True)  # process ids come back
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
