@@ -6,7 +6,6 @@ from .process import RequestRefused as RequestRefused
 from .process import error_summary as error_summary
 from .process import load_failure as load_failure
 from .process import version_differences as version_differences
-from .scorer import Scorer as Scorer
 from .scorer import load_scorer as load_scorer
 
 __all__: list[str]

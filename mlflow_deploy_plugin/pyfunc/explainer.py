@@ -28,9 +28,8 @@ from mlflow_deploy_plugin.server import (
     JSON,
     ExplainedFeature,
     SideMessage,
+    explained_columns,
     explained_features,
-    explained_names,
-    explained_numbers,
     explained_outputs,
     protocols,
 )
@@ -245,7 +244,6 @@ class _CodedModel:
         self._codes = codes
         self._deadline = deadline
         self._explained = explained_outputs(model.artifact)
-        self._wanted = [output.name for output in self._explained]
         self.names: list[str | int | float | bool] = []
 
     def __call__(self, matrix: Array) -> Array:
@@ -253,13 +251,11 @@ class _CodedModel:
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise _TimeIsUp
-            outputs = self._model.run(self._codes.feeds(rows), self._wanted)
-            numbers = explained_numbers(self._explained, outputs)
+            outputs = self._model.run(self._codes.feeds(rows), [output.name for output in self._explained])
+            self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
                 message = f"the model answers {len(numbers)} rows to {len(rows)}, and cannot be explained"
                 raise RequestRefused("request", message)
-            if not self.names:
-                self.names = explained_names(self._model.artifact, self._explained, outputs)
             parts.append(numbers)
         return np.concatenate(parts)
 

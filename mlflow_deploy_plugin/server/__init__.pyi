@@ -12,7 +12,6 @@ from .capture.reader import CapturedBatch as CapturedBatch
 from .capture.reader import CapturedSegment as CapturedSegment
 from .capture.reader import Utf8Array as Utf8Array
 from .capture.reader import read_batches as read_batches
-from .cloud import Cloud as Cloud
 from .cloud import read_cloud as read_cloud
 from .device import require_device as require_device
 from .http.embedded import AsgiApp as AsgiApp
@@ -20,9 +19,8 @@ from .http.embedded import EmbeddedModel as EmbeddedModel
 from .http.embedded import WsgiApp as WsgiApp
 from .inference.shadow_compare import compare_outputs as compare_outputs
 from .models.explainer import ExplainedFeature as ExplainedFeature
+from .models.explainer import explained_columns as explained_columns
 from .models.explainer import explained_features as explained_features
-from .models.explainer import explained_names as explained_names
-from .models.explainer import explained_numbers as explained_numbers
 from .models.explainer import explained_outputs as explained_outputs
 from .models.loading import INPUT_EXAMPLE as INPUT_EXAMPLE
 from .models.model_control import MAX_COMMAND_AGE_SECONDS as MAX_COMMAND_AGE_SECONDS

@@ -240,46 +240,41 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
     )
 
 
-def explained_numbers(explained: Sequence[Output], outputs: Mapping[str, Array]) -> Array:
-    """Return the numbers to explain: [N, K] float64.
+def explained_columns(
+    artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]
+) -> tuple[list[Name], Array]:
+    """Return the numbers to explain, [N, K] float64, and their names: the class, the position, or that of the output.
 
     Raises:
         InvalidRequest: an output does not have one row of numbers for each row, or there are too many of them.
     """
+    names: list[Name] = []
     parts = []
     for output in explained:
         array = outputs[output.name]
+        labels: list[Name]
         if output.dtype == "map":
+            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
             array = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
         elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
             raise InvalidRequest(
                 f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
                 "are explained"
             )
-        parts.append(array.astype(np.float64).reshape(len(array), -1))
-    if len({len(part) for part in parts}) > 1:
-        raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
-    numbers = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    if numbers.shape[1] > MAX_OUTPUTS:
-        raise InvalidRequest(f"the model answers {numbers.shape[1]} numbers a row; at most {MAX_OUTPUTS} are explained")
-    return numbers
-
-
-def explained_names(artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]) -> list[Name]:
-    """Return the name of each column of `explained_numbers`: its class, its position, or the name of the output."""
-    names: list[Name] = []
-    for output in explained:
-        array = outputs[output.name]
-        width = array.shape[1] if array.ndim > 1 else 1
-        labels: list[Name] = []  # if it has a single number
-        if output.dtype == "map":
-            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
-        elif width > 1:
+        else:
+            array = array.astype(np.float64).reshape(len(array), -1)
+            width = array.shape[1]
             labels = list(artifact.classes) if width == len(artifact.classes) else list(range(width))
+            labels = labels if width > 1 else []
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
-    return names
+        parts.append(array)
+    if len({len(part) for part in parts}) > 1:
+        raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
+    if len(names) > MAX_OUTPUTS:
+        raise InvalidRequest(f"the model answers {len(names)} numbers a row; at most {MAX_OUTPUTS} are explained")
+    return names, np.concatenate(parts, axis=1)
 
 
 def _check_rank(name: str, rank: int) -> None:

@@ -15,9 +15,8 @@ from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Output
 from mlflow_deploy_plugin.server.models.explainer import (
     MAX_COLUMNS,
     ExplainerClient,
+    explained_columns,
     explained_features,
-    explained_names,
-    explained_numbers,
     explained_outputs,
 )
 from tests.support.waiting import wait_until
@@ -196,8 +195,8 @@ def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
     model = artifact(outputs=(scores, chances), classes=("no", "yes"))
     outputs = {"p": np.array([[0.25, 0.75]])}
     assert explained_outputs(model) == [chances]
-    assert explained_numbers([chances], outputs).tolist() == [[0.25, 0.75]]
-    assert explained_names(model, [chances], outputs) == ["no", "yes"]
+    names, numbers = explained_columns(model, [chances], outputs)
+    assert (names, numbers.tolist()) == (["no", "yes"], [[0.25, 0.75]])
 
 
 def test_labels_alone_cannot_be_explained() -> None:
