@@ -224,7 +224,8 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     advice = ""
     if kind.compares_with_whole:
         # in figures of `rolling:` there is neither a week's cycle nor what changes slowly
-        rolling = "rolling:7d" if _WEEK_SECONDS % pieces.window_seconds == 0 else f"rolling:{pieces.window_seconds}s"
+        window = pieces.grid.length_us // 1_000_000
+        rolling = "rolling:7d" if _WEEK_SECONDS % window == 0 else f"rolling:{window}s"
         advice = f"; reference {rolling} compares a window with a recent one"
     if independent < needed_windows(rate):
         yield (

@@ -504,7 +504,7 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
 def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24)
-    few = replace(beside, pieces=replace(beside.pieces, max_pairs=60))
+    few = replace(beside, pieces=replace(beside.pieces, grid=beside.pieces.grid._replace(max_windows=122)))
 
     refused = verdict_on(table.slice(7 * 24 * ROWS, ROWS), few, 7 * 24 * HOUR, false_alarm_rate=0.005)
 

@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.rows import (
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     DriftReference,
     ReferencePieces,
+    WindowGrid,
     assemble_pieces,
     correct_for_rest,
     cut_pieces,
@@ -353,9 +354,7 @@ def _cached_pieces(
         "blocks": len(pieces.windows),
         "steps": len(pieces.steps),
         "block_starts_us": pieces.window_starts_us,
-        "steps_start_us": pieces.steps_start_us,
-        "step_seconds": pieces.step_seconds,
-        "window_steps": pieces.window_steps,
+        "grid": pieces.grid,
     }
     table = profiles_to_table([pieces.total, *pieces.windows, *pieces.steps])
     with files.writing(path) as temporary:
@@ -368,13 +367,13 @@ def _read_pieces(path: Path) -> ReferencePieces | None:
         table = pq.read_table(path)
         meta = json.loads(table.schema.metadata[_META])
         profiles = table_to_profiles(table)
-        windows, steps = meta.pop("blocks"), meta.pop("steps")
+        windows, steps = meta["blocks"], meta["steps"]
         return ReferencePieces(
             total=profiles[0],
             windows=tuple(profiles[1 : 1 + windows]),
             steps=tuple(profiles[1 + windows : 1 + windows + steps]),
-            window_starts_us=tuple(meta.pop("block_starts_us")),
-            **meta,
+            window_starts_us=tuple(meta["block_starts_us"]),
+            grid=WindowGrid(*meta["grid"]),
         )
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError):
         return None

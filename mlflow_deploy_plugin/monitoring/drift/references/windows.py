@@ -33,6 +33,50 @@ _MAX_CELLS = 16_000_000
 _MERGED_AT = 16
 
 
+class WindowGrid(NamedTuple):
+    """Windows of equal length, one after another, each of `window_steps` steps.
+
+    Attributes:
+        start_us: the start of the first window; length_us: the length of each; windows: their number.
+        max_windows: the number of windows that are kept.
+        keeps_steps: True if the steps are kept, too.
+        lag_windows: the distance to the earlier window that a window is compared with; the windows that are kept make
+            such pairs, and include the partner of the window after the last one. 0: a window is compared with all.
+    """
+
+    start_us: int
+    length_us: int
+    windows: int
+    window_steps: int
+    max_windows: int
+    keeps_steps: bool
+    lag_windows: int = 0
+
+    @property
+    def step_us(self) -> int:
+        return self.length_us // self.window_steps
+
+    @property
+    def steps(self) -> int:
+        return self.windows * self.window_steps if self.keeps_steps else 0
+
+    @property
+    def max_pairs(self) -> int:
+        """The most pairs that are kept, however old the log is, beside that of the window after the last one."""
+        return self.max_windows // 2 - 1 if self.lag_windows else 0
+
+    def choose(self, count: int) -> Array:
+        """Return the places of at most `max_windows` of `count` windows, evenly spread."""
+        if self.lag_windows and count > self.max_windows:
+            later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
+            return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
+        return evenly(np.arange(count), self.max_windows)
+
+    def starts_us(self, numbers: Array) -> tuple[int, ...]:
+        starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
+        return tuple(starts)
+
+
 @dataclass(frozen=True, eq=False)
 class ReferencePieces:
     """A reference in windows of one length, in the phase of the judged one.
@@ -42,25 +86,18 @@ class ReferencePieces:
             twice as many) an even choice. If the rows are at hand, `unseen`, `below` and `above` of a window are
             measured against the rest of the reference: what only one window has is new to it.
         window_starts_us: [B] when each begins, microseconds since 1970.
-        steps: finer contiguous pieces of equal length without a gap from `steps_start_us` on, in the phase of the
-            windows; one without rows has no columns. `window_steps` of them make a window. Empty if the reference is
-            too long to be held so.
+        steps: the steps of the grid without a gap; one without rows has no columns. Empty if the reference is too long
+            to be held so.
         total: all rows of the reference, also those that are in none of the windows.
-        lag_windows: the distance to the earlier window that a window is compared with; 0: it is compared with all.
         lagged: with `lag_windows`, the window that the judged one is compared with; without rows if there is none.
-        max_pairs: with `lag_windows`, the most pairs that are kept, however old the log is.
     """
 
     windows: tuple[Profile, ...]
     window_starts_us: tuple[int, ...]
     steps: tuple[Profile, ...]
-    steps_start_us: int
-    step_seconds: int
-    window_steps: int
+    grid: WindowGrid
     total: Profile
-    lag_windows: int = 0
     lagged: Profile | None = None
-    max_pairs: int = 0
 
     @property
     def others(self) -> Profile:
@@ -68,13 +105,9 @@ class ReferencePieces:
         return self.total if self.lagged is None else self.lagged
 
     @property
-    def window_seconds(self) -> int:
-        return self.step_seconds * self.window_steps
-
-    @property
     def step_starts_us(self) -> range:
-        step_us = self.step_seconds * 1_000_000
-        return range(self.steps_start_us, self.steps_start_us + len(self.steps) * step_us, step_us)
+        first, step_us = self.grid.start_us, self.grid.step_us
+        return range(first, first + len(self.steps) * step_us, step_us)
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
         """Return the windows that begin at these times; an empty profile for each that is not there."""
@@ -86,10 +119,8 @@ class ReferencePieces:
 
     def pairs(self) -> tuple[Array, Array]:
         """Return [P] and [P] int64: the later and the earlier window of each pair that is `lag_windows` apart."""
-        if not self.windows:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        numbers = (np.array(self.window_starts_us) - self.window_starts_us[0]) // (self.window_seconds * 1_000_000)
-        _, later, earlier = np.intersect1d(numbers - self.lag_windows, numbers, return_indices=True)
+        numbers = (np.array(self.window_starts_us, np.int64) - self.grid.start_us) // self.grid.length_us
+        _, later, earlier = np.intersect1d(numbers - self.grid.lag_windows, numbers, return_indices=True)
         return later, earlier
 
 
@@ -116,50 +147,6 @@ class DriftReference:
     sample: pa.Table
     model_id: str = ""
     notes: tuple[str, ...] = ()
-
-
-class WindowGrid(NamedTuple):
-    """Windows of equal length, one after another, each of `window_steps` steps.
-
-    Attributes:
-        start_us: the start of the first window; length_us: the length of each; windows: their number.
-        max_windows: the number of windows that are kept.
-        keeps_steps: True if the steps are kept, too.
-        lag_windows: the windows that are kept make pairs with this distance, and include the partner of the window
-            after the last one; 0: no pairs.
-    """
-
-    start_us: int
-    length_us: int
-    windows: int
-    window_steps: int
-    max_windows: int
-    keeps_steps: bool
-    lag_windows: int = 0
-
-    @property
-    def step_us(self) -> int:
-        return self.length_us // self.window_steps
-
-    @property
-    def steps(self) -> int:
-        return self.windows * self.window_steps if self.keeps_steps else 0
-
-    @property
-    def max_pairs(self) -> int:
-        """The most pairs that are kept, beside that of the window after the last one."""
-        return self.max_windows // 2 - 1 if self.lag_windows else 0
-
-    def choose(self, count: int) -> Array:
-        """Return the places of at most `max_windows` of `count` windows, evenly spread."""
-        if self.lag_windows and count > self.max_windows:
-            later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
-            return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
-        return evenly(np.arange(count), self.max_windows)
-
-    def starts_us(self, numbers: Array) -> tuple[int, ...]:
-        starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
-        return tuple(starts)
 
 
 def evenly(places: Array, most: int) -> Array:
@@ -197,8 +184,7 @@ def cut_pieces(
     """
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
-        window_steps = _steps_of(length_us)
-        return ReferencePieces((), (), (), start_us, length_us // window_steps // 1_000_000, window_steps, total)
+        return ReferencePieces((), (), (), WindowGrid(start_us, length_us, 0, _steps_of(length_us), 0, False), total)
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     chosen = grid.choose(len(present))
@@ -219,9 +205,7 @@ def cut_pieces(
         windows=tuple(kept),
         window_starts_us=grid.starts_us(present[chosen]),
         steps=tuple(steps),
-        steps_start_us=grid.start_us,
-        step_seconds=grid.step_us // 1_000_000,
-        window_steps=grid.window_steps,
+        grid=grid,
         total=total,
     )
 
@@ -251,13 +235,9 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
         windows=tuple(merge(windows[number]) for number in chosen.tolist()),
         window_starts_us=grid.starts_us(chosen),
         steps=tuple(merge(steps[number]) if number in steps else empty for number in range(grid.steps)),
-        steps_start_us=grid.start_us,
-        step_seconds=grid.step_us // 1_000_000,
-        window_steps=grid.window_steps,
+        grid=grid,
         total=merge(total.get(0, [])),
-        lag_windows=grid.lag_windows,
         lagged=merge(windows.get(grid.windows - grid.lag_windows, [])) if grid.lag_windows else None,
-        max_pairs=grid.max_pairs,
     )
 
 

@@ -96,11 +96,7 @@ def as_floats(column: pa.ChunkedArray) -> Array:
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
 ) -> list[tuple[ColumnValues, ColumnValues]]:
-    """Return the columns that both sides have, as pairs of one kind.
-
-    A column without any value has no kind of its own and takes the other side's, and booleans are 1 and 0 beside
-    numbers; if the kinds differ otherwise, both are read as text.
-    """
+    """Return the columns that both sides have, as pairs; beside numbers booleans are 1 and 0."""
     pairs = []
     for name, left in reference.items():
         if name not in current:
@@ -108,29 +104,11 @@ def pair_columns(
         right = current[name]
         if left.kind != right.kind:
             left, right = _truth_as_numbers(left), _truth_as_numbers(right)
-        if left.kind != right.kind:
-            kind: Kind = right.kind if _is_empty(left) else left.kind if _is_empty(right) else "category"
-            left, right = _as_kind(left, kind), _as_kind(right, kind)
         pairs.append((left, right))
     return pairs
 
 
 def _truth_as_numbers(feature: ColumnValues) -> ColumnValues:
-    if feature.kind == "number" or not {None, *TRUTH} >= set(feature.values) or _is_empty(feature):
+    if feature.kind == "number" or not {None, *TRUTH} >= set(feature.values):
         return feature
     return ColumnValues(feature.name, "number", np.array([TRUTH.get(value, np.nan) for value in feature.values]))
-
-
-def _is_empty(feature: ColumnValues) -> bool:
-    if feature.kind == "number":
-        return bool(np.isnan(feature.values).all())
-    return all(value is None for value in feature.values)
-
-
-def _as_kind(feature: ColumnValues, kind: Kind) -> ColumnValues:
-    if feature.kind == kind:
-        return feature
-    if kind == "number":  # only what is empty is ever turned into numbers
-        return ColumnValues(feature.name, "number", np.full(len(feature.values), np.nan))
-    texts = [None if np.isnan(value) else f"{value:g}" for value in feature.values]
-    return ColumnValues(feature.name, "category", np.array(texts, dtype=object))

@@ -110,19 +110,18 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     most = int(max(supported))
     smallest = show_rate(1 / (most + 1))
     pieces = group.reference.pieces
-    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    unit, seconds = next((unit, size) for unit, size in units if pieces.window_seconds % size == 0)
-    length = f"{pieces.window_seconds // seconds}{unit}"
-    if pieces.lag_windows:
+    units, window = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)), pieces.grid.length_us // 1_000_000
+    length = next(f"{window // size}{unit}" for unit, size in units if window % size == 0)
+    if pieces.grid.lag_windows:
         has, instead = f"the log has {most}", "wait until it is older"
         if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
-            has, instead = f"at most {pieces.max_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
-        elif needed > pieces.max_pairs:
-            has, instead = f"of so many columns at most {pieces.max_pairs} are kept", "judge fewer columns"
+            has, instead = f"at most {pieces.grid.max_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
+        elif needed > pieces.grid.max_pairs:
+            has, instead = f"of so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
         ask = f"the smallest rate that they support is {smallest}: ask for that, or " if most else ""
         return Refused(
             f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one "
-            f"{pieces.lag_windows} windows of {length} before it, and {has}; {ask}{instead}"
+            f"{pieces.grid.lag_windows} windows of {length} before it, and {has}; {ask}{instead}"
         )
     windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
     worth = f", worth {most} with overlapping and resampled ones" if most > windows else ""
@@ -138,11 +137,11 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     pieces, bins = group.reference.pieces, group.reference.bins
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
-    if pieces.lag_windows:
+    if pieces.grid.lag_windows:
         yield Lagged.cut(row_counts(pieces.windows), *pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
         return
     yield Contiguous.cut(row_counts(pieces.windows), group.compared, most)
-    steps, length = row_counts(pieces.steps), pieces.window_steps
+    steps, length = row_counts(pieces.steps), pieces.grid.window_steps
     if length < 2 or not steps.any():
         return
     yield Overlapping.cut(steps, length, group.compared)
@@ -160,9 +159,7 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
         pieces = group.reference.pieces
         for part in (
             (group.segment, group.compared, group.columns, group.reference.bins_key),
-            (pieces.steps_start_us, pieces.step_seconds, pieces.window_steps),
-            (pieces.window_starts_us, pieces.total.rows),
-            pieces.lag_windows,
+            (pieces.grid, pieces.window_starts_us, pieces.total.rows),
         ):
             digest.update(repr(part).encode())
         for profile in (*pieces.windows, *pieces.steps):
@@ -206,16 +203,16 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
     if not columns:
         return "the window and the reference have no column in common that can be judged"
     pieces = reference.pieces
-    if pieces.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
+    if pieces.grid.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
         return (
-            f"the window {pieces.lag_windows} windows before, with which it is compared, has {pieces.others.rows:,} "
-            f"rows; at least {MIN_COMPARED_ROWS} are needed"
+            f"the window {pieces.grid.lag_windows} windows before, with which it is compared, has "
+            f"{pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
         )
     if spec.independent_rows:
         if len(reference.sample) < MIN_COMPARED_ROWS:
             return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
         return ""
-    if pieces.lag_windows and not len(pieces.pairs()[0]):
+    if pieces.grid.lag_windows and not len(pieces.pairs()[0]):
         return "no window of the reference has another one so long before it: the log is too young"
     if not pieces.windows:
         return _NO_TIMES if pieces.total.rows else "the reference has no rows"
@@ -236,12 +233,12 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
     reference have so many rows for the rate to be known.
     """
     pieces = reference.pieces
-    if pieces.lag_windows:
+    if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)
     if spec.independent_rows or not pieces.windows:
         return rows
     sizes = np.array([window.rows for window in pieces.windows])
-    if pieces.lag_windows:
+    if pieces.grid.lag_windows:
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
         most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))
         wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))

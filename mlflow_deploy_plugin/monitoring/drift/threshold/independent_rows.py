@@ -100,7 +100,7 @@ class IndependentRows(Null):
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
             features = read_columns(sample)[0]
             even = np.full(len(sample), 1 / max(len(sample), 1))
-            sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.lag_windows else [])]
+            sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.grid.lag_windows else [])]
             sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
             parts += [_drawn_figures(group, features[name], sides) for name in group.columns]
         figures = np.stack(parts, axis=1)
@@ -112,7 +112,7 @@ class IndependentRows(Null):
         """Judge all windows of the reference by samples of its rows: where rows are independent, each is such a
         sample."""
         pieces = groups[0].reference.pieces
-        now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
+        now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
         if len(now) < FEWEST_HELD_OUT:
             return Refused("the reference has too few windows with event times, by which it could be told")
         sized, columns = [], []
@@ -190,7 +190,7 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
     is enough where it brings twice the false alarms, and chance explains it with less than `_UNLIKELY`.
     """
     pieces = group.reference.pieces
-    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
+    now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
     found = []
     for name in group.columns:

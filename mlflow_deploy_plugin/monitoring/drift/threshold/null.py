@@ -168,7 +168,7 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     others = column_counts([pieces.others], name, bins)
-    if pieces.lag_windows:  # no larger than the window, as in every pair of the null
+    if pieces.grid.lag_windows:  # no larger than the window, as in every pair of the null
         others = subsample(others, group.compared, rng)
     figures: Array = window.figures(bins, others)[0]
     return figures

@@ -121,7 +121,7 @@ class StationaryBootstrap(WindowNull):
             super().compare(groups),
             floors=_SCALED_FLOORS,
             widening=_WIDENING,
-            block_length=self.block_length * groups[0].reference.pieces.step_seconds,
+            block_length=self.block_length * (groups[0].reference.pieces.grid.step_us // 1_000_000),
         )
 
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
@@ -139,7 +139,7 @@ class StationaryBootstrap(WindowNull):
         for number in range(whole):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
         figures[:, _SCALED] /= np.maximum(np.sqrt(squares / whole), FLOORS[_SCALED])
-        stretch = _stretch(column.group.reference.pieces.window_steps)
+        stretch = _stretch(column.group.reference.pieces.grid.window_steps)
         own = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
         own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
@@ -152,7 +152,7 @@ class StationaryBootstrap(WindowNull):
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge windows that lie side by side, each by what is drawn anew from the steps before it: two windows at
         least."""
-        length, count = groups[0].reference.pieces.window_steps, self.last - self.first
+        length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:
             return Refused(f"fewer than {FEWEST_HELD_OUT} windows of the reference have {FEWEST_WINDOWS} before them")
@@ -169,7 +169,7 @@ class StationaryBootstrap(WindowNull):
 
     def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
         """Test the window that begins at the step `start` by the steps before it."""
-        length = groups[0].reference.pieces.window_steps
+        length = groups[0].reference.pieces.grid.window_steps
         figures = []
         for column in self.columns(groups):
             steps, bins = column.counts(), column.bins
@@ -179,10 +179,10 @@ class StationaryBootstrap(WindowNull):
                 column.group.compared, column.rng()
             )
             figures.append(sampled.figures(bins, others)[0])
-        shortened = []
+        shortened, whole = [], groups[0].reference.pieces
         for group in groups:
-            before = self.aligned(groups[0].reference.pieces, group.reference.pieces)[self.first : start]
-            pieces = replace(group.reference.pieces, steps=before, steps_start_us=0)
+            before = self.aligned(whole, group.reference.pieces)[self.first : start]
+            pieces = replace(group.reference.pieces, steps=before, grid=whole.grid)
             shortened.append(replace(group, reference=replace(group.reference, pieces=pieces)))
         rows = row_counts(shortened[0].reference.pieces.steps)
         null = StationaryBootstrap.cut(rows, length, self.block_length)

@@ -170,13 +170,12 @@ class Contiguous(WholeReferenceNull):
         and out of range is what the windows before that time lack."""
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
-        length_us = pieces.window_seconds * 1_000_000
         known = []
         for group in groups:
             reference, own = group.reference, group.reference.pieces
             if len(reference.sample) and EVENT_TIME in reference.sample.column_names:
                 windows = correct_for_rest(
-                    reference.bins, own.windows, own.window_starts_us, length_us, reference.sample, until_us
+                    reference.bins, own.windows, own.window_starts_us, pieces.grid.length_us, reference.sample, until_us
                 )
                 reference = replace(reference, pieces=replace(own, windows=windows))
             known.append(replace(group, reference=reference))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log import Window, parse_window
+from mlflow_deploy_plugin.inference_log import HOUR_US, Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references import load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
 from mlflow_deploy_plugin.monitoring.drift.threshold.choose import too_few_rows
@@ -78,9 +78,9 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
     reference = ask("window:2013-01-03/2013-01-09")
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
-    assert (reference.pieces.total.rows, reference.pieces.step_seconds, len(reference.pieces.steps)) == (
+    assert (reference.pieces.total.rows, reference.pieces.grid.step_us, len(reference.pieces.steps)) == (
         6 * ROWS,
-        3600,
+        HOUR_US,
         144,
     )
     assert (reference.notes, set(reference.bins)) == (
@@ -88,7 +88,7 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
         {"temperature", "noise", "carrier", "is_weekend", "prediction"},
     )
     uneven = ask("window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m"))
-    assert (uneven.pieces.total.rows, uneven.pieces.window_steps) == (
+    assert (uneven.pieces.total.rows, uneven.pieces.grid.window_steps) == (
         sum(block.rows for block in uneven.pieces.windows),
         1,
     )

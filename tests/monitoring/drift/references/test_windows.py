@@ -24,7 +24,7 @@ from tests.support.inference_log import event_table
 def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> None:
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
-    assert (reference.pieces.step_seconds, reference.pieces.window_steps) == (3600, 12)
+    assert (reference.pieces.grid.step_us, reference.pieces.grid.window_steps) == (HOUR_US, 12)
     windows = [merge(reference.pieces.steps[first : first + 12]) for first in range(0, len(reference.pieces.steps), 12)]
     for window, block in zip(windows, reference.pieces.windows, strict=True):
         for name, column in window.columns.items():

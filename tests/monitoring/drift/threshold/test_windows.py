@@ -25,7 +25,7 @@ def test_an_overlapping_window_has_the_rows_of_its_steps_and_is_compared_with_al
     rows, bins = pa.table({"x": values}), {"x": freeze_bins(ColumnValues("x", "number", values))}
     pieces = cut_pieces(bins, rows, np.arange(24) * HOUR_US, 0, 6 * HOUR_US)
     group = ColumnGroup("", DriftReference(bins, "", pieces, rows), pieces.total, ("x",), 6)
-    null = Overlapping.cut(row_counts(pieces.steps), pieces.window_steps, 6)
+    null = Overlapping.cut(row_counts(pieces.steps), pieces.grid.window_steps, 6)
 
     column = GroupColumn(group, "x", pieces.steps)
     windows, complements = null.compared_windows(column, column.rng())
