@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.manifests import values_schema
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import field_reference
+from mlflow_deploy_plugin.spec import field_descriptions, field_reference
 
 PAGE = Path(__file__).with_name("reference.md")
 SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.schema.json"
@@ -40,7 +40,7 @@ def reference() -> str:
     """The page as Markdown."""
     rows = [_row(name, default, description, kind) for name, kind, default, description in field_reference()]
     settings = [
-        _row(f"ONNXSERVE_{name.upper()}", str(field.default or ""), field.description or "")
+        _row(f"ONNXSERVE_{name.upper()}", str(field.default or ""), field_descriptions(Settings)[name])
         for name, field in Settings.model_fields.items()
     ]
     return HEAD + "".join(rows) + SETTINGS + "".join(settings)

@@ -21,95 +21,62 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Settings(BaseModel):
-    """Settings of this process. The reference page of the docs is generated from these fields."""
+    """Settings of this process. The reference page of the docs is made of these fields and the texts below them."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    home: Path = Field(
-        default=Path("~/.onnxserve"),
-        description="Folder for the default store, the logs, the model cache and the inference log.",
-    )
-    store_uri: str = Field(
-        default="",
-        repr=False,  # may hold a password
-        description="SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME.",
-    )
-    log_uri: str = Field(
-        default="", description="Where the inference log is written as Parquet. Default: HOME/inference_log."
-    )
-    log_sse: str = Field(
-        default="",
-        pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$",
-        description="How objects of an inference log at s3:// are encrypted there: AES256, aws:kms or aws:kms:KEY-ID. "
-        "Default: as the bucket does it.",
-    )
-    keys_file: Path | None = Field(
-        default=None,
-        description="File of the API keys that hold, as `onnxserve keys export` prints it, for servers without a "
-        "store: a mounted secret. Default: the keys of the store.",
-    )
-    secrets: Path | None = Field(
-        default=None,
-        description="Folder whose files are environment variables: each has the name of one, and its value: the "
-        "secrets of Docker (/run/secrets), the credentials of systemd. What the environment says itself wins.",
-    )
-    redis_url: str = Field(
-        default="",
-        repr=False,  # may hold a password
-        description="Redis that rate limits and the response cache are shared in, e.g. redis://host:6379/0. "
-        "Default: each worker has its own in memory.",
-    )
-    host: str = Field(
-        default="127.0.0.1",
-        description="Address that `onnxserve serve` listens on where neither the spec nor an option says one.",
-    )
-    port: int | None = Field(
-        default=None, ge=1, le=65535, description="Port, likewise. Default: the first free one from 8080 up."
-    )
-    device: str = Field(default="", description="As `onnxserve serve --device`, likewise.")
-    model_uri: str = Field(
-        default="",
-        description="Model that `onnxserve serve` serves where neither an option nor a spec names one; images that "
-        "follow the registry have it.",
-    )
-    listener: Path | None = Field(
-        default=None,
-        description="Unix socket at which a server gets a listening socket that it shares with the server whose place "
-        "it takes, beside its own at 127.0.0.1; the docker target sets it.",
-    )
-    insecure: bool = Field(
-        default=False, description="As `onnxserve serve --insecure`, for containers behind a gateway with its own auth."
-    )
-    poll_seconds: float = Field(
-        default=2.0, ge=0.1, le=3600, description="Seconds between two looks at the registry for a followed reference."
-    )
-    log_format: Literal["text", "ecs"] = Field(
-        default="text",
-        description="How servers and controllers log: lines for people, or JSON in the Elastic Common Schema.",
-    )
-    log_requests: bool = Field(default=False, description="One line in the log for every request.")
-    ready_timeout_seconds: float = Field(
-        default=120.0, gt=0, description="Seconds `mlflow deployments create` waits for the server to be ready."
-    )
+    home: Path = Path("~/.onnxserve")
+    """Folder for the default store, the logs, the model cache and the inference log."""
+    store_uri: str = Field(default="", repr=False)  # may hold a password
+    """SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME."""
+    log_uri: str = ""
+    """Where the inference log is written as Parquet. Default: HOME/inference_log."""
+    log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
+    """How objects of an inference log at s3:// are encrypted there: AES256, aws:kms or aws:kms:KEY-ID. Default: as the
+    bucket does it."""
+    keys_file: Path | None = None
+    """File of the API keys that hold, as `onnxserve keys export` prints it, for servers without a store: a mounted
+    secret. Default: the keys of the store."""
+    secrets: Path | None = None
+    """Folder whose files are environment variables: each has the name of one, and its value: the secrets of Docker
+    (/run/secrets), the credentials of systemd. What the environment says itself wins."""
+    redis_url: str = Field(default="", repr=False)  # may hold a password
+    """Redis that rate limits and the response cache are shared in, e.g. redis://host:6379/0. Default: each worker has
+    its own in memory."""
+    host: str = "127.0.0.1"
+    """Address that `onnxserve serve` listens on where neither the spec nor an option says one."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port, likewise. Default: the first free one from 8080 up."""
+    device: str = ""
+    """As `onnxserve serve --device`, likewise."""
+    model_uri: str = ""
+    """Model that `onnxserve serve` serves where neither an option nor a spec names one; images that follow the registry
+    have it."""
+    listener: Path | None = None
+    """Unix socket at which a server gets a listening socket that it shares with the server whose place it takes, beside
+    its own at 127.0.0.1; the docker target sets it."""
+    insecure: bool = False
+    """As `onnxserve serve --insecure`, for containers behind a gateway with its own auth."""
+    poll_seconds: float = Field(default=2.0, ge=0.1, le=3600)
+    """Seconds between two looks at the registry for a followed reference."""
+    log_format: Literal["text", "ecs"] = "text"
+    """How servers and controllers log: lines for people, or JSON in the Elastic Common Schema."""
+    log_requests: bool = False
+    """One line in the log for every request."""
+    ready_timeout_seconds: float = Field(default=120.0, gt=0)
+    """Seconds `mlflow deployments create` waits for the server to be ready."""
 
-    kube_context: str | None = Field(
-        default=None,
-        description="Context of KUBECONFIG that deployments on Kubernetes use. Default: its current one; in a pod "
-        "without a configuration, the cluster that it runs in.",
-    )
-    alert_config: Path | None = Field(
-        default=None,
-        description="File of the channels that alerts go to, in Apprise's YAML or text format; tags choose among them. "
-        "Default: nobody is told.",
-    )
-    alert_repeat_seconds: float = Field(
-        default=86400.0, ge=60, description="An alarm that goes on is told again after so long."
-    )
-    mlflow_url: str = Field(
-        default="",
-        description="Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page "
-        "starts. Default: its own port, else the address that the browser uses.",
-    )
+    kube_context: str | None = None
+    """Context of KUBECONFIG that deployments on Kubernetes use. Default: its current one; in a pod without a
+    configuration, the cluster that it runs in."""
+    alert_config: Path | None = None
+    """File of the channels that alerts go to, in Apprise's YAML or text format; tags choose among them. Default: nobody
+    is told."""
+    alert_repeat_seconds: float = Field(default=86400.0, ge=60)
+    """An alarm that goes on is told again after so long."""
+    mlflow_url: str = ""
+    """Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page starts. Default:
+    its own port, else the address that the browser uses."""
 
     @cached_property
     def home_path(self) -> Path:

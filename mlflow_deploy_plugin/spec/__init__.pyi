@@ -22,7 +22,6 @@ from .parts import CaptureSpec as CaptureSpec
 from .parts import ContainerSpec as ContainerSpec
 from .parts import Device as Device
 from .parts import EndpointSpec as EndpointSpec
-from .parts import KubernetesSpec as KubernetesSpec
 from .parts import ModelControlMode as ModelControlMode
 from .parts import ProviderOptions as ProviderOptions
 from .parts import ServerSpec as ServerSpec
@@ -30,11 +29,11 @@ from .parts import StickySpec as StickySpec
 from .parts import VariantSpec as VariantSpec
 from .parts import WorkerClass as WorkerClass
 from .types import SMALLEST_ROLLING_RATE as SMALLEST_ROLLING_RATE
-from .types import Duration as Duration
 from .types import Name as Name
 from .types import bin_period as bin_period
 from .types import crontab_times as crontab_times
 from .types import duration_seconds as duration_seconds
+from .types import field_descriptions as field_descriptions
 from .types import is_loopback as is_loopback
 from .types import load_time_zone as load_time_zone
 from .types import parse_time as parse_time

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.spec.parts import (
     StickySpec,
     VariantSpec,
 )
-from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS
+from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS, field_descriptions
 
 _EXPECTED = {
     "int_parsing": "a whole number is expected",
@@ -45,6 +45,18 @@ _NOT_BY_NAME = {
 """The fields (prefix, name) that have no dotted name of their own."""
 _TABLES = {("container.", "environment"), ("container.", "secrets"), ("container.", "secret_files")}
 """The fields (prefix, name) that are mappings of texts; each key has a dotted name."""
+_OF_TABLE = ".VARIABLE"
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "server.": ServerSpec,
+    "server.provider_options.": ProviderOptions,
+    "container.": ContainerSpec,
+    "capture.": CaptureSpec,
+    "variants.NAME.": VariantSpec,
+    "monitors.NAME.": MonitorSpec,
+    "monitors.NAME.retrain.": RetrainSpec,
+    "sticky.": StickySpec,
+    "kubernetes.": KubernetesSpec,
+}
 _RETRAIN = ".retrain."
 
 
@@ -103,7 +115,7 @@ def validate_spec(document: Any) -> EndpointSpec:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         if first["type"] == "extra_forbidden":
-            known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
+            known = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
             raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
         context, message = first.get("ctx", {}), str(first["msg"]).removeprefix("Value error, ")
         if first["type"] in _EXPECTED:
@@ -116,28 +128,20 @@ def validate_spec(document: Any) -> EndpointSpec:
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
     """Yield every field that `-C` takes: (dotted name, type, default, description)."""
-    parts: list[tuple[str, type[BaseModel]]] = [
-        ("server.", ServerSpec),
-        ("server.provider_options.", ProviderOptions),
-        ("container.", ContainerSpec),
-        ("capture.", CaptureSpec),
-        ("variants.NAME.", VariantSpec),
-        ("monitors.NAME.", MonitorSpec),
-        ("monitors.NAME.retrain.", RetrainSpec),
-        ("sticky.", StickySpec),
-        ("kubernetes.", KubernetesSpec),
-    ]
-    for prefix, part in parts:
-        for name, field in part.model_fields.items():
-            if (prefix, name) in _NOT_BY_NAME:
-                continue
-            default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
-            if (prefix, name) in _TABLES:
-                yield f"{prefix}{name}.VARIABLE", "str", "", field.description or ""
-                continue
-            yield prefix + name, _type_name(field.annotation), default, field.description or ""
-    require = EndpointSpec.model_fields["require"]
-    yield "require", _type_name(require.annotation), "", require.description or ""
+    for dotted, part, name in _fields():
+        field, description = part.model_fields[name], field_descriptions(part)[name]
+        is_table = dotted.endswith(_OF_TABLE)
+        default = "" if is_table or field.is_required() or field.default in (None, ()) else str(field.default)
+        yield dotted, "str" if is_table else _type_name(field.annotation), default, description
+
+
+def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Yield every field that `-C` takes: its dotted name, its part of the spec, its name there."""
+    for prefix, part in _PARTS.items():
+        for name in part.model_fields:
+            if (prefix, name) not in _NOT_BY_NAME:
+                yield f"{prefix}{name}{_OF_TABLE if (prefix, name) in _TABLES else ''}", part, name
+    yield "require", EndpointSpec, "require"
 
 
 def _type_name(annotation: Any) -> str:
@@ -180,7 +184,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
         document.pop("sticky", None)  # header and key replace each other
-    known = [name for name, *_ in field_reference()]
+    known = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
         generic = ".".join([path[0], "NAME", *path[2:]]) if path[0] in ("variants", "monitors") else dotted

@@ -222,76 +222,74 @@ MIN_LABELLED_WINDOWS = 3
 class RetrainSpec(SpecPart):
     """The retraining that an alarm of the monitor starts: a run of an MLflow project that makes a candidate version."""
 
-    project: str = Field(min_length=1, description="Folder or URI of the MLflow project.")
-    entry_point: str = Field(default="train", min_length=1, description="Entry point of the project.")
-    mode: Literal["full", "incremental"] = Field(
-        default="full",
-        description="full: trained anew on all labelled rows; incremental: what is served learns the window's too.",
-    )
-    parameters: dict[str, str | float] = Field(default_factory=dict, description="Further parameters of the run (-P).")
-    env_manager: Literal["virtualenv", "uv", "conda", "local"] = Field(
-        default="virtualenv", description="As `mlflow run --env-manager`."
-    )
-    schedule: Crontab | None = Field(
-        default=None, description="Trains at these times too, as crontab says them (0 3 * * 1), in the monitor's zone."
-    )
-    cooldown: Duration = Field(default="1d", description="At least so long between two runs for one model.")
-    max_runs: int = Field(default=10, ge=1, description="Runs for one model in 30 days; beyond it a person is asked.")
-    timeout: Duration = Field(default="6h", description="A run that takes longer is ended.")
-    then: Literal["rollout", "propose", "leave"] = Field(
-        default="propose",
-        description="With a candidate that passes its gate: bring it by a rollout, propose it, or leave it.",
-    )
-    steps: str = Field(default="10,50,100", description="Steps of that rollout, in percent.")
-    step_every: Duration = Field(default="5m", description="Length of a step of that rollout.")
-    min_requests: int = Field(default=100, ge=1, description="Requests that it has to answer in each of these steps.")
+    project: str = Field(min_length=1)
+    """Folder or URI of the MLflow project."""
+    entry_point: str = Field(default="train", min_length=1)
+    """Entry point of the project."""
+    mode: Literal["full", "incremental"] = "full"
+    """full: trained anew on all labelled rows; incremental: what is served learns the window's too."""
+    parameters: dict[str, str | float] = Field(default_factory=dict)
+    """Further parameters of the run (-P)."""
+    env_manager: Literal["virtualenv", "uv", "conda", "local"] = "virtualenv"
+    """As `mlflow run --env-manager`."""
+    schedule: Crontab | None = None
+    """Trains at these times too, as crontab says them (0 3 * * 1), in the monitor's zone."""
+    cooldown: Duration = "1d"
+    """At least so long between two runs for one model."""
+    max_runs: int = Field(default=10, ge=1)
+    """Runs for one model in 30 days; beyond it a person is asked."""
+    timeout: Duration = "6h"
+    """A run that takes longer is ended."""
+    then: Literal["rollout", "propose", "leave"] = "propose"
+    """With a candidate that passes its gate: bring it by a rollout, propose it, or leave it."""
+    steps: str = "10,50,100"
+    """Steps of that rollout, in percent."""
+    step_every: Duration = "5m"
+    """Length of a step of that rollout."""
+    min_requests: int = Field(default=100, ge=1)
+    """Requests that it has to answer in each of these steps."""
 
 
 class MonitorSpec(SpecPart):
     """A monitor: it judges the captured traffic, window by window."""
 
-    kind: MonitorKind = Field(default="drift", description="What is judged.")
-    every: Length = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
-    schedule: Crontab | None = Field(
-        default=None,
-        description="When it is judged, as crontab says it: 15 6 * * *. Default: as soon as a window and its grace are "
-        "over.",
-    )
-    time_zone: TimeZone = Field(default="UTC", description="Of the schedule, as Europe/Berlin.")
-    grace: Length = Field(default="5m", description="How long after a window's end its rows are waited for.")
-    reference: Reference = Field(
-        default="training",
-        description="What the window is compared with: training; rolling:7d (the same window so long ago); "
-        "window:START/END; dataset:URI (Parquet or CSV).",
-    )
-    min_rows: int = Field(default=200, ge=1, description="Fewer rows in a window are not judged.")
-    false_alarm_rate: float = Field(
-        default=0.05, gt=0, lt=1, description="Share of windows like the reference that may be called drifted."
-    )
-    independent_rows: bool = Field(
-        default=False,
-        description="Says that rows do not depend on their neighbours in time, so that single rows may be resampled.",
-    )
-    columns: TextList = Field(default=(), description="Only these columns are judged. Default: all.")
-    segment_by: TextList = Field(default=(), description="Columns whose values are judged apart, as well as all rows.")
-    consecutive: int = Field(default=1, ge=1, le=100, description="So many windows in a row make an alarm.")
-    require: TextList = Field(
-        default=(),
-        description="What must hold: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); "
-        "p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality).",
-    )
-    labels_within: Length | None = Field(
-        default=None, description="performance: how long after a window's end its labels are waited for."
-    )
-    estimate: Literal["informs", "decides"] = Field(
-        default="informs",
-        description="performance: what an estimate does where labels are not in: it informs and decides nothing; or it "
-        "decides, and may raise an alarm.",
-    )
-    alert: TextList = Field(
-        default=(), description="Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all."
-    )
-    retrain: RetrainSpec | None = Field(default=None, description="What an alarm starts.")
+    kind: MonitorKind = "drift"
+    """What is judged."""
+    every: Length = "1d"
+    """Length of a window in event time: 30m, 1h, 1d."""
+    schedule: Crontab | None = None
+    """When it is judged, as crontab says it: 15 6 * * *. Default: as soon as a window and its grace are over."""
+    time_zone: TimeZone = "UTC"
+    """Of the schedule, as Europe/Berlin."""
+    grace: Length = "5m"
+    """How long after a window's end its rows are waited for."""
+    reference: Reference = "training"
+    """What the window is compared with: training; rolling:7d (the same window so long ago); window:START/END;
+    dataset:URI (Parquet or CSV)."""
+    min_rows: int = Field(default=200, ge=1)
+    """Fewer rows in a window are not judged."""
+    false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
+    """Share of windows like the reference that may be called drifted."""
+    independent_rows: bool = False
+    """Says that rows do not depend on their neighbours in time, so that single rows may be resampled."""
+    columns: TextList = ()
+    """Only these columns are judged. Default: all."""
+    segment_by: TextList = ()
+    """Columns whose values are judged apart, as well as all rows."""
+    consecutive: int = Field(default=1, ge=1, le=100)
+    """So many windows in a row make an alarm."""
+    require: TextList = ()
+    """What must hold: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); p99<=0.2,
+    error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality)."""
+    labels_within: Length | None = None
+    """performance: how long after a window's end its labels are waited for."""
+    estimate: Literal["informs", "decides"] = "informs"
+    """performance: what an estimate does where labels are not in: it informs and decides nothing; or it decides, and
+    may raise an alarm."""
+    alert: TextList = ()
+    """Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all."""
+    retrain: RetrainSpec | None = None
+    """What an alarm starts."""
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "MonitorSpec":

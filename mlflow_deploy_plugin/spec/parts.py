@@ -37,191 +37,122 @@ _SHIP_SECONDS = 40
 class VariantSpec(SpecPart):
     """One model of an endpoint."""
 
-    model: str = Field(
-        min_length=1,
-        description="Model URI: models:/X/Production, models:/X@alias, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, "
-        "s3://…, a path.",
-    )
-    weight: int = Field(default=100, ge=0, le=100, description="Share of the endpoint's traffic, in parts of the sum.")
-    shadow: bool = Field(
-        default=False, description="Never answers; gets a copy of the traffic, to be compared with what was answered."
-    )
-    allow_pyfunc: bool = Field(
-        default=False,
-        description="Lets a stage, alias or tag move to a version without an ONNX form, which runs its own Python.",
-    )
+    model: str = Field(min_length=1)
+    """Model URI: models:/X/Production, models:/X@alias, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://…, a
+    path."""
+    weight: int = Field(default=100, ge=0, le=100)
+    """Share of the endpoint's traffic, in parts of the sum."""
+    shadow: bool = False
+    """Never answers; gets a copy of the traffic, to be compared with what was answered."""
+    allow_pyfunc: bool = False
+    """Lets a stage, alias or tag move to a version without an ONNX form, which runs its own Python."""
 
 
 class ProviderOptions(SpecPart):
     """Options of ONNX Runtime's providers for a GPU, by ONNX Runtime's names; what is not said has its default."""
 
-    gpu_mem_limit: int | None = Field(
-        default=None, ge=1024**2, description="Bytes of the GPU that the arena of one session may take."
-    )
-    arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] | None = Field(
-        default=None, description="How that arena grows: by powers of two, or by what is needed."
-    )
-    cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] | None = Field(
-        default=None, description="How cuDNN's algorithm of a convolution is chosen; EXHAUSTIVE tries all, per shape."
-    )
-    use_tf32: bool | None = Field(
-        default=None,
-        description="false: multiply in full float32, as parity was proven; true is ONNX Runtime's default.",
-    )
-    enable_cuda_graph: bool = Field(
-        default=False,
-        description="Replay captured CUDA graphs for the batch sizes of the warm-up; runs then take turns.",
-    )
-    trt_fp16_enable: bool | None = Field(default=None, description="Let TensorRT compute in float16.")
-    trt_engine_cache_path: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Folder of TensorRT's engines. Default: one in the server's state folder.",
-    )
+    gpu_mem_limit: int | None = Field(default=None, ge=1024**2)
+    """Bytes of the GPU that the arena of one session may take."""
+    arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] | None = None
+    """How that arena grows: by powers of two, or by what is needed."""
+    cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] | None = None
+    """How cuDNN's algorithm of a convolution is chosen; EXHAUSTIVE tries all, per shape."""
+    use_tf32: bool | None = None
+    """false: multiply in full float32, as parity was proven; true is ONNX Runtime's default."""
+    enable_cuda_graph: bool = False
+    """Replay captured CUDA graphs for the batch sizes of the warm-up; runs then take turns."""
+    trt_fp16_enable: bool | None = None
+    """Let TensorRT compute in float16."""
+    trt_engine_cache_path: str | None = Field(default=None, min_length=1)
+    """Folder of TensorRT's engines. Default: one in the server's state folder."""
 
 
 class ServerSpec(SpecPart):
     """The server process of an endpoint."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int | None = Field(
-        default=None, ge=1, le=65535, description="Port to listen on. Default: the first free one from 8080 up."
-    )
-    api_keys: bool = Field(
-        default=False, description="Every request needs an API key (onnxserve keys create), but for health checks."
-    )
-    jwt_issuer: str | None = Field(
-        default=None,
-        pattern=r"^https?://[!-~]{1,500}$",
-        description="Callers may come with a token of this OpenID Connect issuer instead of a key; with jwt_audience.",
-    )
-    jwt_audience: str | None = Field(
-        default=None, min_length=1, description="Name of this server in the issuer's tokens: their claim aud."
-    )
-    insecure: bool = Field(
-        default=False,
-        description="Lets a server without auth listen beyond this machine, for example behind a gateway with its own.",
-    )
-    grpc_port: int | None = Field(
-        default=None, ge=1, le=65535, description="Port for the Open Inference Protocol over gRPC. Default: no gRPC."
-    )
-    workers: int = Field(default=1, ge=1, le=256, description="Worker processes; each holds the models once.")
-    threads: int = Field(default=4, ge=1, le=256, description="Requests that one worker handles at the same time.")
-    worker_class: WorkerClass = Field(
-        default="fast",
-        description="What speaks HTTP: fast answers on an event loop, gthread is gunicorn's own, with Flask.",
-    )
-    certfile: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Certificate chain in PEM; with keyfile, the server speaks https only. On kubernetes each of these "
-        "files is SECRET/KEY: flights-tls/tls.crt.",
-    )
-    keyfile: str | None = Field(default=None, min_length=1, description="Private key of certfile in PEM.")
-    ca_certs: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Authorities in PEM. Callers need a client certificate of one of them (mutual TLS); with certfile.",
-    )
-    device: Device = Field(default="cpu", description="Where ONNX Runtime runs; cuda and tensorrt refuse to fall back.")
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port to listen on. Default: the first free one from 8080 up."""
+    api_keys: bool = False
+    """Every request needs an API key (onnxserve keys create), but for health checks."""
+    jwt_issuer: str | None = Field(default=None, pattern=r"^https?://[!-~]{1,500}$")
+    """Callers may come with a token of this OpenID Connect issuer instead of a key; with jwt_audience."""
+    jwt_audience: str | None = Field(default=None, min_length=1)
+    """Name of this server in the issuer's tokens: their claim aud."""
+    insecure: bool = False
+    """Lets a server without auth listen beyond this machine, for example behind a gateway with its own."""
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the Open Inference Protocol over gRPC. Default: no gRPC."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Worker processes; each holds the models once."""
+    threads: int = Field(default=4, ge=1, le=256)
+    """Requests that one worker handles at the same time."""
+    worker_class: WorkerClass = "fast"
+    """What speaks HTTP: fast answers on an event loop, gthread is gunicorn's own, with Flask."""
+    certfile: str | None = Field(default=None, min_length=1)
+    """Certificate chain in PEM; with keyfile, the server speaks https only. On kubernetes each of these files is
+    SECRET/KEY: flights-tls/tls.crt."""
+    keyfile: str | None = Field(default=None, min_length=1)
+    """Private key of certfile in PEM."""
+    ca_certs: str | None = Field(default=None, min_length=1)
+    """Authorities in PEM. Callers need a client certificate of one of them (mutual TLS); with certfile."""
+    device: Device = "cpu"
+    """Where ONNX Runtime runs; cuda and tensorrt refuse to fall back."""
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
-        default=(),
-        max_length=64,
-        description="GPUs that the workers share out among them: 0,1. Default: all use GPU 0.",
+        default=(), max_length=64
     )
-    io_binding: bool = Field(
-        default=False, description="Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."
-    )
+    """GPUs that the workers share out among them: 0,1. Default: all use GPU 0."""
+    io_binding: bool = False
+    """Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."""
     provider_options: ProviderOptions = ProviderOptions()
-    intra_op_num_threads: int | None = Field(
-        default=None,
-        ge=1,
-        description="ONNX Runtime's threads per session. Default: the cores allowed, divided by the workers.",
-    )
-    max_worker_memory_bytes: int | None = Field(
-        default=None,
-        ge=64 * 1024 * 1024,
-        description="Memory that one worker may take; a version that would pass it is refused, and the one before "
-        "serves on. Default: its share of the memory of its container or unit, where that is limited.",
-    )
-    max_body_bytes: int = Field(
-        default=16 * 1024 * 1024, ge=1024, description="Largest request body accepted; above it the answer is 413."
-    )
-    request_timeout_seconds: int = Field(
-        default=60,
-        ge=1,
-        le=3600,
-        description="What a request may take to arrive; a worker that is silent this long is replaced.",
-    )
-    graceful_timeout_seconds: int = Field(
-        default=30, ge=1, le=3600, description="What requests in flight may take to finish after SIGTERM."
-    )
-    model_control_mode: ModelControlMode = Field(
-        default="none",
-        description="explicit: whoever reaches the server may load and unload endpoints (V2 model repository), but for "
-        "web pages of elsewhere.",
-    )
-    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(
-        default=(),
-        max_length=64,
-        description="Names by which callers may reach the routes that load and unload: flights.svc,models.example. IP "
-        "addresses, localhost and `host` may always.",
-    )
-    max_batch_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=65536,
-        description="Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU.",
-    )
+    intra_op_num_threads: int | None = Field(default=None, ge=1)
+    """ONNX Runtime's threads per session. Default: the cores allowed, divided by the workers."""
+    max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Memory that one worker may take; a version that would pass it is refused, and the one before serves on. Default:
+    its share of the memory of its container or unit, where that is limited."""
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    """Largest request body accepted; above it the answer is 413."""
+    request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
+    """What a request may take to arrive; a worker that is silent this long is replaced."""
+    graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
+    """What requests in flight may take to finish after SIGTERM."""
+    model_control_mode: ModelControlMode = "none"
+    """explicit: whoever reaches the server may load and unload endpoints (V2 model repository), but for web pages of
+    elsewhere."""
+    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(default=(), max_length=64)
+    """Names by which callers may reach the routes that load and unload: flights.svc,models.example. IP addresses,
+    localhost and `host` may always."""
+    max_batch_size: int | None = Field(default=None, ge=1, le=65536)
+    """Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU."""
     preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
-        default=(),
-        max_length=16,
-        description="Sizes of a batch that are computed at once, without waiting for more rows: 8,32.",
+        default=(), max_length=16
     )
-    max_queue_delay_microseconds: int = Field(
-        default=500, ge=0, le=10_000_000, description="What a request may wait for others to be joined with."
-    )
-    max_queue_size: int = Field(
-        default=1024, ge=1, le=1_000_000, description="Requests that wait for a batch of one version; above it: 429."
-    )
-    default_timeout_microseconds: int = Field(
-        default=0,
-        ge=0,
-        description="A request that is not being computed after this time is answered with 504; 0: never. "
-        "A request may ask for less (parameter `timeout`).",
-    )
-    max_concurrent_requests: int | None = Field(
-        default=None,
-        ge=1,
-        le=1000,
-        description="Requests for predictions in flight in one worker; above it: 429. "
-        "The gthread worker never has more than `threads`.",
-    )
-    rate_limit: Rate | None = Field(
-        default=None,
-        description="Requests for predictions by one caller, as 100/minute: 429 above it. Counted by each worker, "
-        "or by all together where ONNXSERVE_REDIS_URL is set.",
-    )
-    rate_limit_header: HeaderName | None = Field(
-        default=None,
-        description="Header that names the caller for the rate limit. Default: its address, of IPv6 its /64.",
-    )
-    response_cache_bytes: int = Field(
-        default=0, ge=0, description="Memory for answers that are given again to the same question; 0: none are kept."
-    )
-    explain_max_rows: int = Field(
-        default=100,
-        ge=0,
-        le=10_000,
-        description="Rows of one request that are explained (POST /explain); 0: none are, ever.",
-    )
-    max_spool_bytes: int = Field(
-        default=1024**3,
-        ge=1024**2,
-        description="What captured requests may take on this disk while the inference log is down; those above it are "
-        "answered and not captured.",
-    )
-    response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
+    """Sizes of a batch that are computed at once, without waiting for more rows: 8,32."""
+    max_queue_delay_microseconds: int = Field(default=500, ge=0, le=10_000_000)
+    """What a request may wait for others to be joined with."""
+    max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
+    """Requests that wait for a batch of one version; above it: 429."""
+    default_timeout_microseconds: int = Field(default=0, ge=0)
+    """A request that is not being computed after this time is answered with 504; 0: never. A request may ask for less
+    (parameter `timeout`)."""
+    max_concurrent_requests: int | None = Field(default=None, ge=1, le=1000)
+    """Requests for predictions in flight in one worker; above it: 429. The gthread worker never has more than
+    `threads`."""
+    rate_limit: Rate | None = None
+    """Requests for predictions by one caller, as 100/minute: 429 above it. Counted by each worker, or by all together
+    where ONNXSERVE_REDIS_URL is set."""
+    rate_limit_header: HeaderName | None = None
+    """Header that names the caller for the rate limit. Default: its address, of IPv6 its /64."""
+    response_cache_bytes: int = Field(default=0, ge=0)
+    """Memory for answers that are given again to the same question; 0: none are kept."""
+    explain_max_rows: int = Field(default=100, ge=0, le=10_000)
+    """Rows of one request that are explained (POST /explain); 0: none are, ever."""
+    max_spool_bytes: int = Field(default=1024**3, ge=1024**2)
+    """What captured requests may take on this disk while the inference log is down; those above it are answered and not
+    captured."""
+    response_cache_seconds: int = Field(default=300, ge=1, le=86400)
+    """How long such an answer is kept."""
 
     @property
     def scheme(self) -> Literal["http", "https"]:
@@ -283,43 +214,28 @@ class ServerSpec(SpecPart):
 class ContainerSpec(SpecPart):
     """The container of an endpoint's server, on every target that runs an image."""
 
-    image: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Image of the server, as docker/Dockerfile or `onnxserve build-docker` makes it. Default: "
-        "onnxserve:cpu, for a GPU onnxserve:gpu.",
-    )
-    cpus: float | None = Field(
-        default=None, ge=0.01, le=1024, description="Processors that it may use: 1.5. Default: no limit."
-    )
-    memory_bytes: int | None = Field(
-        default=None,
-        ge=64 * 1024 * 1024,
-        description="Memory that it may use; the kernel kills what passes it. Default: no limit.",
-    )
-    environment: dict[VariableName, str] = Field(
-        default={}, description="An environment variable of the server; its value stands in the spec."
-    )
-    secrets: dict[VariableName, str] = Field(
-        default={},
-        description="An environment variable whose value does not stand in the spec: on docker the path of a file that "
-        "holds it, on kubernetes SECRET/KEY in the namespace.",
-    )
-    secret_files: dict[VariableName, str] = Field(
-        default={},
-        description="An environment variable that names a file, as GOOGLE_APPLICATION_CREDENTIALS, which the container "
-        "gets to read: on docker its path, on kubernetes SECRET/KEY in the namespace.",
-    )
-    restart: Literal["unless-stopped", "on-failure", "no"] = Field(
-        default="unless-stopped", description="Docker's restart policy; kubernetes always restarts."
-    )
-    pids: int = Field(default=1024, ge=32, le=65536, description="Processes and threads that docker lets it have.")
-    network: str | None = Field(
-        default=None,
-        pattern=NETWORK,
-        description="Docker network in which it reaches others, and they reach it by its name; host: this machine's "
-        "own. Default: one on which only this machine reaches it.",
-    )
+    image: str | None = Field(default=None, min_length=1)
+    """Image of the server, as docker/Dockerfile or `onnxserve build-docker` makes it. Default: onnxserve:cpu, for a GPU
+    onnxserve:gpu."""
+    cpus: float | None = Field(default=None, ge=0.01, le=1024)
+    """Processors that it may use: 1.5. Default: no limit."""
+    memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Memory that it may use; the kernel kills what passes it. Default: no limit."""
+    environment: dict[VariableName, str] = Field(default={})
+    """An environment variable of the server; its value stands in the spec."""
+    secrets: dict[VariableName, str] = Field(default={})
+    """An environment variable whose value does not stand in the spec: on docker the path of a file that holds it, on
+    kubernetes SECRET/KEY in the namespace."""
+    secret_files: dict[VariableName, str] = Field(default={})
+    """An environment variable that names a file, as GOOGLE_APPLICATION_CREDENTIALS, which the container gets to read:
+    on docker its path, on kubernetes SECRET/KEY in the namespace."""
+    restart: Literal["unless-stopped", "on-failure", "no"] = "unless-stopped"
+    """Docker's restart policy; kubernetes always restarts."""
+    pids: int = Field(default=1024, ge=32, le=65536)
+    """Processes and threads that docker lets it have."""
+    network: str | None = Field(default=None, pattern=NETWORK)
+    """Docker network in which it reaches others, and they reach it by its name; host: this machine's own. Default: one
+    on which only this machine reaches it."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "ContainerSpec":
@@ -335,21 +251,18 @@ class ContainerSpec(SpecPart):
 class CaptureSpec(SpecPart):
     """The part of the traffic that is captured for monitoring."""
 
-    fraction: float = Field(default=1.0, ge=0, le=1, description="Share of the requests that are captured.")
-    max_rows_per_request: int = Field(default=10_000, ge=1, description="Rows kept of one request.")
-    drop: TextList = Field(
-        default=(), description="Columns that are never written down: names of the signature, prediction, output.NAME."
-    )
-    mask: TextList = Field(
-        default=(),
-        description="Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in "
-        "the server's state folder.",
-    )
-    retention: Length | None = Field(
-        default=None,
-        description="Rows and labels older than this (90d) are deleted from the log by the controller, but for those "
-        "that a monitor still needs. Default: never.",
-    )
+    fraction: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that are captured."""
+    max_rows_per_request: int = Field(default=10_000, ge=1)
+    """Rows kept of one request."""
+    drop: TextList = ()
+    """Columns that are never written down: names of the signature, prediction, output.NAME."""
+    mask: TextList = ()
+    """Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in the server's
+    state folder."""
+    retention: Length | None = None
+    """Rows and labels older than this (90d) are deleted from the log by the controller, but for those that a monitor
+    still needs. Default: never."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":
@@ -361,12 +274,10 @@ class CaptureSpec(SpecPart):
 class StickySpec(SpecPart):
     """The key by which all requests of a caller go to one variant, in every worker."""
 
-    header: HeaderName | None = Field(
-        default=None, description="Header (over gRPC: metadata) whose value keeps to one variant: X-User-Id."
-    )
-    key: str | None = Field(
-        default=None, min_length=1, description="Input column whose value in the first row keeps to one variant."
-    )
+    header: HeaderName | None = None
+    """Header (over gRPC: metadata) whose value keeps to one variant: X-User-Id."""
+    key: str | None = Field(default=None, min_length=1)
+    """Input column whose value in the first row keeps to one variant."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "StickySpec":
@@ -378,55 +289,38 @@ class StickySpec(SpecPart):
 class KubernetesSpec(SpecPart):
     """The part of an endpoint's server that only Kubernetes has; `container` has what every container has."""
 
-    replicas: int = Field(
-        default=3,
-        ge=0,
-        le=1000,
-        description="Pods; with max_replicas the fewest. 0: an autoscaler of yours says how many.",
-    )
-    max_replicas: int | None = Field(
-        default=None,
-        ge=2,
-        le=1000,
-        description="The most pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: none, `replicas` "
-        "stay as they are.",
-    )
-    target_cpu_percent: int = Field(
-        default=70, ge=1, le=100, description="Share of container.cpus that the autoscaler keeps the pods at."
-    )
-    gpus: int | None = Field(
-        default=None,
-        ge=0,
-        le=64,
-        description="GPUs of a pod (nvidia.com/gpu). Default: as many as server.device_ids; 1 for another GPU server.",
-    )
-    host: HostName | None = Field(
-        default=None, description="Public host name: of an Ingress, or of an HTTPRoute where `gateway` is set."
-    )
-    ingress_class: DnsName | None = Field(default=None, description="Class of the Ingress. Default: the cluster's.")
-    tls_secret: DnsName | None = Field(default=None, description="Secret with the certificate of `host`, for Ingress.")
-    gateway: DnsName | None = Field(
-        default=None, description="Gateway of the endpoint's namespace that an HTTPRoute is attached to."
-    )
-    allowed_namespaces: TextList = Field(
-        default=(),
-        description="Namespaces whose pods may call the endpoint, besides its own; * for all. With `host` all may.",
-    )
-    service_monitor: bool = Field(default=False, description="Makes a ServiceMonitor, for the Prometheus operator.")
-    service_account: DnsName | None = Field(
-        default=None, description="ServiceAccount of the pods. Default: one of their own, without any right."
-    )
-    image_pull_secrets: TextList = Field(default=(), description="Secrets with which the image is pulled: a,b.")
-    node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = Field(
-        default=(), description="Labels of the nodes that pods may run on: pool=gpu,a=b."
-    )
-    tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = Field(
-        default=(), description="Taints that pods tolerate, as kubectl writes them: dedicated=ml:NoSchedule."
-    )
+    replicas: int = Field(default=3, ge=0, le=1000)
+    """Pods; with max_replicas the fewest. 0: an autoscaler of yours says how many."""
+    max_replicas: int | None = Field(default=None, ge=2, le=1000)
+    """The most pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: none, `replicas` stay as they
+    are."""
+    target_cpu_percent: int = Field(default=70, ge=1, le=100)
+    """Share of container.cpus that the autoscaler keeps the pods at."""
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    """GPUs of a pod (nvidia.com/gpu). Default: as many as server.device_ids; 1 for another GPU server."""
+    host: HostName | None = None
+    """Public host name: of an Ingress, or of an HTTPRoute where `gateway` is set."""
+    ingress_class: DnsName | None = None
+    """Class of the Ingress. Default: the cluster's."""
+    tls_secret: DnsName | None = None
+    """Secret with the certificate of `host`, for Ingress."""
+    gateway: DnsName | None = None
+    """Gateway of the endpoint's namespace that an HTTPRoute is attached to."""
+    allowed_namespaces: TextList = ()
+    """Namespaces whose pods may call the endpoint, besides its own; * for all. With `host` all may."""
+    service_monitor: bool = False
+    """Makes a ServiceMonitor, for the Prometheus operator."""
+    service_account: DnsName | None = None
+    """ServiceAccount of the pods. Default: one of their own, without any right."""
+    image_pull_secrets: TextList = ()
+    """Secrets with which the image is pulled: a,b."""
+    node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = ()
+    """Labels of the nodes that pods may run on: pool=gpu,a=b."""
+    tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = ()
+    """Taints that pods tolerate, as kubectl writes them: dedicated=ml:NoSchedule."""
 
-    force_conflicts: bool = Field(
-        default=False, description="Take over fields of the endpoint's objects that others, as kubectl, have set."
-    )
+    force_conflicts: bool = False
+    """Take over fields of the endpoint's objects that others, as kubectl, have set."""
 
     @property
     def is_autoscaled(self) -> bool:
@@ -459,11 +353,10 @@ class EndpointSpec(SpecPart):
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
     sticky: StickySpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
-    require: Literal["gate=passed"] | None = Field(
-        default=None, description="gate=passed: a version that has not passed its model's gate is not served."
-    )
+    require: Literal["gate=passed"] | None = None
+    """gate=passed: a version that has not passed its model's gate is not served."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @model_validator(mode="after")
     def _some_variant_answers(self) -> "EndpointSpec":

@@ -4,10 +4,14 @@ A schedule is written as crontab(5) has it, `15 6 * * 1-5`, and is validated wit
 for it.
 """
 
+import ast
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from ipaddress import ip_address
+from itertools import pairwise
 from math import ceil
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -88,8 +92,32 @@ def split_list(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+@cache
+def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
+    """Return the text below each field of a class, by the field's name.
+
+    It is read when somebody asks for it: by pydantic's `use_attribute_docstrings` each process would wait 25 ms.
+    """
+    (declared,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(declared, ast.ClassDef)
+    found = {}
+    for pair in pairwise(declared.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def _describe(schema: dict[str, Any], part: type[BaseModel]) -> None:
+    """Write the descriptions of a part's fields into its JSON schema."""
+    for name, description in field_descriptions(part).items():
+        schema["properties"][name]["description"] = description
+
+
 class SpecPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """A part of a spec. The text below a field is its description in the help, the reference and the schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_describe)
 
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
