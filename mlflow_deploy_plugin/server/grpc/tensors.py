@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.parquet_metadata import InvalidThrift, read_varint
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
-    MANY_TENSORS,
     MAX_RANK,
     TensorHeader,
     array_datatype,
@@ -126,21 +125,18 @@ def parameter_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
-    if len(request.inputs) > MANY_TENSORS:
-        v2.check_names([entry.name for entry in request.inputs], schema)
-    raw = request.raw_input_contents
-    heads: list[TensorHeader] = []
+    raw, count = request.raw_input_contents, len(request.inputs)
+    heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: MAX_RANK + 1])
         head = read_tensor_header(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
         v2.parameters_of(head, {"parameters": parameter_values(entry.parameters)})
-        heads.append(head)
-    if raw and len(raw) != len(heads):
-        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(heads)} inputs")
+        v2.check_name(head, heads, count == 1, schema)
+        heads[head.name] = head
+    if raw and len(raw) != count:
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
-    for position, (head, entry) in enumerate(zip(heads, request.inputs, strict=True)):
-        if head.name in arrays:
-            raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
+    for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
         if not raw:
             arrays[head.name] = head, _from_contents(head, entry.contents)
         elif entry.HasField("contents"):

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.inference.auth import Need
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
+from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, TFSERVING, V2, Protocol
 
 _SUGGESTED_PATHS = 3
 
@@ -81,6 +81,7 @@ def _page(name: str) -> View:
 _healthy = partial(views.readiness, body=b'{"status":"ok"}')
 _TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
 _V2_MODEL = "/v2/models/NAME[/versions/V]"
+_tf_predict = views.tf_view(partial(views.predict, protocol=TFSERVING))
 _statistics = views.v2_document(management.model_statistics)
 _load = views.v2_control(management.load_model)
 _unload = views.v2_control(management.unload_model)
@@ -125,10 +126,10 @@ ROUTES = (
     _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD, "admin"),
     _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD, "admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
-    _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT, "infer"),
+    _direct(_TF_MODEL + ":predict", "POST", _tf_predict, operations.TF_PREDICT, "infer"),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
-    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
-    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
+    _get(_TF_MODEL + "/metadata", views.tf_view(views.tf_metadata), operations.TF_METADATA, "describe"),
+    _get(_TF_MODEL, views.tf_view(views.tf_status), operations.TF_STATUS, "describe"),
 )
 SERVER_WIDE = {
     "/version", "/openapi.json", "/metrics", "/metrics/history", "/v2", "/v2/models/stats", "/v2/repository/index"

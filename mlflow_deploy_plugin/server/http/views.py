@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.server.observability.history import SPANS, read_histor
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
-from mlflow_deploy_plugin.server.protocols.protocol_table import TFSERVING, VERTEX, Protocol
+from mlflow_deploy_plugin.server.protocols.protocol_table import VERTEX, Protocol
 from mlflow_deploy_plugin.spec import ServerSpec
 
 _RETRY_SECONDS = 30
@@ -155,54 +155,45 @@ def _is_our_host(host: str, spec: ServerSpec) -> bool:
     return name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
 
 
-def tf_predict(
-    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
-) -> RawResponse:
-    return predict(server, request, TFSERVING, endpoint, _tf_version(server, endpoint, version, label))
+def tf_view(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
+    """Return the view of a path of TensorFlow Serving, for one that takes an endpoint and a version (None: none named).
 
-
-def tf_unsupported_method(
-    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None, method: str
-) -> RawResponse:
-    raise InvalidRequest(f":{method} takes tf.Example features, which no model here has; use :predict")
-
-
-def tf_status(
-    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
-) -> RawResponse:
-    """Return the state of the version that the path names, or of all that are loaded."""
-    named = _tf_version(server, endpoint, version, label)
-    if named is None:
-        return RawResponse(200, tfserving.status(server.repository.versions(endpoint)))
-    server.dataplane.select_variant(endpoint, named)
-    return RawResponse(200, tfserving.status([named]))
-
-
-def tf_metadata(
-    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
-) -> RawResponse:
-    loaded = server.dataplane.select_variant(endpoint, _tf_version(server, endpoint, version, label)).loaded
-    predictor = loaded.predictor
-    return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
-
-
-def _tf_version(server: Server, endpoint: str, version: str | None, label: str | None) -> str | None:
-    """Return the version that a path of TensorFlow Serving names, or None if it names none.
-
-    A label is the name of a variant of the endpoint, or the alias that a variant follows.
-
-    Raises:
+    A label is the name of a variant of the endpoint, or the alias that a variant follows. The view raises:
         NotFound: no variant of the endpoint has this label.
         NotReady: see `Repository.versions`.
     """
-    if label is None:
-        return version
-    server.repository.versions(endpoint)
-    variants = server.repository.table[endpoint].variants
-    for name, variant in variants.items():
-        if label in (name, variant.aspects.get("alias")):
-            return variant.loaded.version
-    raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
+
+    def labelled(
+        server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+    ) -> RawResponse:
+        if label is not None:
+            server.repository.versions(endpoint)
+            variants = server.repository.table[endpoint].variants
+            named = (one for name, one in variants.items() if label in (name, one.aspects.get("alias")))
+            if (variant := next(named, None)) is None:
+                raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
+            version = variant.loaded.version
+        return view(server, request, endpoint=endpoint, version=version)
+
+    return labelled
+
+
+def tf_unsupported_method(server: Server, request: RawRequest, method: str, **_named: str | None) -> RawResponse:
+    raise InvalidRequest(f":{method} takes tf.Example features, which no model here has; use :predict")
+
+
+def tf_status(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    """Return the state of the version that the path names, or of all that are loaded."""
+    if version is None:
+        return RawResponse(200, tfserving.status(server.repository.versions(endpoint)))
+    server.dataplane.select_variant(endpoint, version)
+    return RawResponse(200, tfserving.status([version]))
+
+
+def tf_metadata(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    loaded = server.dataplane.select_variant(endpoint, version).loaded
+    predictor = loaded.predictor
+    return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

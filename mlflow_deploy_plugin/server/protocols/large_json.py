@@ -16,7 +16,7 @@ import simdjson
 
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import check_containers
-from mlflow_deploy_plugin.server.protocols.v2_tensors import MANY_TENSORS, kind_of
+from mlflow_deploy_plugin.server.protocols.v2_tensors import kind_of
 
 LARGE_BYTES = 16 * 1024
 """Smaller bodies are read as fast by orjson."""
@@ -24,6 +24,7 @@ LARGE_BYTES = 16 * 1024
 _EXACT = 2.0**53
 """The largest integer that a double holds exactly; the caller reads larger ones one by one."""
 _MOST_ENTRIES = 16
+_MOST_TENSORS = 1_000
 _DTYPES: dict[str, type[np.generic]] = {"d": np.float64, "i": np.int64, "u": np.uint64}
 _FLOATING = frozenset({"double", "float", "float16", "float32", "float64"})
 """The types of columns, and the dtypes of tensors, that take any number."""
@@ -85,7 +86,7 @@ def load_infer_request(text: bytes) -> dict[str, Any] | None:
     try:
         document = object_entries(simdjson.Parser().parse(text))
         given = document.pop("inputs")
-        if len(given) > MANY_TENSORS:
+        if len(given) > _MOST_TENSORS:
             return None
         inputs, seen = [], 1
         for tensor in given:

@@ -244,12 +244,12 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) 
 
 def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
     """Decode a `:predict`. Its content type does not matter: TensorFlow's own examples send curl's default."""
-    request = tfserving.decode(body, variant.loaded.predictor.schema)
+    feeds, is_by_row = tfserving.decode(body, variant.loaded.predictor.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        return EncodedResponse(tfserving.encode(request, variant.loaded.predictor.artifact, response.outputs))
+        return EncodedResponse(tfserving.encode(is_by_row, variant.loaded.predictor.artifact, response.outputs))
 
-    return DecodedRequest(request.feeds, encode)
+    return DecodedRequest(feeds, encode)
 
 
 def _cloud_protocol(

@@ -8,7 +8,6 @@ has the one signature `serving_default`, with all outputs of its graph. Text may
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
@@ -28,20 +27,8 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PredictRequest:
-    """The body of a `:predict`.
-
-    Attributes:
-        is_by_row: True if it has `instances`, which are answered row by row; False if it has `inputs`.
-    """
-
-    feeds: Feeds
-    is_by_row: bool
-
-
-def decode(body: bytes, schema: Schema) -> PredictRequest:
-    """Decode the body of a `:predict`.
+def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
+    """Return the feeds in the body of a `:predict`, and True if it has `instances`, which are answered row by row.
 
     Raises:
         InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, another signature.
@@ -56,16 +43,16 @@ def decode(body: bytes, schema: Schema) -> PredictRequest:
     if ("instances" in document) == ("inputs" in document):
         raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
     if "instances" in document:
-        return PredictRequest(_instances_feeds(document["instances"], schema), True)
+        return _instances_feeds(document["instances"], schema), True
     inputs = document["inputs"]
     if isinstance(inputs, dict):
-        return PredictRequest(schema.from_columns(inputs), False)
+        return schema.from_columns(inputs), False
     if not isinstance(inputs, list):
         raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object, or the only input's array, is expected")
-    return PredictRequest(schema.from_array(inputs), False)
+    return schema.from_array(inputs), False
 
 
-def encode(request: PredictRequest, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
+def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
     """Return `{"predictions": …}` for rows, `{"outputs": …}` for columns; without names if there is one output.
 
     Raises:
@@ -74,7 +61,7 @@ def encode(request: PredictRequest, artifact: Artifact, outputs: Mapping[str, Ar
     named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES}
     named = named or dict(outputs)
     only = next(iter(named.values())) if len(named) == 1 else None
-    if not request.is_by_row:
+    if not is_by_row:
         return dump_json({"outputs": named if only is None else only})
     return dump_json({"predictions": rows_of(named) if only is None else only})
 

@@ -17,9 +17,6 @@ from mlflow_deploy_plugin.runtime import Array, short_repr
 MAX_RANK = 32
 """The dimensions that numpy allows; the product of a million sizes would take hours."""
 
-MANY_TENSORS = 1_000
-"""The names of more tensors are checked before any value is read."""
-
 MAX_EMPTY_TENSOR_SIZE = 65_536
 """The largest product of the other sizes of an empty tensor: a graph may return that many elements, as a sum over no
 rows."""
