@@ -92,11 +92,10 @@ class Child:
             if self.exit_status is None:
                 signal_group(self.pid, signal.SIGKILL)
 
-    def kill_later(self, seconds: float) -> None:
-        """Kill the child after a time in which it may end by itself, so that its own exit status is seen."""
-        timer = threading.Timer(seconds, self.kill)
-        timer.daemon = True
-        timer.start()
+    def kill_after(self, seconds: float) -> None:
+        """Kill the child unless it ends by itself within a time, so that its own exit status is seen."""
+        if self.wait(seconds) is None:
+            self.kill()
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Return the exit status, or None if the child still runs after so many seconds (None: wait for its end)."""

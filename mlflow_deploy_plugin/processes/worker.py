@@ -128,8 +128,7 @@ class Worker:
             child, self._child = self._child, None
             if child is None:
                 return None
-            if child.wait(_OWN_END_SECONDS) is None:
-                child.kill()
+            child.kill_after(_OWN_END_SECONDS)
             return child.wait(_KILL_SECONDS)  # not for ever: a process may hang in the kernel
 
 

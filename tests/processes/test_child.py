@@ -137,7 +137,7 @@ def test_threads_may_wait_for_it_at_the_same_time_while_another_kills_it(new_chi
     ]
     for thread in threads:
         thread.start()
-    child.kill_later(0.05)
+    child.kill_after(0.05)
     for thread in threads:
         thread.join(60)
     assert statuses == [-signal.SIGKILL] * 3 == [child.exit_status] * 3

@@ -121,7 +121,7 @@ class _AgentKeeper:
         self._stopping.set()
         if (child := self._child) is not None and child.exit_status is None:
             signal_process(child.pid, signal.SIGTERM)
-            child.kill_later(_AGENT_END_SECONDS)
+            child.kill_after(_AGENT_END_SECONDS)
         self._thread.join()
 
     def _keep(self) -> None:

@@ -309,7 +309,7 @@ class SideProcess:
             answer = None
         if answer is None:
             self._running = None
-            running.child.kill_later(_GRACE_SECONDS)
+            running.child.kill_after(_GRACE_SECONDS)
             text = f"the process of this {self._label} {running.exit_reason()} over this request; it is started anew"
             raise NotReady(text, 1)
         if answer.kind == "refused":
@@ -352,7 +352,7 @@ class SideProcess:
             self._running = running
             self._looked.set()
         elif first is None:
-            running.child.kill_later(_GRACE_SECONDS)
+            running.child.kill_after(_GRACE_SECONDS)
         else:
             running.child.kill()
         self._starting = None

@@ -103,6 +103,10 @@ class Tracer:
         self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._kind = SpanKind.SERVER
+        self._closing = threading.Event()
+        # started now: Python 3.12 starts no thread while the interpreter ends, which is when workers close
+        self._closer = threading.Thread(target=self._shut_down, name="onnxserve-traces", daemon=True)
+        self._closer.start()
 
     @contextmanager
     def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[RequestSpan]:
@@ -132,10 +136,13 @@ class Tracer:
         The SDK takes a time limit here and does not keep it (opentelemetry-python #4568), 10 s measured; an exporter
         that is shut down gives up.
         """
-        flush = threading.Thread(target=self._provider.force_flush, daemon=True)
-        flush.start()
-        flush.join(_FLUSH_SECONDS)
-        self._exporter.shutdown()
+        self._closing.set()
+        self._closer.join(_FLUSH_SECONDS)
+        if self._closer.is_alive():
+            self._exporter.shutdown()
+
+    def _shut_down(self) -> None:
+        self._closing.wait()
         self._provider.shutdown()
 
 

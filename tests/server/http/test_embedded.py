@@ -282,6 +282,19 @@ def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import mlflow_deploy_plugin as onnxserve, psutil\n"
+        f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})\n"
+        "print(psutil.Process().children()[0].pid)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "atexit" not in ended.stderr
+    assert not psutil.pid_exists(int(ended.stdout))
+
+
 def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed_ends(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,21 @@ def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
         assert running.process.wait(9) == 0  # its exporter would try for 10 s
 
 
+def test_the_last_spans_of_a_worker_are_sent_at_its_end(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        with tools.gunicorn(tmp_path) as running:
+            assert running.post(json={"inputs": [[1, 2, 3]]}).status_code == 200
+        assert len(received.named("POST /invocations")) == 1
+    log = running.log.read_text()
+    assert "Traceback" not in log
+    assert "shutdown" not in log
+
+
 def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
     code = (
         "import sys; import mlflow_deploy_plugin.server.http.app;"
