@@ -48,7 +48,7 @@ class RequestRefused(Exception):
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer until the worker has gone, which ends the process. Return if nothing can be made ready.
+    """Answer until the worker has gone, which ends the process. Return if nothing can be made ready, or nobody reads.
 
     Args:
         name: the role of this process in its log.
@@ -81,6 +81,8 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
             send_message(connection, answered)
         except ValueError as error:
             send_message(connection, _refusal("model", f"the answer is too large: {error}"))
+        except OSError:  # the worker has gone
+            return
 
 
 def _refusal(what: RefusalKind, message: str) -> SideMessage:

@@ -90,6 +90,18 @@ def test_its_log_is_in_the_form_of_the_server_s(
     assert (line["service.node.role"], line["error.type"]) == ("test", "KeyError")
 
 
+def test_it_ends_without_a_word_when_nobody_reads_its_answers(
+    connections: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        child = start(connections, "works", log)
+    receive_message(connections[0])
+    connections[0].shutdown(socket.SHUT_RD)
+    send_message(connections[0], SideMessage("add", {"n": 1}))
+    assert child.wait(60) == 0
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socket, socket.socket]) -> None:
     child = start(connections, "fails")
     failed = receive_message(connections[0])
