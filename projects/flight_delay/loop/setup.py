@@ -131,5 +131,5 @@ def running_controller(log: Path) -> Iterator[None]:
         yield
     finally:
         signal_process(controller.pid, signal.SIGTERM)
-        controller.kill_later(_END_SECONDS)
+        controller.kill_after(_END_SECONDS)
         controller.wait()
