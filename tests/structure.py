@@ -25,6 +25,8 @@ MIGRATIONS = PACKAGE / "store" / "migrations"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
+DESCRIBED = {"SpecPart", "Settings"}
+"""Classes, and bases of such, whose fields the reference page describes."""
 HEADLESS = re.compile(r"(What|Whether|Which|Who|Whom|Whose|How|Where|Why|That|Those|Of|As|None|If)\b")
 """Begins a sentence without a subject: "What an endpoint serves.", "Whether it is alive.", "Of the windows, …"."""
 HUMAN_TEXT = {"note", "reason", "message", "detail", "why"}
@@ -172,6 +174,8 @@ def _docstrings(module: Module) -> Iterator[tuple[int, str]]:
             text = ast.get_docstring(node)
             if text:
                 yield node.body[0].lineno, text
+        if isinstance(node, ast.ClassDef) and DESCRIBED & {node.name, *map(ast.unparse, node.bases)}:
+            continue  # the strings below its fields are cells of a table, and not sentences
         if isinstance(node, ast.Module | ast.ClassDef):  # the strings below constants and fields
             for before, statement in zip(node.body, node.body[1:], strict=False):
                 if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(statement, ast.Expr):
