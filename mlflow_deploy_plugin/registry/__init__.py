@@ -1,7 +1,8 @@
 """The registry: a model URI → one version, its files, its tags, and MLflow runs.
 
 Every function reaches MLflow when it is called, never at import: the command line and the workers import this room, and
-must start fast. So spec, store and numpy are imported for their types only, or where they are needed.
+must start fast. So spec, store and numpy are imported for their types only, or where they are needed. Each of them
+raises `RegistryUnavailable` if MLflow does not answer.
 """
 
 import lazy_loader

@@ -90,7 +90,6 @@ def resolve(model_uri: str) -> ResolvedModel:
     Raises:
         InvalidConfig: not a model URI.
         NotFound: no such model, version, stage, alias, run or folder; the message names what exists.
-        RegistryUnavailable: MLflow does not answer.
     """
     uri = parse_model_uri(model_uri)
     match uri.kind:
@@ -136,7 +135,6 @@ def registered_version(model: str, version: str) -> ResolvedModel:
     Raises:
         InvalidConfig: `model` is not a name, or `version` not a number.
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
     """
     if "/" in model or ":" in model or Path(model).is_dir():
         name = model.removeprefix("models:/").partition("/")[0].partition("@")[0] if model.startswith("models:") else ""

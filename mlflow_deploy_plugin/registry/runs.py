@@ -64,9 +64,6 @@ def log_run(
         what: the run, for the message of an error.
         experiment_id: returns the experiment of a new run; called only for one.
         log_content: a function of the client and the run's id. If it fails, a new run ends as FAILED.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
     """
     client = registry_client()
     with registry_errors(what), no_request_timeout:
@@ -98,11 +95,7 @@ class ModelRun:
     model_id: str
 
     def log(self, folder: Path, under: str, figures: Iterable[tuple[str, float, int]] = ()) -> LoggedRun:
-        """Log a folder's files as artifacts below `under`, and metrics (name, value, step).
-
-        Raises:
-            RegistryUnavailable: MLflow does not answer.
-        """
+        """Log a folder's files as artifacts below `under`, and metrics (name, value, step)."""
         client, run_id = registry_client(), self.run_id
         with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
@@ -127,7 +120,6 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
     Raises:
         InvalidConfig: the model was never logged.
         NotFound: its run or the logged model is gone.
-        RegistryUnavailable: MLflow does not answer.
     """
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     if not run_id and not model_id:

@@ -81,9 +81,6 @@ def wrapped_from(name: str, version: str) -> str:
 
     Args:
         version: its number, or the id of the logged model; empty if it has neither.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
     """
     if not version:
         return ""
@@ -98,7 +95,6 @@ def tag_version(name: str, version: str, key: str, value: str) -> None:
 
     Raises:
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
         registry_client().set_model_version_tag(name, version, key, value[:MAX_TAG_LENGTH])
@@ -109,7 +105,6 @@ def untag_version(name: str, version: str, key: str) -> None:
 
     Raises:
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
         registry_client().delete_model_version_tag(name, version, key)
@@ -120,7 +115,6 @@ def write_description_section(name: str, version: str, lines: list[str]) -> None
 
     Raises:
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()

@@ -142,7 +142,6 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
 
     Raises:
         NotFound: there is no such model.
-        RegistryUnavailable: MLflow does not answer.
     """
     if found := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
         return resolve(f"models:/{model}/{found}")
@@ -159,9 +158,6 @@ def current_version(uri: ModelURI, registry: Any = None, exclude: str = "") -> s
     Args:
         registry: MLflow's registry store, within MLflow's own server; default: a client.
         exclude: a version that is left out, to find the one that it replaces.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
@@ -185,7 +181,6 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
     Raises:
         InvalidConfig: MLflow refuses it; the message is MLflow's, or the gate's.
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
     """
     from mlflow.exceptions import MlflowException  # imported late: it takes a second
 
@@ -269,9 +264,6 @@ def previous_in_registry(uri: ModelURI, version: str, registry: Any = None) -> P
 
     Args:
         registry: as for `current_version`.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
     """
     if uri.kind != "stage":
         return None
@@ -293,7 +285,6 @@ def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
 
     Raises:
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
         return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
