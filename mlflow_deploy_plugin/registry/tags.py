@@ -91,21 +91,13 @@ def wrapped_from(name: str, version: str) -> str:
 
 
 def tag_version(name: str, version: str, key: str, value: str) -> None:
-    """Set a tag of a registered version; a long value is cut.
-
-    Raises:
-        NotFound: there is no such version.
-    """
+    """Set a tag of a registered version; a long value is cut. Raises NotFound if there is no such version."""
     with registry_errors(f"model {name} version {version}"):
         registry_client().set_model_version_tag(name, version, key, value[:MAX_TAG_LENGTH])
 
 
 def untag_version(name: str, version: str, key: str) -> None:
-    """Delete a tag of a registered version, if it has it.
-
-    Raises:
-        NotFound: there is no such version.
-    """
+    """Delete a tag of a registered version, if it has it. Raises NotFound if there is no such version."""
     with registry_errors(f"model {name} version {version}"):
         registry_client().delete_model_version_tag(name, version, key)
 

@@ -281,11 +281,7 @@ def previous_in_registry(uri: ModelURI, version: str, registry: Any = None) -> P
 
 
 def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
-    """Return True if the version has the rolled-back tag.
-
-    Raises:
-        NotFound: there is no such version.
-    """
+    """Return True if the version has the rolled-back tag. Raises NotFound if there is no such version."""
     with registry_errors(f"model {name} version {version}"):
         return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
 

@@ -123,7 +123,7 @@ def rollback_target(
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
         return _earlier_model(store, spec.name, main, spec.variants[main].model)
-    return _current_and_earlier(store, observed, lambda: metrics, main, reference, registry)[1]
+    return _Follower(store, observed, main, reference, lambda: metrics, registry).current_and_earlier()[1]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
     current = spec.variants[main].model
     reference = parse_model_uri(current)
     if reference.followed:
-        return _repoint(deployments, observed, main, reference, why, actor, to)
+        metrics = partial(deployments.server_metrics, observed)
+        follower = _Follower(deployments.store, observed, main, reference, metrics)
+        return _repoint(deployments, follower, why, actor, to)
     if not to:
         found = _earlier_model(deployments.store, spec.name, main, current)
         earlier, source = found.version, found.source
@@ -158,36 +160,26 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
     return _Move(parse_model_uri(earlier).name, current, earlier, source)
 
 
-def _repoint(
-    deployments: Deployments,
-    observed: ObservedEndpoint,
-    main: str,
-    reference: ModelURI,
-    why: str,
-    actor: str,
-    to: str | None,
-) -> _Move:
+def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: str, to: str | None) -> _Move:
     """Move the stage, alias or tag to the earlier version, and wait until that is served."""
-    begun_at, endpoint = deployments.store.now(), observed.endpoint.name
-    snapshot = take_snapshot(observed)
+    begun_at, observed, reference = deployments.store.now(), follower.observed, follower.reference
+    endpoint = observed.endpoint.name
     if not to:
-        metrics = partial(deployments.server_metrics, observed)
-        current, earlier = _current_and_earlier(deployments.store, observed, metrics, main, reference)
+        current, earlier = follower.current_and_earlier()
     else:
         asked = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
         if (asked.kind, asked.name) != ("version", reference.name):
             raise InvalidConfig(
                 f"--to {to}: a version of {reference.name}, which the endpoint follows, is expected, like 6"
             )
-        current = _current(observed, main, reference)
-        earlier = PreviousVersion(asked.selector, "it was asked for")
+        current, earlier = follower.current(), PreviousVersion(asked.selector, "it was asked for")
     if earlier.version == current:
-        raise InvalidConfig(f"{observed.endpoint.spec.variants[main].model} is version {current} already")
+        raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is version {current} already")
     move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
-    if snapshot.state in ("running", "starting"):
+    if observed.observation.state in ("running", "starting"):
         try:
-            _wait_until_served(deployments, endpoint, main, earlier.version)
+            _wait_until_served(deployments, endpoint, follower.main, earlier.version)
         except DeploymentFailed as error:
             if not current:
                 raise
@@ -200,85 +192,82 @@ def _repoint(
     return _Move(reference.name, current, earlier.version, earlier.source, detail)
 
 
-def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
-    """Return the version that is followed now, or else served; empty if there is none."""
-    return current_version(reference, registry) or take_snapshot(observed).versions.get(main, "")
+@dataclass(frozen=True)
+class _Follower:
+    """An endpoint that follows a stage, an alias or a tag, and the sources that tell what it served before.
 
-
-def _current_and_earlier(
-    store: Store,
-    observed: ObservedEndpoint,
-    metrics: Callable[[], MetricsByServer],
-    main: str,
-    reference: ModelURI,
-    registry: Any = None,
-) -> tuple[str, PreviousVersion]:
-    """Return the current version, and the one that was served before it, from the most reliable source."""
-    current = _current(observed, main, reference, registry)
-    for earlier in _candidates(store, observed, metrics, main, reference, current, registry):
-        try:
-            if earlier.version != current and not was_rolled_back(reference.name, earlier.version, registry):
-                return current, earlier
-        except NotFound:  # it was deleted
-            continue
-    raise NotFound(
-        f"neither the audit trail nor the server nor MLflow at {registry_address()} tells what endpoint "
-        f"{observed.endpoint.name!r} served before version {current} of {reference.name}: "
-        f"say `onnxserve rollback {observed.endpoint.name} --to VERSION`"
-    )
-
-
-def _candidates(
-    store: Store,
-    observed: ObservedEndpoint,
-    metrics: Callable[[], MetricsByServer],
-    main: str,
-    reference: ModelURI,
-    current: str,
-    registry: Any,
-) -> Iterator[PreviousVersion]:
-    """Yield versions that may have been served before, from the most reliable source first.
-
-    Args:
+    Attributes:
+        main: the variant that answers; `reference` is its model.
         metrics: returns what the endpoint's servers have counted; they are asked if the audit trail does not tell.
+        registry: as for `rollback_target`.
     """
-    endpoint = observed.endpoint.name
-    followed = _versions_in_trail(store, endpoint, reference)
-    source = f"it stood there before version {current}, says the audit trail"
-    in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-    if followed[:1] == [current]:  # else somebody moved the stage or alias without us
+
+    store: Store
+    observed: ObservedEndpoint
+    main: str
+    reference: ModelURI
+    metrics: Callable[[], MetricsByServer]
+    registry: Any = None
+
+    def current(self) -> str:
+        """Return the version that is followed now, or else served; empty if there is none."""
+        followed = current_version(self.reference, self.registry)
+        return followed or take_snapshot(self.observed).versions.get(self.main, "")
+
+    def current_and_earlier(self) -> tuple[str, PreviousVersion]:
+        """Return the current version, and the one that was served before it, from the most reliable source."""
+        name, current = self.observed.endpoint.name, self.current()
+        for earlier in self._candidates(current):
+            try:
+                is_back = was_rolled_back(self.reference.name, earlier.version, self.registry)
+            except NotFound:  # it was deleted
+                continue
+            if not is_back:
+                return current, earlier
+        raise NotFound(
+            f"neither the audit trail nor the server nor MLflow at {registry_address()} tells what endpoint {name!r} "
+            f"served before version {current} of {self.reference.name}: say `onnxserve rollback {name} --to VERSION`"
+        )
+
+    def _candidates(self, current: str) -> Iterator[PreviousVersion]:
+        """Yield other versions that may have been served before, from the most reliable source first."""
+        followed = self._versions_in_trail()
+        source = f"it stood there before version {current}, says the audit trail"
+        in_trail = [PreviousVersion(version, source) for version in followed if version != current]
+        if followed[:1] == [current]:  # else somebody moved the stage or alias without us
+            yield from in_trail
+        counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
+        answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
+        registered = previous_in_registry(self.reference, current, self.registry)
+        passed = ""
+        if registered is not None and registered.version not in answered:
+            passed = (
+                f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
+            )
+        source = f"it has answered last before version {current}, says the server{passed}"
+        yield from (PreviousVersion(version, source) for version in answered if version != current)
+        if registered is not None:
+            yield PreviousVersion(registered.version, f"{registered.source}, says the registry")
         yield from in_trail
-    answered = total_metrics(metrics()).versions_by_last_answer(endpoint, main, reference.name)
-    registered = previous_in_registry(reference, current, registry)
-    passed = ""
-    if registered is not None and registered.version not in answered:
-        passed = f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
-    for version in answered:
-        yield PreviousVersion(version, f"it has answered last before version {current}, says the server{passed}")
-    if registered is not None:
-        yield PreviousVersion(registered.version, f"{registered.source}, says the registry")
-    yield from in_trail
 
+    def _versions_in_trail(self) -> list[str]:
+        """Return the versions that were followed, the last one first: each that was moved there, and the one before it.
 
-def _versions_in_trail(store: Store, endpoint: str, reference: ModelURI) -> list[str]:
-    """Return the versions that were followed, the last one first: each that was moved there, and the one before it.
-
-    The trail counts as far as the model is the same. A move into an empty stage names no version before it; the earlier
-    moves do.
-    """
-    place = reference.place.lower()
-    versions: list[str] = []
-    for event in reversed(store.events(model=reference.name)):
-        if not event.endpoint and event.action in ("rename", "delete"):
-            break
-        if (moved := event.detail.get("moved")) is None:
-            continue
-        if event.action in ("rollout.end", "rollback"):
-            is_here = event.endpoint == endpoint
-        else:
-            is_here = moved["place"].lower() == place
-        versions += [event.version, moved["before"]] if is_here else []
-    return list(filter(None, versions))
+        The trail counts as far as the model is the same. A move into an empty stage names no version before it; the
+        earlier moves do.
+        """
+        versions: list[str] = []
+        for event in reversed(self.store.events(model=self.reference.name)):
+            if not event.endpoint and event.action in ("rename", "delete"):
+                break
+            if (moved := event.detail.get("moved")) is None:
+                continue
+            if event.action in ("rollout.end", "rollback"):
+                is_here = event.endpoint == self.observed.endpoint.name
+            else:
+                is_here = moved["place"].lower() == self.reference.place.lower()
+            versions += [event.version, moved["before"]] if is_here else []
+        return list(filter(None, versions))
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
