@@ -18,6 +18,8 @@ Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """drift and prediction_drift have the first two, kinds with `require` the next three, data_quality all of them. Every
 kind has `not judged`."""
+ModelVersion = tuple[str, str]
+"""Model and version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without a threshold that others share: anything above 0 is an alarm."""
@@ -128,10 +130,6 @@ class MonitorResult:
     def is_alarm(self) -> bool:
         return self.state in ALARMS
 
-    @property
-    def is_undecided(self) -> bool:
-        return self.state in UNDECIDED
-
 
 def to_document(result: MonitorResult) -> dict[str, Any]:
     """Return the result as `verdict.json` and the command line have it; a number that is not finite is null."""
@@ -197,11 +195,10 @@ class WindowRequest:
         self,
         state: State,
         reason: str,
-        *,
-        model: str = "",
-        version: str = "",
-        model_id: str = "",
+        version: ModelVersion = ("", ""),
         rows: int = 0,
+        *,
+        model_id: str = "",
         findings: Iterable[Finding] = (),
         figures: Mapping[str, float] = MappingProxyType({}),
         notes: Iterable[str] = (),
@@ -212,8 +209,8 @@ class WindowRequest:
             endpoint=self.endpoint,
             monitor=self.monitor,
             kind=self.spec.kind,
-            model=model,
-            version=version,
+            model=version[0],
+            version=version[1],
             model_id=model_id,
             window=self.window,
             revision=self.revision,

@@ -1,7 +1,7 @@
 """Judge a window and log what was found: the same for every kind of monitor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.reports import add_history, build_report, log_result, past_windows
@@ -19,16 +19,8 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 }
 
 
-@dataclass(frozen=True)
-class LoggedResult:
-    """A result, and the run in MLflow that shows it."""
-
-    result: MonitorResult
-    run: LoggedRun
-
-
-def run_monitor(request: WindowRequest) -> LoggedResult:
-    """Judge the window and log the run, whatever the outcome is.
+def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
+    """Judge the window and log it, whatever the outcome is; return the result, and the run in MLflow that shows it.
 
     Faults of the rows, the reference or the labels are an outcome: "not judged", with the reason.
 
@@ -42,4 +34,4 @@ def run_monitor(request: WindowRequest) -> LoggedResult:
     request.progress("drawing the report")
     files = build_report(result)
     request.progress(f"logging it to the experiment onnxserve/{request.endpoint}")
-    return LoggedResult(replace(result, report=ReportData()), log_result(result, files, past))
+    return replace(result, report=ReportData()), log_result(result, files, past)

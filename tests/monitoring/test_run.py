@@ -43,40 +43,40 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
     }
 
     for kind, (spec, state) in asked.items():
-        result = run(world, kind=kind, min_rows=100, **spec)
+        result, shown_by = run(world, kind=kind, min_rows=100, **spec)
 
-        assert (kind, result.result.state) == (kind, state)
-        logged = mlflow.get_run(result.run.run_id)
+        assert (kind, result.state) == (kind, state)
+        logged = mlflow.get_run(shown_by.run_id)
         assert logged.data.tags["onnxserve.verdict"] == state
-        assert logged.data.metrics["rows"] == result.result.rows
-        page = mlflow.artifacts.download_artifacts(run_id=result.run.run_id, artifact_path="report.html")
+        assert logged.data.metrics["rows"] == result.rows
+        page = mlflow.artifacts.download_artifacts(run_id=shown_by.run_id, artifact_path="report.html")
         assert "flight-delay" in Path(page).read_text()
 
 
 def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
-    result = run(world)
+    result, shown_by = run(world)
 
-    assert (result.result.state, result.result.reason) == ("not judged", "the window has no rows")
-    assert mlflow.get_run(result.run.run_id).data.tags["onnxserve.reason"] == "the window has no rows"
+    assert (result.state, result.reason) == ("not judged", "the window has no rows")
+    assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == "the window has no rows"
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind: Any) -> None:
     world.capture_day(CALM)
 
-    result = run(world, kind=kind, min_rows=100, reference="dataset:/nowhere.parquet")
+    result, _ = run(world, kind=kind, min_rows=100, reference="dataset:/nowhere.parquet")
 
-    assert result.result.state == "not judged"
-    assert "/nowhere.parquet does not exist" in result.result.reason
+    assert result.state == "not judged"
+    assert "/nowhere.parquet does not exist" in result.reason
 
 
 def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: Any) -> None:
     world.capture_day(SUMMER, shift=8)
 
-    result = run(world, "2013-07-01/1d", min_rows=100)
+    result, shown_by = run(world, "2013-07-01/1d", min_rows=100)
 
-    assert result.result.state == "drift"
-    logged = mlflow.get_run(result.run.run_id)
+    assert result.state == "drift"
+    logged = mlflow.get_run(shown_by.run_id)
     assert mlflow.get_experiment(logged.info.experiment_id).name == "onnxserve/flights"
     assert logged.info.status == "FINISHED"
     wanted = {
@@ -89,7 +89,7 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
         "onnxserve.monitor": "watch",
     }
     assert wanted.items() <= logged.data.tags.items()
-    (first, *_) = result.result.findings
+    (first, *_) = result.findings
     assert f"{first.subject}: {first.change}; drift since 2013-07-01; " in logged.data.tags["onnxserve.reason"]
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
@@ -98,18 +98,18 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     assert 0 < metrics["share_of_drifted_columns"] <= 1
     version = mlflow.MlflowClient().get_model_version("flight-delay", "1")
     assert version.tags["onnxserve.monitor.flights/watch"] == "drift"
-    assert version.tags["onnxserve.monitor.flights/watch/report"] == f"{result.run.run_id}/report.html"
+    assert version.tags["onnxserve.monitor.flights/watch/report"] == f"{shown_by.run_id}/report.html"
     of_model = mlflow.MlflowClient().get_logged_model(world.model_id).metrics
-    assert {metric.run_id for metric in of_model} == {result.run.run_id}
+    assert {metric.run_id for metric in of_model} == {shown_by.run_id}
     assert "p_value" in {metric.key for metric in of_model}
 
-    verdict = json.loads(artifact(result.run.run_id, "verdict.json"))
+    verdict = json.loads(artifact(shown_by.run_id, "verdict.json"))
     assert (verdict["state"], verdict["window"]["start"]) == ("drift", "2013-07-01T00:00:00+00:00")
-    report = json.loads(artifact(result.run.run_id, "evidently.json"))
+    report = json.loads(artifact(shown_by.run_id, "evidently.json"))
     scores = {m["config"]["column"]: m["value"] for m in report["metrics"] if "ValueDrift" in m["metric_name"]}
     findings = [found for found in verdict["findings"] if found["check"] == "distribution"]
     assert scores == {found["subject"]: pytest.approx(found["value"]) for found in findings}
-    page = artifact(result.run.run_id, "report.html")
+    page = artifact(shown_by.run_id, "report.html")
     assert "flight-delay version 1" in page
     assert "plotly" in page
 
@@ -121,26 +121,26 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
 
-    result = run(world, "2013-04-01/1d", min_rows=100)
+    result, shown_by = run(world, "2013-04-01/1d", min_rows=100)
 
-    assert (result.run.run_id, result.run.experiment) == (run_id, "Default")
+    assert (shown_by.run_id, shown_by.experiment) == (run_id, "Default")
     logged = mlflow.get_run(run_id)
     assert logged.info.status == "RUNNING"  # MLflow ends the run of a project itself
-    assert logged.data.tags["onnxserve.verdict"] == result.result.state
+    assert logged.data.tags["onnxserve.verdict"] == result.state
     assert "<html" in artifact(run_id, "report.html")
 
 
 def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
     world.capture_day(CALM)
 
-    result = run(world)
+    result, shown_by = run(world)
 
-    assert result.result.state == "not judged"
-    logged = mlflow.get_run(result.run.run_id)
+    assert result.state == "not judged"
+    logged = mlflow.get_run(shown_by.run_id)
     assert logged.data.tags["onnxserve.verdict"] == "not judged"
     assert logged.data.tags["onnxserve.reason"] == "the window has 120 rows; min_rows is 200"
     assert "p_value" not in logged.data.metrics
-    assert "min_rows is 200" in artifact(result.run.run_id, "report.html")
+    assert "min_rows is 200" in artifact(shown_by.run_id, "report.html")
 
 
 def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world: Any) -> None:
@@ -149,10 +149,10 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
     world.capture_day(CALM, rows=100, version="2")
     world.capture_day(CALM, rows=30, version="1")
 
-    result = run(world, min_rows=50)
+    result, _ = run(world, min_rows=50)
 
-    assert (result.result.version, result.result.rows, result.result.figures["reference_rows"]) == ("2", 100, 500)
-    assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.result.notes)
+    assert (result.version, result.rows, result.figures["reference_rows"]) == ("2", 100, 500)
+    assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.notes)
 
 
 def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world: Any) -> None:
@@ -160,26 +160,26 @@ def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(
     for path in world.state_dir.iterdir():
         path.unlink()
 
-    result = run(world, min_rows=100)
+    result, _ = run(world, min_rows=100)
 
-    assert result.result.state in ("drift", "no drift")
+    assert result.state in ("drift", "no drift")
 
 
 def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world: Any) -> None:
     world.serve(world.write_model("2", None), "2")
     world.capture_day(CALM, version="2")
 
-    result = run(world)
+    result, _ = run(world)
 
-    assert result.result.state == "not judged"
-    assert "version 2 has no reference" in result.result.reason
+    assert result.state == "not judged"
+    assert "version 2 has no reference" in result.reason
 
 
 def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world: Any) -> None:
     world.serve(world.write_model("2", world.reference().drop_columns(["_event_time"])), "2")
     world.capture_day(CALM, version="2")
 
-    result = run(world, min_rows=100)
+    result, _ = run(world, min_rows=100)
 
-    assert result.result.state == "not judged"
-    assert "event_time=" in result.result.reason
+    assert result.state == "not judged"
+    assert "event_time=" in result.reason

@@ -89,8 +89,7 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
     rows = count_rows(request)
-    result = run_monitor(request)
-    return EvaluatedWindow(result.result, result.run, rows)
+    return EvaluatedWindow(*run_monitor(request), rows)
 
 
 def count_rows(request: WindowRequest) -> int:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig, one_line
-from mlflow_deploy_plugin.monitoring.result import EXACT, Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, Finding, MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Alert, Alerts, Store
@@ -37,7 +37,7 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
     if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
         alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
-    elif not result.is_undecided:
+    elif result.state not in UNDECIDED:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
     again = AlertContent(
         _failing(result.endpoint, result.monitor),

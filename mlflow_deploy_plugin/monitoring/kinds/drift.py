@@ -39,13 +39,16 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
 )
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
 from mlflow_deploy_plugin.monitoring.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
-from mlflow_deploy_plugin.monitoring.kinds.predictions import (
+from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact, with_both_names
+from mlflow_deploy_plugin.monitoring.result import (
+    Check,
+    Finding,
     ModelVersion,
-    unreadable_notes,
-    version_artifact,
-    with_both_names,
+    MonitorResult,
+    ReportData,
+    State,
+    WindowRequest,
 )
-from mlflow_deploy_plugin.monitoring.result import Check, Finding, MonitorResult, ReportData, State, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
 from mlflow_deploy_plugin.processes import spark_session
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION
@@ -94,14 +97,8 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     )
     if not columns:
         among = f"; columns names {', '.join(chosen)}" if chosen else ""
-        return request.result(
-            "not judged",
-            f"neither the window nor the reference has a column of answers (prediction, output.…){among}",
-            model=compared.version[0],
-            version=compared.version[1],
-            rows=compared.profile.rows,
-            notes=compared.notes,
-        )
+        reason = f"neither the window nor the reference has a column of answers (prediction, output.…){among}"
+        return request.result("not judged", reason, compared.version, compared.profile.rows, notes=compared.notes)
     return compared.result(compared.verdict(columns))
 
 
@@ -190,20 +187,18 @@ class WindowComparison:
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
         """Return the result with the data of its report; `state` and `reason` stand in place of the verdict's."""
         state, reason = state or verdict.state, reason or verdict.reason
-        request, (model, version) = self.request, self.version
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         pairs = self._report_pairs(subjects) if state != "not judged" else ()
-        return request.result(
+        return self.request.result(
             state,
             reason,
-            model=model,
-            version=version,
+            self.version,
+            self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
-            rows=self.profile.rows,
             findings=verdict.findings,
             figures=verdict.figures,
-            notes=dict.fromkeys((*notes, *unreadable_notes(request.log))),
+            notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
             report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}),
         )
 

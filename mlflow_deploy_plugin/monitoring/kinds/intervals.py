@@ -69,6 +69,11 @@ class MetricInterval:
     method: Method
     effective_n: float
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The names of metrics and their values."""
+        return {self.name: self.value, f"{self.name}_low": self.low, f"{self.name}_high": self.high}
+
 
 @dataclass(frozen=True, eq=False)
 class Sampling:

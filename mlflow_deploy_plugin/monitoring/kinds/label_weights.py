@@ -172,6 +172,8 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
         alone |= with_label[codes] < _FEWEST_LIKE
     weights, spoken_for = np.ones(len(labelled)), np.flatnonzero(~alone)
+    if not len(spoken_for):
+        return None, ~labelled
     strata = _strata(_propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]), labelled[spoken_for])
     rows, with_label = np.bincount(strata), np.bincount(strata, labelled[spoken_for])
     weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
@@ -185,8 +187,6 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
     Rows that are alike in all traits are counted together; the ridge keeps a part finite that has all labels.
     """
-    if not len(labelled):
-        return np.zeros(0)
     from sklearn.linear_model import LogisticRegression  # here: a second, where labels differ
     from sklearn.preprocessing import OneHotEncoder
 
@@ -204,8 +204,6 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
 def _strata(propensities: Array, labelled: Array) -> Array:
     """Return [N] int64: at most ten parts, in each as many rows and at least some labelled ones."""
-    if not len(propensities):
-        return np.zeros(0, np.int64)
     strata = _cut(propensities, _STRATA)
     with_label = np.bincount(strata, labelled)
     joined, place, held = np.zeros(len(with_label), np.int64), 0, 0.0

@@ -120,9 +120,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     predictions = read_predictions(rows.table, artifact, request.capture.mask)
     notes = tuple(row_notes(rows, request.log))
     if isinstance(predictions, Refused):
-        return request.result(
-            "not judged", predictions.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes
-        )
+        version = rows.model, rows.version
+        return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
     if predictions.unusable:
         notes = (*notes, f"{predictions.unusable:,} labels are no numbers and are left out")
     unknown, names = predictions.unknown
@@ -178,7 +177,7 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     departs: bool | None = None
     notes: list[str] = []
     if labelled.is_selected:
-        departs, notes = labels_contradict_model(window.request, window.rows, window.artifact)
+        departs, notes = _labels_contradict_model(window)
     if departs:
         said = (
             "and they do not fit the model's probabilities: labels may be missing by what they would say, so that the "
@@ -210,7 +209,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
-    expected = estimate_window(window.request, window.rows, window.artifact, window.predictions)
+    expected = _estimate_window(window)
     figures = _figures(window, {})
     if isinstance(expected, Refused):
         return _not_judged(window, f"{missing}; nothing is estimated before: {expected.reason}")
@@ -255,9 +254,9 @@ def _findings(
 
 def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
     figures = {"labelled_rows": float(window.labels), "labelled_share": window.labels / max(len(window.rows.table), 1)}
-    for name, one in measured.items():
+    for one in measured.values():
         if isinstance(one, MetricInterval):
-            figures |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+            figures |= one.figures
     return figures
 
 
@@ -269,76 +268,68 @@ def _result(
     return window.request.result(
         state,
         reason,
-        model=rows.model,
-        version=rows.version,
+        (rows.model, rows.version),
+        rows.rows,
         model_id=window.artifact.model_id if window.artifact else "",
-        rows=rows.rows,
         findings=sort_criteria(findings),
         figures=figures,
         notes=(*window.notes, *notes),
     )
 
 
-def estimate_window(
-    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, predictions: Predictions
-) -> tuple[list[SegmentEstimate], list[str]] | Refused:
+def _estimate_window(window: _Window) -> tuple[list[SegmentEstimate], list[str]] | Refused:
     """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
     version; and a line for each thing that is left out.
     """
-    if predictions.classified is None:
+    spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
+    if classified is None:
         return Refused("the model answers numbers, and how far they are off cannot be seen from them")
     gives = artifact is not None and any(output.role == "probabilities" for output in artifact.outputs)
-    if predictions.classified.probabilities is None and gives:
+    if classified.probabilities is None and gives:
         assert artifact is not None
-        labels = len(artifact.classes) or len(predictions.classified.classes)
+        labels = len(artifact.classes) or len(classified.classes)
         return Refused(
             "the probability of each label, from which it could be estimated, is not at hand: of at most 8 labels "
             f"they are read from the log, and the model has {labels:,}"
         )
-    joined = _join_earlier_windows(request, rows, artifact)
+    joined = _join_earlier_windows(window)
     if joined is None:
         return Refused("the rows of earlier windows do not fit")
-    least = request.spec.min_rows
-    names = [one.name for one in request.spec.requirements if one.name in CLASSIFICATION]
-    segments, notes = find_segments(joined.table, request.spec.segment_by, least, joined.number == 0)
+    names = [one.name for one in spec.requirements if one.name in CLASSIFICATION]
+    segments, notes = find_segments(joined.table, spec.segment_by, spec.min_rows, joined.number == 0)
     found = []
     for name, chosen in (("", np.ones(len(joined.table), bool)), *((one.name, one.rows) for one in segments)):
         own = chosen & (joined.number == 0)
-        of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, least), names)
+        of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
             return of_rows
         found.append(SegmentEstimate(name, int(own.sum()), of_rows))
     return found, [*joined.notes, *notes]
 
 
-def labels_contradict_model(
-    request: WindowRequest, rows: WindowRows, artifact: Artifact | None
-) -> tuple[bool | None, list[str]]:
+def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
     """Return True if the window's labels do not fit the probabilities of their rows, and what is left out, a line each.
 
     The probabilities are corrected by earlier windows whose rows have nearly all a label. None: there are none.
     """
-    joined = _join_earlier_windows(request, rows, artifact, _COMPLETE)
+    spec, joined = window.request.spec, _join_earlier_windows(window, _COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
     own = (joined.number == 0) & joined.predictions.is_labelled
-    earlier = joined.earlier(np.ones(len(joined.table), bool), request.spec.min_rows)
-    confidence = 1 - request.spec.false_alarm_rate
-    return labels_contradict(
-        joined.predictions.truth[own], joined.classified.take(own), earlier, confidence
-    ), joined.notes
+    earlier = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
+    truth, answers = joined.predictions.truth[own], joined.classified.take(own)
+    return labels_contradict(truth, answers, earlier, 1 - spec.false_alarm_rate), joined.notes
 
 
-def _join_earlier_windows(
-    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, least_share: float = 0.0
-) -> _JoinedWindows | None:
+def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedWindows | None:
     """Return the rows with the labelled ones of the latest windows of the same length that have enough of them. A
     window whose labels may be missing by what they would say is left out; the notes have how many such there are.
 
     Args:
         least_share: of the rows of an earlier window that have a label.
     """
-    spec, tables, selected = request.spec, [rows.table], 0
+    request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
+    tables, selected = [rows.table], 0
     for past in islice(_earlier_windows(request), _LOOKED_AT):
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):

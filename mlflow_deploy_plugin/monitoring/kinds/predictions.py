@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
-from mlflow_deploy_plugin.inference_log import InferenceLog, WindowRows
+from mlflow_deploy_plugin.inference_log import LABEL, LABEL_NUMBER, InferenceLog, WindowRows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
-from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import ModelVersion, WindowRequest
 from mlflow_deploy_plugin.runtime import (
     OUTPUT_PREFIX,
     PREDICTION,
@@ -34,16 +34,11 @@ from mlflow_deploy_plugin.runtime import (
     read_artifact,
 )
 
-LABEL, LABEL_NUMBER = "_label", "_label_number"
 NO_LABEL = -1
 _LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no probability
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
 _SHOWN_FILES = 3
-
-
-ModelVersion = tuple[str, str]
-"""Model and version."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,14 +28,8 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     sort_criteria,
     wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.kinds.predictions import (
-    ModelVersion,
-    as_numbers,
-    count_versions,
-    most_first,
-    unreadable_notes,
-)
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.monitoring.kinds.predictions import as_numbers, count_versions, most_first, unreadable_notes
+from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, largest_values, segment_name
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import Requirement
@@ -124,12 +118,12 @@ def judge(request: WindowRequest) -> MonitorResult:
     notes += [f"segments: the rows have no column {column!r}" for column in absent]
     if counted.is_full:
         notes.append(f"segments: a column has more than {_MAX_VALUES:,} values, of which the first ones were counted")
-    (model, version), *others = most_first(counted.versions)
+    version, *others = most_first(counted.versions)
     if others:
         notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
-        return request.result("not judged", reason, model=model, version=version, rows=total.requests, notes=notes)
+        return request.result("not judged", reason, version, total.requests, notes=notes)
     segments, segment_notes = counted.largest(spec.min_rows)
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]
@@ -139,9 +133,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     return request.result(
         state,
         reason,
-        model=model,
-        version=version,
-        rows=total.requests,
+        version,
+        total.requests,
         findings=sort_criteria(findings),
         figures=dict(total.figures(spec.requirements)),
         notes=(*notes, *segment_notes),

@@ -27,13 +27,12 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     sort_criteria,
 )
 from mlflow_deploy_plugin.monitoring.kinds.predictions import (
-    ModelVersion,
     count_versions,
     unreadable_notes,
     version_artifact,
     with_both_names,
 )
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output
 from mlflow_deploy_plugin.server import compare_outputs
@@ -74,11 +73,7 @@ class _ShadowRows:
         figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": self.copies / answered}
         if count:
             measured = self.disagreement(self.comparable, sampling)
-            figures |= {
-                f"disagreement/{variant}": measured.value,
-                f"disagreement_low/{variant}": measured.low,
-                f"disagreement_high/{variant}": measured.high,
-            }
+            figures |= {f"{name}/{variant}": value for name, value in measured.figures.items()}
         return figures
 
 
@@ -93,10 +88,10 @@ def judge(request: WindowRequest) -> MonitorResult:
     answered, shadows, notes = _read(request)
     if answered is None:
         return request.result("not judged", "the window has no rows", notes=notes)
-    (model, version), *_ = count_versions(answered)
+    version = next(iter(count_versions(answered)))
     if not shadows:
         reason = "no shadow has computed a row of the window"
-        return request.result("not judged", reason, model=model, version=version, rows=len(answered), notes=notes)
+        return request.result("not judged", reason, version, len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
     compared = {
         variant: _compare(answered, rows, artifact_of, request.capture.mask) for variant, rows in shadows.items()
@@ -123,9 +118,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     return request.result(
         state,
         reason,
-        model=model,
-        version=version,
-        rows=len(answered),
+        version,
+        len(answered),
         findings=sort_criteria(findings),
         figures=figures,
         notes=(*notes, *segment_notes),

@@ -592,7 +592,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
     endpoint.serve(CLASSIFIER)
     for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
         flights(endpoint, classify, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
-    found = [run_monitor(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY)).result for day in (1, 2, 3, 4, 5)]
+    found = [run_monitor(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY))[0] for day in (1, 2, 3, 4, 5)]
 
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
     assert "since" not in found[2].reason
