@@ -196,7 +196,8 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
             _wait_for_rollout(deployments, last_rollout(deployments.store, name))
         elif to is not None or action == "resume":
             stalled = stall_reason(deployments, name)
-            click.echo(stalled or controller_status(deployments.store, lease()), err=True)
+            look = f"onnxserve rollout {name} --status"
+            click.echo(stalled or controller_status(deployments.store, lease(), look), err=True)
 
 
 @click.command()
@@ -343,7 +344,7 @@ def retrain(
             _wait_for_retraining(deployments, begun)
         else:
             show_lines([retraining_summary(begun)])
-            click.echo(controller_status(deployments.store, STORE_LEASE), err=True)
+            click.echo(controller_status(deployments.store, STORE_LEASE, "onnxserve retrain --list"), err=True)
 
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.controller import STORE_LEASE
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, new_endpoint
@@ -24,6 +25,7 @@ from tests.support.rollouts import PLAN as ROLLOUT
 CODE = """
 import sys
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.controller import STORE_LEASE
 try:
     main(sys.argv[2:])
 finally:
@@ -112,6 +114,13 @@ def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
     assert asked.exit_code == 1
     assert "there is no endpoint 'flights'" in asked.output
     assert "endpoint 'flights' has had no retraining" in ask("flights", "--list").output
+
+
+def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN, "waiting")
+    monkeypatch.setattr("mlflow_deploy_plugin.controller.request_retraining", lambda *_: begun)
+    store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
+    assert "controller@here does it; `onnxserve retrain --list` shows how far it is" in ask("flights").output
 
 
 def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:

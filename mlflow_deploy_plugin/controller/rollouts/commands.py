@@ -224,14 +224,14 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
         view = store.lease(lease)
 
 
-def controller_status(store: Store, lease: str) -> str:
-    """Say if a controller that has this lease runs, as far as the store knows."""
+def controller_status(store: Store, lease: str, look: str) -> str:
+    """Say if a controller that has this lease runs, as far as the store knows; `look` is the command to watch it."""
     view = store.lease(lease)
     if view is None:
         return "no controller runs: start one with `onnxserve controller`, or say --wait"
     if view.expires_at < utc_now():
         return f"{view.holder} seems to have ended: start a controller with `onnxserve controller`, or say --wait"
-    return f"{view.holder} does it; `onnxserve rollout NAME --status` shows how far it is"
+    return f"{view.holder} does it; `{look}` shows how far it is"
 
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:

@@ -6,6 +6,7 @@ store; see `state_machine.py`. Only the monotonic clock decides anything.
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -309,4 +310,5 @@ def run_rollouts(
 
 
 def _news(rollout: Rollout) -> tuple[object, ...]:
-    return rollout.state, rollout.step, rollout.reason, rollout.figures.get("trouble", "")
+    reason = re.sub(r"\d+", "", rollout.reason)  # counts change at every look
+    return rollout.state, rollout.step, reason, rollout.figures.get("trouble", "")

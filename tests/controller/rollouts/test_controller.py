@@ -171,6 +171,19 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     assert world.done == ["set_traffic", "promote", "finish"]
 
 
+def test_a_step_that_waits_for_requests_is_said_once_and_not_with_each_count(
+    store: Store, run: Callable[[RolloutController], threading.Event]
+) -> None:
+    said = list[str]()
+    begun = begin(store, replace(QUICK, steps=(100,), min_requests=300))
+    run(controller(store, World(), say=said.append))
+    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+
+    waits = [line for line in said if "has answered" in line]
+    assert len(waits) == 1
+    assert waits[0].endswith("the candidate has answered 100 of the 300 requests that a step needs")
+
+
 def test_while_one_controller_works_another_does_nothing(
     tmp_path: Path, run: Callable[[RolloutController], threading.Event]
 ) -> None:
