@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
-from mlflow_deploy_plugin.registry import hidden_pandas, set_service_timeouts
+from mlflow_deploy_plugin.registry import hidden_pandas, ignore_warnings, set_service_timeouts
 from mlflow_deploy_plugin.server import HistoryWriter, remove_metrics, segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
@@ -108,7 +107,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
     failed = threading.Event()
     if not only_ship:
         set_service_timeouts()
-        warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` cannot do
+        ignore_warnings()  # for all threads, which `catch_warnings` cannot do
         resolver = VersionResolver(
             MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
             ThreadPoolExecutor(_POLL_THREADS, "look"),

@@ -1,5 +1,6 @@
 from .connection import child_environment as child_environment
 from .connection import hidden_pandas as hidden_pandas
+from .connection import ignore_warnings as ignore_warnings
 from .connection import import_mlflow_without_pandas as import_mlflow_without_pandas
 from .connection import no_request_timeout as no_request_timeout
 from .connection import redact_addresses as redact_addresses

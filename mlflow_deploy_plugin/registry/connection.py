@@ -158,6 +158,14 @@ def redact_addresses(text: str) -> str:
     return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
 
+def ignore_warnings() -> None:
+    """Ignore what MLflow's client warns of at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
+    from urllib3.exceptions import InsecureRequestWarning
+
+    for category in (FutureWarning, InsecureRequestWarning):
+        warnings.simplefilter("ignore", category)
+
+
 @contextmanager
 def registry_errors(what: str, where: str = "") -> Iterator[None]:
     """Turn MLflow's errors into ours.
@@ -167,6 +175,7 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
         where: the server, if it is not the registry.
 
     Raises:
+        InvalidConfig: MLflow's environment variables contradict each other.
         NotFound: the server answers that the thing does not exist.
         RegistryUnavailable: the server does not answer, refuses the request, or fails.
     """
@@ -175,9 +184,11 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MLflow has deprecated stages
+            ignore_warnings()
             yield
     except MlflowException as error:
+        if "environment variables" in str(error):
+            raise InvalidConfig(_reason(error)) from None
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{error.error_code}: ')}") from None
         raise RegistryUnavailable(unavailable_message(what, where, error)) from None
@@ -205,11 +216,14 @@ def _reason(error: Exception) -> str:
             return "connection refused"
         if found := re.search(r"too many (\d+) error responses", text):
             return f"its answers have the status {found[1]}"
+        if found := re.search(r"certificate verify failed: ([^(]+?) \(", text):
+            return f"{found[1]} (MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust)"
         if "timed out" in text:
             return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
         return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "401":
-            return "it refuses the account: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are missing or wrong"
+            names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+            return f"it refuses the account: {names} are missing or wrong"
         return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
     return text if len(text) <= 300 else text[:297] + "…"

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+import warnings
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 from mlflow.exceptions import MlflowException
+from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
@@ -105,6 +107,33 @@ def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
         registry_errors("m"),
     ):
         raise error
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_the_setting_that_names_its_authority() -> None:
+    error = MlflowException(
+        "Max retries exceeded with url: /x (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
+        "CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1016)')))"
+    )
+    said = r": self-signed certificate \(MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust\)$"
+    with pytest.raises(RegistryUnavailable, match=said), registry_errors("m"):
+        raise error
+
+
+def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/srv/ca.pem")
+    with (
+        tracking_at("https://mlflow.test:5000"),
+        pytest.raises(InvalidConfig, match=r"^When 'ignore_tls.*MLFLOW_TRACKING_SERVER_CERT_PATH'"),
+        registry_errors("model x"),
+    ):
+        registry_client().get_registered_model("x")
+
+
+def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call() -> None:
+    with warnings.catch_warnings(record=True) as warned, registry_errors("model x"):
+        warnings.warn("Unverified HTTPS request is being made", InsecureRequestWarning, stacklevel=1)
+    assert warned == []
 
 
 def test_a_slow_server_is_told_with_the_setting_that_gives_it_more_time(clean: pytest.MonkeyPatch) -> None:
