@@ -84,7 +84,8 @@ class Settings(BaseModel):
 
     @property
     def store_url(self) -> str:
-        return self.store_uri or f"sqlite:///{self.home_path / 'onnxserve.db'}"
+        file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
+        return self.store_uri or f"sqlite:///{file}"
 
     @property
     def inference_log(self) -> str:

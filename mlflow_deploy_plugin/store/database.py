@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -104,6 +105,8 @@ def _engine(url: URL) -> Engine:
     backend = url.get_backend_name()
     arguments: dict[str, Any] = {}
     if backend == "sqlite":
+        if make_url("sqlite:///%25").database == "%25" and url.database:  # SQLAlchemy before 2.1
+            url = url.set(database=unquote(url.database))
         arguments = {"timeout": _BUSY_SECONDS}
         if url.database and url.database != ":memory:":
             try:

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect, text
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Monitors, Retrainings, Store, open_store, utc_now
 from mlflow_deploy_plugin.store.database import migration_config
@@ -34,6 +35,13 @@ try:
 except AlreadyExists:
     print("lost")
 """
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a%b", "a#b c", "ü'x"])
+def test_the_store_lies_in_its_home_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+    open_store(Settings(home=tmp_path / name).store_url).close()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "onnxserve.db").exists()
 
 
 def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
