@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from typing import IO, Any
@@ -13,6 +13,7 @@ from typing import IO, Any
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
+from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server, open_worker
@@ -65,7 +66,7 @@ class ServerApp(Flask):
     def __init__(self, server: Server) -> None:
         super().__init__("onnxserve", static_folder=None)
         self.server = server
-        self.before_request(self._receive)
+        self.before_request(self._identify)
         self.register_error_handler(Exception, self._answer_error)
         register_blueprints(self)
 
@@ -76,23 +77,20 @@ class ServerApp(Flask):
             raw, lambda: handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
         )
 
-    def _receive(self) -> Response | None:
-        """Read the request, and answer it if it is a prediction or a health check."""
-        if (raw := request.environ.get(_RAW_REQUEST)) is not None:
-            g.raw_request = raw
-            if self.server.auth.is_required and request.blueprint not in (None, BLUEPRINT):
-                self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
-            return None
-        path = ""
-        stream = request.environ["wsgi.input"]
+    def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request that has come by WSGI. Flask's own part is called by `handle`, as in the fast worker."""
+        return self._answer_wsgi(Request(environ))(environ, start_response)
+
+    def _answer_wsgi(self, request: Request) -> Response:
+        path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers, caller = _headers(), _caller()
+            headers, caller = _headers(request), _caller(request)
             is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
-            if not is_stranger and _may_stream(path, headers, self.server.max_body_bytes):
+            if not is_stranger and _may_stream(request, path, headers, limit):
                 raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
-                return _stream(self.server, raw)
-            body = b"" if is_stranger else _read_body(stream, request.content_length, self.server.max_body_bytes)
+                return _stream(self.server, raw, stream, request.content_length)
+            body = b"" if is_stranger else _read_body(request, stream, limit)
         except OnnxserveError as error:
             _close_unless_whole(stream)
             return flask_response(exception_response(path, error))
@@ -103,6 +101,12 @@ class ServerApp(Flask):
         if is_stranger:
             _close_unless_whole(stream)
         return response
+
+    def _identify(self) -> None:
+        """Authenticate the caller of a view of another distribution; `_view` does so for ours."""
+        g.raw_request = raw = request.environ[_RAW_REQUEST]
+        if self.server.auth.is_required and request.blueprint not in (None, BLUEPRINT):
+            self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
 
     def _answer_error(self, error: Exception) -> Any:
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
@@ -144,7 +148,7 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
     return RawResponse(response.status_code, body, response.content_type or "", kept)
 
 
-def _headers() -> dict[str, str]:
+def _headers(request: Request) -> dict[str, str]:
     """Return the headers, names in lower case. Raises InvalidRequest if Host is missing or invalid."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
@@ -153,13 +157,13 @@ def _headers() -> dict[str, str]:
     return headers
 
 
-def _caller() -> str:
+def _caller(request: Request) -> str:
     """Return the name in the client's certificate, over TLS and gunicorn."""
     certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
     return certificate_name(certificate()) if certificate else ""
 
 
-def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:
+def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
     """Return the whole body.
 
     werkzeug 3.1's own limit silently cuts a chunked body off, and takes half a body for a whole one.
@@ -168,6 +172,7 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
         BodyTooLarge: it is larger than `limit`, by its length or by its chunks.
         InvalidRequest: see `_pieces`.
     """
+    content_length = request.content_length
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
     if content_length is not None and content_length > limit:
@@ -201,20 +206,19 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
         raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
 
 
-def _may_stream(path: str, headers: Mapping[str, str], limit: int) -> bool:
+def _may_stream(request: Request, path: str, headers: Mapping[str, str], limit: int) -> bool:
     length = request.content_length
     is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
     is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
     return bool(is_long) and is_http_1_1 and may_stream(request.method, path, headers)
 
 
-def _stream(server: Server, raw: RawRequest) -> Response:
-    stream, length = request.environ["wsgi.input"], request.content_length
+def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: int | None) -> Response:
     awaits_client = getattr(stream, "awaits_client", lambda is_awaited: None)  # a method of our worker's
 
     def pieces() -> Iterator[bytes]:
         """Yield the body; each piece has the time that a whole body has."""
-        for piece in _pieces(stream, length):
+        for piece in _pieces(stream, content_length):
             awaits_client(False)
             yield piece
             awaits_client(True)
