@@ -26,6 +26,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
 from mlflow_deploy_plugin.version import __version__
 
+_TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
+"""The module that saves and loads a net of a class, which torch's own modules need not: they pickle themselves."""
+
 
 class NetModel(PythonModel):  # type: ignore[misc]
     """A net of torch, Keras or TensorFlow as MLflow's pyfunc: named arrays, and an answer of named arrays."""
@@ -43,17 +46,10 @@ class NetModel(PythonModel):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         kinds = {kind.__name__ for kind in type(self.net).__mro__}
-        buffer = io.BytesIO()
-        if "ScriptModule" in kinds:
-            import torch  # the net is of it
-
-            torch.jit.save(self.net, buffer)
-            return {"torch.jit": buffer.getvalue()}
-        if "ExportedProgram" in kinds:
-            import torch
-
-            torch.export.save(self.net, buffer)
-            return {"torch.export": buffer.getvalue()}
+        if module := next((_TORCH_FORMATS[kind] for kind in kinds & _TORCH_FORMATS.keys()), None):
+            buffer = io.BytesIO()
+            import_module(module).save(self.net, buffer)
+            return {module: buffer.getvalue()}
         if type(self.net).__module__.startswith("tensorflow"):
             import tensorflow as tf
 
@@ -65,18 +61,12 @@ class NetModel(PythonModel):  # type: ignore[misc]
             import keras
 
             return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
-        return {"net": self.net}  # torch's modules pickle themselves
+        return {"net": self.net}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ((kind, packed),) = state.items()
-        if kind == "torch.jit":
-            import torch
-
-            self.net = torch.jit.load(io.BytesIO(packed))
-        elif kind == "torch.export":
-            import torch
-
-            self.net = torch.export.load(io.BytesIO(packed))
+        if kind in _TORCH_FORMATS.values():
+            self.net = import_module(kind).load(io.BytesIO(packed))
         elif kind == "tf.saved_model":
             import tensorflow as tf
 
@@ -108,11 +98,9 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, dict[str, Any]] | None:
     """Return the flavor and its arguments for a model that answers otherwise where categories and durations are texts
     and numbers; None for all other models."""
-    is_table = isinstance(rows, pd.DataFrame)
-    categories = (
-        {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.name == "category"} if is_table else {}
-    )
-    durations = {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.kind == "m"} if is_table else {}
+    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items()} if isinstance(rows, pd.DataFrame) else {}
+    categories = {name: dtype for name, dtype in dtypes.items() if dtype.name == "category"}
+    durations = {name: dtype for name, dtype in dtypes.items() if dtype.kind == "m"}
     if not categories and not durations:
         return None
     plain = rows.astype(dict.fromkeys(durations, str))

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import mlflow
 import numpy as np
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
-from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
@@ -149,8 +149,7 @@ def log_model(
     Raises:
         NotInstalled: `explain` needs shap and matplotlib.
     """
-    if fallback not in get_args(Fallback):
-        raise InvalidConfig(f"fallback: {fallback!r} is not one of {', '.join(get_args(Fallback))}")
+    check_choice("fallback", fallback, Fallback)
     if explain:
         require_shap()
         require_matplotlib()
@@ -331,7 +330,6 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     """
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
     device = str(config["device"])
-    if device not in get_args(Device):
-        raise InvalidConfig(f"model_config: device {device!r} is not one of {', '.join(get_args(Device))}")
+    check_choice("model_config: device", device, Device)
     threads = int(config["intra_op_num_threads"] or available_cores())
     return PyfuncModel(OnnxModel.load(Path(path), Placement(cast(Device, device)), threads))

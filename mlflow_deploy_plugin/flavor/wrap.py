@@ -71,8 +71,8 @@ def wrap(
         ParityError: its ONNX form cannot answer, or answers otherwise and `parity` is "require".
         InvalidConfig: an argument is not valid; the message names it.
     """
-    _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
-    _check_choice("parity", parity, ParityPolicy)
+    check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
+    check_choice("parity", parity, ParityPolicy)
     try:
         model = load_file(model)
         converter = converter_for(model)
@@ -220,7 +220,8 @@ def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
     return times.dt.tz_localize(None).to_numpy(), data
 
 
-def _check_choice(name: str, value: Any, choices: Any) -> None:
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise InvalidConfig if the value is none of a Literal's."""
     if value not in get_args(choices):
         raise InvalidConfig(f"{name}: {value!r} is not one of {', '.join(get_args(choices))}")
 

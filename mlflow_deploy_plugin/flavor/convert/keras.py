@@ -63,21 +63,30 @@ def forms(
         for name, tensor in zip(names, _inputs(model), strict=False)
     }
     free = [declared, asked] if declared and declared != asked else [asked]
-    make = {"torch": _by_torch, "tensorflow": _by_tensorflow, "jax": _by_jax}.get(keras.backend.backend())
-    if make is None:
-        raise ConversionError(f"the backend {keras.backend.backend()} of Keras has no exporter to ONNX")
-    ways = (False, True) if make is _by_torch else (False,)
-    return [partial(_export, make, model, batch, names, axes, legacy) for legacy in ways for axes in free]
+    if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
+        raise ConversionError(f"the backend {backend} of Keras has no exporter to ONNX")
+    ways = (False, True) if backend == "torch" else (False,)
+    return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
 
 
-def _export(
-    make: Callable[..., Any], model: Any, batch: Batch, names: list[str], axes: DynamicAxes, legacy: bool
-) -> ConvertedModel:
+def _export(model: Any, batch: Batch, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
     original = original_model(model)
     arrays = _arrays(model, batch, names)
     outputs = list(call_original(original, batch))
+
+    def function(*tensors: Any) -> tuple[Any, ...]:
+        return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+
     try:
-        proto = make(model, arrays, outputs, axes, original, legacy)
+        match keras.backend.backend():  # no other may be installed
+            case "torch":
+                proto = _by_torch(model, arrays, axes, original, legacy)
+            case "tensorflow":
+                from mlflow_deploy_plugin.flavor.convert.tensorflow import export
+
+                proto = export(function, arrays, outputs, axes, type(model).__name__)
+            case _:
+                proto = _by_jax(function, arrays, outputs, axes)
     except (ConversionError, InvalidConfig):
         raise
     except Exception as error:
@@ -86,10 +95,8 @@ def _export(
     return bind_graph(proto, batch, "keras", str(keras.__version__), original)
 
 
-def _by_torch(
-    model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
-) -> Any:
-    import torch  # a backend that may not be installed
+def _by_torch(model: Any, arrays: dict[str, Array], axes: DynamicAxes, original: OriginalModel, legacy: bool) -> Any:
+    import torch
 
     from mlflow_deploy_plugin.flavor.convert.torch import export
 
@@ -105,25 +112,11 @@ def _by_torch(
     return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
 
 
-def _by_tensorflow(
-    model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
-) -> Any:
-    from mlflow_deploy_plugin.flavor.convert.tensorflow import export
-
-    def function(*tensors: Any) -> list[Any]:
-        return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
-
-    return export(function, arrays, outputs, axes, type(model).__name__)
-
-
 def _by_jax(
-    model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
+    function: Callable[..., tuple[Any, ...]], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes
 ) -> Any:
-    import jax  # a backend that may not be installed
+    import jax
     import jax2onnx
-
-    def function(*tensors: Any) -> tuple[Any, ...]:
-        return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
     specs = [
         jax.ShapeDtypeStruct(

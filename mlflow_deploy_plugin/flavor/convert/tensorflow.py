@@ -76,7 +76,7 @@ def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedMod
 def export(
     function: Callable[..., Any], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, shown: str
 ) -> Any:
-    """Return the ModelProto of a function of tensors, which returns a list of tensors.
+    """Return the ModelProto of a function of tensors, which returns several.
 
     Args:
         arrays: an example of its inputs, in their order.

@@ -9,6 +9,7 @@ no form in a graph raises NotImplementedError: an `if` on values, other function
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ ONNX_TYPES = {
 SAMPLE_ROWS = 7
 """The rows of a sample: a number that a constant's own length seldom is."""
 
+
+_METHODS = ("sum", "mean", "max", "min", "clip")
+"""Methods of an array that are numpy's functions of it."""
 
 TracedArray = Any
 """A `Traced` in a formula: numpy's own annotations have an ndarray for what its functions return."""
@@ -130,6 +134,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return form(*inputs, **options)
 
     def __getattr__(self, name: str) -> Any:
+        if name in _METHODS:
+            return partial(getattr(np, name), self)
         raise AttributeError(f".{name}, which has no form in a graph")
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -144,27 +150,10 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __iter__(self) -> Any:
         raise NotImplementedError("a loop over rows")
 
-    def sum(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
-        return reduced("ReduceSum", self, axis, keepdims)
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
-        return mean(self, axis, keepdims=keepdims)
-
-    def max(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
-        return reduced("ReduceMax", self, axis, keepdims)
-
-    def min(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
-        return reduced("ReduceMin", self, axis, keepdims)
-
-    def clip(self, low: Any = None, high: Any = None) -> TracedArray:
-        return clipped(self, low, high)
-
-    def copy(self) -> "Traced":
-        return self
-
     def to_numpy(self, *_: Any, **__: Any) -> "Traced":
         return self
 
+    copy = to_numpy
     values = property(to_numpy)
 
 
