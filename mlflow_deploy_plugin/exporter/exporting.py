@@ -37,7 +37,14 @@ from mlflow_deploy_plugin.exporter.tflite import (
 )
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, OnnxModel, numpy_dtype, read_served_artifact
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Array,
+    OnnxModel,
+    import_onnxruntime,
+    numpy_dtype,
+    read_served_artifact,
+)
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, JSON, protocols
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import temporary_folder
@@ -207,8 +214,6 @@ def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> No
 
 def _write_ort(graph: Path, folder: Path) -> Path:
     """Return the graph in ONNX Runtime's own format (https://onnxruntime.ai/docs/performance/model-optimizations)."""
-    from mlflow_deploy_plugin.runtime import import_onnxruntime
-
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
@@ -295,11 +300,11 @@ def _write_tflite(
         file = write_tflite(python, graph, folder / f"tflite-{one_row}", one_row)
         return file, _prove(LITERT, file, feeds, expected, _TFLITE_TOLERANCE, python)
 
-    if not has_rows:
-        return made(one_row=False)
     try:
         return made(one_row=False)
     except (ConversionError, ParityError):
+        if not has_rows:
+            raise
         found = made(one_row=True)
     progress("the file takes one row a call: converted for any number of rows, it does not answer as the model does")
     return found

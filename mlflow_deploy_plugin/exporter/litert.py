@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 _FEW_ROWS = 3
 
@@ -56,7 +58,6 @@ def convert(graph: str, folder: str, rows: str) -> None:
     Args:
         rows: "1" for a file that takes one row a call, else any number.
     """
-    import onnx
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
@@ -129,15 +130,11 @@ class _Operations:
         self._graph, self._layer = graph, layer
 
     def add(self, operator: str, *names: str, **attributes: Any) -> str:
-        from onnx import helper
-
         output = f"{self._layer}__{len(self._graph.node)}"
         self._graph.node.append(helper.make_node(operator, names, [output], **attributes))
         return output
 
     def constant(self, values: Any) -> str:
-        from onnx import numpy_helper
-
         name = f"{self._layer}__constant{len(self._graph.initializer)}"
         self._graph.initializer.append(numpy_helper.from_array(np.array(values), name))
         return name
@@ -176,8 +173,6 @@ _IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False
 
 def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: int) -> None:
     """Append the operations of a layer."""
-    from onnx import helper
-
     ops = _Operations(graph, node.output[0] or node.output[1])
     gates, add_step = _STEPS[node.op_type]
     directions = next((one.s for one in node.attribute if one.name == "direction"), b"forward")
@@ -208,8 +203,6 @@ def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: in
 
 def _is_zero(graph: Any, name: str) -> bool:
     """Return whether a value is zeros, or left out. torch expands a constant to the number of rows."""
-    from onnx import numpy_helper
-
     constant = next((one for one in graph.initializer if one.name == name), None)
     if constant is not None or not name:
         return constant is None or not numpy_helper.to_array(constant).any()
@@ -227,8 +220,6 @@ def _keep_layout(model: Any) -> None:
 
     It would turn such an output of a convolution from NCHW to NHWC.
     """
-    from onnx import helper, numpy_helper
-
     graph = model.graph
     for output in graph.output:
         sizes = [size.dim_value for size in output.type.tensor_type.shape.dim]

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.registry import (
     DATA_DIGEST_TAG,
     GIT_COMMIT_TAG,
     PARENT_TAG,
+    PARITY_TAG,
     TRAINING_TAG,
     WRAPPED_FROM_TAG,
     ResolvedModel,
@@ -215,7 +216,7 @@ def _log_next_version(
     with suppress(MlflowException):
         logged = client.get_logged_model(found.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "")
     run_id = run.info.run_id if run is not None else None
-    made_of = {WRAPPED_FROM_TAG: found.source}
+    made_of = {WRAPPED_FROM_TAG: found.source, PARITY_TAG: wrapped.report.state}
     model_id = None
     if has_logged_models(client):
         model_id = client.create_logged_model(

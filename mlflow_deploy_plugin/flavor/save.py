@@ -204,25 +204,15 @@ def log_model(
 
 
 def log_wrapped(
-    wrapped: WrappedModel,
-    predict_fn: PredictFunction,
-    name: str | None = None,
-    registered_model_name: str | None = None,
-    **mlflow_options: Any,
+    wrapped: WrappedModel, predict_fn: PredictFunction, tags: Mapping[str, Any], **mlflow_options: Any
 ) -> ModelInfo:
     """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `log_flavor`."""
-    info = log_flavor(
-        saved_model,
-        name,
-        flavor_name=FLAVOR,
-        wrapped=wrapped,
-        predict_fn=predict_fn,
-        registered_model_name=registered_model_name,
-        **mlflow_options,
-    )
+    state = wrapped.report.state
+    options = {"wrapped": wrapped, "predict_fn": predict_fn, "tags": {**tags, PARITY_TAG: state}, **mlflow_options}
+    info = log_flavor(saved_model, flavor_name=FLAVOR, **options)
     if info.run_id:
         mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
-    _set_tag(info, registered_model_name, PARITY_TAG, wrapped.report.state)
+        mlflow.MlflowClient().set_tag(info.run_id, PARITY_TAG, state)
     return info
 
 
@@ -260,23 +250,15 @@ def _log_as_pyfunc(
     )
     module = import_module(f"mlflow.{flavor}")
     accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
+    tag = error.message[:_LONGEST_TAG]
+    options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
     arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
     if own is None:
         arguments[accepted[0]] = model
     info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
-    _set_tag(info, options["registered_model_name"], FALLBACK_TAG, error.message[:_LONGEST_TAG])
-    return info
-
-
-def _set_tag(info: ModelInfo, registered_model_name: str | None, tag: str, value: str) -> None:
-    """Set a tag of the logged model, of its run, and of the registered version."""
-    client = mlflow.MlflowClient()
-    if info.model_id:
-        client.set_logged_model_tags(info.model_id, {tag: value})
     if info.run_id:
-        client.set_tag(info.run_id, tag, value)
-    if registered_model_name and info.registered_model_version is not None:
-        client.set_model_version_tag(registered_model_name, str(info.registered_model_version), tag, value)
+        mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
+    return info
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:

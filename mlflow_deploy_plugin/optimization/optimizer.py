@@ -46,7 +46,6 @@ from mlflow_deploy_plugin.registry import (
     registry_client,
     registry_errors,
     resolve,
-    tag_version,
 )
 from mlflow_deploy_plugin.runtime import Array, OnnxModel, slice_feeds
 from mlflow_deploy_plugin.statedir import temporary_folder
@@ -459,29 +458,25 @@ def _log_form(workshop: _Workshop, graph: Any, form: MeasuredForm, base_cost: Fo
     }
     with registry_errors(f"the form of {resolved.source}"):
         run_id, is_new = _run_of_base(resolved)
+        tags = {PARITY_TAG: str(parity["state"]), OPTIMIZED_FROM_TAG: resolved.source, OPTIMIZED_WITH_TAG: form.name}
+        if resolved.version.isdigit():
+            of_base = client.get_model_version(resolved.name, resolved.version).tags
+            tags |= {key: of_base[key] for key in _LINEAGE if key in of_base}
         info = log_flavor(
             saved_form,
             "model",
             run_id=run_id,
             registered_model_name=name,
-            tags={PARITY_TAG: str(parity["state"]), OPTIMIZED_FROM_TAG: resolved.source, OPTIMIZED_WITH_TAG: form.name},
+            tags=tags,
             base=workshop.base_folder,
             graph=graph,
             record=record,
             parity=parity,
         )
-        version = str(info.registered_model_version)
         log_metrics(client, run_id, info.model_id, [(f"onnxserve.optimize.{key}", figures[key]) for key in figures])
         if is_new:
             client.set_terminated(run_id, "FINISHED")
-        lineage = {}
-        if resolved.version.isdigit():
-            tags = client.get_model_version(resolved.name, resolved.version).tags
-            lineage = {key: tags[key] for key in _LINEAGE if key in tags}
-    tags = {PARITY_TAG: str(parity["state"]), OPTIMIZED_WITH_TAG: form.name, OPTIMIZED_FROM_TAG: resolved.source}
-    for key, value in {**lineage, **tags}.items():
-        tag_version(name, version, key, value)
-    return version
+    return str(info.registered_model_version)
 
 
 def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:

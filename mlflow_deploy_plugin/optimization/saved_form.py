@@ -9,20 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.models import Model
 from mlflow.utils.file_utils import get_total_file_size
 
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, count_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, reference_rows
 from mlflow_deploy_plugin.flavor import ONNX_FILE, PARITY_FILE, write_graph
 from mlflow_deploy_plugin.registry import REGISTERED_META
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OUTPUT_PREFIX, PREDICTION, OnnxModel, read_artifact
 from mlflow_deploy_plugin.runtime import to_log_columns as log_columns
-
-_CHUNK = 5_000
 
 
 def save_model(
@@ -77,12 +74,9 @@ def _predict_reference(form: LoadedOnnx, path: Path) -> None:
     """Write the form's own predictions into the reference: drift of the predictions is judged against them."""
     table = pq.read_table(path)
     rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
-    parts = []
-    for start in range(0, count_rows(rows), _CHUNK):
-        feeds = form.feeds(take_rows(rows, slice(start, start + _CHUNK)))
-        parts.append(log_columns(form.model.schema, form.artifact.prediction, feeds, form.model.run(feeds)))
+    columns = log_columns(form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows))
     for position, name in enumerate(table.column_names):
         if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            values = np.concatenate([part[name] for part in parts]).tolist()
-            table = table.set_column(position, name, pa.array(values, type=table.column(name).type))
+            values = pa.array(columns[name].tolist(), type=table.column(name).type)
+            table = table.set_column(position, name, values)
     pq.write_table(table, path, compression="zstd")
