@@ -1,7 +1,6 @@
 from .part import OnError as OnError
 from .run import BatchPlan as BatchPlan
 from .run import BatchProgress as BatchProgress
-from .run import BatchResult as BatchResult
 from .run import Engine as Engine
 from .run import run_batch as run_batch
 from .spark import predict_frame as predict_frame

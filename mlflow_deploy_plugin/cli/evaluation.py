@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,7 +94,7 @@ def robustness(
     report = measure(model_uri, data, target, strengths=chosen, progress=show_progress, **options)
     files = report.save(folder) if folder else []
     if output == "json":
-        show_json(report.as_dict())
+        show_json(asdict(report))
         return
     show_lines(align_columns(report.table()))
     show_lines({one.disturbance: f"{one.disturbance}: {one.refusal}" for one in report.points if one.refusal}.values())

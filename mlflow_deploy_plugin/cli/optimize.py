@@ -1,6 +1,7 @@
 """`onnxserve optimize` and `onnxserve profile`: a version's smaller or faster forms, and where its time goes."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -95,7 +96,7 @@ def optimize(
         progress=show_progress,
         **options,
     )
-    show_result(output, done.as_dict(), _optimization_lines(done))
+    show_result(output, asdict(done), _optimization_lines(done))
     if done.is_refused:
         raise (ConversionError if done.impossible else ParityError)(done.reason)
 
@@ -147,7 +148,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
     from mlflow_deploy_plugin.optimization import profile as run  # here: MLflow and pandas take seconds
 
     done = run(model_uri, **options)
-    show_result(output, done.as_dict(), _profile_lines(done))
+    show_result(output, asdict(done), _profile_lines(done))
 
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:

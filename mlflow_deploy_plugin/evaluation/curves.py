@@ -90,10 +90,6 @@ class RobustnessReport:
     notes: tuple[str, ...] = ()
     run: LoggedRun | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON document."""
-        return asdict(self)
-
     def curves(self) -> Iterator[tuple[str, list[RobustnessPoint]]]:
         """Yield each measured disturbance with its points."""
         for name in dict.fromkeys(point.disturbance for point in self.points):
@@ -126,7 +122,7 @@ class RobustnessReport:
         """
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"robustness.json": (json.dumps(self.as_dict(), indent=2) + "\n").encode()}
+        files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
         files |= {f"{name}.png": self._draw(name, points) for name, points in self.curves()}
         for name, content in files.items():
             (folder / name).write_bytes(content)

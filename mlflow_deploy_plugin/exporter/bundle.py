@@ -12,7 +12,6 @@ README.md                how to use them
 import json
 import math
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,21 +20,15 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.exporter.package import PYTHON, REQUIREMENTS
+from mlflow_deploy_plugin.exporter.tflite import run_to_end
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.settings import absolute_path
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
-_TENSOR_TYPES = {
-    "float32": ("float32", "float"),
-    "float64": ("float64", "double"),
-    "bool": ("bool", "bool"),
-    "object": ("string", "std::string"),
-    **{
-        f"{sign}int{bits}": (f"{sign}int{bits}", f"{sign}int{bits}_t") for sign in ("", "u") for bits in (8, 16, 32, 64)
-    },
-}
-"""numpy's dtype → the type in JavaScript, and in C++. Half-precision floats have none in C++."""
+_CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
+_CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+"""numpy's dtype → the type in C++. Half-precision floats have none."""
 
 
 def write_bundle(
@@ -66,9 +59,10 @@ def write_bundle(
     document = {}
     for name, array in example.items():
         dtype = array.dtype.name
-        if dtype not in _TENSOR_TYPES:
+        if dtype not in _CPP_TYPES:
             raise ConversionError(f"the input {name!r} is a {dtype}, which the bundle's examples cannot write")
-        document[name] = {"type": _TENSOR_TYPES[dtype][0], "dims": array.shape, "data": _json_values(array)}
+        kind = "string" if dtype == "object" else dtype  # as JavaScript has it
+        document[name] = {"type": kind, "dims": array.shape, "data": _json_values(array)}
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     outputs = [output["name"] for output in described["outputs"]]
     columns = [f"`{one['name']}` ({one['type']})" for one in described["columns"]]
@@ -107,14 +101,10 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
     if download:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
         try:
-            ran = subprocess.run(
-                [*command, *REQUIREMENTS], capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            raise ConversionError(f"pip has not fetched the wheels within {_DOWNLOAD_SECONDS} s") from None
-        if ran.returncode:
-            reason = (ran.stderr.strip().splitlines() or ["it says nothing"])[-1]
-            raise ConversionError(f"pip cannot fetch onnxruntime and numpy: {reason[:300]}; name a folder (--wheels)")
+            run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
+        except ConversionError as error:
+            reason = f"pip cannot fetch onnxruntime and numpy: {error.message}; name a folder (--wheels)"
+            raise ConversionError(reason) from None
 
 
 def _json_values(array: Array) -> list[Any]:
@@ -126,7 +116,7 @@ def _json_values(array: Array) -> list[Any]:
 
 def _cpp_input(name: str, array: Array) -> str:
     """Return the line of C++ that adds one input."""
-    kind = _TENSOR_TYPES[array.dtype.name][1]
+    kind = _CPP_TYPES[array.dtype.name]
     values = []
     for value in array.reshape(-1).tolist():
         if isinstance(value, float) and not math.isfinite(value):

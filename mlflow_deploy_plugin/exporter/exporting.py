@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,7 +29,6 @@ from mlflow_deploy_plugin.exporter.package import write_wheel
 from mlflow_deploy_plugin.exporter.tflite import (
     LITERT,
     converter_python,
-    failure_reason,
     refuse_unconvertible,
     run_to_end,
     write_tflite,
@@ -327,13 +325,9 @@ def _prove(
         given.write_bytes(pickle.dumps(rows))
         command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(given), str(answered)]
         try:
-            ran = run_to_end(command, _PROOF_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise ParityError(
-                f"the exported model has not answered within {_PROOF_SECONDS} s, and is not kept"
-            ) from None
-        if ran.returncode:
-            raise ParityError(f"the exported model does not run, and is not kept: {failure_reason(ran)}")
+            run_to_end(command, _PROOF_SECONDS)
+        except ConversionError as failure:
+            raise ParityError(f"the exported model does not run, and is not kept: {failure.message}") from None
         outputs = pickle.loads(answered.read_bytes())  # written just now by our own code
     largest, otherwise = 0.0, "the exported model answers otherwise, and is not kept: output"
     for name, want in expected.items():

@@ -87,8 +87,8 @@ def converter_python(progress: ProgressCallback) -> Path:
 def _make_environment(folder: Path) -> None:
     python = str(folder / "bin" / "python")
     try:
-        _run([sys.executable, "-m", "venv", str(folder)], _INSTALL_SECONDS)
-        _run([python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)], _INSTALL_SECONDS)
+        run_to_end([sys.executable, "-m", "venv", str(folder)], _INSTALL_SECONDS)
+        run_to_end([python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)], _INSTALL_SECONDS)
     except BaseException as error:  # Ctrl-C, too
         shutil.rmtree(folder, ignore_errors=True)
         if not isinstance(error, ConversionError):
@@ -110,33 +110,25 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
     """
     folder.mkdir()
     try:
-        _run([str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"], _CONVERSION_SECONDS)
+        command = [str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"]
+        run_to_end(command, _CONVERSION_SECONDS)
     except ConversionError as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None
     return folder / "model.tflite"
 
 
-def _run(command: list[str], seconds: float) -> None:
-    """Run a command. Raises ConversionError, with its last line, if it fails or takes longer."""
-    try:
-        ran = run_to_end(command, seconds)
-    except subprocess.TimeoutExpired:
-        raise ConversionError(f"it has not ended within {seconds:.0f} s") from None
-    if ran.returncode:
-        raise ConversionError(failure_reason(ran))
-
-
-def run_to_end(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command, which is killed with this process, and return what it has said.
+def run_to_end(command: Sequence[str], seconds: float) -> None:
+    """Run a command, which is killed with this process.
 
     Raises:
-        subprocess.TimeoutExpired: it takes longer, and was killed.
+        ConversionError: it fails, or takes longer; the message is the last line that it has said, or how it was killed.
     """
     ending = partial(die_with_parent, parent=os.getpid())
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
-
-
-def failure_reason(ran: subprocess.CompletedProcess[str]) -> str:
-    """Return the last line that a failed command has said, or how it was killed."""
-    said = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
-    return said[-1].removeprefix("ERROR: ")[:500] if said else f"it {exit_reason(ran.returncode)}"
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
+    except subprocess.TimeoutExpired:
+        raise ConversionError(f"it has not ended within {seconds:g} s") from None
+    if ran.returncode:
+        said = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
+        reason = said[-1].removeprefix("ERROR: ")[:500] if said else f"it {exit_reason(ran.returncode)}"
+        raise ConversionError(reason)

@@ -1,5 +1,3 @@
-from .build import BuiltImage as BuiltImage
-from .build import ImagePlan as ImagePlan
 from .build import build_image as build_image
 from .build import planned_image as planned_image
 from .engine import image_sbom as image_sbom

@@ -88,28 +88,22 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
         start = time.perf_counter()
         OnnxModel.load(folder)
         taken.append(time.perf_counter() - start)
-    latency: list[dict[int, float]] = [{} for _ in models]
-    ratio: list[dict[int, float]] = [{} for _ in models]
-    upper: list[dict[int, float]] = [{} for _ in models]
-    for size in SIZES:
+    times = np.empty((len(SIZES), rounds, len(models)))
+    for size, of_size in zip(SIZES, times, strict=True):
         picked = take_rows(rows, np.resize(np.arange(count_rows(rows)), size))
         feeds = [LoadedOnnx(model).feeds(picked) for model in models]
         for model, one in zip(models, feeds, strict=True):
             model.run(one)
-        times: list[list[float]] = [[] for _ in models]
-        for _ in range(rounds):
-            for taken, model, one in zip(times, models, feeds, strict=True):
-                taken.append(_mean_seconds(model, one))
-        for position, taken in enumerate(times):
-            latency[position][size] = float(np.median(taken)) * 1e6
-            by_round = np.divide(taken, times[0])
-            ratio[position][size], upper[position][size] = map(float, np.quantile(by_round, (0.5, 0.75)))
+        for of_round in of_size:
+            of_round[:] = [_mean_seconds(model, one) for model, one in zip(models, feeds, strict=True)]
+    ratios = times / times[..., :1]
+    figures = [np.median(times, axis=1) * 1e6, *np.quantile(ratios, (0.5, 0.75), axis=1)]  # [sizes, models] each
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
         load = float(np.median(loads[position])) * 1e3
-        size, packed = len(content), len(zlib.compress(content, 1))
-        costs.append(FormCost(size, packed, load, latency[position], ratio[position], upper[position]))
+        by_size = [dict(zip(SIZES, figure[:, position].tolist(), strict=True)) for figure in figures]
+        costs.append(FormCost(len(content), len(zlib.compress(content, 1)), load, *by_size))
     return costs
 
 

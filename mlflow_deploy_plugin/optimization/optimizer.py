@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,6 @@ class Optimization:
     is_refused: bool = False
     model: str = ""
     version: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "forms": [asdict(form) for form in self.forms]}
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,10 +71,6 @@ class GraphProfile:
     nodes: tuple[NodeTime, ...]
     advice: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
 
 def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False) -> GraphProfile:
     """Profile requests of so many rows.
@@ -110,7 +106,7 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
         client, run_id = registry_client(), resolved.aspects["run_id"]
         name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"
         with registry_errors(f"run {run_id}"):
-            client.log_dict(run_id, done.as_dict(), f"{name}.json")
+            client.log_dict(run_id, asdict(done), f"{name}.json")
             client.log_figure(run_id, draw(done), f"{name}.png")
     return done
 

@@ -141,7 +141,7 @@ def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> No
 
 def test_an_export_that_never_answers_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_PROOF_SECONDS", 0.01)
-    with pytest.raises(ParityError, match=r"has not answered within 0\.01 s"):
+    with pytest.raises(ParityError, match=r"is not kept: it has not ended within 0\.01 s"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 

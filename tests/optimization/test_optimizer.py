@@ -1,7 +1,7 @@
 """Making, measuring, choosing and registering forms of a registered version."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
@@ -100,7 +100,7 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
     assert not done.chosen
     assert not done.is_refused
     assert done.reason.startswith("nothing was faster than models:/linear/1")
-    assert json.loads(json.dumps(done.as_dict()))["forms"][0]["name"] == "base"
+    assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(

@@ -184,6 +184,19 @@ def rename_values(proto: Any, inputs: list[str], outputs: list[str]) -> Any:
     return proto
 
 
+def require_example(batch: Batch | None, predict_fn: str, what: str, method: str) -> Batch:
+    """Return the example of a model, called `what`, that answers by this method alone.
+
+    Raises:
+        InvalidConfig: there is no example, whose shapes and types are needed; or `predict_proba` is asked for.
+    """
+    if batch is None:
+        raise InvalidConfig(f"input_example: {what} needs one, to know the shapes and types of its inputs")
+    if predict_fn != "predict":
+        raise InvalidConfig(f"pyfunc_predict_fn: {what} has only its {method}; leave it at 'predict'")
+    return batch
+
+
 def call_original(original: OriginalModel, batch: Batch, argument: str = "input_example") -> dict[str, Array]:
     """Return the original's predictions for the user's rows.
 

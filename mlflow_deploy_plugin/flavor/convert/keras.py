@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     bind_graph,
     call_original,
     rename_values,
+    require_example,
 )
 from mlflow_deploy_plugin.runtime import Array
 
@@ -50,12 +51,9 @@ def forms(
     """Return the forms: with the free sizes that the model's inputs declare, then with those of the data alone.
 
     Raises:
-        InvalidConfig: no example (its shapes and types are needed), unknown inputs, or `predict_proba`.
+        InvalidConfig: as `require_example`, or unknown inputs.
     """
-    if batch is None:
-        raise InvalidConfig("input_example: a Keras model needs one, to know the shapes and types of its inputs")
-    if predict_fn != "predict":
-        raise InvalidConfig("pyfunc_predict_fn: a Keras model has only its predict; leave it at 'predict'")
+    batch = require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     asked = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
     declared = {

@@ -16,7 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel, bind_graph
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    OriginalModel,
+    bind_graph,
+    require_example,
+)
 from mlflow_deploy_plugin.runtime import Array
 
 _OPSET = 18
@@ -33,16 +39,8 @@ def read_batch(model: Any, data: Any) -> Batch:
 def forms(
     model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
-    """Return one form, the linear predictor with its link.
-
-    Raises:
-        InvalidConfig: no example, or `predict_proba`, which results do not have.
-    """
-    if batch is None:
-        raise InvalidConfig("input_example: results of statsmodels need one, to know the columns that they read")
-    if predict_fn != "predict":
-        raise InvalidConfig("pyfunc_predict_fn: results of statsmodels have only their predict; leave it at 'predict'")
-    return [partial(_convert, model, batch)]
+    """Return one form, the linear predictor with its link. Raises as `require_example`."""
+    return [partial(_convert, model, require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
 
 
 def _convert(results: Any, batch: Batch) -> ConvertedModel:

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     bind_graph,
     call_original,
     rename_values,
+    require_example,
 )
 from mlflow_deploy_plugin.runtime import Array
 
@@ -44,12 +45,9 @@ def forms(
     """Return one form, the graph of the signature `serving_default`, or of the call.
 
     Raises:
-        InvalidConfig: no example (its shapes and types are needed), or `predict_proba`.
+        InvalidConfig: as `require_example`.
     """
-    if batch is None:
-        raise InvalidConfig("input_example: a TensorFlow model needs one, to know the shapes and types of its inputs")
-    if predict_fn != "predict":
-        raise InvalidConfig("pyfunc_predict_fn: a TensorFlow model has only its signature; leave it at 'predict'")
+    batch = require_example(batch, predict_fn, "a TensorFlow model", "signature")
     return [partial(_export, model, batch, dynamic_axes)]
 
 

@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     bind_graph,
     call_original,
+    require_example,
 )
 from mlflow_deploy_plugin.runtime import Array
 
@@ -53,15 +54,8 @@ def read_batch(model: Any, data: Any) -> Batch:
 def forms(
     model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
-    """Return one form, the exported module.
-
-    Raises:
-        InvalidConfig: no example (its shapes and types are needed), or `predict_proba`, which a module does not have.
-    """
-    if batch is None:
-        raise InvalidConfig("input_example: a torch module needs one, to know the shapes and types of its inputs")
-    if predict_fn != "predict":
-        raise InvalidConfig("pyfunc_predict_fn: a torch module has only its forward; leave it at 'predict'")
+    """Return one form, the exported module. Raises as `require_example`."""
+    batch = require_example(batch, predict_fn, "a torch module", "forward")
     if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
         raise ConversionError(
             f"{type(model).__name__} reads texts, by Python; ONNX has the tensors behind its tokenizer"

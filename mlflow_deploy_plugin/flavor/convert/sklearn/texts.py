@@ -131,7 +131,7 @@ def _blocks(graph: NodeBuilder, given: str) -> str:
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     """Return the tokens [N, L], in lower case where the vectorizer wants it; `_PAD` or spaces after the last one."""
     characters = vectorizer.analyzer in ("char", "char_wb")  # a token is a character
-    expression = _token_expression(vectorizer)
+    expression, loses_dots = _token_expression(vectorizer)
     # each word of `char_wb` stands between spaces; one for two words does, as no term has a space within
     within_words = vectorizer.analyzer == "char_wb"
     pad = " " if within_words else _PAD
@@ -150,7 +150,7 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
         one_by_one = graph.node("Reshape", [tokens, [-1]])
         lower = graph.node("StringNormalizer", [one_by_one], case_change_action="LOWER", is_case_sensitive=1)
         lower = graph.node("Reshape", [lower, shape])
-        if _loses_dots(vectorizer):  # such a token is no term; ONNX Runtime would make a term of it, without the dot
+        if loses_dots:  # such a token is no term; ONNX Runtime would make a term of it, without the dot
             unknown = graph.node("RegexFullMatch", [tokens], pattern=f"(?s:.*){_DOTTED}(?s:.*)")
             lower = graph.node("Where", [unknown, _text(_PAD), lower])
         tokens = graph.node("Where", [dotted, _text(_DOTTED.lower()), lower])
@@ -219,8 +219,8 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the expression of a token in the original text, for RE2.
+def _token_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
+    """Return the expression of a token in the original text, for RE2, and True if a token goes on after a lowered "İ".
 
     Raises:
         NotImplementedError: the vectorizer finds its tokens in another way.
@@ -238,14 +238,14 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
     if vectorizer.analyzer == "word" and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
         raise NotImplementedError("its option stop_words, which leaves words out between those of an n-gram")
     if vectorizer.analyzer == "char_wb":
-        return f"{_class(_SPACES)}+|(?s:.)"
+        return f"{_class(_SPACES)}+|(?s:.)", False
     if vectorizer.analyzer == "char":
-        return f"{_class(_SPACES)}{{2,}}|(?s:.)"
+        return f"{_class(_SPACES)}{{2,}}|(?s:.)", False
     return _word_expression(vectorizer)
 
 
-def _word_expression(vectorizer: CountVectorizer) -> str:
-    """Return the expression of a token in the original text: the longest run of characters of one class.
+def _word_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
+    """Return what `_token_expression` does for words, the longest runs of characters of one class.
 
     Raises:
         NotImplementedError: the pattern is another.
@@ -267,7 +267,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     if " " in _members(kind) and vectorizer.ngram_range[1] > 1:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens that hold spaces, and n-grams of them")
     if not vectorizer.lowercase:
-        return f"{_class(kind)}{{{least},}}"
+        return f"{_class(kind)}{{{least},}}", False
     members = _members(kind)
     # the characters whose lower case is a member
     others, wanted = _lower_cases(), set(members)
@@ -275,21 +275,12 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     run = _as_class(lowered)
     expression = f"{run}{{{least},}}"
     if "i" not in members:
-        return expression
-    if _DOT in members:
+        return expression, False
+    if _DOT in members:  # the second of the two characters belongs to the class
         if any(_DOT in term for term in vectorizer.vocabulary_):
             raise NotImplementedError(f"token_pattern ({pattern!r}): tokens with the dot of a lowered {_DOTTED!r}")
-        return f"{_as_class(lowered + _DOTTED)}{{{least},}}"
-    return f"{expression}|{run}{{{least - 1},}}{_DOTTED}"
-
-
-def _loses_dots(vectorizer: CountVectorizer) -> bool:
-    """Return True if a token goes on after a lowered "İ": the second of its two characters belongs to the class."""
-    if vectorizer.analyzer != "word" or not vectorizer.lowercase:
-        return False
-    pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
-    found = _TOKENS.fullmatch(pattern)
-    return found is not None and not found["edge"] and {"i", _DOT} <= set(_members(found["first"]))
+        return f"{_as_class(lowered + _DOTTED)}{{{least},}}", True
+    return f"{expression}|{run}{{{least - 1},}}{_DOTTED}", False
 
 
 def _pattern_of(tokenizer: Any) -> str:

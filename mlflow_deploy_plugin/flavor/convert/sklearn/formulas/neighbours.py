@@ -122,11 +122,7 @@ def _within_radius(model: Any, rows: Rows, targets: Array) -> tuple[TracedArray,
     """
     far = distances(rows.matrix, model._fit_X, *_metric(model))
     inside = (far <= model.radius).astype(np.float64)
-    if model.weights == "distance":
-        same = (far == 0).astype(np.float64)
-        weights = np.where(np.any(far == 0, axis=1, keepdims=True), same, inside / np.where(far == 0, 1.0, far))
-    else:
-        weights = inside * _weights(far, model.weights)
+    weights = inside * _weights(far, model.weights)
     return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
 
 
@@ -158,8 +154,7 @@ def radius_classes(model: RadiusNeighborsClassifier, rows: Rows) -> tuple[Traced
 
 def within_radius(model: RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
     far = distances(rows.matrix, model._fit_X, *_metric(model))
-    inside = (far <= model.radius).astype(np.float64)
-    return np.where(far <= model.radius, far, 0.0) if model.mode == "distance" else inside
+    return np.where(far <= model.radius, far if model.mode == "distance" else 1.0, 0.0)
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
