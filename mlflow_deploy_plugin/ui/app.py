@@ -172,14 +172,14 @@ class _Console:
                 models = " and ".join(action.models) or "what is not registered"
                 error = f"you may not {action.description}: that takes the permission to edit {models}"
                 return self._render(error=error, status=403, only=page)
-            job = self._jobs.start(
-                action.description,
-                who.actor,
-                action.arguments,
-                self._servers(),
-                _credentials(),
+            wanted = Job(
+                description=action.description,
+                actor=who.actor,
+                arguments=action.arguments,
+                servers=self._servers(),
                 has_account=bool(who.user),
             )
+            job = self._jobs.start(wanted, _credentials())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status, only=page)
         return make_response(redirect(f"{self._base}?job={job.id}{f'&endpoint={quote(page)}' if page else ''}", 303))

@@ -54,7 +54,7 @@ class Job(State):
         has_account: True if the server has accounts, so that others may have fewer permissions.
     """
 
-    id: str
+    id: str = Field(default_factory=lambda: secrets.token_hex(8))
     description: str
     actor: str
     arguments: dict[str, Any]
@@ -76,15 +76,7 @@ class Jobs:
     folder: Path
     longest: float = _MAX_SECONDS
 
-    def start(
-        self,
-        description: str,
-        actor: str,
-        arguments: dict[str, Any],
-        servers: tuple[str, ...],
-        secret: Mapping[str, str],
-        has_account: bool = False,
-    ) -> Job:
+    def start(self, job: Job, secret: Mapping[str, str]) -> Job:
         """Start a job and return at once; what is left of jobs of the days before is removed.
 
         If one with the same arguments runs already, that is returned: a button that is pressed twice does one thing.
@@ -102,19 +94,11 @@ class Jobs:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".log").unlink(missing_ok=True)
             elif known.state == "running":
-                if known.arguments == arguments:
+                if known.arguments == job.arguments:
                     return known
                 running += 1
         if running >= _MAX_RUNNING:
             raise TooManyRequests(f"{_MAX_RUNNING} actions are running: wait until one has ended")
-        job = Job(
-            id=secrets.token_hex(8),
-            description=description,
-            actor=actor,
-            arguments=arguments,
-            servers=servers,
-            has_account=has_account,
-        )
         path = self.folder / f"{job.id}.json"
         write_state(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}

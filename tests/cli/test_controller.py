@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.controller import STORE_LEASE
 from mlflow_deploy_plugin.deployments.config import configure
@@ -24,6 +25,7 @@ from tests.support.rollouts import PLAN as ROLLOUT
 
 CODE = """
 import sys
+from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.controller import STORE_LEASE
 try:
@@ -130,6 +132,21 @@ def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
     assert "flights: retraining 1 of X, full: waiting" in text
     assert "why: asked by ada: new carrier" in text
     assert json.loads(ask("--list", "-o", "json").output)[0]["state"] == "waiting"
+
+
+def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cause = {"kind": "asked", "why": "asked by ada"}
+    begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN, "waiting")
+    monkeypatch.setattr(controller, "request_retraining", lambda *_: begun)
+
+    asked = ask("flights", "--wait")
+
+    assert asked.exit_code == 1
+    assert asked.stdout.splitlines() == [
+        "flights: retraining 1 of X, full: waiting",
+        "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted meanwhile",
+    ]
+    assert store.lease("controller") is None
 
 
 def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Store, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from tests.support.waiting import wait_until
 
 def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "http.server")  # it waits for ever; the file's path is no port, though
-    started = Jobs(tmp_path, longest=0.0).start("roll x back", "eva", {}, (), {})
+    started = Jobs(tmp_path, longest=0.0).start(press({}), {})
     ended = wait_until(lambda: found(tmp_path, started.id, "failed"), 60, "it was stopped")
     assert ended.message == "it did not end within 0 s, and was stopped"
     assert not is_alive(started.pid)
 
 
 def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:
-    write_state(tmp_path / f"{'a' * 16}.json", begun({}, pid=os.getpid(), started_at=0.0))
+    write_state(tmp_path / f"{'a' * 16}.json", press({}, id="a" * 16, pid=os.getpid(), started_at=0.0))
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
     assert (job.state, job.message) == ("failed", "it did not end in time")
@@ -29,16 +29,16 @@ def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) ->
 
 def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
-    write_state(tmp_path / f"{'a' * 16}.json", begun({"endpoint": "x"}))
+    write_state(tmp_path / f"{'a' * 16}.json", press({"endpoint": "x"}, id="a" * 16))
 
-    assert Jobs(tmp_path).start("roll x back", "bob", {"endpoint": "x"}, (), {}).id == "a" * 16
-    other = Jobs(tmp_path).start("roll y back", "bob", {"endpoint": "y"}, (), {}).id
+    assert Jobs(tmp_path).start(press({"endpoint": "x"}), {}).id == "a" * 16
+    other = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
     assert other != "a" * 16
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
 
-def begun(arguments: dict[str, str], **fields: Any) -> Job:
-    return Job(id="a" * 16, description="roll x back", actor="eva", arguments=arguments, **fields)
+def press(arguments: dict[str, str], **fields: Any) -> Job:
+    return Job(description="roll x back", actor="eva", arguments=arguments, **fields)
 
 
 def found(folder: Path, id: str, state: str) -> Job | None:

@@ -89,8 +89,6 @@ def start_rollout(
         seconds = 0.0
     if seconds < 1:
         raise InvalidConfig(f"--every {request.every}: a duration like 30s, 5m or 1h is expected")
-    if request.min_requests < 1:
-        raise InvalidConfig("--min-requests: at least 1 is expected")
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(one.kind == "disagreement" for one in criteria)
     plan = RolloutPlan(

@@ -50,9 +50,10 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
     MachineBackend,
-    PreviousState,
+    ServedState,
     observe_absent,
     observe_server,
+    read_served_state,
     server_url,
     wait_until_served,
     written_spec,
@@ -68,7 +69,6 @@ from mlflow_deploy_plugin.statedir import (
     SERVER,
     SPEC,
     SPOOL,
-    AgentState,
     ServerState,
     read_state,
     write_atomically,
@@ -85,15 +85,10 @@ class DockerBackend(MachineBackend):
     _connected: Any = field(default=None, init=False)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set, wait until every worker does, and return its address.
+        """Serve `spec`, whose port is set. Another image, or a change of the parts `server` and `container`, brings
+        another container, which takes over when it is ready; the running server applies any other change itself.
 
-        The running server applies a change of variants or capture itself. Another image, or a change of the parts
-        `server` and `container`, brings another container, which takes over when it is ready.
-
-        Raises:
-            InvalidConfig: port, image or registry cannot be had; the server that runs goes on.
-            AlreadyExists: another container has the name.
-            DeploymentFailed: it did not become ready, and its container is removed; or Docker does not answer.
+        Raises as `Backend.apply`, and AlreadyExists if another container has the name.
         """
         with docker_errors(spec):
             self._settle(spec.name)
@@ -105,7 +100,7 @@ class DockerBackend(MachineBackend):
             if is_running and server.labels.get(DIGEST) == options["labels"][DIGEST]:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
-                before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
+                before = read_served_state(folder, _all_live)
                 write_atomically(folder / SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
             else:
@@ -113,7 +108,6 @@ class DockerBackend(MachineBackend):
         return server_url(spec.server)
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        """Return the state of the endpoint's server now."""
         with docker_errors(spec):
             server = self._server(spec.name)
             listener = self._listener(spec.name)
@@ -159,13 +153,11 @@ class DockerBackend(MachineBackend):
         shutil.rmtree(home_folder(name, self.settings), ignore_errors=True)
 
     def is_running(self, name: str) -> bool:
-        """Return True if the endpoint's server lives, ready or not."""
         with docker_errors():
             server = self._server(name)
         return server is not None and server.status in ("running", "restarting")
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of the server's log, and with `follow` those to come until its container ends."""
         with docker_errors():
             if (server := self._server(name)) is None:
                 return
@@ -281,7 +273,7 @@ class DockerBackend(MachineBackend):
                 command=["serve", "--spec", str(folder / SPEC), "--state-dir", str(folder)],
             )
             new.start()
-            self._wait(spec, folder, new, PreviousState(), progress)
+            self._wait(spec, folder, new, ServedState(), progress)
             new.update(restart_policy={"Name": spec.container.restart})  # until now a crash was to be seen
         except BaseException:
             if new is not None:
@@ -347,7 +339,7 @@ class DockerBackend(MachineBackend):
             found = self._engine.networks.list(names=[f"^{NETWORK}$"])
         return str(min(found, key=lambda one: one.attrs["Created"]).id)
 
-    def _wait(self, spec: EndpointSpec, folder: Path, server: Any, before: PreviousState, progress: Progress) -> None:
+    def _wait(self, spec: EndpointSpec, folder: Path, server: Any, before: ServedState, progress: Progress) -> None:
         is_new = before.spec is None
 
         def why_ended() -> str:

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
     quota_trouble,
 )
 from mlflow_deploy_plugin.deployments.backends.served_state import (
-    PreviousState,
+    ServedState,
     compare_applied,
     served_failure,
     wait_while_pending,
@@ -109,16 +109,6 @@ except OSError as error:
 """
 
 
-@dataclass(frozen=True)
-class PodState:
-    """The state files of one pod: the spec as it is served there, and what agent and workers say."""
-
-    spec: EndpointSpec | None
-    agent: AgentState | None
-    wanted: Wanted
-    workers: tuple[WorkerState, ...]
-
-
 @dataclass
 class KubernetesBackend:
     """The endpoints in one namespace of a cluster."""
@@ -133,11 +123,9 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, wait until every pod does, and return the address; after a failure pods that were ready go on.
+        """Serve `spec`; after a failure pods that were ready go on.
 
-        Raises:
-            InvalidConfig, DeploymentFailed: as `Backend.apply`.
-            AlreadyExists: objects of its name are somebody else's.
+        Raises as `Backend.apply`, and AlreadyExists if objects of its name are somebody else's.
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
@@ -146,7 +134,7 @@ class KubernetesBackend:
             self._refuse_others(documents)
         pods = self._living_pods(spec.name) if running is not None else []
         before = {
-            pod["metadata"]["name"]: PreviousState(state.spec, state.agent)
+            pod["metadata"]["name"]: state
             for pod, state in zip(pods, self._read_pods(pods), strict=True)
             if state is not None
         }
@@ -175,7 +163,6 @@ class KubernetesBackend:
         return self._url(spec)
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        """Return the state of the endpoint's pods now."""
         deployment = self._cluster.get("Deployment", spec.name)
         if deployment is None:
             gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` makes it again"
@@ -190,7 +177,7 @@ class KubernetesBackend:
         states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
         if not ready:
             return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
-        applied = [compare_applied(spec, state.wanted, state.workers) for state in states]
+        applied = [compare_applied(spec, state) for state in states]
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
@@ -201,7 +188,7 @@ class KubernetesBackend:
             wanted=next((one.wanted for one in applied if one.wanted is not None), None),
             workers=tuple(
                 worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # pods have the same process ids
-                for number, one in enumerate(applied)
+                for number, one in enumerate(states)
                 for worker in one.workers
             ),
             errors={name: error for one in applied for name, error in one.errors.items()},
@@ -273,7 +260,6 @@ class KubernetesBackend:
         return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
     def poll_registry(self, name: str) -> None:
-        """Make the agents of all pods ask the registry at once."""
         with suppress(OnnxserveError):  # their next poll comes anyway
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], CONTAINER, ["touch", f"{STATE_FOLDER}/{LOOK}"])
@@ -370,18 +356,18 @@ class KubernetesBackend:
         pods = self._cluster.find("Pod", {LABEL: name})
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
-    def _read_pods(self, pods: list[Document]) -> list[PodState | None]:
+    def _read_pods(self, pods: list[Document]) -> list[ServedState | None]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(self._read_pod, pods))
 
-    def _read_pod(self, pod: Document) -> PodState | None:
+    def _read_pod(self, pod: Document) -> ServedState | None:
         """Return the state files of a pod; None if they cannot be read now, or never, as `_may_look` says."""
         if "running" not in container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
             files = json.loads(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
-            return PodState(
+            return ServedState(
                 spec=load_specs(files[SPEC])[0] if SPEC in files else None,
                 agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
                 wanted=Wanted.model_validate_json(files[WANTED]) if WANTED in files else Wanted(),
@@ -395,7 +381,7 @@ class KubernetesBackend:
         except (OnnxserveError, ValueError):
             return None
 
-    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, PreviousState], progress: Progress) -> None:
+    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
         """Return when the Deployment has rolled and every pod serves `spec`.
 
         Raises DeploymentFailed if it cannot become ready, or has not in time; the message has the pod's last words.
@@ -428,7 +414,7 @@ class KubernetesBackend:
 
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
-    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, PreviousState]) -> str:
+    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
         """Return what pods that are ready still have to do; empty once all serve `spec`. Raises DeploymentFailed."""
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
@@ -436,8 +422,8 @@ class KubernetesBackend:
                 return f"the state of pod {name} cannot be read"
             if state is None:
                 continue  # it is ready, and no more can be known
-            applied = compare_applied(spec, state.wanted, state.workers)
-            if failure := served_failure(applied, spec, before.get(name, PreviousState()), state.agent):
+            applied = compare_applied(spec, state)
+            if failure := served_failure(applied, spec, before.get(name, ServedState()), state.agent):
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"

@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
     MachineBackend,
-    PreviousState,
     observe_absent,
     observe_server,
+    read_served_state,
     server_url,
     wait_until_served,
     written_spec,
@@ -35,16 +35,7 @@ from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
 from mlflow_deploy_plugin.server import remove_metrics
 from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec
-from mlflow_deploy_plugin.statedir import (
-    AGENT,
-    LOG,
-    SERVER,
-    SPEC,
-    AgentState,
-    ServerState,
-    read_state,
-    write_atomically,
-)
+from mlflow_deploy_plugin.statedir import LOG, SERVER, SPEC, ServerState, read_state, write_atomically
 
 FIRST_PORT = 8080
 _PORTS_TRIED = 1000
@@ -56,20 +47,16 @@ class LocalBackend(MachineBackend):
     """Servers on this machine."""
 
     def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
-        """Serve `spec`, whose port is set, wait until every worker does, and return its address.
+        """Serve `spec`, whose port is set. The running server applies what is not of the `server` part itself.
 
-        The running server applies a change of variants or capture itself; a change of the `server` part restarts it.
-
-        Raises:
-            InvalidConfig: another program has its port; the server that runs goes on.
-            DeploymentFailed: it did not become ready. A server that was started for it is stopped; the folder stays.
+        Raises as `Backend.apply`; the folder stays.
         """
         if spec.container != ContainerSpec():
             raise InvalidConfig(
                 "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
             )
         folder = self.settings.state_dir(spec.name)
-        before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
+        before = read_served_state(folder)
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
             pid = None  # workers read the server part when they start
@@ -96,7 +83,6 @@ class LocalBackend(MachineBackend):
         return server_url(spec.server)
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        """Return the state of the endpoint's server now."""
         folder = self.settings.state_dir(spec.name)
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
@@ -125,11 +111,9 @@ class LocalBackend(MachineBackend):
         shutil.rmtree(self.settings.state_dir(name), ignore_errors=True)
 
     def is_running(self, name: str) -> bool:
-        """Return True if the endpoint's server lives, ready or not, and is not stopping."""
         return _running_pid(self.settings.state_dir(name)) is not None
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of the server's log, and with `follow` those to come until the server ends."""
         folder = self.settings.state_dir(name)
         yield from read_log_tail(folder / LOG)[-lines:]
         if not follow or not (folder / LOG).exists():

@@ -6,9 +6,9 @@ A server of this machine and one in a container keep such a folder on this machi
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -56,7 +56,6 @@ class AppliedSpec:
         errors: variant → why a worker could not load the wanted version.
         missing: the variants with a share of the traffic that have no version in some worker.
         wanted: the versions to be served; None before the agent has found the first.
-        workers: the state files of the living workers.
     """
 
     is_resolved: bool
@@ -64,15 +63,16 @@ class AppliedSpec:
     errors: dict[str, str]
     missing: tuple[str, ...]
     wanted: WantedEndpoint | None
-    workers: tuple[WorkerState, ...]
 
 
 @dataclass(frozen=True)
-class PreviousState:
-    """The content of the state folder before a spec is written there, to tell later what is new."""
+class ServedState:
+    """The state files of one server: the spec as it is served there, and what the agent and the living workers say."""
 
     spec: EndpointSpec | None = None
     agent: AgentState | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    workers: tuple[WorkerState, ...] = ()
 
 
 def lock_path(name: str, settings: Settings) -> Path:
@@ -87,7 +87,6 @@ class MachineBackend:
     settings: Settings
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of the server, or why it does not give it."""
         return {spec.name: fetch_page(f"{server_url(spec.server)}{path}", timeout_seconds)}
 
     def place(self, name: str) -> str:
@@ -105,12 +104,10 @@ class MachineBackend:
         return written.read_text()
 
     def poll_registry(self, name: str) -> None:
-        """Make the endpoint's agent ask the registry at once instead of at its next poll."""
         with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
             (self.settings.state_dir(name) / LOOK).touch()
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
-        """Yield the address of the server, or of its published port."""
         return nullcontext(server_url(spec.server))
 
 
@@ -131,8 +128,9 @@ def observe_server(
     Args:
         lives: tells if the worker of a process id does.
     """
-    applied, agent = read_applied_spec(state_dir, spec, lives), read_state(state_dir / AGENT, AgentState)
-    state, reason = _server_state(server, applied)
+    found = read_served_state(state_dir, lives)
+    applied, agent = compare_applied(spec, found), found.agent or AgentState(pid=0)
+    state, reason = _server_state(server, applied, found.workers)
     return Observation(
         state=state,
         reason=reason,
@@ -141,23 +139,25 @@ def observe_server(
         started_at=server.started_at,
         restarts=server.restarts,
         wanted=applied.wanted,
-        workers=applied.workers,
+        workers=found.workers,
         errors=applied.errors,
-        refused=agent.refused if agent is not None else (),
-        registry_error=agent.error if agent is not None else "",
-        shipping_error=agent.shipping.error if agent is not None else "",
+        refused=agent.refused,
+        registry_error=agent.error,
+        shipping_error=agent.shipping.error,
         log=log,
     )
 
 
-def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
+def _server_state(
+    server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
+) -> tuple[DeploymentState, str]:
     """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
     if server.phase == "stopping":
         return "stopped", "it finishes the requests in flight"
     for name in applied.missing:
         if name in applied.errors:
             return "failed", applied.errors[name]
-    if server.phase == "starting" or not any(worker.endpoints for worker in applied.workers):
+    if server.phase == "starting" or not any(worker.endpoints for worker in workers):
         return "starting", applied.pending or STARTING
     return "running", applied.pending  # a new version is being loaded while the one before answers
 
@@ -176,16 +176,16 @@ def server_url(server: ServerSpec) -> str:
     return reachable_url(server.host, server.port, server.scheme)
 
 
-def read_applied_spec(
-    state_dir: Path, spec: EndpointSpec, lives: Callable[[int], bool] = psutil.pid_exists
-) -> AppliedSpec:
-    """Read what agent and workers have written about the endpoint of `spec`."""
+def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
+    """Read the state folder of a server; `lives` is as for `observe_server`."""
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
-    return compare_applied(spec, read_state(state_dir / WANTED, Wanted) or Wanted(), workers)
+    agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
+    return ServedState(written_spec(state_dir), agent, wanted or Wanted(), workers)
 
 
-def compare_applied(spec: EndpointSpec, wanted: Wanted, workers: tuple[WorkerState, ...]) -> AppliedSpec:
+def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     """Compare the endpoint of `spec` with what the agent and the living workers of its server say."""
+    wanted, workers = state.wanted, state.workers
     endpoint = wanted.endpoints.get(spec.name)
     found = endpoint or WantedEndpoint(variants={})
     resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
@@ -194,7 +194,7 @@ def compare_applied(spec: EndpointSpec, wanted: Wanted, workers: tuple[WorkerSta
     if endpoint is None or is_changed:
         new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
         pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
-        return AppliedSpec(False, pending, {}, (), endpoint, workers)
+        return AppliedSpec(False, pending, {}, (), endpoint)
     informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
     errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
     missing = tuple(
@@ -210,13 +210,13 @@ def compare_applied(spec: EndpointSpec, wanted: Wanted, workers: tuple[WorkerSta
     )
     step = "applying the change" if is_loaded else "loading the model"
     pending = "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
-    return AppliedSpec(True, pending, errors, missing, endpoint, workers)
+    return AppliedSpec(True, pending, errors, missing, endpoint)
 
 
 def wait_until_served(
     spec: EndpointSpec,
     state_dir: Path,
-    before: PreviousState,
+    before: ServedState,
     why_ended: Callable[[], str],
     seconds: float,
     progress: Callable[[str], None],
@@ -236,8 +236,9 @@ def wait_until_served(
 
     def pending() -> str:
         ended = why_ended()
-        applied = read_applied_spec(state_dir, spec, lives)
-        if failure := served_failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)) or ended:
+        state = read_served_state(state_dir, lives)
+        applied = compare_applied(spec, state)
+        if failure := served_failure(applied, spec, before, state.agent) or ended:
             raise DeploymentFailed(f"{spec.name}: {failure}")
         return applied.pending or _pending_at_server(state_dir, server_url(spec.server))
 
@@ -279,7 +280,7 @@ def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
     return {name: (one.model, spec.capture.drop, spec.capture.mask) for name, one in spec.variants.items()}
 
 
-def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
+def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState, agent: AgentState | None) -> str:
     """Return why the server cannot become ready; empty while it may."""
     earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
     changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}

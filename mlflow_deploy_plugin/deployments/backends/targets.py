@@ -41,7 +41,8 @@ class Backend(Protocol):
         """Serve `spec`, which has a variant, wait until every worker does, and return the address for callers.
 
         Raises:
-            InvalidConfig: the spec cannot be served there; the server that runs goes on.
+            InvalidConfig: the spec cannot be served there: port, image or registry cannot be had, for example; the
+                server that runs goes on.
             DeploymentFailed: it did not become ready. A server that was started for it is stopped.
         """
 

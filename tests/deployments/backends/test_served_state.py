@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.served_state import read_applied_spec, wait_while_pending
+from mlflow_deploy_plugin.deployments.backends.served_state import (
+    compare_applied,
+    read_served_state,
+    wait_while_pending,
+)
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
@@ -43,14 +47,14 @@ def say(tmp_path: Path) -> Callable[..., None]:
 def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable[..., None]) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    report = read_applied_spec(tmp_path, SPEC)
+    report = compare_applied(SPEC, read_served_state(tmp_path))
 
     assert (report.is_resolved, report.pending, report.errors, report.missing) == (True, "", {}, ())
-    assert [worker.pid for worker in report.workers] == [os.getpid()]
+    assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
 def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
-    assert read_applied_spec(tmp_path, SPEC).pending == "fetching one, two"
+    assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "fetching one, two"
 
 
 @pytest.mark.parametrize(
@@ -67,23 +71,23 @@ def test_a_changed_spec_is_waited_for(
 ) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    assert read_applied_spec(tmp_path, apply_config(SPEC, wanted)).pending == pending
+    assert compare_applied(apply_config(SPEC, wanted), read_served_state(tmp_path)).pending == pending
 
 
 def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"))
     say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # above the kernel's largest process id
 
-    report = read_applied_spec(tmp_path, SPEC)
+    report = compare_applied(SPEC, read_served_state(tmp_path))
 
     assert report.pending == "loading the model, 0 of 1 workers have it"
-    assert [worker.pid for worker in report.workers] == [os.getpid()]
+    assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
 def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    assert read_applied_spec(tmp_path, SPEC).pending == "applying the change, 0 of 1 workers have it"
+    assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "applying the change, 0 of 1 workers have it"
 
 
 def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
@@ -91,7 +95,7 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
 ) -> None:
     say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
 
-    report = read_applied_spec(tmp_path, SPEC)
+    report = compare_applied(SPEC, read_served_state(tmp_path))
 
     assert report.errors == {"a": "broken", "b": "too"}
     assert report.missing == ("a",)
