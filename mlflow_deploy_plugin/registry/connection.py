@@ -126,11 +126,14 @@ def registry_client() -> "MlflowClient":
     """Return a client for the MLflow that the environment names.
 
     Raises:
-        InvalidConfig: MLflow does not support the address.
+        InvalidConfig: MLflow does not support the address, or two of its settings contradict each other.
     """
     import mlflow  # imported late: it takes a second, and a model on this disk does without
+    from mlflow.environment_variables import MLFLOW_TRACKING_INSECURE_TLS, MLFLOW_TRACKING_SERVER_CERT_PATH
     from mlflow.exceptions import MlflowException
 
+    if MLFLOW_TRACKING_INSECURE_TLS.get() and MLFLOW_TRACKING_SERVER_CERT_PATH.get():
+        raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
     try:
         return mlflow.MlflowClient()
     except MlflowException as error:
@@ -175,7 +178,6 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
         where: the server, if it is not the registry.
 
     Raises:
-        InvalidConfig: MLflow's environment variables contradict each other.
         NotFound: the server answers that the thing does not exist.
         RegistryUnavailable: the server does not answer, refuses the request, or fails.
     """
@@ -187,8 +189,6 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
             ignore_warnings()
             yield
     except MlflowException as error:
-        if "environment variables" in str(error):
-            raise InvalidConfig(_reason(error)) from None
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{error.error_code}: ')}") from None
         raise RegistryUnavailable(unavailable_message(what, where, error)) from None
