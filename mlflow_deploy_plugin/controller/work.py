@@ -38,7 +38,9 @@ def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
         InvalidConfig: it cannot be read, or no time ever fits it.
     """
     try:
-        return next(crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))).astimezone(UTC)
+        times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
+        # in the second of two equal hours they begin with those of the first
+        return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
     except ValueError as error:
         raise InvalidConfig(f"schedule {schedule!r}: {error}") from None
     except StopIteration:
