@@ -97,7 +97,7 @@ def test_what_was_answered_and_captured_and_shipped_stands_side_by_side(machine:
     machine.answer(3)
     machine.answer(200, max_rows=100)
     machine.answer(7, "f")
-    machine.writer.count_excluded("f", 5)
+    machine.writer.count("f", 5, 0, None)
     machine.shipper.ship()
     machine.watermark.round()
     mark = machine.told()

@@ -12,6 +12,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import Array, NarrowedFeeds
@@ -45,10 +46,11 @@ _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
 
+@dataclass(eq=False)
 class CaptureWriter:
     """Appends to this worker's own segment. A request that cannot be written is counted and logged; it never fails.
 
-    Args:
+    Attributes:
         count: called for each response with its endpoint, its rows, how many of them were to be written, and whether
             they were; None if the spec excludes them all.
         clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
@@ -56,26 +58,21 @@ class CaptureWriter:
             has shipped something; what is written between two looks may come on top.
     """
 
-    def __init__(
-        self,
-        spool: Path,
-        count: Callable[[str, int, int, bool | None], None] = lambda *counted: None,
-        clock: Callable[[], float] = time.monotonic,
-        max_bytes: int = 1024**3,
-    ) -> None:
-        self._spool = spool
-        self._max_bytes = max_bytes
+    spool: Path
+    count: Callable[[str, int, int, bool | None], None] = lambda *counted: None
+    clock: Callable[[], float] = time.monotonic
+    max_bytes: int = 1024**3
+
+    def __post_init__(self) -> None:
         self._is_full = False
         self._look_at = float("-inf")
-        self._count = count
-        self._clock = clock
         self._lock = threading.Lock()
         self._file = -1
         self._size = 0
         self._segment = 0  # the number of the one that is open
         self._models: dict[CapturedModel, int] = {}
         self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
-        self._mask = ColumnMask(spool.parent / MASK_KEY)
+        self._mask = ColumnMask(self.spool.parent / MASK_KEY)
         self._encoder = RequestEncoder(self._mask)
         self._quiet_until = float("-inf")
 
@@ -90,7 +87,7 @@ class CaptureWriter:
         """Append the first `max_rows` rows of a request as it was sent, and count it; return whether they are in the
         file."""
         rows, kept, is_written = self.append(record, model, feeds, outputs, max_rows)
-        self._count(record.endpoint, rows, kept, is_written)
+        self.count(record.endpoint, rows, kept, is_written)
         return is_written
 
     def append(
@@ -124,10 +121,6 @@ class CaptureWriter:
         except Exception as error:  # noqa: BLE001 - as in `write`
             self._log_failure(error)
 
-    def count_excluded(self, endpoint: str, rows: int) -> None:
-        """Count a response of so many rows of which nothing is written."""
-        self._count(endpoint, rows, 0, None)
-
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
     ) -> None:
@@ -155,7 +148,7 @@ class CaptureWriter:
 
     def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
         is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # saves adding up the pieces of the request
-        if self._file < 0 or self._is_full or not is_roomy or self._clock() >= self._look_at:
+        if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         if plan.segment != self._segment:
             model, layout = plan.model, plan.layout
@@ -173,21 +166,21 @@ class CaptureWriter:
         Raises:
             OSError: the spool is full, or no file can be made.
         """
-        if (now := self._clock()) >= self._look_at:
+        if (now := self.clock()) >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
-            self._is_full = spool_bytes(self._spool) >= self._max_bytes
+            self._is_full = spool_bytes(self.spool) >= self.max_bytes
         if self._is_full:
             self._close()  # the agent removes no segment that is locked
-            raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
+            raise OSError(f"the spool holds the {self.max_bytes} bytes that it may; does the inference log take them?")
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
-            self._spool.mkdir(parents=True, exist_ok=True)
+            self.spool.mkdir(parents=True, exist_ok=True)
             name = uuid.uuid4().hex
-            temporary = self._spool / f".{name}"
+            temporary = self.spool / f".{name}"
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
             try:  # it gets its name once it is locked, so that no reader takes it for abandoned
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.rename(temporary, self._spool / (name + SUFFIX))
+                os.rename(temporary, self.spool / (name + SUFFIX))
             except OSError:
                 os.close(file)
                 temporary.unlink(missing_ok=True)
@@ -217,7 +210,7 @@ class CaptureWriter:
         self._layouts.clear()
 
     def _log_failure(self, error: Exception) -> None:
-        now = self._clock()
+        now = self.clock()
         if now >= self._quiet_until:
             self._quiet_until = now + _LOG_SECONDS
             logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))

@@ -71,31 +71,26 @@ MirrorCallback = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[st
 """Variant, record, whether that is captured, feeds, outputs and opaque body; `Shadows.mirror`."""
 
 
+@dataclass(eq=False)
 class DataPlane:
     """Runs requests on the versions of a repository and captures them.
 
-    Args:
+    Attributes:
         count_batch: called for every run of a model, as `Metrics.count_batch`.
         cache: the response cache, if there is one.
         default_timeout_microseconds: a request whose run has not begun after it is given up; 0 for never.
         mirror: called with each response of a variant that has shadows.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        capture: CaptureWriter,
-        count_batch: Callable[..., None] = lambda *counted, **version: None,
-        cache: ResponseCache | None = None,
-        default_timeout_microseconds: int = 0,
-        mirror: MirrorCallback = lambda *mirrored: None,
-    ) -> None:
-        self._repository = repository
-        self._capture = capture
-        self._count_batch = count_batch
-        self._cache = cache
-        self._timeout = default_timeout_microseconds / 1e6 or math.inf
-        self._mirror = mirror
+    repository: Repository
+    capture: CaptureWriter
+    count_batch: Callable[..., None]
+    cache: ResponseCache | None
+    default_timeout_microseconds: int
+    mirror: MirrorCallback
+
+    def __post_init__(self) -> None:
+        self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
 
     def select_variant(
         self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NO_HEADERS
@@ -107,7 +102,7 @@ class DataPlane:
         Raises:
             NotFound, NotReady: see `Repository.select_variant`.
         """
-        return self._repository.select_variant(endpoint, random.random(), version, headers)
+        return self.repository.select_variant(endpoint, random.random(), version, headers)
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
         """Return the variant for the value of the column `variant.key` in `feeds`, which `variant` has decoded.
@@ -115,7 +110,7 @@ class DataPlane:
         Raises as `Repository.select_variant`.
         """
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
-        return variant if key is None else self._repository.sticky_variant(variant, key)
+        return variant if key is None else self.repository.sticky_variant(variant, key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """Run the request on this variant and capture it before returning. Blocks the thread, in a batcher too.
@@ -130,12 +125,12 @@ class DataPlane:
         if request.body is not None:
             read = self._run_opaque_body(variant, request.body, deadline)
             return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
-        if self._cache is not None and (key := _cache_key(variant.loaded, request)) is not None:
-            outputs = self._cache.get(key)
+        if self.cache is not None and (key := _cache_key(variant.loaded, request)) is not None:
+            outputs = self.cache.get(key)
             is_cached = outputs is not None
             if outputs is None:
                 outputs = self._run(variant, request, deadline)
-                self._cache.put(key, outputs)
+                self.cache.put(key, outputs)
             return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
         outputs = self._run(variant, request, deadline)
         return self._capture_response(variant, request, arrived, request.inputs, outputs)
@@ -150,16 +145,16 @@ class DataPlane:
             ids = request_id, new_id()
             moment = now if event_time is None else event_time
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
-            self._capture.write_failure(record, variant.captured)
+            self.capture.write_failure(record, variant.captured)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return whether `infer_async` can run every variant of the endpoint.
 
         With a response cache it cannot: it may have to wait for Redis.
         """
-        named = self._repository.default_endpoint if endpoint is None else endpoint
-        served = self._repository.table.get(named or "")
-        if served is None or self._cache is not None:
+        named = self.repository.default_endpoint if endpoint is None else endpoint
+        served = self.repository.table.get(named or "")
+        if served is None or self.cache is not None:
             return False
         return all(variant.loaded.batcher is not None for variant in served.answering)
 
@@ -198,7 +193,7 @@ class DataPlane:
         fraction = capture.fraction
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
         if not is_captured:
-            self._capture.count_excluded(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs))
+            self.capture.count(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs), 0, None)
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:
@@ -207,9 +202,9 @@ class DataPlane:
                 latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
             if is_captured:
-                self._capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
+                self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
             if variant.shadows:
-                self._mirror(variant, record, is_captured, feeds, outputs, request.body)
+                self.mirror(variant, record, is_captured, feeds, outputs, request.body)
         return InferResponse(
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
@@ -236,11 +231,11 @@ class DataPlane:
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1
-        self._count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
+        self.count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs
 
     def _batch_callback(self, variant: ServedVariant) -> BatchCallback:
-        return partial(self._count_batch, variant.endpoint, model=variant.loaded.model, version=variant.loaded.version)
+        return partial(self.count_batch, variant.endpoint, model=variant.loaded.model, version=variant.loaded.version)
 
     def _deadline(self, request: InferRequest) -> float:
         """Return when to give the request up, in `time.perf_counter()`: the sooner of the server's and the client's."""

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
-from types import TracebackType
 
 from mlflow_deploy_plugin.errors import ClientDisconnected, InternalError, NotReady, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array
@@ -61,9 +60,7 @@ class RequestContext:
     def __enter__(self) -> "RequestContext":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.release()
 
     def admit(self, endpoint: str | None) -> None:

@@ -97,26 +97,22 @@ class MirroredRequest:
         )
 
 
+@dataclass(eq=False)
 class Shadows:
     """The queue of one worker's copies, and the thread that runs them; it starts with the first copy.
 
-    Args:
+    Attributes:
         capture: writes the shadows' rows. It is a writer of its own, so that no response waits for it.
         clock: monotonic seconds, for the log's one line a minute.
     """
 
-    def __init__(
-        self,
-        capture: CaptureWriter,
-        metrics: Metrics,
-        max_copies: int = MAX_COPIES,
-        max_bytes: int = MAX_BYTES,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._capture = capture
-        self._metrics = metrics
-        self._max_copies, self._max_bytes = max_copies, max_bytes
-        self._clock = clock
+    capture: CaptureWriter
+    metrics: Metrics
+    max_copies: int = MAX_COPIES
+    max_bytes: int = MAX_BYTES
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
         self._queued = self._queued_bytes = 0
@@ -158,7 +154,7 @@ class Shadows:
             for shadow in variant.shadows:
                 copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._enqueue(copy):
-                    self._metrics.count_shadow(shadow, "dropped")
+                    self.metrics.count_shadow(shadow, "dropped")
         except Exception:
             logger.exception("a copy for the shadows of %s could not be made", variant.endpoint)
 
@@ -168,12 +164,12 @@ class Shadows:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
-        self._capture.close()
+        self.capture.close()
 
     def _enqueue(self, copy: MirroredRequest) -> bool:
         with self._lock:
             held = self._queued_bytes - self._done_bytes
-            if self.waiting >= self._max_copies or held + copy.size > self._max_bytes:
+            if self.waiting >= self.max_copies or held + copy.size > self.max_bytes:
                 return False
             was_empty = not self._copies
             self._queued += 1
@@ -241,8 +237,8 @@ class Shadows:
                     time.sleep(_HANDOVER_SECONDS)
                     self._process([copy])
                 return
-            self._metrics.count_shadow(shadow, "failed")
-            if (now := self._clock()) >= self._quiet_until:
+            self.metrics.count_shadow(shadow, "failed")
+            if (now := self.clock()) >= self._quiet_until:
                 self._quiet_until = now + _LOG_SECONDS
                 traceback = None if isinstance(error, OnnxserveError) else error
                 logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
@@ -271,7 +267,7 @@ class Shadows:
                 answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed)
             )
         self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
-        self._metrics.count_shadow_comparison(shadow, comparison, len(batch), seconds)
+        self.metrics.count_shadow_comparison(shadow, comparison, len(batch), seconds)
 
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
@@ -284,7 +280,7 @@ class Shadows:
             rows = slice(start, start + copy.rows)
             start += copy.rows
             if copy.is_captured and feeds:
-                self._capture.write(
+                self.capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
                     slice_feeds(feeds, rows) if len(batch) > 1 else feeds,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import (
@@ -52,29 +53,25 @@ _ERRORS: dict[str, type[OnnxserveError]] = {
 }
 
 
+@dataclass(eq=False)
 class ModelControl:
     """Loads and unloads endpoints on behalf of the requests to one worker.
 
-    Args:
+    Attributes:
         mode: only "explicit" allows it.
         max_waiting: requests of this worker that may wait for an answer at the same time, each in its thread.
         timeout_seconds: the longest wait for a command.
         agent_seconds: how long the agent may be down (it is restarted when it crashes).
     """
 
-    def __init__(
-        self,
-        state_dir: Path,
-        mode: ModelControlMode,
-        max_waiting: int,
-        timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
-        agent_seconds: float = _AGENT_SECONDS,
-    ) -> None:
-        self._state_dir = state_dir
-        self._mode = mode
-        self._waiting = threading.BoundedSemaphore(max_waiting)
-        self._timeout_seconds = timeout_seconds
-        self._agent_seconds = agent_seconds
+    state_dir: Path
+    mode: ModelControlMode
+    max_waiting: int
+    timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
+    agent_seconds: float = _AGENT_SECONDS
+
+    def __post_init__(self) -> None:
+        self._waiting = threading.BoundedSemaphore(self.max_waiting)
 
     def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
         """Load the endpoint into every worker; resolve its versions again if it is loaded.
@@ -98,7 +95,7 @@ class ModelControl:
         self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()))
 
     def _run(self, command: Command) -> None:
-        if self._mode != "explicit":
+        if self.mode != "explicit":
             raise InvalidConfig(
                 f"this server lets nobody {command.action} endpoints; it was to be started with "
                 "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
@@ -108,7 +105,7 @@ class ModelControl:
             raise InvalidConfig(f"endpoint {name!r} takes {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are taken")
         with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
-            file, answer_file = self._state_dir / COMMANDS / name, self._state_dir / ANSWERS / name
+            file, answer_file = self.state_dir / COMMANDS / name, self.state_dir / ANSWERS / name
             try:
                 write_state(file, command)
             except OSError as error:
@@ -127,7 +124,7 @@ class ModelControl:
         if not self._waiting.acquire(blocking=False):
             raise TooManyRequests("other endpoints are being loaded or unloaded; ask again in a moment", 1)
         try:
-            if len(command_files(self._state_dir)) >= MAX_WAITING:
+            if len(command_files(self.state_dir)) >= MAX_WAITING:
                 raise TooManyRequests(f"{MAX_WAITING} endpoints wait to be loaded or unloaded; ask again later", 1)
             yield
         finally:
@@ -137,14 +134,14 @@ class ModelControl:
         began = agent_seen = time.monotonic()
         while (answer := read_state(answer_file, CommandAnswer)) is None:
             now = time.monotonic()
-            agent = read_state(self._state_dir / AGENT, AgentState)
+            agent = read_state(self.state_dir / AGENT, AgentState)
             if agent is not None and is_alive(agent.pid):
                 agent_seen = now
-            if now - agent_seen > self._agent_seconds:
+            if now - agent_seen > self.agent_seconds:
                 raise NotReady(f"the agent that would {command.action} it does not run; it is started anew in a while")
-            if now - began > self._timeout_seconds:
+            if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
-                    f"to {command.action} {command.endpoint!r} takes longer than {self._timeout_seconds:.0f} s and "
+                    f"to {command.action} {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
                     "goes on; /v2/repository/index says how it ends"
                 )
             time.sleep(_POLL_SECONDS)

@@ -353,25 +353,16 @@ def agent_metrics_page(state_dir: Path) -> bytes:
     return prometheus_text([*families, refused])
 
 
-_GPU_GAUGES: dict[tuple[str, str], Callable[[Any, Any], float]] = {
-    ("onnxserve_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes."): lambda nvml, gpu: (
-        nvml.nvmlDeviceGetMemoryInfo(gpu).used
-    ),
-    ("onnxserve_gpu_memory_total_bytes", "Memory of the GPU."): lambda nvml, gpu: (
-        nvml.nvmlDeviceGetMemoryInfo(gpu).total
-    ),
-    (
-        "onnxserve_gpu_utilization_ratio",
-        "Share of the last sample period in which some kernel ran.",
-    ): lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
-    ("onnxserve_gpu_temperature_celsius", "Temperature of the GPU."): lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(
-        gpu, nvml.NVML_TEMPERATURE_GPU
-    ),
-    ("onnxserve_gpu_power_watts", "Power that the GPU draws."): lambda nvml, gpu: (
-        nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
-    ),
-}
-"""(name, help) of a gauge → its value of a GPU."""
+def _gpu_gauges(nvml: Any, gpu: Any) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """Yield the name, the help text and the reader of each gauge."""
+    memory, rates, temperature = (
+        getattr(nvml, f"nvmlDeviceGet{name}") for name in ("MemoryInfo", "UtilizationRates", "Temperature")
+    )
+    yield "memory_used_bytes", "Memory of the GPU in use, by all processes.", lambda: memory(gpu).used
+    yield "memory_total_bytes", "Memory of the GPU.", lambda: memory(gpu).total
+    yield "utilization_ratio", "Share of the last sample period in which some kernel ran.", lambda: rates(gpu).gpu / 100
+    yield "temperature_celsius", "Temperature of the GPU.", lambda: temperature(gpu, nvml.NVML_TEMPERATURE_GPU)
+    yield "power_watts", "Power that the GPU draws.", lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
 
 
 def gpu_metrics_page() -> bytes:
@@ -383,21 +374,20 @@ def gpu_metrics_page() -> bytes:
     nvml = _nvml()
     if nvml is None:
         return b""
-    families = [MetricFamily(name, "gauge", text) for name, text in _GPU_GAUGES]
+    families: dict[str, MetricFamily] = {}
     try:
         for number in range(nvml.nvmlDeviceGetCount()):
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
             uuid = nvml.nvmlDeviceGetUUID(gpu)  # bytes before nvidia-ml-py 12
             labels = {"gpu": str(number), "uuid": uuid.decode() if isinstance(uuid, bytes) else uuid}
-            for family, read in zip(families, _GPU_GAUGES.values(), strict=True):
-                try:
-                    value = float(read(nvml, gpu))
-                except nvml.NVMLError:  # not supported, as the power of some laptops
-                    continue
-                family.series[tuple(labels.values())] = MetricSeries(labels, value)
+            for name, text, read in _gpu_gauges(nvml, gpu):
+                with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
+                    series = MetricSeries(labels, float(read()))
+                    family = families.setdefault(name, MetricFamily(f"onnxserve_gpu_{name}", "gauge", text))
+                    family.series[tuple(labels.values())] = series
     except nvml.NVMLError as error:  # a GPU that has fallen off the bus
         logger.warning("NVML does not answer: %s", error)
-    return prometheus_text([family for family in families if family.series])
+    return prometheus_text(list(families.values()))
 
 
 @cache

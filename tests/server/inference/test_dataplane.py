@@ -79,7 +79,7 @@ def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> No
     assert [found["predictions"] for found in answers] == [[[1005.0 + number]] for number in range(200)]
     assert sample(server, "onnxserve_batch_rows_sum", endpoint="e") == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") < 150
-    captured = [request for path in segments(server.capture._spool) for request in read_segment(path)[0]]
+    captured = [request for path in segments(server.capture.spool) for request in read_segment(path)[0]]
     assert len(captured) == 200
 
 
@@ -118,7 +118,7 @@ def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, b
     headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, **headers).status == 400
     assert ask(server).status == 200
-    segment = segments(server.capture._spool)[0]
+    segment = segments(server.capture.spool)[0]
     failed, answered = sorted(read_batches(segment).batches, key=lambda one: not one.is_failed)
     assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (True, 1, [400], {})
     assert (answered.is_failed, answered.statuses.tolist()) == (False, [200])
@@ -137,7 +137,7 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Se
     assert len({found.headers["X-Prediction-Id"] for found in answers}) == 3
     assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
-    captured = [request for path in segments(server.capture._spool) for request in read_segment(path)[0]]
+    captured = [request for path in segments(server.capture.spool) for request in read_segment(path)[0]]
     assert [request.outputs["y"].tolist() for request in captured] == [[[1006.0]]] * 3
     assert "X-Cache" not in ask(serve()).headers
 

@@ -63,7 +63,7 @@ def compared(server: Server, requests: int) -> None:
 
 
 def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
-    spool = place if isinstance(place, Path) else place.capture._spool
+    spool = place if isinstance(place, Path) else place.capture.spool
     found = [request for path in segments(spool) for request in read_segment(path)[0]]
     return [request for request in found if request.record.variant == variant]
 

@@ -199,7 +199,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
 
 def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: Server, tmp_path: Path) -> None:
     response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
-    spool = server.capture._spool
+    spool = server.capture.spool
     captured = [request for segment in segments(spool) for request in read_segment(segment)[0]]
     (mine,) = [r for r in captured if r.record.prediction_id == response.headers["X-Prediction-Id"]]
     assert {name: array.tolist() for name, array in mine.feeds.items()} == {

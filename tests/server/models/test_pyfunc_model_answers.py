@@ -118,7 +118,7 @@ def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: S
     ask("/invocations", {"dataframe_records": [{"name": None, "wait": 0.0}]})
     ask("/v2/models/names/infer", tensors(None))
 
-    captured = [request for segment in segments(server.capture._spool) for request in read_segment(segment)[0]]
+    captured = [request for segment in segments(server.capture.spool) for request in read_segment(segment)[0]]
     for request in captured[-2:]:
         assert request.feeds["name"].tolist() == [None]
         assert request.outputs["known"].tolist() == [False]
