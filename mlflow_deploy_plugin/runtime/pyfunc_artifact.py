@@ -48,14 +48,13 @@ def read_served_artifact(folder: Path) -> Artifact:
         InvalidArtifact: the model cannot be served.
     """
     document = read_mlmodel(folder)
-    flavors = document.get("flavors")
-    flavors = flavors if isinstance(flavors, Mapping) else {}
-    if FLAVOR in flavors or "onnx" in flavors or PYTHON_FUNCTION not in flavors:
-        return read_artifact(folder)
     try:
-        return _pyfunc_artifact(folder, document)
+        flavors = document.get("flavors") or ()
+        if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
+            return _pyfunc_artifact(folder, document)
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+    return read_artifact(folder)
 
 
 @dataclass(frozen=True)

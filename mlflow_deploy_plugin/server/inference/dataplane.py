@@ -110,7 +110,7 @@ class DataPlane:
         Raises as `Repository.select_variant`.
         """
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
-        return variant if key is None else self.repository.sticky_variant(variant, key)
+        return variant if key is None else self.repository.select_variant(variant.endpoint, 0.0, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """Run the request on this variant and capture it before returning. Blocks the thread, in a batcher too.

@@ -12,10 +12,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -55,9 +54,6 @@ _REST, _MAX_REST_SECONDS = 9.0, 0.25
 """The pause of the thread, as a multiple of the time for which it held the interpreter (a running graph does not)."""
 _LOG_SECONDS = 60.0
 
-ArrayKinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-"""The dtype and a row's shape of each array."""
-
 
 @dataclass(slots=True)
 class MirroredRequest:
@@ -84,17 +80,14 @@ class MirroredRequest:
     def rows(self) -> int:
         return self.answered_by.predictor.schema.count_rows(self.feeds)
 
-    def can_batch_with(self, first: "MirroredRequest", kinds: ArrayKinds) -> bool:
-        """Return whether one run may compute both; `kinds` are those of the feeds of `first`."""
-        return (
-            self.shadow.loaded is first.shadow.loaded
-            and (self.shadow.endpoint, self.shadow.name) == (first.shadow.endpoint, first.shadow.name)
-            and self.answered_by is first.answered_by
-            and self.answered_by.predictor.schema.has_rows
-            and self.body is None
-            and self.outputs.keys() == first.outputs.keys()
-            and array_kinds(self.feeds) == kinds
-        )
+    @property
+    def kind(self) -> Hashable:
+        """One run may compute copies of one kind."""
+        if self.body is not None or not self.answered_by.predictor.schema.has_rows:
+            return object()
+        shadow, arrays = self.shadow, {**self.feeds, **sent_arrays(self.feeds)}
+        forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
+        return shadow.endpoint, shadow.name, shadow.loaded, self.answered_by, tuple(self.outputs), forms
 
 
 @dataclass(eq=False)
@@ -205,8 +198,8 @@ class Shadows:
     def _take_batch(self) -> list[MirroredRequest]:
         """Take the next copy out of the queue, and those behind it that can be run together with it."""
         batch = [self._copies.popleft()]
-        first, rows, kinds = batch[0], batch[0].rows, array_kinds(batch[0].feeds)
-        while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].can_batch_with(first, kinds):
+        first, rows, kind = batch[0], batch[0].rows, batch[0].kind
+        while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
             rows += self._copies[0].rows
             if rows > _MAX_BATCH_ROWS or not self._is_batchable(first):
                 break
@@ -287,11 +280,6 @@ class Shadows:
                     slice_feeds(computed, rows) if len(batch) > 1 else computed,
                     copy.shadow.capture.max_rows_per_request,
                 )
-
-
-def array_kinds(feeds: Feeds) -> ArrayKinds:
-    """Return what two requests must have in common to be run together."""
-    return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **sent_arrays(feeds)}.items()}
 
 
 def detach(array: Array) -> Array:

@@ -109,17 +109,21 @@ class Repository:
         self._state_file.remove()
 
     def select_variant(
-        self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NO_HEADERS
+        self,
+        endpoint: str | None,
+        draw: float,
+        version: str | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        key: str | None = None,
     ) -> ServedVariant:
         """Return the variant for a request.
-
-        If a column's value chooses the variant, this one only decodes the request; `sticky_variant` returns the other.
 
         Args:
             endpoint: None for the only endpoint, or the first of several.
             version: the loaded version that is to answer, whatever its weight. If it is None, the endpoint's sticky
                 header decides, else `draw`.
             headers: by their names in lower case.
+            key: the value of the column that chooses the variant; another one has decoded the request without it.
 
         Raises:
             NotReady: nothing is loaded that could answer.
@@ -135,21 +139,14 @@ class Repository:
         if not served.answering:
             raise NotReady(self.unavailable_reason(name))
         sticky = served.sticky
-        if sticky is not None and sticky.header is not None and (key := headers.get(sticky.header)):
-            return sticky_variant(served.answering, name, key)
-        return weighted_variant(served.answering, draw)
+        if sticky is not None and sticky.header is not None and key is None:
+            key = headers.get(sticky.header) or None
+        return weighted_variant(served.answering, draw) if key is None else sticky_variant(served.answering, name, key)
 
     @property
     def default_endpoint(self) -> str | None:
         """The endpoint of requests that name none; None if nothing is served."""
         return next(iter(self.table), None)
-
-    def sticky_variant(self, variant: ServedVariant, key: str) -> ServedVariant:
-        """Return the variant for a request in which `variant` has read `key`. Raises as `select_variant`."""
-        served = self.find(variant.endpoint)[1]
-        if not served.answering:
-            raise NotReady(self.unavailable_reason(variant.endpoint))
-        return sticky_variant(served.answering, variant.endpoint, key)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
         """Return the versions of an endpoint that are in memory. Raises as `select_variant`."""

@@ -78,10 +78,6 @@ class RequestSpan:
     span: Any
     traceparent: str
 
-    @property
-    def trace_id(self) -> str:
-        return self.traceparent.split("-")[1]
-
     def set_status(self, status: int, attributes: Mapping[str, str]) -> None:
         """Set the status of the response; from 500 up the span is an error, as HTTP's conventions have it."""
         self.span.set_attributes({"http.response.status_code": status, **attributes})
@@ -187,7 +183,7 @@ def observe_request(
             "event.duration": int(seconds * 1e9),
         }
         if span:
-            extra["trace.id"] = span.trace_id
+            extra["trace.id"] = span.traceparent.split("-")[1]
         logger.info(
             "%s %s %d in %.2f ms, X-Request-Id %s%s",
             fields["http.request.method"],

@@ -181,7 +181,7 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
     serve(2, {"key": "a"}, 50, 50)
     leased = [repository.select_variant("e", draw) for draw in (0.1, 0.9)]
     assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
-    kept = [[repository.sticky_variant(variant, key).name for key in "abcdefgh"] for variant in leased]
+    kept = [[repository.select_variant("e", draw, key=key).name for key in "abcdefgh"] for draw in (0.1, 0.9)]
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"1", "2"}
 
