@@ -135,6 +135,6 @@ def worker_exit(arbiter: Any, worker: Any) -> None:
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Remove the state of a worker that has ended or was killed."""
     state_dir = Path(os.environ[STATE_DIR])
-    for file in (worker_file(state_dir, worker.pid), state_dir / METRICS / f"gauge_livesum_{worker.pid}.db"):
+    for file in (worker_file(state_dir, worker.pid), state_dir / METRICS / f"gauges_{worker.pid}.db"):
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
 def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path: Path) -> None:
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     (tmp_path / "counters").mkdir()
-    (tmp_path / "counters" / "counter_1.db").write_bytes(b"torn!")
+    (tmp_path / "counters" / "counts_1.db").write_bytes(b"torn!")
     (tmp_path / METRICS).symlink_to(tmp_path / "counters")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environment = os.environ | {

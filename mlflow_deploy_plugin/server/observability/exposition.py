@@ -1,13 +1,12 @@
 """The metrics of all workers: kept in files that are mapped into memory, added up, written as text for Prometheus.
 
-The files have the form of prometheus_client's multi-process mode (`prometheus_client/mmap_dict.py` 0.26: bytes in use,
-then entries of length, key as JSON, value, time), so that its collector can add them up and drops the gauges of dead
-workers. Its own values take a lock, ask for the process id and pack two numbers at each step. Here a step is an
-addition to a `memoryview`, and one lock serves all values of a request: a fifth of the time.
+A file holds the bytes in use, then entries: the length of the key, the number of cells, the key, and the cells, which
+are doubles. The key is JSON: kind, name, help text and bounds of the metric, and the labels. A counter and a gauge have
+one cell, a histogram the sum and its buckets. To count is to add to cells of a `memoryview`; one lock serves all values
+of a request.
 
-prometheus_client adds the files up (`MultiProcessCollector`, `generate_latest`) with several objects for each sample:
-with 200 endpoints and 2 workers that holds the interpreter eight times as long. Here values are added by the bytes of
-their keys, and labels are read once for all buckets of a histogram. A test compares both pages.
+To add the files up is to add the cells of equal keys. prometheus_client's multi-process mode has an entry for each
+bucket, and makes several objects of each: with 200 endpoints and 2 workers that holds the interpreter far longer.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -16,6 +15,7 @@ import fcntl
 import json
 import logging
 import mmap
+import operator
 import os
 import shutil
 import struct
@@ -23,12 +23,12 @@ import tempfile
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 
@@ -36,27 +36,18 @@ from mlflow_deploy_plugin.statedir import AGENT, METRICS, AgentState, is_alive, 
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 MetricKind = Literal["counter", "gauge", "histogram"]
 _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
-_BOUND = b'"le": "'
-"""The text before a bucket's bound in a key. It occurs nowhere else: quotes within a JSON string are escaped."""
-_LINES_AT_ONCE, _KEYS_AT_ONCE, _BYTES_AT_ONCE = 1000, 500, 200_000
+_ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
 _PAUSE_SECONDS = 1e-4
 """A sleep after half a millisecond's work hands the interpreter over at once. A thread that computes keeps it for 5 ms
 each time that another wants it (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
-_HEADER = struct.Struct("<i4x")  # bytes in use
-_LENGTH = struct.Struct("<i")
-_LOST = {
-    "counter": ("onnxserve_unrecorded", "_total"),
-    "gauge": ("onnxserve_unrecorded_gauges", ""),
-    "histogram": ("onnxserve_unrecorded_histograms", "_sum"),
-}
-"""Family and sample of the values that find no room, by the type of the file: a family has one type."""
-HistogramSlots = tuple[int, tuple[int, ...]]
-"""The slots of one label set of a histogram: the sum, and one bucket for each bound and for what lies beyond."""
+_HEADER, _ENTRY = struct.Struct("<i4x"), struct.Struct("<ii")  # bytes in use; bytes of the key, number of cells
+_LOST_CELLS = 64
 CAPTURE_ROWS = "onnxserve_capture_rows"
 """The name of the counter of captured rows."""
 OF_VARIANT = ("endpoint", "variant", "model", "version")
@@ -75,16 +66,25 @@ class Metric:
     Attributes:
         name: of the family; a counter's sample is called name + "_total".
         help: the text for Prometheus.
-        bounds: of a histogram's buckets, ascending, as the label `le` spells them.
+        kind: a metric with bounds is a histogram.
+        bounds: of its buckets, ascending, as the label `le` spells them.
     """
 
     name: str
     help: str
     bounds: tuple[str, ...] = ()
+    kind: MetricKind = "counter"
+
+
+_LOST = {
+    kind: Metric(f"onnxserve_unrecorded{suffix}", "Values that found no room in shared memory.", kind=kind)
+    for kind, suffix in zip(_KINDS, ("", "_gauges", "_histograms"), strict=True)
+}
+"""The metrics of the values that find no room: a family has one type. The histogram has cells for any buckets."""
 
 
 class MmapCounters:
-    """The values of one type of metric (counter, gauge, histogram) of this worker; the caller locks.
+    """The values of this worker; the caller locks.
 
     It goes on with the values that a file has. The file is this worker's until these are dropped, or its process ends.
 
@@ -108,47 +108,34 @@ class MmapCounters:
         self._grow()
         self._used = _HEADER.unpack_from(self._bytes)[0] or _HEADER.size
         self._is_full = False
-        self._slots = dict(_entries(bytes(self._bytes)))
-        name, suffix = _LOST[path.name.partition("_")[0]]
-        self._lost = self._slot(Metric(name, "Values that found no room in shared memory."), suffix, {})
+        self._slots = {key: slot for key, slot, _ in _entries(bytes(self._bytes))}
+        self._lost = {kind: self.slot(metric, {}) for kind, metric in _LOST.items()}
 
-    def counter(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set of a counter."""
-        return self._slot(metric, "_total", labels)
-
-    def gauge(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set of a gauge."""
-        return self._slot(metric, "", labels)
-
-    def histogram(self, metric: Metric, labels: Mapping[str, str]) -> HistogramSlots:
-        """Return the slots of a label set of a histogram."""
-        buckets = [self._slot(metric, "_bucket", {**labels, "le": bound}) for bound in (*metric.bounds, "+Inf")]
-        return self._slot(metric, "_sum", labels), tuple(buckets)
-
-    def _slot(self, metric: Metric, suffix: str, labels: Mapping[str, str]) -> int:
-        """Return the slot, 0 at first, of the sample that is called as the metric with this suffix.
+    def slot(self, metric: Metric, labels: Mapping[str, str]) -> int:
+        """Return the slot of a label set, 0 at first; of a histogram that of the sum, which the buckets follow.
 
         If shared memory is full, it is that of the lost values: what is counted is worth less than the response.
         """
-        name = metric.name + suffix
+        kind = "histogram" if metric.bounds else metric.kind
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
-        key = json.dumps([metric.name, name, spelled, metric.help], sort_keys=True).encode()
+        key = json.dumps([kind, metric.name, metric.help, metric.bounds, spelled], sort_keys=True).encode()
         if (known := self._slots.get(key)) is not None:
             return known
-        entry = _LENGTH.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8) + bytes(16)
+        cells = len(metric.bounds) + 2 if metric.bounds else _LOST_CELLS if kind == "histogram" else 1
+        entry = _ENTRY.pack(len(key), cells) + key + b" " * (-len(key) % 8) + bytes(8 * cells)
         try:
             while self._used + len(entry) > self._size:
                 self._grow()
         except OSError as error:
             if not self._is_full:
-                logger.error("no room for %s among the metrics: %s", name, error.strerror)
+                logger.error("no room for %s among the metrics: %s", metric.name, error.strerror)
             self._is_full = True
-            self._slots[key] = self._lost
-            return self._lost
+            self._slots[key] = self._lost[kind]
+            return self._lost[kind]
         start, self._used = self._used, self._used + len(entry)
         self._bytes[start : self._used] = entry
         self._bytes[: _HEADER.size] = _HEADER.pack(self._used)
-        slot = self._slots[key] = (self._used - 16) // 8
+        slot = self._slots[key] = self._used // 8 - cells
         return slot
 
     def _grow(self) -> None:
@@ -162,15 +149,15 @@ class MmapCounters:
         self.cells = self._bytes.cast("d")
 
 
-def claim_counters(folder: Path, kind: str) -> MmapCounters:
-    """Return the values of `kind` for this worker: those of a worker that has died, or else new ones.
+def claim_counters(folder: Path) -> MmapCounters:
+    """Return the values for this worker: those of a worker that has died, or else new ones.
 
     So there are never more files than there were workers at a time, however often workers die.
     """
     number = 0
     while True:
         try:
-            return MmapCounters(folder / f"{kind}_{number}.db")
+            return MmapCounters(folder / f"counts_{number}.db")
         except BlockingIOError:
             number += 1
 
@@ -206,25 +193,17 @@ class MetricFamily:
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
     """Return the metrics of these kinds, of all workers that have files in the folder, sorted by name.
 
-    Counters and histograms include dead workers. Gauges in files named `gauge_livesum_PID` are added up, of those in
-    `gauge_max_…` the largest is taken. It sleeps now and then, so that other threads can run.
+    Counters and histograms include dead workers. Gauges in the files `gauges_PID` are added up; of others the largest
+    is taken. It sleeps now and then, so that other threads can run.
     """
     families: dict[str, MetricFamily] = {}
-    for kind, values in _sum_files(folder, kinds).items():
-        buckets: dict[bytes, list[tuple[float, str, float]]] = defaultdict(list)
-        for number, (key, value) in enumerate(values.items(), 1):
-            if number % _KEYS_AT_ONCE == 0:
-                time.sleep(_PAUSE_SECONDS)
-            before, mark, after = key.partition(_BOUND)
-            if not mark:
-                _series(families, kind, key).value = value
-                continue
-            bound, _, after = after.partition(b'"')
-            buckets[before + mark + b'"' + after].append((float(bound), bound.decode(), value))
-        for key, found in buckets.items():
-            found.sort()
-            counts = accumulate(value for *_, value in found)
-            _series(families, kind, key).buckets = list(zip((bound for _, bound, _ in found), counts, strict=True))
+    for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
+        kind, name, text, bounds, labels = orjson.loads(key)
+        if (family := families.get(name)) is None:
+            family = families[name] = MetricFamily(name, kind, text)
+        buckets = list(zip([*bounds, "+Inf"], accumulate(cells[1:]), strict=True)) if bounds else []
+        # keys are written with sorted names, which a family has in common
+        family.series[tuple(labels.values())] = MetricSeries(labels, cells[0], buckets)
     return [families[name] for name in sorted(families)]
 
 
@@ -239,16 +218,12 @@ def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> default
 def prometheus_text(families: list[MetricFamily]) -> bytes:
     """Return the page that Prometheus scrapes."""
     lines: list[str] = []
-    written = 0
     for family in families:
         name = family.name + "_total" if family.kind == "counter" else family.name
         text = family.text.replace("\\", r"\\").replace("\n", r"\n")
         lines.append(f"# HELP {name} {text}\n# TYPE {name} {family.kind}\n")
-        for series in family.series.values():
+        for series in _unhurried(family.series.values(), _SERIES_AT_ONCE):
             lines += _format_series(family, name, series)
-            if len(lines) - written > _LINES_AT_ONCE:
-                written = len(lines)
-                time.sleep(_PAUSE_SECONDS)
     return "".join(lines).encode()
 
 
@@ -272,56 +247,43 @@ def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Ite
     yield f"{name}_sum{braced} {series.value!r}\n"
 
 
-def _series(families: dict[str, MetricFamily], kind: MetricKind, key: bytes) -> MetricSeries:
-    """Return the series of a key; make it, and its family, if there is none."""
-    name, _, labels, text = orjson.loads(key)
-    labels.pop("le", None)
-    family = families.get(name)
-    if family is None:
-        family = families[name] = MetricFamily(name, kind, text)
-    identity = tuple(labels.values())  # keys are written with sorted names, which a family has in common
-    series = family.series.get(identity)
-    if series is None:
-        series = family.series[identity] = MetricSeries(labels)
-    return series
-
-
-def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[MetricKind, dict[bytes, float]]:
-    """Return by kind and key the value over all files of these kinds; others are not opened."""
-    values_of: dict[MetricKind, dict[bytes, float]] = {kind: {} for kind in kinds}
+def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
+    """Return by key the cells over all files, of these kinds."""
+    sums: dict[bytes, list[float]] = {}
+    wanted = tuple(f'["{kind}"'.encode() for kind in kinds)
     for path in sorted(folder.glob("*.db")):
-        kind, _, mode = path.name.partition("_")
-        if kind not in values_of:
-            continue
         try:
             content = path.read_bytes()
         except FileNotFoundError:  # a worker has died, and its gauges with it
             continue
-        values, cells = values_of[kind], memoryview(content).cast("d")
-        if kind == "gauge" and mode.startswith("max"):
-            for key, slot in _entries(content):
-                values[key] = max(cells[slot], values.get(key, cells[slot]))
-        else:
-            for key, slot in _entries(content):
-                values[key] = values.get(key, 0.0) + cells[slot]
-    return values_of
+        doubles: Any = memoryview(content).cast("d")
+        lives = path.name.startswith("gauges")
+        for key, slot, number in _unhurried(_entries(content), _ENTRIES_AT_ONCE):
+            if key.startswith(wanted):
+                cells: list[float] = doubles[slot : slot + number].tolist()
+                if (before := sums.get(key)) is not None:
+                    is_latest = not lives and key.startswith(b'["gauge"')
+                    cells = list(map(max, before, cells)) if is_latest else list(map(operator.add, before, cells))
+                sums[key] = cells
+    return sums
 
 
-def _entries(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield every key of a file and the slot of its value; each entry begins at a multiple of 8."""
-    if not content:  # the worker has just made it
-        return
-    lengths = memoryview(content).cast("i")
-    position, used = 8, lengths[0]
-    pause_at = _BYTES_AT_ONCE
+def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield every key of a file, the slot of its first cell and the number of its cells."""
+    position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0  # empty: it has just been made
     while position < used:
-        begin = position + 4
-        stop = begin + lengths[position >> 2]
-        position = (stop + 8) & -8  # a key is filled up with one to eight spaces
-        yield content[begin:stop], position >> 3
-        position += 16
-        if position > pause_at:
-            pause_at = position + _BYTES_AT_ONCE
+        size, cells = _ENTRY.unpack_from(content, position)
+        begin = position + _ENTRY.size
+        slot = (begin + size + 7) // 8
+        yield content[begin : begin + size], slot, cells
+        position = 8 * (slot + cells)
+
+
+def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
+    """Yield the items, and sleep after so many of them."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % at_once == 0:
             time.sleep(_PAUSE_SECONDS)
 
 

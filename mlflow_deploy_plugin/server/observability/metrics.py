@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVaria
 from mlflow_deploy_plugin.server.observability.exposition import (
     CAPTURE_ROWS,
     OF_VARIANT,
-    HistogramSlots,
     Metric,
     MetricSeries,
     MmapCounters,
@@ -49,7 +48,9 @@ _REQUEST_DURATION = Metric(
 _PREDICTION_LATENCY = Metric(
     "ml_prediction_latency_seconds", "The same for predictions that succeeded, by version alone.", _SECONDS_BOUNDS
 )
-_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "When the last request was answered, since 1970.")
+_LAST_REQUEST = Metric(
+    "onnxserve_last_request_timestamp_seconds", "When the last request was answered, since 1970.", kind="gauge"
+)
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
 _KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of the API key that let them in.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
@@ -66,7 +67,7 @@ _FEEDBACK_LABELS = Metric(
     "onnxserve_feedback_labels",
     "Labels of earlier predictions that were accepted, and requests with some that were refused.",
 )
-_SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.")
+_SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 _SHADOW_OUTCOMES: tuple[ShadowOutcome, ...] = get_args(ShadowOutcome)
@@ -94,10 +95,10 @@ RequestLabels = tuple[str, str, str, str, str, str]
 """Endpoint, variant, model, version, protocol, status (HTTP's, or "OK"). All but the last two are empty if no variant
 was selected."""
 
-_RequestSlots = tuple[int, int, tuple[HistogramSlots, ...]]
+_RequestSlots = tuple[int, int, tuple[int, ...]]
 """The slots of the requests and of the last one's time, and the histograms of the seconds."""
 
-_BatchSlots = tuple[HistogramSlots, HistogramSlots, HistogramSlots]
+_BatchSlots = tuple[int, int, int]
 """The histograms of rows, seconds in the queue and seconds of the run."""
 
 
@@ -133,8 +134,8 @@ class _ShadowSlots:
     outcomes: Mapping[ShadowOutcome, int]
     same: int
     different: int
-    difference: HistogramSlots
-    seconds: HistogramSlots
+    difference: int
+    seconds: int
 
 
 class Metrics:
@@ -147,10 +148,8 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
-        self._counters, self._histograms, self._latest = (
-            claim_counters(self.folder, kind) for kind in ("counter", "histogram", "gauge_max")
-        )
-        gauges = self.folder / f"gauge_livesum_{os.getpid()}.db"  # gunicorn_conf.py knows this name
+        self._values = claim_counters(self.folder)
+        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py knows this name
         gauges.unlink(missing_ok=True)  # process ids come back
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
@@ -162,21 +161,21 @@ class Metrics:
         self._served: set[tuple[str, str, str, str]] = set()
         self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
         self._captures = {
-            is_written: self._counters.counter(_CAPTURE_REQUESTS, {"outcome": outcome})
+            is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
         }
 
     def count_request(self, labels: RequestLabels, seconds: float) -> None:
         """Count one request, `seconds` from its body's arrival to the finished response."""
-        bucket = bisect_left(SECONDS, seconds)
+        bucket = 1 + bisect_left(SECONDS, seconds)
         with self._lock:
             requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
-            self._counters.cells[requests] += 1
-            self._latest.cells[last] = time.time()
-            cells = self._histograms.cells
-            for total, buckets in histograms:
-                cells[total] += seconds
-                cells[buckets[bucket]] += 1
+            cells = self._values.cells
+            cells[requests] += 1
+            cells[last] = time.time()
+            for slot in histograms:
+                cells[slot] += seconds
+                cells[slot + bucket] += 1
 
     def count_batch(
         self, endpoint: str, rows: int, queue_seconds: float, compute_seconds: float, model: str = "", version: str = ""
@@ -196,7 +195,7 @@ class Metrics:
         artifact, version, endpoint = loaded.predictor.artifact, loaded.version, variant.endpoint
         labels = endpoint, variant.name, loaded.model, version, protocol, "200"
         label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
-        counters, latest, histograms = self._counters, self._latest, self._histograms
+        values = self._values
         known = self._predictions.setdefault(version, {})
         lock, now, captures, prediction_slot = self._lock, time.time, self._captures, self._prediction_slot
         slots: tuple[_BatchSlots, _RequestSlots, tuple[int, int, int]] | None = None
@@ -208,7 +207,7 @@ class Metrics:
             predicted = (
                 [(label.item(), 1)] if label is not None and label.size == 1 else predicted_labels(artifact, outputs)
             )
-            bucket = bisect_left(SECONDS, seconds)
+            bucket = 1 + bisect_left(SECONDS, seconds)
             with lock:
                 if slots is None:
                     batch = endpoint, loaded.model, version
@@ -218,17 +217,16 @@ class Metrics:
                         self._captured_rows.get(endpoint) or self._new_capture(endpoint),
                     )
                 (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
-                cells = histograms.cells
-                cells[of_rows[0]] += rows
-                cells[of_rows[1][0 if rows == 1 else bisect_left(_ROWS, rows)]] += 1
-                cells[of_queue[1][0]] += 1
-                cells[of_compute[0]] += compute_seconds
-                cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
-                for total, buckets in durations:
-                    cells[total] += seconds
-                    cells[buckets[bucket]] += 1
-                latest.cells[last] = now()
-                cells = counters.cells
+                cells = values.cells
+                cells[of_rows] += rows
+                cells[of_rows + (1 if rows == 1 else 1 + bisect_left(_ROWS, rows))] += 1
+                cells[of_queue + 1] += 1
+                cells[of_compute] += compute_seconds
+                cells[of_compute + 1 + bisect_left(SECONDS, compute_seconds)] += 1
+                for slot in durations:
+                    cells[slot] += seconds
+                    cells[slot + bucket] += 1
+                cells[last] = now()
                 cells[requests] += 1
                 cells[of_capture[0]] += rows
                 if is_written is not None:
@@ -236,7 +234,7 @@ class Metrics:
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
                     slot = known.get((type(value), value)) or prediction_slot(known, version, value)
-                    counters.cells[slot] += number  # the file may have grown
+                    values.cells[slot] += number  # the file may have grown
 
         return count
 
@@ -252,13 +250,13 @@ class Metrics:
         """Count `rows` rows for which this version has predicted `label`."""
         with self._lock:
             slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
-            self._counters.cells[slot] += rows
+            self._values.cells[slot] += rows
 
     def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """Count one response of `rows` rows of which `kept` were to be captured; None if the spec excludes it."""
         with self._lock:
             of_capture = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
-            cells = self._counters.cells
+            cells = self._values.cells
             cells[of_capture[0]] += rows
             if is_written is not None:
                 cells[of_capture[1 if is_written else 2]] += kept
@@ -268,12 +266,12 @@ class Metrics:
         """Count one captured shadow result. Shadow results are never sent to the client."""
         if is_written is not None:
             with self._lock:
-                self._counters.cells[self._captures[is_written]] += 1
+                self._values.cells[self._captures[is_written]] += 1
 
     def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome, requests: int = 1) -> None:
         """Count requests whose copies were compared, failed, or were dropped."""
         with self._lock:
-            self._counters.cells[self._shadow_slots(shadow).outcomes[outcome]] += requests
+            self._values.cells[self._shadow_slots(shadow).outcomes[outcome]] += requests
 
     def count_shadow_comparison(
         self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float
@@ -284,15 +282,13 @@ class Metrics:
         same = int(comparison.same.sum())
         with self._lock:
             slots = self._shadow_slots(shadow)
-            cells = self._counters.cells
+            cells = self._values.cells
             cells[slots.outcomes["compared"]] += requests
             cells[slots.same] += same
             cells[slots.different] += len(comparison.same) - same
-            cells = self._histograms.cells
-            total, buckets = slots.difference
-            cells[total] += float(numbers.sum())
+            cells[slots.difference] += float(numbers.sum())
             for place, rows in places.items():
-                cells[buckets[place]] += rows
+                cells[slots.difference + 1 + place] += rows
             self._observe(slots.seconds, seconds)
 
     def count_feedback(self, outcome: str, labels: int) -> None:
@@ -309,7 +305,7 @@ class Metrics:
         with self._lock:
             self._served |= served
             for labels in self._served:
-                slot = self._gauges.gauge(_SERVED_VERSION, dict(zip(OF_VARIANT, labels, strict=True)))
+                slot = self._gauges.slot(_SERVED_VERSION, dict(zip(OF_VARIANT, labels, strict=True)))
                 self._gauges.cells[slot] = float(labels in served)
 
     def page(self) -> bytes:
@@ -345,38 +341,37 @@ class Metrics:
         known = metric.name, *labels.values()
         with self._lock:
             if (slot := self._slots.get(known)) is None:
-                slot = self._slots[known] = self._counters.counter(metric, labels)
-            self._counters.cells[slot] += number
+                slot = self._slots[known] = self._values.slot(metric, labels)
+            self._values.cells[slot] += number
 
-    def _observe(self, slots: HistogramSlots, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
+    def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
         """Add a value to a histogram."""
-        total, buckets = slots
-        self._histograms.cells[total] += value
-        self._histograms.cells[buckets[bisect_left(bounds, value)]] += 1
+        self._values.cells[histogram] += value
+        self._values.cells[histogram + 1 + bisect_left(bounds, value)] += 1
 
     def _new_request(self, labels: RequestLabels) -> _RequestSlots:
         endpoint, variant, model, version, protocol, status = labels
         version_of = {"endpoint": endpoint, "model": model, "version": version}
         named = {"endpoint": endpoint, "variant": variant, "model": model, "version": version, "protocol": protocol}
-        requests = self._counters.counter(_REQUESTS, {**named, "status": status})
-        last = self._latest.gauge(_LAST_REQUEST, version_of)
-        histograms = [self._histograms.histogram(_REQUEST_DURATION, named)]
+        requests = self._values.slot(_REQUESTS, {**named, "status": status})
+        last = self._values.slot(_LAST_REQUEST, version_of)
+        histograms = [self._values.slot(_REQUEST_DURATION, named)]
         if _is_success(status):
-            histograms.append(self._histograms.histogram(_PREDICTION_LATENCY, {"model_version": version}))
+            histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": version}))
         slots = self._requests[labels] = requests, last, tuple(histograms)
         return slots
 
     def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSlots:
         named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
         rows, queue, compute = (
-            self._histograms.histogram(metric, named) for metric in (_BATCH_ROWS, _QUEUE_SECONDS, _COMPUTE_SECONDS)
+            self._values.slot(metric, named) for metric in (_BATCH_ROWS, _QUEUE_SECONDS, _COMPUTE_SECONDS)
         )
         slots = self._batches[labels] = rows, queue, compute
         return slots
 
     def _new_capture(self, endpoint: str) -> tuple[int, int, int]:
         answered, captured, dropped = (
-            self._counters.counter(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
+            self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
             for outcome in ("answered", "captured", "dropped")
         )
         slots = self._captured_rows[endpoint] = answered, captured, dropped
@@ -387,15 +382,15 @@ class Metrics:
         if labels not in self._shadows:
             named = dict(zip(OF_VARIANT, labels, strict=True))
             outcomes = {
-                outcome: self._counters.counter(_SHADOW_REQUESTS, {**named, "outcome": outcome})
+                outcome: self._values.slot(_SHADOW_REQUESTS, {**named, "outcome": outcome})
                 for outcome in _SHADOW_OUTCOMES
             }
             same, different = (
-                self._counters.counter(_SHADOW_ROWS, {**named, "agreement": agreement})
+                self._values.slot(_SHADOW_ROWS, {**named, "agreement": agreement})
                 for agreement in ("same", "different")
             )
-            difference = self._histograms.histogram(_SHADOW_DIFFERENCE, named)
-            seconds = self._histograms.histogram(_SHADOW_DURATION, named)
+            difference = self._values.slot(_SHADOW_DIFFERENCE, named)
+            seconds = self._values.slot(_SHADOW_DURATION, named)
             self._shadows[labels] = _ShadowSlots(outcomes, same, different, difference, seconds)
         return self._shadows[labels]
 
@@ -406,9 +401,9 @@ class Metrics:
         if len(known) > MAX_PREDICTIONS:
             return known[_OTHER]
         if not known:
-            known[_OTHER] = self._counters.counter(_PREDICTIONS, {"model_version": version, "prediction": _OTHER})
+            known[_OTHER] = self._values.slot(_PREDICTIONS, {"model_version": version, "prediction": _OTHER})
         named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
-        slot = known[of_type] = self._counters.counter(_PREDICTIONS, named)
+        slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
         return slot
 
 

@@ -1,10 +1,12 @@
-"""The page equals that of prometheus_client for the same files."""
+"""The page equals that of prometheus_client for the same values."""
 
 import errno
 import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from mlflow_deploy_plugin.server.observability.exposition import (
     COUNTED,
@@ -35,7 +37,10 @@ from mlflow_deploy_plugin.statedir import AGENT, METRICS, AgentState, RefusedVer
 Page = dict[str, tuple[str, str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]]
 WORDS = st.text(st.sampled_from('le": ,\\n\n{}ü"='), max_size=6)
 HELP, SECONDS = Metric("f", "help"), Metric("h", "seconds", ("0.0005", "2.5", "10.0", "1024.0"))
-LABELS = st.dictionaries(st.sampled_from(["a", "endpoint", "model"]), WORDS, min_size=3)
+COUNTER, GAUGE = Metric("c", 'help\\ of\n"c"'), Metric("g", "of those that live", kind="gauge")
+LATEST = Metric("latest", "the latest", kind="gauge")
+NAMES = ["a", "endpoint", "model"]
+LABELS = st.dictionaries(st.sampled_from(NAMES), WORDS, min_size=3)
 
 
 def parsed(page: bytes) -> Page:
@@ -50,29 +55,46 @@ def parsed(page: bytes) -> Page:
     }
 
 
-def both(folder: Path) -> tuple[Page, Page]:
-    summed = CollectorRegistry()
-    MultiProcessCollector(summed, str(folder))  # type: ignore[no-untyped-call]
-    return parsed(prometheus_text(read_families(folder))), parsed(generate_latest(summed))
-
-
-def fill(folder: Path, worker: int, label_sets: list[dict[str, str]], value: float) -> None:
-    tallies = {
-        "counter": MmapCounters(folder / f"counter_w{worker}.db"),
-        "histogram": MmapCounters(folder / f"histogram_w{worker}.db"),
-        "gauge": MmapCounters(folder / f"gauge_livesum_{worker}.db"),
-        "latest": MmapCounters(folder / f"gauge_max_w{worker}.db"),
-    }
+def fill(folder: Path, worker: int, label_sets: list[dict[str, str]]) -> None:
+    counts, gauges = MmapCounters(folder / f"counts_{worker}.db"), MmapCounters(folder / f"gauges_{worker}.db")
     for number, labels in enumerate(label_sets):
-        total, buckets = tallies["histogram"].histogram(SECONDS, labels)
-        slots = [
-            ("counter", tallies["counter"].counter(Metric("c", 'help\\ of\n"c"'), labels)),
-            ("gauge", tallies["gauge"].gauge(Metric("g", "of those that live"), labels)),
-            ("latest", tallies["latest"].gauge(Metric("latest", "the latest"), labels)),
-            *(("histogram", slot) for slot in (total, *buckets)),
-        ]
-        for name, slot in slots:
-            tallies[name].cells[slot] = value * (1 + number + slot % 7)
+        counts.cells[counts.slot(COUNTER, labels)] = 0.25 + 1e9 * worker + number
+        counts.cells[counts.slot(LATEST, labels)] = 7.5 * worker - number
+        gauges.cells[gauges.slot(GAUGE, labels)] = 1.5 + number
+        total = counts.slot(SECONDS, labels)
+        for place in range(6):
+            counts.cells[total + place] = worker + place
+
+
+class Expected(Collector):
+    """The sums of what `fill` has written for these workers, as prometheus_client has them."""
+
+    def __init__(self, workers: list[list[dict[str, str]]], living: list[int]) -> None:
+        self.workers, self.living = workers, living
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        counter = CounterMetricFamily(COUNTER.name, COUNTER.help, labels=NAMES)
+        gauge = GaugeMetricFamily(GAUGE.name, GAUGE.help, labels=NAMES)
+        latest = GaugeMetricFamily(LATEST.name, LATEST.help, labels=NAMES)
+        seconds = HistogramMetricFamily(SECONDS.name, SECONDS.help, labels=NAMES)
+        for labels in {tuple(labels[name] for name in NAMES) for worker in self.workers for labels in worker}:
+            by = dict(zip(NAMES, labels, strict=True))
+            places = [(number, sets.index(by)) for number, sets in enumerate(self.workers) if by in sets]
+            counter.add_metric(labels, sum(0.25 + 1e9 * worker + number for worker, number in places))
+            latest.add_metric(labels, max(7.5 * worker - number for worker, number in places))
+            if alive := [number for worker, number in places if worker in self.living]:
+                gauge.add_metric(labels, sum(1.5 + number for number in alive))
+            cells = [sum(worker + place for worker, _ in places) for place in range(6)]
+            buckets = zip([*SECONDS.bounds, "+Inf"], accumulate(cells[1:]), strict=True)
+            seconds.add_metric(labels, list(buckets), cells[0])
+        yield from (family for family in (counter, gauge, latest, seconds) if family.samples)
+
+
+def check(folder: Path, workers: list[list[dict[str, str]]], living: list[int]) -> None:
+    registry = CollectorRegistry()
+    registry.register(Expected(workers, living))
+    ours = parsed(prometheus_text(read_families(folder)))
+    assert {name: one for name, one in ours.items() if "unrecorded" not in name} == parsed(generate_latest(registry))
 
 
 @settings(max_examples=60)
@@ -82,26 +104,21 @@ def test_the_page_is_that_of_prometheus_client(
 ) -> None:
     folder = tmp_path_factory.mktemp("metrics")
     for number, label_sets in enumerate(workers):
-        fill(folder, number, label_sets, 0.25 + 1e9 * number)
-    ours, theirs = both(folder)
-    assert ours == theirs
+        fill(folder, number, label_sets)
+    check(folder, workers, [*range(len(workers))])
 
 
 def test_what_a_dead_worker_has_counted_stays_and_what_it_was_goes(tmp_path: Path) -> None:
-    labels = {"a": "1", "endpoint": "e", "model": "m"}
-    for worker in (1, 2):
-        fill(tmp_path, worker, [labels], 1.0)
-    before, _ = both(tmp_path)
-    mark_process_dead(1, str(tmp_path))  # type: ignore[no-untyped-call]
-    after, theirs = both(tmp_path)
-    assert after == theirs
-    assert {name for name in before if after[name] != before[name]} == {"g"}
-    assert sum(after["g"][2].values()) * 2 == sum(before["g"][2].values())
+    workers = [[{"a": "1", "endpoint": "e", "model": "m"}]] * 2
+    for number, label_sets in enumerate(workers):
+        fill(tmp_path, number, label_sets)
+    (tmp_path / "gauges_0.db").unlink()
+    check(tmp_path, workers, [1])
 
 
 def test_a_file_that_its_worker_has_just_made_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "counter_new.db").touch()
-    (tmp_path / "counter_newer.db").write_bytes(bytes(65536))
+    (tmp_path / "counts_1.db").touch()
+    (tmp_path / "counts_2.db").write_bytes(bytes(65536))
     assert prometheus_text(read_families(tmp_path)) == b""
 
 
@@ -141,67 +158,69 @@ def test_a_damaged_file_counts_nothing(tmp_path: Path) -> None:
     assert read_capture_counters(tmp_path) is None
 
 
-def read(path: Path) -> dict[str, float]:
-    return {key: value for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path))}  # type: ignore[no-untyped-call]
+def read(folder: Path, name: str = "f") -> list[float]:
+    """Return the values of a metric."""
+    (family,) = [family for family in read_families(folder) if family.name == name]
+    return [series.value for series in family.series.values()]
 
 
-def test_what_is_added_is_read_by_prometheus_client(tmp_path: Path) -> None:
-    path = tmp_path / "counter_1.db"
-    tally = MmapCounters(path)
-    slots = [tally.counter(HELP, {"label": "é" * length}) for length in range(17)]
+def test_keys_of_any_length_keep_their_values(tmp_path: Path) -> None:
+    tally = MmapCounters(tmp_path / "counts_1.db")
+    slots = [tally.slot(HELP, {"label": "é" * length}) for length in range(17)]
     for slot in slots:
         tally.cells[slot] += slot / 8
-    assert [value for key, value in read(path).items() if "label" in key] == [slot / 8 for slot in slots]
+    assert read(tmp_path) == [slot / 8 for slot in slots]
 
 
 def test_labels_that_no_utf_8_has_do_not_break_the_page(tmp_path: Path) -> None:
-    tally = MmapCounters(tmp_path / "counter_1.db")
-    tally.counter(HELP, {"prediction": '\ud800 \n\r"\\ \0'})
+    tally = MmapCounters(tmp_path / "counts_1.db")
+    tally.slot(HELP, {"prediction": '\ud800 \n\r"\\ \0'})
     page = prometheus_text(read_families(tmp_path)).decode()
     assert 'f_total{prediction="? \\n\r\\"\\\\ \0"} 0.0\n' in page
 
 
 def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
-    path = tmp_path / "counter_1.db"
-    tally = MmapCounters(path)
+    tally = MmapCounters(tmp_path / "counts_1.db")
     before = tally.cells
-    first = tally.counter(HELP, {"n": "first"})
+    first = tally.slot(HELP, {"n": "first"})
     for number in range(2000):
-        tally.cells[tally.counter(HELP, {"n": str(number)})] += 1
+        slot = tally.slot(HELP, {"n": str(number)})
+        tally.cells[slot] += 1
     tally.cells[first] += 1
     before[first] += 1  # a thread may have taken the cells before the file grew
-    assert sum(read(path).values()) == 2002
+    assert sum(read(tmp_path)) == 2002
 
 
 def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "counter_1.db"
-    tally = MmapCounters(path)
+    tally = MmapCounters(tmp_path / "counts_1.db")
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     for number in range(2000):
-        tally.cells[tally.counter(HELP, {"n": str(number)})] += 1
-    values = read(path)
-    assert sum(values.values()) == 2000
-    assert next(value for key, value in values.items() if "onnxserve_unrecorded" in key) > 500
+        tally.cells[tally.slot(HELP, {"n": str(number)})] += 1
+        histogram = tally.slot(SECONDS, {"n": str(number)})
+        tally.cells[histogram + 5] += 1
+    (lost,) = read(tmp_path, "onnxserve_unrecorded")
+    assert lost > 500
+    assert sum(read(tmp_path)) + lost == 2000
+    assert b"onnxserve_unrecorded_histograms_sum 0.0" in prometheus_text(read_families(tmp_path))
 
 
 def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
-    path = tmp_path / "counter_1.db"
-    tally = MmapCounters(path)
+    tally = MmapCounters(tmp_path / "counts_1.db")
 
     def fill() -> None:
         for number in range(2000):
-            tally.counter(HELP, {"n": str(number)})
+            tally.slot(HELP, {"n": str(number)})
 
     writer = threading.Thread(target=fill)
     writer.start()
     while writer.is_alive():
-        assert set(read(path).values()) == {0.0}
+        assert all(series.value == 0.0 for family in read_families(tmp_path) for series in family.series.values())
     writer.join()
-    assert len(read(path)) == 2001
+    assert len(read(tmp_path)) == 2000
 
 
 REFUSED = RefusedVersion(endpoint="e", variant="v", model='x"\n', version="2", cause="gate", reason="not passed")
