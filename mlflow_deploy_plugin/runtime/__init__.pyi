@@ -56,7 +56,6 @@ from .session import Placement as Placement
 from .session import available_cores as available_cores
 from .session import cgroup_folders as cgroup_folders
 from .session import check_device_libraries as check_device_libraries
-from .session import cpu_flags as cpu_flags
 from .session import describe_error as describe_error
 from .session import import_onnxruntime as import_onnxruntime
 from .session import open_session as open_session

@@ -9,11 +9,9 @@ against 202).
 import contextlib
 import ctypes
 import os
-import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ _PROVIDERS: dict[Device, str] = {
 }
 _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
-_CPU_INFO = Path("/proc/cpuinfo")
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 _CPP = re.compile(
@@ -234,14 +231,3 @@ def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
-
-
-@cache
-def cpu_flags() -> str:
-    """Return the properties of the CPU that the layout of an optimised graph depends on."""
-    try:
-        lines = _CPU_INFO.read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return platform.machine() + flags
