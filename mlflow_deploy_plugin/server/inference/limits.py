@@ -56,40 +56,31 @@ class RateLimiter(Protocol):
         """Return True if the next call for this client asks another machine: an event loop must not wait for it."""
 
 
+@dataclass(eq=False)
 class RequestLimits:
     """The limits of one worker.
 
-    Args:
+    Attributes:
         max_concurrent_requests: requests in flight; None for any number.
         rate: of the requests of each client, as the spec has it; empty for no limit.
         rate_header: the header (lower case) that identifies the client; without it, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
         open_rate: opens the limiter of a rate: of `rate`, and of those of keys.
         are_shared: a limit, or one that a key may have, is counted on another machine; see `may_wait`.
-
-    Attributes:
         has_rate: if false, `check_rates` need not be called for a request whose key has no limits.
         has_places: if false, `take_place` and `release` need not be called.
     """
 
-    def __init__(
-        self,
-        max_concurrent_requests: int | None = None,
-        rate: str = "",
-        rate_header: str | None = None,
-        count_refused: Callable[[str], None] = lambda reason: None,
-        open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, None),
-        are_shared: bool = False,
-    ) -> None:
-        self.are_shared = are_shared
-        self.has_rate = bool(rate)
-        self.has_places = max_concurrent_requests is not None
-        self._allowed = max_concurrent_requests
-        self._rate_text = rate
-        self._rate = open_rate(rate) if rate else None
-        self._rate_header = rate_header
-        self._count_refused = count_refused
-        self._open_rate = open_rate
+    max_concurrent_requests: int | None = None
+    rate: str = ""
+    rate_header: str | None = None
+    count_refused: Callable[[str], None] = lambda reason: None
+    open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, None)
+    are_shared: bool = False
+
+    def __post_init__(self) -> None:
+        self.has_rate, self.has_places = bool(self.rate), self.max_concurrent_requests is not None
+        self._limiter = self.open_rate(self.rate) if self.rate else None
         self._of_keys: dict[tuple[str, str], tuple[RateLimiter, bytes]] = {}
         self._lock = threading.Lock()
         self._in_flight = 0
@@ -114,17 +105,17 @@ class RequestLimits:
             for rate in key.limits:
                 limiter, client = self._limiter_of_key(key.name, rate)
                 if (seconds := limiter(client)) is not None:
-                    self._count_refused("key")
+                    self.count_refused("key")
                     return f"the key {key.name!r} may ask for {rate}; ask again later", max(1, ceil(seconds))
-        if self._rate is not None and (seconds := self._rate(self._client(request, key))) is not None:
-            self._count_refused("rate")
-            return f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
+        if self._limiter is not None and (seconds := self._limiter(self._client(request, key))) is not None:
+            self.count_refused("rate")
+            return f"more than {self.rate} from one caller; ask again later", max(1, ceil(seconds))
         return None
 
     def take_place(self) -> bool:
         """Take a place among the requests in flight, which has to be released; return False if there is none."""
         with self._lock:
-            if self._allowed is not None and self._in_flight >= self._allowed:
+            if self.max_concurrent_requests is not None and self._in_flight >= self.max_concurrent_requests:
                 return False
             self._in_flight += 1
         return True
@@ -136,13 +127,13 @@ class RequestLimits:
             TooManyRequests: there is none.
         """
         if self.has_places and not self.take_place():
-            self._count_refused("concurrency")
-            message = f"{self._allowed} requests are being answered here already; ask again later"
+            self.count_refused("concurrency")
+            message = f"{self.max_concurrent_requests} requests are being answered here already; ask again later"
             raise TooManyRequests(message, _BUSY_RETRY_SECONDS)
 
     def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
         """Return True if a limit of this request asks another machine now: an event loop must not check it."""
-        if self._rate is not None and self._rate.may_wait(self._client(request, key)):
+        if self._limiter is not None and self._limiter.may_wait(self._client(request, key)):
             return True
         return key is not None and any(
             limiter.may_wait(client)
@@ -150,7 +141,7 @@ class RequestLimits:
         )
 
     def _client(self, request: RawRequest, key: KeyEntry | None) -> bytes:
-        named = request.headers.get(self._rate_header) if self._rate_header else None
+        named = request.headers.get(self.rate_header) if self.rate_header else None
         if named is not None:
             return _digest(f"key {named}")
         return _digest(f"address {(key.name if key else request.caller) or _network(request.client)}")
@@ -158,7 +149,7 @@ class RequestLimits:
     def _limiter_of_key(self, name: str, rate: str) -> tuple[RateLimiter, bytes]:
         """Return the limiter of this rate of a key, and the client that it counts the key as."""
         if (opened := self._of_keys.get((name, rate))) is None:
-            opened = self._open_rate(rate), _digest(f"limit {rate} of {name}")
+            opened = self.open_rate(rate), _digest(f"limit {rate} of {name}")
             opened = self._of_keys.setdefault((name, rate), opened)
         return opened
 
@@ -194,34 +185,36 @@ def _digest(source: str) -> bytes:
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
+@dataclass(eq=False)
 class MemoryRateLimiter:
     """Counts in this process: each worker allows each client the whole rate.
 
     Requests of the previous window count with the share of that window that lies within the last period, as if they had
     come evenly. Over time exactly the rate passes, within one period at worst nearly twice as much.
 
-    Args:
+    Attributes:
         clock: seconds.
     """
 
-    def __init__(self, amount: int, period: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._amount = amount
-        self._period = period
-        self._clock = clock
+    amount: int
+    period: float
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, its requests, those before it
 
     def __call__(self, client: bytes) -> float | None:
-        now = self._clock()
-        window, elapsed = divmod(now, self._period)
+        now = self.clock()
+        window, elapsed = divmod(now, self.period)
         with self._lock:
             last, current, previous = self._clients.get(client, (int(window), 0, 0))
             if last != window:
                 current, previous = 0, current if last == window - 1 else 0
-            if int(previous * (1 - elapsed / self._period) + current) >= self._amount:
+            if int(previous * (1 - elapsed / self.period) + current) >= self.amount:
                 # until the requests that still count are fewer than the amount, not just as many
-                share = 1.0 if current >= self._amount else 1 - (self._amount - current) / previous
-                return self._period * share - elapsed + _EDGE_SECONDS
+                share = 1.0 if current >= self.amount else 1 - (self.amount - current) / previous
+                return self.period * share - elapsed + _EDGE_SECONDS
             self._clients[client] = int(window), current + 1, previous
             self._clients.move_to_end(client)
             if len(self._clients) > MAX_CLIENTS:

@@ -228,23 +228,21 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
 
 
 def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Iterator[str]:
-    named = []
-    for label, value in sorted(series.labels.items()):
-        escaped = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-        named.append((label, f'{label}="{escaped}"'))
-    labels = ",".join(text for _, text in named)
+    labels = ",".join(f'{label}="{_escape(value)}"' for label, value in sorted(series.labels.items()))
     braced = f"{{{labels}}}" if labels else ""
     if family.kind != "histogram":
         yield f"{name}{braced} {series.value!r}\n"
         return
     if series.buckets:
-        before = "".join(f"{text}," for label, text in named if label < "le")
-        after = "".join(f",{text}" for label, text in named if label > "le")
-        begin, end = f'{name}_bucket{{{before}le="', f'"{after}}} '
+        begin = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
         for bound, count in series.buckets:
-            yield f"{begin}{bound}{end}{count!r}\n"
+            yield f'{begin}le="{bound}"}} {count!r}\n'
         yield f"{name}_count{braced} {series.count!r}\n"
     yield f"{name}_sum{braced} {series.value!r}\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:

@@ -226,7 +226,7 @@ def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: p
 def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: int, period: int) -> None:
     rate = open_rate_limiter(text, None)
     assert isinstance(rate, MemoryRateLimiter)
-    assert (rate._amount, rate._period) == (amount, period)
+    assert (rate.amount, rate.period) == (amount, period)
 
 
 class FixedWindow:

@@ -41,7 +41,7 @@ def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metri
     counted = samples(workers[0], "onnxserve_requests_total")
     assert counted == {labels.format(200): 2, labels.format(400): 2}
     buckets = samples(workers[1], "onnxserve_request_duration_seconds_bucket")
-    labels = 'endpoint="e",le="{}",model="m",protocol="v2",variant="v",version="7"'
+    labels = 'endpoint="e",model="m",protocol="v2",variant="v",version="7",le="{}"'
     assert [buckets[labels.format(bound)] for bound in ("0.0025", "0.005", "0.1", "0.25", "+Inf")] == [0, 2, 2, 4, 4]
     assert samples(workers[0], "ml_prediction_latency_seconds_count") == {'model_version="7"': 2}
     assert samples(workers[0], "ml_prediction_latency_seconds_sum")['model_version="7"'] == pytest.approx(0.006)
@@ -50,8 +50,8 @@ def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metri
 def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None:
     workers[0].count_batch("e", 8, 0.0, 0.001)
     buckets = samples(workers[0], "onnxserve_batch_rows_bucket")
-    assert buckets['endpoint="e",le="4.0",model="",version=""'] == 0
-    assert buckets['endpoint="e",le="8.0",model="",version=""'] == 1
+    assert buckets['endpoint="e",model="",version="",le="4.0"'] == 0
+    assert buckets['endpoint="e",model="",version="",le="8.0"'] == 1
 
 
 def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics, Metrics]) -> None:
@@ -159,10 +159,10 @@ def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metr
     rows = {one.labels["agreement"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_rows"]}
     assert rows == {"same": 4.0, "different": 2.0}
     page = prometheus_text(read_families(tmp_path)).decode()
-    labels = 'endpoint="e",{bound}model="m",variant="new",version="2"'
+    labels = 'endpoint="e",model="m",variant="new",version="2"{bound}'
     assert f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page  # NaN is no difference
-    zero = labels.format(bound='le="0",')
+    zero = labels.format(bound=',le="0"')
     assert f"onnxserve_shadow_difference_bucket{{{zero}}} 2.0\n" in page
     assert f"onnxserve_shadow_duration_seconds_count{{{labels.format(bound='')}}} 2.0\n" in page
-    second = labels.format(bound='le="1",')  # not "1.0", as in the other histograms: dashboards name it
+    second = labels.format(bound=',le="1"')  # not "1.0", as in the other histograms: dashboards name it
     assert f"onnxserve_shadow_duration_seconds_bucket{{{second}}} 2.0\n" in page
