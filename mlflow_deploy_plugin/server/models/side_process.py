@@ -108,7 +108,7 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
         raise ValueError(f"a message of {len(head) + following} bytes is too large")
     _set_timeout(connection, deadline)
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # the timeout is that of the whole call
-    for blob in filter(None, blobs):  # who has read all may have gone
+    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # who has read all may have gone
         _set_timeout(connection, deadline)
         connection.sendall(blob)
 
