@@ -25,9 +25,11 @@ from onnx import helper
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
+from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
@@ -58,6 +60,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     estimator_input,
     last_step,
     library_of,
+    sub_estimators,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     OPSETS,
@@ -153,7 +156,10 @@ def forms(
     fitted = best_estimator(model)
     names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
     known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
-    return [partial(_convert, model, fitted, batch, original, predict_fn, known, one) for one in precisions]
+    return [
+        partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
+        for one in precisions
+    ]
 
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:
@@ -195,10 +201,21 @@ def _convert(
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
         boundary_values=boundary_values(),
-        margin=_margin(model) if "label" in answers else None,
+        margin=_single_threaded(_margin(model), fitted) if "label" in answers else None,
         many_rows=levels.MANY_ROWS if any(node.op_type == "If" for node in proto.graph.node) else 0,
         repair=repairs[precision],
     )
+
+
+def _single_threaded(function: Any, fitted: Any) -> Any:
+    """Return the function as one that runs boosting by histograms on one thread.
+
+    Its threads meet at each tree, and wait for each other on busy cores: a proof of 2,000 trees took 200 s of CPU
+    instead of 4.
+    """
+    if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
+        return function
+    return ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
 
 
 def _margin(model: Any) -> Callable[[Batch], Array] | None:

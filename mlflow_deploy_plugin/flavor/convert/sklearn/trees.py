@@ -3,7 +3,8 @@
 HistGradientBoosting compares in 64 bits, while scikit-learn's other trees round their input to 32 before they compare.
 skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here the
 thresholds are converted as they are, and the sums over the trees are made in 64 bits too (`levels.py`: but for groups).
-In other trees, the direction of missing values is restored.
+An IsolationForest has one operator for all of its trees: skl2onnx writes 27 nodes a tree, and 500 trees took minutes to
+load. In other trees, the direction of missing values is restored.
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
-from skl2onnx.common.data_types import FloatTensorType
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, IsolationForest
+from sklearn.ensemble._iforest import _average_path_length
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.categories import columns_of, encode, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
@@ -33,7 +35,7 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
         lists = {attribute.name: np.array(attribute.ints) for attribute in node.attribute}
         owners, positions = lists["nodes_treeids"], lists["nodes_nodeids"]
         count = len(np.unique(owners))
-        # the nodes of an IsolationForest, one for each tree, do not come in the trees' order
+        # the nodes of several forests do not always come in their order
         starts = (start for start in range(len(trees) - count + 1) if _is_of(lists, trees[start : start + count]))
         if (start := next(starts, None)) is None:
             continue  # gradient boosting, which has the directions itself, or an unknown arrangement
@@ -358,7 +360,39 @@ def categories_of(estimator: Any) -> dict[int, Array]:
     return dict(zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True))
 
 
+def isolation_shapes(operator: Any) -> None:
+    """Set the output type: 1 of an inlier, -1 of an outlier."""
+    operator.outputs[0].type = Int64TensorType([None])
+
+
+def convert_isolation_forest(scope: Any, operator: Any, container: Any) -> None:
+    """Add the trees of an IsolationForest, whose leaves have their depth, and what the mean depth says."""
+    graph, estimator = NodeBuilder(scope, container), operator.raw_operator
+    trees = []
+    for part, columns, depth, below in zip(
+        estimator.estimators_,
+        estimator.estimators_features_,
+        estimator._decision_path_lengths,
+        estimator._average_path_length_per_tree,
+        strict=True,
+    ):
+        tree = part.tree_
+        rounded = tree.threshold.astype(np.float32)  # as the rows are; never up, so that no row changes its side
+        threshold = np.where(rounded > tree.threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+        sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
+        trees.append(Tree(columns[np.maximum(tree.feature, 0)], threshold.astype(float), *sides, depth + below - 1.0))
+    rows = graph.node("Cast", [graph.joined(operator.inputs)], to=TensorProto.FLOAT)
+    forest = Boosting(trees, [0] * len(trees), np.zeros(1), "BRANCH_LEQ", "Identity", has_single_rows=True)
+    # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier
+    scale, offset = len(trees) * _average_path_length([estimator._max_samples])[0], estimator.offset_
+    least = -scale * np.log2(-offset) if offset < 0 else np.inf
+    is_inlier = graph.node("GreaterOrEqual", [_write_walk(graph, rows, forest), np.array([least], np.float32)])
+    flat = graph.node("Reshape", [is_inlier, np.array([-1])])
+    graph.node("Where", [flat, np.array([1]), np.array([-1])], operator.outputs[0].full_name)
+
+
 CONVERTERS = {
+    IsolationForest: (isolation_shapes, convert_isolation_forest),
     HistGradientBoostingRegressor: (float_columns(lambda boosting: 1), convert_histograms),
     HistGradientBoostingClassifier: (classifier_shapes, convert_histograms),
 }

@@ -23,6 +23,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 from sklearn.tree import DecisionTreeRegressor
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
@@ -131,6 +132,37 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix:
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.sources["missing"] > 0
+
+
+@pytest.mark.parametrize("given", [{}, {"contamination": 0.2}, {"contamination": 0.5}, {"max_features": 0.5}])
+def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
+    matrix: tuple[np.ndarray, np.ndarray], given: dict[str, Any]
+) -> None:
+    """The offset of 101 rows is the score of one of them, which is no outlier."""
+    rows = matrix[0][:101]
+    wrapped = wrap(IsolationForest(n_estimators=50, random_state=0, **given).fit(rows), rows)
+
+    assert wrapped.report.state == "proven"
+    assert [node.op_type for node in wrapped.converted.proto.graph.node].count("TreeEnsembleRegressor") == 1
+    assert len(wrapped.converted.proto.graph.node) < 20
+
+
+def test_boosting_by_histograms_is_asked_on_one_thread(
+    matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, labels = matrix
+    model = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=3)).fit(rows, labels > 0)
+    threads = set()
+    decide = HistGradientBoostingClassifier._raw_predict
+
+    def recorded(self: Any, *given: Any, **named: Any) -> Any:
+        threads.add(_openmp_effective_n_threads())
+        return decide(self, *given, **named)
+
+    monkeypatch.setattr(HistGradientBoostingClassifier, "_raw_predict", recorded)
+    wrap(model, rows)
+
+    assert threads == {1}
 
 
 def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
