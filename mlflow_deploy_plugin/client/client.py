@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial, wraps
-from itertools import count
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import quote
@@ -308,7 +307,8 @@ class Client:
         retries = retries or self.retries
         deadline = time.monotonic() + self.timeout_seconds
         fields = {"User-Agent": f"onnxserve/{__version__}", **self.headers, **(headers or {})}
-        for attempt in count():
+        attempt = 0
+        while True:
             left = max(deadline - time.monotonic(), 0.001)
             timeout = urllib3.Timeout(connect=min(left, _CONNECT_SECONDS), read=left)
             try:
@@ -332,10 +332,10 @@ class Client:
                 if response.status not in _REFUSED_UNDONE:
                     raise error
             pause = retries.pause_seconds(attempt, error.retry_after, self.generator)
-            if attempt + 1 >= retries.tries or time.monotonic() + pause >= deadline:
+            attempt += 1
+            if attempt >= retries.tries or time.monotonic() + pause >= deadline:
                 raise error
             time.sleep(pause)
-        raise AssertionError("unreachable")
 
 
 def _in_thread(

@@ -78,8 +78,14 @@ class ServerApp(Flask):
         )
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request that has come by WSGI. Flask's own part is called by `handle`, as in the fast worker."""
-        return self._answer_wsgi(Request(environ))(environ, start_response)
+        """Answer a request that has come by WSGI. Flask's own part is called by `handle`, as in the fast worker.
+
+        If its body has not come whole, our worker (`workers/gthread_worker.py`) is told to close the connection.
+        """
+        response, stream = self._answer_wsgi(Request(environ)), environ["wsgi.input"]
+        if not (response.is_streamed or getattr(stream, "is_whole", True)):
+            stream.close_connection()
+        return response(environ, start_response)
 
     def _answer_wsgi(self, request: Request) -> Response:
         path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
@@ -92,15 +98,11 @@ class ServerApp(Flask):
                 return _stream(self.server, raw, stream, request.content_length)
             body = b"" if is_stranger else _read_body(request, stream, limit)
         except OnnxserveError as error:
-            _close_unless_whole(stream)
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, caller)
         raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # spent in our worker's queue after it had arrived
-        response = flask_response(self.handle(raw))
-        if is_stranger:
-            _close_unless_whole(stream)
-        return response
+        return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
         """Authenticate the caller of a view of another distribution; `_view` does so for ours."""
@@ -225,7 +227,6 @@ def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: 
 
     response, answered = stream_predictions(server, raw, pieces())
     if answered is None:
-        _close_unless_whole(stream)
         return flask_response(response)
     held_back = _hold_back(answered, server.max_body_bytes)
     return Response(held_back, response.status, safe_headers(response.headers), content_type=response.content_type)
@@ -250,12 +251,6 @@ def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Iterator[byt
         yield b"".join(held)
         raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
     yield b"".join(held)
-
-
-def _close_unless_whole(stream: IO[bytes]) -> None:
-    """Tell our worker (`workers/gthread_worker.py`) to close the connection if the body has not come whole."""
-    if not getattr(stream, "is_whole", True):
-        getattr(stream, "close_connection", lambda: None)()
 
 
 class NameConverter(BaseConverter):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
-from http import HTTPStatus
+from http.client import responses
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, safe_headers
@@ -100,9 +100,6 @@ def parse_error_response(error: Exception) -> bytes:
 @lru_cache(maxsize=64)
 def _head_start(status: int, keep_alive: bool, second: int) -> str:
     """Return the status line and the first fields of a response that is made in this second since 1970."""
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = "Unknown"
+    phrase = responses.get(status, "Unknown")
     date, connection = formatdate(second, usegmt=True), "keep-alive" if keep_alive else "close"
     return f"HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\nConnection: {connection}\r\n"

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import requests
+from flask import Blueprint
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.routes import ROUTES
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
@@ -113,6 +115,20 @@ def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     answer = ask(server)
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="onnxserve", Bearer realm="onnxserve"'
     assert b"send Authorization: Bearer KEY" in answer.body
+
+
+@pytest.mark.parametrize(("method", "need"), [("GET", "read"), ("POST", "admin")])
+def test_a_view_of_another_distribution_is_for_readers_and_what_changes_something_for_admins(
+    server: Server, method: str, need: str
+) -> None:
+    blueprint = Blueprint("flights", __name__)
+    blueprint.add_url_rule("/flights", "flights", lambda: "seen", methods=[method])
+    app = ServerApp(server)
+    app.register_blueprint(blueprint)
+    assert app.handle(RawRequest(method, "/flights", {}, b"")).status == 401
+    for scope in SCOPES:
+        response = app.handle(RawRequest(method, "/flights", {"authorization": f"Bearer {scope}"}, b""))
+        assert response.status == (200 if scope == need else 403), scope
 
 
 def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -84,11 +84,10 @@ class DescribedEndpoint:
 
 
 def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint:
-    """Return the endpoint (None: the default one). Raises as `DataPlane.select_variant`."""
-    name = server.dataplane.select_variant(endpoint).endpoint
-    served = server.repository.table.get(name)
-    if served is None or not served.answering:
-        raise NotReady("no model is loaded yet; ask again in a moment")
+    """Return the endpoint (None: the default one). Raises as `Repository.select_variant`."""
+    name, served = server.repository.find(endpoint)
+    if not served.answering:
+        raise NotReady(server.repository.unavailable_reason(name))
     return _describe(name, served)
 
 

@@ -236,16 +236,15 @@ class HttpConnection(asyncio.Protocol):
 
     def evict(self) -> None:
         """Close at once, for the sake of a new connection."""
-        if self._has_begun and not (self._is_blocked or self._is_lingering or self._exchange is not None):
+        if self._is_blocked or self._is_lingering or self._exchange is not None:
+            self._transport.abort()
+            return
+        if self._has_begun:
             late = RequestTimeout("the request came too slowly, and other clients wait for its place")
             response = exception_response(self._head.path if self._head else "", late)
             self._transport.write(serialize_response(response, keep_alive=False))
-            self._transport.close()
             self._deadline = self._app.now + _LINGER_SECONDS
-        elif self._is_blocked or self._is_lingering or self._exchange is not None:
-            self._transport.abort()
-        else:
-            self._transport.close()
+        self._transport.close()
 
     # reading requests
 
