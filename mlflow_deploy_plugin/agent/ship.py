@@ -257,21 +257,17 @@ def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedB
 
 
 def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name of the file of a group of batches, and its table."""
+    """Yield the name of the file of a group of batches, and its table: one row for each row of these requests.
+
+    `_segment`, `_offset` and `_row` identify a row. A column has the type of the signature, or a wider type if some of
+    its values do not fit there.
+    """
     first = group[0]
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
     root = f"{FAILURES}/" if first.is_failed else ""
     name = f"{segment}-{first.offsets[0]}-{max(int(batch.offsets[-1]) for batch in group)}"
     folder = f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}"
-    yield f"{folder}/{name}.parquet", captured_table(segment, group)
-
-
-def captured_table(segment: str, batches: Sequence[CapturedBatch]) -> pa.Table:
-    """Return one row for each row of these requests to one model; `_segment`, `_offset` and `_row` identify it.
-
-    A column has the type of the signature, or a wider type if some of its values do not fit there.
-    """
-    return concat_tables([_batch_table(segment, batch) for batch in batches])
+    yield f"{folder}/{name}.parquet", concat_tables([_batch_table(segment, batch) for batch in group])
 
 
 def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:

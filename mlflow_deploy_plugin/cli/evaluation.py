@@ -3,10 +3,9 @@
 `onnxserve explain`: the contributions of columns to the predictions for a file, and how important they are.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,39 +15,18 @@ from mlflow_deploy_plugin.evaluation import DISTURBANCES, METRICS, parse_strengt
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.registry import LoggedRun
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
+_seed_option = option(
+    "--seed", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Chooses the rows, and what is random."
+)
+_folder_option = option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder for the pictures and the JSON.",
+)
 _metric_option = option(
     "--metric", type=click.Choice(METRICS), show_default="accuracy of labels, rmse of numbers", help="What may be lost."
 )
-
-
-def _result_options(under: str) -> Callable[[_Command], _Command]:
-    """Return the options of the seed and of where the result goes, `under` a folder of the run's artifacts."""
-    shared = [
-        option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            metavar="NUMBER",
-            help="Chooses the rows, and what is random.",
-        ),
-        option(
-            "--folder",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="FOLDER",
-            help="Folder for the pictures and the JSON.",
-        ),
-        option("--log", is_flag=True, help=f"Log pictures and JSON to MODEL_URI's run, under {under}/."),
-        output_option,
-    ]
-
-    def add(command: _Command) -> _Command:
-        for decorate in reversed(shared):
-            command = decorate(command)
-        return command
-
-    return add
 
 
 def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None", under: str) -> None:
@@ -74,7 +52,10 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
 @option(
     "--max-rows", type=click.IntRange(min=2), default=2000, metavar="ROWS", help="Rows that are disturbed, by the seed."
 )
-@_result_options("robustness")
+@_seed_option
+@_folder_option
+@option("--log", is_flag=True, help="Log pictures and JSON to MODEL_URI's run, under robustness/.")
+@output_option
 def robustness(
     model_uri: str, data: str, target: str, strengths: tuple[str, ...], folder: Path | None, output: str, **options: Any
 ) -> None:
@@ -127,7 +108,10 @@ def robustness(
     help="Evaluations of the model a row.",
 )
 @option("--contributions", metavar="FILE", help="File for each row's contributions: .csv, .jsonl or .parquet.")
-@_result_options("explain")
+@_seed_option
+@_folder_option
+@option("--log", is_flag=True, help="Log pictures and JSON to MODEL_URI's run, under explain/.")
+@output_option
 def explain(
     model_uri: str, data: str, target: str, contributions: str | None, folder: Path | None, output: str, **options: Any
 ) -> None:

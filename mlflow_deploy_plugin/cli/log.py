@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -256,11 +256,8 @@ def table_lines(result: "QueryResult", bound: int | None) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
     yield _line(names, widths, numeric)
     count = 0
-    for row in first:
-        count += 1
-        yield _line(row, widths, numeric)
-    for row in rows:
-        if bound is not None and count >= bound:
+    for row in chain(first, rows):
+        if count == bound:
             yield f"… and more: --limit says how many, {bound:,} now"
             return
         count += 1

@@ -86,7 +86,7 @@ def feedback(
     exit status is then 1.
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments import check_key_columns, import_labels, label_target
+    from mlflow_deploy_plugin.deployments import check_key_columns, import_labels, label_sink
     from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import unknown_endpoint
@@ -97,9 +97,9 @@ def feedback(
     )
     log = open_log(load_settings().inference_log)
     with opened_deployments() as deployments:
-        target = label_target(deployments, log, name)
+        sink = label_sink(deployments, log, name)
         if url is not None:
-            target = replace(target, url=url)
+            sink.url, sink.only_server = url, True
         else:
             known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
             if name not in known:
@@ -111,7 +111,7 @@ def feedback(
             raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
         report = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
         rows = read_label_file(labels, file, cast(FileFormat, kind), columns)
-        imported = import_labels(log, name, target, rows, report.add, only_server=url is not None, match=match)
+        imported = import_labels(sink, rows, report.add, match)
     report.close()
     where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
     click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")

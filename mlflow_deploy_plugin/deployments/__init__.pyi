@@ -11,13 +11,11 @@ from .config import check_project as check_project
 from .description import describe_endpoint as describe_endpoint
 from .description import describe_endpoints as describe_endpoints
 from .description import summarize_endpoints as summarize_endpoints
-from .endpoints import AuditContext as AuditContext
 from .endpoints import ObservedEndpoint as ObservedEndpoint
 from .endpoints import left_specs as left_specs
-from .feedback import LabelTarget as LabelTarget
 from .feedback import check_key_columns as check_key_columns
 from .feedback import import_labels as import_labels
-from .feedback import label_target as label_target
+from .feedback import label_sink as label_sink
 from .lifecycle import Deployment as Deployment
 from .lifecycle import Deployments as Deployments
 from .lifecycle import open_deployments as open_deployments

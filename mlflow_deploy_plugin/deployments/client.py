@@ -111,9 +111,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Serve `model_uri`; when it answers, return the same as `get_deployment`."""
         with _deployments(self._target) as deployments:
-            return describe(
-                deployments.create(name, model_uri, apply_flavor(name, model_uri, flavor, config), endpoint)
-            )
+            fields = apply_flavor(name, model_uri, flavor, config)
+            return describe(deployments.create(name, model_uri, fields, endpoint))
 
     def update_deployment(
         self,
@@ -125,9 +124,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Change model or configuration. Only a change of `server.…` restarts; a failed update changes nothing."""
         with _deployments(self._target) as deployments:
-            return describe(
-                deployments.update(name, model_uri, apply_flavor(name, model_uri, flavor, config), endpoint)
-            )
+            fields = apply_flavor(name, model_uri, flavor, config)
+            return describe(deployments.update(name, model_uri, fields, endpoint))
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None

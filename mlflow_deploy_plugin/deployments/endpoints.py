@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,20 +35,6 @@ class ObservedEndpoint:
 
     endpoint: Endpoint
     observation: Observation
-
-
-@dataclass(frozen=True)
-class AuditContext:
-    """The entry of a change in the audit trail.
-
-    Attributes:
-        action: update, traffic, rollback, ….
-        actor: the person who makes the change; None is the user of this process.
-    """
-
-    action: str = "update"
-    why: str = ""
-    actor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,24 +97,27 @@ class Endpoints:
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 
-    def change(self, stored: Endpoint, new: EndpointSpec, context: AuditContext) -> None:
+    def change(self, stored: Endpoint, new: EndpointSpec, **audit: Any) -> None:
         """Replace the spec of an endpoint, or leave it as it was. The caller holds the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started again. If only
         monitors change, the server is left alone: it knows nothing of them.
+
+        Args:
+            audit: the `action`, the `actor` and the reason `why`, as `Store.replace_spec` takes them.
 
         Raises:
             InvalidConfig, DeploymentFailed: as `Deployments.update`.
         """
         old = stored.spec
         if new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old:
-            self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
+            self.store.replace_spec(new, **audit)
             return
         backend = self.backend(stored)
         was_running = backend.is_running(old.name)
         with self._ports(parse_target(stored.target)) as with_port:
             new = with_port(new)
-            changed = self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
+            changed = self.store.replace_spec(new, **audit)
         try:
             if new.variants:
                 self._serve(backend, new)
@@ -138,9 +128,7 @@ class Endpoints:
             if current is None or current.spec != changed.spec:
                 raise  # the lease ended while this machine slept, and another one has changed the endpoint since
             detail = {"undone": True}  # a rollback passes over the change and its undoing
-            self.store.replace_spec(
-                old, action=context.action, why=_undo_reason(error), detail=detail, actor=context.actor
-            )
+            self.store.replace_spec(old, **{**audit, "why": _undo_reason(error), "detail": detail})
             if was_running:
                 self.progress(f"{old.name}: going back to what was served before")
                 with contextlib.suppress(OnnxserveError):  # the first failure is the one to report

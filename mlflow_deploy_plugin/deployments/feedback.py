@@ -75,16 +75,42 @@ class LabelMasking:
         return labels_table(labels)
 
 
-@dataclass(frozen=True)
-class LabelTarget:
-    """The place where an endpoint's labels go.
+@dataclass
+class LabelSink:
+    """The place where an endpoint's labels go: its server, and once that does not answer the inference log.
 
     Attributes:
-        url: of its server; empty if none runs.
+        url: of the server; empty if none runs.
+        only_server: labels do not go into the log if the server does not answer.
+        segment: of the labels that go into the log.
+        destinations: what has taken labels, as keys: the server's URL, the log.
     """
 
-    url: str = ""
-    masking: LabelMasking = field(default_factory=LabelMasking)
+    log: InferenceLog
+    endpoint: str
+    url: str
+    masking: LabelMasking
+    only_server: bool = False
+    segment: str = field(default_factory=lambda: f"file-{uuid4().hex}")
+    destinations: dict[str, None] = field(default_factory=dict)
+
+    def store(self, session: ServerSession, entries: Sequence[LabelEntry]) -> list[BadRow]:
+        """Store labels, and return those that the server refuses. Raises as `import_labels`."""
+        if self.url:
+            try:
+                url = f"{self.url.rstrip('/')}/endpoints/{self.endpoint}/feedback"
+                refused = _post_labels(session, url, entries)
+                self.destinations[self.url] = None
+                return refused
+            except NotReady:
+                if self.only_server:
+                    raise
+                self.url = ""
+        now = datetime.now(UTC)
+        table = self.masking.table(entries, int(now.timestamp() * 1_000_000), self.segment)
+        write_labels(self.log.location, self.endpoint, now.strftime("%Y-%m-%d"), table)
+        self.destinations[self.log.shown] = None
+        return []
 
 
 @dataclass(frozen=True)
@@ -104,44 +130,36 @@ class LabelImport:
     matches: LabelMatches | None
 
 
-def label_target(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelTarget:
+def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
     """Return where the endpoint's labels go. Raises OnnxserveError if the log is down."""
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
-        return LabelTarget("", _masking_without_spec(deployments.settings, log, endpoint))
+        return LabelSink(log, endpoint, "", _masking_without_spec(deployments.settings, log, endpoint))
     key = deployments.settings.state_dir(endpoint) / MASK_KEY
     masking = LabelMasking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
-    return LabelTarget(deployments.get_endpoint(endpoint).observation.url, masking)
+    return LabelSink(log, endpoint, deployments.get_endpoint(endpoint).observation.url, masking)
 
 
 def import_labels(
-    log: InferenceLog,
-    endpoint: str,
-    target: LabelTarget,
-    rows: Iterable[LabelEntry | BadRow],
-    report_bad: Callable[[BadRow], None],
-    only_server: bool = False,
-    match: bool = True,
+    sink: LabelSink, rows: Iterable[LabelEntry | BadRow], report_bad: Callable[[BadRow], None], match: bool
 ) -> LabelImport:
-    """Store the labels of a file batch by batch, and count those whose row is in the log.
+    """Store the labels of a file batch by batch, and with `match` count those whose row is in the log.
 
     Args:
         report_bad: takes each bad row.
-        only_server: labels do not go into the log if the server does not answer.
 
     Raises:
         NotReady: the server does not answer, and the labels go nowhere else.
         OnnxserveError: the log is down. Labels that were stored before stay; storing them again does no harm.
     """
     matches = LabelMatches() if match else None
-    readable = target.masking if target.masking.key else LabelMasking()
+    readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = bad = 0
     with ServerSession() as session:
-        sink = _LabelSink(session, log, endpoint, target, only_server)
         remaining = iter(rows)
         while batch := list(islice(remaining, _BATCH_ROWS)):
             entries = [row for row in batch if isinstance(row, LabelEntry)]
-            refused = sink.store(entries) if entries else []
+            refused = sink.store(session, entries) if entries else []
             if matches is not None and entries:
                 places = {one.place for one in refused}
                 matches.add(readable.table([entry for entry in entries if entry.place not in places], 0, ""))
@@ -151,42 +169,8 @@ def import_labels(
                 report_bad(row)
             bad += len(bad_rows)
     if matches is not None:
-        match_labels(log, endpoint, matches)
+        match_labels(sink.log, sink.endpoint, matches)
     return LabelImport(accepted, bad, tuple(sink.destinations), matches)
-
-
-class _LabelSink:
-    """The endpoint's server, and once that does not answer the inference log.
-
-    Attributes:
-        destinations: what has taken labels, as keys: the server's URL, the log.
-    """
-
-    def __init__(
-        self, session: ServerSession, log: InferenceLog, endpoint: str, target: LabelTarget, only_server: bool
-    ) -> None:
-        self._session, self._log, self._endpoint = session, log, endpoint
-        self._url, self._masking, self._only_server = target.url, target.masking, only_server
-        self._segment = f"file-{uuid4().hex}"
-        self.destinations: dict[str, None] = {}
-
-    def store(self, entries: Sequence[LabelEntry]) -> list[BadRow]:
-        """Store labels, and return those that the server refuses. Raises as `import_labels`."""
-        if self._url:
-            try:
-                url = f"{self._url.rstrip('/')}/endpoints/{self._endpoint}/feedback"
-                refused = _post_labels(self._session, url, entries)
-                self.destinations[self._url] = None
-                return refused
-            except NotReady:
-                if self._only_server:
-                    raise
-                self._url = ""
-        now = datetime.now(UTC)
-        table = self._masking.table(entries, int(now.timestamp() * 1_000_000), self._segment)
-        write_labels(self._log.location, self._endpoint, now.strftime("%Y-%m-%d"), table)
-        self.destinations[self._log.shown] = None
-        return []
 
 
 def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
-from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.endpoints import Endpoints, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_metrics import (
     HistoryByServer,
     MetricsByServer,
@@ -114,7 +114,7 @@ class Deployments:
         """
         found = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(found, lambda spec: self._configured(spec, {**model, **config}), AuditContext(), config)
+        self._change(found, lambda spec: self._configured(spec, {**model, **config}), config)
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
@@ -146,7 +146,7 @@ class Deployments:
                 except InvalidConfig as error:
                     hint = f"`onnxserve endpoint delete {found}` ends the whole endpoint"
                     raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
-                self._endpoints.change(stored, remaining, AuditContext())
+                self._endpoints.change(stored, remaining)
         return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
@@ -238,8 +238,7 @@ class Deployments:
         self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
         """Change fields of an endpoint, all or none. Raises as `update`."""
-        context = AuditContext("update", why, actor)
-        self._change(endpoint, lambda spec: self._configured(spec, config), context, config)
+        self._change(endpoint, lambda spec: self._configured(spec, config), config, why=why, actor=actor)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -255,9 +254,8 @@ class Deployments:
         Args:
             by_rollout: True for the rollout under way; any other caller is refused meanwhile.
         """
-        config = {"traffic": weights}
-        context = AuditContext("traffic", why, actor)
-        self._change(endpoint, lambda spec: configure(spec, config), context, () if by_rollout else config)
+        config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
+        self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
@@ -300,8 +298,9 @@ class Deployments:
     ) -> Deployment:
         """Add a deployment to an existing endpoint. Raises as `create`, and NotFound for the endpoint."""
         model_uri = absolute_model_uri(model_uri)
-        context = AuditContext("update", why, actor)
-        self._change(endpoint, lambda spec: self._configured(add_variant(spec, name, model_uri), config), context)
+        self._change(
+            endpoint, lambda spec: self._configured(add_variant(spec, name, model_uri), config), why=why, actor=actor
+        )
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
@@ -310,7 +309,7 @@ class Deployments:
         with self._endpoints.lock(endpoint):
             stored = self._require(endpoint)
             if name in stored.spec.variants:
-                self._endpoints.change(stored, remove_variant(stored.spec, name), AuditContext("update", why, actor))
+                self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
         """Remove a monitor from an endpoint; its results stay.
@@ -319,7 +318,7 @@ class Deployments:
             NotFound: there is no such endpoint or monitor.
         """
         self._require(endpoint).spec.monitor(monitor)
-        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext(why=why))
+        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), why=why)
 
     def poll_registry(self, model: str) -> None:
         """Make the agents here that follow the model ask the registry at once. Call it after a move in the registry."""
@@ -363,16 +362,13 @@ class Deployments:
         return stored
 
     def _change(
-        self,
-        endpoint: str,
-        changed: Callable[[EndpointSpec], EndpointSpec],
-        context: AuditContext,
-        fields: Iterable[str] = (),
+        self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
     ) -> None:
         """Change an endpoint.
 
         Args:
             fields: those that are set; the weights among them are refused while a rollout is under way.
+            audit: as of `Endpoints.change`.
         """
         self._require(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
@@ -380,7 +376,7 @@ class Deployments:
             if refused is not None:
                 raise InvalidConfig(refused.reason)
             stored = self._require(endpoint)
-            self._endpoints.change(stored, changed(stored.spec), context)
+            self._endpoints.change(stored, changed(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
         """Return `spec` with the fields of `config`, once its monitors are checked. Raises as `configure`."""

@@ -207,10 +207,8 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     return validate_spec(document)
 
 
-def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
-    """Return `spec` with another variant, changed by `config` (dotted field names).
-
-    It gets no traffic yet if there are other variants.
+def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
+    """Return `spec` with another variant. It gets no traffic yet if there are other variants.
 
     Raises:
         AlreadyExists: there is a variant of this name.
@@ -220,7 +218,7 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[s
         raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
     added = {"model": model_uri, "weight": 0 if spec.variants else 100}
     variants = {**spec_document(spec)["variants"], name: added}
-    return apply_config(validate_spec({**spec_document(spec), "variants": variants}), config or {})
+    return validate_spec({**spec_document(spec), "variants": variants})
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:

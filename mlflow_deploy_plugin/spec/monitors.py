@@ -76,12 +76,12 @@ class MonitorMetric:
     """A metric that a monitor may put a requirement on.
 
     Attributes:
-        is_better: the good direction. A requirement in the other direction is taken for a mistake.
+        sign: of a requirement: >= if higher is better. One in the other direction is taken for a mistake.
         argument: the kind of name that may stand in brackets behind it, or an empty text.
     """
 
     scale: Scale
-    is_better: Literal["higher", "lower"]
+    sign: Literal[">=", "<="]
     argument: str = ""
 
 
@@ -105,11 +105,10 @@ class Requirement:
     def parse(cls, text: str, metrics: Mapping[str, MonitorMetric], subject: str) -> "Requirement":
         """Return the requirement that a text states; arguments and errors as of `parse_requirements`."""
         condition = parse_condition(text)
-        example = next(
-            f"{name}{'>=0.8' if metric.is_better == 'higher' else '<=0.1'}" for name, metric in metrics.items()
-        )
+        name, first = next(iter(metrics.items()))
         if condition is None:
-            raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {example}")
+            example = "0.8" if first.sign == ">=" else "0.1"
+            raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {name}{first.sign}{example}")
         metric = metrics.get(condition.name)
         if metric is None:
             hint = did_you_mean(condition.name, metrics)
@@ -124,12 +123,11 @@ class Requirement:
             raise InvalidConfig(
                 f"require: {text}: {condition.name} is not said in {condition.unit!r}, but as {allowed}"
             )
-        if condition.sign.startswith(">") != (metric.is_better == "higher"):
-            better = (
-                f"{condition.name}{'>=' if metric.is_better == 'higher' else '<='}{condition.number:g}{condition.unit}"
-            )
+        if condition.sign[0] != metric.sign[0]:
+            better = f"{condition.name}{metric.sign}{condition.number:g}{condition.unit}"
+            direction = "higher" if metric.sign == ">=" else "lower"
             raise InvalidConfig(
-                f"require: {text} asks for the worse; {condition.name} is better when {metric.is_better}: {better}"
+                f"require: {text} asks for the worse; {condition.name} is better when {direction}: {better}"
             )
         value = condition.number * units[condition.unit]
         if metric.scale == "share" and not 0 <= value <= 1:
@@ -175,30 +173,30 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
     "performance": {
-        "accuracy": MonitorMetric("share", "higher"),
-        "f1": MonitorMetric("share", "higher"),
-        "precision": MonitorMetric("share", "higher"),
-        "recall": MonitorMetric("share", "higher"),
-        "roc_auc": MonitorMetric("share", "higher"),
-        "log_loss": MonitorMetric("number", "lower"),
-        "brier": MonitorMetric("number", "lower"),
-        "mae": MonitorMetric("number", "lower"),
-        "rmse": MonitorMetric("number", "lower"),
-        "mape": MonitorMetric("number", "lower"),
-        "r2": MonitorMetric("number", "higher"),
+        "accuracy": MonitorMetric("share", ">="),
+        "f1": MonitorMetric("share", ">="),
+        "precision": MonitorMetric("share", ">="),
+        "recall": MonitorMetric("share", ">="),
+        "roc_auc": MonitorMetric("share", ">="),
+        "log_loss": MonitorMetric("number", "<="),
+        "brier": MonitorMetric("number", "<="),
+        "mae": MonitorMetric("number", "<="),
+        "rmse": MonitorMetric("number", "<="),
+        "mape": MonitorMetric("number", "<="),
+        "r2": MonitorMetric("number", ">="),
     },
-    "shadow": {"disagreement": MonitorMetric("share", "lower", argument="variant")},
+    "shadow": {"disagreement": MonitorMetric("share", "<=", argument="variant")},
     "service_level": {
-        "error_rate": MonitorMetric("share", "lower"),
-        "p50": MonitorMetric("seconds", "lower"),
-        "p90": MonitorMetric("seconds", "lower"),
-        "p95": MonitorMetric("seconds", "lower"),
-        "p99": MonitorMetric("seconds", "lower"),
+        "error_rate": MonitorMetric("share", "<="),
+        "p50": MonitorMetric("seconds", "<="),
+        "p90": MonitorMetric("seconds", "<="),
+        "p95": MonitorMetric("seconds", "<="),
+        "p99": MonitorMetric("seconds", "<="),
     },
     "data_quality": {
-        "missing": MonitorMetric("share", "lower", argument="column"),
-        "unseen": MonitorMetric("share", "lower", argument="column"),
-        "out_of_range": MonitorMetric("share", "lower", argument="column"),
+        "missing": MonitorMetric("share", "<=", argument="column"),
+        "unseen": MonitorMetric("share", "<=", argument="column"),
+        "out_of_range": MonitorMetric("share", "<=", argument="column"),
     },
 }
 """The metrics that the `require` of a monitor may name, by its kind."""

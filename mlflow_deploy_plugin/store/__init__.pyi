@@ -4,7 +4,6 @@ from .alerts import Silence as Silence
 from .alerts import Silences as Silences
 from .audit import AuditEvent as AuditEvent
 from .audit import current_actor as current_actor
-from .audit import describe_traffic as describe_traffic
 from .audit import move_detail as move_detail
 from .database import open_store as open_store
 from .database import utc_now as utc_now
@@ -12,13 +11,11 @@ from .keys import ApiKey as ApiKey
 from .keys import ApiKeys as ApiKeys
 from .leases import Lease as Lease
 from .leases import LeaseKeeper as LeaseKeeper
-from .leases import LeaseView as LeaseView
 from .monitors import MonitorKey as MonitorKey
 from .monitors import MonitorNote as MonitorNote
 from .monitors import Monitors as Monitors
 from .monitors import MonitorState as MonitorState
 from .monitors import MonitorWindow as MonitorWindow
-from .monitors import StoreCounts as StoreCounts
 from .monitors import read_counts as read_counts
 from .retrainings import Retraining as Retraining
 from .retrainings import Retrainings as Retrainings
@@ -26,7 +23,6 @@ from .retrainings import WaitsFor as WaitsFor
 from .store import Endpoint as Endpoint
 from .store import Rollout as Rollout
 from .store import Store as Store
-from .store import UnreadableEndpoint as UnreadableEndpoint
 from .store import unknown_endpoint as unknown_endpoint
 
 __all__: list[str]

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
-from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints
+from mlflow_deploy_plugin.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
@@ -324,7 +324,7 @@ def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_
         endpoints = OfCluster(store, Settings(home=tmp_path), silently, target)
 
         with pytest.raises(DeploymentFailed, match="serve another spec"):
-            endpoints.change(stored, mine, AuditContext())
+            endpoints.change(stored, mine)
 
         assert store.require_endpoint("flights").spec == theirs
         assert applied == [mine]

@@ -251,7 +251,8 @@ def test_a_key_or_value_that_cannot_be_is_named(key: str, value: str, said: str)
 
 
 def test_an_added_variant_gets_no_traffic_yet() -> None:
-    spec = add_variant(new_endpoint("flights", "m"), "candidate", "n", {"variants.candidate.shadow": "true"})
+    both = add_variant(new_endpoint("flights", "m"), "candidate", "n")
+    spec = apply_config(both, {"variants.candidate.shadow": "true"})
 
     assert (spec.variants["candidate"].weight, spec.variants["candidate"].shadow) == (0, True)
     assert spec.variants["flights"].weight == 100

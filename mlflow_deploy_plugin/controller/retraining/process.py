@@ -26,6 +26,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.registry import (
@@ -259,15 +261,11 @@ def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
     Args:
         are_named: only those that have the run's id among their arguments.
     """
-    marks = {"environ": f"{MARK}={run_id}".encode()} | ({"cmdline": run_id.encode()} if are_named else {})
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if all(mark in (entry / file).read_bytes().split(b"\0") for file, mark in marks.items()):
-                yield int(entry.name)
-        except OSError:  # ended just now, or somebody else's
-            continue
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended just now, or somebody else's
+            is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
+            if is_marked and (not are_named or run_id in process.cmdline()):
+                yield process.pid
 
 
 def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:

@@ -104,8 +104,6 @@ class RolloutActions:
                 self._clear(plan, f"rollout to version {plan.version} has promoted it")
             case "roll_back":
                 self.roll_back(plan, progress.reason)
-            case "wait":
-                pass
 
     def roll_back(self, plan: RolloutPlan, why: str) -> None:
         """Go back to what was served before: the traffic first, then the registry."""

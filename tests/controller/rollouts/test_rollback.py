@@ -249,7 +249,7 @@ def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
 
 def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store, model: str) -> None:
     spec = new_endpoint("flights", f"models:/{model}/Production")
-    store.add_endpoint("onnxserve", add_variant(spec, "new", "m", {"variants.new.weight": 50}))
+    store.add_endpoint("onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}))
 
     with pytest.raises(InvalidConfig, match="is answered by flights and new, and one is expected"):
         rollback("flights")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.agent.ship import captured_table
+from mlflow_deploy_plugin.agent.ship import captured_tables
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import Feedback, FeedbackFrame, decode_feedback, encode_feedback
 from mlflow_deploy_plugin.server.capture.reader import read_batches
@@ -107,7 +107,8 @@ def test_a_request_is_one_row_of_metrics_and_of_the_log(server: Server, name: st
     rows = [line for line in page.splitlines() if line.startswith("onnxserve_batch_rows_sum{") and f'"{name}"' in line]
     assert [line.rsplit(" ", 1)[1] for line in rows] == ["1.0"]
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
-    (row,) = captured_table("s", read_batches(segment).batches).to_pylist()
+    ((_, table),) = captured_tables("s", read_batches(segment).batches)
+    (row,) = table.to_pylist()
     assert {key: row[key] for key in INPUTS[name]} == INPUTS[name]
     assert {key: row[f"output.{key}"] for key in ANSWERS[name]} == ANSWERS[name]
 
@@ -153,7 +154,8 @@ def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
 
     assert told(server, "/predict", {"x": [1.0, 2.0]})["prediction"] == [-1.0, -2.0]
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
-    (row,) = captured_table("s", read_batches(segment).batches).to_pylist()
+    ((_, table),) = captured_tables("s", read_batches(segment).batches)
+    (row,) = table.to_pylist()
     assert (row["x"], row["output.y"]) == ([1.0, 2.0], [-1.0, -2.0])
     said = "none: its input 'x' has the fixed first size 1"
     assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": said}
