@@ -126,12 +126,14 @@ def parameter_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
     raw, count = request.raw_input_contents, len(request.inputs)
+    by_column, by_input = schema.dtypes, schema.tensor_schema.dtypes
     heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: MAX_RANK + 1])
         head = read_tensor_header(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
         v2.parameters_of(head, {"parameters": parameter_values(entry.parameters)})
-        v2.check_name(head, heads, count == 1, schema)
+        if head.name in heads or not (count == 1 or head.name in by_column or head.name in by_input):
+            raise v2.refused_name(head, heads, schema)
         heads[head.name] = head
     if raw and len(raw) != count:
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
