@@ -12,7 +12,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -293,8 +292,14 @@ def _contributions(
 
     Raises InvalidConfig if `max_evals` is too small, or the model does not answer one row of numbers a row.
     """
-    with _without_compiler():
+    import numba
+
+    config: Any = numba.config
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # numba would compile shap for 20 s (`pyfunc/__main__.py`)
+    try:
         from mlflow_deploy_plugin.pyfunc import explain_rows, most_background_rows, read_background
+    finally:
+        config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)
     try:
         background = read_background(model, most, 0)  # as /explain
@@ -311,19 +316,6 @@ def _contributions(
     except RequestRefused as error:
         raise InvalidConfig(error.message) from None
     return found, f"{found.background_rows} rows of {kind}", evals
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Import shap's helpers as plain Python: numba would compile them for 20 s (`pyfunc/__main__.py`)."""
-    import numba
-
-    config: Any = numba.config
-    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
-    try:
-        yield
-    finally:
-        config.DISABLE_JIT = before
 
 
 def contributions_format(path: str) -> FileFormat:

@@ -64,19 +64,15 @@ def save_model(
     model.save(str(folder / MLMODEL))
     if is_draft:
         return
-    if artifact.reference:
-        _predict_reference(LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference)
+    if artifact.reference:  # drift of the predictions is judged against the form's own
+        form, path = LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference
+        table = pq.read_table(path)
+        rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
+        columns = log_columns(form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows))
+        for position, name in enumerate(table.column_names):
+            if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+                values = pa.array(columns[name].tolist(), type=table.column(name).type)
+                table = table.set_column(position, name, values)
+        pq.write_table(table, path, compression="zstd")
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
-
-
-def _predict_reference(form: LoadedOnnx, path: Path) -> None:
-    """Write the form's own predictions into the reference: drift of the predictions is judged against them."""
-    table = pq.read_table(path)
-    rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
-    columns = log_columns(form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows))
-    for position, name in enumerate(table.column_names):
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            values = pa.array(columns[name].tolist(), type=table.column(name).type)
-            table = table.set_column(position, name, values)
-    pq.write_table(table, path, compression="zstd")

@@ -142,6 +142,8 @@ def forms(
         raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
     classifier = is_classifier(model)
     has_proba = classifier and hasattr(model, "predict_proba") and isinstance(model.classes_, np.ndarray)
+    if has_proba and getattr(model, "multi_class", "") == "one_vs_one":  # a Gaussian process, which has the method
+        has_proba = len(model.classes_) == 2  # and refuses to answer by it
     if predict_fn == "predict_proba" and not has_proba:
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
@@ -278,7 +280,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     proto.opset_import.extend([*opsets, *others])
     if precision != "single":
         widen(proto)
-    trees.restore_missing_directions(proto.graph, fitted)
+    trees.restore_splits(proto.graph, fitted)
     sort_rows(proto.graph)
     bodies = [attribute.g.node for node in proto.graph.node for attribute in node.attribute if attribute.HasField("g")]
     for node in chain(proto.graph.node, *bodies):

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryVa
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
 from mlflow_deploy_plugin.runtime import Array
 
 _ROWS = (
@@ -132,8 +132,7 @@ def _own(estimator: Any) -> _Collected:
         # an infinite threshold separates missing values from all numbers
         thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
         # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
-        lower = thresholds.astype(np.float32)
-        lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
+        lower = rounded_down(thresholds)
         upper = np.nextafter(lower, np.float32(np.inf))
         middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
         found.values.append(("edges", feature, np.concatenate([thresholds, middle])))

@@ -4,7 +4,7 @@ HistGradientBoosting compares in 64 bits, while scikit-learn's other trees round
 skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here the
 thresholds are converted as they are, and the sums over the trees are made in 64 bits too (`levels.py`: but for groups).
 An IsolationForest has one operator for all of its trees: skl2onnx writes 27 nodes a tree, and 500 trees took minutes to
-load. In other trees, the direction of missing values is restored.
+load. In other trees, the thresholds and the directions of missing values are restored.
 """
 
 from dataclasses import dataclass, field
@@ -23,10 +23,12 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SU
 from mlflow_deploy_plugin.runtime import Array
 
 
-def restore_missing_directions(graph: Any, fitted: Any) -> None:
-    """Set in the graph the direction of a missing value at each node of decision trees and forests.
+def restore_splits(graph: Any, fitted: Any) -> None:
+    """Set in the graph the threshold and the direction of a missing value at each node of decision trees and forests.
 
-    skl2onnx 1.20 sends it to the right everywhere; scikit-learn's trees keep the side that training preferred.
+    skl2onnx 1.20 sends a missing value to the right everywhere; scikit-learn's trees keep the side that training
+    preferred. With several targets, it rounds a threshold of 64 bits to the nearest of 32, and so a number moves to the
+    left of a threshold below it.
     """
     trees = [part.tree_ for part in sub_estimators(fitted) if hasattr(part, "tree_")]
     for node in graph.node:
@@ -41,10 +43,18 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
             continue  # gradient boosting, which has the directions itself, or an unknown arrangement
         used = trees[start : start + count]
         del trees[start : start + count]
-        left = [int(used[owner].missing_go_to_left[at]) for owner, at in zip(owners, positions, strict=True)]
-        tracks = next(attribute for attribute in node.attribute if attribute.name == "nodes_missing_value_tracks_true")
-        del tracks.ints[:]
-        tracks.ints.extend(left)
+        at = np.cumsum([0, *(tree.node_count for tree in used[:-1])])[owners] + positions
+        for attribute in node.attribute:
+            if attribute.name == "nodes_missing_value_tracks_true":
+                attribute.ints[:] = np.concatenate([tree.missing_go_to_left for tree in used])[at].tolist()
+            elif attribute.name == "nodes_values":
+                attribute.floats[:] = rounded_down(np.concatenate([tree.threshold for tree in used])[at]).tolist()
+
+
+def rounded_down(thresholds: Array) -> Array:
+    """Return the largest 32-bit floats that are not above: numbers of 32 bits lie on the same side of both."""
+    rounded = thresholds.astype(np.float32)
+    return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
 def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
@@ -377,10 +387,9 @@ def convert_isolation_forest(scope: Any, operator: Any, container: Any) -> None:
         strict=True,
     ):
         tree = part.tree_
-        rounded = tree.threshold.astype(np.float32)  # as the rows are; never up, so that no row changes its side
-        threshold = np.where(rounded > tree.threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+        threshold = rounded_down(tree.threshold).astype(float)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
-        trees.append(Tree(columns[np.maximum(tree.feature, 0)], threshold.astype(float), *sides, depth + below - 1.0))
+        trees.append(Tree(columns[np.maximum(tree.feature, 0)], threshold, *sides, depth + below - 1.0))
     rows = graph.node("Cast", [graph.joined(operator.inputs)], to=TensorProto.FLOAT)
     forest = Boosting(trees, [0] * len(trees), np.zeros(1), "BRANCH_LEQ", "Identity", has_single_rows=True)
     # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier

@@ -22,7 +22,7 @@ from sklearn.preprocessing import (
     RobustScaler,
     StandardScaler,
 )
-from sklearn.tree import DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
 from mlflow_deploy_plugin.flavor import save_model
@@ -163,6 +163,14 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
     wrap(model, rows)
 
     assert threads == {1}
+
+
+@pytest.mark.parametrize("model", [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)])
+def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 4))
+    targets = np.stack([rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0], axis=1).astype(int)
+
+    assert wrap(model.fit(rows, targets), rows).report.state == "proven"
 
 
 def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:

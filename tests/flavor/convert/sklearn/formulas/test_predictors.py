@@ -66,6 +66,7 @@ def test_a_baseline_of_a_table_with_texts_is_proven(weather: tuple[pd.DataFrame,
     [
         (DummyClassifier(strategy="uniform"), "strategy='uniform': its answers are drawn by chance"),
         (GaussianProcessClassifier(kernels.Matern(nu=1.2), optimizer=None), r"the kernel Matern.*nu=1\.2"),
+        (GaussianProcessClassifier(multi_class="one_vs_one", optimizer=None), "multi_class='one_vs_one'"),
     ],
 )
 def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
