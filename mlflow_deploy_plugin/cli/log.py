@@ -181,7 +181,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     if output == "json":
         click.echo(stats_json(found))
     else:
-        show_lines(stats_lines(found, opened.shown))
+        show_lines(stats_lines(found, opened.location.shown))
     _warn_of_unreadable(opened)
 
 

@@ -109,7 +109,7 @@ class LabelSink:
         now = datetime.now(UTC)
         table = self.masking.table(entries, int(now.timestamp() * 1_000_000), self.segment)
         write_labels(self.log.location, self.endpoint, now.strftime("%Y-%m-%d"), table)
-        self.destinations[self.log.shown] = None
+        self.destinations[self.log.location.shown] = None
         return []
 
 

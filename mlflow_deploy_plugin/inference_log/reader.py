@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
     summarise_lists,
     unify_schemas,
 )
-from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
@@ -108,19 +108,10 @@ class InferenceLog:
     since: datetime | None = None
 
     @property
-    def root(self) -> str:
-        return self.location.root
-
-    @property
-    def shown(self) -> str:
-        """The log's name in messages."""
-        return self.location.shown
-
-    @property
     def failures(self) -> "InferenceLog":
         """The log of requests that got no answer: `_status` says why, and the model's columns are not there."""
-        location = replace(self.location, root=f"{self.root}/{FAILURES}", shown=f"{self.shown.rstrip('/')}/{FAILURES}")
-        return InferenceLog(location, self.unreadable, self.since)
+        root, shown = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
+        return replace(self, location=replace(self.location, root=root, shown=shown))
 
     def endpoints(self) -> list[str]:
         """Return the endpoints that have rows."""
@@ -175,15 +166,7 @@ class InferenceLog:
         """Yield the rows of an hour that are of the time range, as `batches` does."""
         if self.since is not None:
             times = replace(times, received_from=max(times.received_from, self.since))
-        rows = RowFilter(
-            columns,
-            microseconds(times.start),
-            microseconds(times.end),
-            shadows,
-            times.received_us,
-            lambda file: times.may_have_rows(file.changed),
-        )
-        yield from scan_hour(self.location, hour.folder, rows, self.unreadable)
+        yield from scan_hour(self.location, hour.folder, RowFilter(columns, times, shadows), self.unreadable)
 
     def count(self, endpoint: str, window: Window) -> int:
         """Return the number of rows of a window; raise as `batches` does."""
@@ -206,7 +189,7 @@ class InferenceLog:
                 f"no whole window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: "
                 f"--window {unfinished} judges what it has so far"
             )
-        raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far (looked in {self.shown})")
+        raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far (looked in {self.location.shown})")
 
     def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
         """Return the rows of the version that answered most of the window, or None if the window has no rows."""
@@ -360,7 +343,7 @@ def require_endpoint(log: InferenceLog, endpoint: str) -> None:
         return
     has = f"it has rows of {', '.join(known)}" if known else "nothing was captured so far"
     hint = did_you_mean(endpoint, known, has)
-    raise NotFound(f"the inference log {log.shown} has no rows of an endpoint {endpoint!r}{hint}")
+    raise NotFound(f"the inference log {log.location.shown} has no rows of an endpoint {endpoint!r}{hint}")
 
 
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:

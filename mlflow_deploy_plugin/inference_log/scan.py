@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Deduplicator, hash_rows
+from mlflow_deploy_plugin.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
@@ -29,7 +30,6 @@ BATCH_BYTES = 32 * 2**20
 """The tables that are returned are about as large."""
 _TRIES = 2
 _PREFETCHED_FILES, _SMALL_BYTES = 8, 4 * 2**20
-FIRST_US, LAST_US = -(2**63), 2**63 - 1
 PASS_BYTES = 512 * 2**20
 """A larger hour is read in several passes. Each reads all files and returns a part of the rows, so that the memory for
 the rows seen does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
@@ -45,33 +45,27 @@ class RowFilter:
 
     Attributes:
         columns: by name, in this order if a file has them; None for all.
-        start_us, end_us: event time in microseconds since 1970, half-open.
         shadows: also rows that shadows answered.
-        received_us: when the server got the request, half-open; None for any time.
-        may_have_rows: returns False for a file that cannot have such rows.
     """
 
-    columns: Sequence[str] | None = None
-    start_us: int = FIRST_US
-    end_us: int = LAST_US
-    shadows: bool = False
-    received_us: tuple[int, int] | None = None
-    may_have_rows: Callable[[LogFile], bool] = lambda file: True
+    columns: Sequence[str] | None
+    times: TimeRange
+    shadows: bool
 
     def columns_to_read(self, present: Sequence[str]) -> list[str] | None:
         """Return the columns of a file that are needed to apply the filter; None for all."""
         if self.columns is None:
             return None
-        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | ({RECEIVED_TIME} if self.received_us else set())
+        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | ({RECEIVED_TIME} if self.times.received_us else set())
         return [name for name in present if name in needed]
 
     def filter(self, table: pa.Table) -> pa.Table:
         """Return the rows that pass."""
         times = microseconds_of(table.column(EVENT_TIME))
-        passes = (times >= self.start_us) & (times < self.end_us)
-        if self.received_us is not None and RECEIVED_TIME in table.column_names:
+        passes = (times >= microseconds(self.times.start)) & (times < microseconds(self.times.end))
+        if (bounds := self.times.received_us) is not None and RECEIVED_TIME in table.column_names:
             received = microseconds_of(table.column(RECEIVED_TIME))
-            passes &= (received >= self.received_us[0]) & (received < self.received_us[1])
+            passes &= (received >= bounds[0]) & (received < bounds[1])
         if not self.shadows and SHADOW in table.column_names:
             passes &= ~np.asarray(pc.fill_null(table.column(SHADOW), False))
         return table if passes.all() else table.filter(pa.array(passes))
@@ -95,14 +89,15 @@ def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: d
     Raises:
         OnnxserveError: the log is down.
     """
+
+    def may_have_rows(file: LogFile) -> bool:
+        return rows.times.may_have_rows(file.changed)
+
     passes = 1 + sum(file.size for file in list_files(location, folder)) // PASS_BYTES
     for number in range(passes):
         convert = partial(_first_rows, rows, Deduplicator(), number, passes)
-        for table in read_folder(
-            location, folder, unreadable, convert, rows.columns_to_read, may_have_rows=rows.may_have_rows
-        ):
-            if len(table):
-                yield table
+        tables = read_folder(location, folder, unreadable, convert, rows.columns_to_read, may_have_rows=may_have_rows)
+        yield from (table for table in tables if len(table))
 
 
 def _first_rows(rows: RowFilter, seen: Deduplicator, number: int, passes: int, table: pa.Table) -> pa.Table:

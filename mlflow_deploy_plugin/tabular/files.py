@@ -341,14 +341,8 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
             waiting.seek(0)
             with pq.ParquetWriter(file, schema) as parquet:
                 for _ in schemas:
-                    table = pa.ipc.open_stream(waiting).read_all()
-                    columns = [
-                        table.column(field.name)
-                        if field.name in table.column_names
-                        else pa.nulls(len(table), field.type)
-                        for field in schema
-                    ]
-                    parquet.write_table(pa.Table.from_arrays(columns, names=schema.names).cast(schema))
+                    parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
+                    parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
         except pa.ArrowException as error:
             raise InvalidRequest(f"the predictions do not make a Parquet file: {str(error).splitlines()[0]}") from None
 

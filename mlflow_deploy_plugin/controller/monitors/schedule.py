@@ -35,12 +35,12 @@ class DueWindow:
 
     Attributes:
         left_out: the number of earlier windows that are skipped, since there are too many of them.
-        left_out_from: the start of the first skipped window.
+        oldest: the start of the first of them, or of the window itself.
     """
 
     window: Window
-    left_out: int = 0
-    left_out_from: datetime | None = None
+    left_out: int
+    oldest: datetime
 
 
 def next_due_window(
@@ -59,8 +59,7 @@ def next_due_window(
     if due == 0:
         return None
     left_out = max(0, due - max_catch_up)
-    first = window_at(starts[0], spec.every).start if left_out else None
-    return DueWindow(window_at(starts[left_out], spec.every), left_out, first)
+    return DueWindow(window_at(starts[left_out], spec.every), left_out, window_at(starts[0], spec.every).start)
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:

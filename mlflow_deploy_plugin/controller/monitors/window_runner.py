@@ -169,8 +169,8 @@ class WindowRunner:
             if not ready.covers(due.window.end):
                 return Idle.WAITS_FOR_ROWS
             note = None if state.note_kind != "cannot_run" else MonitorNote()
-            if due.left_out and due.left_out_from is not None:
-                begin, end = f"{due.left_out_from:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
+            if due.left_out:
+                begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
                 text = (
                     f"{due.left_out:,} windows from {begin} to {end} are left out, for no controller ran and only the "
                     f"newest are made up: "

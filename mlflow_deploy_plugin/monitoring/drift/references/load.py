@@ -228,7 +228,7 @@ def _past(
 
 def _load_sample(log: InferenceLog, name: str) -> pa.Table | None:
     try:
-        with log.location.filesystem.open_input_file(f"{log.root}/{name}") as source:
+        with log.location.filesystem.open_input_file(f"{log.location.root}/{name}") as source:
             return pq.read_table(source)
     except FileNotFoundError:
         return None

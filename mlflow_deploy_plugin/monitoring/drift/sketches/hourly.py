@@ -309,7 +309,8 @@ def spark_window_profile(session: Any, sketches: SketchStore, model: str, versio
     """
     log = sketches.log
     # a log's file system stays here
-    uri, since, endpoint, bins, key = log.shown, log.since, sketches.endpoint, sketches.bins, sketches.bins_key
+    uri, since = log.location.shown, log.since
+    endpoint, bins, key = sketches.endpoint, sketches.bins, sketches.bins_key
     days = [
         Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
         for day in _by_day(_list(log, endpoint, window))

@@ -70,7 +70,7 @@ def expected(bins: dict[str, Any], days: list[dict[str, Any]], window: Window = 
 
 
 def stored(log: InferenceLog) -> list[Path]:
-    return sorted(Path(log.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
+    return sorted(Path(log.location.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
 
 
 @pytest.mark.parametrize("window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")])
@@ -90,7 +90,7 @@ def test_what_is_stored_is_used_in_place_of_the_rows(
     first = profile(log, bins)
     assert len(stored(log)) == DAYS
 
-    for path in Path(log.root).glob("endpoint=*/**/*.parquet"):
+    for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
         path.write_bytes(b"x" * path.stat().st_size)  # as large as before: nobody looks into it again
 
     assert_same(profile(log, bins), first)
@@ -106,7 +106,7 @@ def test_late_rows_and_compaction_are_noticed(
     writer.write(late, segment="late")
     assert_same(profile(log, bins), expected(bins, [*days, late]))
 
-    hour = next(Path(log.root).glob("endpoint=*/date=2013-01-02/hour=*"))
+    hour = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*"))
     for path in hour.iterdir():
         path.rename(path.with_name(f"compacted-{path.name}"))
     assert_same(profile(log, bins), expected(bins, [*days, late]))
@@ -127,23 +127,23 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(
 def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
     log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
 ) -> None:
-    path = next(Path(log.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
+    path = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
     content = path.read_bytes()
     path.write_bytes(b"x" * len(content))
     assert profile(log, bins).rows < expected(bins, days).rows
 
-    again = open_log(log.shown)
+    again = open_log(log.location.shown)
     profile(again, bins)
     assert list(again.unreadable) == [str(path)]
 
     path.write_bytes(content)
-    assert_same(profile(open_log(log.shown), bins), expected(bins, days))
+    assert_same(profile(open_log(log.location.shown), bins), expected(bins, days))
 
 
 def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
     log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
 ) -> None:
-    (Path(log.root) / "_sketches").write_text("a file where the folder would be")
+    (Path(log.location.root) / "_sketches").write_text("a file where the folder would be")
 
     assert_same(profile(log, bins), expected(bins, days))
 
@@ -155,8 +155,8 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        for path in Path(log.root).glob("endpoint=*/**/*.parquet"):
-            bucket.objects[f"b/log/{path.relative_to(log.root)}"] = path.read_bytes()
+        for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
+            bucket.objects[f"b/log/{path.relative_to(log.location.root)}"] = path.read_bytes()
         first = profile(open_log("s3://b/log"), bins)
         bucket.asked.clear()
 
@@ -172,11 +172,14 @@ def test_two_that_sketch_at_once_do_no_harm(
     log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: profile(open_log(log.shown), bins), range(8)))
+        made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
 
     for one in [*made, profile(log, bins)]:
         assert_same(one, expected(bins, days))
-    assert len(list(Path(log.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2  # no temporary file is left
+    # no temporary file is left
+    assert (
+        len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
+    )  # no temporary file is left
 
 
 def test_versions_are_kept_apart_and_counted(
@@ -231,8 +234,8 @@ def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
 
     spread = spark_window_profile(session, sketches, MODEL, "1", CUT)
 
-    assert len(list(Path(log.root).glob("_sketches/**/hours.parquet"))) == 3
-    for path in Path(log.root).glob("_sketches/**/hours.parquet"):
+    assert len(list(Path(log.location.root).glob("_sketches/**/hours.parquet"))) == 3
+    for path in Path(log.location.root).glob("_sketches/**/hours.parquet"):
         path.unlink()
     local = window_profile(sketches, MODEL, "1", CUT)
     assert_same(spread, local)
