@@ -9,6 +9,8 @@ cannot be understood. Files of different columns or types are not mixed: a versi
 
 **Retention.** Rows expire by the hour of their event time, labels by the day they came in, the monitors' profiles of
 rows (`_sketches`) by the day they are of. Protected windows stay.
+
+OnnxserveError is raised if the log is down. The next call goes on where this one ended.
 """
 
 import logging
@@ -86,9 +88,6 @@ def maintain(
 
     Args:
         spared: windows of event time in which nothing is deleted.
-
-    Raises:
-        OnnxserveError: the log is down. The next call goes on where this one ended.
     """
     compacted = compact(log, endpoint, now)
     if keep is None:
@@ -109,9 +108,6 @@ def expire(
 
     Args:
         spared: windows in which nothing is deleted: of event time, and of receipt for labels.
-
-    Raises:
-        OnnxserveError: the log is down.
     """
     location = log.location
     try:
@@ -142,11 +138,7 @@ def expire(
 
 
 def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
-    """Make one file of the small ones of each hour that is over, and of each day of labels.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
+    """Make one file of the small ones of each hour that is over, and of each day of labels."""
     location = log.location
     compacted = written = 0
     folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]

@@ -219,7 +219,7 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
         return row if isinstance(row, Mapping) else {name: row}
 
     if kind == "json":
-        with _json_array(file, b'{"predictions": [', b", ", b"]}\n") as write_items:
+        with _json_array(file, b'{"predictions": [', b", ", b"]}\n", b'{"predictions": []}\n') as write_items:
             yield lambda rows: write_items(map(orjson.dumps, rows))
     elif kind == "jsonl":
         yield lambda rows: file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
@@ -280,13 +280,10 @@ def values_of(column: "pa.Array") -> list[Any]:
 
 @contextmanager
 def _json_array(
-    file: IO[bytes], opening: bytes, separator: bytes, closing: bytes, empty: bytes | None = None
+    file: IO[bytes], opening: bytes, separator: bytes, closing: bytes, empty: bytes
 ) -> Iterator[Callable[[Iterable[bytes]], None]]:
-    """Yield a function that writes items of an array. `empty`, if given, is the whole array without items."""
+    """Yield a function that writes items of an array; `empty` is the whole array without items."""
     before = opening
-    if empty is None:
-        file.write(opening)
-        before = b""
 
     def write(items: Iterable[bytes]) -> None:
         nonlocal before
@@ -295,7 +292,7 @@ def _json_array(
             before = separator
 
     yield write
-    file.write(closing if empty is None or before == separator else empty)
+    file.write(closing if before == separator else empty)
 
 
 def _csv_lines(rows: Iterable[Mapping[str, Any]], header: list[str]) -> bytes:

@@ -28,9 +28,6 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
     """Record a judged window: an alarm begins, goes on, grows worse or is over.
 
     An undecided window changes nothing. Any window ends an alert about the monitor's failing.
-
-    Raises:
-        StoreUnavailable: the store cannot be used.
     """
     alerts, now = Alerts(store), store.now()
     content = _result_content(result, run_url, spec)
@@ -50,11 +47,7 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
 
 
 def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
-    """Record that a monitor could not be run; the next window that is judged ends the alert.
-
-    Raises:
-        StoreUnavailable: the store cannot be used.
-    """
+    """Record that a monitor could not be run; the next window that is judged ends the alert."""
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
     now = store.now()
     content = AlertContent(
@@ -70,11 +63,7 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
 
 
 def resolve_orphaned(store: Store) -> None:
-    """End the alerts whose monitor or endpoint no longer exists.
-
-    Raises:
-        StoreUnavailable: the store cannot be used.
-    """
+    """End the alerts whose monitor or endpoint no longer exists."""
     alerts, now = Alerts(store), store.now()
     firing = alerts.firing()
     known = {(one.name, name) for one in store.endpoints() for name in one.spec.monitors} if firing else set()
@@ -87,11 +76,7 @@ def resolve_orphaned(store: Store) -> None:
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
-    """Record a message that is sent once and has no end, such as a version that waits for a person.
-
-    Raises:
-        StoreUnavailable: the store cannot be used.
-    """
+    """Record a message that is sent once and has no end, such as a version that waits for a person."""
     now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
     fingerprint = f"{endpoint}/{monitor}/said/{digest}"
     content = AlertContent(

@@ -145,9 +145,6 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
 
     Returns:
         The number of messages that channels have taken.
-
-    Raises:
-        StoreUnavailable: the store cannot be used.
     """
     due = _due(store, wait)
     if not due or settings.alert_config is None:

@@ -68,11 +68,7 @@ _NOTHING_LEFT = "capture.drop or capture.mask keeps every column that would be j
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge every column of the window, inputs and predictions, or the columns of the spec.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Judge every column of the window, inputs and predictions, or the columns of the spec."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -80,11 +76,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def judge_predictions(request: WindowRequest) -> MonitorResult:
-    """Judge the columns of predictions: `prediction` and `output.…`, or those of them that the spec names.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Judge the columns of predictions: `prediction` and `output.…`, or those of them that the spec names."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -107,9 +99,6 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
 
     Against the reference each is judged as drift is. Requirements (`require`) speak of the window's rows, all of which
     are counted; where `capture.fraction` leaves some out, each share has an interval.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
     """
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
@@ -226,11 +215,7 @@ class WindowComparison:
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
-    """Return the window and its reference as sketches, or the result of a window without rows.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Return the window and its reference as sketches, or the result of a window without rows."""
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:

@@ -108,11 +108,7 @@ class _Window:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the requirements on the labelled rows; with fewer than `min_rows` of them, on estimates.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Judge the requirements on the labelled rows; with fewer than `min_rows` of them, on estimates."""
     rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), request.labels)
     if rows is None:
         return request.result("not judged", "the window has no rows")

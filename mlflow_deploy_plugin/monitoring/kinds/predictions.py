@@ -294,11 +294,7 @@ def most_first(counts: Mapping[ModelVersion, int]) -> dict[ModelVersion, int]:
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:
-    """Return the version's own description of its outputs, or None if its files cannot be had any more.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Return the version's own description of its outputs, or None if its files cannot be had any more."""
     try:
         with model_folder(request.settings.state_dir(request.endpoint), model, version) as folder:
             return read_artifact(folder)

@@ -102,11 +102,7 @@ class _RequestCounts:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge what the endpoint did to every request whose rows are in the log, whichever version answered it.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
+    """Judge what the endpoint did to every request whose rows are in the log, whichever version answered it."""
     spec = request.spec
     limits = np.array([one.value * 1e6 for one in spec.requirements if one.name in QUANTILES], np.float64)
     counted = _CountedRequests(_RequestCounts(limits))

@@ -78,12 +78,7 @@ class _ShadowRows:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the share of rows on which each shadow variant disagrees with what was answered.
-
-    Raises:
-        OnnxserveError: the log is down.
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Judge the share of rows on which each shadow variant disagrees with what was answered."""
     spec = request.spec
     answered, shadows, notes = _read(request)
     if answered is None:

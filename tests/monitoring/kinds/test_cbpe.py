@@ -35,16 +35,17 @@ def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expe
     assert len(truth) == len(CLASSIFICATION)
 
 
-def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows() -> None:
-    judged, _ = window(0, overconfident=3.0)
-    earlier = [window(seed, overconfident=3.0)[0] for seed in (1, 2, 3)]
+@pytest.mark.parametrize(("classes", "too_much"), [(2, 0.14), (3, 0.21)])
+def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(classes: int, too_much: float) -> None:
+    judged, _ = window(0, classes, overconfident=3.0)
+    earlier = [window(seed, classes, overconfident=3.0)[0] for seed in (1, 2, 3)]
 
     alone, checked = estimate(judged.answers, []), estimate(judged.answers, earlier)
 
     assert isinstance(alone, CbpeEstimate)
     assert isinstance(checked, CbpeEstimate)
     truth = real(judged)["accuracy"]
-    assert alone.values["accuracy"] == pytest.approx(truth + 0.14, abs=0.03)
+    assert alone.values["accuracy"] == pytest.approx(truth + too_much, abs=0.03)
     assert checked.values["accuracy"] == pytest.approx(truth, abs=0.02)
     assert checked.is_corrected
     assert checked.calibration_error is not None
