@@ -246,13 +246,12 @@ class RowStream:
                     raise ValueError
                 reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
                 table = pyarrow.json.read_json(io.BytesIO(content), reading, options).select(columns)
-                is_read = table.num_rows == len(lines)
+                if table.num_rows != len(lines):
+                    raise ValueError
+                block = RowBlock(table, numbers, (), self._file.tell())
             except (pa.ArrowException, KeyError, ValueError):
-                is_read = False
-            if is_read:
-                yield RowBlock(table, numbers, (), self._file.tell())
-            else:
-                yield self._json_records_block(numbers, lines, wanted)
+                block = self._json_records_block(numbers, lines, wanted)
+            yield block
 
     def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], wanted: pa.Schema) -> RowBlock:
         """Return the rows of some lines, each of which is looked at by itself; 20.0 is a whole number here."""

@@ -215,7 +215,7 @@ def _conclude(
 def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
     """Yield where the threshold comes from; then what makes more alarms than were asked for, with what would help."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
-    is_fewer = kind.counts_fewer or null.persistence > 1
+    is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
     drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
     held_out = null.held_out

@@ -67,11 +67,8 @@ class OrderedBins:
     minimum: float = -math.inf
     maximum: float = math.inf
     arrow_type: str = ""
+    kind: ClassVar[Kind] = "number"
     is_blank: ClassVar[bool] = False
-
-    @property
-    def kind(self) -> Kind:
-        return "number"
 
     @property
     def size(self) -> int:

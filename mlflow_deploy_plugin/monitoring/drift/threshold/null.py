@@ -233,13 +233,14 @@ class Null(ABC):
     """A way to tell from the reference how far a window differs if nothing has changed.
 
     Attributes:
-        counts_fewer: True if its windows depend on each other by construction; a note gives their effective number.
+        is_of_steps: True if its windows are made of the reference's steps, so that they depend on each other by
+            construction; a note gives their effective number.
         compares_with_whole: a window is compared with the whole reference, not with one window or with drawn rows.
     """
 
     kind: ClassVar[NullKind]
     description: ClassVar[str]
-    counts_fewer: ClassVar[bool] = False
+    is_of_steps: ClassVar[bool] = False
     compares_with_whole: ClassVar[bool] = True
 
     @abstractmethod
@@ -268,6 +269,8 @@ class WindowNull(Null):
 
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
         """Return the pieces that the windows are made of: those of `part`, a segment, in the places of `whole`'s."""
+        if self.is_of_steps:
+            return part.steps_at(whole.step_starts_us)
         return part.windows_at(whole.window_starts_us)
 
     def columns(self, groups: Sequence[ColumnGroup]) -> list[GroupColumn]:

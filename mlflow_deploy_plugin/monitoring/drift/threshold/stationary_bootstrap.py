@@ -30,9 +30,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
@@ -89,7 +87,7 @@ class StationaryBootstrap(WindowNull):
 
     kind: ClassVar[NullKind] = "bootstrap"
     description: ClassVar[str] = "windows drawn by the stationary bootstrap"
-    counts_fewer: ClassVar[bool] = True
+    is_of_steps: ClassVar[bool] = True
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, mean_length: float) -> "StationaryBootstrap":
@@ -112,9 +110,6 @@ class StationaryBootstrap(WindowNull):
             stretches=stretches.reshape(_DRAWS, whole, count),
             block_length=mean_length,
         )
-
-    def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
-        return part.steps_at(whole.step_starts_us)
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         return replace(

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces, correct_for_rest, evenly
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.references.windows import correct_for_rest, evenly
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
@@ -200,7 +199,7 @@ class Overlapping(WholeReferenceNull):
 
     kind: ClassVar[NullKind] = "overlapping"
     description: ClassVar[str] = "overlapping windows of the reference"
-    counts_fewer: ClassVar[bool] = True
+    is_of_steps: ClassVar[bool] = True
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, compared: int) -> "Overlapping":
@@ -214,9 +213,6 @@ class Overlapping(WholeReferenceNull):
         starts = starts[2 * (inside[starts + length] - inside[starts]) >= compared]
         effective_n = OVERLAP_WORTH * (len(starts) + length - 1) / length if len(starts) else 0.0
         return cls(effective_n, evenly(starts, MAX_WINDOWS), length)
-
-    def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
-        return part.steps_at(whole.step_starts_us)
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         return replace(super().compare(groups), starts=self.starts, length=self.length)
