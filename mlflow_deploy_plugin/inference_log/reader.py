@@ -113,6 +113,10 @@ class InferenceLog:
         root, shown = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
         return replace(self, location=replace(self.location, root=root, shown=shown))
 
+    def labels(self, endpoint: str) -> EndpointLabels:
+        """Return the labels of an endpoint."""
+        return EndpointLabels(self.location, endpoint, self.unreadable)
+
     def endpoints(self) -> list[str]:
         """Return the endpoints that have rows."""
         return list_endpoints(self.location)
@@ -226,8 +230,7 @@ class InferenceLog:
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
-        labels = labels or EndpointLabels(self.location, endpoint, self.unreadable)
-        return replace(rows, table=join_labels(rows.table, labels))
+        return replace(rows, table=join_labels(rows.table, labels or self.labels(endpoint)))
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """Return the windows that have rows in this hour, the last one first."""
@@ -317,7 +320,7 @@ def view_tables(
     if not {LABEL, LABEL_NUMBER} & set(columns):
         yield from _tables(log, view, set(columns))
         return
-    labels = labels or EndpointLabels(log.location, view.endpoint, log.unreadable)
+    labels = labels or log.labels(view.endpoint)
     keys = key_columns(labels)
     for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
         # only tables with keys of the same types are put together: in another type a large whole number may change

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels, LabelMatches
+from mlflow_deploy_plugin.inference_log.labels import LABEL, LabelMatches
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.scan import SHADOW, microseconds_of
 from mlflow_deploy_plugin.inference_log.storage import LogLocation, wrap_log_errors, write_file
@@ -107,7 +107,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     if account is None and endpoint not in log.failures.endpoints():  # of which all rows may be lost
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
-    labels = EndpointLabels(log.location, endpoint, log.unreadable)
+    labels = log.labels(endpoint)
     matches = LabelMatches()
     for batch in labels.batches():
         matches.add(batch)

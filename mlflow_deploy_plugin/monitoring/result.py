@@ -189,7 +189,7 @@ class WindowRequest:
     @cached_property
     def labels(self) -> EndpointLabels:
         """The labels of the endpoint, read once for this window and those before it."""
-        return EndpointLabels(self.log.location, self.endpoint, self.log.unreadable)
+        return self.log.labels(self.endpoint)
 
     def result(
         self,

@@ -21,15 +21,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import (
-    LABEL,
-    LABEL_NUMBER,
-    EndpointLabels,
-    InferenceLog,
-    Window,
-    join_labels,
-    open_log,
-)
+from mlflow_deploy_plugin.inference_log import LABEL, LABEL_NUMBER, InferenceLog, Window, open_log
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.monitoring import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
@@ -144,22 +136,18 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
     Raises:
         OnnxserveError: the log is down.
     """
-    log = requests[0].log
-    labels = EndpointLabels(log.location, requests[0].endpoint, log.unreadable)
     # here: the controller judges nothing itself, so it need not hold these libraries in memory
     from mlflow_deploy_plugin.monitoring import affordable_rows
 
-    counts = []
+    counts, labels = [], requests[0].labels
     for request in requests:
-        rows = request.log.read(request.endpoint, request.window, affordable_rows(request))
+        rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), labels)
         if rows is None:
             counts.append(0)
-            continue
-        table = join_labels(rows.table, labels)
-        if any(one.name in REGRESSION for one in request.spec.requirements):  # a regressor needs numbers
-            counts.append(int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum()))
+        elif any(one.name in REGRESSION for one in request.spec.requirements):  # a regressor needs numbers
+            counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
-            counts.append(int(pc.count(table.column(LABEL)).as_py()))
+            counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))
     return counts
 
 

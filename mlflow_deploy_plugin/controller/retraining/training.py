@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.errors import InvalidConfig, join_names
 from mlflow_deploy_plugin.inference_log import (
     LABEL,
     LABEL_NUMBER,
-    EndpointLabels,
     InferenceLog,
     Sample,
     Window,
@@ -248,7 +247,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Co
             is_empty = False
     if is_empty:
         return None
-    table = join_labels(sample.table(), EndpointLabels(log.location, plan.endpoint, log.unreadable))
+    table = join_labels(sample.table(), log.labels(plan.endpoint))
     table = table.filter(pc.is_valid(table.column(LABEL)))
     table = table.drop_columns([name for name in table.column_names if name in withheld])
     return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])

@@ -100,7 +100,7 @@ def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypa
     assert turned.look_again() == 1
 
     assert turned.window.log_digest != digest
-    monkeypatch.setattr("mlflow_deploy_plugin.controller.monitors.evaluation.join_labels", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.inference_log.reader.join_labels", None)
     assert turned.look_again() == 1
 
 
