@@ -227,8 +227,12 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
     try:
         return np.array(values, dtype=dtype)
     except (OverflowError, FloatingPointError):
-        row = next(i for i, value in enumerate(values) if not _fits(value, dtype))
-        raise SchemaMismatch(_unfit(column, row, values[row])) from None
+        for row, value in enumerate(values):
+            try:
+                np.array(value, dtype=dtype)
+            except (OverflowError, FloatingPointError):
+                raise SchemaMismatch(_unfit(column, row, value)) from None
+        raise
 
 
 def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
@@ -246,14 +250,6 @@ def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array
     except FloatingPointError:
         row = int(np.flatnonzero(np.isfinite(values) & (np.abs(values) > np.finfo(dtype).max))[0])
         raise SchemaMismatch(_unfit(column, row, values[row].item())) from None
-
-
-def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
-    try:
-        np.array(value, dtype=dtype)
-    except (OverflowError, FloatingPointError):
-        return False
-    return True
 
 
 def _mistyped(column: Column, row: int, value: Any) -> str:

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.inference.messages import new_id
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant, sticky_key
+from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_key
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -125,13 +125,16 @@ class DataPlane:
         if request.body is not None:
             read = self._run_opaque_body(variant, request.body, deadline)
             return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
-        if self.cache is not None and (key := _cache_key(variant.loaded, request)) is not None:
-            outputs = self.cache.get(key)
-            is_cached = outputs is not None
-            if outputs is None:
-                outputs = self._run(variant, request, deadline)
-                self.cache.put(key, outputs)
-            return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
+        if self.cache is not None and variant.loaded.is_deterministic:
+            artifact = variant.loaded.predictor.artifact
+            version = variant.loaded.model, variant.loaded.version, artifact.model_id, artifact.run_id
+            if (key := request_digest(version, request.inputs)) is not None:
+                outputs = self.cache.get(key)
+                is_cached = outputs is not None
+                if outputs is None:
+                    outputs = self._run(variant, request, deadline)
+                    self.cache.put(key, outputs)
+                return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
         outputs = self._run(variant, request, deadline)
         return self._capture_response(variant, request, arrived, request.inputs, outputs)
 
@@ -254,12 +257,3 @@ class DataPlane:
 def _check_deadline(deadline: float) -> None:
     if time.perf_counter() >= deadline:
         raise DeadlineExceeded("the request's time was up before the model began; nothing was computed")
-
-
-def _cache_key(loaded: LoadedVersion, request: InferRequest) -> bytes | None:
-    """Return the key of the request in the response cache, or None if its response is not cached."""
-    if not loaded.is_deterministic:
-        return None
-    artifact = loaded.predictor.artifact
-    version = loaded.model, loaded.version, artifact.model_id, artifact.run_id
-    return request_digest(version, request.inputs)

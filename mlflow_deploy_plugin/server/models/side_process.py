@@ -133,7 +133,10 @@ def receive_message(connection: socket.socket, deadline: float = math.inf) -> Si
     if len(head) < length or len(rest) < following:
         raise MalformedMessage("half a message")
     try:
-        return _decode(json.loads(head), memoryview(rest))
+        document, arrays, left = json.loads(head), {}, memoryview(rest)
+        for group, layout in document["arrays"].items():
+            arrays[group], left = unpack_arrays(layout, left, json.loads)
+        return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedMessage(f"no message: {error}") from None
 
@@ -156,13 +159,6 @@ def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
         parts.append(part)
         left -= len(part)
     return b"".join(parts)
-
-
-def _decode(head: Any, blobs: memoryview) -> SideMessage:
-    arrays: dict[str, dict[str, Array]] = {}
-    for group, layout in head["arrays"].items():
-        arrays[group], blobs = unpack_arrays(layout, blobs, json.loads)
-    return SideMessage(head["kind"], head["fields"], arrays, bytes(blobs))
 
 
 class _ProcessRun:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 MetricKind = Literal["counter", "gauge", "histogram"]
 _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
+_ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
 _PAUSE_SECONDS = 1e-4
 """A sleep after half a millisecond's work hands the interpreter over at once. A thread that computes keeps it for 5 ms
@@ -228,7 +229,7 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
 
 
 def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Iterator[str]:
-    labels = ",".join(f'{label}="{_escape(value)}"' for label, value in sorted(series.labels.items()))
+    labels = ",".join(f'{label}="{value.translate(_ESCAPED)}"' for label, value in sorted(series.labels.items()))
     braced = f"{{{labels}}}" if labels else ""
     if family.kind != "histogram":
         yield f"{name}{braced} {series.value!r}\n"
@@ -239,10 +240,6 @@ def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Ite
             yield f'{begin}le="{bound}"}} {count!r}\n'
         yield f"{name}_count{braced} {series.count!r}\n"
     yield f"{name}_sum{braced} {series.value!r}\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:

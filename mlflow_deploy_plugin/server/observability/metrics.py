@@ -127,17 +127,6 @@ class Statistics:
     last_request: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _ShadowSlots:
-    """The slots of one shadow."""
-
-    outcomes: Mapping[ShadowOutcome, int]
-    same: int
-    different: int
-    difference: int
-    seconds: int
-
-
 class Metrics:
     """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
@@ -159,7 +148,7 @@ class Metrics:
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
-        self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
+        self._shadows: dict[tuple[str, str, str, str], dict[str, int]] = {}
         self._captures = {
             is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
@@ -271,7 +260,8 @@ class Metrics:
     def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome, requests: int = 1) -> None:
         """Count requests whose copies were compared, failed, or were dropped."""
         with self._lock:
-            self._values.cells[self._shadow_slots(shadow).outcomes[outcome]] += requests
+            slot = self._shadow_slots(shadow)[outcome]  # first: the file may have to grow
+            self._values.cells[slot] += requests
 
     def count_shadow_comparison(
         self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float
@@ -283,13 +273,13 @@ class Metrics:
         with self._lock:
             slots = self._shadow_slots(shadow)
             cells = self._values.cells
-            cells[slots.outcomes["compared"]] += requests
-            cells[slots.same] += same
-            cells[slots.different] += len(comparison.same) - same
-            cells[slots.difference] += float(numbers.sum())
+            cells[slots["compared"]] += requests
+            cells[slots["same"]] += same
+            cells[slots["different"]] += len(comparison.same) - same
+            cells[slots["difference"]] += float(numbers.sum())
             for place, rows in places.items():
-                cells[slots.difference + 1 + place] += rows
-            self._observe(slots.seconds, seconds)
+                cells[slots["difference"] + 1 + place] += rows
+            self._observe(slots["seconds"], seconds)
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         """Count labels that were accepted, or requests with labels that were refused."""
@@ -377,22 +367,20 @@ class Metrics:
         slots = self._captured_rows[endpoint] = answered, captured, dropped
         return slots
 
-    def _shadow_slots(self, shadow: ServedVariant) -> _ShadowSlots:
+    def _shadow_slots(self, shadow: ServedVariant) -> Mapping[str, int]:
+        """Return the slots of a shadow: of each outcome, `same` and `different`, `difference` and `seconds`."""
         labels = shadow.endpoint, shadow.name, shadow.loaded.model, shadow.loaded.version
-        if labels not in self._shadows:
+        if (slots := self._shadows.get(labels)) is None:
             named = dict(zip(OF_VARIANT, labels, strict=True))
-            outcomes = {
-                outcome: self._values.slot(_SHADOW_REQUESTS, {**named, "outcome": outcome})
-                for outcome in _SHADOW_OUTCOMES
+            slots = self._shadows[labels] = {
+                "difference": self._values.slot(_SHADOW_DIFFERENCE, named),
+                "seconds": self._values.slot(_SHADOW_DURATION, named),
             }
-            same, different = (
-                self._values.slot(_SHADOW_ROWS, {**named, "agreement": agreement})
-                for agreement in ("same", "different")
-            )
-            difference = self._values.slot(_SHADOW_DIFFERENCE, named)
-            seconds = self._values.slot(_SHADOW_DURATION, named)
-            self._shadows[labels] = _ShadowSlots(outcomes, same, different, difference, seconds)
-        return self._shadows[labels]
+            for outcome in _SHADOW_OUTCOMES:
+                slots[outcome] = self._values.slot(_SHADOW_REQUESTS, {**named, "outcome": outcome})
+            for agreement in ("same", "different"):
+                slots[agreement] = self._values.slot(_SHADOW_ROWS, {**named, "agreement": agreement})
+        return slots
 
     def _prediction_slot(self, known: dict[Any, int], version: str, label: Any) -> int:
         of_type = type(label), label  # 1 == True in Python; every label is hashable

@@ -143,8 +143,16 @@ def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
     assert sum(samples(workers[0], "onnxserve_requests_total").values()) == 8000
 
 
-def shadow() -> Any:
-    return SimpleNamespace(endpoint="e", name="new", loaded=SimpleNamespace(model="m", version="2"))
+def shadow(name: str = "new") -> Any:
+    return SimpleNamespace(endpoint="e", name=name, loaded=SimpleNamespace(model="m", version="2"))
+
+
+def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    for number in range(200):
+        metrics.count_shadow(shadow(str(number)), "failed")
+    failed = [one for one in read_series(tmp_path)["onnxserve_shadow_requests"] if one.labels["outcome"] == "failed"]
+    assert [one.value for one in failed] == [1.0] * 200
 
 
 def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metrics, Metrics]) -> None:
