@@ -96,8 +96,7 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, float] = {}
-        self._strangers: list[grpc.ServicerContext] = []  # of those, the oldest first
+        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # until when, and if it is a stranger's
         self._open = 0
         self._draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -116,21 +115,16 @@ class OpenCalls:
             grpc.RpcError: the client has gone, its time was up, or later strangers have taken its place.
         """
         self._open_call(context)
-        surplus: list[grpc.ServicerContext] = []
         with self._lock:
-            self._arriving[context] = self._clock() + self._message_seconds
-            if is_stranger:
-                self._strangers.append(context)
-                surplus = self._strangers[:-MAX_STRANGERS]
-        for oldest in surplus:
+            self._arriving[context] = self._clock() + self._message_seconds, is_stranger
+            strangers = [one for one, (_, is_other) in self._arriving.items() if is_other] if is_stranger else []
+        for oldest in strangers[:-MAX_STRANGERS]:
             oldest.cancel()
         try:
             return next(bodies, None)
         finally:
             with self._lock:
                 del self._arriving[context]
-                if is_stranger:
-                    self._strangers.remove(context)
 
     @contextmanager
     def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
@@ -194,7 +188,7 @@ class OpenCalls:
         while not self._draining.wait(_CHECK_SECONDS):
             with self._lock:
                 now = self._clock()
-                late = [context for context, deadline in self._arriving.items() if deadline < now]
+                late = [context for context, (deadline, _) in self._arriving.items() if deadline < now]
             for context in late:
                 context.cancel()
 

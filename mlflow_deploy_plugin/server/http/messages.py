@@ -1,6 +1,5 @@
 """HTTP responses: as plain values, for errors in the form of each route, and as bytes."""
 
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
+from mlflow_deploy_plugin.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
@@ -85,16 +84,6 @@ def serialize_chunked_head(response: RawResponse, keep_alive: bool) -> bytes:
     start = _head_start(response.status, keep_alive, int(time.time()))
     content = f"Content-Type: {response.content_type}\r\nTransfer-Encoding: chunked\r\n"
     return f"{start}{content}{header_fields(response.headers)}\r\n".encode("latin-1")
-
-
-def parse_error_response(error: Exception) -> bytes:
-    """Return the threaded worker's last response on a connection on which no request could be read.
-
-    An error that is neither ours nor of TLS is logged, and answered without its details.
-    """
-    if isinstance(error, ssl.SSLError):
-        error = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {error}")
-    return serialize_response(failure_response(None, error), False)
 
 
 @lru_cache(maxsize=64)

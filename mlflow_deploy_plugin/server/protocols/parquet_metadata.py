@@ -85,9 +85,7 @@ def check_pages(body: bytes, groups: Iterable[Struct], columns: Iterable[int], l
     left_bytes = left_values = limit
     for group in groups:
         for column in chosen:
-            metadata = _part(_part(group, 1, list), column, dict).get(3)
-            if not isinstance(metadata, dict):
-                raise _invalid("a column says nothing of itself")
+            metadata = _part(_part(_part(group, 1, list), column, dict), 3, dict)
             start, dictionary = _size(metadata, 9), metadata.get(11)
             start = dictionary if isinstance(dictionary, int) and 0 < dictionary < start else start
             for size, values in _page_sizes(view, start, start + _size(metadata, 7)):

@@ -319,10 +319,12 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer an error of the parser in our form, not by gunicorn's page of HTML."""
         # gunicorn imports this module before it forks
-        from mlflow_deploy_plugin.server.http.messages import parse_error_response
+        from mlflow_deploy_plugin.server.http.messages import failure_response, serialize_response
 
+        if isinstance(exc, ssl.SSLError):
+            exc = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {exc}")
         with contextlib.suppress(OSError):
-            client.sendall(parse_error_response(exc))
+            client.sendall(serialize_response(failure_response(None, exc), keep_alive=False))
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Call back for what the selector reports, but not for a connection that an earlier call has just closed."""
