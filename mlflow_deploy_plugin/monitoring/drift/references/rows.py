@@ -185,12 +185,12 @@ def load_dataset(uri: str) -> ReferenceRows:
             table = data.take(np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False)))
         else:
             table = data if isinstance(data, pa.Table) else data.to_table()
+        if len(set(table.column_names)) < table.num_columns:
+            raise InvalidConfig(f"{shown} has two columns of one name")
         name = _time_column(table, shown)
         times = event_times(table, name) if name else None
     if not len(table):
         raise InvalidConfig(f"{shown} has no rows")
-    if len(set(table.column_names)) < table.num_columns:
-        raise InvalidConfig(f"{shown} has two columns of one name")
     notes = [f"{shown} has {count:,} rows, of which {len(table):,} are compared with"] if count > len(table) else []
     if times is None:
         notes.append(f"{shown} has no event times (a column {EVENT_TIME}), so there are no windows to compare with")

@@ -55,11 +55,19 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
         ask(columns=("gone",))
 
 
-@pytest.mark.parametrize("reference", ["window:2013-01-03/2013-01-09", "rolling:2d", "training"])
+@pytest.mark.parametrize(
+    ("reference", "judged"),
+    [
+        ("window:2013-01-03/2013-01-09", "2013-01-11/1d"),
+        ("window:2013-01-03T00:30/2013-01-09T00:30", "2013-01-11T00:30/90m"),  # no whole hours: from rows
+        ("rolling:2d", "2013-01-11/1d"),
+        ("training", "2013-01-11/1d"),
+    ],
+)
 def test_a_segment_of_a_reference_is_of_all_of_its_rows(
-    ask: Callable[..., Any], question_of: Callable[..., Any], reference: str
+    ask: Callable[..., Any], question_of: Callable[..., Any], reference: str, judged: str
 ) -> None:
-    window = parse_window("2013-01-11/1d")
+    window = parse_window(judged)
     whole = ask(reference, window=window)
 
     parts = load_segment_references(
@@ -178,3 +186,17 @@ def test_a_past_without_rows_is_a_clear_error(
 ) -> None:
     with pytest.raises(error, match=message):
         ask(reference, window=parse_window("2012-02-01/1d"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("rolling:1d", "rolling:1d lies in the window itself, which is 1 day, 12:00:00 long"),
+        ("rolling:2d", "no window of 1 day, 12:00:00 begins 2d before another; take a multiple"),
+    ],
+)
+def test_a_window_by_hand_of_another_length_may_have_none_so_long_before_it(
+    ask: Callable[..., Any], reference: str, message: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        ask(reference, window=parse_window("2013-01-11/36h"))

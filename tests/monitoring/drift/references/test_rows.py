@@ -122,3 +122,14 @@ def test_a_dataset_that_is_none_is_a_clear_error(
 
     with pytest.raises(error, match=message):
         ask(f"dataset:{path}")
+
+
+@pytest.mark.parametrize("name", ["a", "_event_time"])
+def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
+    ask: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(f"{name},{name}\n2013-01-01T00:00:00,2013-01-01T00:00:00\n")
+
+    with pytest.raises(InvalidConfig, match="has two columns of one name"):
+        ask(f"dataset:{path}")
