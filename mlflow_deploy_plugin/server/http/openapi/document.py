@@ -58,12 +58,15 @@ _RESPONSE_HEADERS = {
 
 @dataclass(frozen=True)
 class DescribedEndpoint:
-    """An endpoint, and the variant with most of its traffic, by which it is described."""
+    """An endpoint that can answer."""
 
     endpoint: str
-    versions: tuple[str, ...]
-    labels: tuple[str, ...]
-    variant: ServedVariant
+    served: ServedEndpoint
+
+    @cached_property
+    def variant(self) -> ServedVariant:
+        """The variant with most of the traffic, by which the endpoint is described."""
+        return max(self.served.answering, key=lambda variant: variant.weight)
 
     @property
     def schema(self) -> Schema:
@@ -88,12 +91,7 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
     name, served = server.repository.find(endpoint)
     if not served.answering:
         raise NotReady(server.repository.unavailable_reason(name))
-    return _describe(name, served)
-
-
-def _describe(name: str, served: ServedEndpoint) -> DescribedEndpoint:
-    most = max(served.answering, key=lambda variant: variant.weight)
-    return DescribedEndpoint(name, served.versions, tuple(served.variants), most)
+    return DescribedEndpoint(name, served)
 
 
 def document(server: Server, only: str | None = None) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def document(server: Server, only: str | None = None) -> dict[str, Any]:
     there are more than `MAX_ENDPOINTS`, the document describes the default one alone, and each has its own document.
     """
     routes, table = list_routes(), server.repository.table.items()
-    answering = [_describe(name, served) for name, served in table if served.answering]
+    answering = [DescribedEndpoint(name, served) for name, served in table if served.answering]
     default = next((one for one in answering if one.endpoint == server.repository.default_endpoint), None)
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
@@ -209,7 +207,7 @@ def _operation_object(
     parameters: list[dict[str, Any]] = []
     errors = {*operation.errors, *errors}
     if described is not None:
-        for name, values in (("version", described.versions), ("label", described.labels)):
+        for name, values in (("version", described.served.versions), ("label", described.served.variants)):
             if f"{{{name}}}" in path:
                 schema = {"type": "string", "enum": list(values)}
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})

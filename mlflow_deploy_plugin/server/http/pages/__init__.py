@@ -136,7 +136,7 @@ def _page(
         onnxserve_version=__version__,
         subject=subject,
         artifact=subject.artifact if subject else None,
-        variants=list(server.repository.table[subject.endpoint].answering) if subject else [],
+        variants=subject.served.answering if subject else (),
         endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
         **shown,
     )
