@@ -34,7 +34,9 @@ def restore_splits(graph: Any, fitted: Any) -> None:
     for node in graph.node:
         if not node.op_type.startswith("TreeEnsemble"):
             continue
-        lists = {attribute.name: np.array(attribute.ints) for attribute in node.attribute}
+        lists = {attribute.name: np.array(attribute.ints or attribute.floats) for attribute in node.attribute}
+        if tensor := next((one.t for one in node.attribute if one.name == "nodes_values_as_tensor"), None):
+            lists["nodes_values"] = numpy_helper.to_array(tensor)
         owners, positions = lists["nodes_treeids"], lists["nodes_nodeids"]
         count = len(np.unique(owners))
         # the nodes of several forests do not always come in their order
@@ -58,13 +60,22 @@ def rounded_down(thresholds: Array) -> Array:
 
 
 def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
-    """Return True if a node of the graph holds these trees: as many nodes in each, deciding by the same features."""
+    """Return True if a node of the graph holds these trees: as many nodes in each, deciding by the same numbers.
+
+    Thresholds of 64 bits may stand there in 32. An infinite one is the largest number (`estimators.py`).
+    """
+    limits = np.finfo(np.float32)
     for owner, tree in enumerate(trees):
         mine = lists["nodes_treeids"] == owner
         if mine.sum() != tree.node_count:
             return False
-        features = tree.feature[lists["nodes_nodeids"][mine]]
-        if not np.array_equal(lists["nodes_featureids"][mine][features >= 0], features[features >= 0]):
+        at = lists["nodes_nodeids"][mine]
+        inner = tree.feature[at] >= 0
+        thresholds = np.minimum(tree.threshold[at][inner], limits.max)
+        if not (
+            np.array_equal(lists["nodes_featureids"][mine][inner], tree.feature[at][inner])
+            and np.allclose(lists["nodes_values"][mine][inner], thresholds, rtol=1e-6, atol=limits.tiny)
+        ):
             return False
     return True
 

@@ -8,6 +8,7 @@ import pytest
 from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
+    AdaBoostClassifier,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     IsolationForest,
@@ -171,6 +172,13 @@ def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> 
     targets = np.stack([rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0], axis=1).astype(int)
 
     assert wrap(model.fit(rows, targets), rows).report.state == "proven"
+
+
+def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 2))
+    model = AdaBoostClassifier(n_estimators=12, random_state=0).fit(rows, np.abs(rows[:, 0]) + rows[:, 1] > 1)
+
+    assert wrap(model, rows).report.state == "proven"
 
 
 def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
