@@ -187,17 +187,15 @@ def _iso(value: Any) -> str:
     return str(pd.Timestamp(value).isoformat())
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON has for a value that orjson does not know, as numpy's arrays of texts."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-
 _NESTED = "object, array or map"
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
     "binary": lambda value: base64.b64encode(value).decode(),
-    _NESTED: lambda value: orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode(),
+    # orjson does not know numpy's arrays of texts
+    _NESTED: lambda value: orjson.dumps(
+        value, lambda one: one.tolist() if isinstance(one, np.ndarray | np.generic) else str(one), _JSON_OPTIONS
+    ).decode(),
 }
 
 

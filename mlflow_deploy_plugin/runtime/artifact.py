@@ -297,6 +297,7 @@ def read_artifact(folder: Path) -> Artifact:
         )
     try:
         columns, tensors = _read_signature(document.get("signature"))
+        refused = section.get("refused") or {}
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -311,7 +312,11 @@ def read_artifact(folder: Path) -> Artifact:
                 for e in section.get("inputs") or ()
             ),
             outputs=tuple(Output(*_read_array(e, e), e["role"]) for e in section.get("outputs") or ()),
-            refusals=_read_refusals(section.get("refused") or {}),
+            refusals=Refusals(
+                frozenset(map(str, refused.get("missing") or ())),
+                frozenset(map(str, refused.get("infinite") or ())),
+                {str(name): tuple(dict.fromkeys(known)) for name, known in (refused.get("categories") or {}).items()},
+            ),
             prediction=tuple(section.get("prediction") or ()),
             classes=tuple(section.get("classes") or ()),
             framework=str(section.get("framework", "onnx")),
@@ -324,15 +329,6 @@ def read_artifact(folder: Path) -> Artifact:
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
-
-
-def _read_refusals(section: Mapping[str, Any]) -> Refusals:
-    categories = section.get("categories") or {}
-    return Refusals(
-        frozenset(map(str, section.get("missing") or ())),
-        frozenset(map(str, section.get("infinite") or ())),
-        {str(name): tuple(dict.fromkeys(values)) for name, values in categories.items()},
-    )
 
 
 def check_digests(artifact: Artifact) -> None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.runtime import Array, BatchCallback, Feeds, OpaqueBody, OpaqueResponse, short_repr
+from mlflow_deploy_plugin.runtime import Array, BatchCallback, Feeds, OpaqueBody, short_repr
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import new_id
@@ -123,7 +123,14 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            read = self._run_opaque_body(variant, request.body, deadline)
+            predictor = variant.loaded.predictor
+            assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
+            _check_deadline(deadline)
+            began = time.perf_counter()
+            read = predictor.answer(request.body, deadline)
+            rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
+            seconds, waited = time.perf_counter() - began, predictor.queue_seconds
+            self._batch_callback(variant)(rows, waited, seconds - waited)
             return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
         if self.cache is not None and variant.loaded.is_deterministic:
             artifact = variant.loaded.predictor.artifact
@@ -211,17 +218,6 @@ class DataPlane:
         return InferResponse(
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
-
-    def _run_opaque_body(self, variant: ServedVariant, body: OpaqueBody, deadline: float) -> OpaqueResponse:
-        predictor = variant.loaded.predictor
-        assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
-        _check_deadline(deadline)
-        began = time.perf_counter()
-        response = predictor.answer(body, deadline)
-        rows = predictor.schema.count_rows(response.feeds) if response.feeds else 1
-        seconds, waited = time.perf_counter() - began, predictor.queue_seconds
-        self._batch_callback(variant)(rows, waited, seconds - waited)
-        return response
 
     def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
