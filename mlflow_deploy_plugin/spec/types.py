@@ -171,18 +171,13 @@ def validate_length(duration: str) -> str:
     return duration
 
 
-def validate_lag(lag: str, every: str) -> str:
-    """Return the lag of a rolling reference as it is.
-
-    Raises:
-        ValueError: no window of the monitor begins so long before another.
-    """
+def validate_lag(lag: str, every: str) -> None:
+    """Raise ValueError if no window of a monitor begins the lag of its rolling reference before another."""
     long_ago, length = duration_seconds(lag), duration_seconds(every)
     if long_ago < length:
         raise ValueError(f"reference rolling:{lag} lies in the window itself, which is {every} long")
     if long_ago % length:
         raise ValueError(f"reference rolling:{lag}: no window of {every} begins {lag} before another; take a multiple")
-    return lag
 
 
 def validate_crontab(text: str) -> str:

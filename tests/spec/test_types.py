@@ -49,7 +49,7 @@ def test_a_reference_that_cannot_be_says_why(text: str, said: str) -> None:
 
 @pytest.mark.parametrize(("lag", "said"), [("1h", "lies in the window itself"), ("36h", "take a multiple")])
 def test_a_lag_leads_from_one_window_to_another(lag: str, said: str) -> None:
-    assert validate_lag("7d", "1d") == "7d"
+    validate_lag("7d", "1d")
     with pytest.raises(ValueError, match=said):
         validate_lag(lag, "1d")
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
@@ -72,10 +71,14 @@ class LocalBackend(MachineBackend):
             (folder / STOPPED).unlink(missing_ok=True)
             progress(f"{spec.name}: starting the server on port {spec.server.port}")
             pid = supervisor.start(folder, server_environment(folder, self.settings))
+
+        def why_ended() -> str:
+            if supervisor.is_alive(folder, pid):
+                return ""
+            return f"the server has ended: {last_error(folder) or 'it left no word in its log'}"
+
         try:
-            wait_until_served(
-                spec, folder, before, partial(_why_ended, folder, pid), self.settings.ready_timeout_seconds, progress
-            )
+            wait_until_served(spec, folder, before, why_ended, self.settings.ready_timeout_seconds, progress)
         except BaseException:
             if is_new:
                 _end(folder, pid, spec.server)
@@ -221,9 +224,3 @@ def _supervisor_pid(folder: Path) -> int | None:
     if server is not None and supervisor.is_alive(folder, server.pid):
         return server.pid
     return supervisor.find(folder)
-
-
-def _why_ended(state_dir: Path, pid: int) -> str:
-    if supervisor.is_alive(state_dir, pid):
-        return ""
-    return f"the server has ended: {last_error(state_dir) or 'it left no word in its log'}"
