@@ -176,7 +176,8 @@ def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> 
 
 def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 2))
-    model = AdaBoostClassifier(n_estimators=12, random_state=0).fit(rows, np.abs(rows[:, 0]) + rows[:, 1] > 1)
+    labels = (np.abs(rows[:, 0]) + rows[:, 1] > 1).astype(int)
+    model = AdaBoostClassifier(n_estimators=12, random_state=0).fit(rows, labels)
 
     assert wrap(model, rows).report.state == "proven"
 
