@@ -1,6 +1,7 @@
 """The controller runs rollouts, monitors and retrainings over time, under leases in the store.
 
 A name is imported from its module on first use: a command that needs one part must not wait for the imports of others.
+What reads the store raises `StoreUnavailable` if that does not answer, and what asks MLflow `RegistryUnavailable`.
 """
 
 import lazy_loader

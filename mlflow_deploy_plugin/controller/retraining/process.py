@@ -100,11 +100,7 @@ def column_types(model_uri: str) -> dict[str, str]:
 
 
 def ensure_run(one: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
-    """Return the id of the run that trains; create it if it is not there yet.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Return the id of the run that trains; create it if it is not there yet."""
     from mlflow.entities import Param
 
     key = f"{one.id}.{attempt} {one.created_at.isoformat()}"

@@ -198,9 +198,6 @@ class RetrainingRunner:
         """Add the retrainings that are scheduled, and start a step of each that has not ended. Never wait for one.
 
         This is to be called again and again. What a step was doing when the process ends is done again by the next one.
-
-        Raises:
-            StoreUnavailable: the store cannot be read.
         """
         self._schedule.request_due()
         for one in Retrainings(self._context.deployments.store).find(live=True):
@@ -240,9 +237,6 @@ def start_rollouts_at(context: RetrainingContext, place: str) -> None:
     """Start the rollouts that wait for a controller that reaches the server, for the servers of a place.
 
     This is to be called again and again by the process that runs the rollouts of the place.
-
-    Raises:
-        StoreUnavailable: the store cannot be read.
     """
     for one in Retrainings(context.deployments.store).find(live=True):
         if one.waits_for == "local_controller" and reaches(context.deployments, one.endpoint, place):

@@ -61,7 +61,6 @@ def rollback(
     Raises:
         NotFound: there is no such endpoint or version, or nothing tells what was served before.
         InvalidConfig: several deployments answer, or MLflow refuses the earlier version.
-        RegistryUnavailable: MLflow does not answer.
         DeploymentFailed: the earlier version does not come back; the newer one stays, in the registry and in service.
     """
     by = actor or current_actor()
@@ -113,8 +112,6 @@ def rollback_target(
 
     Raises:
         InvalidConfig / NotFound: as `rollback`.
-        RegistryUnavailable: MLflow does not answer.
-        StoreUnavailable: the audit trail cannot be read.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
