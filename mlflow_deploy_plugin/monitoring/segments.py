@@ -27,13 +27,13 @@ class Segment:
 
 
 def find_segments(
-    table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array | None = None
+    table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array
 ) -> tuple[list[Segment], list[str]]:
     """Return the largest segments of each column with at least `min_rows` rows, and a line for each thing that is
     left out.
 
     Args:
-        countable: [N] bool, the rows that count; None: all.
+        countable: [N] bool, the rows that count.
     """
     segments: list[Segment] = []
     notes: list[str] = []
@@ -45,8 +45,7 @@ def find_segments(
         if texts is None:
             notes.append(f"segments: a column of type {table.column(column).type} has no values to tell rows by")
             continue
-        counted = texts if countable is None else texts.filter(pa.array(countable))
-        values, left_out = largest_values(count_texts(counted), column, min_rows)
+        values, left_out = largest_values(count_texts(texts.filter(pa.array(countable))), column, min_rows)
         notes += left_out
         for value in values:
             rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))

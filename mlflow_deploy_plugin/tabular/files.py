@@ -375,8 +375,8 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
         return column
     texts: list[str | None] = []
     for value in values_of(column):
-        plain = None if value is None else value if isinstance(value, str) else _json_value(value)
-        is_text = plain is None or isinstance(plain, str)
+        plain = None if value is None else _json_value(value)
+        is_text = isinstance(plain, str | None)
         texts.append(plain if is_text else json.dumps(plain, default=_json_value, ensure_ascii=False))
     return pa.array(texts, pa.string())
 

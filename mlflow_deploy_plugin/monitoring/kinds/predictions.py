@@ -8,7 +8,7 @@ then. A class that only some labels name is one that the model has never learned
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,13 +175,14 @@ class _Columns:
 
 def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Predictions:
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
-    predicted, truth = _names(labels, is_text), pa.nulls(len(table), pa.string())
+    name_of = as_text if is_text else as_key
+    predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
     if LABEL in table.column_names:
-        truth = _names(table.column(LABEL).combine_chunks(), is_text)
+        truth = _names(table.column(LABEL).combine_chunks(), name_of)
         if not is_text and LABEL_NUMBER in table.column_names:
             numbers = table.column(LABEL_NUMBER).combine_chunks()
-            truth = pc.if_else(pc.is_valid(numbers), _names(numbers, is_text), truth)
-    columns = [name for one in given if (name := _name(one, is_text)) is not None]
+            truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
+    columns = [name for one in given if (name := name_of(one)) is not None]
     own = _ascending({*columns, *_seen(predicted)})
     others = _ascending({*_seen(truth)} - {*own})
     # where nothing says which classes the model has, it may know those that it has not answered here
@@ -243,15 +244,11 @@ def _may_be_label(kind: pa.DataType) -> bool:
     return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
 
 
-def _names(values: pa.Array, is_text: bool) -> pa.Array:
+def _names(values: pa.Array, name_of: Callable[[Any], str | None]) -> pa.Array:
     """Return [N] text; each different value is named once."""
     coded = values.dictionary_encode()
-    named = pa.array([_name(value, is_text) for value in coded.dictionary.to_pylist()], pa.string())
+    named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
     return named.take(coded.indices)
-
-
-def _name(value: Any, is_text: bool) -> str | None:
-    return as_text(value) if is_text else as_key(value)
 
 
 def _seen(names: pa.Array) -> list[str]:
