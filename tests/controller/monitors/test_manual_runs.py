@@ -375,3 +375,19 @@ def test_the_page_shows_the_first_verdicts(tmp_path: Path, new_database: Callabl
         for run in runs:
             assert "report.html" in [one.path for one in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
     assert len(runs) == 2
+
+
+def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+    found = find_monitor(deployments(world), "flights", "level")
+
+    with pytest.raises(InvalidConfig, match=r"--engine spark: monitors of drift, .* are sketched, not service_level"):
+        manual_runs.run_window(deployments(world), found, None, world.answer, "spark")
+
+
+def test_what_is_due_is_known_of_endpoints_of_the_store_alone(world: MonitoredWorld) -> None:
+    left_by_a_server(world)
+    found = find_monitor(deployments(world), "flights", None)
+
+    with pytest.raises(NotFound, match="no endpoint 'flights' in the store"):
+        next(manual_runs.run_due(deployments(world), found, world.said.append, lambda *_: None))

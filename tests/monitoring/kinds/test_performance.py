@@ -634,3 +634,14 @@ def test_hashes_are_no_answers(endpoint: EndpointWorld, classify: Callable[..., 
 
     assert judged.state == "not judged"
     assert judged.reason.startswith("the log has no column that holds one answer a row: capture.mask writes hashes of")
+
+
+def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(
+    endpoint: EndpointWorld, classify: Callable[..., Any]
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, classify, rows=2_000)
+
+    taken = judge(endpoint.ask(**ACCURACY, independent_rows=True)).findings[0]
+
+    assert (taken.state, "worth" in taken.reason) == ("kept", False)
