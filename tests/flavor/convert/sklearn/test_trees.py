@@ -25,6 +25,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+from threadpoolctl import threadpool_limits
 
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
@@ -161,7 +162,8 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
         return decide(self, *given, **named)
 
     monkeypatch.setattr(HistGradientBoostingClassifier, "_raw_predict", recorded)
-    wrap(model, rows)
+    with threadpool_limits(2, "openmp"):
+        wrap(model, rows)
 
     assert threads == {1}
 
