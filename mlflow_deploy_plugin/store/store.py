@@ -421,9 +421,12 @@ def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
         ) from None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16_384)
 def _read_spec(text: str) -> EndpointSpec:
-    """Return the spec, parsed once: the controller reads every endpoint every few seconds, and specs are frozen."""
+    """Return the spec, parsed once: the controller reads every endpoint every few seconds, and specs are frozen.
+
+    With more endpoints than places, each reading parses all of them: 2.4 s for 10,000 instead of 0.2 s.
+    """
     (spec,) = load_specs(text, may_be_empty=True)
     return spec
 
