@@ -146,3 +146,18 @@ def test_no_row_no_shadow_and_versions_that_are_gone(
 
     endpoint.answer({"prediction": np.arange(150) % 2})
     assert judge(endpoint.ask(**AGREE)).reason == "no shadow has computed a row of the window"
+
+
+def test_of_many_rows_both_sides_keep_the_same_ones(
+    endpoint: EndpointWorld, found: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.monitoring.kinds.shadow.MAX_ROWS", 250)
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers = np.arange(1_000) % 2
+    answer_both(endpoint, answers, np.where(np.arange(1_000) % 10 == 0, 1 - answers, answers))
+
+    judged = judge(endpoint.ask(**AGREE))
+
+    assert 125 <= judged.rows == judged.figures["compared_rows/candidate"] <= 250
+    assert found(judged, "disagreement").value == pytest.approx(0.1, abs=0.05)
+    assert any(note.startswith("of 2,000 rows, with those of shadows, ") for note in judged.notes)
