@@ -166,14 +166,16 @@ def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(dtype.name)
 
 
-def reduced(operator: str, x: TracedArray, axis: Any, keepdims: bool = False) -> TracedArray:
+_REDUCING: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}
+
+
+def reduced(operator: str, x: TracedArray, axis: Any = None, keepdims: bool = False) -> TracedArray:
     """Return the sum, the largest number or the like along an axis that is not that of the rows."""
     axis = _axis(x, axis)
     if x.dtype == bool:
         x = x.astype(np.int64)
-    function: Any = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}[operator]
     with np.errstate(all="ignore"):
-        sample = np.asarray(function(x.sample, axis=axis, keepdims=keepdims), x.dtype)
+        sample = np.asarray(_REDUCING[operator](x.sample, axis=axis, keepdims=keepdims), x.dtype)
     return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
 
 
@@ -381,10 +383,7 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
 }
 _REDUCERS = {np.add: "ReduceSum", np.maximum: "ReduceMax", np.minimum: "ReduceMin", np.multiply: "ReduceProd"}
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.sum: lambda x, axis=None, keepdims=False: reduced("ReduceSum", x, axis, keepdims),
-    np.max: lambda x, axis=None, keepdims=False: reduced("ReduceMax", x, axis, keepdims),
-    np.min: lambda x, axis=None, keepdims=False: reduced("ReduceMin", x, axis, keepdims),
-    np.prod: lambda x, axis=None, keepdims=False: reduced("ReduceProd", x, axis, keepdims),
+    **{function: partial(reduced, operator) for operator, function in _REDUCING.items()},
     np.any: lambda x, axis=None, keepdims=False: reduced("ReduceMax", x.astype(bool), axis, keepdims).astype(bool),
     np.all: lambda x, axis=None, keepdims=False: reduced("ReduceMin", x.astype(bool), axis, keepdims).astype(bool),
     np.mean: mean,
