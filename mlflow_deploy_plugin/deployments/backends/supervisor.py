@@ -73,9 +73,10 @@ def find(state_dir: Path) -> int | None:
     A supervisor that has just been started has not written its id down yet, and the process that started it may be
     gone.
     """
+    last_arguments = command(state_dir)[-2:]
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[-2:] == command(state_dir)[-2:]:
+            if process.cmdline()[-2:] == last_arguments:
                 return int(process.pid)
         except psutil.Error:
             continue
