@@ -5,19 +5,21 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 import requests
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WsgiClient
 
 from mlflow_deploy_plugin import wsgi_app
 from mlflow_deploy_plugin.client import Client
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.server import WsgiApp
 from mlflow_deploy_plugin.statedir import METRICS
 from tests.support.models import mixed_model
 from tests.support.waiting import free_port, wait_until
@@ -36,13 +38,8 @@ def write_example(framework: str, folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    yield
-    for child in psutil.Process().children():  # what an example has mounted lives as long as its process
-        if str(tmp_path) in " ".join(child.cmdline()):
-            child.terminate()
-            child.wait(20)
 
 
 def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -67,15 +64,16 @@ def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> Non
     assert not metrics.exists()
 
 
-def ask(application: Any) -> None:
+def ask(application: DispatcherMiddleware) -> None:
     client = WsgiClient(application)
-    answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
-    assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
-    assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
+    with closing(cast(WsgiApp, application.mounts["/flights"])):  # else it lives as long as this process
+        answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
+        assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
+        assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
 
 
 def test_flask_serves_a_model(tmp_path: Path) -> None:
-    ask(runpy.run_path(str(write_example("flask", tmp_path)))["app"])
+    ask(runpy.run_path(str(write_example("flask", tmp_path)))["app"].wsgi_app)
 
 
 def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
