@@ -255,10 +255,12 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
     """
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
-        with locked(state_dir / _SERVER_LOCK, 0):
+        with ExitStack() as held:
+            try:  # the lock alone: a process that cannot be started is a BlockingIOError, too
+                held.enter_context(locked(state_dir / _SERVER_LOCK, 0))
+            except BlockingIOError:
+                raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
             yield state_dir
-    except BlockingIOError:
-        raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
     except OSError as error:
         raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
 

@@ -227,13 +227,13 @@ def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypa
     assert not (running.state_dir / "workers").exists(), "gunicorn has ended before it may fork"
 
 
-def test_a_disk_that_fills_up_at_the_start_is_said_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN], ids=["full disk", "no more processes"])
+def test_what_the_system_refuses_a_server_is_said_in_one_line(tmp_path: Path, number: int) -> None:
+    reason = os.strerror(number)
     with (
-        pytest.raises(
-            InvalidConfig, match=rf"^no server can run in the state folder {tmp_path}: No space left on device$"
-        ),
+        pytest.raises(InvalidConfig, match=rf"^no server can run in the state folder {tmp_path}: {reason}$"),
         claim_state_dir(tmp_path),
     ):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, reason)
     with claim_state_dir(tmp_path), pytest.raises(AlreadyExists), claim_state_dir(tmp_path):
         pass
