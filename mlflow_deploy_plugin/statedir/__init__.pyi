@@ -11,6 +11,7 @@ from .files import LOG as LOG
 from .files import LOOK as LOOK
 from .files import METRICS as METRICS
 from .files import SERVER as SERVER
+from .files import SERVER_LOCK as SERVER_LOCK
 from .files import SPEC as SPEC
 from .files import SPOOL as SPOOL
 from .files import WANTED as WANTED

@@ -26,7 +26,7 @@ METRICS, SPOOL = "metrics", "spool"
 KEYS, JWKS, LOCAL_KEY = "keys.json", "jwks.json", "local.key"
 _ABANDONED_SECONDS = 3600.0
 _LOCK_POLL_SECONDS = 0.1
-_SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
+SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
 
 StateT = TypeVar("StateT", bound=State)
 
@@ -257,7 +257,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
         with ExitStack() as held:
             try:  # the lock alone: a process that cannot be started is a BlockingIOError, too
-                held.enter_context(locked(state_dir / _SERVER_LOCK, 0))
+                held.enter_context(locked(state_dir / SERVER_LOCK, 0))
             except BlockingIOError:
                 raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
             yield state_dir

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
 from mlflow_deploy_plugin.deployments.backends.served_state import (
-    STARTING,
     STOPPED,
     MachineBackend,
     observe_absent,
@@ -89,9 +88,7 @@ class LocalBackend(MachineBackend):
         folder = self.settings.state_dir(spec.name)
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
-        if server is None or server.pid != _supervisor_pid(folder):
-            if supervisor.find(folder) is not None:
-                return Observation("starting", STARTING, log=log)
+        if server is None or not supervisor.is_alive(folder, server.pid):
             last_line = f" (last in its log: {line})" if (line := final_error(folder)) else ""
             return observe_absent(spec.name, self.settings, f"the server is gone{last_line}", log)
         return observe_server(spec, folder, server, log)

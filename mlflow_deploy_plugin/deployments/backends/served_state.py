@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOOK,
     SERVER,
+    SERVER_LOCK,
     SPEC,
     WANTED,
     AgentState,
@@ -113,9 +114,10 @@ class MachineBackend:
 
 def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observation:
     """Return the observation of an endpoint whose server does not live; `gone` says so."""
-    if is_locked(lock_path(name, settings)):
+    folder = settings.state_dir(name)
+    if is_locked(lock_path(name, settings)) or is_locked(folder / SERVER_LOCK):  # its process id is not written yet
         return Observation("starting", STARTING, log=log)
-    if (settings.state_dir(name) / STOPPED).exists():
+    if (folder / STOPPED).exists():
         return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
     return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
 

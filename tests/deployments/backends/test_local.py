@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_port, choose_port, is_port_free
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import LOG, METRICS
+from mlflow_deploy_plugin.statedir import LOG, METRICS, claim_state_dir
 
 
 def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
@@ -35,6 +36,21 @@ def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -
         LocalBackend(Settings(home=tmp_path)).apply(
             apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
         )
+
+
+def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at every process for each of thousands of endpoints makes a list take minutes."""
+    monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("every process was looked at"))
+    settings = Settings(home=tmp_path)
+    backend, spec = LocalBackend(settings), new_endpoint("e", "one")
+
+    with claim_state_dir(settings.state_dir("e")):
+        starting = backend.observe(spec)
+    gone = backend.observe(spec)
+
+    assert (starting.state, gone.state) == ("starting", "failed")
 
 
 def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> None:
