@@ -126,16 +126,20 @@ def registry_client() -> "MlflowClient":
     """Return a client for the MLflow that the environment names.
 
     Raises:
-        InvalidConfig: MLflow does not support the address, or two of its settings contradict each other.
+        InvalidConfig: MLflow does not support the address; a setting of its calls is no value, or contradicts another.
     """
     import mlflow  # imported late: it takes a second, and a model on this disk does without
-    from mlflow.environment_variables import MLFLOW_TRACKING_INSECURE_TLS, MLFLOW_TRACKING_SERVER_CERT_PATH
+    from mlflow import environment_variables as known
     from mlflow.exceptions import MlflowException
 
-    if MLFLOW_TRACKING_INSECURE_TLS.get() and MLFLOW_TRACKING_SERVER_CERT_PATH.get():
-        raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
     try:
+        for variable in _SERVICE_SETTINGS:
+            getattr(known, variable).get()  # which the first call would do
+        if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
+            raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
         return mlflow.MlflowClient()
+    except ValueError as error:
+        raise InvalidConfig(str(error)) from None
     except MlflowException as error:
         if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the image `cpu` cannot open
             raise InvalidConfig(

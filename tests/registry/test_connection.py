@@ -126,6 +126,15 @@ def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monke
         registry_client()
 
 
+@pytest.mark.parametrize(("variable", "value"), [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")])
+def test_a_variable_whose_value_mlflow_cannot_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidConfig, match=f"^(?=.*{variable}).*{value}"):
+        registry_client()
+
+
 def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call() -> None:
     with warnings.catch_warnings(record=True) as warned, registry_errors("model x"):
         warnings.warn("Unverified HTTPS request is being made", InsecureRequestWarning, stacklevel=1)
