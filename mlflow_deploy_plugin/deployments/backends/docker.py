@@ -100,7 +100,7 @@ class DockerBackend(MachineBackend):
             if is_running and server.labels.get(DIGEST) == options["labels"][DIGEST]:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
-                before = read_served_state(folder, _all_live)
+                before = replace(read_served_state(folder, _all_live), spec=written_spec(folder))
                 write_atomically(folder / SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
             else:

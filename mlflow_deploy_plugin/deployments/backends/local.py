@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
@@ -54,7 +54,7 @@ class LocalBackend(MachineBackend):
                 "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
             )
         folder = self.settings.state_dir(spec.name)
-        before = read_served_state(folder)
+        before = replace(read_served_state(folder), spec=written_spec(folder))
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
             pid = None  # workers read the server part when they start

@@ -179,10 +179,10 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
-    """Read the state folder of a server; `lives` is as for `observe_server`."""
+    """Read the state folder of a server, but for its spec; `lives` is as for `observe_server`."""
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
     agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
-    return ServedState(written_spec(state_dir), agent, wanted or Wanted(), workers)
+    return ServedState(None, agent, wanted or Wanted(), workers)
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:

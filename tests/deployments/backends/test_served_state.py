@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin import statedir
 from mlflow_deploy_plugin.deployments.backends.served_state import (
     compare_applied,
+    observe_server,
     read_served_state,
     wait_while_pending,
 )
@@ -16,6 +18,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, n
 from mlflow_deploy_plugin.statedir import (
     WANTED,
     LoadedVariant,
+    ServerState,
     Wanted,
     WantedEndpoint,
     WantedVariant,
@@ -55,6 +58,15 @@ def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable
 
 def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
     assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "fetching one, two"
+
+
+def test_a_server_is_observed_without_reading_its_spec(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    (tmp_path / statedir.SPEC).write_bytes(b"\xff")
+
+    server = ServerState(pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving")
+
+    assert observe_server(apply_config(SPEC, {"server.port": 8080}), tmp_path, server, log="").state == "running"
 
 
 @pytest.mark.parametrize(
