@@ -41,7 +41,14 @@ from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snap
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, move_version, parse_model_uri, tag_version
+from mlflow_deploy_plugin.registry import (
+    ROLLED_BACK_TAG,
+    current_version,
+    move_version,
+    parse_model_uri,
+    tag_version,
+    untag_version,
+)
 from mlflow_deploy_plugin.spec import VariantSpec
 from mlflow_deploy_plugin.store import Lease, LeaseKeeper, Rollout, Store, move_detail
 
@@ -102,6 +109,8 @@ class RolloutActions:
                     self._point(plan, before, plan.version, why)
             case "finish":
                 self._clear(plan, f"rollout to version {plan.version} has promoted it")
+                with suppress(NotFound):  # somebody has deleted the version
+                    untag_version(plan.model, plan.version, ROLLED_BACK_TAG)
             case "roll_back":
                 self.roll_back(plan, progress.reason)
 

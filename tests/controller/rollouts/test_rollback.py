@@ -10,13 +10,16 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress
 from mlflow_deploy_plugin.deployments import (
     Deployments,
     MetricsByServer,
     ObservedEndpoint,
     ServerMetrics,
     VersionCounters,
+    open_deployments,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.settings import load_settings
@@ -152,6 +155,20 @@ def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(stor
         store.record("transition", model=model, version=version, detail=move_detail(place, stood))
 
     assert rollback("flights")["to"] == "2"
+
+
+def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/3"))
+    MlflowClient().set_model_version_tag(model, "3", "onnxserve.rolled_back", "flights: too slow")
+    uri = f"models:/{model}/3"
+    plan = replace(PLAN, main="flights", kind="pinned", model=model, version="3", to_uri=uri, before_uri=uri)
+
+    with open_deployments(print) as deployments:
+        for version in ("3", "4"):  # the fourth was deleted meanwhile
+            actions = RolloutActions(deployments, "controller@here", print)
+            actions.do("finish", replace(plan, version=version), Progress("promoting"))
+
+    assert "onnxserve.rolled_back" not in MlflowClient().get_model_version(model, "3").tags
 
 
 def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
