@@ -297,15 +297,15 @@ def agent_metrics_page(state_dir: Path) -> bytes:
         refused.series[tuple(labels.values())] = MetricSeries(labels, 1.0)
 
     def gauge(name: str, value: float, text: str) -> MetricFamily:
-        return MetricFamily(f"onnxserve_{name}", "gauge", text, {(): MetricSeries({}, float(value))})
+        return MetricFamily(name, "gauge", text, {(): MetricSeries({}, float(value))})
 
     checked = "When a look at the registry has last ended, well or not, since 1970."
     shipped = "Every row that was answered before is in the inference log, or was dropped; since 1970, by tens."
     families = [
-        gauge("agent_up", is_alive(state.pid), "Whether the agent lives."),
-        gauge("agent_errors", state.errors, "Things that keep what the spec names from being served."),
-        gauge("registry_checked_timestamp_seconds", state.checked_at, checked),
-        gauge("log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
+        gauge("onnxserve_agent_up", is_alive(state.pid), "Whether the agent lives."),
+        gauge("onnxserve_agent_errors", state.errors, "Things that keep what the spec names from being served."),
+        gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
+        gauge("onnxserve_log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
     ]
     return prometheus_text([*families, refused])
 
@@ -315,11 +315,19 @@ def _gpu_gauges(nvml: Any, gpu: Any) -> Iterator[tuple[str, str, Callable[[], fl
     memory, rates, temperature = (
         getattr(nvml, f"nvmlDeviceGet{name}") for name in ("MemoryInfo", "UtilizationRates", "Temperature")
     )
-    yield "memory_used_bytes", "Memory of the GPU in use, by all processes.", lambda: memory(gpu).used
-    yield "memory_total_bytes", "Memory of the GPU.", lambda: memory(gpu).total
-    yield "utilization_ratio", "Share of the last sample period in which some kernel ran.", lambda: rates(gpu).gpu / 100
-    yield "temperature_celsius", "Temperature of the GPU.", lambda: temperature(gpu, nvml.NVML_TEMPERATURE_GPU)
-    yield "power_watts", "Power that the GPU draws.", lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+    yield "onnxserve_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", lambda: memory(gpu).used
+    yield "onnxserve_gpu_memory_total_bytes", "Memory of the GPU.", lambda: memory(gpu).total
+    yield (
+        "onnxserve_gpu_utilization_ratio",
+        "Share of the last sample period in which some kernel ran.",
+        lambda: rates(gpu).gpu / 100,
+    )
+    yield (
+        "onnxserve_gpu_temperature_celsius",
+        "Temperature of the GPU.",
+        lambda: temperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    )
+    yield "onnxserve_gpu_power_watts", "Power that the GPU draws.", lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
 
 
 def gpu_metrics_page() -> bytes:
@@ -340,7 +348,7 @@ def gpu_metrics_page() -> bytes:
             for name, text, read in _gpu_gauges(nvml, gpu):
                 with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
                     series = MetricSeries(labels, float(read()))
-                    family = families.setdefault(name, MetricFamily(f"onnxserve_gpu_{name}", "gauge", text))
+                    family = families.setdefault(name, MetricFamily(name, "gauge", text))
                     family.series[tuple(labels.values())] = series
     except nvml.NVMLError as error:  # a GPU that has fallen off the bus
         logger.warning("NVML does not answer: %s", error)
