@@ -111,6 +111,7 @@ def serve(
     configure_logging(settings, "serve")
     port = first.server.port
     own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
+    absolute_path(".")  # gunicorn does not start where the current folder was deleted
     named = None if state_dir is None else absolute_path(state_dir)
     with claim_free_state_dir(own_folder) if named is None else claim_state_dir(named) as folder:
         _write_specs(folder, [first, *others])

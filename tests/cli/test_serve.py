@@ -201,6 +201,22 @@ def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
     assert not (tmp_path / "state" / "server.json").exists()
 
 
+def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    said = CliRunner().invoke(main, ["serve", "-m", "models:/x/1", "--state-dir", str(tmp_path / "state")])
+
+    assert (said.exit_code, said.stderr) == (
+        1,
+        "Error: .: the current folder was deleted; run the command in another one\n",
+    )
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
