@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -177,8 +176,7 @@ class Shadows:
 
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
-            with suppress(OSError):  # for this thread alone: the threads of a session have its loader's priority
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            os.nice(_NICE)  # of this thread alone there; the threads of a session have its loader's priority
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
