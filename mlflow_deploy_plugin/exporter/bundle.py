@@ -29,6 +29,7 @@ _DOWNLOAD_SECONDS = 600
 _CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
 _CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 """numpy's dtype → the type in C++. Half-precision floats have none."""
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def write_bundle(
@@ -62,7 +63,9 @@ def write_bundle(
         if dtype not in _CPP_TYPES:
             raise ConversionError(f"the input {name!r} is a {dtype}, which the bundle's examples cannot write")
         kind = "string" if dtype == "object" else dtype  # as JavaScript has it
-        document[name] = {"type": kind, "dims": array.shape, "data": _json_values(array)}
+        data = array.reshape(-1).tolist()  # what JSON has no form for as the text that JavaScript reads
+        data = [_NOT_FINITE.get(str(value), value) if isinstance(value, float) else value for value in data]
+        document[name] = {"type": kind, "dims": array.shape, "data": data}
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     outputs = [output["name"] for output in described["outputs"]]
     columns = [f"`{one['name']}` ({one['type']})" for one in described["columns"]]
@@ -105,13 +108,6 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
         except ConversionError as error:
             reason = f"pip cannot fetch onnxruntime and numpy: {error.message}; name a folder (--wheels)"
             raise ConversionError(reason) from None
-
-
-def _json_values(array: Array) -> list[Any]:
-    """Return the values in row-major order; what JSON has no form for as the text that JavaScript reads."""
-    names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-    values = array.reshape(-1).tolist()
-    return [names.get(str(value), value) if isinstance(value, float) else value for value in values]
 
 
 def _cpp_input(name: str, array: Array) -> str:

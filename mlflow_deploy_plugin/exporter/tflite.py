@@ -77,26 +77,22 @@ def converter_python(progress: ProgressCallback) -> Path:
                 for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # by a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
-                _make_environment(unfinished)
+                pip = [str(unfinished / "bin" / "python"), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
+                try:
+                    run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
+                    run_to_end(pip, _INSTALL_SECONDS)
+                except BaseException:  # Ctrl-C, too
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    raise
                 os.replace(unfinished, folder)  # bin/python finds its packages from where it lies
-    except OSError as error:
-        raise ConversionError(f"the converter of tflite cannot be installed into {folder}: {error.strerror}") from None
-    return python
-
-
-def _make_environment(folder: Path) -> None:
-    python = str(folder / "bin" / "python")
-    try:
-        run_to_end([sys.executable, "-m", "venv", str(folder)], _INSTALL_SECONDS)
-        run_to_end([python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)], _INSTALL_SECONDS)
-    except BaseException as error:  # Ctrl-C, too
-        shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(error, ConversionError):
-            raise
+    except ConversionError as error:
         raise ConversionError(
             f"the converter of tflite cannot be installed: {error.message}; it needs venv and a package index "
             "(PIP_INDEX_URL, PIP_FIND_LINKS)"
         ) from None
+    except OSError as error:
+        raise ConversionError(f"the converter of tflite cannot be installed into {folder}: {error.strerror}") from None
+    return python
 
 
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:

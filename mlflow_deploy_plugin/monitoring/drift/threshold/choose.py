@@ -91,7 +91,8 @@ def null_distribution(
     )
     if files and path:
         with files.writing(path) as temporary:
-            _write(temporary, made)
+            about = {name: getattr(made, name) for name in _PLAIN} | {"held_out": asdict(made.held_out)}
+            np.savez(temporary, about=np.array(json.dumps(about)), **{name: getattr(made, name) for name in _ARRAYS})
     return made
 
 
@@ -169,12 +170,6 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
             if column is not None:
                 digest.update(column.counts.tobytes())
     return digest.hexdigest()[:40]
-
-
-def _write(path: Path, made: NullDistribution) -> None:
-    about = {name: getattr(made, name) for name in _PLAIN}
-    about["held_out"] = asdict(made.held_out)
-    np.savez(path, about=np.array(json.dumps(about)), **{name: getattr(made, name) for name in _ARRAYS})
 
 
 def _read(path: Path) -> NullDistribution | None:

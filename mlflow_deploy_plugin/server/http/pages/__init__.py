@@ -57,16 +57,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_read_file = cache(Path.read_bytes)
 
 
 def asset(name: str, *_asked: object) -> RawResponse:
     """Return one of the files that the pages load."""
-    return RawResponse(200, _read_asset(name), _ASSETS[name], dict(HEADERS))
-
-
-@cache
-def _read_asset(name: str) -> bytes:
-    return (_HERE / "static" / name).read_bytes()
+    return RawResponse(200, _read_file(_HERE / "static" / name), _ASSETS[name], dict(HEADERS))
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
