@@ -96,7 +96,7 @@ class UnsupportedMediaType(InvalidRequest, http_status=415):
 
 
 class BodyTooLarge(InvalidRequest, http_status=413):
-    """The body is larger than the server's limit."""
+    """The body is larger than the server's limit, or has more rows than may be answered at once."""
 
 
 class RequestTimeout(InvalidRequest, http_status=408):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
@@ -40,6 +40,8 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
 """Media types that `/invocations` takes and writes beside MLflow's JSON and CSV."""
+_MOST_PROBABILITIES = 4_000_000
+"""By name in one answer: each takes 105 bytes of memory, where a matrix as JSON takes 18."""
 _UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
 """Media types that MLflow's scoring server does not take, so that a pyfunc cannot read them itself."""
 
@@ -145,7 +147,20 @@ def _predict_protocol(
     encode: Callable[[ServedVariant, InferResponse], EncodedResponse],
 ) -> Protocol:
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-        return DecodedRequest(decode(headers.get("content-type"), body, variant.loaded.predictor.schema), encode)
+        predictor = variant.loaded.predictor
+        artifact, schema = predictor.artifact, predictor.schema
+        feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
+        # rows are counted before they are computed, and none takes less than a byte of the body
+        if (
+            len(body) * classes > _MOST_PROBABILITIES
+            and any(one.role == "probabilities" for one in artifact.outputs)
+            and (rows := schema.count_rows(feeds)) > (most := _MOST_PROBABILITIES // classes)
+        ):
+            raise BodyTooLarge(
+                f"{rows} rows are too many at once, since each is answered with the probabilities of {classes} "
+                f"classes by name: send at most {most}, or ask by the protocol V2"
+            )
+        return DecodedRequest(feeds, encode)
 
     return Protocol(name, decode_request)
 

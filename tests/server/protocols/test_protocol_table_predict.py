@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.protocols import protocol_table
 from mlflow_deploy_plugin.server.protocols.protocol_table import encode_record
 from tests.support.handling import handle
 
@@ -81,6 +82,23 @@ def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
     probabilities = document.pop("probabilities")
     assert (status, document) == (200, {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"})
     assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
+
+
+def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with_the_rows_that_may_be_sent(
+    mixed: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol_table, "_MOST_PROBABILITIES", 7)
+
+    assert post(mixed, "/predict/batch", [RECORD] * 3)[0] == 200
+    assert post(mixed, "/predict/batch", [RECORD] * 4) == (
+        413,
+        {
+            "error_code": "BAD_REQUEST",
+            "message": "4 rows are too many at once, since each is answered with the probabilities of 2 classes by "
+            "name: send at most 3, or ask by the protocol V2",
+        },
+    )
+    assert post(mixed, "/invocations", {"dataframe_records": [RECORD] * 4})[0] == 200
 
 
 @pytest.mark.parametrize(
