@@ -19,7 +19,10 @@ from tests.support.waiting import wait_until
 CHILD = """
 import sys
 from mlflow_deploy_plugin.pyfunc.process import CannotStart, RequestRefused, answer_all
+from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.side_process import SideMessage
+
+side_process.MAX_BYTES = 1000
 
 def start():
     if sys.argv[1] == "fails":
@@ -31,6 +34,8 @@ def answer(request):
         raise RequestRefused("schema", "column 'x' is missing")
     if request.kind == "raise":
         raise KeyError("/usr/lib/python3/thing.py")
+    if request.kind == "fill":
+        return SideMessage("answer", body=bytes(2000))
     return SideMessage("answer", {"n": request.fields["n"]})
 
 answer_all(int(sys.argv[2]), "test", start)
@@ -72,6 +77,9 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     assert ask(ours, "refuse").fields == {"what": "schema", "message": "column 'x' is missing"}
     said = ask(ours, "raise").fields
     assert said == {"what": "model", "message": "the model cannot answer: KeyError: '…'"}
+    said = ask(ours, "fill").fields
+    assert said == {"what": "model", "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on"}
+    assert ask(ours, "add", n=3).fields["n"] == 3
     ours.close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mlflow_deploy_plugin.errors import (
+    BodyTooLarge,
     DeadlineExceeded,
     InferenceError,
     InvalidArtifact,
@@ -93,7 +94,7 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
     Raises:
         TimeoutError: the deadline has passed.
         OSError: the other side has gone.
-        ValueError: the message is too large.
+        ValueError: the message is too large; nothing was sent.
     """
     layout: dict[str, list[tuple[Any, ...]]] = {}
     blobs: list[Any] = []
@@ -104,8 +105,9 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
     blobs.append(message.body)
     head = json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode()
     following = sum(memoryview(blob).nbytes for blob in blobs)
-    if len(head) > MAX_JSON_BYTES or following > MAX_BYTES:
-        raise ValueError(f"a message of {len(head) + following} bytes is too large")
+    for size, most in ((len(head), MAX_JSON_BYTES), (following, MAX_BYTES)):
+        if size > most:
+            raise ValueError(f"{size:,} bytes; at most {most:,} are passed on")
     _set_timeout(connection, deadline)
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # the timeout is that of the whole call
     for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # who has read all may have gone
@@ -238,6 +240,7 @@ class SideProcess:
             NotReady: the process is being started, or has ended over this request.
             DeadlineExceeded: the turn did not come in time, or the process did not answer in time and is killed.
             TooManyRequests: other requests have kept the process busy all that time.
+            BodyTooLarge: the message is too large; the process has seen nothing of it.
             InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
         """
         wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
@@ -300,6 +303,8 @@ class SideProcess:
             running.child.kill()
             text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s; its process is started anew"
             raise DeadlineExceeded(text) from None
+        except ValueError as error:
+            raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {error}") from None
         except (OSError, MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
             answer = None

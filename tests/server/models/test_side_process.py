@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
+from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
+from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.side_process import (
     MalformedMessage,
     SideMessage,
@@ -289,3 +290,15 @@ def test_silence_ends_at_the_deadline(pair: Pair) -> None:
         receive_message(pair[1], time.monotonic() - 1)
     with pytest.raises(TimeoutError):
         send_message(pair[0], SideMessage("ask", body=bytes(10_000_000)), time.monotonic() + 0.05)
+
+
+def test_a_request_that_is_too_large_is_refused_and_the_process_goes_on(
+    new_process: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = new_process()
+    process.start()
+    pid = pid_of(process)
+    monkeypatch.setattr(side_process, "MAX_BYTES", 1000)
+    with pytest.raises(BodyTooLarge, match=r"^the request is too large for the process of this model: 2,000 bytes"):
+        process.request(SideMessage("echo", body=bytes(2000)))
+    assert process.request(SideMessage("echo")).fields["pid"] == pid
