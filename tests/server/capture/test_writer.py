@@ -1,5 +1,6 @@
 """Whatever the writer has written can be read back whole, and nothing that is torn is read."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -194,6 +195,29 @@ def test_on_a_full_disk_requests_are_counted_and_what_is_whole_stays(
 def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     assert CaptureWriter(tmp_path / "spool").write(RECORD, MODEL, FEEDS, OUTPUTS, 100) is False
+
+
+def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer, opened = CaptureWriter(tmp_path), len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert (os.listdir(tmp_path), len(os.listdir("/proc/self/fd"))) == ([], opened)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert len(read_segment(segments(tmp_path)[0])[0]) == 1
+
+
+def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(tmp_path: Path) -> None:
+    writer, names = CaptureWriter(tmp_path), [f"e{number}" for number in range(300)]
+    for name in names * 2:
+        assert writer.write(RECORD._replace(endpoint=name), MODEL, FEEDS, OUTPUTS, 100)
+    (segment,) = segments(tmp_path)
+    assert [request.record.endpoint for request in read_segment(segment)[0]] == names * 2
 
 
 def test_another_process_sees_the_lock(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.runtime import Array, Feeds, Predictor
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
@@ -221,6 +222,36 @@ def test_what_has_waited_is_computed_in_one_run(slow: tuple[Server, ServedVarian
     predictor.go_on.set()
     compared(server, 101)
     assert predictor.runs < 30  # some of them to find out that rows may be joined
+    shadows.close()
+
+
+def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
+    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, variant, predictor = slow
+    model, sizes = predictor.model, []
+
+    class Picky:
+        def run(self, feeds: Feeds, *others: Any) -> dict[str, Array]:
+            sizes.append(len(feeds["X"]))
+            if (feeds["X"] == 13).any():
+                raise InferenceError("13 is refused")
+            return model.run(feeds, *others)
+
+    monkeypatch.setattr(predictor, "model", Picky())
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
+    offer(shadows, variant, 1)
+    wait_until(lambda: predictor.runs == 1, what="the first run")
+    for number in range(10, 20):
+        record = RequestRecord("e", "main", "", str(number), 0, 0)
+        rows = {"X": np.full((1, 3), number, np.float32)}
+        shadows.mirror(variant, record, True, rows, {"y": np.ones((1, 1), np.float32)})
+    predictor.go_on.set()
+    compared(server, 10)
+    wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the copy that fails")
+    assert max(sizes) > 1
+    found = [request.record.prediction_id for request in captured(tmp_path / "spool", "new")]
+    assert found == ["0", *(str(number) for number in range(10, 20) if number != 13)]
     shadows.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.runtime import Placement
 from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE, load_warm
-from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.models.repository import Repository, WorkerStateFile
 from mlflow_deploy_plugin.statedir import (
     LOADING,
     WANTED,
@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.statedir import (
     take_load_deaths,
     write_state,
 )
+from tests.support.disk import files_of_at_most
 from tests.support.waiting import wait_until
 
 
@@ -408,3 +409,19 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
     repository.poll()
     assert repository.not_ready_reason() == ""
     assert list((tmp_path / LOADING).iterdir()) == []
+
+
+def test_what_a_full_disk_does_not_take_of_the_state_is_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "workers").mkdir()
+    state = WorkerStateFile(tmp_path)
+    with files_of_at_most(10):
+        state.publish({}, {}, 3)
+        state.retry()
+    assert read_workers(tmp_path) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "the state of this worker cannot be written: File too large"
+    ]
+    state.retry()
+    assert [worker.generation for worker in read_workers(tmp_path)] == [3]
