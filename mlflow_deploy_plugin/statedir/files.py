@@ -257,7 +257,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
         with ExitStack() as held:
             try:  # the lock alone: a process that cannot be started is a BlockingIOError, too
-                held.enter_context(locked(state_dir / SERVER_LOCK, 0))
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` holds it, too
             except BlockingIOError:
                 raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
             yield state_dir

@@ -1,5 +1,6 @@
 """State files are written whole or not at all, also on a full disk."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.statedir import (
+    SERVER_LOCK,
     FileCache,
     claim_state_dir,
     is_locked,
@@ -34,6 +36,16 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: P
 def test_a_state_folder_is_for_its_user_alone(tmp_path: Path) -> None:
     with claim_state_dir(tmp_path / "home" / "server"):
         assert (tmp_path / "home" / "server").stat().st_mode & 0o777 == 0o700
+
+
+def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = os.open(tmp_path / SERVER_LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_SH)  # as `is_locked` for a moment
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.close(lock))
+    with claim_state_dir(tmp_path):
+        assert is_locked(tmp_path / SERVER_LOCK)
 
 
 def write(cache: FileCache, digest: str, content: str = "x", age: float = 0.0) -> Path:
