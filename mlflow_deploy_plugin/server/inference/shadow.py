@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -176,7 +177,8 @@ class Shadows:
 
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
-            os.nice(_NICE)  # of this thread alone there; the threads of a session have its loader's priority
+            with suppress(OSError):  # a sandbox may allow it nobody
+                os.nice(_NICE)  # of this thread alone there; the threads of a session have its loader's priority
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()

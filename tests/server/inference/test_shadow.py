@@ -1,5 +1,6 @@
 """Shadows are compared, captured and bounded, and never delay a response."""
 
+import errno
 import math
 import os
 import threading
@@ -275,6 +276,21 @@ def test_copies_are_computed_at_a_lower_priority(serve: Serve, bias_folders: dic
     (thread,) = [one for one in threading.enumerate() if one.name == "onnxserve-shadow" and one.is_alive()]
     assert thread.native_id is not None
     assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_copies_are_computed_where_the_system_lowers_no_priority(
+    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(increment: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as by systemd's SystemCallFilter=~@resources
+
+    server, variant, predictor = slow
+    monkeypatch.setattr(os, "nice", refuse)
+    predictor.go_on.set()
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
+    offer(shadows, variant, 1)
+    compared(server, 1)
+    shadows.close()
 
 
 def test_without_a_shadow_there_is_no_thread(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> None:
