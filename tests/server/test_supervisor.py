@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,22 @@ def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypa
     assert running.process.wait(timeout=30) == 1
     assert "Error: ONNXSERVE_POLL_SECONDS: " in running.log.read_text()
     assert not (running.state_dir / "workers").exists(), "gunicorn has ended before it may fork"
+
+
+def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(start: Start) -> None:
+    running = start("state")
+    supervisor = psutil.Process(running.process.pid)
+
+    def has_ended() -> bool:
+        with suppress(psutil.Error):
+            for child in supervisor.children():
+                if "mlflow_deploy_plugin.agent" in child.cmdline():
+                    child.kill()
+        return running.process.poll() is not None
+
+    wait_until(has_ended, 60, "the end of the server")
+    assert running.process.returncode == 1
+    assert "Error: the agent was killed by SIGKILL again and again; the log says why" in running.log.read_text()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN], ids=["full disk", "no more processes"])
