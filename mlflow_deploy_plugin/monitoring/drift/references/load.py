@@ -1,7 +1,7 @@
 """The reference of a monitor: loaded as its spec names it, and cut into bins, windows and steps.
 
-The pieces of rows that are at hand (training rows, a dataset) are cached on this disk, so that an hourly monitor does
-not count them each time. The pieces of the log come from the profiles of hours that are kept beside it.
+Rows that are at hand (training rows, a dataset) are counted each time: of 100,000 rows that takes half a second, less
+than to read the counts back from a file. The pieces of the log come from the profiles of hours that are kept beside it.
 
 `window:START/END` pins a part of the log that is known to be calm. It is cut into its own windows.
 
@@ -17,12 +17,10 @@ beside them.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +50,6 @@ from mlflow_deploy_plugin.monitoring.drift.references.rows import (
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     DriftReference,
     ReferencePieces,
-    WindowGrid,
     assemble_pieces,
     correct_for_rest,
     cut_pieces,
@@ -67,18 +64,13 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     window_versions,
     write_beside_log,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profiles_to_table, table_to_profiles
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span
-from mlflow_deploy_plugin.statedir import FileCache
 
 CACHE = "references"
-_META = b"onnxserve"
-_FORMAT = 1
-_KEPT = 200  # of a few MB at most
 _log = logging.getLogger(__name__)
 
 
@@ -260,7 +252,6 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         RegistryUnavailable: MLflow does not answer.
     """
     spec, window = request.spec, request.window
-    cache = request.settings.cache_path / CACHE
     kind, _, rest = spec.reference.partition(":")
     log_reference = None
     if kind in _LOG_REFERENCES:
@@ -269,13 +260,14 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     elif kind == "dataset":
         rows = load_dataset(rest)
     else:
-        rows = load_training_rows(request.settings.state_dir(request.endpoint), model, version, cache)
+        state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
+        rows = load_training_rows(state_dir, model, version, cache)
     bins, notes = freeze_table(rows.table, spec.columns, rows.shown)
     key = bins_digest(bins)
     if log_reference:
         pieces = log_reference.pieces(bins, key, rows.table, window)
     else:
-        pieces = _cached_pieces(cache, bins, key, rows, window.start_us, window.end_us - window.start_us)
+        pieces = cut_pieces(bins, rows.table, rows.times, window.start_us, window.end_us - window.start_us)
     return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
 
 
@@ -294,14 +286,13 @@ def load_segment_references(
     log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
     times = event_times(whole.sample)
     window = request.window
-    length_us = window.end_us - window.start_us
     parts = []
     for value in values:
         rows = is_segment(whole.sample, column, value)
         sample = whole.sample.filter(rows)
         if log_reference is None:
             own = None if times is None else times[np.asarray(rows)]
-            pieces = cut_pieces(whole.bins, sample, own, window.start_us % length_us, length_us)
+            pieces = cut_pieces(whole.bins, sample, own, window.start_us, window.end_us - window.start_us)
         else:
             pieces = log_reference.pieces(whole.bins, whole.bins_key, sample, window, (column, value))
         parts.append(replace(whole, pieces=pieces, sample=sample, notes=()))
@@ -329,51 +320,3 @@ def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[d
         for name, feature in features.items()
         if not columns or name in columns
     }, notes
-
-
-def _cached_pieces(
-    cache: Path, bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, start_us: int, length_us: int
-) -> ReferencePieces:
-    """Return `cut_pieces` of the rows, from the folder `cache` if the same rows were cut in this way before.
-
-    A file that makes no sense is made anew; a disk that takes no file costs only time.
-    """
-    phase = start_us % length_us
-    digest = hashlib.sha256(f"{_FORMAT} {bins_key} {length_us} {phase} {rows.table.schema}".encode())
-    digest.update(b"" if rows.times is None else np.ascontiguousarray(rows.times).tobytes())
-    for column in rows.table.columns:
-        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer):
-            digest.update(buffer)
-    files = FileCache(cache, ".parquet", _KEPT)
-    path = files.path(digest.hexdigest()[:32])
-    kept = _read_pieces(path)
-    if kept is not None:
-        return kept
-    pieces = cut_pieces(bins, rows.table, rows.times, phase, length_us)
-    meta = {
-        "blocks": len(pieces.windows),
-        "steps": len(pieces.steps),
-        "block_starts_us": pieces.window_starts_us,
-        "grid": pieces.grid,
-    }
-    table = profiles_to_table([pieces.total, *pieces.windows, *pieces.steps])
-    with files.writing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), temporary, compression="zstd")
-    return pieces
-
-
-def _read_pieces(path: Path) -> ReferencePieces | None:
-    try:
-        table = pq.read_table(path)
-        meta = json.loads(table.schema.metadata[_META])
-        profiles = table_to_profiles(table)
-        windows, steps = meta["blocks"], meta["steps"]
-        return ReferencePieces(
-            total=profiles[0],
-            windows=tuple(profiles[1 : 1 + windows]),
-            steps=tuple(profiles[1 + windows : 1 + windows + steps]),
-            window_starts_us=tuple(meta["block_starts_us"]),
-            grid=WindowGrid(*meta["grid"]),
-        )
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError):
-        return None

@@ -184,7 +184,7 @@ def cut_pieces(
     """
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
-        return ReferencePieces((), (), (), WindowGrid(start_us, length_us, 0, _steps_of(length_us), 0, False), total)
+        return ReferencePieces((), (), (), WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False), total)
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     chosen = grid.choose(len(present))
