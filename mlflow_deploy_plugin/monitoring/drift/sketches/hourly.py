@@ -2,10 +2,10 @@
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-A file has, for each hour of the day and each version that answered in it, the profile and the log files (name, size)
-that it was made of; and the profiles of the day as a whole. An hour whose files are others by now, since rows came late
-or compaction made them one, is made anew, and so is everything if the stored file makes no sense. An hour with a file
-that cannot be read is made each time, so that the file is named each time.
+A file has, for each hour of the day, the log files (name, size) that it was made of and the profile of each version
+that answered in it. An hour whose files are others by now, since rows came late or compaction made them one, is made
+anew, and so is everything if the stored file makes no sense. An hour with a file that cannot be read is made each time,
+so that the file is named each time.
 
 The profiles follow from the log alone. If two processes make them at once, or the log takes no files from this one,
 nothing is lost but time.
@@ -49,7 +49,6 @@ from mlflow_deploy_plugin.inference_log import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
-    SCHEMA,
     profile_from_parquet,
     profile_to_parquet,
     profiles_to_table,
@@ -70,7 +69,7 @@ _RESULT = "number long, profile binary, failure string"
 
 _LISTED_BY_HOUR = 2 * DAY  # for more days, one listing of the whole bucket is less work
 _META = b"onnxserve"
-_FORMAT = 1
+_FORMAT = 2
 _UNREADABLE = ("", -1)  # no log file has this name, so the hour is stale
 _log = logging.getLogger(__name__)
 
@@ -103,68 +102,50 @@ class SketchStore:
 
 
 @dataclass(frozen=True)
-class StoredDay:
-    """The profiles of a day, read as far as they are needed.
+class StoredHour:
+    """The profiles of an hour, and the log files that they were made of."""
 
-    Attributes:
-        files: the log files that each hour was made of.
-        hours: the profiles of each hour; empty if `whole` is enough.
-        whole: the profiles of all hours in `files` together.
-    """
+    files: Files
+    profiles: Profiles = field(default_factory=dict)
 
-    files: dict[datetime, Files] = field(default_factory=dict)
-    hours: dict[datetime, Profiles] = field(default_factory=dict)
-    whole: Profiles = field(default_factory=dict)
 
-    @classmethod
-    def load(cls, location: LogLocation, name: str, wanted: Mapping[datetime, Files] | None) -> "StoredDay":
-        """Return what is stored under the name; an empty day if there is no file or it makes no sense.
-
-        Args:
-            wanted: if exactly these hours are stored, the day as a whole is enough.
-        """
-        try:
-            with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
-                parquet = pq.ParquetFile(source)
-                meta = json.loads(parquet.schema_arrow.metadata[_META])
-                if meta["format"] != _FORMAT:
-                    return cls()
-                files = {
-                    datetime.fromisoformat(start): [(file, size) for file, size in made_of]
-                    for start, made_of in meta["files"].items()
-                }
-                identities = [(model, version) for model, version in meta["whole"]]
-                whole = dict(zip(identities, table_to_profiles(parquet.read_row_group(0)), strict=True))
-                if files == wanted:
-                    return cls(files, {}, whole)
-                hours: dict[datetime, Profiles] = {start: {} for start in files}
-                profiles = table_to_profiles(parquet.read_row_group(1))
-                for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
-                    hours[datetime.fromisoformat(start)][model, version] = profile
-                return cls(files, hours, whole)
-        except FileNotFoundError:
-            return cls()
-        except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
-            _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
-            return cls()
-
-    def store(self, location: LogLocation, name: str) -> None:
-        hours = [
-            (start, identity, profile)
-            for start, profiles in sorted(self.hours.items())
-            for identity, profile in profiles.items()
-        ]
-        meta = {
-            "format": _FORMAT,
-            "files": {start.isoformat(): files for start, files in sorted(self.files.items())},
-            "whole": list(self.whole),
-            "hours": [(start.isoformat(), *identity) for start, identity, _ in hours],
+def _load_day(location: LogLocation, name: str) -> dict[datetime, StoredHour]:
+    """Return the hours that are stored under the name; none if there is no file or it makes no sense."""
+    try:
+        with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
+            table = pq.read_table(source)
+        meta = json.loads(table.schema.metadata[_META])
+        if meta["format"] != _FORMAT:
+            return {}
+        hours = {
+            datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
+            for start, made_of in meta["files"].items()
         }
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, SCHEMA.with_metadata({_META: json.dumps(meta)}), compression="zstd") as writer:
-            writer.write_table(profiles_to_table(list(self.whole.values())))
-            writer.write_table(profiles_to_table([profile for _, _, profile in hours]))
-        write_beside_log(location, name, sink.getvalue())
+        for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
+            hours[datetime.fromisoformat(start)].profiles[model, version] = profile
+        return hours
+    except FileNotFoundError:
+        return {}
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
+        return {}
+
+
+def _store_day(location: LogLocation, name: str, hours: Mapping[datetime, StoredHour]) -> None:
+    profiles = [
+        (start.isoformat(), identity, profile)
+        for start, hour in hours.items()
+        for identity, profile in hour.profiles.items()
+    ]
+    meta = {
+        "format": _FORMAT,
+        "files": {start.isoformat(): hour.files for start, hour in hours.items()},
+        "hours": [(start, *identity) for start, identity, _ in profiles],
+    }
+    table = profiles_to_table([profile for _, _, profile in profiles])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), sink, compression="zstd")
+    write_beside_log(location, name, sink.getvalue())
 
 
 def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
@@ -188,9 +169,8 @@ def hour_profiles(
     """Yield `window_profile` of each whole hour in the window that has rows, in order."""
     listed = _list(sketches.log, sketches.endpoint, window)
     for hours in _by_day(_whole_hours(listed, window)):
-        day = _day(sketches, hours, whole_is_enough=False)
-        for hour in hours:
-            yield hour.start, _chosen(day.hours[hour.start], model, version)
+        for start, profiles in _hours_of_day(sketches, hours).items():
+            yield start, _chosen(profiles, model, version)
 
 
 def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
@@ -232,11 +212,7 @@ def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[P
             part = Window(max(hour.start, window.start), min(hour.end, window.end))
             yield from _sketch(sketches, part).values()
     for hours in _by_day(whole):
-        day = _day(sketches, hours, whole_is_enough=True)
-        if len(day.files) == len(hours):  # the window covers every hour that the day has
-            yield day.whole
-        else:
-            yield from (day.hours[hour.start] for hour in hours)
+        yield from _hours_of_day(sketches, hours).values()
 
 
 def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
@@ -244,30 +220,23 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
         yield {hour: listed[hour] for hour in hours}
 
 
-def _day(sketches: SketchStore, listed: Listed, whole_is_enough: bool) -> StoredDay:
-    """Return the profiles of a day with at least these hours. Stale hours are made anew, and the day is stored."""
+def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
+    """Return the profiles of these hours of a day, in their order. Stale ones are made anew, and the day is stored."""
     files = {hour.start: some for hour, some in listed.items()}
-    name = sketches.path(f"{min(files):%Y-%m-%d}")
     present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
-    stored = StoredDay.load(sketches.log.location, name, present if whole_is_enough else None)
-    stale = [start for start, made_of in present.items() if stored.files.get(start) != made_of]
-    if not stale:
-        return stored
+    name = sketches.path(f"{min(files):%Y-%m-%d}")
+    stored = _load_day(sketches.log.location, name)
+    stale = [start for start, made_of in present.items() if start not in stored or stored[start].files != made_of]
     made: dict[datetime, Profiles] = {}
     for _, run in groupby(enumerate(stale), key=lambda place: place[1] - place[0] * HOUR):  # hours without a gap
         hours = [start for _, start in run]
         made |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
     for start in stale:
-        stored.hours[start] = made.get(start, {})
         is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
-        stored.files[start] = present[start] if is_readable else [_UNREADABLE]
-    parts: dict[Identity, list[Profile]] = {}
-    for profiles in stored.hours.values():
-        for identity, profile in profiles.items():
-            parts.setdefault(identity, []).append(profile)
-    stored = StoredDay(stored.files, stored.hours, {identity: merge(some) for identity, some in parts.items()})
-    stored.store(sketches.log.location, name)
-    return stored
+        stored[start] = StoredHour(present[start] if is_readable else [_UNREADABLE], made.get(start, {}))
+    if stale:
+        _store_day(sketches.log.location, name, dict(sorted(stored.items())))
+    return {start: stored[start].profiles for start in files}
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
