@@ -32,6 +32,6 @@ def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
     past = past_windows(found)
     result = add_history(found, past)
     request.progress("drawing the report")
-    files = build_report(result)
+    files = build_report(result, past)
     request.progress(f"logging it to the experiment onnxserve/{request.endpoint}")
-    return replace(result, report=ReportData()), log_result(result, files, past)
+    return replace(result, report=ReportData()), log_result(result, files)

@@ -12,12 +12,14 @@ import base64
 import html
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
@@ -28,7 +30,7 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
     to_metrics,
     trend_lines,
 )
-from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, Finding, MonitorResult, format_time, to_document
+from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorResult, format_time, to_document
 from mlflow_deploy_plugin.registry import (
     MAX_TAG_LENGTH,
     SUPERSEDED,
@@ -48,29 +50,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE, PICTURE = "report.html", "trend.png"
-_PICTURE_HERE = "<!-- picture of the last windows -->"
-_MOST_FINDINGS, _MOST_FIGURES, _LONGEST_CELL = 300, 100, 300
 _EMPTY = (
     "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
     "</head><body></body></html>"
 )
-_STYLE = """
-:root { color-scheme: light dark; --soft: #666; --ok: #1a7f37; --bad: #cf222e }
-@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --ok: #3fb950; --bad: #ff7b72 } }
-body { background: Canvas; color: CanvasText }
-.onnxserve { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 64rem }
-.onnxserve h1 { font-size: 1.3rem; margin: 0 0 .25rem } .onnxserve p { margin: .25rem 0 .75rem }
-.onnxserve table { border-collapse: collapse } .onnxserve .scroll { margin: .25rem 0 .75rem; overflow-x: auto }
-.onnxserve th, .onnxserve td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884;
-  vertical-align: top; overflow-wrap: break-word; max-width: 14rem }
-.onnxserve td:last-child { max-width: 24rem }
-@media (max-width: 64rem) { .onnxserve td:last-child { min-width: 24rem } }
-.onnxserve td.n, .onnxserve td.s { white-space: nowrap; font-variant-numeric: tabular-nums }
-[id^=root_] { overflow-x: auto } [id^=root_] > * { min-width: 62rem }
-.onnxserve .alarm { color: var(--bad); font-weight: 600 } .onnxserve .fine { color: var(--ok) }
-.onnxserve .open, .onnxserve .note { color: var(--soft) } .onnxserve img { max-width: 100% }
-.onnxserve summary { cursor: pointer }
-"""
+_MOST_FINDINGS, _MOST_FIGURES = 300, 100
 DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
 LARGEST_PAGE = 6_000_000
 """Bytes; MLflow's viewer takes a page as one text into a frame, and becomes slow beyond."""
@@ -91,10 +75,13 @@ _PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
 _MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
-def build_report(result: MonitorResult) -> Mapping[str, str | bytes]:
+def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapping[str, str | bytes]:
     """Return the files of the run by name: text, or bytes as they are to be stored.
 
     Evidently draws the rows of the report if there are any. If it fails, the page says why and has everything else.
+
+    Args:
+        past: the windows of this monitor before this one, for the picture of the last windows.
     """
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
@@ -102,93 +89,38 @@ def build_report(result: MonitorResult) -> Mapping[str, str | bytes]:
         if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
             break
         columns //= 2
+    figures = to_metrics(result)
+    this = PastWindow(result.window.start, result.state, figures)
+    picture, words = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
-    files[PAGE] = render_page(result, drawn)
+    files[PAGE] = _render_page(result, drawn, picture, words)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
     if drawn.figures:
         files[EVIDENTLY] = drawn.figures
+    if picture:
+        files[PICTURE] = picture
     return files
 
 
-def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
-    """Return the page with the verdict, every finding and the charts of Evidently."""
+def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, words: str) -> str:
+    """Return the page with the verdict, the picture and what it shows, every finding and the charts of Evidently."""
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    pages.filters |= {"number": _number, "time": format_time, "class": _class}
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
-    answered = f"{result.model} version {result.version}" if result.model else "no version answered"
-    revision = f", revision {result.revision}" if result.revision > 1 else ""
-    notes = [*result.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())]
-    figures = "".join(
-        f"<tr><td>{_text(name)}<td class=n>{_number(value)}</tr>"
-        for name, value in islice(result.figures.items(), _MOST_FIGURES)
+    main = pages.get_template("report.html").render(
+        title=title,
+        result=result,
+        notes=[*result.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())],
+        picture=base64.b64encode(picture).decode(),
+        words=words,
+        most_findings=_MOST_FINDINGS,
+        figures=list(islice(result.figures.items(), _MOST_FIGURES)),
     )
-    parts = [
-        f"<style>{_STYLE}</style><main class='onnxserve'>",
-        f"<h1>{_text(title)}: <span class='{_class(result.state)}'>{result.state}</span></h1>",
-        f"<p>{_text(summary(result))}</p>",
-        f"<p class='note'>{_text(answered)}, {result.rows:,} rows{revision}</p>",
-        _PICTURE_HERE,
-        _findings(result.findings) if result.findings else "",
-        *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
-        f"<details><summary>Metrics</summary>{_scrolled('Metrics', figures)}</details>" if figures else "",
-        "</main>",
-    ]
-    page = (drawn.page or _EMPTY).replace("</head>", f"<title>{_text(title)}</title></head>", 1)
+    page = (drawn.page or _EMPTY).replace("</head>", f"<title>{html.escape(title)}</title></head>", 1)
     end = page.find(">", page.find("<body")) + 1
-    return page[:end] + "".join(parts) + page[end:]
-
-
-def embed_picture(files: Mapping[str, str | bytes], picture: bytes, words: str) -> Mapping[str, str | bytes]:
-    """Return the files with the picture of the last windows, also within the page, which can fetch nothing.
-
-    Args:
-        words: what the picture shows.
-    """
-    page = files.get(PAGE)
-    if not picture:
-        return files
-    if not isinstance(page, str):
-        return {**files, PICTURE: picture}
-    data = base64.b64encode(picture).decode()
-    shown = (
-        f"<img alt='{_text(words)}' src='data:image/png;base64,{data}'>"
-        "<p class='note'>A cross is an alarm, a diamond could not be told; the dashed line is the bound.</p>"
-    )
-    return {**files, PAGE: page.replace(_PICTURE_HERE, shown, 1), PICTURE: picture}
-
-
-def summary(result: MonitorResult) -> str:
-    """Return what was judged and the reason of the state, in a sentence or two."""
-    return f"{result.reason.rstrip('.') or f'{result.rows:,} rows of the window were judged'}."
-
-
-def _findings(findings: Sequence[Finding]) -> str:
-    columns: dict[str, Callable[[Finding], str]] = {
-        "what": lambda one: f"<td>{_cell(one.subject)}",
-        "of": lambda one: f"<td>{_cell(one.segment)}",
-        "check": lambda one: f"<td class=s>{one.check}",
-        "outcome": lambda one: f"<td class='s {_class(one.state)}'>{one.state}",
-        "since (UTC)": lambda one: f"<td class=s>{_text(format_time(one.since))}",
-        "in a row": lambda one: f"<td class=n>{one.in_a_row or ''}",
-        "value": lambda one: f"<td class=n>{_number(one.value)}",
-        "threshold": lambda one: f"<td class=n>{_number(one.threshold)}",
-        "change": lambda one: f"<td>{_cell(one.change)}",
-        "why": lambda one: f"<td>{_cell(one.reason)}",
-    }
-    if not any(one.segment for one in findings):
-        del columns["of"]
-    if not any(one.since for one in findings):
-        del columns["since (UTC)"], columns["in a row"]
-    if not any(one.change for one in findings):
-        del columns["change"]
-    names = "".join(f"<th>{name}" for name in columns)
-    rows = [f"<tr>{''.join(cell(one) for cell in columns.values())}</tr>" for one in findings[:_MOST_FINDINGS]]
-    rest = len(findings) - len(rows)
-    more = f"<p class='note'>{rest:,} more findings stand in verdict.json.</p>" if rest else ""
-    return f"{_scrolled('Findings', f'<tr>{names}</tr>' + ''.join(rows))}{more}"
-
-
-def _scrolled(name: str, rows: str) -> str:
-    """Return the table of these rows, which the keyboard, too, scrolls where it is wider than the page."""
-    return f"<div class='scroll' tabindex='0' role='region' aria-label='{name}'><table>{rows}</table></div>"
+    return page[:end] + main + page[end:]
 
 
 def _class(state: str) -> str:
@@ -201,16 +133,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value == int(min(max(value, -1e15), 1e15)) else f"{value:.4g}"
 
 
-def _cell(text: str) -> str:
-    """Return the text, shortened so that the page stays small; verdict.json has it whole."""
-    return _text(text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…")
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Sequence[PastWindow] = ()) -> LoggedRun:
+def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
     """Log the run, and tag the registered version with the verdict and the place of the report.
 
     The run is that of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
@@ -218,8 +141,7 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
     nothing but the run is logged.
 
     Args:
-        files: artifacts by name; the picture of the last windows is added.
-        past: the windows of this monitor before this one.
+        files: artifacts by name.
 
     Raises:
         RegistryUnavailable: MLflow does not answer. The next call continues what was begun.
@@ -228,9 +150,7 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
-        this = PastWindow(result.window.start, result.state, figures)
-        picture, words = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
-        _log_files(client, run_id, embed_picture(files, picture, words))
+        _log_files(client, run_id, files)
 
     created = {CREATED_TAG: result.endpoint_created} if result.endpoint_created else {}
     end = result.window.end.isoformat()
