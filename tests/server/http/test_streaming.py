@@ -85,6 +85,13 @@ def test_a_body_without_a_declared_length_is_answered_line_by_line(post: Post) -
     assert (headers["X-Model-Name"], headers["X-Model-Version"]) == ("m", "1")
 
 
+def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.sendall(CHUNKED + b"".join(chunk(b"%c" % byte) for byte in LINE % 3 * 1000) + chunk())
+    connection.shutdown(socket.SHUT_WR)
+    assert read_all(connection).count(b"1006.0") == 1000
+
+
 def test_a_body_larger_than_the_limit_is_no_matter_where_no_line_is(post: Post) -> None:
     line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # what answers is shorter than the limit: `requests` reads only in the end
     body = line * (2 * LIMIT // len(line))

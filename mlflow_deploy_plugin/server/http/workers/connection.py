@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,19 @@ _STALE_SECONDS = 0.5
 """The age of `WorkerApp.now` on a busy loop: a client may have sent something that much later."""
 
 
+class _Phase(Enum):
+    """The state of a connection."""
+
+    NEW = auto()  # the client has not sent anything yet
+    IDLE = auto()  # no part of the next request has come
+    RECEIVING = auto()  # a part of a request has come
+    ANSWERING = auto()  # a request is being answered, or a step is about to be taken
+    LINGERING = auto()  # the last response is sent; what still comes is discarded
+
+
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # Python 3.11 takes 0.1 µs for `_Phase.IDLE`
+
+
 class HttpConnection(asyncio.Protocol):
     """One connection. uvicorn makes it, and calls `shutdown` when the worker ends."""
 
@@ -82,15 +96,11 @@ class HttpConnection(asyncio.Protocol):
         self._unsent_bytes = 0
         self._buffered_bytes = 0  # the body's part of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
-        self._is_fresh = True  # the client has not sent anything yet
-        self._is_idle = True  # no part of a request has come, and no response is on its way
-        self._has_begun = False  # a part of a request has come
-        self._is_busy = False  # a request is being answered, or a step is about to be taken
+        self._phase = _NEW
         self._is_blocked = False  # the client does not take what is sent
         self._is_paused = False  # reading is paused
         self._is_ending = False  # after this response the connection ends
         self._reads_on = False  # the client may still be sending the last request
-        self._is_lingering = False  # the last response is sent; what still comes is discarded
         self._has_eof = False  # the client sends no more
 
     # what asyncio and uvicorn call
@@ -107,19 +117,21 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(NotReady("this worker has as many connections as it may; ask again in a moment", 1))
 
     def data_received(self, data: bytes) -> None:
-        if self._is_lingering:
+        phase = self._phase
+        if phase is _LINGERING:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > _LINGER_BYTES:
                 self._transport.abort()
             return
-        self._is_fresh = False
-        if self._is_idle and self._answer_inline(data):
+        if phase is _NEW:
+            self._phase = phase = _IDLE
+        may_be_inline = phase is _IDLE and not (self._buffer or self._is_blocked or self._is_ending)
+        if may_be_inline and self._answer_inline(data):
             return
-        self._is_idle = False
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is not None and not self._exchange.is_whole:
             self._feed_stream()
-        elif not (self._is_busy or self._is_blocked):
+        elif not (phase is _ANSWERING or self._is_blocked):
             self._advance()
         elif len(self._buffer) > _PIPELINED_BYTES and not self._is_paused:
             self._is_paused = True
@@ -127,25 +139,26 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Answer what has come whole (except over TLS, whose connections end both ways at once)."""
-        self._has_eof = True
-        if self._is_lingering:
+        if self._phase is _LINGERING:
             return False
-        if self._body is not None:
-            self._refuse(InvalidRequest(self._body.missing()))
-        return self._is_busy or self._is_blocked or self._is_lingering
+        self._has_eof = True
+        if self._exchange is not None:
+            self._feed_stream()
+        elif self._phase is _RECEIVING and self._body is not None and not self._is_blocked:
+            self._advance()
+        return self._is_blocked or self._phase in (_ANSWERING, _LINGERING)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
             self._exchange.resume_sending(is_gone=True)
-        if not self._is_busy:
+        if self._phase is not _ANSWERING:
             self._count_buffered(0)
         self._buffer, self._head, self._body = b"", None, None
 
     def pause_writing(self) -> None:
         self._is_blocked = True
-        self._is_idle = False
         self._unsent_bytes = self._transport.get_write_buffer_size()
         self._deadline = self._app.now + self._limits.request_seconds
         blocked = self._app.blocked_connections
@@ -161,16 +174,18 @@ class HttpConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._deadline = math.inf if self._exchange.is_whole else self._app.now + self._limits.request_seconds
             self._exchange.resume_sending()
-        if not self._is_busy and not self._is_lingering:
+        if self._phase is _IDLE:
             self._wait_for_next()
+        elif self._phase is _RECEIVING:
+            self._resume_reading()
+            self._advance_later()
 
     def shutdown(self) -> None:
         """Answer what has begun, or is likely to be on its way, and close; an idle connection is closed at once."""
         self._is_ending = True
-        self._is_idle = False
-        if not (self._has_begun or self._is_busy or self._is_blocked or self._is_lingering):
+        if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
-            used = now if self._is_fresh else self._deadline - self._limits.keep_alive_seconds
+            used = now if self._phase is _NEW else self._deadline - self._limits.keep_alive_seconds
             self._deadline = max(now, min(used, now) + _UNDERWAY_SECONDS)
 
     # the waits and their ends
@@ -184,13 +199,13 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.abort()
             self._unsent_bytes = unsent
             self._deadline = now + self._limits.request_seconds
-        elif self._is_lingering or self._transport.is_closing():
+        elif self._phase is _LINGERING or self._transport.is_closing():
             self._transport.abort()
         elif self._exchange is not None and not self._exchange.awaits_client:
             self._deadline = now + self._limits.request_seconds  # the model takes its time
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
-        elif self._has_begun:
+        elif self._phase is _RECEIVING:
             self._refuse(RequestTimeout("the head of the request did not arrive in time"))
         else:
             self._transport.close()
@@ -199,17 +214,17 @@ class HttpConnection(asyncio.Protocol):
     def idle_since(self) -> float:
         """The loop's time when the client last did its part; infinite while the server has to do its own."""
         awaits_client = self._exchange is not None and self._exchange.awaits_client
-        limits = self._limits
-        if self._transport.is_closing() or (self._is_busy and not (awaits_client or self._is_blocked)):
+        limits, phase = self._limits, self._phase
+        if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
             return math.inf
-        if self._is_lingering:
+        if phase is _LINGERING:
             patience = _LINGER_SECONDS
-        elif self._is_fresh or self._is_blocked or self._has_begun or awaits_client:
+        elif phase in (_NEW, _RECEIVING) or self._is_blocked or awaits_client:
             patience = float(limits.request_seconds)
         else:
             patience = float(limits.keep_alive_seconds)
         since = self._deadline - patience
-        if not self._is_fresh:
+        if phase is not _NEW:
             received = len(self._buffer) + (self._body.received if self._body is not None else 0)
             since += _STALE_SECONDS + received / SLOWEST_BYTES_PER_SECOND
         return min(since, self._loop.time())
@@ -236,10 +251,10 @@ class HttpConnection(asyncio.Protocol):
 
     def evict(self) -> None:
         """Close at once, for the sake of a new connection."""
-        if self._is_blocked or self._is_lingering or self._exchange is not None:
+        if self._is_blocked or self._phase is _LINGERING or self._exchange is not None:
             self._transport.abort()
             return
-        if self._has_begun:
+        if self._phase is _RECEIVING:
             late = RequestTimeout("the request came too slowly, and other clients wait for its place")
             response = exception_response(self._head.path if self._head else "", late)
             self._transport.write(serialize_response(response, keep_alive=False))
@@ -285,18 +300,20 @@ class HttpConnection(asyncio.Protocol):
 
     def _advance_later(self) -> None:
         """Take the next step after other connections had their turn."""
+        phase, self._phase = self._phase, _ANSWERING
 
         def advance() -> None:
-            self._is_busy = False
+            if self._phase is not _ANSWERING:  # the request was refused meanwhile
+                return
+            self._phase = phase
             if self._transport.is_closing() or self._is_blocked:
                 return
             self._advance()
-            if not self._is_busy:
+            if self._phase is not _ANSWERING:
                 self._resume_reading()
-            if self._has_eof and not (self._is_busy or self._is_blocked or self._is_lingering):
+            if self._has_eof and self._phase in (_IDLE, _RECEIVING) and not self._is_blocked:
                 self._transport.close()  # the rest is no whole request, and nothing more will come
 
-        self._is_busy = True
         self._loop.call_soon(advance)
 
     def _read_body(self, head: RequestHead) -> None:
@@ -325,11 +342,13 @@ class HttpConnection(asyncio.Protocol):
             self._answer(head, self._body.pieces)
         elif 0 < len(self._buffer) < before:
             self._advance_later()
+        elif self._has_eof:
+            raise InvalidRequest(self._body.missing())
 
     def _begin(self) -> None:
         """Start the time for a whole request, once a part of it has come."""
-        if not self._has_begun:
-            self._has_begun = True
+        if self._phase is not _RECEIVING:
+            self._phase = _RECEIVING
             self._deadline = self._app.now + self._limits.request_seconds
 
     def _count_buffered(self, size: int) -> None:
@@ -348,7 +367,7 @@ class HttpConnection(asyncio.Protocol):
         if is_small and (response := self._app.answer_inline(request)) is not None:
             self._send(head, response)
             return
-        self._is_busy = True
+        self._phase = _ANSWERING
         self._deadline = math.inf
         self._body = None
 
@@ -374,7 +393,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _send_last(self, last: bytes, keep_alive: bool) -> None:
         """Send the end of a response, and go on with the next request or end; see `_end`."""
-        self._is_busy = False
+        self._phase = _IDLE
         if self._buffered_bytes:
             self._count_buffered(0)
         if self._transport.is_closing():
@@ -397,7 +416,6 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
 
     def _wait_for_next(self) -> None:
-        self._has_begun = False
         if self._is_blocked:
             return
         self._deadline = self._app.now + self._limits.keep_alive_seconds
@@ -406,8 +424,6 @@ class HttpConnection(asyncio.Protocol):
             self._advance_later()
         elif self._has_eof or self._is_ending:
             self._transport.close()
-        else:
-            self._is_idle = not self._buffer
 
     def _resume_reading(self) -> None:
         if self._is_paused:
@@ -421,7 +437,7 @@ class HttpConnection(asyncio.Protocol):
         app = self._app
         if app.streams >= MAX_STREAMS:
             raise TooManyRequests(f"{MAX_STREAMS} streams are being answered here already; ask again later", 1)
-        self._is_busy = True
+        self._phase = _ANSWERING
         self._body = body_parser(head.length, sys.maxsize)
 
         def begin_response(response: RawResponse) -> None:
@@ -455,6 +471,8 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = self._app.now + self._limits.request_seconds
         if 0 < len(self._buffer) < before:
             self._loop.call_soon(self._feed_stream)
+        elif self._has_eof:
+            self._refuse(InvalidRequest(self._body.missing()))
 
     def _end_stream(self, head: RequestHead, ending: RawResponse | bool) -> None:
         """End a response in chunks, whole (True) or broken off (False); or send a response that is not in chunks."""
@@ -492,7 +510,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds
             return
-        self._is_lingering = True
+        self._phase = _LINGERING
         self._count_buffered(0)
         self._buffer, self._head, self._body = b"", None, None
         self._deadline = self._app.now + _LINGER_SECONDS

@@ -1,5 +1,6 @@
 """HTTP/1.1 of the fast worker, byte by byte over real sockets."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,10 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
+from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.waiting import wait_until
@@ -352,6 +357,44 @@ def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None
     connection.shutdown(socket.SHUT_WR)
     assert [read_answer(connection)[0] for _ in range(3)] == [200, 200, 200]
     assert is_closed(connection)
+
+
+def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect: Connect) -> None:
+    """Its end comes while the chunks are read, a thousand steps at a time."""
+    connection = connect()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 3000)
+    connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    connection.shutdown(socket.SHUT_WR)
+    assert read_answer(connection)[2] == ANSWER
+    assert is_closed(connection)
+
+
+def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(
+    serve_here: Any, bias_folders: Any, tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    written: list[bytes] = []
+    transport: Any = MagicMock()
+    transport.write = written.append
+    transport.get_extra_info.return_value = None
+    transport.is_closing.return_value = False
+    transport.get_write_buffer_size.return_value = 0
+
+    async def talk() -> None:
+        app = WorkerApp(server, may_be_inline=True, threads=1)
+        connection = HttpConnection(SimpleNamespace(app=app), SimpleNamespace(connections=set()), {})
+        connection.connection_made(transport)
+        connection.data_received(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING))
+        connection.pause_writing()
+        connection.resume_writing()
+        connection.data_received(PING)
+        async with asyncio.timeout(20):
+            while len(written) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(talk())
+    assert written[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert written[1].startswith(b"HTTP/1.1 400")
 
 
 def test_a_body_that_breaks_off_is_told_as_such(connect: Connect) -> None:
