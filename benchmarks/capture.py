@@ -59,17 +59,17 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
     model = exclude_columns(whole, tuple(drop), tuple(mask))
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
         metrics = Metrics(Path(folder, "metrics"))
-        writer = CaptureWriter(Path(folder, "measured", "spool"), metrics.count_capture)
+        writer = CaptureWriter(Path(folder, "measured", "spool"))
         _, feeds, outputs = next(source)
 
         def write() -> None:
             record = RequestRecord(kind, kind, "0" * 32, "1" * 32, 1_700_000_000, 1_700_000_000, 120)
-            writer.write(record, model, feeds, outputs, 10_000)
+            metrics.count_capture(kind, writer.write(record, model, feeds, outputs, 10_000))
 
         best, median = microseconds(write)
         writer.close()
         spool = Path(folder, "spool")
-        writer = CaptureWriter(spool, metrics.count_capture)
+        writer = CaptureWriter(spool)
         now = time.time_ns() // 1000
         ids = [os.urandom(16).hex() for _ in range(2 * requests)]
         for number in range(requests):

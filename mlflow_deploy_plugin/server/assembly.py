@@ -80,9 +80,8 @@ def open_server(state_dir: Path) -> Server:
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
     metrics = Metrics(state_dir / METRICS)
-    open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
-    capture = open_capture(metrics.count_capture)
-    shadows = Shadows(open_capture(metrics.count_shadow_capture), metrics)
+    capture, of_shadows = (CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2))
+    shadows = Shadows(of_shadows, metrics)
     rows, policy = max_batch_rows(spec), None  # running each request alone is best for tiny models on a CPU
     if rows > 1:
         policy = BatchPolicy(
@@ -116,9 +115,7 @@ def open_server(state_dir: Path) -> Server:
     redis = RedisRates(settings.redis_url) if settings.redis_url and has_rates else None
     controls = max(1, spec.threads // 2)
     server = Server(
-        dataplane=DataPlane(
-            repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds, mirror=shadows.mirror
-        ),
+        dataplane=DataPlane(repository, capture, metrics, shadows, cache, spec.default_timeout_microseconds),
         repository=repository,
         metrics=metrics,
         capture=capture,
@@ -142,7 +139,7 @@ def open_server(state_dir: Path) -> Server:
             spec.max_concurrent_requests,
             spec.rate_limit or "",
             spec.rate_limit_header,
-            partial(metrics.count_refused, ""),
+            metrics.count_refused,
             partial(open_rate_limiter, redis=redis),
             are_shared=redis is not None,
         ),

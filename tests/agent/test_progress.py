@@ -47,7 +47,12 @@ class Machine:
 
     def answer(self, rows: int = 1, endpoint: str = "e", max_rows: int = 100, is_shadow: bool = False) -> bool:
         record = RequestRecord(endpoint, "v", "r", "p", 0, 0, is_shadow=is_shadow)
-        return self.writer.write(record, MODEL, {"x": np.zeros((rows, 1))}, {"y": np.zeros(rows)}, max_rows)
+        captured = self.writer.write(record, MODEL, {"x": np.zeros((rows, 1))}, {"y": np.zeros(rows)}, max_rows)
+        if is_shadow:
+            self.metrics.count_shadow_capture(captured[-1])
+        else:
+            self.metrics.count_capture(endpoint, captured)
+        return captured[-1]
 
     def restart(self) -> None:
         self.shipper = Shipper(self.folder / "spool", str(self.folder / "log"), self.clock, self.clock)
@@ -81,7 +86,7 @@ def start_run(tmp_path: Path) -> Callable[[str], Metrics]:
 @pytest.fixture
 def machine(tmp_path: Path, start_run: Callable[[str], Metrics]) -> Iterator[Machine]:
     clock, metrics = Clock(), start_run("a")
-    writer = CaptureWriter(tmp_path / "spool", metrics.count_capture)
+    writer = CaptureWriter(tmp_path / "spool")
     machine = Machine(tmp_path, clock, writer, metrics, None, None)  # type: ignore[arg-type]
     machine.restart()
     yield machine
@@ -97,7 +102,7 @@ def test_what_was_answered_and_captured_and_shipped_stands_side_by_side(machine:
     machine.answer(3)
     machine.answer(200, max_rows=100)
     machine.answer(7, "f")
-    machine.writer.count("f", 5, 0, None)
+    machine.metrics.count_capture("f", (5, 0, None))
     machine.shipper.ship()
     machine.watermark.round()
     mark = machine.told()
@@ -110,7 +115,7 @@ def test_what_was_answered_and_captured_and_shipped_stands_side_by_side(machine:
 
 
 def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine: Machine) -> None:
-    shadows = CaptureWriter(machine.folder / "spool", machine.metrics.count_shadow_capture)
+    shadows = CaptureWriter(machine.folder / "spool")
     machine.writer, answering = shadows, machine.writer
     machine.answer(3, is_shadow=True)
     machine.writer = answering
@@ -200,7 +205,7 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
     machine.watermark.round()
     machine.answer(2)  # counted after the agent's last look
     machine.writer.close()
-    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
     machine.answer(4)
     machine.restart()
     machine.shipper.ship()
@@ -216,7 +221,7 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
     machine.answer(3)
     machine.watermark.round()
     machine.writer.close()
-    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
     machine.answer(4)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
@@ -224,7 +229,7 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
     machine.restart()
     machine.watermark.end(is_shipped=False)
     machine.writer.close()
-    machine.writer = CaptureWriter(machine.folder / "spool", start_run("c").count_capture)
+    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("c")
     machine.answer(5)
     machine.restart()
     machine.shipper.ship()
@@ -241,7 +246,7 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
     machine.answer(2)
     for run in "bc":  # the agent of b is killed before its first look
         machine.writer.close()
-        machine.writer = CaptureWriter(machine.folder / "spool", start_run(run).count_capture)
+        machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run(run)
         machine.answer(4)
     machine.restart()
     machine.shipper.ship()
@@ -255,7 +260,7 @@ def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while
 ) -> None:
     machine.answer(3)
     machine.writer.close()
-    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
     for rows in (4, 5):
         machine.answer(rows)
         machine.shipper.ship()
@@ -272,7 +277,7 @@ def test_where_progress_makes_no_sense_what_ended_runs_have_counted_stays_with_t
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
     machine.writer.close()
-    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
     (machine.folder / "progress.json").write_text('{"agent": ')
     machine.answer(4)
     machine.restart()
@@ -350,7 +355,7 @@ def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_f
     (copy.folder / METRICS).unlink()
     (copy.folder / METRICS).symlink_to(tmp_path / "metrics-b")
     copy.restart()
-    copy.writer = CaptureWriter(copy.folder / "spool", copy.metrics.count_capture)
+    copy.writer = CaptureWriter(copy.folder / "spool")
     copy.answer(5)
     copy.writer.close()
     copy.shipper.ship()

@@ -97,7 +97,7 @@ def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
     masked = exclude_columns(TABULAR, (), ("carrier", "prediction"))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
-    assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)
+    assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)[-1]
     writer.write_feedback("flights", NOON, [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)], ("carrier",))
     assert shipper.ship() == 3
     found = rows(tmp_path)
@@ -131,7 +131,7 @@ def test_one_value_for_all_rows_is_no_column(writer: CaptureWriter, shipper: Shi
     schema = Schema((), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
     record = RequestRecord("e", "v", "r", "p", NOON, NOON)
     feeds = {"threshold": np.array(0.5, np.float32), "x": np.array([1, 2], np.float32)}
-    assert writer.write(record, CapturedModel("m", "1", schema, ("y",)), feeds, {"y": feeds["x"]}, 100)
+    assert writer.write(record, CapturedModel("m", "1", schema, ("y",)), feeds, {"y": feeds["x"]}, 100)[-1]
     assert shipper.ship() == 2
     assert [(row["x"], row["prediction"], "threshold" in row) for row in rows(tmp_path)] == [
         (1.0, 1.0, False),
@@ -145,7 +145,7 @@ def test_tensors_of_different_lengths_become_nested_lists(
     for number, length in enumerate((1, 3)):
         record = RequestRecord("cnn", "cnn", str(number), f"p-{number}", NOON, NOON)
         image = np.arange(2 * length * 2, dtype=np.float32).reshape(2, length, 2)
-        assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)
+        assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)[-1]
     assert shipper.ship() == 4
     found = rows(tmp_path)
     assert [row["image"] for row in found] == [

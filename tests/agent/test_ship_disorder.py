@@ -28,11 +28,11 @@ def test_a_key_that_is_none_lets_nothing_unmasked_out(
     masked = exclude_columns(TABULAR, (), ("carrier",))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
-    assert not writer.write(record, masked, feeds, {}, 100)
+    assert not writer.write(record, masked, feeds, {}, 100)[-1]
     assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in caplog.text
     assert "secret" not in caplog.text
     (tmp_path / "mask.key").write_text("ab" * 16)
-    assert writer.write(record, masked, feeds, {}, 100)
+    assert writer.write(record, masked, feeds, {}, 100)[-1]
     assert shipper.ship() == 1
 
 
@@ -63,7 +63,7 @@ def test_answers_of_other_types_or_shapes_take_no_row_of_the_same_model_with_the
     for number, answer in enumerate(answers):
         record = RequestRecord("flights", "champion", str(number), "p", NOON, NOON)
         feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
-        assert writer.write(record, TABULAR, feeds, {"label": answer}, 100)
+        assert writer.write(record, TABULAR, feeds, {"label": answer}, 100)[-1]
     assert shipper.ship() == 5
     found = {row["_request_id"]: row.get("prediction", row.get("output.label")) for row in rows(tmp_path)}
     assert found == {"0": 1.0, "1": 1, "2": [1.0], "3": "a", "4": 2.0}

@@ -153,7 +153,7 @@ def logged(schema: Schema, *requests: Feeds, drop: tuple[str, ...] = ()) -> pa.T
         writer = CaptureWriter(Path(folder, "spool"))
         for feeds in requests:
             outputs = {"y": np.arange(len(next(iter(feeds.values()))))}
-            assert writer.write(RECORD, model, feeds, outputs, 1000)
+            assert writer.write(RECORD, model, feeds, outputs, 1000)[-1]
         writer.close()
         Shipper(Path(folder, "spool"), str(Path(folder, "log"))).ship()
         (file,) = Path(folder, "log").rglob("*.parquet")
@@ -243,7 +243,7 @@ def test_a_request_without_rows_takes_no_others_from_the_log(
     model = exclude_columns(CapturedModel("m", "1", STACKED, ("y",)), drop, mask)
     writer = CaptureWriter(tmp_path / "spool")
     for sent in (feeds, none, feeds):
-        assert writer.write(RECORD, model, sent, {"y": np.zeros(len(sent["X"]), np.float32)}, 100)
+        assert writer.write(RECORD, model, sent, {"y": np.zeros(len(sent["X"]), np.float32)}, 100)[-1]
     writer.close()
     shipped = Shipper(tmp_path / "spool", str(tmp_path / "log"))
     shipped.ship()

@@ -42,7 +42,7 @@ def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NO
     }
     outputs = {"label": np.array(["late"] * len(carriers), dtype=object)}
     outputs["probabilities"] = np.full((len(carriers), 2), 0.5, dtype=np.float32)
-    assert writer.write(record, TABULAR, feeds, outputs, 100)
+    assert writer.write(record, TABULAR, feeds, outputs, 100)[-1]
 
 
 def files(tmp_path: Path) -> list[Path]:

@@ -48,18 +48,15 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(eq=False)
 class CaptureWriter:
-    """Appends to this worker's own segment. A request that cannot be written is counted and logged; it never fails.
+    """Appends to this worker's own segment. A request that cannot be written is logged; it never fails.
 
     Attributes:
-        count: called for each response with its endpoint, its rows, how many of them were to be written, and whether
-            they were; None if the spec excludes them all.
         clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
         max_bytes: of the spool, including what other workers have written. Above it nothing is captured until the agent
             has shipped something; what is written between two looks may come on top.
     """
 
     spool: Path
-    count: Callable[[str, int, int, bool | None], None] = lambda *counted: None
     clock: Callable[[], float] = time.monotonic
     max_bytes: int = 1024**3
 
@@ -83,23 +80,12 @@ class CaptureWriter:
         feeds: Mapping[str, Array],
         outputs: Mapping[str, Array],
         max_rows: int,
-    ) -> bool:
-        """Append the first `max_rows` rows of a request as it was sent, and count it; return whether they are in the
-        file."""
-        rows, kept, is_written = self.append(record, model, feeds, outputs, max_rows)
-        self.count(record.endpoint, rows, kept, is_written)
-        return is_written
-
-    def append(
-        self,
-        record: RequestRecord,
-        model: CapturedModel,
-        feeds: Mapping[str, Array],
-        outputs: Mapping[str, Array],
-        max_rows: int,
     ) -> tuple[int, int, bool]:
-        """Do as `write` for a caller that counts the request: return its rows, those to be written, and whether they
-        are."""
+        """Append the first `max_rows` rows of a request as it was sent.
+
+        Returns:
+            Its rows, how many of them were to be written, and whether they are in the file.
+        """
         if isinstance(feeds, NarrowedFeeds):
             feeds = feeds.sent
         try:
@@ -113,7 +99,7 @@ class CaptureWriter:
         return plan.rows, plan.kept_rows, True
 
     def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
-        """Append a request that `model` has not answered: its times and status. It is not counted here."""
+        """Append a request that `model` has not answered: its times and status."""
         try:
             plan, pieces = encode_failure(record, model)
             with self._lock:

@@ -89,7 +89,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     model, version, predictor = loaded.model, loaded.version, loaded.predictor
     schema, run, predict = predictor.schema, predictor.run, predictor.prediction
     is_captured, max_rows = variant.capture.fraction == 1.0, variant.capture.max_rows_per_request
-    decode, append = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.append
+    decode, write = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.write
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
     require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
@@ -126,7 +126,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         if is_captured:
             latency = int((ended - request.arrived) * 1e6)
             record = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
-            captured_rows = append(record, captured, feeds, outputs, max_rows)
+            captured_rows = write(record, captured, feeds, outputs, max_rows)
         else:
             captured_rows = schema.count_rows(feeds), 0, None
         count(captured_rows, ended - began, perf_counter() - request.arrived, outputs)

@@ -19,9 +19,11 @@ from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import new_id
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
+from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_key
+from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -67,27 +69,21 @@ class InferResponse:
     is_cached: bool | None = None
 
 
-MirrorCallback = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], OpaqueBody | None], None]
-"""Variant, record, whether that is captured, feeds, outputs and opaque body; `Shadows.mirror`."""
-
-
 @dataclass(eq=False)
 class DataPlane:
     """Runs requests on the versions of a repository and captures them.
 
     Attributes:
-        count_batch: called for every run of a model, as `Metrics.count_batch`.
         cache: the response cache, if there is one.
         default_timeout_microseconds: a request whose run has not begun after it is given up; 0 for never.
-        mirror: called with each response of a variant that has shadows.
     """
 
     repository: Repository
     capture: CaptureWriter
-    count_batch: Callable[..., None]
+    metrics: Metrics
+    shadows: Shadows
     cache: ResponseCache | None
     default_timeout_microseconds: int
-    mirror: MirrorCallback
 
     def __post_init__(self) -> None:
         self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
@@ -202,8 +198,9 @@ class DataPlane:
         prediction_id = new_id()
         fraction = capture.fraction
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
+        captured: CapturedRows
         if not is_captured:
-            self.capture.count(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs), 0, None)
+            captured = loaded.predictor.schema.count_rows(feeds or outputs), 0, None
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:
@@ -212,9 +209,10 @@ class DataPlane:
                 latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
             if is_captured:
-                self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
+                captured = self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
             if variant.shadows:
-                self.mirror(variant, record, is_captured, feeds, outputs, request.body)
+                self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
+        self.metrics.count_capture(variant.endpoint, captured)
         return InferResponse(
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
@@ -230,11 +228,12 @@ class DataPlane:
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1
-        self.count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
+        self.metrics.count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs
 
     def _batch_callback(self, variant: ServedVariant) -> BatchCallback:
-        return partial(self.count_batch, variant.endpoint, model=variant.loaded.model, version=variant.loaded.version)
+        loaded = variant.loaded
+        return partial(self.metrics.count_batch, variant.endpoint, model=loaded.model, version=loaded.version)
 
     def _deadline(self, request: InferRequest) -> float:
         """Return when to give the request up, in `time.perf_counter()`: the sooner of the server's and the client's."""

@@ -273,13 +273,14 @@ class Shadows:
             rows = slice(start, start + copy.rows)
             start += copy.rows
             if copy.is_captured and feeds:
-                self.capture.write(
+                _, _, is_written = self.capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
                     slice_feeds(feeds, rows) if len(batch) > 1 else feeds,
                     slice_feeds(computed, rows) if len(batch) > 1 else computed,
                     copy.shadow.capture.max_rows_per_request,
                 )
+                self.metrics.count_shadow_capture(is_written)
 
 
 def detach(array: Array) -> Array:

@@ -227,9 +227,9 @@ class Metrics:
 
         return count
 
-    def count_refused(self, endpoint: str, reason: str) -> None:
-        """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
-        self._add(1, _REFUSED_REQUESTS, endpoint=endpoint, reason=reason)
+    def count_refused(self, reason: str) -> None:
+        """Count one request that a limit has turned away: for no endpoint, since limits come first."""
+        self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
 
     def count_key(self, key: KeyEntry) -> None:
         """Count one request that this key has let in."""
@@ -241,8 +241,9 @@ class Metrics:
             slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
             self._values.cells[slot] += rows
 
-    def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
-        """Count one response of `rows` rows of which `kept` were to be captured; None if the spec excludes it."""
+    def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
+        """Count the rows of one response."""
+        rows, kept, is_written = captured
         with self._lock:
             of_capture = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
             cells = self._values.cells
@@ -251,11 +252,10 @@ class Metrics:
                 cells[of_capture[1 if is_written else 2]] += kept
                 cells[self._captures[is_written]] += 1
 
-    def count_shadow_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
+    def count_shadow_capture(self, is_written: bool) -> None:
         """Count one captured shadow result. Shadow results are never sent to the client."""
-        if is_written is not None:
-            with self._lock:
-                self._values.cells[self._captures[is_written]] += 1
+        with self._lock:
+            self._values.cells[self._captures[is_written]] += 1
 
     def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome, requests: int = 1) -> None:
         """Count requests whose copies were compared, failed, or were dropped."""

@@ -38,9 +38,9 @@ FEEDS = MODEL.schema.from_columns(SENT)
 def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, ...]) -> None:
     writer = CaptureWriter(tmp_path)
     kept = exclude_columns(MODEL, drop, ())
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)[-1]
     left = {name: values for name, values in ROWS.items() if name not in drop}
     if "output.y" in drop:
         del left["prediction"]
@@ -61,8 +61,8 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
 def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tuple[str, ...]) -> None:
     writer = CaptureWriter(tmp_path / "spool")
     kept = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)[-1]
     (segment,) = segments(tmp_path / "spool")
     key = ColumnMask(tmp_path / "mask.key")
     columns = to_log_columns(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)

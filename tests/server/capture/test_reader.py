@@ -57,7 +57,7 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
     record = RequestRecord(
         request["endpoint"], "v", request["id"], f"p{number}", moment, moment + 1, number, 200 + number, is_shadow
     )
-    assert writer.write(record, request["model"], feeds, outputs, 100)
+    assert writer.write(record, request["model"], feeds, outputs, 100)[-1]
 
 
 def strings(texts: Utf8Array) -> list[str]:

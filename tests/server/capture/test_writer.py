@@ -46,7 +46,7 @@ OUTPUTS = {
 
 def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     (segment,) = segments(tmp_path)
     (request,), end = read_segment(segment)
     assert (request.segment, request.record, end) == (segment.stem, RECORD, segment.stat().st_size)
@@ -79,7 +79,7 @@ def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) 
             other = RECORD._replace(variant=f"v{width}", request_id="ü" * rows, event_time=-rows)
             feeds = {"X": np.arange(rows * width * 2.0).reshape(rows, width, 2), "s": np.array(["a"] * rows, object)}
             outputs = {"one": np.array([1.5]), "y": np.ones(rows, np.int8)}
-            assert writer.write(other, MODEL, feeds, outputs, 2)
+            assert writer.write(other, MODEL, feeds, outputs, 2)[-1]
             written.append((other, feeds, outputs))
     requests, _ = read_segment(segments(tmp_path)[0])
     for request, (record, feeds, outputs) in zip(requests, written, strict=True):
@@ -151,7 +151,7 @@ def test_a_full_segment_is_followed_by_another(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 2000)
     writer = CaptureWriter(tmp_path)
     for _ in range(30):
-        assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+        assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     found = segments(tmp_path)
     assert len(found) > 2
     assert sum(len(read_segment(segment)[0]) for segment in found) == 30
@@ -173,28 +173,26 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
     assert sum(len(read_segment(segment)[0]) for segment in segments(tmp_path)) == 400
 
 
-def test_on_a_full_disk_requests_are_counted_and_what_is_whole_stays(
+def test_on_a_full_disk_requests_are_not_written_and_what_is_whole_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counted: list[Any] = []
     now = [0.0]
-    writer = CaptureWriter(tmp_path, lambda *answer: counted.append(answer[-1]), lambda: now[0])
-    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    writer = CaptureWriter(tmp_path, lambda: now[0])
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100) == (3, 3, True)
     (segment,) = segments(tmp_path)
     size = segment.stat().st_size
     with files_of_at_most(size + 100):
-        assert not any(writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100) for _ in range(5))
+        assert {writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 1) for _ in range(5)} == {(3, 1, False)}
         assert segment.stat().st_size == size
-    assert counted == [True, *[False] * 5]
     assert len(caplog.records) == 1
     now[0] = 61.0
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert len(read_segment(segment)[0]) == 2
 
 
 def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
-    assert CaptureWriter(tmp_path / "spool").write(RECORD, MODEL, FEEDS, OUTPUTS, 100) is False
+    assert CaptureWriter(tmp_path / "spool").write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1] is False
 
 
 def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_makes_another(
@@ -206,16 +204,16 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
     writer, opened = CaptureWriter(tmp_path), len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
-        assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+        assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert (os.listdir(tmp_path), len(os.listdir("/proc/self/fd"))) == ([], opened)
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
 
 def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(tmp_path: Path) -> None:
     writer, names = CaptureWriter(tmp_path), [f"e{number}" for number in range(300)]
     for name in names * 2:
-        assert writer.write(RECORD._replace(endpoint=name), MODEL, FEEDS, OUTPUTS, 100)
+        assert writer.write(RECORD._replace(endpoint=name), MODEL, FEEDS, OUTPUTS, 100)[-1]
     (segment,) = segments(tmp_path)
     assert [request.record.endpoint for request in read_segment(segment)[0]] == names * 2
 
@@ -238,21 +236,20 @@ def test_another_process_sees_the_lock(tmp_path: Path) -> None:
 def test_empty_text_and_no_rows_of_text_are_kept(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     outputs: dict[str, Any] = {"y": np.empty((3, 0), dtype=object)}
-    assert writer.write(RECORD, MODEL, FEEDS, outputs, 100)
+    assert writer.write(RECORD, MODEL, FEEDS, outputs, 100)[-1]
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
 
 def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counted: list[Any] = []
     now = [0.0]
-    writer = CaptureWriter(tmp_path, lambda *answer: counted.append(answer[-1]), lambda: now[0], max_bytes=1500)
+    writer = CaptureWriter(tmp_path, lambda: now[0], max_bytes=1500)
     (tmp_path / "of another worker").write_bytes(bytes(1000))
-    while writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100):
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    while writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]:
         now[0] += 1.0
-    assert len(counted) > 1
-    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert [record.message for record in caplog.records] == [
         "requests are not captured: the spool holds the 1500 bytes that it may; does the inference log take them?"
     ]
@@ -260,16 +257,15 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     assert is_released(segment)  # else the agent could not remove it, and it would stay full
 
     segment.unlink()
-    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     now[0] += 1.0
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
-    assert counted[-4:] == [False, False, False, True]
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
 
 
 def test_an_output_that_became_an_input_is_held_as_one(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     a, b = np.ones((1, 1)), np.zeros((1, 1))
     for feeds, outputs in (({"a": a}, {"b": b}), ({"a": a, "b": b}, {})):
-        assert writer.write(RECORD, MODEL, feeds, outputs, 10)
+        assert writer.write(RECORD, MODEL, feeds, outputs, 10)[-1]
     read, _ = read_segment(segments(tmp_path)[0])
     assert [list(request.feeds) for request in read] == [["a"], ["a", "b"]]

@@ -130,9 +130,9 @@ def serve(state_dir: Path, run: str, responses: int) -> CaptureCounters:
     (state_dir / METRICS).symlink_to(folder)
     for metrics in (Metrics(folder), Metrics(folder)):
         for _ in range(responses):
-            metrics.count_capture("e", 3, 2, True)
-        metrics.count_capture("e", 3, 0, None)
-        metrics.count_capture("other", 1, 1, False)
+            metrics.count_capture("e", (3, 2, True))
+        metrics.count_capture("e", (3, 0, None))
+        metrics.count_capture("other", (1, 1, False))
     counters = read_capture_counters(state_dir)
     assert counters is not None
     save_capture_counters(state_dir)

@@ -82,13 +82,13 @@ def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metr
 
 
 def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metrics]) -> None:
-    workers[0].count_refused("e", "rate")
-    workers[1].count_refused("e", "rate")
-    workers[1].count_capture("e", 5, 3, False)
-    workers[0].count_capture("e", 4, 4, True)
-    workers[0].count_capture("e", 2, 0, None)
-    workers[0].count_shadow_capture("e", 4, 4, True)
-    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="e",reason="rate"': 2}
+    workers[0].count_refused("rate")
+    workers[1].count_refused("rate")
+    workers[1].count_capture("e", (5, 3, False))
+    workers[0].count_capture("e", (4, 4, True))
+    workers[0].count_capture("e", (2, 0, None))
+    workers[0].count_shadow_capture(True)
+    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="",reason="rate"': 2}
     assert samples(workers[0], "onnxserve_capture_requests_total") == {'outcome="captured"': 2, 'outcome="dropped"': 1}
     assert samples(workers[0], "onnxserve_capture_rows_total") == {
         'endpoint="e",outcome="answered"': 11,
@@ -108,13 +108,13 @@ def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
 
 def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers: tuple[Metrics, Metrics], tmp_path: Path) -> None:
     for metrics in workers:
-        metrics.count_refused("e", "rate")
+        metrics.count_refused("rate")
     files = {path.name for path in tmp_path.glob("*.db")}
     script = f"from pathlib import Path; from {Metrics.__module__} import Metrics; "
-    script += f"Metrics(Path({str(tmp_path)!r})).count_refused('e', 'rate')"
+    script += f"Metrics(Path({str(tmp_path)!r})).count_refused('rate')"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="e",reason="rate"': 4}
+    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="",reason="rate"': 4}
     added = {path.name for path in tmp_path.glob("*.db")} - files
     assert [name for name in added if not name.startswith("gauges")] == ["counts_2.db"]
 
