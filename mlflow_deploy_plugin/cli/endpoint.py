@@ -288,7 +288,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
 
     with opened_store() as store:
         if name is not None and name not in store.names() and not store.events(name, limit=1):
-            raise unknown_endpoint(name, [*store.names(), *(event.endpoint for event in store.events())])
+            raise unknown_endpoint(name, store.names(deleted=True))
         found = event_history(store, name, model, limit)
     if output == "jsonl":
         click.echo("".join(f"{event_as_json(event)}\n" for event in found), nl=False)

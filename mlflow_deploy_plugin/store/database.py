@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.store.store import Store, redacted_url, store_unavailable
-from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE, Base
+from mlflow_deploy_plugin.store.tables import READS_ONLY, SCHEMA, VERSION_TABLE, Base
 from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def _engine(url: URL) -> Engine:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """Begin transactions with the write lock: one that reads first would fail at once if another wrote in between."""
+    """Begin transactions that write with the write lock: one that reads first would fail at once if another wrote in
+    between. One that only reads sees the store as it was at its start, and holds up nobody.
+    """
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:
@@ -148,4 +150,4 @@ def _take_write_lock_at_start(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(READS_ONLY) else "BEGIN IMMEDIATE")

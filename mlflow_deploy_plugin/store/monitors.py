@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, func, null, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.store.tables import (
     RetrainingRow,
     from_row,
     given,
+    read_rows,
     storable_text,
     write_fields,
 )
@@ -111,7 +112,7 @@ class Monitors:
 
     def state(self, endpoint: str, monitor: str) -> MonitorState:
         """Return the monitor's state; a new one if nothing is stored."""
-        with self._store.transaction() as session:
+        with self._store.transaction(is_read_only=True) as session:
             row = session.get(MonitorRow, (endpoint, monitor))
             return MonitorState(endpoint, monitor) if row is None else from_row(row, MonitorState)
 
@@ -253,10 +254,14 @@ class Monitors:
             by_hand: only those that a person has asked for, or only the scheduled ones; None: both.
         """
         order = (MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
-        query = select(MonitorWindowRow).filter_by(**given(endpoint=endpoint, monitor=monitor, by_hand=by_hand))
+        of, query = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
         query = query.order_by(*order).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
+        if states and "judged" not in states:  # few: no index but that of states fits a coalesce
+            query = query.where(*(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of))
+        else:
+            query = query.filter_by(**of)
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
         return self._store.read(query, MonitorWindow)[::-1]
@@ -292,7 +297,7 @@ class StoreCounts:
 
 
 def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) -> StoreCounts:
-    """Return the numbers of these monitors and of the whole store, in one transaction: on SQLite each is alone.
+    """Return the numbers of these monitors and of the whole store, in one transaction.
 
     Args:
         looked_back: of a monitor so many judged windows are read.
@@ -300,13 +305,12 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
     window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
     order = window.start.desc(), window.revision.desc(), window.id.desc()
     judged, newest = {}, {}
-    with store.transaction() as session:
+    with store.transaction(is_read_only=True) as session:
         for key in monitors:
             query = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False).order_by(*order)
-            latest = session.scalars(query.where(window.state == "judged").limit(looked_back))
-            judged[key] = [from_row(row, MonitorWindow) for row in latest]
-            last = session.scalars(query.limit(1)).first()
-            newest[key] = None if last is None else from_row(last, MonitorWindow)
+            latest = query.where(window.state == "judged").limit(looked_back)
+            judged[key] = read_rows(session, latest, MonitorWindow)
+            newest[key] = next(iter(read_rows(session, query.limit(1), MonitorWindow)), None)
         groups = window.endpoint, window.monitor, window.state, window.verdict
         numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
         windows = session.execute(select(*groups, *numbers).where(~window.by_hand).group_by(*groups)).all()

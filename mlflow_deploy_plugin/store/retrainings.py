@@ -105,7 +105,7 @@ class Retrainings:
 
     def get(self, number: int) -> Retraining | None:
         """Return the retraining as it is now; None if there is none of this number."""
-        with self._store.transaction() as session:
+        with self._store.transaction(is_read_only=True) as session:
             row = session.get(RetrainingRow, number)
             return None if row is None else from_row(row, Retraining)
 

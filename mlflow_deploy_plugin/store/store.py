@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.store.audit import (
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
 from mlflow_deploy_plugin.store.tables import (
     IS_DELETED,
+    READS_ONLY,
     AlertRow,
     AuditRow,
     EndpointRow,
@@ -48,6 +49,7 @@ from mlflow_deploy_plugin.store.tables import (
     ValueT,
     from_row,
     given,
+    read_rows,
     write_fields,
 )
 
@@ -129,6 +131,7 @@ class Store:
         self, engine: Engine, clock: Callable[[], datetime], monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._engine = engine
+        self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
         self._monotonic = monotonic
         self._sightings: dict[str, Sighting] = {}
@@ -209,7 +212,7 @@ class Store:
 
     def endpoint(self, name: str) -> Endpoint | None:
         """Return the endpoint; None if there is none. Raises InvalidConfig if its spec cannot be read."""
-        with self.transaction() as session:
+        with self.transaction(is_read_only=True) as session:
             row = session.get(EndpointRow, name)
             return None if row is None else _to_endpoint(row, _deleted_names(session, name))
 
@@ -220,10 +223,10 @@ class Store:
             raise unknown_endpoint(name, self.names())
         return found
 
-    def names(self) -> list[str]:
-        """Return the names of all endpoints in their order, also of those that cannot be read."""
-        with self.transaction() as session:
-            return list(session.scalars(select(EndpointRow.name).order_by(EndpointRow.name)))
+    def names(self, *, deleted: bool = False) -> list[str]:
+        """Return the names of all endpoints in their order, also of unreadable ones and, if asked, of deleted ones."""
+        with self.transaction(is_read_only=True) as session:
+            return sorted({*session.scalars(select(EndpointRow.name)), *(_deleted_names(session) if deleted else ())})
 
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoints that can be read, in the order of their names."""
@@ -285,7 +288,7 @@ class Store:
 
     def rollout(self, number: int) -> Rollout | None:
         """Return the rollout as it is now; None if there is none of this number."""
-        with self.transaction() as session:
+        with self.transaction(is_read_only=True) as session:
             row = session.get(RolloutRow, number)
             return None if row is None else from_row(row, Rollout)
 
@@ -346,7 +349,7 @@ class Store:
 
     def lease(self, name: str) -> LeaseView | None:
         """Return the lease of this name as others see it; None if nobody holds it."""
-        with self.transaction() as session:
+        with self.transaction(is_read_only=True) as session:
             row = session.get(LeaseRow, name)
             return LeaseView(row.name, row.holder, row.expires_at) if row is not None and row.holder else None
 
@@ -358,10 +361,11 @@ class Store:
         return self._clock()
 
     @contextmanager
-    def transaction(self, alone_with: str = "") -> Iterator[Session]:
+    def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:
         """Open one transaction: everything that is written in it stands, or nothing. For the modules of this package.
 
         Args:
+            is_read_only: it writes nothing, so SQLite lets others write meanwhile, however long it takes.
             alone_with: a name; no other transaction with this name runs meanwhile. A row that is not there yet cannot
                 be locked, and two transactions that miss it would both write it. SQLite runs one at a time anyway.
 
@@ -370,7 +374,7 @@ class Store:
             StoreUnavailable: the database does not answer.
         """
         try:
-            with Session(self._engine) as session, session.begin():
+            with Session(self._reading if is_read_only else self._engine) as session, session.begin():
                 if alone_with and self._engine.dialect.name == "postgresql":
                     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))))
                 yield session
@@ -381,12 +385,12 @@ class Store:
 
     def read(self, query: Select[Any], kind: type[ValueT]) -> list[ValueT]:
         """Return the rows of a query as frozen dataclasses. For the modules of this package."""
-        with self.transaction() as session:
-            return [from_row(row, kind) for row in session.scalars(query)]
+        with self.transaction(is_read_only=True) as session:
+            return read_rows(session, query, kind)
 
     def _read_endpoints(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
         endpoints, unreadable = [], []
-        with self.transaction() as session:
+        with self.transaction(is_read_only=True) as session:
             deleted = _deleted_names(session)
             for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name)):
                 try:

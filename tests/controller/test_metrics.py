@@ -114,21 +114,21 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
 ) -> None:
     go_on = threading.Event()
 
-    def down() -> AbstractContextManager[None]:
+    def down(**how: Any) -> AbstractContextManager[None]:
         raise StoreUnavailable("the database is gone")
 
-    def silent() -> AbstractContextManager[None]:
+    def silent(**how: Any) -> AbstractContextManager[None]:
         go_on.wait(60)
         raise StoreUnavailable("no answer")
 
     transaction, asked = store.transaction, []
 
     @contextmanager
-    def slow() -> Iterator[Any]:
+    def slow(**how: Any) -> Iterator[Any]:
         asked.append(1)
         if len(asked) > 1:
             go_on.wait(60)
-        with transaction() as session:
+        with transaction(**how) as session:
             yield session
 
     gauges = StoreMetrics(store, patience_seconds=0.1)

@@ -1,18 +1,18 @@
 """The store keeps endpoints and what happened to them, on SQLite and on PostgreSQL alike."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, select
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint, remove_variant
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import Monitors, Store, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -76,8 +76,9 @@ def test_endpoints_are_listed_by_name(store: Store) -> None:
     assert [endpoint.name for endpoint in store.endpoints()] == ["a", "b"]
 
 
-def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -> None:
-    file = tmp_path / "store.db"
+def plans_on_sqlite(folder: Path, ask: Callable[[Store], object]) -> list[str]:
+    """Return the steps of SQLite's plans for the queries of `ask`."""
+    file = folder / "store.db"
     store = open_store(f"sqlite:///{file}")
     asked: list[tuple[str, Any]] = []
 
@@ -87,16 +88,47 @@ def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -
 
     event.listen(Engine, "before_cursor_execute", note)
     try:
-        assert store.endpoints() == []
-        assert store.endpoint("flights") is None
+        ask(store)
     finally:
         event.remove(Engine, "before_cursor_execute", note)
         store.close()
     with closing(sqlite3.connect(file)) as database:
         plans = [database.execute(f"EXPLAIN QUERY PLAN {text}", given).fetchall() for text, given in asked]
-    reads = [step[3] for plan in plans for step in plan if "onnxserve_audit_events" in step[3]]
+    return [step[3] for plan in plans for step in plan]
+
+
+def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -> None:
+    steps = plans_on_sqlite(tmp_path, lambda store: (store.endpoints(), store.endpoint("flights")))
+
+    reads = [step for step in steps if "onnxserve_audit_events" in step]
     assert reads
     assert all("ix_onnxserve_audit_events_deleted" in read for read in reads), reads
+
+
+@pytest.mark.parametrize(
+    "narrowed", [{}, {"by_hand": False}, {"endpoint": "flights"}, {"endpoint": "flights", "monitor": "hourly"}]
+)
+def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(tmp_path: Path, narrowed: Any) -> None:
+    steps = plans_on_sqlite(
+        tmp_path, lambda store: Monitors(store).windows(states=("pending", "running", "failed"), limit=9, **narrowed)
+    )
+
+    reads = [step for step in steps if "onnxserve_monitor_windows" in step]
+    assert reads
+    assert all("ix_onnxserve_monitor_windows_state" in read for read in reads), reads
+
+
+def test_a_long_look_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    store, other = (open_store(f"sqlite:///{tmp_path}/store.db") for _ in range(2))
+
+    with store.transaction(is_read_only=True) as session:
+        assert session.scalars(select(EndpointRow)).all() == []
+        other.add_endpoint("onnxserve:/local", new_endpoint("flights", "models:/flights/1"))
+        assert session.scalars(select(EndpointRow)).all() == [], "a look sees the store as it was at its beginning"
+
+    assert store.names() == ["flights"]
+    store.close()
+    other.close()
 
 
 def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -> None:
