@@ -73,12 +73,12 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     With several controllers on one store, one runs monitors and retrainings, and the others wait to take over.
     Rollouts are run by a controller that reaches the servers: one on their machine, or one that may change the cluster.
     """
+    ended = threading.Event()
+    end_on_signals(ended)  # before the imports, which take seconds: who ends it meanwhile gets an orderly end, too
+    threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.controller import run_controller, start_metrics_server
     from mlflow_deploy_plugin.deployments import open_deployments
 
-    ended = threading.Event()
-    end_on_signals(ended)
-    threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     say = logging.getLogger(__name__).info
     with open_deployments(say) as deployments:
         configure_logging(deployments.settings, "controller")
@@ -167,7 +167,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     )
 
     with opened_deployments(quiet=action != "abort") as deployments:
-        if not deployments.store.rollouts(name):  # a deleted endpoint may have had one
+        if not deployments.store.rollouts(name, limit=1):  # a deleted endpoint may have had one
             deployments.store.require_endpoint(name)
 
         def lease() -> str:
