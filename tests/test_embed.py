@@ -64,6 +64,28 @@ def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> Non
     assert not metrics.exists()
 
 
+ENDS_SLOWLY = """
+import os, signal, sys, time, psutil
+from mlflow_deploy_plugin import wsgi_app
+application = wsgi_app(sys.argv[1])
+(agent,) = psutil.Process().children()
+print(agent.pid, flush=True)
+agent.send_signal(signal.SIGTERM)  # the kernel's, which comes with the end of the thread that has started the agent
+time.sleep(0.5)
+os._exit(0)  # as by a signal: no atexit function runs
+"""
+
+
+def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_path: Path) -> None:
+    model = mixed_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_SLOWLY, str(model)], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
+    agent = int(done.stdout)
+    wait_until(lambda: not psutil.pid_exists(agent), 20, "the agent has ended")
+    assert not list((tmp_path / "home").rglob(METRICS))
+
+
 def ask(application: DispatcherMiddleware) -> None:
     client = WsgiClient(application)
     with closing(cast(WsgiApp, application.mounts["/flights"])):  # else it lives as long as this process

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.registry import hidden_pandas, ignore_warnings, set_se
 from mlflow_deploy_plugin.server import HistoryWriter, remove_metrics, segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, locked, write_state
+from mlflow_deploy_plugin.statedir import AGENT, METRICS, SPEC, SPOOL, AgentState, locked, write_state
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
@@ -39,6 +39,7 @@ _SHIP_SECONDS = 2.0
 _POLL_THREADS, _FETCH_THREADS = 4, 2
 _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
+_PARENT_END_SECONDS = 2.0
 
 
 def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
@@ -79,7 +80,8 @@ def main() -> int:
                 _log.error("another agent follows for %s already; this one ends", options.state_dir)
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            if options.parent not in (None, os.getppid()):  # it was killed, or ended without its atexit functions
+            # a parent that was killed, or ended without its atexit functions, has left them
+            if (options.state_dir / METRICS).is_symlink() and options.parent and _has_ended(options.parent):
                 remove_metrics(options.state_dir)
             return status
     except OnnxserveError as error:
@@ -91,6 +93,14 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of this process, which must not wait for its threads
         _log_end(error)
         return 1
+
+
+def _has_ended(parent: int) -> bool:
+    """Return whether the parent has ended: the kernel's signal comes with the end of the first of its threads."""
+    until = time.monotonic() + _PARENT_END_SECONDS
+    while os.getppid() == parent and time.monotonic() < until:
+        time.sleep(0.01)
+    return os.getppid() != parent
 
 
 def _log_end(error: Exception) -> None:
