@@ -198,7 +198,11 @@ def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
 
 
 def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path: Path) -> None:
-    run_smallest_example(environment(_extras("The smallest example")), tmp_path)
+    """Also by the threaded worker, whose gunicorn is newer here than beside MLflow's server (the extra `ui`)."""
+    folder = environment(_extras("The smallest example"))
+    run_smallest_example(folder, tmp_path)
+    (tmp_path / "gthread").mkdir()
+    run_smallest_example(folder, tmp_path / "gthread", config={"server.worker_class": "gthread"})
 
 
 def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:

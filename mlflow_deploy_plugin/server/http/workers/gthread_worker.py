@@ -67,8 +67,8 @@ class _CountingUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has n
 
     received = 0
 
-    def chunk(self) -> bytes:
-        piece: bytes = super().chunk()
+    def chunk(self, *size_hint: int | None) -> bytes:  # gunicorn 27 says how much it may take, 26 does not
+        piece: bytes = super().chunk(*size_hint)
         self.received += len(piece)
         return piece
 
