@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
-from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
+from mlflow_deploy_plugin.controller.monitors.maintenance import maintain_logs
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
@@ -51,7 +51,7 @@ def run_controller(
         scheduler.run,
         repeat(RetrainingRunner(context).advance, _REPEAT_SECONDS),
         repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY), _REPEAT_SECONDS),
-        LogMaintenance(deployments).run,
+        partial(maintain_logs, deployments),
     )
 
     def rollouts_at(place: str, servers: str) -> RolloutController:

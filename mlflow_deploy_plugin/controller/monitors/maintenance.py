@@ -12,15 +12,14 @@ been in. Files also change without new rows, when small ones are merged; so rows
 
 import logging
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
-    IDLE_SECONDS,
     Evaluator,
     digest,
     endpoint_log,
@@ -46,7 +45,7 @@ from mlflow_deploy_plugin.inference_log import (
     parse_window,
     wrap_log_errors,
 )
-from mlflow_deploy_plugin.processes import ProcessEnded, Worker
+from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow
@@ -176,60 +175,52 @@ class RetainedWindows:
         return [*self.windows, *frozen]
 
 
-class LogMaintenance:
-    """Maintains the logs of the store's endpoints."""
+def maintain_logs(
+    deployments: Deployments, keeper: LeaseKeeper, over: threading.Event, every_seconds: float = EVERY_SECONDS
+) -> None:
+    """Maintain the logs of the store's endpoints every hour, until the lease is lost or `over` is set."""
+    process = judging_worker()
 
-    def __init__(self, deployments: Deployments, every_seconds: float = EVERY_SECONDS) -> None:
-        self._deployments = deployments
-        self._every_seconds = every_seconds
-
-    def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        """Work until the lease is lost or `over` is set. The first maintenance comes an hour after the start."""
-        process = judging_worker()
-
-        def end() -> None:
-            over.wait()
-            process.end()
-
-        threading.Thread(target=end, daemon=True).start()
-        began = time.monotonic()
-        while keeper.is_held and not over.is_set():
-            if time.monotonic() - began >= self._every_seconds:
-                log_errors(lambda: self._maintain_all(process, over))
-                began = time.monotonic()
-            process.end_if_idle(IDLE_SECONDS)
-            over.wait(min(5.0, self._every_seconds))
+    def end() -> None:
+        over.wait()
         process.end()
 
-    def _maintain_all(self, process: Worker, over: threading.Event) -> None:
-        now, settings = self._deployments.store.now(), self._deployments.settings
-        for endpoint in self._deployments.store.endpoints():
-            if over.is_set():
-                return
-            try:
-                retention = endpoint.spec.capture.retention
-                needed = (
-                    retained_windows(Monitors(self._deployments.store), endpoint, now)
-                    if retention
-                    else RetainedWindows()
-                )
-                arguments = settings, endpoint.name, now, retention, needed
-                done: MaintenanceResult = process.call(maintain_log, *arguments, seconds=_TIMEOUT_SECONDS)
-                if done.expired_files:
-                    what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
-                    _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
-            except ProcessEnded:
-                return
-            except OnnxserveError as error:
-                _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
-        try:
-            if gone := process.call(forget_agents, settings, now, seconds=_TIMEOUT_SECONDS):
-                line = "agents that have said nothing for %d days are forgotten: %s"
-                _log.info(line, GONE_AFTER.days, ", ".join(gone))
-        except ProcessEnded:
-            return
-        except OnnxserveError as error:
-            _log.warning("what agents said that are gone cannot be deleted, again in an hour: %s", error.message)
+    threading.Thread(target=end, daemon=True).start()  # a log may take minutes
+    try:
+        while not over.wait(every_seconds) and keeper.is_held:
+            _maintain_all(deployments, partial(process.call, seconds=_TIMEOUT_SECONDS))
+            process.end_if_idle(0)
+    except ProcessEnded:
+        return
+    finally:
+        process.end()
+
+
+def _maintain_all(deployments: Deployments, call: Callable[..., Any]) -> None:
+    store, settings = deployments.store, deployments.settings
+    now = store.now()
+    for endpoint in store.endpoints():
+        with _logged_errors(f"{endpoint.name}: the log's upkeep has failed"):
+            retention = endpoint.spec.capture.retention
+            needed = retained_windows(Monitors(store), endpoint, now) if retention else RetainedWindows()
+            done: MaintenanceResult = call(maintain_log, settings, endpoint.name, now, retention, needed)
+            if done.expired_files:
+                what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
+                _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
+    with _logged_errors("what agents said that are gone cannot be deleted"):
+        if gone := call(forget_agents, settings, now):
+            line = "agents that have said nothing for %d days are forgotten: %s"
+            _log.info(line, GONE_AFTER.days, ", ".join(gone))
+
+
+@contextmanager
+def _logged_errors(failure: str) -> Iterator[None]:
+    try:
+        yield
+    except ProcessEnded:
+        raise
+    except OnnxserveError as error:
+        _log.warning("%s, again in an hour: %s", failure, error.message)
 
 
 def maintain_log(

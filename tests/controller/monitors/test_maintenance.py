@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance, maintain_log, retained_windows
+from mlflow_deploy_plugin.controller.monitors.maintenance import maintain_log, maintain_logs, retained_windows
 from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Window
@@ -29,11 +29,11 @@ def kept_up(world: MonitoredWorld) -> Iterator[None]:
     """Upkeep again and again, within it."""
     lease, over = world.store.acquire_lease("upkeep", "the test", 15), threading.Event()
     assert lease is not None
-    upkeep = LogMaintenance(Deployments(world.store, world.settings, world.said.append), every_seconds=0.1)
+    deployments = Deployments(world.store, world.settings, world.said.append)
 
     def work() -> None:
         with LeaseKeeper(world.store, lease) as keeper:
-            upkeep.run(keeper, over)
+            maintain_logs(deployments, keeper, over, every_seconds=0.1)
 
     thread = threading.Thread(target=work)
     thread.start()
