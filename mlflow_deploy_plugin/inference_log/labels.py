@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -172,22 +173,21 @@ class EndpointLabels:
 
     def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
         self._source = location, endpoint, unreadable
-        self._kept: list[pa.Table] | None = None
-        self._is_large = False
 
     def batches(self, since: datetime | None = None) -> Iterator[pa.Table]:
         """Yield the labels as `read_labels` does."""
-        if self._kept is None and not self._is_large:
-            kept, size = [], 0
-            for labels in read_labels(*self._source):
-                kept.append(labels)
-                size += labels.nbytes
-                if size > MOST_KEPT_BYTES:
-                    self._is_large = True
-                    break
-            else:
-                self._kept = kept
-        yield from read_labels(*self._source, since) if self._kept is None else self._kept
+        yield from read_labels(*self._source, since) if self._few is None else self._few
+
+    @cached_property
+    def _few(self) -> list[pa.Table] | None:
+        """All labels, or None if they are many."""
+        kept, size = [], 0
+        for labels in read_labels(*self._source):
+            kept.append(labels)
+            size += labels.nbytes
+            if size > MOST_KEPT_BYTES:
+                return None
+        return kept
 
 
 def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
@@ -221,8 +221,7 @@ class RowKeys:
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self._hashes: dict[Kind, Array | None] = {}
-        self._distinct: dict[Kind, Array] = {}
+        self._kinds: dict[Kind, tuple[Array, Array]] = {}
         self._matched: set[Kind] = set()
 
     @property
@@ -237,12 +236,8 @@ class RowKeys:
         """Return the labels that name one of these rows, with the hash of their key in `_name`."""
         parts = []
         for kind, which, hashes in label_keys(labels):
-            is_known = contains(self.distinct_hashes(kind), hashes)
-            if not is_known.any():
-                if kind not in self._matched:
-                    self.forget(kind)
-            else:
-                self._matched.add(kind)
+            is_known = self.contain(kind, hashes)
+            if is_known.any():
                 part = labels.take(pa.array(which[is_known])).select([*_ORDER, LABEL, LABEL_NUMBER])
                 parts.append(part.append_column("_name", pa.array(hashes[is_known])))
         return pa.concat_tables(parts) if parts else labels.slice(0, 0)
@@ -258,42 +253,39 @@ class RowKeys:
         names = labels.column("_name").to_numpy()
         by_name = np.argsort(names)
         best = np.full(len(self._table), -1, dtype=np.int64)
-        for kind in self._distinct:
-            if (hashes := self._row_hashes(kind)) is None:
-                continue
+        for hashes in (self._hashes(kind)[0] for kind in self._matched):
             positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
             found = by_name[positions]
             best = np.maximum(best, np.where(names[found] == hashes, found, -1))
         return labels.take(pa.array(best, mask=best < 0))
 
-    def distinct_hashes(self, kind: Kind) -> Array:
-        """Return [M] uint64, ascending: the distinct keys of the rows."""
-        if kind not in self._distinct:
+    def contain(self, kind: Kind, hashes: Array) -> Array:
+        """Return [M] bool: True for a key, of [M] uint64, that one of the rows has."""
+        is_known = contains(self._hashes(kind)[1], hashes)
+        if is_known.any():
+            self._matched.add(kind)
+        elif kind not in self._matched and len(self._kinds) > _HELD_KINDS:
+            del self._kinds[kind]  # callers may name rows in thousands of ways
+        return is_known
+
+    def _hashes(self, kind: Kind) -> tuple[Array, Array]:
+        """Return [N] uint64, the key of each row, and [D], the distinct ones, ascending."""
+        if kind not in self._kinds:
             hashes = self._row_hashes(kind)
-            self._distinct[kind] = np.empty(0, np.uint64) if hashes is None else np.unique(hashes)
-        return self._distinct[kind]
+            self._kinds[kind] = hashes, np.unique(hashes)
+        return self._kinds[kind]
 
-    def forget(self, kind: Kind) -> None:
-        """Let go of the hashes of a kind if many are held: callers may name rows in thousands of ways."""
-        if len(self._distinct) > _HELD_KINDS and kind != _BY_ID:
-            self._distinct.pop(kind, None)
-            self._hashes.pop(kind, None)
-
-    def _row_hashes(self, kind: Kind) -> Array | None:
-        """Return [N] uint64: the key of each row, or None if a column of it is missing or holds no single values."""
-        if kind in self._hashes:
-            return self._hashes[kind]
-        hashes: Array | None = None
-        if len(self._table) and set(kind) <= set(self._table.column_names):
-            if kind == _BY_ID:
-                hashes = hash_ids(self._table.column("_prediction_id"))
-            elif kind == _BY_ROW:
-                ids = self._row_hashes(_BY_ID)
-                hashes = None if ids is None else combine_hashes(ids, _unsigned(self._table.column("_row")))
-            elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
-                hashes = hash_texts(row_keys(self._table, kind))  # a label's key holds single values
-        self._hashes[kind] = hashes
-        return hashes
+    def _row_hashes(self, kind: Kind) -> Array:
+        """Return [N] uint64: the key of each row; nothing if a column of it is missing or holds no single values."""
+        if not len(self._table) or not set(kind) <= set(self._table.column_names):
+            return np.empty(0, np.uint64)
+        if kind == _BY_ID:
+            return hash_ids(self._table.column("_prediction_id"))
+        if kind == _BY_ROW:
+            return combine_hashes(self._hashes(_BY_ID)[0], _unsigned(self._table.column("_row")))
+        if any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
+            return np.empty(0, np.uint64)
+        return hash_texts(row_keys(self._table, kind))
 
 
 class LabelMatches:
@@ -311,10 +303,8 @@ class LabelMatches:
 
     def match(self, table: pa.Table) -> None:
         """Mark the keys that a row of the table has."""
-        rows = RowKeys(table)
         for kind, hashes in self._all().items():
-            self._found[kind] |= contains(rows.distinct_hashes(kind), hashes)
-            rows.forget(kind)
+            self._found[kind] |= RowKeys(table).contain(kind, hashes)
 
     @property
     def columns(self) -> set[str]:
