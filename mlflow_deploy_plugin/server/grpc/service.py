@@ -292,7 +292,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             decoded = tensors.decode(message, predictor.artifact, predictor.schema)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-                answer = variant.endpoint, response.id, response.version, response.outputs
+                answer = variant.endpoint, response.id, variant.loaded.version, response.outputs
                 encoded = tensors.encode(decoded, bool(message.raw_input_contents), *answer)
                 return EncodedResponse(encoded.SerializeToString())
 

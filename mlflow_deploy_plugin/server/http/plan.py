@@ -116,8 +116,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             if encode is None:
                 content, content_type, format_headers = dump_json({"predictions": predict(outputs)}), JSON, None
             else:
-                response = InferResponse(id_, prediction_id, model, version, name, outputs)
-                content, content_type, format_headers = encode(variant, response)
+                inferred = InferResponse(id_, prediction_id, outputs)
+                content, content_type, format_headers = encode(variant, inferred)
         except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
             return None
         if key is not None:

@@ -30,7 +30,7 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(slots=True)
 class InferRequest:
-    """Named arrays for one endpoint. Nobody changes it or a response; `frozen=True` would cost a microsecond each.
+    """Named arrays for one variant. Nobody changes it or a response; `frozen=True` would cost a microsecond each.
 
     Attributes:
         id: the client's, or made by the transport; it may repeat.
@@ -38,16 +38,15 @@ class InferRequest:
         parameters: of the protocol; `timeout` in microseconds (Triton's) is the client's deadline.
         event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None for now.
         body: in place of `inputs`, for a version of the flavor python_function that reads it itself.
-        arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts; None for now.
+        arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
     """
 
     id: str
-    endpoint: str
     inputs: Feeds
     parameters: Mapping[str, Any] = field(default_factory=dict)
     event_time: int | None = None
     body: OpaqueBody | None = None
-    arrived: float | None = None
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(slots=True)
@@ -61,9 +60,6 @@ class InferResponse:
 
     id: str
     prediction_id: str
-    model: str
-    version: str
-    variant: str
     outputs: dict[str, Array]
     body: bytes = b""
     is_cached: bool | None = None
@@ -203,19 +199,14 @@ class DataPlane:
             captured = loaded.predictor.schema.count_rows(feeds or outputs), 0, None
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
-            if request.arrived is None:
-                latency = time.time_ns() // 1000 - arrived
-            else:
-                latency = int((time.perf_counter() - request.arrived) * 1e6)
+            latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
             if is_captured:
                 captured = self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
             if variant.shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
         self.metrics.count_capture(variant.endpoint, captured)
-        return InferResponse(
-            request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
-        )
+        return InferResponse(request.id, prediction_id, outputs, body, is_cached)
 
     def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
@@ -244,9 +235,7 @@ class DataPlane:
                     f"the parameter timeout is {short_repr(requested)}; a whole number of microseconds is expected"
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
-        if timeout == math.inf:
-            return math.inf
-        return (time.perf_counter() if request.arrived is None else request.arrived) + timeout
+        return request.arrived + timeout
 
 
 def _check_deadline(deadline: float) -> None:

@@ -126,9 +126,7 @@ class RequestContext:
         feeds, _, body_id, body, parameters = decoded
         if body_id and "x-request-id" not in given:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
-        return decoded, InferRequest(
-            headers["X-Request-Id"], variant.endpoint, feeds, parameters, moment, body, self.request.arrived
-        )
+        return decoded, InferRequest(headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived)
 
     def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
         """Encode the outputs of this variant in the protocol of the request."""
@@ -286,7 +284,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
     is_empty = True
     for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
         is_empty = False
-        infer_request = InferRequest(context.headers["X-Request-Id"], variant.endpoint, feeds, event_time=moment)
+        infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         outputs = server.dataplane.infer(variant, infer_request).outputs
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)

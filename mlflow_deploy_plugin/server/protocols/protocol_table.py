@@ -206,7 +206,8 @@ def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Fee
 
 def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all without rows."""
-    predictor, outputs = variant.loaded.predictor, response.outputs
+    loaded, outputs = variant.loaded, response.outputs
+    predictor = loaded.predictor
     has_rows = predictor.schema.has_rows
     prediction: Any = _predictions(predictor.artifact, outputs)
     if has_rows:
@@ -215,17 +216,18 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
     answer: dict[str, Any] = {"prediction": prediction}
     if has_rows and (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities[0]
-    return EncodedResponse(dump_json({**answer, "model": response.model, "model_version": response.version}))
+    return EncodedResponse(dump_json({**answer, "model": loaded.model, "model_version": loaded.version}))
 
 
 def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
-    predictor, outputs = variant.loaded.predictor, response.outputs
+    loaded, outputs = variant.loaded, response.outputs
+    predictor = loaded.predictor
     answer: dict[str, Any] = {"predictions": _predictions(predictor.artifact, outputs)}
     if (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities
     answer["count"] = len(outputs[predictor.artifact.prediction[0]]) if predictor.schema.has_rows else 1
-    return EncodedResponse(dump_json({**answer, "model": response.model, "model_version": response.version}))
+    return EncodedResponse(dump_json({**answer, "model": loaded.model, "model_version": loaded.version}))
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
@@ -251,7 +253,7 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) 
     request = v2.decode(headers, body, predictor.artifact, predictor.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        content, headers = v2.encode(request, variant.endpoint, response.id, response.version, response.outputs)
+        content, headers = v2.encode(request, variant.endpoint, response.id, variant.loaded.version, response.outputs)
         return EncodedResponse(content, v2.OCTETS if headers else JSON, headers)
 
     return DecodedRequest(request.feeds, encode, request.id, parameters=request.parameters)

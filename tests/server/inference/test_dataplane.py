@@ -47,7 +47,7 @@ def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
 
 
 def infer(server: Server, **more: Any) -> Any:
-    request = InferRequest("id", "e", {"X": np.ones((1, 3), np.float32)}, **more)
+    request = InferRequest("id", {"X": np.ones((1, 3), np.float32)}, **more)
     return server.dataplane.infer(server.dataplane.select_variant("e"), request)
 
 

@@ -189,7 +189,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
         hanging = pool.submit(ask, path, trouble("hang"))
         wait_until(predictor._process._turn.locked, what="the first request")
         for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
-            request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
+            request = InferRequest("r", feeds, parameters={"timeout": 50_000}, body=body)
             with pytest.raises(DeadlineExceeded, match="nothing was computed"):
                 server.dataplane.infer(variant, request)
         assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200

@@ -122,6 +122,6 @@ def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not take one by one."""
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
-    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=predictor))
-    response = InferResponse("", "", "m", "1", "", {"label": np.array([1], dtype)})
+    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=predictor, model="m", version="1"))
+    response = InferResponse("", "", {"label": np.array([1], dtype)})
     assert json.loads(encode_record(variant, response).body)["prediction"] == 1
