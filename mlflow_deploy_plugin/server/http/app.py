@@ -268,9 +268,15 @@ def register_blueprints(app: ServerApp) -> None:
         if not route.is_direct:
             rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
             view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
+            is_exact = route.path != "/v2"  # which its standard's OpenAPI document calls /v2/
             for rule in rules:
                 blueprint.add_url_rule(
-                    rule, f"route-{number}", view, methods=[route.method], provide_automatic_options=False
+                    rule,
+                    f"route-{number}",
+                    view,
+                    provide_automatic_options=False,
+                    methods=[route.method],
+                    strict_slashes=is_exact,
                 )
     app.register_blueprint(blueprint)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):

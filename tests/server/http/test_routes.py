@@ -37,6 +37,7 @@ def test_v2_says_what_is_served(server: Server) -> None:
         ["binary_tensor_data", "model_configuration", "model_repository", "statistics"],
     )
     assert document["version"]
+    assert json.loads(ask(server, "/v2/", "GET").body) == document  # the path in the standard's OpenAPI document
     metadata = {
         "name": "f",
         "versions": ["2"],
@@ -82,7 +83,7 @@ def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> N
         ("POST", "/v2/models/e/versions/9/infer", 404, "'9'"),
         ("POST", "/v2/models/e/infer", 400, "inputs"),
         ("GET", "/v2/models/e/infer", 405, "POST"),
-        ("GET", "/v2/", 404, "/v2;"),
+        ("GET", "/v2/model", 404, "/v2;"),
         ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/NAME"),
     ],
 )
