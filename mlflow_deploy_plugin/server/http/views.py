@@ -185,9 +185,9 @@ def tf_unsupported_method(server: Server, request: RawRequest, method: str, **_n
 def tf_status(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
     """Return the state of the version that the path names, or of all that are loaded."""
     if version is None:
-        return RawResponse(200, tfserving.status(server.repository.versions(endpoint)))
+        return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
     server.dataplane.select_variant(endpoint, version)
-    return RawResponse(200, tfserving.status([version]))
+    return RawResponse(200, tfserving.status(endpoint, [version]))
 
 
 def tf_metadata(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:

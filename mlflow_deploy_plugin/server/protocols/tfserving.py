@@ -86,10 +86,14 @@ def decode_base64(value: Any, depth: int = 0) -> Any:
         raise InvalidRequest(f"b64 is {short_repr(value['b64'])}; UTF-8 text in base64 is expected") from None
 
 
-def status(versions: Sequence[str]) -> bytes:
-    """Return the body of `GET /v1/models/NAME` for versions that are all loaded."""
+def status(endpoint: str, versions: Sequence[str]) -> bytes:
+    """Return the body of `GET /v1/models/NAME` for versions that are all loaded.
+
+    KServe's client of its V1 protocol reads `ready`.
+    """
     ok = {"error_code": "OK", "error_message": ""}
-    return dump_json({"model_version_status": [{"version": v, "state": "AVAILABLE", "status": ok} for v in versions]})
+    states = [{"version": version, "state": "AVAILABLE", "status": ok} for version in versions]
+    return dump_json({"name": endpoint, "ready": bool(versions), "model_version_status": states})
 
 
 def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) -> bytes:

@@ -86,7 +86,8 @@ def test_a_version_is_chosen_by_number_or_label(server: Server, chosen: str) -> 
 
 def test_the_status_lists_what_is_loaded(server: Server) -> None:
     entries = [{"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}} for v in "12"]
-    assert ask(server, "single", method="GET") == (200, {"model_version_status": entries})
+    kserve = {"name": "single", "ready": True}
+    assert ask(server, "single", method="GET") == (200, {"model_version_status": entries, **kserve})
 
 
 def test_the_metadata_say_what_predict_takes_and_gives(server: Server) -> None:

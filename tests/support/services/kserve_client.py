@@ -53,7 +53,10 @@ async def over_rest(url: str, name: str) -> dict[str, Any]:
 
 async def over_v1(url: str, name: str) -> Any:
     async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
-        return await client.infer(url, {"instances": IMAGES.tolist()}, model_name=name)
+        return {
+            "model ready": await client.is_model_ready(url, name),
+            **await client.infer(url, {"instances": IMAGES.tolist()}, model_name=name),
+        }
 
 
 async def over_grpc(address: str, name: str) -> dict[str, Any]:

@@ -187,7 +187,11 @@ TF_PREDICT = _prediction(
 TF_CLASSIFY = Operation(
     "Refused: no model here takes tf.Example", TENSORFLOW, {}, {JSON: {"type": "object"}}, errors=(400, 413, 415)
 )
-TF_STATUS = _readable("The versions that are loaded", TENSORFLOW, {JSON: _object_of(model_version_status="array")})
+TF_STATUS = _readable(
+    "The versions that are loaded",
+    TENSORFLOW,
+    {JSON: _object_of(name="string", ready="boolean", model_version_status="array")},
+)
 TF_METADATA = _readable(
     "The inputs and outputs", TENSORFLOW, {JSON: _object_of(model_spec="object", metadata="object")}
 )
