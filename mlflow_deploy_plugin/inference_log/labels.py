@@ -269,23 +269,21 @@ class RowKeys:
         return is_known
 
     def _hashes(self, kind: Kind) -> tuple[Array, Array]:
-        """Return [N] uint64, the key of each row, and [D], the distinct ones, ascending."""
+        """Return [N] uint64, the key of each row, and [D], the distinct ones, ascending.
+
+        Both are empty if a column of the key is missing or holds no single values.
+        """
         if kind not in self._kinds:
-            hashes = self._row_hashes(kind)
+            hashes = np.empty(0, np.uint64)
+            if len(self._table) and set(kind) <= set(self._table.column_names):
+                if kind == _BY_ID:
+                    hashes = hash_ids(self._table.column("_prediction_id"))
+                elif kind == _BY_ROW:
+                    hashes = combine_hashes(self._hashes(_BY_ID)[0], _unsigned(self._table.column("_row")))
+                elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
+                    hashes = hash_texts(row_keys(self._table, kind))
             self._kinds[kind] = hashes, np.unique(hashes)
         return self._kinds[kind]
-
-    def _row_hashes(self, kind: Kind) -> Array:
-        """Return [N] uint64: the key of each row; nothing if a column of it is missing or holds no single values."""
-        if not len(self._table) or not set(kind) <= set(self._table.column_names):
-            return np.empty(0, np.uint64)
-        if kind == _BY_ID:
-            return hash_ids(self._table.column("_prediction_id"))
-        if kind == _BY_ROW:
-            return combine_hashes(self._hashes(_BY_ID)[0], _unsigned(self._table.column("_row")))
-        if any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
-            return np.empty(0, np.uint64)
-        return hash_texts(row_keys(self._table, kind))
 
 
 class LabelMatches:

@@ -75,6 +75,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class StoredHour:
+    """The profiles of an hour, and the log files that they were made of."""
+
+    files: Files
+    profiles: Profiles = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SketchStore:
     """The place where the profiles of one endpoint over the same bins are kept.
 
@@ -91,61 +99,53 @@ class SketchStore:
     columns: tuple[str, ...] | None = None
     segment: tuple[str, str] | None = None
 
-    def path(self, day: str) -> str:
+    def load(self, day: datetime) -> dict[datetime, StoredHour]:
+        """Return the hours of a day that are stored; none if there is no file or it makes no sense."""
+        name, location = self._name(day), self.log.location
+        try:
+            with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
+                table = pq.read_table(source)
+            meta = json.loads(table.schema.metadata[_META])
+            if meta["format"] != _FORMAT:
+                return {}
+            hours = {
+                datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
+                for start, made_of in meta["files"].items()
+            }
+            for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
+                hours[datetime.fromisoformat(start)].profiles[model, version] = profile
+            return hours
+        except FileNotFoundError:
+            return {}
+        except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+            _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
+            return {}
+
+    def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
+        """Store the hours of a day in place of what is stored of it."""
+        profiles = [
+            (start.isoformat(), identity, profile)
+            for start, hour in hours.items()
+            for identity, profile in hour.profiles.items()
+        ]
+        meta = {
+            "format": _FORMAT,
+            "files": {start.isoformat(): hour.files for start, hour in hours.items()},
+            "hours": [(start, *identity) for start, identity, _ in profiles],
+        }
+        table = profiles_to_table([profile for _, _, profile in profiles])
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), sink, compression="zstd")
+        write_beside_log(self.log.location, self._name(day), sink.getvalue())
+
+    def _name(self, day: datetime) -> str:
         """Return the path of a day's file below the log's root."""
         key = self.bins_key
         if self.segment:
             key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
         if self.log.since is not None:  # of the same files it has other rows than a log that is read as a whole
             key = hashlib.sha256(f"{key} {self.log.since.isoformat()}".encode()).hexdigest()[:32]
-        return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day}/hours.parquet"
-
-
-@dataclass(frozen=True)
-class StoredHour:
-    """The profiles of an hour, and the log files that they were made of."""
-
-    files: Files
-    profiles: Profiles = field(default_factory=dict)
-
-
-def _load_day(location: LogLocation, name: str) -> dict[datetime, StoredHour]:
-    """Return the hours that are stored under the name; none if there is no file or it makes no sense."""
-    try:
-        with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
-            table = pq.read_table(source)
-        meta = json.loads(table.schema.metadata[_META])
-        if meta["format"] != _FORMAT:
-            return {}
-        hours = {
-            datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
-            for start, made_of in meta["files"].items()
-        }
-        for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
-            hours[datetime.fromisoformat(start)].profiles[model, version] = profile
-        return hours
-    except FileNotFoundError:
-        return {}
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
-        _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
-        return {}
-
-
-def _store_day(location: LogLocation, name: str, hours: Mapping[datetime, StoredHour]) -> None:
-    profiles = [
-        (start.isoformat(), identity, profile)
-        for start, hour in hours.items()
-        for identity, profile in hour.profiles.items()
-    ]
-    meta = {
-        "format": _FORMAT,
-        "files": {start.isoformat(): hour.files for start, hour in hours.items()},
-        "hours": [(start, *identity) for start, identity, _ in profiles],
-    }
-    table = profiles_to_table([profile for _, _, profile in profiles])
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), sink, compression="zstd")
-    write_beside_log(location, name, sink.getvalue())
+        return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
 
 def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
@@ -224,8 +224,7 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
     """Return the profiles of these hours of a day, in their order. Stale ones are made anew, and the day is stored."""
     files = {hour.start: some for hour, some in listed.items()}
     present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
-    name = sketches.path(f"{min(files):%Y-%m-%d}")
-    stored = _load_day(sketches.log.location, name)
+    stored = sketches.load(min(files))
     stale = [start for start, made_of in present.items() if start not in stored or stored[start].files != made_of]
     made: dict[datetime, Profiles] = {}
     for _, run in groupby(enumerate(stale), key=lambda place: place[1] - place[0] * HOUR):  # hours without a gap
@@ -235,7 +234,7 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
         is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
         stored[start] = StoredHour(present[start] if is_readable else [_UNREADABLE], made.get(start, {}))
     if stale:
-        _store_day(sketches.log.location, name, dict(sorted(stored.items())))
+        sketches.store(min(files), dict(sorted(stored.items())))
     return {start: stored[start].profiles for start in files}
 
 
