@@ -23,6 +23,7 @@ from .batcher import unbatchable_reason as unbatchable_reason
 from .feeds import Array as Array
 from .feeds import Feeds as Feeds
 from .feeds import NarrowedFeeds as NarrowedFeeds
+from .feeds import array_bytes as array_bytes
 from .feeds import as_table as as_table
 from .feeds import concatenate_feeds as concatenate_feeds
 from .feeds import no_batch_dimension_reason as no_batch_dimension_reason

@@ -28,6 +28,7 @@ Feeds = dict[str, Array]
 """Arrays by ONNX input name."""
 
 _FREE, _ONE = (-1,), (1,)
+_TEXT_BYTES = 64  # an object of str, without its characters
 
 SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 """Each symbolic name that stands at several places, with those places: (input, axis)."""
@@ -97,6 +98,16 @@ def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
 def row_count(arrays: Mapping[str, Array]) -> int:
     """Return the number of rows: the largest if they differ, 0 if no array has rows."""
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
+
+
+def array_bytes(arrays: Mapping[str, Array]) -> int:
+    """Return about how many bytes the arrays hold in memory."""
+    held = 0
+    for array in arrays.values():
+        held += array.nbytes
+        if array.dtype.char == "O":
+            held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
+    return held
 
 
 def pack_arrays(

@@ -18,6 +18,7 @@ from .files import WANTED as WANTED
 from .files import FileCache as FileCache
 from .files import claim_free_state_dir as claim_free_state_dir
 from .files import claim_state_dir as claim_state_dir
+from .files import file_identity as file_identity
 from .files import is_alive as is_alive
 from .files import is_locked as is_locked
 from .files import locked as locked

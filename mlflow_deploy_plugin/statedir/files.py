@@ -61,6 +61,15 @@ def read_state(path: Path, kind: type[StateT]) -> StateT | None:
         return None
 
 
+def file_identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what is another one once the file is replaced; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def make_local_key(state_dir: Path) -> None:
     """Write a new API key for the processes of this machine that may read the file: those of the server's user."""
     path = state_dir / LOCAL_KEY

@@ -91,7 +91,9 @@ class ServerApp(Flask):
         path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers, caller = _headers(request), _caller(request)
+            headers = _headers(request)
+            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # over TLS and gunicorn
+            caller = certificate_name(certificate()) if certificate else ""
             is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
             if not is_stranger and _may_stream(request, path, headers, limit):
                 raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
@@ -157,12 +159,6 @@ def _headers(request: Request) -> dict[str, str]:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     return headers
-
-
-def _caller(request: Request) -> str:
-    """Return the name in the client's certificate, over TLS and gunicorn."""
-    certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
-    return certificate_name(certificate()) if certificate else ""
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:

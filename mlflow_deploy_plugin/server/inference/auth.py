@@ -19,7 +19,6 @@ import base64
 import binascii
 import hashlib
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, one_line
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
+from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, file_identity, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Authenticator:
         self._keys: Mapping[str, KeyEntry] = {}
         self._known: OrderedDict[str, KeyEntry] = OrderedDict()  # by the header's text, until the keys change
         self._jwks: Any = None
-        self._files: tuple[float, ...] = ()
+        self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
 
     def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry:
@@ -170,7 +169,7 @@ class Authenticator:
     def _read_keys(self) -> None:
         """Read the files that have changed. If that of the keys cannot be read, they stay as they are."""
         paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY, self.state_dir / JWKS
-        files = tuple(part for path in paths for part in _identity(path))
+        files = [file_identity(path) for path in paths]
         if files == self._files:
             return
         valid = read_state(paths[0], ValidKeys)
@@ -269,11 +268,3 @@ def _sent_key(authorization: str) -> bytes:
         case "":
             raise Unauthenticated(f"this server answers callers with a key only; {_HOW}")
     raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # its first word may be the key
-
-
-def _identity(path: Path) -> tuple[float, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0)
-    return status.st_ino, status.st_mtime_ns

@@ -62,11 +62,6 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> d
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
-def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> dict[str, Any]:
-    """Return the document of `statistics`."""
-    return statistics(server.repository, server.metrics.statistics(), endpoint, version)
-
-
 def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
     """Load the endpoint by order of this caller. Raises as `endpoint_to_load` and `ModelControl.load`."""
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
@@ -225,24 +220,14 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[s
     return tensors
 
 
-def statistics(
-    repository: Repository,
-    counted: Mapping[tuple[str, str, str], Statistics],
-    endpoint: str | None = None,
-    version: str | None = None,
-) -> dict[str, Any]:
+def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of each version in memory: of every endpoint, of one, or of one of its versions.
 
     All workers are summed up. Figures that are not measured are 0: decoding and encoding (`compute_input`,
     `compute_output`) and failures have a count without a time, and `success.ns` is that of all requests; the sizes of
     batches are in `/metrics`.
-
-    Args:
-        counted: the result of `Metrics.statistics`.
-
-    Raises:
-        NotFound, NotReady: see `Repository`.
     """
+    repository, counted = server.repository, server.metrics.statistics()
     if version is not None:
         repository.select_variant(endpoint, 0.0, version)
     endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array, Feeds, pack_arrays, unpack_arrays
+from mlflow_deploy_plugin.runtime import Array, Feeds, array_bytes, pack_arrays, unpack_arrays
 from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 1024
 """The memory of an entry beside its arrays: key, Python objects, place in the order."""
-_TEXT_BYTES = 60
-"""The memory of a text beside its characters."""
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
@@ -88,10 +86,7 @@ class MemoryCache:
         """Keep copies: outputs may be views of a whole batch. Outputs with objects other than texts are not kept."""
         if not _are_plain(outputs):
             return
-        size = _ENTRY_BYTES + sum(array.nbytes for array in outputs.values())
-        size += sum(
-            _TEXT_BYTES + len(text) for array in outputs.values() if array.dtype.kind == "O" for text in array.flat
-        )
+        size = _ENTRY_BYTES + array_bytes(outputs)
         if size > self._max_bytes:
             return
         kept = {name: array.copy() for name, array in outputs.items()}

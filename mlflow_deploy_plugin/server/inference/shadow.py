@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.runtime import (
     Feeds,
     OpaqueBody,
     Schema,
+    array_bytes,
     cast_columns,
     concatenate_feeds,
     sent_arrays,
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 MAX_COPIES = 4096
 MAX_BYTES = 64 * 1024 * 1024
 _MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
-_TEXT_BYTES = 64  # an object of str, without its characters
 _NICE = 10
 _PAUSE_SECONDS = 0.05
 """The pause before the queue is emptied: the response leaves undisturbed, and what has gathered is run together."""
@@ -287,16 +287,6 @@ def detach(array: Array) -> Array:
     """Copy a view that would keep the arrays of a whole batch in memory."""
     base = array.base
     return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
-
-
-def array_bytes(arrays: Mapping[str, Array]) -> int:
-    """Return about how many bytes the arrays hold in memory."""
-    held = 0
-    for array in arrays.values():
-        held += array.nbytes
-        if array.dtype.char == "O":
-            held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
-    return held
 
 
 def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:

@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.statedir import (
     WantedEndpoint,
     WantedVariant,
     WorkerState,
+    file_identity,
     read_state,
     worker_file,
     write_state,
@@ -195,11 +196,8 @@ class Repository:
 
     def poll(self) -> None:
         """Apply `wanted.json` if it has changed since the last call."""
-        try:
-            status = (self.state_dir / WANTED).stat()
-        except FileNotFoundError:
+        if (seen := file_identity(self.state_dir / WANTED)) is None:
             return
-        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
             wanted = read_state(self.state_dir / WANTED, Wanted)
             self._seen = seen

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,7 +97,8 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
         ),
         ("two", "m", "gone"): Statistics(requests=1),
     }
-    first, second = management.statistics(server.repository, counted, "two")["model_stats"]
+    server = replace(server, metrics=SimpleNamespace(statistics=lambda: counted))  # type: ignore[arg-type]
+    first, second = management.model_statistics(server, "two")["model_stats"]
     assert (first["name"], first["version"], first["inference_count"], first["execution_count"]) == ("two", "1", 40, 2)
     assert first["last_inference"] == 1500
     assert first["inference_stats"]["success"] == {"count": 4, "ns": 500_000_000}
@@ -104,11 +106,11 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
     assert first["inference_stats"]["queue"] == {"count": 4, "ns": 100_000_000}
     assert first["inference_stats"]["compute_infer"] == {"count": 4, "ns": 200_000_000}
     assert (second["version"], second["inference_count"]) == ("m-2", 0)
-    assert management.statistics(server.repository, counted, "two", "1") == {"model_stats": [first]}
-    assert len(management.statistics(server.repository, counted)["model_stats"]) == 3
+    assert management.model_statistics(server, "two", "1") == {"model_stats": [first]}
+    assert len(management.model_statistics(server)["model_stats"]) == 3
     for endpoint, version in (("nobody", None), ("two", "9")):
         with pytest.raises(NotFound):
-            management.statistics(server.repository, counted, endpoint, version)
+            management.model_statistics(server, endpoint, version)
 
 
 def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(server: Server) -> None:
