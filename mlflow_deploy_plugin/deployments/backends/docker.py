@@ -51,11 +51,7 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STOPPED,
     MachineBackend,
     ServedState,
-    observe_absent,
-    observe_server,
-    read_served_state,
     server_url,
-    wait_until_served,
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
@@ -84,6 +80,9 @@ class DockerBackend(MachineBackend):
 
     _connected: Any = field(default=None, init=False)
 
+    def lives(self, pid: int) -> bool:
+        return True  # the ids are the container's, whose gunicorn removes the files of dead workers
+
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set. Another image, or a change of the parts `server` and `container`, brings
         another container, which takes over when it is ready; the running server applies any other change itself.
@@ -100,7 +99,7 @@ class DockerBackend(MachineBackend):
             if is_running and server.labels.get(DIGEST) == options["labels"][DIGEST]:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
-                before = replace(read_served_state(folder, _all_live), spec=written_spec(folder))
+                before = self.state_before(folder)
                 write_atomically(folder / SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
             else:
@@ -117,7 +116,7 @@ class DockerBackend(MachineBackend):
         log = f"docker logs {server.name}" if server is not None else ""
         if not is_running:
             gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
-            return observe_absent(name, self.settings, ended or gone, log)
+            return self.observe_absent(name, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
             reason = f"the container {listener_name(name)}, which has its port, does not run"
             return Observation("failed", f"{reason}; `onnxserve start {name}` brings it back", log=log)
@@ -125,7 +124,7 @@ class DockerBackend(MachineBackend):
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
         if written is None or written.started_at < started - 1:  # the file is of the run before
             return Observation("starting", STARTING, log=log)
-        found = observe_server(spec, folder, written, log, _all_live)
+        found = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(found, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
@@ -348,15 +347,10 @@ class DockerBackend(MachineBackend):
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"
 
-        wait_until_served(spec, folder, before, why_ended, self.settings.ready_timeout_seconds, progress, _all_live)
+        self.wait_until_served(spec, folder, before, why_ended, progress)
 
     def _stop(self, server: Any) -> None:
         """Let a server finish its requests and ship its rows; kill it when its time is up."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended
-
-
-def _all_live(_pid: int) -> bool:
-    """Return True: the ids are the container's, whose gunicorn removes the files of dead workers."""
-    return True

@@ -14,20 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
-from mlflow_deploy_plugin.deployments.backends.served_state import (
-    STOPPED,
-    MachineBackend,
-    observe_absent,
-    observe_server,
-    read_served_state,
-    server_url,
-    wait_until_served,
-    written_spec,
-)
+from mlflow_deploy_plugin.deployments.backends.served_state import STOPPED, MachineBackend, server_url, written_spec
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
@@ -54,7 +45,7 @@ class LocalBackend(MachineBackend):
                 "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
             )
         folder = self.settings.state_dir(spec.name)
-        before = replace(read_served_state(folder), spec=written_spec(folder))
+        before = self.state_before(folder)
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
             pid = None  # workers read the server part when they start
@@ -77,7 +68,7 @@ class LocalBackend(MachineBackend):
             return f"the server has ended: {last_error(folder) or 'it left no word in its log'}"
 
         try:
-            wait_until_served(spec, folder, before, why_ended, self.settings.ready_timeout_seconds, progress)
+            self.wait_until_served(spec, folder, before, why_ended, progress)
         except BaseException:
             if is_new:
                 _end(folder, pid, spec.server)
@@ -90,8 +81,8 @@ class LocalBackend(MachineBackend):
         server = read_state(folder / SERVER, ServerState)
         if server is None or not supervisor.is_alive(folder, server.pid):
             last_line = f" (last in its log: {line})" if (line := final_error(folder)) else ""
-            return observe_absent(spec.name, self.settings, f"the server is gone{last_line}", log)
-        return observe_server(spec, folder, server, log)
+            return self.observe_absent(spec.name, f"the server is gone{last_line}", log)
+        return self.observe_server(spec, folder, server, log)
 
     def stop(self, name: str) -> None:
         """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""

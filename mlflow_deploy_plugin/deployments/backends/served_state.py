@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -111,43 +111,73 @@ class MachineBackend:
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         return nullcontext(server_url(spec.server))
 
+    def lives(self, pid: int) -> bool:
+        """Return True if the worker of a process id lives; a killed gunicorn leaves the files of dead ones."""
+        return psutil.pid_exists(pid)
 
-def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observation:
-    """Return the observation of an endpoint whose server does not live; `gone` says so."""
-    folder = settings.state_dir(name)
-    if is_locked(lock_path(name, settings)) or is_locked(folder / SERVER_LOCK):  # its process id is not written yet
-        return Observation("starting", STARTING, log=log)
-    if (folder / STOPPED).exists():
-        return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
-    return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
+    def observe_absent(self, name: str, gone: str, log: str) -> Observation:
+        """Return the observation of an endpoint whose server does not live; `gone` says so."""
+        folder = self.settings.state_dir(name)
+        is_starting = is_locked(lock_path(name, self.settings)) or is_locked(folder / SERVER_LOCK)
+        if is_starting:  # its process id is not written yet
+            return Observation("starting", STARTING, log=log)
+        if (folder / STOPPED).exists():
+            return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
+        return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
 
+    def observe_server(self, spec: EndpointSpec, state_dir: Path, server: ServerState, log: str) -> Observation:
+        """Return the observation of a server whose supervisor lives, by its state folder."""
+        found = read_served_state(state_dir, self.lives)
+        applied, agent = compare_applied(spec, found), found.agent or AgentState(pid=0)
+        state, reason = _server_state(server, applied, found.workers)
+        return Observation(
+            state=state,
+            reason=reason,
+            url=server_url(spec.server),
+            pid=server.pid,
+            started_at=server.started_at,
+            restarts=server.restarts,
+            wanted=applied.wanted,
+            workers=found.workers,
+            errors=applied.errors,
+            refused=agent.refused,
+            registry_error=agent.error,
+            shipping_error=agent.shipping.error,
+            log=log,
+        )
 
-def observe_server(
-    spec: EndpointSpec, state_dir: Path, server: ServerState, log: str, lives: Callable[[int], bool] = psutil.pid_exists
-) -> Observation:
-    """Return the observation of a server whose supervisor lives, by its state folder.
+    def state_before(self, state_dir: Path) -> ServedState:
+        """Return what a server serves before a change, with its spec."""
+        return replace(read_served_state(state_dir, self.lives), spec=written_spec(state_dir))
 
-    Args:
-        lives: tells if the worker of a process id does.
-    """
-    found = read_served_state(state_dir, lives)
-    applied, agent = compare_applied(spec, found), found.agent or AgentState(pid=0)
-    state, reason = _server_state(server, applied, found.workers)
-    return Observation(
-        state=state,
-        reason=reason,
-        url=server_url(spec.server),
-        pid=server.pid,
-        started_at=server.started_at,
-        restarts=server.restarts,
-        wanted=applied.wanted,
-        workers=found.workers,
-        errors=applied.errors,
-        refused=agent.refused,
-        registry_error=agent.error,
-        shipping_error=agent.shipping.error,
-        log=log,
-    )
+    def wait_until_served(
+        self,
+        spec: EndpointSpec,
+        state_dir: Path,
+        before: ServedState,
+        why_ended: Callable[[], str],
+        progress: Callable[[str], None],
+    ) -> None:
+        """Return when every worker serves `spec` and the server says that it is ready.
+
+        A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
+
+        Args:
+            why_ended: returns why the server has ended; empty while it lives.
+
+        Raises:
+            DeploymentFailed: it cannot become ready, or has not in time; the message says why.
+        """
+
+        def pending() -> str:
+            ended = why_ended()
+            state = read_served_state(state_dir, self.lives)
+            applied = compare_applied(spec, state)
+            if failure := served_failure(applied, spec, before, state.agent) or ended:
+                raise DeploymentFailed(f"{spec.name}: {failure}")
+            return applied.pending or _pending_at_server(state_dir, server_url(spec.server))
+
+        wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress)
 
 
 def _server_state(
@@ -179,7 +209,7 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
-    """Read the state folder of a server, but for its spec; `lives` is as for `observe_server`."""
+    """Read the state folder of a server, but for its spec, with the workers whose process id `lives`."""
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
     agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
     return ServedState(None, agent, wanted or Wanted(), workers)
@@ -213,38 +243,6 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     step = "applying the change" if is_loaded else "loading the model"
     pending = "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
     return AppliedSpec(True, pending, errors, missing, endpoint)
-
-
-def wait_until_served(
-    spec: EndpointSpec,
-    state_dir: Path,
-    before: ServedState,
-    why_ended: Callable[[], str],
-    seconds: float,
-    progress: Callable[[str], None],
-    lives: Callable[[int], bool] = psutil.pid_exists,
-) -> None:
-    """Return when every worker serves `spec` and the server says that it is ready.
-
-    A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
-
-    Args:
-        why_ended: returns why the server has ended; empty while it lives.
-        lives: tells if the worker of a process id does.
-
-    Raises:
-        DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
-    """
-
-    def pending() -> str:
-        ended = why_ended()
-        state = read_served_state(state_dir, lives)
-        applied = compare_applied(spec, state)
-        if failure := served_failure(applied, spec, before, state.agent) or ended:
-            raise DeploymentFailed(f"{spec.name}: {failure}")
-        return applied.pending or _pending_at_server(state_dir, server_url(spec.server))
-
-    wait_while_pending(spec.name, pending, seconds, progress)
 
 
 def wait_while_pending(

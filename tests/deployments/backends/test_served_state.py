@@ -8,12 +8,13 @@ import pytest
 
 from mlflow_deploy_plugin import statedir
 from mlflow_deploy_plugin.deployments.backends.served_state import (
+    MachineBackend,
     compare_applied,
-    observe_server,
     read_served_state,
     wait_while_pending,
 )
 from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
     WANTED,
@@ -63,10 +64,10 @@ def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
 def test_a_server_is_observed_without_reading_its_spec(tmp_path: Path, say: Callable[..., None]) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
     (tmp_path / statedir.SPEC).write_bytes(b"\xff")
-
     server = ServerState(pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving")
+    spec = apply_config(SPEC, {"server.port": 8080})
 
-    assert observe_server(apply_config(SPEC, {"server.port": 8080}), tmp_path, server, log="").state == "running"
+    assert MachineBackend(Settings()).observe_server(spec, tmp_path, server, log="").state == "running"
 
 
 @pytest.mark.parametrize(
