@@ -8,12 +8,11 @@ written under a lease is refused with another token: a holder that slept through
 """
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -46,15 +45,6 @@ class LeaseView:
     name: str
     holder: str
     expires_at: datetime
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """A lease of another holder as it was seen, and when it was first seen so (monotonic)."""
-
-    token: int
-    renewals: int
-    at: float
 
 
 class LeaseKeeper:
@@ -100,24 +90,6 @@ class LeaseKeeper:
                 _log.warning("the lease %s is lost", self.lease.name)
             else:
                 self.lease = renewed
-
-
-def acquire(
-    session: Session, name: str, holder: str, seconds: float, seen: Sighting | None, now: datetime, monotonic: float
-) -> Lease | Sighting:
-    """Return the lease, or the sighting of another's lease, which the next attempt takes as `seen`."""
-    row = session.get(LeaseRow, name, with_for_update=True)
-    if row is None:
-        session.add(row := LeaseRow(name=name))
-    elif row.holder:  # one without was given back by an onnxserve that kept such rows
-        is_unchanged = seen is not None and (seen.token, seen.renewals) == (row.token, row.renewals)
-        sighting = seen if seen is not None and is_unchanged else Sighting(row.token, row.renewals, monotonic)
-        if monotonic - sighting.at < row.seconds:
-            return sighting
-    row.holder, row.token, row.renewals, row.seconds = holder, secrets.randbits(62), 0, seconds
-    row.expires_at = now + timedelta(seconds=seconds)
-    session.flush()
-    return Lease(name, holder, row.token, seconds, monotonic + seconds)
 
 
 def held_row(session: Session, lease: Lease) -> LeaseRow | None:

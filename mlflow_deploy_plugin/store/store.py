@@ -3,6 +3,7 @@
 Here are endpoints, audit events, rollouts and leases; monitors, alerts and retrainings have modules of their own.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ from mlflow_deploy_plugin.store.audit import (
     save_row,
     write_event,
 )
-from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
+from mlflow_deploy_plugin.store.leases import Lease, LeaseView, held_row
 from mlflow_deploy_plugin.store.tables import (
     IS_DELETED,
     READS_ONLY,
@@ -134,7 +135,8 @@ class Store:
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
         self._monotonic = monotonic
-        self._sightings: dict[str, Sighting] = {}
+        self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
+        """By lease of another holder: its token and renewals as they were seen last, and first seen at (monotonic)."""
 
     def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "") -> Endpoint:
         """Add an endpoint under the name of `spec`. If two processes do so at the same time, one of them succeeds.
@@ -320,15 +322,23 @@ class Store:
         monotonic = self._monotonic()
         try:
             with self.transaction() as session:
-                seen = self._sightings.get(name)
-                found = acquire(session, name, holder, seconds, seen, self._clock(), monotonic)
+                row = session.get(LeaseRow, name, with_for_update=True)
+                if row is None:
+                    session.add(row := LeaseRow(name=name))
+                elif row.holder:  # one without was given back by an onnxserve that kept such rows
+                    current = row.token, row.renewals
+                    seen, since = self._leases_seen.get(name, (current, monotonic))
+                    since = since if seen == current else monotonic
+                    self._leases_seen[name] = current, since
+                    if monotonic - since < row.seconds:
+                        return None
+                row.holder, row.token, row.renewals, row.seconds = holder, secrets.randbits(62), 0, seconds
+                row.expires_at = self._clock() + timedelta(seconds=seconds)
+                session.flush()
+                self._leases_seen.pop(name, None)
+                return Lease(name, holder, row.token, seconds, monotonic + seconds)
         except IntegrityError:  # another made the row at the same time
             return None
-        if isinstance(found, Sighting):
-            self._sightings[name] = found
-            return None
-        self._sightings.pop(name, None)
-        return found
 
     def renew_lease(self, lease: Lease) -> Lease | None:
         """Return the lease, renewed for its length from now; None if it is lost."""
@@ -351,7 +361,7 @@ class Store:
         """Return the lease of this name as others see it; None if nobody holds it."""
         with self.transaction(is_read_only=True) as session:
             row = session.get(LeaseRow, name)
-            return LeaseView(row.name, row.holder, row.expires_at) if row is not None and row.holder else None
+            return from_row(row, LeaseView) if row is not None and row.holder else None
 
     def close(self) -> None:
         self._engine.dispose()
