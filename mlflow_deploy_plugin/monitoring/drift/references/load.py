@@ -17,16 +17,14 @@ beside them.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import (
     EPOCH,
     HOUR_US,
@@ -61,6 +59,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
     hour_profiles,
+    read_beside_log,
     window_versions,
     write_beside_log,
 )
@@ -71,7 +70,6 @@ from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span
 
 CACHE = "references"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,6 @@ class LogReference:
     sampled: Window
     lag: timedelta | None = None
 
-    @property
-    def shown(self) -> str:
-        return f"the captured rows of {self.span}"
-
     def sample(self) -> pa.Table:
         """Return at most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
 
@@ -110,7 +104,7 @@ class LogReference:
             key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
-        kept = _load_sample(self.log, name)
+        kept = read_beside_log(self.log.location, name)
         if kept is not None:
             return kept
         sample = Sample(MAX_ROWS)
@@ -119,9 +113,7 @@ class LogReference:
         if not rows:
             raise NotFound(f"the reference has no rows: nothing was captured of {self.endpoint!r} in {self.sampled}")
         table = sample.table()
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_beside_log(self.log.location, name, sink.getvalue())
+        write_beside_log(self.log.location, name, table)
         return table
 
     def rows(self, window: Window) -> Iterator[pa.Table]:
@@ -218,17 +210,6 @@ def _past(
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
 
 
-def _load_sample(log: InferenceLog, name: str) -> pa.Table | None:
-    try:
-        with log.location.filesystem.open_input_file(f"{log.location.root}/{name}") as source:
-            return pq.read_table(source)
-    except FileNotFoundError:
-        return None
-    except (OSError, pa.ArrowException) as error:
-        _log.warning("the stored sample %s is made anew: %s", name, one_line(error))
-        return None
-
-
 _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogReference, list[str]]]] = {
     "window": pinned_window,
     "rolling": rolling_windows,
@@ -256,7 +237,8 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     log_reference = None
     if kind in _LOG_REFERENCES:
         log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
-        rows = ReferenceRows(log_reference.sample(), None, "", log_reference.shown, tuple(log_notes))
+        shown = f"the captured rows of {log_reference.span}"
+        rows = ReferenceRows(log_reference.sample(), None, "", shown, tuple(log_notes))
     elif kind == "dataset":
         rows = load_dataset(rest)
     else:

@@ -101,12 +101,11 @@ class SketchStore:
 
     def load(self, day: datetime) -> dict[datetime, StoredHour]:
         """Return the hours of a day that are stored; none if there is no file or it makes no sense."""
-        name, location = self._name(day), self.log.location
+        name = self._name(day)
+        table = read_beside_log(self.log.location, name)
         try:
-            with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
-                table = pq.read_table(source)
-            meta = json.loads(table.schema.metadata[_META])
-            if meta["format"] != _FORMAT:
+            meta = {} if table is None else json.loads(table.schema.metadata[_META])
+            if meta.get("format") != _FORMAT:
                 return {}
             hours = {
                 datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
@@ -115,9 +114,7 @@ class SketchStore:
             for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
                 hours[datetime.fromisoformat(start)].profiles[model, version] = profile
             return hours
-        except FileNotFoundError:
-            return {}
-        except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
             _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
             return {}
 
@@ -134,9 +131,7 @@ class SketchStore:
             "hours": [(start, *identity) for start, identity, _ in profiles],
         }
         table = profiles_to_table([profile for _, _, profile in profiles])
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), sink, compression="zstd")
-        write_beside_log(self.log.location, self._name(day), sink.getvalue())
+        write_beside_log(self.log.location, self._name(day), table.replace_schema_metadata({_META: json.dumps(meta)}))
 
     def _name(self, day: datetime) -> str:
         """Return the path of a day's file below the log's root."""
@@ -261,10 +256,24 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
     return {start: {key: merge(some) for key, some in versions.items()} for start, versions in parts.items()}
 
 
-def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> None:
-    """Write what follows from the log beside it. If the log takes no files, the next process works it out again."""
+def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
+    """Return what `write_beside_log` has written; None if nothing is there, or it makes no sense."""
     try:
-        write_file(location, name, content)
+        with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
+            return pq.read_table(source)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        _log.warning("%s beside the log is made anew: %s", name, one_line(error))
+        return None
+
+
+def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
+    """Write what follows from the log beside it. If the log takes no files, the next process works it out again."""
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, compression="zstd")
+    try:
+        write_file(location, name, content.getvalue())
     except (OSError, pa.ArrowException, NotInstalled) as error:
         _log.debug("%s is not kept beside the log: %s", name, one_line(error))
 
