@@ -10,6 +10,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -89,3 +90,13 @@ def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
 
     assert wrapped.report.state == "proven"
     assert "64 bits" in wrapped.report.repair
+
+
+@pytest.mark.parametrize("shape", ["ovr", "ovo"])
+def test_a_graph_of_labels_computes_no_scores(shape: str, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    classes = np.digitize(target, np.quantile(target, [0.2, 0.4, 0.6, 0.8]))
+    wrapped = wrap(SVC(decision_function_shape=shape).fit(rows, classes), rows)
+
+    assert wrapped.report.state == "proven"
+    assert [node.op_type for node in wrapped.converted.proto.graph.node] == ["SVMClassifier", "Cast", "Reshape"]
