@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     PYTHON_FUNCTION,
+    RUN_ROWS,
     Artifact,
     OnnxModel,
     Placement,
@@ -43,8 +44,6 @@ from mlflow_deploy_plugin.statedir import temporary_folder
 from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line
 
 _LARGEST_TABLE_BYTES = 2**31
-_RUN_ROWS = 2**13
-"""Rows of one run: more are not computed faster, and their layers take more memory."""
 _ONE_BY_ONE = 8
 """The most rows that are tried one by one once refused together: where most rows are bad, halves only cost time."""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
@@ -133,11 +132,11 @@ class OnnxTable:
         predicted = []
         for table in tables:
             feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
-            for start in range(0, table.num_rows, _RUN_ROWS):
-                run = {name: array[start : start + _RUN_ROWS] for name, array in feeds.items()}
+            for start in range(0, table.num_rows, RUN_ROWS):
+                run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
                 outputs = self._model.run(run, self._model.artifact.prediction)
                 found = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
-                predicted.append(_one_a_row(found, min(_RUN_ROWS, table.num_rows - start)))
+                predicted.append(_one_a_row(found, min(RUN_ROWS, table.num_rows - start)))
         return pa.concat_tables(predicted)
 
     def no_rows(self) -> pa.Table:

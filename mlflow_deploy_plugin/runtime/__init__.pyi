@@ -44,6 +44,7 @@ from .log_columns import cast_columns_losslessly as cast_columns_losslessly
 from .log_columns import only_answer_columns as only_answer_columns
 from .log_columns import output_column as output_column
 from .log_columns import to_log_columns as to_log_columns
+from .model import RUN_ROWS as RUN_ROWS
 from .model import OnnxModel as OnnxModel
 from .model import OpaqueBody as OpaqueBody
 from .model import OpaqueResponse as OpaqueResponse

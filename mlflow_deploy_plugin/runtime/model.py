@@ -37,6 +37,8 @@ _UNKNOWN = re.compile(r"unk__\d+$")
 """The name that tf2onnx and shape inference give to each size they know nothing of: it tells none from another."""
 _SMALL_RUN = (16,)
 """The largest first dimension of a run after which the arena is not shrunk. A scalar has none, and compares as less."""
+RUN_ROWS = 2**12
+"""Rows of a table in one run: more are not computed faster, and their layers take more memory."""
 
 
 class Predictor(Protocol):
@@ -118,6 +120,8 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
+        # the rows of a stock graph may be related
+        self._most_rows = RUN_ROWS if self._has_columns and artifact.flavor != "onnx" else math.inf
         self._compute = session.run
         self._small_run = self._large_run = None
         if placement.is_bound and can_bind(session):
@@ -148,6 +152,8 @@ class OnnxModel:
         for array in feeds.values():
             if array.shape[:1] > _SMALL_RUN:  # the arena is shrunk after a run that needs so much memory
                 options = self._large_run
+                if len(array) > self._most_rows and (joined := self._run_in_pieces(names, feeds, len(array))):
+                    return joined
                 break
             if self._has_columns:  # they all have one length
                 break
@@ -159,6 +165,15 @@ class OnnxModel:
             if type(value) is list:
                 values[position] = object_array(value)
         return dict(zip(names, values, strict=True))
+
+    def _run_in_pieces(self, names: list[str], feeds: Feeds, rows: int) -> dict[str, Array]:
+        """Compute the rows of a table some at a time; return nothing if an output has not one entry a row."""
+        pieces = []
+        for start in range(0, rows, RUN_ROWS):
+            pieces.append(self.run({name: array[start : start + RUN_ROWS] for name, array in feeds.items()}, names))
+            if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
+                return {}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
         """Run a new graph for the first time, for at most so many seconds.

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime import RUN_ROWS, OnnxModel
 from tests.support.models import write_model
 
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
@@ -151,3 +151,31 @@ def test_an_answer_that_is_no_tensor_is_refused_with_what_would_be_right(tmp_pat
 def test_a_signature_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match="are not the signature's columns"):
         OnnxModel.load(write_model(tmp_path, TWO, [column("x")]))
+
+
+COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}> {
+  shape = Shape<start = 0, end = 1>(x)
+  count = Cast<to = 1>(shape)
+  nothing = Mul(x, zero)
+  rows = Add(nothing, count)
+}"""
+"""Answers each row with the number of rows in its run."""
+
+
+def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
+        "outputs": [{"name": "rows", "dtype": "float32", "shape": [-1, 1], "role": "prediction"}],
+    }
+    ours = OnnxModel.load(write_model(tmp_path / "ours", COUNTED, [column("x")], section))
+    stock = OnnxModel.load(write_model(tmp_path / "stock", COUNTED, [column("x")]))
+    rows = 2 * RUN_ROWS + 1
+
+    together = {
+        name: model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
+        for name, model in (("ours", ours), ("stock", stock))
+    }
+
+    assert np.unique_counts(together["ours"]).counts.tolist() == [1, 2 * RUN_ROWS]
+    assert together["ours"].max() == RUN_ROWS
+    assert together["stock"].tolist() == [rows] * rows, "the rows of any graph may be related"
