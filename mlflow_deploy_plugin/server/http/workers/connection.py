@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.http.messages import (
     CONTINUE,
     RawResponse,
     exception_response,
+    failure_response,
     serialize_chunked_head,
     serialize_response,
 )
@@ -376,9 +377,13 @@ class HttpConnection(asyncio.Protocol):
                 self._loop.call_soon_threadsafe(self._send, head, response)
 
         def answer_in_thread() -> None:
-            if not is_small:
-                request.body = b"".join(pieces)
-            self._loop.call_soon_threadsafe(self._send, head, self._app.handle(request))
+            try:
+                if not is_small:
+                    request.body = b"".join(pieces)
+                response = self._app.handle(request)
+            except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and nobody reads the future
+                response = failure_response(request, error)
+            self._loop.call_soon_threadsafe(self._send, head, response)
 
         if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
             self._app.pool.submit(answer_in_thread)

@@ -369,10 +369,13 @@ def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect
     assert is_closed(connection)
 
 
-def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(
-    serve_here: Any, bias_folders: Any, tools: Any
-) -> None:
-    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}})
+@pytest.fixture
+def app(serve_here: Any, bias_folders: Any, tools: Any) -> WorkerApp:
+    return WorkerApp(serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
+
+
+def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) -> list[bytes]:
+    """Return what a connection without a socket has written once it has written so often."""
     written: list[bytes] = []
     transport: Any = MagicMock()
     transport.write = written.append
@@ -380,21 +383,37 @@ def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(
     transport.is_closing.return_value = False
     transport.get_write_buffer_size.return_value = 0
 
-    async def talk() -> None:
-        app = WorkerApp(server, may_be_inline=True, threads=1)
+    async def run() -> None:
         connection = HttpConnection(SimpleNamespace(app=app), SimpleNamespace(connections=set()), {})
         connection.connection_made(transport)
+        act(connection)
+        async with asyncio.timeout(20):
+            while len(written) < answers:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    return written
+
+
+def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(app: WorkerApp) -> None:
+    def act(connection: HttpConnection) -> None:
         connection.data_received(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING))
         connection.pause_writing()
         connection.resume_writing()
         connection.data_received(PING)
-        async with asyncio.timeout(20):
-            while len(written) < 2:
-                await asyncio.sleep(0.01)
 
-    asyncio.run(talk())
-    assert written[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert written[1].startswith(b"HTTP/1.1 400")
+    told, answer = talk(app, act, 2)
+    assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+def test_a_request_whose_thread_lacks_memory_is_answered(app: WorkerApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*asked: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(app, "handle", fail)
+    (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
+    assert answer.startswith(b"HTTP/1.1 503")
 
 
 def test_a_body_that_breaks_off_is_told_as_such(connect: Connect) -> None:
