@@ -22,7 +22,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
-from mlflow.types import DataType
+from mlflow.types import DataType, Schema
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary, load_failure
@@ -66,13 +66,17 @@ def to_model_input(
         kind = types[name]
         try:
             if kind == "datetime":
-                arrays[name] = pd.to_datetime(array, utc=True, format="ISO8601").tz_localize(None)
+                arrays[name] = _read_dates(array)
             elif kind == "binary":
                 arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
         except ValueError:  # binascii.Error is one
             expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
             raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
+
+
+def _read_dates(texts: Array) -> pd.DatetimeIndex:
+    return pd.to_datetime(texts, utc=True, format="ISO8601").tz_localize(None)
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -241,10 +245,13 @@ def _of_pandas(value: Any) -> Array:
 
 
 class _Recorder:
-    """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error."""
+    """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    The columns `dates` come as texts.
+    """
+
+    def __init__(self, model: Any, dates: Sequence[str | int] = ()) -> None:
+        self._model, self._dates = model, dates
         self.metadata = model.metadata
         self.data: Any = None
         self.prediction: Any = None
@@ -252,6 +259,11 @@ class _Recorder:
 
     def predict(self, data: Any, params: Any = None) -> Any:
         self.data = data
+        for name in [date for date in self._dates if date in data]:
+            try:
+                data[name] = _read_dates(data[name].to_numpy())
+            except ValueError as error:
+                raise MlflowException(f"column {name!r} (datetime): {error}") from None
         try:
             self.prediction = self._model.predict(data, params=params)
         except MlflowException:
@@ -284,6 +296,13 @@ class Scorer:
             named = [column.name for column in columns]
             self._types = dict(zip(named, kinds, strict=True))
             self._names = dict(zip(named, self._schema.input_names(), strict=True))
+        self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
+        self._csv_schema = self._schema
+        if self._dates:  # as texts: MLflow's reader of CSV takes no dates
+            fields = [
+                field | {"type": "string"} if field["type"] == "datetime" else field for field in self._schema.to_dict()
+            ]
+            self._csv_schema = Schema.from_json(json.dumps(fields))
         self._has_warned = False
 
     @classmethod
@@ -309,9 +328,11 @@ class Scorer:
         """Answer a body of `/invocations`; the message also has its arrays, as far as they are representable."""
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
-        recorder = _Recorder(self._model)
+        is_csv = content_type.partition(";")[0].strip() == "text/csv"
+        recorder = _Recorder(self._model, self._dates if is_csv else ())
+        schema = self._csv_schema if is_csv else self._schema
         try:
-            answer = scoring_server.invocations(body, content_type, recorder, self._schema)
+            answer = scoring_server.invocations(body, content_type, recorder, schema)
         except MlflowException as error:
             raise self._refusal(recorder, error) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over

@@ -43,6 +43,8 @@ CASES: list[tuple[str, str, str | None, bytes]] = [
     ("an extra column", "days", JSON, split([*DAYS, "more"], ["2013-07-01", "a", 1])),
     ("a number for a text", "days", JSON, split(DAYS, ["2013-07-01", 5])),
     ("dates in CSV", "days", CSV, b"when,name\n2013-07-01,a\n"),
+    ("no date in CSV", "days", CSV, b"when,name\nyesterday,a\n"),
+    ("no column of dates in CSV", "days", CSV, b"name\na\n"),
     ("broken JSON", "days", JSON, b"{"),
     ("no UTF-8", "days", JSON, b"\xff"),
     ("a list", "days", JSON, b"[]"),
@@ -99,7 +101,10 @@ CASES: list[tuple[str, str, str | None, bytes]] = [
     ("a text out", "troubled", JSON, split(["do"], ["nothing"])),
     ("an exception", "troubled", JSON, split(["do"], ["raise"])),
 ]
-DIFFERENT: dict[tuple[str, int, int], list[str]] = {("it crashes", 500, 415): ["no content type"]}
+DIFFERENT: dict[tuple[str, int, int], list[str]] = {
+    ("it crashes", 500, 415): ["no content type"],
+    ("its reader of CSV takes no dates", 400, 200): ["dates in CSV"],
+}
 EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 

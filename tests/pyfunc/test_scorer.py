@@ -31,6 +31,15 @@ def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> No
     assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {"a": [[1.0, 2.0]], "b": [3]}
 
 
+def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
+    as_json = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"}))
+    as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")
+    assert as_csv.body == as_json.body
+    assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
+    with pytest.raises(RequestRefused, match=r"'when' \(datetime\).*yesterday"):
+        scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
+
+
 def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) -> None:
     row = {"points": [1.5, 2.0], "place": {"name": "Ö", "height": 2}, "tags": ["u", "v"]}
     others = {"points": [], "place": {"name": "x", "height": 3}}
