@@ -48,7 +48,7 @@ class _RequestCounts:
     """Counts of some requests; their size does not depend on the number of requests.
 
     Attributes:
-        limits_us: [L] of the requirements of latency, in their order; slow: [L] answers that took longer.
+        limits_us: [R] of the requirements, infinite if one is not of latency; slow: [R] answers that took longer.
         has_failures: those of them that failed are among them, so that they have a rate of errors.
     """
 
@@ -91,10 +91,8 @@ class _RequestCounts:
         if self.timed:
             for name, share in QUANTILES.items():
                 yield name, self.quantile(share)
-        slow = iter(self.slow.tolist())
-        for requirement in requirements:
+        for requirement, late in zip(requirements, self.slow.tolist(), strict=True):
             if requirement.name in QUANTILES:
-                late = next(slow)
                 if self.timed:
                     yield f"budget_left/{requirement.name}", 1 - late / self.timed / (1 - QUANTILES[requirement.name])
             elif requirement.value:
@@ -104,8 +102,8 @@ class _RequestCounts:
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge what the endpoint did to every request whose rows are in the log, whichever version answered it."""
     spec = request.spec
-    limits = np.array([one.value * 1e6 for one in spec.requirements if one.name in QUANTILES], np.float64)
-    counted = _CountedRequests(_RequestCounts(limits))
+    limits = [one.value * 1e6 if one.name in QUANTILES else math.inf for one in spec.requirements]
+    counted = _CountedRequests(_RequestCounts(np.array(limits)))
     counted.count(request)
     total, notes = counted.total, [*unreadable_notes(request.log)]
     if not total.requests:
@@ -198,17 +196,16 @@ class _CountedRequests:
 def _findings(
     requirements: tuple[Requirement, ...], counts: _RequestCounts, confidence: float, segment: str
 ) -> Iterator[Finding]:
-    slow = iter(counts.slow.tolist())
-    for requirement in requirements:
+    for requirement, late in zip(requirements, counts.slow.tolist(), strict=True):
         if requirement.name not in QUANTILES:
             measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
             found = measured if counts.has_failures else _NO_COLUMNS
             yield criterion_finding(requirement, found, confidence, segment)
             continue
-        late, permitted = next(slow), 1 - QUANTILES[requirement.name]
         if not counts.timed:
             yield criterion_finding(requirement, _NO_ANSWER, confidence, segment)
             continue
+        permitted = 1 - QUANTILES[requirement.name]
         share = wilson_interval(requirement.name, late, counts.timed, confidence)
         state = criterion_state(share.low <= permitted, share.high <= permitted)
         reason = (
