@@ -333,6 +333,8 @@ def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
             np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
         )
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
+    if isinstance(dtype, pd.CategoricalDtype):  # a value that is no category is missing
+        return pd.Series(pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype))
     # pandas 3 would infer texts from objects, and NaN from None
     return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
 
