@@ -363,17 +363,17 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
     last_line, retrainings, keeper = "", Retrainings(deployments.store), None
     with ExitStack() as held:
         while True:
-            if keeper is None or not keeper.is_held:
-                lease = deployments.store.acquire_lease(STORE_LEASE, process_name(), _LEASE_SECONDS)
-                keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
-            if keeper is not None:
-                runner.advance()
             current = retrainings.get(begun.id) or begun
             if (line := retraining_summary(current)) != last_line:
                 show_lines([line])
                 last_line = line
             if not current.is_live or current.state == "rolling_out":
                 break
+            if keeper is None or not keeper.is_held:
+                lease = deployments.store.acquire_lease(STORE_LEASE, process_name(), _LEASE_SECONDS)
+                keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
+            if keeper is not None:
+                runner.advance()
             time.sleep(_RETRAINING_POLL_SECONDS)
     if current.state == "failed":
         raise SystemExit(1)
