@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
 _log = logging.getLogger(__name__)
 
 _JSON = "application/json"
+_A_DATE = "a date as 2013-07-01T12:30:00"
 
 
 class NotRepresentable(Exception):
@@ -70,7 +71,7 @@ def to_model_input(
             elif kind == "binary":
                 arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
         except ValueError:  # binascii.Error is one
-            expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
+            expected = _A_DATE if kind == "datetime" else "base64"
             raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
@@ -262,8 +263,8 @@ class _Recorder:
         for name in [date for date in self._dates if date in data]:
             try:
                 data[name] = _read_dates(data[name].to_numpy())
-            except ValueError as error:
-                raise MlflowException(f"column {name!r} (datetime): {error}") from None
+            except ValueError:
+                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}") from None
         try:
             self.prediction = self._model.predict(data, params=params)
         except MlflowException:
