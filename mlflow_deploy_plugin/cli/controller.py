@@ -4,7 +4,9 @@ import logging
 import os
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
 """The time between two lines about the same step of a rollout: what it waits for changes with every look."""
-_LEASE_SECONDS, _PLACE_SECONDS = 15.0, 3.0
+_PLACE_SECONDS = 3.0
 _END_SECONDS = 8.0
 """The time to end the work under way: Docker kills after ten seconds."""
 
@@ -231,30 +233,37 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until it has ended, and run it here if no controller does."""
     from mlflow_deploy_plugin.controller import rollout_summary
 
-    ended = threading.Event()
-    worker = threading.Thread(target=_run_rollouts_of, args=(deployments, begun.endpoint, ended), name="controller")
-    if begun.is_live:  # else the endpoint may be gone
-        worker.start()
-    shown, shown_at = ("", -1, ""), 0.0
-    try:
-        while True:
-            current = deployments.store.rollout(begun.id) or begun
-            now = (current.state, current.step, current.reason)
-            if now[:2] != shown[:2] or (now != shown and time.monotonic() > shown_at + _QUIET_SECONDS):
-                show_lines([rollout_summary(current)])
-                shown, shown_at = now, time.monotonic()
-            if not current.is_live:
-                break
-            time.sleep(_ROLLOUT_POLL_SECONDS)
-    except KeyboardInterrupt:
-        click.echo("it goes on where a controller runs; --abort goes back", err=True)
-        raise
-    finally:
-        ended.set()
-        if begun.is_live:
-            worker.join()
+    run = partial(_run_rollouts_of, deployments, begun.endpoint)
+    current, shown, shown_at = begun, ("", -1, ""), 0.0
+    with _working(run) if begun.is_live else nullcontext():  # else the endpoint may be gone
+        try:
+            while True:
+                current = deployments.store.rollout(begun.id) or begun
+                now = (current.state, current.step, current.reason)
+                if now[:2] != shown[:2] or (now != shown and time.monotonic() > shown_at + _QUIET_SECONDS):
+                    show_lines([rollout_summary(current)])
+                    shown, shown_at = now, time.monotonic()
+                if not current.is_live:
+                    break
+                time.sleep(_ROLLOUT_POLL_SECONDS)
+        except KeyboardInterrupt:
+            click.echo("it goes on where a controller runs; --abort goes back", err=True)
+            raise
     if current.state != "promoted":
         raise SystemExit(1)
+
+
+@contextmanager
+def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Do the work, which ends when its event is set, in a thread for as long as the `with` lasts."""
+    ended = threading.Event()
+    worker = threading.Thread(target=work, args=(ended,), name="controller")
+    worker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        worker.join()
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
@@ -349,31 +358,17 @@ def retrain(
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
     """Show the progress of a retraining until it has ended, and run it here if no controller does."""
-    from mlflow_deploy_plugin.controller import (
-        STORE_LEASE,
-        RetrainingRunner,
-        controller_name,
-        process_name,
-        retraining_context,
-        retraining_summary,
-    )
-    from mlflow_deploy_plugin.store import LeaseKeeper, Retrainings
+    from mlflow_deploy_plugin.controller import retraining_summary, run_retrainings
+    from mlflow_deploy_plugin.store import Retrainings
 
-    runner = RetrainingRunner(retraining_context(deployments, controller_name()))
-    last_line, retrainings, keeper = "", Retrainings(deployments.store), None
-    with ExitStack() as held:
-        while True:
-            current = retrainings.get(begun.id) or begun
-            if (line := retraining_summary(current)) != last_line:
-                show_lines([line])
-                last_line = line
-            if not current.is_live or current.state == "rolling_out":
-                break
-            if keeper is None or not keeper.is_held:
-                lease = deployments.store.acquire_lease(STORE_LEASE, process_name(), _LEASE_SECONDS)
-                keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
-            if keeper is not None:
-                runner.advance()
+    retrainings, current, shown = Retrainings(deployments.store), begun, retraining_summary(begun)
+    show_lines([shown])
+    with _working(partial(run_retrainings, deployments)):
+        while current.is_live and current.state != "rolling_out":
             time.sleep(_RETRAINING_POLL_SECONDS)
+            current = retrainings.get(begun.id) or begun
+            if (line := retraining_summary(current)) != shown:
+                show_lines([line])
+                shown = line
     if current.state == "failed":
         raise SystemExit(1)

@@ -13,7 +13,6 @@ from .monitors.manual_runs import run_window as run_window
 from .monitors.schedule import MonitorOverview as MonitorOverview
 from .monitors.schedule import overviews as overviews
 from .retraining.plan import retraining_summary as retraining_summary
-from .retraining.runner import RetrainingRunner as RetrainingRunner
 from .retraining.trigger import request_retraining as request_retraining
 from .retraining.trigger import retrain_on_alarm as retrain_on_alarm
 from .rollouts.commands import RolloutRequest as RolloutRequest
@@ -29,7 +28,7 @@ from .rollouts.controller import RolloutController as RolloutController
 from .rollouts.rollback import rollback as rollback
 from .rollouts.rollback import rollback_target as rollback_target
 from .rollouts.state_machine import rollout_summary as rollout_summary
-from .service import retraining_context as retraining_context
 from .service import run_controller as run_controller
+from .service import run_retrainings as run_retrainings
 
 __all__: list[str]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
+from mlflow_deploy_plugin.controller.leadership import LEASE_SECONDS, controller_name, lead_store, process_name, repeat
 from mlflow_deploy_plugin.controller.monitors.maintenance import maintain_logs
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan
@@ -18,6 +18,8 @@ from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.store import Rollout
 
 _REPEAT_SECONDS = 5.0
+_AWAITED_SECONDS = 0.5
+"""The same for a retraining that somebody waits for."""
 
 
 def run_controller(
@@ -69,6 +71,13 @@ def run_controller(
         finally:
             ended.set()
         leading.result()
+
+
+def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
+    """Run the retrainings of the store until `ended` is set, while no controller does."""
+    runner = RetrainingRunner(retraining_context(deployments, controller_name()))
+    task = repeat(runner.advance, _AWAITED_SECONDS)
+    lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)
 
 
 def retraining_context(
