@@ -201,7 +201,11 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
         protocol = route.protocol
 
     def finish(reply: Reply) -> None:
-        done(encode_body(request, http_response(request.path, reply)))
+        try:
+            response = encode_body(request, http_response(request.path, reply))
+        except Exception as error:  # noqa: BLE001 - as below; the thread delivers the answers of others, too
+            response = failure_response(request, error)
+        done(response)
 
     return infer_async(server, request, finish, protocol, **named)
 

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
+from mlflow_deploy_plugin.server.http import negotiation
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
@@ -253,6 +254,23 @@ def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve: Serve, path: st
         k: v for k, v in plain.headers.items() if k not in ids
     }
     assert sample(server, "onnxserve_requests_total", status=str(plain.status)) == 3
+
+
+def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(body: bytes) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setitem(negotiation._ENCODERS, "gzip", fail)
+    server, large = serve(max_batch_size=8), {"dataframe_records": [ROW] * 3000}
+    for _ in range(3):  # there are two threads that deliver answers
+        answer = ask_later(server, "/invocations", large, **{"accept-encoding": "gzip"})
+        assert answer is not None
+        assert answer.status == 503
+    answer = ask_later(server, "/invocations", large)
+    assert answer is not None
+    assert answer.status == 200
 
 
 def test_an_event_loop_is_sent_elsewhere_with_what_is_not_batched(serve: Serve) -> None:
