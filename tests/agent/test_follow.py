@@ -103,10 +103,7 @@ def test_followed_references_of_one_model_are_asked_for_together_and_pinned_ones
 
 
 def test_a_clock_that_is_set_does_not_matter(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     for number, jump in enumerate((1e9, -1e9, 3600.0), 2):
         case.jumped += jump
         case.world.resolved.clear()

@@ -52,15 +52,11 @@ def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_acr
 
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_a_demand_that_comes_later_takes_nothing_away(case: Case, is_restarted: bool) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.require_gate(STAGE)
     follower = case.follower() if is_restarted else follower
     state = follower.round()
     assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
-    case.world.versions[STAGE] = "2"
-    case.now += 2
+    case.move("2")
     assert "version 2 is not served" in follower.round().error
     assert case.versions == {"v1": "1"}

@@ -23,10 +23,7 @@ from tests.support.fake_registry import STAGE, Case, Later
 
 
 def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
     polls = []
     for _ in range(1200):
@@ -77,10 +74,7 @@ def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Cas
 
 
 def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_need_not_wait(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.world.versions[STAGE] = "2"
     case.world.unusable["2"] = NotFound("the files are gone")
     for _ in range(100):
@@ -104,11 +98,8 @@ def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_n
 
 
 def test_a_failure_is_told_to_the_registry_when_it_is_back(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
     case.world.unusable["2"] = InvalidArtifact("no onnx here")
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.world.versions[STAGE], case.world.is_deaf = "2", True
     case.now += 2
     follower.round()
@@ -144,8 +135,7 @@ def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Ca
     follower.round()
     assert case.versions == {"v1": "1"}
     for version in ("2", "1"):
-        case.world.versions[STAGE] = version
-        case.now += 2
+        case.move(version)
         assert follower.round().error == ""
     fetches.go_on()
     follower.round()
@@ -192,8 +182,7 @@ def test_an_error_that_was_told_before_a_restart_is_taken_back_when_it_is_no_mor
     case.world.gates["1"] = "passed"
     follower = case.follower()
     follower.round()
-    case.world.versions[STAGE] = "2"
-    case.now += 2
+    case.move("2")
     follower.round()
     follower.round()
     case.world.gates["2"] = "passed"

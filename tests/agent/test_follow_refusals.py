@@ -28,11 +28,8 @@ def test_a_uri_that_names_no_model_is_shown_once(case: Case) -> None:
 
 
 def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
     case.world.unusable["2"] = InvalidArtifact("no onnx here")
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.world.versions[STAGE] = "2"
     for _ in range(3):
         case.now += 2
@@ -43,13 +40,9 @@ def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case
 
 
 def test_a_stage_that_moves_to_a_pyfunc_needs_the_specs_consent(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
     case.world.pyfuncs = {"2"}
-    follower = case.follower()
-    follower.round()
-    case.world.versions[STAGE] = "2"
-    case.now += 2
+    follower = case.serving("1")
+    case.move("2")
     assert "-C variants.NAME.allow_pyfunc=true" in follower.round().error
     assert case.versions == {"v1": "1"}
 
@@ -68,13 +61,9 @@ def test_a_pyfunc_of_a_fixed_version_is_served(case: Case) -> None:
 
 
 def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.worker_says(v1=LoadedVariant(version="1"))
-    case.world.versions[STAGE] = "2"
-    case.now += 2
+    case.move("2")
     follower.round()
     assert case.versions == {"v1": "2"}
 
@@ -89,17 +78,13 @@ def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Ca
     assert (case.wanted.generation, case.versions) == (3, {"v1": "1"})
     assert case.world.failures == [("models:/tiny/2", "bad graph")]
 
-    case.world.versions[STAGE] = "3"
-    case.now += 2
+    case.move("3")
     assert follower.round().error == ""
     assert case.versions == {"v1": "3"}
 
 
 def test_a_first_version_that_does_not_load_is_fatal(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
+    follower = case.serving("1")
     case.worker_says(v1=LoadedVariant(error="bad graph"))
     state = follower.round()
     assert state.fatal
@@ -118,12 +103,8 @@ def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: 
 
 
 def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
-    case.world.versions[STAGE] = "2"
-    case.now += 2
+    follower = case.serving("1")
+    case.move("2")
     follower.round()
     case.worker_says(v1=LoadedVariant(version="1", error="bad graph"))
     state = case.follower().round()
@@ -132,12 +113,8 @@ def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_t
 
 
 def test_a_version_that_workers_die_of_is_taken_back(case: Case) -> None:
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    follower = case.follower()
-    follower.round()
-    case.world.versions[STAGE] = "2"
-    case.now += 2
+    follower = case.serving("1")
+    case.move("2")
     follower.round()
     for death in (1, 2):
         dead = subprocess.Popen(["true"])

@@ -130,6 +130,19 @@ class Case:
         resolver = VersionResolver(self.world, looks or AtOnce(), fetches or AtOnce(), polling)
         return Follower(self.state_dir, resolver, lambda: self.now + self.jumped)
 
+    def serving(self, version: str) -> Follower:
+        """Return a follower of the stage, after the round by which it serves this version."""
+        self.spec(STAGE)
+        self.world.versions[STAGE] = version
+        follower = self.follower()
+        follower.round()
+        return follower
+
+    def move(self, version: str) -> None:
+        """Move the stage to a version, and let the time come for the next poll."""
+        self.world.versions[STAGE] = version
+        self.now += 2
+
     @property
     def wanted(self) -> Wanted:
         return read_state(self.state_dir / WANTED, Wanted) or Wanted()
