@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,16 @@ class Clock:
         return self.now
 
 
+def start_run(state_dir: Path, run: str) -> Metrics:
+    """The metrics of a server's run, as `server/gunicorn_conf.py` lays them out."""
+    save_capture_counters(state_dir)
+    folder = state_dir / f"metrics-{run}"
+    folder.mkdir()
+    (state_dir / METRICS).unlink(missing_ok=True)
+    (state_dir / METRICS).symlink_to(folder)
+    return Metrics(folder)
+
+
 @dataclass
 class Machine:
     """A state folder with one worker and the agent's parts; `restart` makes anew what a crash of the agent loses."""
@@ -60,6 +70,11 @@ class Machine:
             self.folder, self.shipper.location, self.shipper.progress, self.clock, self.clock
         )
 
+    def start_server(self, run: str) -> None:
+        """End the server's run, and begin the next one."""
+        self.writer.close()
+        self.writer, self.metrics = CaptureWriter(self.folder / "spool"), start_run(self.folder, run)
+
     def told(self) -> Watermark:
         (mark,) = read_watermarks(locate_log(str(self.folder / "log")))
         return mark
@@ -69,23 +84,8 @@ class Machine:
 
 
 @pytest.fixture
-def start_run(tmp_path: Path) -> Callable[[str], Metrics]:
-    """The metrics of a server's run, as `server/gunicorn_conf.py` lays them out."""
-
-    def start(run: str) -> Metrics:
-        save_capture_counters(tmp_path)
-        folder = tmp_path / f"metrics-{run}"
-        folder.mkdir()
-        (tmp_path / METRICS).unlink(missing_ok=True)
-        (tmp_path / METRICS).symlink_to(folder)
-        return Metrics(folder)
-
-    return start
-
-
-@pytest.fixture
-def machine(tmp_path: Path, start_run: Callable[[str], Metrics]) -> Iterator[Machine]:
-    clock, metrics = Clock(), start_run("a")
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    clock, metrics = Clock(), start_run(tmp_path, "a")
     writer = CaptureWriter(tmp_path / "spool")
     machine = Machine(tmp_path, clock, writer, metrics, None, None)  # type: ignore[arg-type]
     machine.restart()
@@ -197,15 +197,12 @@ def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine: Machine
     assert machine.told().shipped_rows == {"e": 3}
 
 
-def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
-    machine: Machine, start_run: Callable[[str], Metrics]
-) -> None:
+def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine: Machine) -> None:
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.round()
     machine.answer(2)  # counted after the agent's last look
-    machine.writer.close()
-    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
+    machine.start_server("b")
     machine.answer(4)
     machine.restart()
     machine.shipper.ship()
@@ -215,21 +212,17 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
     assert mark.ended
 
 
-def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
-    machine: Machine, start_run: Callable[[str], Metrics]
-) -> None:
+def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine: Machine) -> None:
     machine.answer(3)
     machine.watermark.round()
-    machine.writer.close()
-    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
+    machine.start_server("b")
     machine.answer(4)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
     (machine.folder / METRICS).unlink()  # the server ends on a full disk: what is left is of the run before
     machine.restart()
     machine.watermark.end(is_shipped=False)
-    machine.writer.close()
-    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("c")
+    machine.start_server("c")
     machine.answer(5)
     machine.restart()
     machine.shipper.ship()
@@ -238,15 +231,12 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
     assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
 
 
-def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
-    machine: Machine, start_run: Callable[[str], Metrics]
-) -> None:
+def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(machine: Machine) -> None:
     machine.answer(3)
     machine.watermark.round()
     machine.answer(2)
     for run in "bc":  # the agent of b is killed before its first look
-        machine.writer.close()
-        machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run(run)
+        machine.start_server(run)
         machine.answer(4)
     machine.restart()
     machine.shipper.ship()
@@ -256,11 +246,10 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
 
 
 def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_one_goes_on(
-    machine: Machine, start_run: Callable[[str], Metrics]
+    machine: Machine,
 ) -> None:
     machine.answer(3)
-    machine.writer.close()
-    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
+    machine.start_server("b")
     for rows in (4, 5):
         machine.answer(rows)
         machine.shipper.ship()
@@ -271,13 +260,12 @@ def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while
 
 
 def test_where_progress_makes_no_sense_what_ended_runs_have_counted_stays_with_the_earlier_name(
-    machine: Machine, start_run: Callable[[str], Metrics]
+    machine: Machine,
 ) -> None:
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
-    machine.writer.close()
-    machine.writer, machine.metrics = CaptureWriter(machine.folder / "spool"), start_run("b")
+    machine.start_server("b")
     (machine.folder / "progress.json").write_text('{"agent": ')
     machine.answer(4)
     machine.restart()
@@ -340,14 +328,14 @@ def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path:
 
 
 def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_from_zero(
-    machine: Machine, start_run: Callable[[str], Metrics], tmp_path: Path
+    machine: Machine, tmp_path: Path
 ) -> None:
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.round()
     machine.answer(2)
     original = machine.told()
-    copy = replace(machine, folder=tmp_path / "copy", metrics=start_run("b"))
+    copy = replace(machine, folder=tmp_path / "copy", metrics=start_run(tmp_path, "b"))
     shutil.copytree(
         machine.folder, copy.folder, symlinks=True, ignore=lambda folder, names: {"log", "copy"} & set(names)
     )

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.cli.log import size_text, table_lines
 from mlflow_deploy_plugin.inference_log import Label
 from mlflow_deploy_plugin.inference_log.query import QueryResult
+from tests.support.commands import said
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -47,13 +48,6 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
 
 def log(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["log", *arguments])
-
-
-def said(result: Result) -> str:
-    """The one line of a command that failed."""
-    assert result.exit_code == 1
-    assert result.stderr.count("\n") == 1
-    return result.stderr.strip().removeprefix("Error: ")
 
 
 def test_a_table_shows_the_first_rows_and_says_that_there_are_more(writer: LogWriter) -> None:

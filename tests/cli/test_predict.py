@@ -21,6 +21,7 @@ from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, open_output, value_writer
+from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.pyfuncs import Days
 
@@ -31,13 +32,6 @@ SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
 def predict(*arguments: str, given: bytes | None = None) -> Result:
     return CliRunner().invoke(main, ["predict", *arguments], input=given)
-
-
-def said(result: Result) -> str:
-    """The one line of a command that failed without an answer."""
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.strip().removeprefix("Error: ")
 
 
 @pytest.fixture(scope="module")

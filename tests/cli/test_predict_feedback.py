@@ -15,6 +15,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.settings import load_settings
+from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter
 from tests.support.waiting import wait_until
@@ -51,13 +52,6 @@ def labels() -> dict[tuple[float, int], str]:
 
 def feedback(*arguments: str, given: str | None = None) -> Result:
     return CliRunner().invoke(main, ["feedback", *arguments], input=given)
-
-
-def said(result: Result) -> str:
-    """The one line of a command that did nothing."""
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.strip().removeprefix("Error: ")
 
 
 def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[str], tmp_path: Path) -> None:

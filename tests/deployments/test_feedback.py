@@ -10,18 +10,12 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
+from tests.support.commands import said
 from tests.support.inference_log import LogWriter
 
 
 def feedback(*arguments: str, given: str | None = None) -> Result:
     return CliRunner().invoke(main, ["feedback", *arguments], input=given)
-
-
-def said(result: Result) -> str:
-    """The one line of a command that did nothing."""
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.strip().removeprefix("Error: ")
 
 
 @pytest.fixture
