@@ -127,14 +127,19 @@ class _AgentKeeper:
     def _keep(self) -> None:
         crashes = 0
         while not self._stopping.is_set():
-            self._child = Child(self._command)
-            if self._stopping.is_set():  # it came between the question and the start
-                signal_process(self._child.pid, signal.SIGTERM)
-            status = self._child.wait() or 0
-            crashes = 1 if time.monotonic() - self._child.started_at > _STABLE_SECONDS else crashes + 1
+            began = time.monotonic()
+            try:
+                self._child = Child(self._command)
+            except OSError as error:
+                how = f"cannot be started: {error.strerror}"
+            else:
+                if self._stopping.is_set():  # it came between the question and the start
+                    signal_process(self._child.pid, signal.SIGTERM)
+                how = exit_reason(self._child.wait() or 0)
+            crashes = 1 if time.monotonic() - began > _STABLE_SECONDS else crashes + 1
             pause = backoff_seconds(crashes, _MAX_RESTART_SECONDS)
             if not self._stopping.wait(0):
-                logger.error("the agent %s; it is started anew in %.0f s", exit_reason(status), pause)
+                logger.error("the agent %s; it is started anew in %.0f s", how, pause)
                 self._stopping.wait(pause)
 
 

@@ -313,3 +313,22 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
         (agent,) = agents()
         app.kill()
     wait_until(lambda: not agent.is_running(), 20, "the agent has ended")
+
+
+def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(folder: Path, tmp_path: Path) -> None:
+    mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
+    code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as app:
+        assert app.stdout is not None
+        assert app.stderr is not None
+        assert app.stdout.readline() == b"ready\n"
+        process = psutil.Process(app.pid)
+        (killed,) = process.children()
+        limits = process.rlimit(psutil.RLIMIT_NOFILE)
+        process.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(killed.pid, signal.SIGKILL)
+        told = iter(app.stderr.readline, b"")
+        assert any(b"the agent cannot be started: Too many open files" in line for line in told)
+        process.rlimit(psutil.RLIMIT_NOFILE, limits)
+        wait_until(lambda: [one for one in process.children() if one != killed], what="a new agent")
+        app.kill()
