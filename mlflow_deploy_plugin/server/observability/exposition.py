@@ -202,7 +202,8 @@ def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[
         kind, name, text, bounds, labels = orjson.loads(key)
         if (family := families.get(name)) is None:
             family = families[name] = MetricFamily(name, kind, text)
-        buckets = list(zip([*bounds, "+Inf"], accumulate(cells[1:]), strict=True)) if bounds else []
+        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # without bounds: of the lost values
+        buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
         # keys are written with sorted names, which a family has in common
         family.series[tuple(labels.values())] = MetricSeries(labels, cells[0], buckets)
     return [families[name] for name in sorted(families)]
@@ -234,11 +235,10 @@ def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Ite
     if family.kind != "histogram":
         yield f"{name}{braced} {series.value!r}\n"
         return
-    if series.buckets:
-        begin = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
-        for bound, count in series.buckets:
-            yield f'{begin}le="{bound}"}} {count!r}\n'
-        yield f"{name}_count{braced} {series.count!r}\n"
+    begin = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
+    for bound, count in series.buckets:
+        yield f'{begin}le="{bound}"}} {count!r}\n'
+    yield f"{name}_count{braced} {series.count!r}\n"
     yield f"{name}_sum{braced} {series.value!r}\n"
 
 
