@@ -20,7 +20,7 @@ from typing import Any
 from flask import Flask, Response, jsonify, make_response
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused, StoreUnavailable
 from mlflow_deploy_plugin.gate import policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ERROR_TAG,
@@ -98,14 +98,6 @@ class AuditTrail:
 
 
 @dataclass(frozen=True)
-class GateDecision:
-    """The gate's decision: why it refuses, or why it does not. Both are empty if nothing is gated."""
-
-    refusal: str = ""
-    why: str = ""
-
-
-@dataclass(frozen=True)
 class RegistryChange:
     """A change of the meaning of a reference to a model, as it is written into the audit trail.
 
@@ -113,7 +105,7 @@ class RegistryChange:
         action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
         before: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         after: the same after the change.
-        refusal: why the gate refuses it; empty if it does not.
+        why: why it is made, as far as the gate knows; or why the gate refuses it.
         detail: what else the audit trail has of it.
         also_of: other models whose trail has it, too.
         is_served_again: the version was rolled back, and comes to a stage or alias that is served.
@@ -124,8 +116,7 @@ class RegistryChange:
     version: str
     before: str
     after: str
-    why: str = ""
-    refusal: str = ""
+    why: str | Refused = ""
     detail: dict[str, Any] | None = None
     also_of: tuple[str, ...] = ()
     is_served_again: bool = False
@@ -155,8 +146,7 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         str(version.version),
         version.current_stage,
         stage,
-        decision.why,
-        decision.refusal,
+        decision,
         detail | move_detail(stage, others[0] if others else ""),
         is_served_again=place.is_served_from and ROLLED_BACK_TAG in version.tags,
     )
@@ -175,8 +165,7 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
         str(version.version),
         _alias_text(message.alias, holder),
         _alias_text(message.alias, version.version),
-        decision.why,
-        decision.refusal,
+        decision,
         move_detail(f"@{message.alias}", str(holder or "")),
         is_served_again=ROLLED_BACK_TAG in version.tags,
     )
@@ -291,8 +280,8 @@ def _registry() -> Any:
     return handlers._get_model_registry_store()
 
 
-def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, holder: str) -> GateDecision:
-    """Return the gate's decision about a version that is moved to a stage or alias.
+def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, holder: str) -> str | Refused:
+    """Return why the gate lets a version move to a stage or alias, or why not; empty if nothing is gated.
 
     Args:
         model: MLflow's entity, as `version`.
@@ -302,21 +291,21 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
     try:
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # nobody knows what is gated
-        return GateDecision(refusal=f"{what} was not moved to {place}: {error.message}")
+        return Refused(f"{what} was not moved to {place}: {error.message}")
     if policy is None or not policy.gates(place):
-        return GateDecision()
+        return ""
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.state == "passed" and judged_by != policy.digest:
         status = GateStatus(False, "", "it passed another policy than the model has now")
     if status.passed:
-        return GateDecision(why=f"gate {status.state}: {status.reason}")
+        return f"gate {status.state}: {status.reason}"
     if holder == number:
-        return GateDecision(why="it is there already")
+        return "it is there already"
     if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
-        return GateDecision(why=f"back to what stood there before version {holder}; its gate: {status.reason}")
-    return GateDecision(
-        refusal=f"{what} may not become {place}: {status.reason}. "
+        return f"back to what stood there before version {holder}; its gate: {status.reason}"
+    return Refused(
+        f"{what} may not become {place}: {status.reason}. "
         f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
     )
 
@@ -374,9 +363,9 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
                 headers = {"Content-Type": "application/json"}
                 return make_response(error.serialize_as_json(), error.get_http_status_code(), headers)
             change = None
-        if change is not None and change.refusal:
+        if change is not None and isinstance(change.why, Refused):
             _record(trail, change, "refused")
-            body = jsonify(error_code="PERMISSION_DENIED", message=change.refusal)
+            body = jsonify(error_code="PERMISSION_DENIED", message=change.why.reason)
             return make_response(body, 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
@@ -404,6 +393,6 @@ def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:
             version=change.version,
             before=change.before,
             after=change.after,
-            why=change.refusal or change.why,
+            why=change.why.reason if isinstance(change.why, Refused) else change.why,
             detail={"via": _VIA, "address": who.address, **(change.detail or {})},
         )
