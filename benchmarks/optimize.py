@@ -106,10 +106,8 @@ def main() -> None:
             model = name.partition(",")[0]
             with mlflow.start_run():
                 onnxserve.log_model(network, name="model", registered_model_name=model, input_example=learned[:300])
-            evaluation = ("held_out.parquet", "digit", None)
-            done = try_forms(
-                f"models:/{model}/1", RECIPES, is_auto=True, evaluation=evaluation, max_loss=0.02, original=network
-            )
+            uri, data, target = f"models:/{model}/1", "held_out.parquet", "digit"
+            done = try_forms(uri, RECIPES, data=data, target=target, max_loss=0.02, original=network)
             for form in done.forms:
                 print(f"| {name}: {form.name} | {cells(form)} |", flush=True)
             print(f"<!-- {name}: {done.chosen or done.reason}; {dict(done.impossible)} -->", flush=True)

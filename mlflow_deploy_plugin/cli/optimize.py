@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
-from mlflow_deploy_plugin.errors import ConversionError, ParityError
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.optimization import GraphProfile, Optimization
@@ -60,16 +59,7 @@ _SHOWN_NODES = 10
 @option("--register", metavar="NAME", show_default="the model itself", help="Registered model of the new version.")
 @output_option
 def optimize(
-    model_uri: str,
-    int8: Any,
-    fp16: bool,
-    prune: float | None,
-    auto: bool,
-    data: str,
-    target: str,
-    metric: Any,
-    output: str,
-    **options: Any,
+    model_uri: str, int8: Any, fp16: bool, prune: float | None, auto: bool, output: str, **options: Any
 ) -> None:
     """Make a version smaller or faster, and measure what it loses.
 
@@ -89,16 +79,10 @@ def optimize(
             "say which form: --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all"
         )
     done = try_forms(
-        model_uri,
-        ALL_RECIPES if auto else (Recipe(int8, fp16, prune),),
-        is_auto=auto,
-        evaluation=(data, target, metric),
-        progress=show_progress,
-        **options,
+        model_uri, ALL_RECIPES if auto else (Recipe(int8, fp16, prune),), progress=show_progress, **options
     )
     show_result(output, asdict(done), _optimization_lines(done))
-    if done.is_refused:
-        raise (ConversionError if done.impossible else ParityError)(done.reason)
+    done.raise_if_refused()
 
 
 def _optimization_lines(done: "Optimization") -> Iterator[str]:

@@ -1,9 +1,10 @@
 """Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
 
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlflow_deploy_plugin.evaluation import (
     torch_original,
 )
 from mlflow_deploy_plugin.gate import choose_policy
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.optimization import forms, saved_form
 from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
 from mlflow_deploy_plugin.processes import Worker
@@ -47,7 +49,7 @@ from mlflow_deploy_plugin.registry import (
     registry_errors,
     resolve,
 )
-from mlflow_deploy_plugin.runtime import Array, OnnxModel, slice_feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, slice_feeds
 from mlflow_deploy_plugin.statedir import temporary_folder
 
 MIN_ROWS = 100
@@ -56,6 +58,7 @@ MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
 _TRIAL_SECONDS = 300.0
+_SEED = 7
 _LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
 
 
@@ -130,16 +133,10 @@ class Optimization:
     model: str = ""
     version: str = ""
 
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows: some to calibrate and tune on, others to measure the loss on."""
-
-    calibration: NamedArrays
-    evaluation: NamedArrays
-    calibration_truth: Array | None = None
-    truth: Array | None = None
-    metric: MetricName | None = None
+    def raise_if_refused(self) -> None:
+        """Raise ConversionError for a form that cannot be made, ParityError for one that loses too much."""
+        if self.is_refused:
+            raise (ConversionError if self.impossible else ParityError)(self.reason)
 
 
 def optimize(
@@ -190,16 +187,16 @@ def optimize(
     done = try_forms(
         model_uri,
         recipes,
-        is_auto=auto,
         rows=rows,
-        evaluation=(data, target, metric),
+        data=data,
+        target=target,
+        metric=metric,
         max_loss=max_loss,
         original=original,
         epochs=epochs,
         register=register,
     )
-    if done.is_refused:
-        raise (ConversionError if done.impossible else ParityError)(done.reason)
+    done.raise_if_refused()
     return done
 
 
@@ -207,20 +204,22 @@ def try_forms(
     model_uri: str,
     recipes: Sequence[Recipe],
     *,
-    is_auto: bool = False,
     rows: int | None = None,
-    evaluation: tuple[str, str, MetricName | None] = ("", "", None),
+    data: str = "",
+    target: str = "",
+    metric: MetricName | None = None,
     max_loss: float = 0.01,
     original: Any = "",
     epochs: int = 10,
     register: str | None = None,
-    seed: int = 7,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: ProgressCallback = lambda line: None,
 ) -> Optimization:
     """Make and measure the forms, and register the one that is chosen; a refusal is part of the result.
 
     Args:
-        evaluation: dataset, target and metric. The others: as `optimize`.
+        recipes: a single one is taken if it is within the limit; of several, the fastest one that is.
+
+    The others are as in `optimize`.
 
     Raises:
         InvalidConfig, NotFound, RegistryUnavailable: as `optimize`.
@@ -231,7 +230,8 @@ def try_forms(
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
     check_new_name(register or "")
     resolved = resolve(model_uri)
-    name = register or (resolved.name if resolved.source == f"models:/{resolved.name}/{resolved.version}" else "")
+    is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
+    name = register or (resolved.name if is_registered else "")
     if not name:
         raise InvalidConfig(f"{model_uri} is no registered version: name the model to register the form under")
     progress(f"fetching {resolved.source}")
@@ -240,66 +240,73 @@ def try_forms(
         if base.artifact.optimization:
             first = base.artifact.optimization.get("base")
             raise InvalidConfig(f"{resolved.source} is an optimized form of {first} itself: optimize that")
-        split = _read_rows(base, resolved, evaluation, seed)
+        if is_registered and not data:
+            own = choose_policy(resolved.name).policy.evaluation
+            data, target, metric = own.dataset, target or own.target, metric or own.metric
+        calibration, evaluation = _read_halves(base, data, target)
         if any(recipe.prune for recipe in recipes) and isinstance(original, str):
             named, original = original, torch_original(resolved, folder, original)
             if named and isinstance(original, Refused):
                 raise InvalidConfig(original.reason)
-        made, impossible = {}, {}
+        made: dict[str, _Draft] = {}
+        impossible = {}
         with ExitStack() as ended:
             trial = Worker(stderr=subprocess.DEVNULL)
             ended.callback(trial.end)
-            workshop = _Workshop(resolved, folder, drafts, base, split, original, epochs, seed, trial)
+            maker = _FormMaker(base, calibration, evaluation, metric, original, epochs, drafts, trial)
             for recipe in recipes:
                 progress(f"making {recipe}")
                 try:
-                    made[str(recipe)] = workshop.make(recipe)
+                    made[str(recipe)] = maker.make(recipe)
                 except ConversionError as error:
                     impossible[str(recipe)] = error.message
         progress(f"measuring {len(made)} forms beside the base, in turns")
-        costs = measure_forms([folder, *(draft.folder for draft in made.values())], split.evaluation)
-        measured = [MeasuredForm("base", costs[0])]
-        for (form, draft), cost in zip(made.items(), costs[1:], strict=True):
-            measured.append(MeasuredForm(form, cost, draft.agreement, draft.note))
-        done = choose(Optimization(resolved.source, tuple(measured), impossible, max_loss), is_auto, rows)
+        of_base, *costs = measure_forms([folder, *(draft.folder for draft in made.values())], evaluation.rows)
+        measured = {
+            form: MeasuredForm(form, cost, draft.agreement, draft.note)
+            for (form, draft), cost in zip(made.items(), costs, strict=True)
+        }
+        found = (MeasuredForm("base", of_base), *measured.values())
+        done = choose(Optimization(resolved.source, found, impossible, max_loss), len(recipes) > 1, rows)
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
-        chosen = next(form for form in measured if form.name == done.chosen)
-        version = _log_form(workshop, made[done.chosen].graph, chosen, costs[0], name)
+        version = _log_form(base, resolved, made[done.chosen], measured[done.chosen], of_base, name)
         return replace(done, model=name, version=version)
 
 
-def _read_rows(
-    base: LoadedOnnx, resolved: ResolvedModel, evaluation: tuple[str, str, MetricName | None], seed: int
-) -> _Rows:
-    """Return the rows, split into those that calibrate and those that measure.
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """Half of the rows, and their labels if these are known."""
+
+    rows: NamedArrays
+    truth: Array | None
+
+
+def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
+    """Return the rows to calibrate and tune on, and those to measure the loss on.
 
     Raises:
         InvalidConfig: there are too few, or the dataset cannot be read.
     """
-    data, target, metric = evaluation
-    if not data and resolved.source == f"models:/{resolved.name}/{resolved.version}":
-        own = choose_policy(resolved.name).policy.evaluation
-        data, target, metric = own.dataset, target or own.target, metric or own.metric
     truth: Array | None = None
     if target and not data:
         raise InvalidConfig("target: name the data that has it; the reference beside a model has no labels")
-    if data and target:
-        labelled = load_dataset(data, target, base.artifact, seed, 2 * MAX_ROWS)
+    if target:
+        labelled = load_dataset(data, target, base.artifact, _SEED, 2 * MAX_ROWS)
         rows, truth = labelled.rows, labelled.truth
     else:
-        found = load_rows(data, base.artifact, 2 * MAX_ROWS, seed) if data else None
-        rows = found or reference_rows(base.artifact, 2 * MAX_ROWS, seed) or {}
+        found = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
+        rows = found or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
     total = count_rows(rows)
     if total < MIN_ROWS:
         where = data or "the reference beside the model"
         raise InvalidConfig(
             f"{where} has {total} rows, of which no loss can be told; give data with {MIN_ROWS} or more"
         )
-    first, rest = np.split(np.random.default_rng(seed).permutation(total), [total // 2])
-    known = (None, None) if truth is None else (truth[first], truth[rest])
-    return _Rows(take_rows(rows, first), take_rows(rows, rest), known[0], known[1], metric)
+    halves = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
+    first, rest = (_Half(take_rows(rows, half), None if truth is None else truth[half]) for half in halves)
+    return first, rest
 
 
 @dataclass(frozen=True)
@@ -309,30 +316,38 @@ class _Draft:
     graph: Any
     folder: Path
     agreement: Agreement
-    note: str = ""
+    note: str
 
 
 @dataclass(eq=False)
-class _Workshop:
-    """The base and the rows, from which forms are made."""
+class _FormMaker:
+    """Makes forms of a base, each in a folder of its own in `drafts`, and compares them with it.
 
-    resolved: ResolvedModel
-    base_folder: Path
-    drafts: Path
+    Attributes:
+        original: the torch module, or the reason why there is none.
+        epochs: of the training after pruning.
+        trial: the process in which a form is run first: ONNX Runtime may crash on a graph that its own tools have made.
+    """
+
     base: LoadedOnnx
-    rows: _Rows
+    calibration: _Half
+    evaluation: _Half
+    metric: MetricName | None
     original: Any
     epochs: int
-    seed: int
+    drafts: Path
     trial: Worker
-    answers: dict[str, Array] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.answers = self.base.outputs(self.rows.evaluation)
-        self.graph = onnx.load(str(self.base.artifact.onnx_file))
-        feeds = self.base.feeds(take_rows(self.rows.calibration, slice(0, CALIBRATION_ROWS)))
-        count = min(count_rows(self.rows.calibration), CALIBRATION_ROWS)
-        self.feeds = [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+    @cached_property
+    def answers(self) -> dict[str, Array]:
+        return self.base.outputs(self.evaluation.rows)
+
+    @cached_property
+    def feeds(self) -> list[Feeds]:
+        """The rows that calibrate, in parts."""
+        rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
+        feeds, count = self.base.feeds(rows), count_rows(rows)
+        return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
 
     def make(self, recipe: Recipe) -> _Draft:
         """Make a form and compare it with the base.
@@ -340,24 +355,9 @@ class _Workshop:
         Raises:
             ConversionError: there is no such form, or ONNX Runtime cannot load it.
         """
-        graph, note = self.graph, ""
+        graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
         if recipe.prune:
-            if not isinstance(self.original, Refused):
-                from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned  # imports torch
-
-                graph = pruned_and_tuned(
-                    self.original,
-                    self.base,
-                    recipe.prune,
-                    self.rows.calibration,
-                    self.rows.calibration_truth,
-                    self.epochs,
-                    self.seed,
-                )
-                note = f"tuned in {self.epochs} passes"
-            else:
-                graph = forms.pruned(graph, recipe.prune)
-                note = f"cannot be tuned, because {self.original.reason}"
+            graph, note = self.prune(graph, recipe.prune)
         if recipe.fp16:
             graph = forms.half_precision(graph, self.feeds)
         if recipe.int8 == "dynamic":
@@ -366,42 +366,46 @@ class _Workshop:
             return self.best_scales(graph, str(recipe), note)
         return self.draft(graph, str(recipe), note)
 
+    def prune(self, graph: Any, share: float) -> tuple[Any, str]:
+        """Return the pruned graph, tuned if there is an original, and a note of that."""
+        if isinstance(self.original, Refused):
+            return forms.pruned(graph, share), f"cannot be tuned, because {self.original.reason}"
+        from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned  # imports torch
+
+        rows, truth = self.calibration.rows, self.calibration.truth
+        tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
+        return tuned, f"tuned in {self.epochs} passes"
+
     def best_scales(self, graph: Any, name: str, note: str) -> _Draft:
         """Make 8-bit integers with one scale a channel and with one a tensor; keep the form closer to the base.
 
         The quantizer of ONNX Runtime 1.31 refuses scales by channel for a Gemm whose bias is a matrix.
         """
         found: list[tuple[float, _Draft]] = []
-        failure: ConversionError | None = None
+        failures = []
         for per_channel, scales in ((True, "one scale a channel"), (False, "one scale a tensor")):
             try:
                 quantized = forms.int8_static(graph, self.feeds, per_channel)
                 draft = self.draft(quantized, f"{name}, {scales}", ", ".join(filter(None, [note, scales])))
             except ConversionError as error:
-                failure = failure or error
+                failures.append(error)
                 continue
-            compared = compare_with_base(self.base, LoadedOnnx(OnnxModel.load(draft.folder)), self.rows.calibration)
+            form = LoadedOnnx(OnnxModel.load(draft.folder))
+            compared = compare_with_base(self.base, form, self.calibration.rows)
             found.append((compared.relative_difference, draft))
         if not found:
-            raise failure or ConversionError("it has no such form")
+            raise failures[0]
         return min(found, key=lambda one: one[0])[1]
 
     def draft(self, graph: Any, name: str, note: str) -> _Draft:
-        folder = self.drafts / name
-        saved_form.save_model(folder, base=self.base_folder, graph=graph, record={}, parity={}, is_draft=True)
-        try:  # in a process of its own, because ONNX Runtime may crash on a graph that its own tools have made
+        folder, half = self.drafts / name, self.evaluation
+        saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
+        try:
             self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
         except OnnxserveError as error:
             raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
-        rows = self.rows
-        agreement = compare_with_base(
-            self.base,
-            LoadedOnnx(OnnxModel.load(folder)),
-            rows.evaluation,
-            rows.truth,
-            rows.metric,
-            base_outputs=self.answers,
-        )
+        form = LoadedOnnx(OnnxModel.load(folder))
+        agreement = compare_with_base(self.base, form, half.rows, half.truth, self.metric, self.answers)
         return _Draft(graph, folder, agreement, note)
 
 
@@ -409,46 +413,42 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
     """Return the outcome with the chosen form: the fastest, or the only one, that is within the limit."""
     within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
     if is_auto:
-        faster = [form for form in within if form.cost.is_faster(rows)]
-        if not faster:
-            of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows together"
-            return replace(
-                done, reason=f"nothing was faster than {done.base} for {of}, within a loss of {done.max_loss:g}"
-            )
-        return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
-    if done.impossible:
-        ((name, why),) = done.impossible.items()
-        return replace(done, is_refused=True, reason=f"{done.base} cannot have the form {name}: {why}")
+        if faster := [form for form in within if form.cost.is_faster(rows)]:
+            return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
+        of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows together"
+        return replace(done, reason=f"nothing was faster than {done.base} for {of}, within a loss of {done.max_loss:g}")
     if within:
         return replace(done, chosen=within[0].name)
-    (form,) = done.forms[1:]
-    assert form.agreement is not None
-    agreement = form.agreement
-    return replace(
-        done,
-        is_refused=True,
-        reason=f"{form.name} loses {agreement.loss:.4g} ({agreement.loss_of}), more than the limit of "
-        f"{done.max_loss:g}: {agreement}",
-    )
+    if done.impossible:
+        ((name, why),) = done.impossible.items()
+        reason = f"{done.base} cannot have the form {name}: {why}"
+    else:
+        (form,) = done.forms[1:]
+        lost = form.agreement
+        assert lost is not None
+        limit = f"more than the limit of {done.max_loss:g}"
+        reason = f"{form.name} loses {lost.loss:.4g} ({lost.loss_of}), {limit}: {lost}"
+    return replace(done, is_refused=True, reason=reason)
 
 
-def _log_form(workshop: _Workshop, graph: Any, form: MeasuredForm, base_cost: FormCost, name: str) -> str:
+def _log_form(
+    base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, form: MeasuredForm, base_cost: FormCost, name: str
+) -> str:
     """Log the form to its base's run and register it as a version. Raises RegistryUnavailable if MLflow is down."""
-    resolved, agreement, client = workshop.resolved, form.agreement, registry_client()
-    assert agreement is not None
+    client, agreement = registry_client(), draft.agreement
     size_ratio = form.cost.size / base_cost.size
     ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
     figures = {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}
     record = {
         "base": resolved.source,
-        "base_digest": graph_digest(workshop.base),
+        "base_digest": graph_digest(base),
         "form": form.name,
         "note": form.note,
         "loss_of": agreement.loss_of,
         **figures,
     }
     parity = {
-        "state": "warned" if workshop.base.artifact.parity_state != "no-original" else "no-original",
+        "state": "warned" if base.artifact.parity_state != "no-original" else "no-original",
         "rows": agreement.rows,
         "problem": f"it is {resolved.source} as {form.name}: {agreement}",
     }
@@ -464,8 +464,8 @@ def _log_form(workshop: _Workshop, graph: Any, form: MeasuredForm, base_cost: Fo
             run_id=run_id,
             registered_model_name=name,
             tags=tags,
-            base=workshop.base_folder,
-            graph=graph,
+            base=base.artifact.folder,
+            graph=draft.graph,
             record=record,
             parity=parity,
         )

@@ -28,18 +28,17 @@ def save_model(
     *,
     base: Path,
     graph: Any,
-    record: Mapping[str, Any],
-    parity: Mapping[str, Any],
-    is_draft: bool = False,
+    record: Mapping[str, Any] | None = None,
+    parity: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a folder like `base`, with its signature, example, reference and environment, and another graph.
 
     Args:
         path: a folder that does not exist yet, or is empty.
         graph: an `onnx.ModelProto` with the inputs and outputs of the base.
-        record: the section `optimization` of the MLmodel file.
+        record: the section `optimization` of the MLmodel file; None for a draft, whose reference keeps the base's
+            predictions. They are computed anew otherwise.
         parity: the section `parity`, for a base of our flavor.
-        is_draft: the reference keeps the base's predictions; they are computed anew otherwise.
 
     Raises:
         ConversionError: the graph does not fit into a file.
@@ -52,17 +51,17 @@ def save_model(
     digests = write_graph(folder, graph)
     before = Model.load(str(base))
     section = before.flavors[artifact.flavor]
-    section |= {"data": ONNX_FILE, "optimization": dict(record)}
+    section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
         section["digests"] = digests
-        section["parity"] = dict(parity)
-        proof = {**parity, "optimization": dict(record), "parity_of_base": dict(artifact.parity)}
+        section["parity"] = dict(parity or {})
+        proof = {**section["parity"], "optimization": section["optimization"], "parity_of_base": dict(artifact.parity)}
         (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
     model = mlflow_model if mlflow_model is not None else Model()
     model.flavors, model.signature, model.metadata = before.flavors, before.signature, before.metadata
     model.saved_input_example_info = before.saved_input_example_info
     model.save(str(folder / MLMODEL))
-    if is_draft:
+    if record is None:
         return
     if artifact.reference:  # drift of the predictions is judged against the form's own
         form, path = LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference

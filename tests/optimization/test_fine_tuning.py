@@ -60,14 +60,7 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
     for name, graph in (("tuned", tuned), ("plain", plain)):
         matrices = [numpy_helper.to_array(one) for one in graph.graph.initializer if len(one.dims) == 2]
         assert [(matrix == 0).mean() for matrix in matrices] == pytest.approx([0.8, 0.8], abs=0.02)
-        save_model(
-            tmp_path / name,
-            base=base.artifact.folder,
-            graph=graph,
-            record={},
-            parity={"state": "warned"},
-            is_draft=True,
-        )
+        save_model(tmp_path / name, base=base.artifact.folder, graph=graph)
         form = load_version(tmp_path / name)
         assert isinstance(form, LoadedOnnx)
         loss[name] = compare_with_base(base, form, held_out, DIGITS[400:]).loss

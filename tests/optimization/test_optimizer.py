@@ -94,7 +94,7 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
     registry.create_registered_model("linear")
     reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
     registry.create_model_version("linear", write_classifier(tmp_path / "linear", reference=reference).as_uri())
-    done = try_forms("models:/linear/1", [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)], is_auto=True)
+    done = try_forms("models:/linear/1", [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)])
     assert list(done.impossible) == ["int8 dynamic", "fp16"]
     assert done.impossible["int8 dynamic"].startswith("no MatMul of it has weights of 32-bit floats")
     assert not done.chosen
