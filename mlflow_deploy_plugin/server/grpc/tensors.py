@@ -141,7 +141,7 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
         if not raw:
             arrays[head.name] = head, _from_contents(head, entry.contents)
-        elif entry.HasField("contents"):
+        elif entry.contents.ByteSize():
             raise InvalidRequest(f"{head} has contents, beside raw_input_contents; one of them is expected")
         else:
             arrays[head.name] = head, from_binary(head, memoryview(raw[position]))

@@ -153,6 +153,14 @@ def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
         decode(request, artifact, schema)
 
 
+def test_empty_contents_beside_bytes_are_none_as_mlservers_client_sends_them() -> None:
+    array = np.array([[1.0, 2.0]], np.float32)
+    request = request_of(array, "FP32", is_raw=True)
+    request.inputs[0].contents.SetInParent()
+    assert request.inputs[0].HasField("contents")
+    np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
+
+
 def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> None:
     """Triton's client then sends bytes for the other inputs alone."""
     array = np.ones((1, 2), np.float32)
