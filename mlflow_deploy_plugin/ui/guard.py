@@ -20,7 +20,7 @@ from typing import Any
 from flask import Flask, Response, jsonify, make_response
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused, StoreUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.gate import policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ERROR_TAG,
@@ -105,7 +105,7 @@ class RegistryChange:
         action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
         before: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         after: the same after the change.
-        why: why it is made, as far as the gate knows; or why the gate refuses it.
+        why: why the gate lets it pass, or refuses it; empty if nothing is gated.
         detail: what else the audit trail has of it.
         also_of: other models whose trail has it, too.
         is_served_again: the version was rolled back, and comes to a stage or alias that is served.
@@ -116,7 +116,8 @@ class RegistryChange:
     version: str
     before: str
     after: str
-    why: str | Refused = ""
+    why: str = ""
+    is_refused: bool = False
     detail: dict[str, Any] | None = None
     also_of: tuple[str, ...] = ()
     is_served_again: bool = False
@@ -135,7 +136,7 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     is_unserved = stage in _UNSERVED_STAGES
     holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
     place = StageOrAlias(stage=stage)
-    decision = _decide(trail, model, version, place, holders[0] if holders else "")
+    why, is_refused = _decide(trail, model, version, place, holders[0] if holders else "")
     detail: dict[str, Any] = {}
     others = [other for other in holders if other != str(version.version)]
     if others:
@@ -146,7 +147,8 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         str(version.version),
         version.current_stage,
         stage,
-        decision,
+        why,
+        is_refused,
         detail | move_detail(stage, others[0] if others else ""),
         is_served_again=place.is_served_from and ROLLED_BACK_TAG in version.tags,
     )
@@ -158,14 +160,15 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
     if _is_only_a_prompt(model):
         return None
     holder = model.aliases.get(message.alias)
-    decision = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
+    why, is_refused = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
     return RegistryChange(
         "alias",
         message.name,
         str(version.version),
         _alias_text(message.alias, holder),
         _alias_text(message.alias, version.version),
-        decision,
+        why,
+        is_refused,
         move_detail(f"@{message.alias}", str(holder or "")),
         is_served_again=ROLLED_BACK_TAG in version.tags,
     )
@@ -280,8 +283,8 @@ def _registry() -> Any:
     return handlers._get_model_registry_store()
 
 
-def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, holder: str) -> str | Refused:
-    """Return why the gate lets a version move to a stage or alias, or why not; empty if nothing is gated.
+def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, holder: str) -> tuple[str, bool]:
+    """Return why the gate lets a version move to a stage or alias, or why not, and True if it refuses.
 
     Args:
         model: MLflow's entity, as `version`.
@@ -291,23 +294,21 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
     try:
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # nobody knows what is gated
-        return Refused(f"{what} was not moved to {place}: {error.message}")
+        return f"{what} was not moved to {place}: {error.message}", True
     if policy is None or not policy.gates(place):
-        return ""
+        return "", False
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.state == "passed" and judged_by != policy.digest:
         status = GateStatus(False, "", "it passed another policy than the model has now")
     if status.passed:
-        return f"gate {status.state}: {status.reason}"
+        return f"gate {status.state}: {status.reason}", False
     if holder == number:
-        return "it is there already"
+        return "it is there already", False
     if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
-        return f"back to what stood there before version {holder}; its gate: {status.reason}"
-    return Refused(
-        f"{what} may not become {place}: {status.reason}. "
-        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
-    )
+        return f"back to what stood there before version {holder}; its gate: {status.reason}", False
+    how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
+    return f"{what} may not become {place}: {status.reason}. {how}", True
 
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
@@ -363,9 +364,9 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
                 headers = {"Content-Type": "application/json"}
                 return make_response(error.serialize_as_json(), error.get_http_status_code(), headers)
             change = None
-        if change is not None and isinstance(change.why, Refused):
+        if change is not None and change.is_refused:
             _record(trail, change, "refused")
-            body = jsonify(error_code="PERMISSION_DENIED", message=change.why.reason)
+            body = jsonify(error_code="PERMISSION_DENIED", message=change.why)
             return make_response(body, 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
@@ -393,6 +394,6 @@ def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:
             version=change.version,
             before=change.before,
             after=change.after,
-            why=change.why.reason if isinstance(change.why, Refused) else change.why,
+            why=change.why,
             detail={"via": _VIA, "address": who.address, **(change.detail or {})},
         )
