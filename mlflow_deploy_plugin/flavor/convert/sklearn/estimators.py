@@ -15,7 +15,13 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -269,6 +275,16 @@ def convertible_copy(fitted: Any) -> Any:
 
 def _prepare(part: Any) -> None:
     """Change the options of an estimator that skl2onnx does not read, and that change no prediction."""
+    if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+        # they learn from other rows than their ancestors, and answer alike
+        part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+        part.estimators_ = [
+            one.steps[-1][1] if isinstance(one, Pipeline) and hasattr(one.steps[0][1], "fit_resample") else one
+            for one in part.estimators_
+        ]
+    if isinstance(part, AdaBoostClassifier) and getattr(part, "classes_", np.empty(0)).dtype.kind == "b":
+        # skl2onnx takes these for texts
+        part.classes_ = part.classes_.astype(np.int64)
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
     if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20

@@ -83,6 +83,7 @@ def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
 Node = tuple[int, float, int, int, bool, float]
 """The fields of a node of `Tree`, in their order."""
 LEAF = -1
+_NO_CODE = -1
 _MAX_PADDING = 8
 """The most nodes of a level of a complete tree, for each node that the trees have in the mean."""
 
@@ -311,6 +312,7 @@ def histogram_boosting(estimator: Any) -> Boosting:
         nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
         members = {
             int(node): [code for code in range(256) if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1]
+            or [_NO_CODE]  # missing values alone go to the left
             for node in np.flatnonzero(nodes["is_categorical"])
         }
         left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))

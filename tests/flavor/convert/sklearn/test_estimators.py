@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
+from sklearn.ensemble import BaggingClassifier, GradientBoostingRegressor, RandomForestClassifier, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
@@ -71,6 +71,32 @@ def test_a_sampler_in_a_pipeline_is_left_out() -> None:
     model = make_pipeline(StandardScaler(), Sampler(), LinearRegression()).fit(rows, rows[:, 0])
 
     assert wrap(model, rows).report.state == "proven"
+
+
+class BalancedForest(RandomForestClassifier):  # type: ignore[misc]
+    """An ensemble as imbalanced-learn has them: it learns otherwise, and predicts as scikit-learn's."""
+
+    __module__ = "imblearn.ensemble._forest"
+
+
+class BalancedBagging(BaggingClassifier):  # type: ignore[misc]
+    """An ensemble whose members draw their rows by a sampler."""
+
+    __module__ = "imblearn.ensemble._bagging"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        BalancedForest(5),
+        BalancedBagging(make_pipeline(Sampler(), make_pipeline(StandardScaler(), LogisticRegression())), 3),
+    ],
+    ids=["forest", "bagging"],
+)
+def test_an_ensemble_of_imbalanced_learn_answers_as_its_ancestor(model: Any) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 2))
+
+    assert wrap(model.fit(rows, rows[:, 0] > 0), rows).report.state == "proven"
 
 
 def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:

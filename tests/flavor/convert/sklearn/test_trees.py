@@ -176,6 +176,12 @@ def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> 
     assert wrap(model.fit(rows, targets), rows).report.state == "proven"
 
 
+def test_stumps_of_true_and_false_are_proven() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 2))
+
+    assert wrap(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows).report.state == "proven"
+
+
 def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 2))
     labels = (np.abs(rows[:, 0]) + rows[:, 1] > 1).astype(int)
@@ -201,6 +207,13 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
     ):
         fitted = model.fit(table, target if isinstance(model, HistGradientBoostingRegressor) else target > 1)
         assert wrap(fitted, table).report.state == "proven"
+
+
+def test_a_split_between_missing_and_all_categories_is_proven() -> None:
+    table = pd.DataFrame({"city": pd.Categorical(["rome", "oslo", None] * 100), "size": np.arange(300.0) % 7})
+    model = HistGradientBoostingRegressor(max_iter=5).fit(table, table["city"].isna() * 3.0 + table["size"])
+
+    assert wrap(model, table).report.state == "proven"
 
 
 def test_histograms_with_categories_in_a_matrix_are_proven() -> None:

@@ -6,6 +6,7 @@ Distances have 64 bits, and are those of scikit-learn's `metrics.pairwise`.
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
@@ -28,11 +29,21 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedA
 from mlflow_deploy_plugin.runtime import Array
 
 _MAX_DIFFERENCES = 100_000  # of a row: with more, all differences at once would take 1 MB a row and more
+_MAX_DENSE = 10_000_000  # numbers of 8 bytes in the graph, which takes some ten times as much to write
+
+
+def _dense(known: Any) -> Array:
+    """Return learned rows [K, k] as an array; those of texts are sparse."""
+    if issparse(known):
+        if np.prod(known.shape) > _MAX_DENSE:
+            raise NotImplementedError(f"{known.shape[0]} learned rows of {known.shape[1]} sparse columns")
+        known = known.toarray()
+    return np.asarray(known, float)
 
 
 def squared_distances(x: TracedArray, known: Array) -> TracedArray:
     """Return [N, K]: by differences, which are exact between equal rows; of many long rows by their products."""
-    known = np.asarray(known, float)
+    known = _dense(known)
     if known.size <= _MAX_DIFFERENCES:
         away = x[:, None, :] - known
         return (away * away).sum(axis=2)
@@ -46,7 +57,7 @@ def distances(x: TracedArray, known: Array, metric: Any, p: float = 2) -> Traced
     Raises:
         NotImplementedError: another metric than the Euclidean one and its relatives.
     """
-    known = np.asarray(known, float)
+    known = _dense(known)
     power = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}.get(metric)
     if power == 2:
         return np.sqrt(squared_distances(x, known))
@@ -72,7 +83,7 @@ def kernel(
     Raises:
         NotImplementedError: another kernel.
     """
-    known = np.asarray(known, float)
+    known = _dense(known)
     scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
     shift = 1.0 if coef0 is None else float(coef0)
     match metric:
@@ -244,7 +255,7 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     """Return 1 for a positive score, else -1: libsvm's svm_predict; skl2onnx answers 0 for a score of 0."""
     options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
-    return np.where(similar @ np.ravel(model.dual_coef_) + model.intercept_ > 0, 1, -1)
+    return np.where(similar @ np.ravel(_dense(model.dual_coef_)) + model.intercept_ > 0, 1, -1)
 
 
 def _neighbours_of(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:

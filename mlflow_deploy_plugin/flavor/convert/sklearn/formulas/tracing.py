@@ -378,6 +378,7 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
     np.isfinite: lambda x: ~(np.isnan(x) | np.isinf(x)),
     np.not_equal: lambda x, y: ~(x == y),
     np.logaddexp: lambda x, y: np.maximum(x, y) + np.log(1.0 + np.exp(-np.abs(x - y))),
+    special.exp10: lambda x: np.exp(x * np.log(10.0)),
     special.logit: lambda x: np.log(x / (1.0 - x)),
     special.erf: error_function,
 }

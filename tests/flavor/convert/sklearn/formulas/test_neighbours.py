@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.manifold import Isomap, LocallyLinearEmbedding
 from sklearn.neighbors import (
     KNeighborsClassifier,
@@ -113,3 +115,19 @@ def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
 def test_neighbours_of_several_labels_are_refused() -> None:
     with pytest.raises(ConversionError, match="KNeighborsClassifier of several targets"):
         wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
+
+
+@pytest.mark.parametrize("model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())])
+def test_rows_learned_from_texts_are_proven(model: Any) -> None:
+    texts = [f"{size} {animal}" for size in ("a red", "one blue", "two old") for animal in ("fox", "hen", "dog")] * 5
+    fitted = make_pipeline(TfidfVectorizer(), model).fit(texts, ["fox" in text for text in texts])
+
+    assert wrap(fitted, texts).report.state == "proven"
+
+
+def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_MAX_DENSE", 1)
+    rows = csr_array(np.eye(4))
+
+    with pytest.raises(ConversionError, match="4 learned rows of 4 sparse columns"):
+        wrap(OneClassSVM().fit(rows), rows)

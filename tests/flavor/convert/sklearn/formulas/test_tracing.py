@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "rounded": lambda x: np.round(x, 1) + np.floor(x) + np.sign(x) + x % 2 + x // 3,
     "waves": lambda x: np.sin(x) + np.cos(x) + np.tan(x / 3) + np.arctan(x) + np.arcsinh(x),
     "roots": lambda x: np.cbrt(x) + np.sqrt(np.abs(x)) + np.hypot(x, 1.0) + np.expm1(x) + np.log10(x * x + 1),
-    "scipy": lambda x: special.expit(x) + special.erf(x) + np.logaddexp(x, 0.0),
+    "scipy": lambda x: special.expit(x) + special.exp10(x) + special.erf(x) + np.logaddexp(x, 0.0),
     "joined": lambda x: np.concatenate([x, np.hstack([x[:, :1], x[:, 1:]])], axis=1),
     "interpolated": lambda x: np.stack([np.interp(x[:, 0], [-1, 0, 2], [3.0, 1.0, 2.0]), x[:, 1]], axis=1),
     "bins": lambda x: np.digitize(x, [-1.0, 0.0, 1.0]) * 1.0,
