@@ -224,7 +224,10 @@ class _Supervisor:
     def _check_agent(self) -> None:
         if self._agent is None:
             if time.monotonic() >= self._restart_agent_at:
-                self._start_agent()
+                try:
+                    self._start_agent()
+                except OSError as error:  # no process, or no file, is to be had
+                    self._restart_agent_later(f"cannot be started: {error.strerror}")
             return
         if self._agent.exit_status is None:
             return
@@ -232,8 +235,12 @@ class _Supervisor:
         if state is not None and state.fatal and not self._is_ready:
             raise DeploymentFailed(state.error)
         lived = time.monotonic() - self._agent.started_at
-        self._agent_crashes = 1 if lived > _STABLE_SECONDS else self._agent_crashes + 1
-        how = exit_reason(self._agent.exit_status)
+        self._agent_crashes = 0 if lived > _STABLE_SECONDS else self._agent_crashes
+        self._restart_agent_later(exit_reason(self._agent.exit_status))
+
+    def _restart_agent_later(self, how: str) -> None:
+        """Let the pause before the next start begin. Raises DeploymentFailed for one that never was ready."""
+        self._agent_crashes += 1
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
         pause = backoff_seconds(self._agent_crashes, _MAX_RESTART_SECONDS)

@@ -120,6 +120,22 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
     assert (state.pid, state.phase) == (running.process.pid, "serving")
 
 
+def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(start: Start) -> None:
+    running = start("state").wait_ready()
+    before, supervisor = agent_pid(running), psutil.Process(running.process.pid)
+    limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    held = {int(name) for name in os.listdir(f"/proc/{supervisor.pid}/fd")}
+    free = next(number for number in range(limits[0]) if number not in held)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (free + 1, limits[1]))  # a file may be read; a process takes three
+    os.kill(before, signal.SIGKILL)
+    told = "the agent cannot be started: Too many open files"
+    wait_until(lambda: told in running.log.read_text(), 20, "the reason")
+    assert answers(running)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
+    wait_until(lambda: agent_pid(running) != before, 20, "another agent")
+    check_end(running, signal.SIGTERM)
+
+
 def test_a_killed_worker_is_replaced(running: Served) -> None:
     (worker,) = psutil.Process(gunicorn_pid(running)).children()
     worker.kill()
