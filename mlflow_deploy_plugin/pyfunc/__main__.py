@@ -85,10 +85,10 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     sys.modules["matplotlib"] = None  # type: ignore[assignment]  # this makes its import fail
     try:
-        from mlflow_deploy_plugin.pyfunc.explainer import ShapExplainer  # what it imports may be missing
+        from mlflow_deploy_plugin.pyfunc import explainer  # what it imports may be missing
     except ImportError as error:
         raise CannotStart(f"shap cannot be imported here: {error}") from None
-    return SideMessage(READY_MESSAGE), ShapExplainer().answer
+    return SideMessage(READY_MESSAGE), explainer.answer
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
 
 import math
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,64 +40,55 @@ _MIN_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
 """The limit of the matrix of all masked rows of one permutation; a wide model is explained against fewer rows."""
 _MAX_MODELS = 4
+"""The models that stay in memory: those that were asked for last."""
 _RUN_ROWS = 2048
 _SEED = 0
 
 
-class ShapExplainer:
-    """Explains predictions of models, of which it keeps the last few in memory."""
+def answer(request: SideMessage) -> SideMessage:
+    """Return the contributions of the columns of each row.
 
-    def __init__(self) -> None:
-        self._models: OrderedDict[str, OnnxModel] = OrderedDict()
-        self._backgrounds: dict[tuple[str, int], Background] = {}
+    Args:
+        request: has the `folder` of the model, `max_evals`, `seed`, the `seconds` that it may take, and the rows
+            as `feeds`.
 
-    def answer(self, request: SideMessage) -> SideMessage:
-        """Return the contributions of the columns of each row.
+    Returns:
+        `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
 
-        Args:
-            request: has the `folder` of the model, `max_evals`, `seed`, the `seconds` that it may take, and the rows
-                as `feeds`.
+    Raises:
+        RequestRefused: the model cannot be explained, or not within the time.
+    """
+    fields = request.fields
+    deadline = time.monotonic() + fields["seconds"]
+    try:
+        model = _load_model(fields["folder"])
+        rows = dict(request.arrays["feeds"])
+        background = _keep_background(model, most_background_rows(model, rows))
+        found = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
+    except InferenceError as error:
+        raise RequestRefused("model", error.message) from None
+    except OnnxserveError as error:
+        raise RequestRefused("request", error.message) from None
+    except _TimeIsUp:
+        message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
+        raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
+    described = {
+        "columns": [feature.name for feature in found.features],
+        "outputs": found.outputs,
+        "background": {"source": background.source, "rows": found.background_rows},
+    }
+    arrays = {"values": found.values, "base_values": found.base_values}
+    return SideMessage("explained", described, {"explained": arrays})
 
-        Returns:
-            `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
 
-        Raises:
-            RequestRefused: the model cannot be explained, or not within the time.
-        """
-        fields = request.fields
-        deadline = time.monotonic() + fields["seconds"]
-        try:
-            model = self._model(fields["folder"])
-            rows = dict(request.arrays["feeds"])
-            most_rows = most_background_rows(model, rows)
-            key = fields["folder"], most_rows
-            if key not in self._backgrounds:
-                self._backgrounds[key] = read_background(model, most_rows, _SEED)
-            background = self._backgrounds[key]
-            found = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
-        except InferenceError as error:
-            raise RequestRefused("model", error.message) from None
-        except OnnxserveError as error:
-            raise RequestRefused("request", error.message) from None
-        except _TimeIsUp:
-            message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
-            raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
-        described = {
-            "columns": [feature.name for feature in found.features],
-            "outputs": found.outputs,
-            "background": {"source": background.source, "rows": found.background_rows},
-        }
-        arrays = {"values": found.values, "base_values": found.base_values}
-        return SideMessage("explained", described, {"explained": arrays})
+@lru_cache(_MAX_MODELS)
+def _load_model(folder: str) -> OnnxModel:
+    return OnnxModel.load(Path(folder))
 
-    def _model(self, folder: str) -> OnnxModel:
-        if folder not in self._models:
-            self._models[folder] = OnnxModel.load(Path(folder))
-            if len(self._models) > _MAX_MODELS:
-                dropped, _ = self._models.popitem(last=False)
-                self._backgrounds = {key: kept for key, kept in self._backgrounds.items() if key[0] != dropped}
-        self._models.move_to_end(folder)  # the least recently used model is dropped first
-        return self._models[folder]
+
+@lru_cache(_MAX_MODELS)
+def _keep_background(model: OnnxModel, most_rows: int) -> "Background":
+    return read_background(model, most_rows, _SEED)
 
 
 @dataclass(frozen=True, eq=False)

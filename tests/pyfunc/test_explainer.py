@@ -1,4 +1,4 @@
-"""What the process that explains does with a question; its answers are judged in tests/server/http/test_explain.py."""
+"""What the process that explains does with a question; tests/server/inference/test_explain.py judges its answers."""
 
 import os
 from pathlib import Path
@@ -30,9 +30,9 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 def explainer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMBA_DISABLE_JIT", "1")  # as pyfunc/__main__.py, which says why
-        from mlflow_deploy_plugin.pyfunc.explainer import ShapExplainer
+        from mlflow_deploy_plugin.pyfunc import explainer
 
-        return ShapExplainer()
+        return explainer
 
 
 def model(folder: Path, graph: str, width: int = 2, rows: list[list[float]] | None = None) -> Path:

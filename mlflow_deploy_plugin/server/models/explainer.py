@@ -67,7 +67,7 @@ class ExplainerClient:
         return process.pid if process else None
 
     def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
-        """Return what `pyfunc.explainer.ShapExplainer.answer` computes for these rows of the model in `folder`.
+        """Return what `pyfunc.explainer.answer` computes for these rows of the model in `folder`.
 
         Raises:
             NotInstalled: shap is missing.
