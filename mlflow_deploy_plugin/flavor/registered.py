@@ -229,7 +229,6 @@ def _log_next_version(
         ).model_id
     info = log_wrapped(
         replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
-        original.predict_fn,
         registered_model_name=made.name,
         model_id=model_id,
         run_id=run_id,

@@ -98,7 +98,6 @@ def save_model(
             event_time=event_time,
         ),
         mlflow_model,
-        predict_fn=pyfunc_predict_fn,
         metadata=metadata,
         conda_env=conda_env,
         pip_requirements=pip_requirements,
@@ -194,7 +193,7 @@ def log_model(
             _logger.warning("the model is not explained: it has no ONNX form")
         flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
         return _log_as_pyfunc(model, error, flavor[0], input_example, flavor_options)
-    info = log_wrapped(wrapped, pyfunc_predict_fn, **mlflow_options)
+    info = log_wrapped(wrapped, **mlflow_options)
     if explain:
         try:
             explain_rows(info.model_uri, "reference", log=True)
@@ -203,13 +202,11 @@ def log_model(
     return info
 
 
-def log_wrapped(
-    wrapped: WrappedModel, predict_fn: PredictFunction, tags: Mapping[str, Any], **mlflow_options: Any
-) -> ModelInfo:
+def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, Any], **mlflow_options: Any) -> ModelInfo:
     """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `log_flavor`."""
     state = wrapped.report.state
-    options = {"wrapped": wrapped, "predict_fn": predict_fn, "tags": {**tags, PARITY_TAG: state}, **mlflow_options}
-    info = log_flavor(saved_model, flavor_name=FLAVOR, **options)
+    tags = {**tags, PARITY_TAG: state}
+    info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
     if info.run_id:
         mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
         mlflow.MlflowClient().set_tag(info.run_id, PARITY_TAG, state)

@@ -67,6 +67,7 @@ class WrappedModel:
     """A model that is ready to be saved.
 
     Attributes:
+        predict_fn: the method of the original that `predict` answers as.
         example: the first rows of the user's example in the form that MLflow saves; None if there is none.
         reference: the reference sample; None if there is no data.
         provenance: git commit, dataset digest, environment.
@@ -75,6 +76,7 @@ class WrappedModel:
 
     converted: ConvertedModel
     signature: ModelSignature
+    predict_fn: str
     report: ParityReport
     example: Any
     reference: Any
@@ -87,7 +89,6 @@ def save_model(
     wrapped: WrappedModel,
     mlflow_model: Model | None = None,
     *,
-    predict_fn: str = "predict",
     metadata: Mapping[str, Any] | None = None,
     conda_env: Any = None,
     pip_requirements: Any = None,
@@ -129,7 +130,7 @@ def save_model(
         proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
     if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
         proofs["refused"] = refused
-    write_mlmodel(folder, model, wrapped.converted, predict_fn, proofs)
+    write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:

@@ -113,6 +113,7 @@ def wrap(
     return WrappedModel(
         converted=form.converted,
         signature=form.signature,
+        predict_fn=predict_fn,
         report=form.report,
         example=first,
         reference=sample,
