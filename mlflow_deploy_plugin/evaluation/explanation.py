@@ -6,6 +6,7 @@ of the metric if its values are permuted: Breiman 2001, https://doi.org/10.1023/
 `permutation_importance` has it.
 """
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -292,9 +294,9 @@ def _contributions(
 
     Raises InvalidConfig if `max_evals` is too small, or the model does not answer one row of numbers a row.
     """
-    import numba
-
-    config: Any = numba.config
+    config: Any = SimpleNamespace(DISABLE_JIT=0)
+    with contextlib.suppress(ModuleNotFoundError):  # shap 0.54 needs none
+        from numba import config
     before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # numba would compile shap for 20 s (`pyfunc/__main__.py`)
     try:
         from mlflow_deploy_plugin.pyfunc import explain_rows, most_background_rows, read_background

@@ -174,7 +174,7 @@ def test_estimator_without_converter_is_named(matrix: tuple[np.ndarray, np.ndarr
 
 def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
-    labels = np.where(target > 0, 2**63, 0).astype(np.uint64)
+    labels = np.where(target > 0, np.uint64(2**63), np.uint64(0))
 
     with pytest.raises(
         ConversionError, match="SVC cannot be converted to ONNX: Value out of range: 9223372036854775808"

@@ -70,10 +70,10 @@ def _xgboost(model: Any) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    weights = gradient_booster.get("weight_drop")  # of DART, whose trees stand one level deeper
-    found = gradient_booster.get("gbtree", gradient_booster).get("model")
+    found = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART's stand one level deeper before 3.4
     if "trees" not in found:
         raise NotImplementedError(f"the booster {gradient_booster['name']}, which has no trees")
+    weights = gradient_booster.get("weight_drop") or found.get("weight_drop")  # of DART, since 3.4 beside its trees
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
@@ -93,7 +93,7 @@ def _xgboost(model: Any) -> Boosting:
         by_category = list(members)  # there, members go to the right
         left[by_category], right[by_category] = right[by_category], left[by_category]
         default_left[by_category] = ~default_left[by_category]
-        value = conditions * np.float32(1.0 if weights is None else weights[position])
+        value = conditions * np.float32(weights[position] if weights else 1.0)
         trees.append(Tree(np.array(tree["split_indices"]), conditions, left, right, default_left, value, members))
     # the base score has had several forms and places since 1.0: it is what the trees leave of one row's margin
     row = sys.modules["xgboost"].DMatrix(
