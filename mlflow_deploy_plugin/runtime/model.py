@@ -120,8 +120,8 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
-        # the rows of a stock graph may be related
-        self._most_rows = RUN_ROWS if self._has_columns and artifact.flavor != "onnx" else math.inf
+        # without a proof, which tries rows beside others, they may be related
+        self._most_rows = RUN_ROWS if self._has_columns and artifact.parity_state == "proven" else math.inf
         self._compute = session.run
         self._small_run = self._large_run = None
         if placement.is_bound and can_bind(session):

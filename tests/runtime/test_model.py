@@ -167,15 +167,18 @@ def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
         "outputs": [{"name": "rows", "dtype": "float32", "shape": [-1, 1], "role": "prediction"}],
     }
-    ours = OnnxModel.load(write_model(tmp_path / "ours", COUNTED, [column("x")], section))
-    stock = OnnxModel.load(write_model(tmp_path / "stock", COUNTED, [column("x")]))
     rows = 2 * RUN_ROWS + 1
 
-    together = {
-        name: model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
-        for name, model in (("ours", ours), ("stock", stock))
-    }
+    def together(state: str, section: dict[str, Any] | None) -> Any:
+        model = OnnxModel.load(write_model(tmp_path / state, COUNTED, [column("x")], section))
+        return model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
 
-    assert np.unique_counts(together["ours"]).counts.tolist() == [1, 2 * RUN_ROWS]
-    assert together["ours"].max() == RUN_ROWS
-    assert together["stock"].tolist() == [rows] * rows, "the rows of any graph may be related"
+    proven = together("proven", section | {"parity": {"state": "proven"}})
+    assert np.unique_counts(proven).counts.tolist() == [1, 2 * RUN_ROWS]
+    assert proven.max() == RUN_ROWS
+    for state, unproven in (
+        ("stock", None),
+        ("no-original", section | {"parity": {"state": "no-original"}}),
+        ("warned", section | {"parity": {"state": "warned"}}),
+    ):
+        assert together(state, unproven).tolist() == [rows] * rows, "the rows of any graph may be related"
