@@ -454,6 +454,7 @@ class HttpConnection(asyncio.Protocol):
         )
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
+        self._resume_reading()  # it was paused if much came while another request was answered
         self._feed_stream()
         request = self._request(head, b"")
         threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True).start()

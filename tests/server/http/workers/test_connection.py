@@ -359,6 +359,21 @@ def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None
     assert is_closed(connection)
 
 
+def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
+    connection, line = connect(), b"[1, 2, 3" + b" " * 1000 + b"]\n"
+    head = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
+    large = json.dumps({"inputs": [[1, 2, 3]] * 15_000}).encode()  # takes so long that reading is paused meanwhile
+    everything = post(large) + head + (b"%X\r\n%b\r\n" % (len(line), line)) * 3000 + b"0\r\n\r\n"
+    threading.Thread(target=connection.sendall, args=(everything,)).start()
+    assert read_answer(connection)[0] == 200
+    answer = b""
+    while not answer.endswith(b"\r\n0\r\n\r\n"):
+        piece = connection.recv(65536)
+        assert piece, answer[-100:]
+        answer += piece
+    assert answer.count(b"[1006.0]\n") == 3000
+
+
 def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect: Connect) -> None:
     """Its end comes while the chunks are read, a thousand steps at a time."""
     connection = connect()
