@@ -259,6 +259,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     if precision == "double_until_last_step":
         copy = round_before_last_step(copy)
     last = last_step(copy)
+    own = _OWN | formulas.PRECISE if precision == "double" else _OWN
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
@@ -267,8 +268,8 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix; the default is a list of mappings
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
-                custom_conversion_functions={kind: convert for kind, (_, convert) in _OWN.items()},
-                custom_shape_calculators={kind: shapes for kind, (shapes, _) in _OWN.items()},
+                custom_conversion_functions={kind: convert for kind, (_, convert) in own.items()},
+                custom_shape_calculators={kind: shapes for kind, (shapes, _) in own.items()},
                 target_opset=OPSETS,
             )
     except Exception as error:

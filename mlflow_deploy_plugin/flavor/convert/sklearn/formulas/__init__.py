@@ -36,10 +36,14 @@ def register() -> None:
         register_converter(kind, formula_shapes, convert_formula, has_labels)
 
 
+def _answer(operator: Any, rows: Rows) -> Any:
+    return (FORMULAS | neighbours.PRECISE)[type(operator.raw_operator)](operator.raw_operator, rows)
+
+
 def formula_shapes(operator: Any) -> None:
     """Set the output types: 64-bit floats for 64-bit inputs, else 32-bit ones."""
     rows = Rows.of(None, operator)
-    answer = FORMULAS[type(operator.raw_operator)](operator.raw_operator, rows)
+    answer = _answer(operator, rows)
     if isinstance(answer, tuple):
         operator.outputs[0].type = label_type(operator.raw_operator.classes_)
         answer, output = answer[1], operator.outputs[1]
@@ -56,7 +60,7 @@ def convert_formula(scope: Any, operator: Any, container: Any) -> None:
     """Add the nodes of the formula."""
     graph = NodeBuilder(scope, container)
     rows = Rows.of(graph, operator)
-    answer = FORMULAS[type(operator.raw_operator)](operator.raw_operator, rows)
+    answer = _answer(operator, rows)
     if isinstance(answer, tuple):
         position, answer = answer
         write_labels(graph, operator, position.name)
@@ -67,3 +71,7 @@ def convert_formula(scope: Any, operator: Any, container: Any) -> None:
         answer = answer.astype(np.float64 if rows.is_double else np.float32)
         answer = answer[:, None] if answer.ndim == 1 else answer
     graph.node("Identity", [answer.name], output.full_name)
+
+
+PRECISE = dict.fromkeys(neighbours.PRECISE, (formula_shapes, convert_formula))
+"""The shape calculators and converters in place of skl2onnx's, where its 32-bit operators change answers."""

@@ -21,10 +21,10 @@ from sklearn.neighbors import (
     RadiusNeighborsTransformer,
 )
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
-from sklearn.svm import OneClassSVM
+from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax, votes_of_pairs
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, smallest, take
 from mlflow_deploy_plugin.runtime import Array
 
@@ -251,11 +251,34 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
 
 
-def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
-    """Return 1 for a positive score, else -1: libsvm's svm_predict; skl2onnx answers 0 for a score of 0."""
+def _decisions(model: Any, rows: Rows) -> TracedArray:
+    """Return the sums [N, k] of libsvm's svm_predict_values: one, or one for each pair of classes."""
     options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
-    return np.where(similar @ np.ravel(_dense(model.dual_coef_)) + model.intercept_ > 0, 1, -1)
+    weights = _dense(model._dual_coef_).T  # [K, 1 or classes - 1]
+    if len(model._intercept_) > 1:
+        first, second = np.triu_indices(len(model.classes_), 1)
+        own = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+        weights = weights[:, second - 1] * (own == first) + weights[:, first] * (own == second)
+    return similar @ weights + model._intercept_
+
+
+def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
+    """Return 1 for a positive score, else -1: libsvm's svm_predict; skl2onnx answers 0 for a score of 0."""
+    return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
+
+
+def machine_classes(model: Any, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    """Return the decision of an SVC or NuSVC: a positive sum is a vote for the first class of a pair."""
+    if len(model.probA_):
+        raise NotImplementedError(f"{type(model).__name__} with probability=True: libsvm finds them step by step")
+    found = _decisions(model, rows)
+    if len(model.classes_) == 2:
+        return (found[:, 0] <= 0).astype(np.int64), np.concatenate([found, -found], axis=1)
+    votes, scores = votes_of_pairs((found <= 0).astype(np.float64), -found, len(model.classes_))
+    if model.decision_function_shape == "ovo":
+        return np.argmax(votes, axis=1), found
+    return np.argmax(scores if model.break_ties else votes, axis=1), scores
 
 
 def _neighbours_of(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
@@ -316,3 +339,8 @@ FORMULAS: dict[type, Formula] = {
     Isomap: isomap,
     LocallyLinearEmbedding: locally_linear,
 }
+PRECISE: dict[type, Formula] = {
+    **dict.fromkeys((SVR, NuSVR), _decisions),
+    **dict.fromkeys((SVC, NuSVC), machine_classes),
+}
+"""The formulas of estimators whose operator is faster, and has 32 bits."""

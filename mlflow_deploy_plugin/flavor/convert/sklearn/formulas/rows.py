@@ -195,3 +195,16 @@ def softmax(scores: TracedArray) -> TracedArray:
     """Return the exponentials of scores [N, C] with the sum 1."""
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:
+    """Return the votes [N, C] of each class against each other, and the scores of multiclass._ovr_decision_function.
+
+    Args:
+        second: 1.0 for each pair whose second class is voted for, else 0.0, [N, pairs].
+        score: numbers that are the larger, the likelier the second class is, [N, pairs].
+    """
+    one, other = np.triu_indices(classes, 1)
+    sides = np.eye(classes)[other] - np.eye(classes)[one]
+    votes, sure = second @ sides + np.arange(classes)[::-1], score @ sides
+    return votes, votes + sure / (3.0 * (np.abs(sure) + 1.0))

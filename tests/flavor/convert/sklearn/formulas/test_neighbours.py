@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 from scipy.sparse import csr_array
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -22,9 +23,10 @@ from sklearn.neighbors import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
-from sklearn.svm import OneClassSVM
+from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn import forms
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -80,6 +82,33 @@ CASES = [
 @pytest.mark.parametrize(("model", "target"), CASES)
 def test_what_compares_with_learned_rows_is_proven(model: Any, target: Any) -> None:
     assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize("model", [SVR(kernel="linear", C=100), NuSVR(kernel="poly", C=100)])
+def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
+    noise = np.random.default_rng(2).normal(size=len(VALUES))
+
+    report = wrap(model.fit(ROWS, VALUES + noise), ROWS).report
+
+    assert (report.state, "in 64 bits" in report.repair) == ("proven", True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SVC(kernel="linear"),
+        NuSVC(nu=0.2, break_ties=True),
+        SVC(kernel="poly", decision_function_shape="ovo"),
+        pytest.param(SVC(kernel="sigmoid"), marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("labels", [VALUES > 0, np.digitize(VALUES, [-2, -1, 0, 1]).astype(str)], ids=["two", "five"])
+def test_a_machine_votes_in_64_bits_as_the_original(model: Any, labels: Any) -> None:
+    in_64_bits = forms(model.fit(ROWS, labels), {"": ROWS}, "predict", {})[-1]().proto
+
+    session = InferenceSession(in_64_bits.SerializeToString())
+
+    assert session.run(["label"], {session.get_inputs()[0].name: ROWS})[0].tolist() == model.predict(ROWS).tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"add_indicator": True}])
