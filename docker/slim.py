@@ -39,15 +39,17 @@ UNUSED = (
 )
 AWS = {"s3", "signin", "sso", "sso-oidc", "sts"}
 IMPORTED = """
-import boto3, click, cryptography.x509, ecs_logging, flask, grpc._server, gunicorn.app.wsgiapp, jwt
+import boto3, click, contextlib, cryptography.x509, ecs_logging, flask, grpc._server, gunicorn.app.wsgiapp, jwt
 import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export, orjson
-import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, simdjson, yaml
+import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, yaml
 import gunicorn.glogging, lazy_loader, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
 import grpc._utilities, gunicorn.workers.gthread, psutil, uvicorn_worker
 boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")
+with contextlib.suppress(ImportError):  # not on Python 3.14
+    import simdjson
 """
 """Modules of others that a server imports. Python keeps the byte code of what these bring, and of nothing else."""
 NOT_SERVED = (
@@ -73,7 +75,9 @@ def slim(packages: Path) -> None:
         # Arrow's libraries need each other by name: one that none of them calls may be empty
         for path in packages.glob("pyarrow/libarrow_substrait.so.*"):
             subprocess.run(["as", "/dev/null", "-o", "empty.o"], check=True)
-            subprocess.run(["ld", "-shared", "-soname", path.name, "-o", path, "empty.o"], check=True)
+            # what needs an executable stack, as an object does that says nothing, is not loaded by glibc 2.41 and later
+            link = ["ld", "-shared", "-z", "noexecstack", "-soname", path.name, "-o"]
+            subprocess.run([*link, path, "empty.o"], check=True)
 
 
 def keep_what_serves(packages: Path) -> None:

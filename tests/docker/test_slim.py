@@ -1,6 +1,7 @@
 """docker/slim.py on a small folder of packages; needs no Docker."""
 
 import compileall
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,15 @@ def test_our_sources_stay_and_the_byte_code_of_what_serves(packages: Path) -> No
 
 def test_a_package_that_reads_its_own_source_keeps_it(packages: Path) -> None:
     assert "anyio/__init__.py" in files(packages)
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="no binutils")
+def test_the_library_that_is_emptied_needs_no_executable_stack(tmp_path: Path) -> None:
+    library = tmp_path / "site-packages" / "pyarrow" / "libarrow_substrait.so.2500"
+    library.parent.mkdir(parents=True)
+    subprocess.run(["as", "/dev/null", "-o", "any.o"], cwd=tmp_path, check=True)
+    subprocess.run(["ld", "-shared", "-o", library, "any.o"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, SLIM, tmp_path], cwd=tmp_path, check=True)
+    segments = subprocess.run(["readelf", "-lW", library], capture_output=True, text=True, check=True).stdout
+    (stack,) = [line.split() for line in segments.splitlines() if "GNU_STACK" in line]
+    assert "RWE" not in stack
