@@ -1,6 +1,8 @@
 """Large bodies of numbers are read as `content.load_json` reads them, or left to it."""
 
 import json
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,7 @@ PLAIN: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize(("name", "document"), PLAIN)
 def test_plain_numbers_are_read_without_the_exact_way(
     name: str, document: Any, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +113,17 @@ def test_what_is_ragged_is_left_alone(rows: bytes) -> None:
 
 
 def test_a_small_body_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_json, "simdjson", None)
+    monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
     schema: Schema = SCHEMAS["doubles"]
     assert large_json.read_large_feeds(b'{"inputs": [[1, 2, 3]]}', schema) is None
     np.testing.assert_array_equal(mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"], [[1, 2, 3]])
+
+
+@pytest.mark.parametrize(("name", "document"), PLAIN)
+def test_without_simdjson_a_large_body_is_read_alike(name: str, document: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_json, "simdjson", None)
+    body = json.dumps(document).encode()
+    body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))
+    assert large_json.read_large_feeds(body, SCHEMAS[name]) is None
+    expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
+    assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected

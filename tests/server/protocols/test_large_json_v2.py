@@ -1,6 +1,7 @@
 """Large infer requests are read as `content.load_json` reads them, or left to it."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact,
     assert quick == outcome(body, artifact, SCHEMAS[kind])
 
 
+@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_numbers_are_read_without_the_exact_way(
