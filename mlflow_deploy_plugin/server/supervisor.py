@@ -231,8 +231,7 @@ class _Supervisor:
             return
         if self._agent.exit_status is None:
             return
-        state = self._agent_state()
-        if state is not None and state.fatal and not self._is_ready:
+        if not self._is_ready and (state := self._agent_state()) is not None and state.fatal:
             raise DeploymentFailed(state.error)
         lived = time.monotonic() - self._agent.started_at
         self._agent_crashes = 0 if lived > _STABLE_SECONDS else self._agent_crashes

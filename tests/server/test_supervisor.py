@@ -126,7 +126,7 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
     held = {int(name) for name in os.listdir(f"/proc/{supervisor.pid}/fd")}
     free = next(number for number in range(limits[0]) if number not in held)
-    supervisor.rlimit(psutil.RLIMIT_NOFILE, (free + 1, limits[1]))  # a file may be read; a process takes three
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (free, limits[1]))  # no file may be read
     os.kill(before, signal.SIGKILL)
     told = "the agent cannot be started: Too many open files"
     wait_until(lambda: told in running.log.read_text(), 20, "the reason")
