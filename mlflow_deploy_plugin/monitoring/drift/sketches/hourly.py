@@ -114,7 +114,7 @@ class SketchStore:
             for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
                 hours[datetime.fromisoformat(start)].profiles[model, version] = profile
             return hours
-        except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
             _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
             return {}
 

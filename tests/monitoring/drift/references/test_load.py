@@ -34,6 +34,20 @@ def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_pha
     assert shifted.bins_key == reference.bins_key
 
 
+def test_windows_that_follow_each_other_share_the_pieces_of_the_same_rows(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "calm.parquet"
+    pq.write_table(reference_of_days(days), path)
+    first, second = (ask(f"dataset:{path}", parse_window(window)) for window in ("2013-02-01/1d", "2013-02-02/1d"))
+
+    assert second.pieces is first.pieces
+    longer = ask(f"dataset:{path}", parse_window("2013-02-02/2d"))
+    assert longer.pieces.grid.length_us == 2 * first.pieces.grid.length_us
+    pq.write_table(reference_of_days(days[1:]), path)
+    assert ask(f"dataset:{path}").pieces.total.rows == (DAYS - 1) * ROWS
+
+
 def test_a_reference_without_times_has_a_total_and_says_so(
     ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 On a real Spark they are those of one machine, to the last bit.
 """
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -116,7 +118,9 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(
     log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
 ) -> None:
     profile(log, bins)
-    broken = [b"", b"no parquet", stored(log)[2].read_bytes()[:-40]]
+    other = io.BytesIO()
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}), other)
+    broken = [other.getvalue(), b"no parquet", stored(log)[2].read_bytes()[:-40]]
     for path, content in zip(stored(log), broken, strict=True):
         path.write_bytes(content)
 
