@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Schema, Tensor, compile_schema, read_artifact
 from mlflow_deploy_plugin.server.protocols import large_json, v2
 
+needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int8", "uint64", "uint8", "bool", "str")
 SCHEMAS: dict[str, Schema] = {
@@ -111,7 +112,7 @@ def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact,
     assert quick == outcome(body, artifact, SCHEMAS[kind])
 
 
-@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+@needs_simdjson
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_numbers_are_read_without_the_exact_way(
@@ -128,6 +129,7 @@ def test_numbers_are_read_without_the_exact_way(
     np.testing.assert_array_equal(question.feeds["x"], array)
 
 
+@needs_simdjson
 def test_a_table_with_texts_is_read_too(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     columns: dict[str, tuple[str, list[Any]]] = {
         "a": ("FP64", [0.5] * 4000),
