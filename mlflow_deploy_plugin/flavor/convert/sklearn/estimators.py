@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.calibration import CalibratedClassifierCV
+from sklearn.calibration import CalibratedClassifierCV, _CalibratedClassifier
 from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -131,6 +131,8 @@ def sub_estimators(estimator: Any) -> Iterator[Any]:
         if isinstance(part, BaseEstimator):
             yield part
             waiting.extend(reversed(list(vars(part).values())))
+        elif isinstance(part, _CalibratedClassifier):  # is no estimator itself
+            waiting.append(part.estimator)
         elif isinstance(part, list | tuple):
             waiting.extend(reversed(part))
         elif isinstance(part, dict):

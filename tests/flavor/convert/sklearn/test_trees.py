@@ -182,6 +182,16 @@ def test_stumps_of_true_and_false_are_proven() -> None:
     assert wrap(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows).report.state == "proven"
 
 
+def test_calibrated_trees_are_proven_as_without_calibration() -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 2))
+    stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(rows, rows[:, 0] > 0)
+    assert wrap(stumps, rows).report.state == "proven"
+
+    rows[::3, 0] = np.nan  # missing values alone go to one side
+    tree = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), cv=2).fit(rows, np.isnan(rows[:, 0]))
+    assert wrap(tree, rows).report.state == "proven"
+
+
 def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 2))
     labels = (np.abs(rows[:, 0]) + rows[:, 1] > 1).astype(int)
