@@ -57,6 +57,7 @@ from .storage import write_file as write_file
 from .tables import Sample as Sample
 from .tables import combine_hashes as combine_hashes
 from .tables import concat_tables as concat_tables
+from .tables import distinct as distinct
 from .tables import hash_texts as hash_texts
 from .tables import splitmix64 as splitmix64
 from .tables import summarise_lists as summarise_lists

@@ -8,16 +8,19 @@ received, then by segment and offset, so that the order of the files does not ma
 is the same label. A label without a value takes an earlier one back.
 
 A row has the labels of its prediction id and row, those of its prediction id alone, and those of its key. Rows and
-labels are matched by hashes of these; the *kind* of a join key is the columns that it is made of. Memory does not grow
-with the labels in the log: they are read past the rows, and labels of other rows are let go.
+labels are matched by hashes of these; the *kind* of a join key is the columns that it is made of. Labels are read past
+the first rows that they are joined to, and those of other rows are let go. For more rows they are indexed once. Memory
+does not grow with the labels in the log: a large index lies in temporary files, by ranges of the hashes.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log.scan import read_folder
 from mlflow_deploy_plugin.inference_log.storage import (
     DAY,
@@ -34,7 +38,15 @@ from mlflow_deploy_plugin.inference_log.storage import (
     wrap_log_errors,
     write_file,
 )
-from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, contains, hash_ids, hash_texts
+from mlflow_deploy_plugin.inference_log.tables import (
+    combine_hashes,
+    conform,
+    contains,
+    distinct,
+    group_tables,
+    hash_ids,
+    splitmix64,
+)
 from mlflow_deploy_plugin.runtime import Array, as_key, as_text
 
 LABELS = "_labels"
@@ -54,14 +66,16 @@ SCHEMA = pa.schema(
     ]
 )
 """A label has either `_prediction_id` or `_key`; without `_row` it is of every row of the request."""
-MOST_KEPT_BYTES = 64 * 2**20
-"""An endpoint with more bytes of labels has them read anew each time."""
+MOST_KEPT_BYTES = 32 * 2**20
+"""An endpoint with more bytes of labels has them read past the first rows, and indexed for others."""
 MOST_HELD_LABELS = 500_000
-"""More labels are not held before those that later ones have replaced are let go."""
+"""An index of more labels is sorted by so many at a time, and lies in temporary files."""
+_BATCH_ROWS = 65_536
 _TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file has them
 _CLOCK_SKEW = timedelta(days=1)
 """Two machines' clocks differ by less: a label may seem to be earlier than its prediction, but not by more."""
 _ORDER = ("_received_time", "_segment", "_offset")
+_INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 _HELD_KINDS = 8
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -153,30 +167,61 @@ def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Tabl
 
 
 def read_labels(
-    location: LogLocation, endpoint: str, unreadable: dict[str, str], since: datetime | None = None
+    location: LogLocation,
+    endpoint: str,
+    unreadable: dict[str, str],
+    since: datetime | None = None,
+    columns: Sequence[str] = SCHEMA.names,
 ) -> Iterator[pa.Table]:
     """Yield the labels of an endpoint as tables of `SCHEMA`; some may come twice.
 
     Args:
         since: earlier labels that name a prediction by its id may be left out.
+        columns: only these are read; the others are null.
     """
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + DAY <= since
         for table in read_folder(
-            location, folder, unreadable, lambda table: conform(table, SCHEMA), required=SCHEMA.names
+            location, folder, unreadable, lambda table: conform(table, SCHEMA), lambda names: columns, SCHEMA.names
         ):
             yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
 
 
 class EndpointLabels:
-    """The labels of an endpoint, to be read again and again: few are kept in memory, many are read anew."""
+    """The labels of an endpoint, to be joined again and again: few are kept in memory, many are indexed once."""
 
     def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
         self._source = location, endpoint, unreadable
+        self._was_joined = False
 
     def batches(self, since: datetime | None = None) -> Iterator[pa.Table]:
         """Yield the labels as `read_labels` does."""
         yield from read_labels(*self._source, since) if self._few is None else self._few
+
+    def latest(self, rows: "RowKeys") -> pa.Table:
+        """Return the last label of each key that one of the rows has, with the hash of the key in `_name`.
+
+        The first rows are the only ones of a small window: to read all labels past them takes a third of an index.
+        """
+        is_first, self._was_joined = not self._was_joined, True
+        index = LabelIndex(self.batches(rows.earliest_label), rows) if is_first else self.index
+        return index.latest(rows)
+
+    @cached_property
+    def index(self) -> "LabelIndex":
+        """The index of all labels."""
+        self._was_joined = True
+        return LabelIndex(self.batches())
+
+    @property
+    def key_columns(self) -> set[str]:
+        """The columns by which labels name their rows."""
+        if "index" in self.__dict__:
+            kinds = self.index.kinds
+        else:
+            tables = read_labels(*self._source, columns=["_key"]) if self._few is None else self._few
+            kinds = {kind for table in _grouped(tables) for kind in _key_kinds(table.column("_key").drop_null())[0]}
+        return {column for kind in kinds for column in kind}
 
     @cached_property
     def _few(self) -> list[pa.Table] | None:
@@ -197,23 +242,91 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
         table: rows of the log with `_prediction_id`, `_row`, `_received_time` and the columns of keys.
     """
     rows = RowKeys(table)
-    held: list[pa.Table] = []
-    for batch in labels.batches(rows.earliest_label):
-        found = rows.matching_labels(batch)
-        if len(found):
-            held.append(found)
-        if sum(map(len, held)) > MOST_HELD_LABELS:
-            held = [_latest_labels(pa.concat_tables(held))]
-    chosen = rows.choose_labels(_latest_labels(pa.concat_tables(held))) if held else None
+    found = labels.latest(rows)
+    chosen = rows.choose_labels(found) if len(found) else None
     for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
         column = pa.nulls(len(table), kind) if chosen is None else chosen.column(name)
         table = table.append_column(name, column)
     return table
 
 
-def key_columns(labels: EndpointLabels) -> set[str]:
-    """Return the columns by which labels name their rows."""
-    return {column for batch in labels.batches() for kind, _, _ in label_keys(batch) for column in kind}
+class LabelIndex:
+    """The last label of each join key, ascending by the key's hash.
+
+    Args:
+        labels: tables of `SCHEMA`.
+        rows: only labels of these rows are kept; None keeps all.
+    """
+
+    def __init__(self, labels: Iterable[pa.Table], rows: "RowKeys | None" = None) -> None:
+        self.kinds: set[Kind] = set()
+        self._parts = _merge(part for table in _grouped(labels) for part in self._named(table, rows))
+
+    @property
+    def names(self) -> Array:
+        """The hashes of the distinct keys, [D] uint64, ascending."""
+        return np.concatenate([np.empty(0, np.uint64), *map(_names, self._parts)])
+
+    def latest(self, rows: "RowKeys") -> pa.Table:
+        """Return the last label of each key that one of the rows has, with the hash of the key in `_name`."""
+        found = [part.take(pa.array(rows.find(kind, _names(part)))) for kind in self.kinds for part in self._parts]
+        return pa.concat_tables([_INDEXED.empty_table(), *found])
+
+    def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
+        """Yield the labels with the hash of their key in `_name`; with `rows`, those that name one of them."""
+        for kind, which, hashes in label_keys(labels):
+            if rows is not None:
+                is_known = rows.contain(kind, hashes)
+                which, hashes = which[is_known], hashes[is_known]
+            if len(which):
+                self.kinds.add(kind)
+                part = labels.select([*_ORDER, LABEL, LABEL_NUMBER]).take(pa.array(which))
+                yield part.append_column("_name", pa.array(hashes))
+
+
+def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
+    """Return the last label of each name, ascending by name, in tables of some `MOST_HELD_LABELS`.
+
+    It is an external merge sort: sorted runs, then one table for each range of names.
+    """
+    runs: list[pa.Table] = []
+    for tables in group_tables(named, MOST_HELD_LABELS, MOST_KEPT_BYTES):
+        run = _latest_labels(pa.concat_tables(tables))
+        runs.append(_spill(run) if runs else run)
+    if len(runs) < 2:
+        return runs
+    edges = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
+    ranges = zip(*(_split(run, edges) for run in runs), strict=True)
+    return [_spill(_latest_labels(pa.concat_tables(slices))) for slices in ranges]
+
+
+def _split(run: pa.Table, edges: Array) -> list[pa.Table]:
+    """Return the labels below the first edge, those from there to the second, and so on."""
+    cuts = [0, *np.searchsorted(_names(run), edges).tolist(), len(run)]
+    return [run.slice(low, high - low) for low, high in pairwise(cuts)]
+
+
+def _spill(table: pa.Table) -> pa.Table:
+    """Return the same table, as one chunk that lies in a temporary file. The file is gone with the table."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="onnxserve-labels-") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table.combine_chunks())
+            file.flush()
+            return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+    except OSError as error:
+        why = one_line(error)
+        raise OnnxserveError(f"the folder for temporary files cannot take the index of the labels: {why}") from None
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables that are not small: each costs some twenty calls."""
+    return map(pa.concat_tables, group_tables(tables, _BATCH_ROWS, MOST_KEPT_BYTES))
+
+
+def _names(labels: pa.Table) -> Array:
+    names: Array = labels.column("_name").to_numpy()
+    return names
 
 
 class RowKeys:
@@ -232,96 +345,105 @@ class RowKeys:
         first: datetime | None = pc.min(self._table.column("_received_time")).cast(TIME).as_py()
         return None if first is None else first - _CLOCK_SKEW
 
-    def matching_labels(self, labels: pa.Table) -> pa.Table:
-        """Return the labels that name one of these rows, with the hash of their key in `_name`."""
-        parts = []
-        for kind, which, hashes in label_keys(labels):
-            is_known = self.contain(kind, hashes)
-            if is_known.any():
-                part = labels.take(pa.array(which[is_known])).select([*_ORDER, LABEL, LABEL_NUMBER])
-                parts.append(part.append_column("_name", pa.array(hashes[is_known])))
-        return pa.concat_tables(parts) if parts else labels.slice(0, 0)
-
     def choose_labels(self, labels: pa.Table) -> pa.Table:
         """Return [N] the last label of each row, null for a row without one.
 
         Args:
-            labels: what `_latest_labels` returned.
+            labels: what `LabelIndex.latest` returned.
         """
         # the last one has the highest index
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
         by_name = np.argsort(names)
         best = np.full(len(self._table), -1, dtype=np.int64)
-        for hashes in (self._hashes(kind)[0] for kind in self._matched):
+        for order, hashes in map(self._hashes, self._matched):
             positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
             found = by_name[positions]
-            best = np.maximum(best, np.where(names[found] == hashes, found, -1))
+            best[order] = np.maximum(best[order], np.where(names[found] == hashes, found, -1))
         return labels.take(pa.array(best, mask=best < 0))
 
     def contain(self, kind: Kind, hashes: Array) -> Array:
         """Return [M] bool: True for a key, of [M] uint64, that one of the rows has."""
-        is_known = contains(self._hashes(kind)[1], hashes)
-        if is_known.any():
+        order = np.argsort(hashes)  # to look for ascending values takes a third of the time
+        is_known = np.empty(len(hashes), bool)
+        is_known[order] = contains(self._hashes(kind)[1], hashes[order])
+        self._keep(kind, bool(is_known.any()))
+        return is_known
+
+    def find(self, kind: Kind, names: Array) -> Array:
+        """Return [F] int64: the places in `names`, [D] uint64 ascending, of the keys that one of the rows has.
+
+        The work grows with the rows, not with the names.
+        """
+        hashes = self._hashes(kind)[1]
+        found = distinct(np.searchsorted(names, hashes[contains(names, hashes)]))
+        self._keep(kind, len(found) > 0)
+        return found
+
+    def _keep(self, kind: Kind, is_matched: bool) -> None:
+        if is_matched:
             self._matched.add(kind)
         elif kind not in self._matched and len(self._kinds) > _HELD_KINDS:
             del self._kinds[kind]  # callers may name rows in thousands of ways
-        return is_known
 
     def _hashes(self, kind: Kind) -> tuple[Array, Array]:
-        """Return [N] uint64, the key of each row, and [D], the distinct ones, ascending.
+        """Return [N] int64, the order of the rows by their keys, and [N] uint64, the keys in this order.
 
         Both are empty if a column of the key is missing or holds no single values.
         """
         if kind not in self._kinds:
             hashes = np.empty(0, np.uint64)
             if len(self._table) and set(kind) <= set(self._table.column_names):
-                if kind == _BY_ID:
+                if kind in (_BY_ID, _BY_ROW):
                     hashes = hash_ids(self._table.column("_prediction_id"))
-                elif kind == _BY_ROW:
-                    hashes = combine_hashes(self._hashes(_BY_ID)[0], _unsigned(self._table.column("_row")))
+                    if kind == _BY_ROW:
+                        hashes = combine_hashes(hashes, _unsigned(self._table.column("_row")))
                 elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
-                    hashes = hash_texts(row_keys(self._table, kind))
-            self._kinds[kind] = hashes, np.unique(hashes)
+                    hashes = _hash_keys(row_keys(self._table, kind))
+            order = np.argsort(hashes)
+            self._kinds[kind] = order, hashes[order]
         return self._kinds[kind]
 
 
 class LabelMatches:
     """The distinct join keys of labels, and which of them a row of the log has; 9 bytes each."""
 
-    def __init__(self) -> None:
-        self._parts: dict[Kind, list[Array]] = {}
-        self._hashes: dict[Kind, Array] = {}
-        self._found: dict[Kind, Array] = {}
+    def __init__(self, index: LabelIndex | None = None) -> None:
+        self._parts = [] if index is None else [index.names]
+        self._kinds = set[Kind]() if index is None else index.kinds
 
     def add(self, labels: pa.Table) -> None:
         """Add the keys of labels, a table of `SCHEMA`, before any row is matched."""
         for kind, _, hashes in label_keys(labels):
-            self._parts.setdefault(kind, []).append(np.unique(hashes))
+            self._kinds.add(kind)
+            self._parts.append(distinct(np.sort(hashes)))
 
     def match(self, table: pa.Table) -> None:
         """Mark the keys that a row of the table has."""
-        for kind, hashes in self._all().items():
-            self._found[kind] |= RowKeys(table).contain(kind, hashes)
+        rows = RowKeys(table)
+        for kind in self._kinds:
+            self._found[rows.find(kind, self._names)] = True
 
     @property
     def columns(self) -> set[str]:
         """The columns of the log that the keys are made of."""
-        return {column for kind in self._all() for column in kind}
+        return {column for kind in self._kinds for column in kind}
 
     @property
     def count(self) -> int:
-        return sum(map(len, self._all().values()))
+        return len(self._names)
 
     @property
     def matched(self) -> int:
-        return sum(int(found.sum()) for found in self._found.values())
+        return int(self._found.sum())
 
-    def _all(self) -> dict[Kind, Array]:
-        if not self._hashes:
-            self._hashes = {kind: np.unique(np.concatenate(parts)) for kind, parts in self._parts.items()}
-            self._found = {kind: np.zeros(len(hashes), dtype=bool) for kind, hashes in self._hashes.items()}
-        return self._hashes
+    @cached_property
+    def _names(self) -> Array:
+        return distinct(np.sort(np.concatenate([np.empty(0, np.uint64), *self._parts])))
+
+    @cached_property
+    def _found(self) -> Array:
+        return np.zeros(len(self._names), dtype=bool)
 
 
 def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
@@ -332,23 +454,37 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
     if (alone := np.flatnonzero(has_id & ~has_row)).size:
         yield _BY_ID, alone, hash_ids(labels.column("_prediction_id").take(pa.array(alone)))
     if (exact := np.flatnonzero(has_id & has_row)).size:
-        part = labels.take(pa.array(exact))
+        part = labels.select(_BY_ROW).take(pa.array(exact))
         yield _BY_ROW, exact, combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row")))
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))
-        shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
-        hashes = hash_texts(texts)
-        which = np.asarray(shapes.indices)
-        for number in range(len(shapes.dictionary)):
-            of_shape = np.flatnonzero(which == number)
-            key = texts[int(of_shape[0])].as_py()
-            try:
-                values = json.loads(key)
-            except ValueError:
-                values = None
-            # a text that is no key is a kind of its own, which no row has
-            yield tuple(values) if isinstance(values, dict) else (key,), keyed[of_shape], hashes[of_shape]
+        hashes = _hash_keys(texts)
+        kinds, which = _key_kinds(texts)
+        for number, kind in enumerate(kinds):
+            of_kind = np.flatnonzero(which == number)
+            yield kind, keyed[of_kind], hashes[of_kind]
+
+
+def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
+    """Return the kinds of [M] keys, and [M] the index of each key's kind."""
+    shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
+    which = np.asarray(shapes.indices)
+    kinds: list[Kind] = []
+    for first in np.unique(which, return_index=True)[1]:
+        key = texts[int(first)].as_py()
+        try:
+            values = json.loads(key)
+        except ValueError:
+            values = None
+        # a text that is no key is a kind of its own, which no row has
+        kinds.append(tuple(values) if isinstance(values, dict) else (key,))
+    return kinds, which
+
+
+def _hash_keys(texts: pa.ChunkedArray) -> Array:
+    """Return [N] uint64 of keys; a prediction id of the same text has another hash."""
+    return splitmix64(hash_ids(texts))
 
 
 def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
@@ -363,8 +499,8 @@ def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
             encoded = encoded.dictionary_encode()
         values = encoded.dictionary
         is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
-        distinct = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
-        texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in distinct], pa.string())
+        plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
+        texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in plain], pa.string())
         parts += [pa.scalar(start), pc.fill_null(texts.take(encoded.indices), "null")]
     joined = pc.binary_join_element_wise(*parts, pa.scalar("}"), "")
     return joined if isinstance(joined, pa.ChunkedArray) else pa.chunked_array([joined])

@@ -15,14 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import NotFound, did_you_mean
-from mlflow_deploy_plugin.inference_log.labels import (
-    LABEL,
-    LABEL_NUMBER,
-    EndpointLabels,
-    LabelMatches,
-    join_labels,
-    key_columns,
-)
+from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels, LabelMatches, join_labels
 from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
 from mlflow_deploy_plugin.inference_log.storage import (
     FAILURES,
@@ -321,7 +314,7 @@ def view_tables(
         yield from _tables(log, view, set(columns))
         return
     labels = labels or log.labels(view.endpoint)
-    keys = key_columns(labels)
+    keys = labels.key_columns
     for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
         # only tables with keys of the same types are put together: in another type a large whole number may change
         alike: dict[tuple[str, ...], list[pa.Table]] = {}

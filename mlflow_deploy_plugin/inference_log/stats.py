@@ -108,9 +108,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = log.labels(endpoint)
-    matches = LabelMatches()
-    for batch in labels.batches():
-        matches.add(batch)
+    matches = LabelMatches(labels.index)
     counts = _RowCounts()
     view = View(endpoint, times or TimeRange(), shadows=True)
     for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):

@@ -1,13 +1,19 @@
 """Labels as a table of the log, and reading them back."""
 
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import labels as labels_module
+from mlflow_deploy_plugin.inference_log import reader
 from mlflow_deploy_plugin.inference_log.labels import (
     SCHEMA,
     EndpointLabels,
@@ -17,7 +23,7 @@ from mlflow_deploy_plugin.inference_log.labels import (
     labels_table,
     write_labels,
 )
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, view_tables
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, open_log, view_tables
 from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter
@@ -199,6 +205,13 @@ def test_of_labels_by_id_and_by_key_the_later_one_wins(log: InferenceLog, writer
     assert labels(log) == ["key", "id"]
 
 
+def test_a_prediction_id_that_looks_like_a_key_is_no_key(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1, flight=[5]))
+    writer.label(by_key("key", flight=5), Label('{"flight":"5"}', None, None, "id", NEXT + 1))
+    assert labels(log) == ["key"]
+    assert log_stats(log, "flights").labels == LabelCounts(rows=1, names=2, unmatched=1)
+
+
 def test_a_label_without_a_value_takes_the_earlier_one_back(log: InferenceLog, writer: LogWriter) -> None:
     writer.write(request(2))
     writer.label(by_id("yes", at=0), by_id(None, row=0, at=1))
@@ -253,6 +266,54 @@ def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
         writer.label(*corrections, name=f"f{number}")
 
     assert labels(log) == ["198", "199"]
+
+
+def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 2)
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(reader, "_LABELLED_ROWS", 1)
+    sort, read, work = labels_module._latest_labels, labels_module.read_labels, Counter[str]()
+
+    def counting_read(*arguments: Any, **more: Any) -> Iterator[pa.Table]:
+        work["read"] += 1
+        return read(*arguments, **more)
+
+    def counting_sort(labels: pa.Table) -> pa.Table:
+        work["sorted"] += len(labels)
+        return sort(labels)
+
+    monkeypatch.setattr(labels_module, "read_labels", counting_read)
+    monkeypatch.setattr(labels_module, "_latest_labels", counting_sort)
+    for groups in (5, 50):
+        writer = LogWriter(tmp_path / str(groups))
+        for number in range(groups):
+            writer.write({"_event_time": [DAY] * 2, "_prediction_id": [f"p{number}"] * 2})
+            writer.label(Label(f"p{number}", None, None, number, NEXT), name=f"f{number}")
+
+        tables = list(view_tables(open_log(str(writer.root)), View("flights"), ["_prediction_id", "_label"]))
+
+        rows = pa.concat_tables(tables).to_pylist()
+        assert len(tables) == groups
+        assert all(row["_prediction_id"] == f"p{row['_label']}" for row in rows)
+        assert work["read"] <= 4
+        assert work["sorted"] <= 3 * groups
+        work.clear()
+
+
+def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
+    log: InferenceLog, writer: LogWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 1)
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    writer.write(request(1))
+    for name in ("one", "two"):
+        writer.label(by_id(name), name=name)
+    with pytest.raises(OnnxserveError, match="the folder for temporary files cannot take the index of the labels"):
+        labels(log)
 
 
 def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(

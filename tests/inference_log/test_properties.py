@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.inference_log import maintenance
+from mlflow_deploy_plugin.inference_log import labels as labels_module
+from mlflow_deploy_plugin.inference_log import maintenance, reader
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.maintenance import compact, expire
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, open_log, view_tables
+from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime import as_text
+from mlflow_deploy_plugin.runtime import as_key, as_text
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -99,15 +101,18 @@ _labels = st.lists(
 
 
 @settings(max_examples=25)
-@given(_labels, st.randoms(use_true_random=False), st.integers(1, 4), st.booleans())
-def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive(
-    given_labels: list[Any], random: Any, files: int, compacted: bool
+@given(_labels, st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.sampled_from([1, 3, 500_000]))
+def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_many_they_are(
+    given_labels: list[Any], random: Any, files: int, compacted: bool, most_held: int
 ) -> None:
     labels = [
         Label(prediction_id, row, None if flight is None else {"flight": flight}, value, at, "s", offset)
         for offset, ((prediction_id, row, flight), value, at) in enumerate(given_labels)
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labels_module, "MOST_HELD_LABELS", most_held)
+        patch.setattr(labels_module, "_BATCH_ROWS", most_held)
+        patch.setattr(reader, "_LABELLED_ROWS", 1)  # each request is a table
         writer, log = LogWriter(Path(folder)), open_log(folder)
         for number, flights in enumerate(([5, 6], [7, 8])):
             times = [datetime(1970, 1, 1, tzinfo=UTC)] * 2
@@ -120,10 +125,18 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive(
             compact(log, "flights", LATER)
 
         rows = log.labelled("flights", Window(datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 2, tzinfo=UTC)))
+        tables = list(view_tables(log, View("flights"), ["flight", "_label"]))
+        counts = log_stats(log, "flights").labels
 
     assert rows is not None
-    found = {row["flight"]: row["_label"] for row in rows.table.to_pylist()}
-    assert found == {flight: _last_label(labels, flight) for flight in (5, 6, 7, 8)}
+    last = {flight: _last_label(labels, flight) for flight in (5, 6, 7, 8)}
+    for found in (rows.table, pa.concat_tables(tables)):
+        assert {row["flight"]: row["_label"] for row in found.to_pylist()} == last
+    names = {
+        (one.prediction_id, one.row, as_key(one.key["flight"]) if isinstance(one.key, dict) else None) for one in labels
+    }
+    unknown = {name for name in names if name[0] == "unknown" or name[2] == "99"}
+    assert counts == LabelCounts(sum(label is not None for label in last.values()), len(names), len(unknown))
 
 
 def _last_label(labels: list[Label], flight: int) -> str | None:

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,10 +101,22 @@ def test_an_id_has_one_hash_wherever_it_stands(kind: pa.DataType) -> None:
     assert len(set(mixed.tolist())) == 52
 
 
-def test_other_texts_have_the_hash_of_texts_and_a_null_one_of_its_own() -> None:
-    few = texts("a", "", None, "a")
-    assert hash_ids(few).tolist() == hash_texts(few).tolist()
-    assert len(set(hash_texts(few).tolist())) == 3
+@pytest.mark.parametrize("hash_column", [hash_ids, hash_texts])
+def test_texts_of_every_length_and_a_null_have_hashes_of_their_own(hash_column: Any) -> None:
+    few = [
+        "",
+        "a",
+        "a\0",
+        None,
+        "b" * 7,
+        "b" * 7 + "\0",
+        "b" * 8,
+        "b" * 8 + "\1",
+        *("c" * size for size in range(250, 260)),
+    ]
+    hashes = hash_column(texts(*few))
+    assert len(set(hashes.tolist())) == len(few)
+    assert hash_column(texts("d", *few).slice(1)).tolist() == hashes.tolist()
 
 
 def test_contains() -> None:

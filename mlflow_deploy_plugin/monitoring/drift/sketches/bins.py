@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.util import hash_array
 
-from mlflow_deploy_plugin.inference_log import splitmix64
+from mlflow_deploy_plugin.inference_log import distinct, splitmix64
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, Kind
 from mlflow_deploy_plugin.runtime import Array
 
@@ -169,7 +169,7 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     """Return the bins of a column, from the reference's values alone."""
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
-        codes, hashes = _codes(texts), np.unique(hash_texts(texts))
+        codes, hashes = _codes(texts), distinct(np.sort(hash_texts(texts)))
         rare = np.array([len(text) for text in texts if text not in codes], np.int64)
         ends = np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1) if len(rare) else rare
         lengths = np.unique(np.ceil(ends).astype(np.int64))
@@ -178,18 +178,18 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     minimum, maximum = (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
     finite = np.sort(known[np.isfinite(known)])
     low, high = map(float, np.quantile(finite, [0.005, 0.995])) if len(finite) else (0.0, 0.0)
-    if not low < high or max(-low, high) > _WIDEST or len(_distinct(finite)) <= 2:
-        hashes = np.unique(hash_numbers(known))
+    if not low < high or max(-low, high) > _WIDEST or len(distinct(finite)) <= 2:
+        hashes = distinct(np.sort(hash_numbers(known)))
         return CategoryBins(_codes(known.tolist()), "number", hashes, minimum, maximum, arrow_type)
     reach = _RANGES_BEYOND * (high - low)
     lowest, highest = low - reach, high + reach
     clipped = np.clip(finite, lowest, highest)
-    inner = _distinct(clipped)
+    inner = distinct(clipped)
     if len(inner) > _GRID:
-        inner = _distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
+        inner = distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
     below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
     above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
-    positions = _distinct(np.concatenate([below, inner, above]))
+    positions = distinct(np.concatenate([below, inner, above]))
     return OrderedBins(positions, float(np.std(np.clip(finite, low, high))), minimum, maximum, arrow_type)
 
 
@@ -216,11 +216,6 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]
-
-
-def _distinct(ascending: Array) -> Array:
-    kept: Array = ascending[np.diff(ascending, prepend=-np.inf) > 0]
-    return kept
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
