@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 LIMITS = {
-    "rate_limit": "5/hour",
+    "rate_limit": "5/day",
     "rate_limit_header": "x-key",
     "max_concurrent_requests": 2,
     "max_batch_size": 8,
@@ -48,14 +48,14 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any, asking: Any) -> 
             assert stub.ModelInfer(request, metadata=[("x-key", "one")]).outputs
         for _ in range(2):
             assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 200
-        with pytest.raises(grpc.RpcError, match="5/hour") as refused:
+        with pytest.raises(grpc.RpcError, match="5/day") as refused:
             stub.ModelInfer(request, metadata=[("x-key", "one"), ("x-request-id", "mine")])
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert told(refused.value)["retry-after"].isdigit()
         assert told(refused.value)["x-request-id"] == "mine"
         assert stub.ModelInfer(request, metadata=[("x-key", "another")]).outputs
         streamed = next(stub.ModelStreamInfer(iter([request]), metadata=[("x-key", "one")]))
-        assert "5/hour" in streamed.error_message
+        assert "5/day" in streamed.error_message
     assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 429
 
 
