@@ -307,13 +307,13 @@ def _split(run: pa.Table, edges: Array) -> list[pa.Table]:
 
 
 def _spill(table: pa.Table) -> pa.Table:
-    """Return the same table, as one chunk that lies in a temporary file. The file is gone with the table."""
+    """Return the same table as one chunk of a temporary file, which has no name any more and goes with the table."""
     try:
-        with tempfile.NamedTemporaryFile(prefix="onnxserve-labels-") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
+        with tempfile.TemporaryDirectory(prefix="onnxserve-labels-") as folder:
+            path = f"{folder}/labels.arrow"
+            with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table.combine_chunks())
-            file.flush()
-            return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+            return pa.ipc.open_file(pa.memory_map(path)).read_all()
     except OSError as error:
         why = one_line(error)
         raise OnnxserveError(f"the folder for temporary files cannot take the index of the labels: {why}") from None
