@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, is_regressor
 from sklearn.calibration import CalibratedClassifierCV, _CalibratedClassifier
 from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -24,8 +24,11 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
+from sklearn.linear_model import LinearRegression
+from sklearn.linear_model._base import LinearClassifierMixin, LinearModel
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -117,6 +120,13 @@ def best_estimator(model: Any) -> Any:
             model = model.best_estimator_
         else:
             return model
+
+
+def is_linear(estimator: Any) -> bool:
+    """Return True for a linear classifier or regression."""
+    estimator = best_estimator(estimator)
+    is_regression = isinstance(estimator, LinearModel) and is_regressor(estimator)
+    return is_regression or isinstance(estimator, LinearClassifierMixin)
 
 
 def sub_estimators(estimator: Any) -> Iterator[Any]:
@@ -287,6 +297,14 @@ def _prepare(part: Any) -> None:
     if isinstance(part, AdaBoostClassifier) and getattr(part, "classes_", np.empty(0)).dtype.kind == "b":
         # skl2onnx takes these for texts
         part.classes_ = part.classes_.astype(np.int64)
+    if isinstance(part, MultiOutputRegressor) and all(map(is_linear, getattr(part, "estimators_", [None]))):
+        linear = [best_estimator(one) for one in part.estimators_]
+        weights = {
+            "coef_": np.array([one.coef_ for one in linear]),
+            "intercept_": np.ravel([one.intercept_ for one in linear]),
+        }
+        vars(part).update(vars(LinearRegression()) | weights)
+        part.__class__ = LinearRegression  # of all targets at once
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
     if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20

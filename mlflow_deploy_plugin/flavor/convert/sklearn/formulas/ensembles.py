@@ -27,9 +27,16 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
+    LOGISTIC,
+    Formula,
+    Rows,
+    logistic,
+    softmax,
+    votes_of_pairs,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray
 
 Decision = tuple[TracedArray, TracedArray]
@@ -37,38 +44,42 @@ Decision = tuple[TracedArray, TracedArray]
 
 
 def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
-    parts = [_calibrated_part(part, rows) for part in model.calibrated_classifiers_]
-    mean = sum(parts[1:], parts[0]) / float(len(parts))
+    parts = model.calibrated_classifiers_
+    estimators = [best_estimator(part.estimator) for part in parts]
+    method = "decision_function" if hasattr(estimators[0], "decision_function") else "predict_proba"
+    if parts[0].method == "temperature":
+        found = []
+        for part, estimator in zip(parts, estimators, strict=True):
+            answer = rows.ask(estimator, method)
+            if answer.ndim == 1:
+                answer = np.stack([-answer, answer], axis=1)
+            elif method == "predict_proba":
+                answer = np.log(answer + np.finfo(np.float64).eps)
+            found.append(softmax(answer * part.calibrators[0].beta_))
+        mean: TracedArray = sum(found[1:], found[0]) / float(len(parts))
+        return np.argmax(mean, axis=1), mean
+    scores = _scores(estimators, rows, method)
+    calibrators = [calibrator for part in parts for calibrator in part.calibrators]  # one for each score
+    if parts[0].method == "isotonic":
+        likely = isotonic(calibrators, scores)
+    else:
+        likely = logistic(-(np.array([one.a_ for one in calibrators]) * scores + [one.b_ for one in calibrators]))
+    classes = len(model.classes_)
+    if classes == 2:
+        second = likely.mean(axis=1, keepdims=True)
+        mean = np.concatenate([1.0 - second, second], axis=1)
+        return np.argmax(mean, axis=1), mean
+    places = [
+        number * classes + place
+        for number, part in enumerate(parts)
+        for place, _ in zip(np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False)
+    ]
+    if len(places) < len(parts) * classes:  # a part has not seen all classes
+        likely = likely @ np.eye(len(parts) * classes)[places]
+    likely = likely.reshape(-1, len(parts), classes)
+    total = likely.sum(axis=2, keepdims=True)
+    mean = np.where(total == 0, 1 / classes, likely / np.where(total == 0, 1.0, total)).mean(axis=1)
     return np.argmax(mean, axis=1), mean
-
-
-def _calibrated_part(part: Any, rows: Rows) -> TracedArray:
-    estimator = best_estimator(part.estimator)
-    method = "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
-    answer = rows.ask(estimator, method)
-    two = len(part.classes) == 2
-    if part.method == "temperature":
-        if answer.ndim == 1:
-            answer = np.stack([-answer, answer], axis=1)
-        elif method == "predict_proba":
-            answer = np.log(answer + np.finfo(np.float64).eps)
-        return softmax(answer * part.calibrators[0].beta_)
-    scores = [answer] if answer.ndim == 1 else [answer[:, 1]] if two else [answer[:, n] for n in range(answer.shape[1])]
-    columns = {}
-    for place, score, calibrator in zip(
-        np.searchsorted(part.classes, estimator.classes_), scores, part.calibrators, strict=False
-    ):
-        if part.method == "isotonic":
-            columns[int(place)] = isotonic(calibrator, score)
-        else:
-            columns[int(place)] = 1.0 / (1.0 + np.exp(calibrator.a_ * score + calibrator.b_))
-    if two:
-        likely = columns[0]
-        return np.stack([1.0 - likely, likely], axis=1)
-    none = np.zeros_like(scores[0])
-    found = np.stack([columns.get(place, none) for place in range(len(part.classes))], axis=1)
-    total = found.sum(axis=1, keepdims=True)
-    return np.where(total == 0, 1 / len(part.classes), found / np.where(total == 0, 1.0, total))
 
 
 def thresholded(model: Any, rows: Rows) -> Decision:
@@ -99,7 +110,8 @@ def chained(model: Any, rows: Rows) -> TracedArray:
     for place, estimator in zip(model.order_, model.estimators_, strict=True):
         now = rows.with_matrix(np.column_stack([rows.matrix, *before])) if before else rows
         answers[int(place)] = _flat(now.ask(estimator, "predict"))
-        before.append(answers[int(place)] if method == "predict" else _score(estimator, now, method))
+        score = answers[int(place)] if method == "predict" else now.ask(estimator, method)
+        before.append(score if score.ndim == 1 else score[:, 1])
     return np.stack([answers[place] for place in sorted(answers)], axis=1)
 
 
@@ -107,67 +119,63 @@ def _flat(answer: Traced) -> TracedArray:
     return answer[:, 0] if answer.ndim > 1 else answer
 
 
-def _score(estimator: Any, rows: Rows, method: str) -> TracedArray:
-    """Return the score [N] of the second of two classes."""
-    answer = rows.ask(estimator, method)
-    return answer if answer.ndim == 1 else answer[:, 1]
+def _scores(estimators: list[Any], rows: Rows, method: str = "") -> TracedArray:
+    """Return the scores of the estimators' classes side by side, [N, k]; of two classes, that of the second.
 
-
-def _binary(estimator: Any, rows: Rows) -> TracedArray:
-    """Return a number [N] that is the larger, the likelier the second class is: multiclass._predict_binary."""
-    if isinstance(estimator, _ConstantPredictor):
-        return rows.full(float(estimator.y_[0]))
-    if is_regressor(estimator):
-        return _flat(rows.ask(estimator, "predict"))
-    return _score(estimator, rows, "decision_function" if hasattr(estimator, "decision_function") else "predict_proba")
+    Args:
+        method: as `Rows.ask` has it; empty: that of multiclass._predict_binary.
+    """
+    if all(map(is_linear, estimators)):
+        if method != "predict_proba":
+            return rows.sums(estimators)
+        if all(isinstance(best_estimator(one), LOGISTIC) and len(one.classes_) == 2 for one in estimators):
+            return logistic(rows.sums(estimators))
+    columns = []
+    for one in estimators:
+        if isinstance(one, _ConstantPredictor):
+            columns.append(rows.full(float(one.y_[0])))
+            continue
+        asked = method or ("decision_function" if hasattr(one, "decision_function") else "predict_proba")
+        answer = rows.ask(one, "predict" if is_regressor(one) else asked)
+        columns.append(answer[:, 1] if answer.ndim > 1 and answer.sample.shape[1] == 2 else answer)
+    return np.column_stack(columns)
 
 
 def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
-    found = [_binary(estimator, rows) for estimator in model.estimators_]
+    scores = _scores(model.estimators_, rows)
     middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
+    single = len(model.estimators_) == 1
     if model.multilabel_:
-        position = np.stack([(one > middle).astype(np.int64) for one in found], axis=1)
-    elif len(found) == 1:
-        position = (found[0] > middle).astype(np.int64)
+        position = (scores > middle).astype(np.int64)
     else:
-        position = np.argmax(np.stack(found, axis=1), axis=1)
+        position = (scores[:, 0] > middle).astype(np.int64) if single else np.argmax(scores, axis=1)
     if not hasattr(model, "predict_proba"):
-        return position, np.stack(found if len(found) > 1 else [-found[0], found[0]], axis=1)
-    likely = [
-        rows.full(float(one.y_[0])) if isinstance(one, _ConstantPredictor) else _score(one, rows, "predict_proba")
-        for one in model.estimators_
-    ]
-    scores = np.stack(likely if len(likely) > 1 else [1.0 - likely[0], likely[0]], axis=1)
+        return position, np.concatenate([-scores, scores], axis=1) if single else scores
+    likely = _scores(model.estimators_, rows, "predict_proba")
+    likely = np.concatenate([1.0 - likely, likely], axis=1) if single else likely
     if not model.multilabel_:
-        total = scores.sum(axis=1, keepdims=True)
-        scores = scores / np.where(total == 0, 1.0, total)
-    return position, scores
+        total = likely.sum(axis=1, keepdims=True)
+        likely = likely / np.where(total == 0, 1.0, total)
+    return position, likely
 
 
 def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
     if model.pairwise_indices_ is not None:
         raise NotImplementedError("OneVsOneClassifier of estimators that read a precomputed kernel")
-    classes = range(len(model.classes_))
-    confidence: list[Any] = [0.0] * len(classes)
-    votes: list[Any] = [0.0] * len(classes)
-    pairs = ((one, other) for one in classes for other in classes if one < other)
-    for (one, other), estimator in zip(pairs, model.estimators_, strict=True):
-        score = _binary(estimator, rows)
-        second = _flat(rows.ask(estimator, "predict"))
-        confidence[one], confidence[other] = confidence[one] - score, confidence[other] + score
-        votes[one], votes[other] = votes[one] + (1.0 - second), votes[other] + second
-    scores = np.stack(
-        [vote + sure / (3.0 * (np.abs(sure) + 1.0)) for vote, sure in zip(votes, confidence, strict=True)], axis=1
-    )
-    if len(classes) == 2:
+    sure = _scores(model.estimators_, rows)
+    if all(is_linear(estimator) and not is_regressor(estimator) for estimator in model.estimators_):
+        second = (sure > 0).astype(np.float64)
+    else:
+        second = np.column_stack([rows.ask(estimator, "predict") for estimator in model.estimators_])
+    _, scores = votes_of_pairs(second, sure, len(model.classes_))
+    if len(model.classes_) == 2:
         middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
         return (scores[:, 1] > middle).astype(np.int64), scores
     return np.argmax(scores, axis=1), scores
 
 
 def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
-    codes = np.stack([_binary(estimator, rows) for estimator in model.estimators_], axis=1)
-    away = codes[:, None, :] - np.asarray(model.code_book_, float)
+    away = _scores(model.estimators_, rows)[:, None, :] - np.asarray(model.code_book_, float)
     distances = (away * away).sum(axis=2)
     return np.argmin(distances, axis=1), -distances
 

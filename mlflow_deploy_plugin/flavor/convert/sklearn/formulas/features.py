@@ -37,7 +37,7 @@ from sklearn.random_projection import SparseRandomProjection
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection, Transforming, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, of_column, take
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -194,22 +194,9 @@ def ranked(model: QuantileTransformer, rows: Rows) -> TracedArray:
     with np.errstate(divide="ignore", invalid="ignore"):  # nothing lies between equal quantiles
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
 
-    def of_column(table: Array, places: TracedArray) -> TracedArray:
-        return take(table.T.ravel(), places + len(table) * np.arange(table.shape[1]))
-
-    def places(compare: Any) -> TracedArray:
-        """Return how many quantiles of its column are less than each number, by bisection."""
-        bits = count.bit_length()
-        padded = np.pad(quantiles, ((0, 2**bits - 1 - count), (0, 0)), constant_values=np.inf)
-        found = np.zeros_like(x).astype(np.int64)
-        for bit in reversed(range(bits)):
-            further = found + 2**bit
-            found = np.where(compare(of_column(padded, further - 1), x), further, found)
-        return found
-
-    at = np.clip(places(np.less_equal) - 1, 0, count - 2)
+    at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)
     upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
-    at = np.clip(places(np.less), 1, count - 1)
+    at = np.clip(counted(quantiles, np.less, x), 1, count - 1)
     downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
     share = 0.5 * (np.where(x >= highest, 1.0, upwards) - np.where(x <= lowest, 0.0, downwards))
     if model.output_distribution == "uniform":

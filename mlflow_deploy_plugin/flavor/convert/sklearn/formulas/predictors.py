@@ -21,15 +21,20 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedA
 from mlflow_deploy_plugin.runtime import Array
 
 
-def isotonic(model: IsotonicRegression, x: TracedArray) -> TracedArray:
-    """Return the predictions for x [N]: a line between two thresholds, and the end's value or NaN outside."""
-    known, values = (np.asarray(some, float) for some in (model.X_thresholds_, model.y_thresholds_))
-    if model.out_of_bounds == "clip":
-        x = np.clip(x, model.X_min_, model.X_max_)
-    if len(values) == 1:
-        return np.full_like(x, values[0])
-    inside = interpolated(x, known, values)
-    return np.where((x < known[0]) | (x > known[-1]), np.nan, inside)
+def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
+    """Return the predictions [N, M] of M models for x [N, M]: lines between thresholds, and the end's value outside.
+
+    A single model may have NaN outside instead.
+    """
+    known, values = (
+        [np.asarray(getattr(one, name), float) for one in models] for name in ("X_thresholds_", "y_thresholds_")
+    )
+    if models[0].out_of_bounds == "clip":
+        x = np.clip(x, *(np.array([getattr(one, name) for one in models], float) for name in ("X_min_", "X_max_")))
+    found = interpolated(x, known, values)
+    if models[0].out_of_bounds == "clip" or len(known[0]) == 1:
+        return found
+    return np.where((x < known[0][0]) | (x > known[0][-1]), np.nan, found)
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
@@ -138,7 +143,7 @@ def _diagonal(kernel: Any, x: TracedArray) -> Any:
 FORMULAS: dict[type, Formula] = {
     DummyClassifier: dummy_classes,
     DummyRegressor: dummy_values,
-    IsotonicRegression: lambda model, rows: isotonic(model, rows.matrix[:, 0]),
+    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
     EllipticEnvelope: elliptic,
     **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
     GaussianProcessClassifier: process_classes,

@@ -10,10 +10,14 @@ from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
-from sklearn.linear_model._base import LinearClassifierMixin, LinearModel
 from sklearn.pipeline import FeatureUnion, Pipeline
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, compares_in_64_bits, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    best_estimator,
+    compares_in_64_bits,
+    is_linear,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     ONNX_TYPES,
     SAMPLE_ROWS,
@@ -101,27 +105,34 @@ class Rows:
                         rows._after[id(step)] = rows.with_matrix(rows.ask(step, "transform"))
                     rows = rows._after[id(step)]
             return rows.ask(estimator.steps[-1][1], method)
-        if isinstance(estimator, LinearClassifierMixin) and (scores := self._linear(estimator, method)) is not None:
-            return scores
-        if isinstance(estimator, LinearModel) and is_regressor(estimator):
-            return self.matrix @ np.asarray(estimator.coef_, float).T + np.asarray(estimator.intercept_, float)
+        if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
+            return answer
         if (formula := FORMULAS.get(type(estimator))) is not None:
             return self._by_formula(formula, estimator, method)
         return self._by_converter(estimator, method)
 
+    def sums(self, estimators: list[Any]) -> TracedArray:
+        """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
+        linear = [best_estimator(one) for one in estimators]
+        weights = [np.atleast_2d(one.coef_).astype(float) for one in linear]
+        shifts = [np.broadcast_to(one.intercept_, len(some)) for one, some in zip(linear, weights, strict=True)]
+        return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
+
     def _linear(self, estimator: Any, method: str) -> TracedArray | None:
-        """Return the scores of a linear classifier, or its probabilities, as scikit-learn computes them."""
-        scores = self.matrix @ np.atleast_2d(estimator.coef_).astype(float).T + np.asarray(estimator.intercept_, float)
+        """Return the answer of a linear estimator as scikit-learn computes it; None for other probabilities."""
+        scores = self.sums([estimator])
         single = scores.sample.shape[1] == 1
+        if is_regressor(estimator):
+            return scores[:, 0] if np.ndim(estimator.coef_) == 1 else scores
         if method == "decision_function":
             return scores[:, 0] if single else scores
         if method == "predict":
             position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
             return _classes_at(estimator, position)
-        if not isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis):
+        if not isinstance(estimator, LOGISTIC):
             return None
         if single:
-            likely = 1.0 / (1.0 + np.exp(-scores))
+            likely = logistic(scores)
             return np.concatenate([1.0 - likely, likely], axis=1)
         return softmax(scores)
 
@@ -179,6 +190,8 @@ class Rows:
         return np.ones(answer.shape)
 
 
+LOGISTIC = (LogisticRegression, LinearDiscriminantAnalysis)
+"""The linear classifiers whose probabilities are the logistic function of their scores."""
 _SCORES = ("predict_proba", "decision_function")
 Formula = Callable[[Any, Rows], Any]
 FORMULAS: dict[type, Formula] = {}
@@ -189,6 +202,10 @@ def _classes_at(estimator: Any, position: TracedArray) -> TracedArray:
     if estimator.classes_.dtype.kind not in "fiub":
         raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
     return take(estimator.classes_.astype(np.float64), position)
+
+
+def logistic(scores: TracedArray) -> TracedArray:
+    return 1.0 / (1.0 + np.exp(-scores))
 
 
 def softmax(scores: TracedArray) -> TracedArray:

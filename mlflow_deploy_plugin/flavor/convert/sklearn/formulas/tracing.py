@@ -8,7 +8,7 @@ A traced array has the rows of a request in its first axis, and nothing may depe
 no form in a graph raises NotImplementedError: an `if` on values, other functions, other types than numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -277,20 +277,38 @@ def selected(conditions: list[Any], choices: list[Any], default: Any = 0) -> Any
     return default
 
 
-def interpolated(x: TracedArray, known: Array, values: Array) -> TracedArray:
-    """Return the line through the points at `known` ([K], ascending) for x [N]; outside, that of the last two.
+def of_column(table: Array, places: TracedArray) -> TracedArray:
+    """Return the entries of a constant table [K, M] at computed places [N, M] of its columns."""
+    return take(table.T.ravel(), places + len(table) * np.arange(table.shape[1]))
 
-    The operations are those of scipy.interpolate.interp1d, in its order.
+
+def counted(table: Array, compare: Any, x: TracedArray) -> TracedArray:
+    """Return how many numbers of its column, ascending [K, M], compare so with each of x [N, M], by bisection."""
+    bits = len(table).bit_length()
+    padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
+    found = np.zeros_like(x).astype(np.int64)
+    for bit in reversed(range(bits)):
+        further = found + 2**bit
+        found = np.where(compare(of_column(padded, further - 1), x), further, found)
+    return found
+
+
+def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
+    """Return for x [N, M] the lines through M sets of points at `known` (ascending); outside, those of the last two.
+
+    A single point is a constant. The operations are those of scipy.interpolate.interp1d, in its order.
     """
-    position = np.sum((x[:, None] > known[1:-1]).astype(np.int64), axis=1) if len(known) > 2 else x.astype(bool) & False
-    position = position.astype(np.int64)
-    left, right, low, high = (take(some, position) for some in (known[:-1], known[1:], values[:-1], values[1:]))
+    size = max(2, *map(len, known))
+    at = np.stack([np.pad(one, (0, size - len(one)), constant_values=np.inf) for one in known], axis=1)
+    heights = np.stack([np.pad(one, (0, size - len(one))) for one in values], axis=1)
+    before = counted(at[1:-1], np.less, x)
+    left, right, low, high = (of_column(some, before + after) for some in (at, heights) for after in (0, 1))
     return (high - low) / (right - left) * (x - left) + low
 
 
 def interp(x: TracedArray, xp: Any, fp: Any, left: Any = None, right: Any = None) -> TracedArray:
     known, values = np.asarray(xp, float), np.asarray(fp, float)
-    inside = interpolated(clipped(x, known[0], known[-1]), known, values)
+    inside = interpolated(clipped(x, known[0], known[-1])[:, None], [known], [values])[:, 0]
     inside = where(x < known[0], values[0] if left is None else left, inside)
     return where(x > known[-1], values[-1] if right is None else right, inside)
 

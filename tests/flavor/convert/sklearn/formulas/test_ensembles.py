@@ -22,7 +22,7 @@ from sklearn.impute import IterativeImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
-from sklearn.multioutput import ClassifierChain, RegressorChain
+from sklearn.multioutput import ClassifierChain, MultiOutputRegressor, RegressorChain
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
@@ -36,7 +36,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 from sklearn.semi_supervised import SelfTrainingClassifier
-from sklearn.svm import SVC, LinearSVC
+from sklearn.svm import SVC, LinearSVC, LinearSVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError
@@ -104,6 +104,44 @@ CASES = [
 @pytest.mark.parametrize(("model", "labels"), CASES)
 def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
     assert wrap(model.fit(ROWS, labels), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+@pytest.mark.parametrize("within", [LogisticRegression(), GaussianNB()], ids=["linear", "another"])
+def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, method: str) -> None:
+    two, all_rows = np.flatnonzero(THREE != 1), np.arange(len(THREE))
+    model = CalibratedClassifierCV(within, method=method, cv=[(two, all_rows[::2]), (all_rows, all_rows[1::2])])
+
+    assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        OneVsRestClassifier(LogisticRegression()),
+        OneVsOneClassifier(LinearSVC()),
+        OutputCodeClassifier(LinearSVC(), random_state=0),
+        CalibratedClassifierCV(LinearSVC(), cv=2),
+        CalibratedClassifierCV(LinearSVC(), method="isotonic", cv=2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) -> None:
+    ten = np.digitize(VALUES, np.quantile(VALUES, np.arange(1, 10) / 10))
+
+    few, many = (wrap(model.fit(ROWS, labels), ROWS).converted.proto.graph.node for labels in (THREE, ten))
+
+    assert len(many) < len(few) + 10
+
+
+@pytest.mark.parametrize("within", [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)], ids=str)
+def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> None:
+    targets = np.column_stack([VALUES, -VALUES, ROWS.c])
+
+    wrapped = wrap(make_pipeline(StandardScaler(), MultiOutputRegressor(within)).fit(ROWS, targets), ROWS)
+
+    assert wrapped.report.state == "proven"
+    assert sum(node.op_type in ("MatMul", "LinearRegressor") for node in wrapped.converted.proto.graph.node) == 1
 
 
 @pytest.mark.parametrize(
