@@ -36,6 +36,12 @@ _NO_OPERATOR = re.compile(  # of tf2onnx, torch's dynamo exporter, its legacy ex
     r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported"
 )
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
+_REASONS = {
+    "inhomogeneous": "its targets have different numbers of classes",  # numpy, of the classes of each target
+    "invalid literal for int()": "several targets whose labels are texts",  # skl2onnx, of a forest
+    "no attribute 'upper'": "a kernel that is a Python function",  # and of support vector machines
+    "Could not infer attribute `support_vectors`": "a kernel that is computed before it (kernel='precomputed')",
+}
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
@@ -109,10 +115,8 @@ def plain_reason(text: str) -> str:
         return f"ONNX Runtime has no operator {match['op']}, which its converter writes"
     if match := _NO_OPERATOR.search(text):
         return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
-    if "inhomogeneous" in text:  # numpy, of the classes of each target
-        return "its targets have different numbers of classes"
-    if "invalid literal for int()" in text:  # skl2onnx, of a forest
-        return "several targets whose labels are texts"
+    if found := next((reason for words, reason in _REASONS.items() if words in text), ""):
+        return found
     if _MIXED.search(text):
         return (
             "a step reads texts and numbers together, which a graph keeps apart; a ColumnTransformer gives each kind a "

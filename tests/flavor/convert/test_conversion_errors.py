@@ -127,6 +127,11 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "it reads 3 inputs of different types, and its converter takes 1; a ColumnTransformer before it",
         ),
         ("invalid literal for int() with base 10: 'female'", "several targets whose labels are texts"),
+        ("'functools.partial' object has no attribute 'upper'", "a kernel that is a Python function"),
+        (
+            "Could not infer attribute `support_vectors` type from empty iterator",
+            "a kernel that is computed before it (kernel='precomputed')",
+        ),
         ("The detected shape was (2,) + inhomogeneous part.", "its targets have different numbers of classes"),
         ("No. You may raise an issue at https://github.com/onnx/sklearn-onnx/issues.", "No"),
         ("loss is not supported, please fill an isue at https://github.com/x/issues", "loss is not supported"),
