@@ -269,8 +269,11 @@ class LabelIndex:
 
     def latest(self, rows: "RowKeys") -> pa.Table:
         """Return the last label of each key that one of the rows has, with the hash of the key in `_name`."""
-        found = [part.take(pa.array(rows.find(kind, _names(part)))) for kind in self.kinds for part in self._parts]
-        return pa.concat_tables([_INDEXED.empty_table(), *found])
+        names, found = [_names(part) for part in self._parts], [_INDEXED.empty_table()]
+        for kind in self.kinds:
+            places = zip(self._parts, rows.find(kind, names), strict=True)
+            found += [part.take(pa.array(some)) for part, some in places if len(some)]
+        return pa.concat_tables(found)
 
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
         """Yield the labels with the hash of their key in `_name`; with `rows`, those that name one of them."""
@@ -296,8 +299,8 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
     if len(runs) < 2:
         return runs
     edges = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
-    ranges = zip(*(_split(run, edges) for run in runs), strict=True)
-    return [_spill(_latest_labels(pa.concat_tables(slices))) for slices in ranges]
+    ranges = map(pa.concat_tables, zip(*(_split(run, edges) for run in runs), strict=True))
+    return [_spill(_latest_labels(labels)) for labels in ranges if len(labels)]
 
 
 def _split(run: pa.Table, edges: Array) -> list[pa.Table]:
@@ -370,14 +373,19 @@ class RowKeys:
         self._keep(kind, bool(is_known.any()))
         return is_known
 
-    def find(self, kind: Kind, names: Array) -> Array:
-        """Return [F] int64: the places in `names`, [D] uint64 ascending, of the keys that one of the rows has.
+    def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
+        """Return for each part of the names the places, [F] int64, of the keys that one of the rows has.
 
         The work grows with the rows, not with the names.
+
+        Args:
+            parts: [D] uint64, ascending, of disjoint ranges; none is empty.
         """
-        hashes = self._hashes(kind)[1]
-        found = distinct(np.searchsorted(names, hashes[contains(names, hashes)]))
-        self._keep(kind, len(found) > 0)
+        hashes, found = self._hashes(kind)[1], []
+        for names in parts:
+            within = hashes[np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")]
+            found.append(distinct(np.searchsorted(names, within[contains(names, within)])))
+        self._keep(kind, any(map(len, found)))
         return found
 
     def _keep(self, kind: Kind, is_matched: bool) -> None:
@@ -422,7 +430,7 @@ class LabelMatches:
         """Mark the keys that a row of the table has."""
         rows = RowKeys(table)
         for kind in self._kinds:
-            self._found[rows.find(kind, self._names)] = True
+            self._found[rows.find(kind, [self._names])[0]] = True
 
     @property
     def columns(self) -> set[str]:

@@ -25,7 +25,9 @@ from mlflow_deploy_plugin.inference_log.labels import (
 )
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, open_log, view_tables
 from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
+from mlflow_deploy_plugin.inference_log.tables import contains
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
+from mlflow_deploy_plugin.runtime import Array
 from tests.support.inference_log import LogWriter
 
 RECEIVED = 1_372_636_800_000_000
@@ -285,7 +287,12 @@ def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
         work["sorted"] += len(labels)
         return sort(labels)
 
+    def counting_search(ascending: Array, values: Array) -> Array:
+        work["searched"] += len(values)
+        return contains(ascending, values)
+
     monkeypatch.setattr(labels_module, "read_labels", counting_read)
+    monkeypatch.setattr(labels_module, "contains", counting_search)
     monkeypatch.setattr(labels_module, "_latest_labels", counting_sort)
     for groups in (5, 50):
         writer = LogWriter(tmp_path / str(groups))
@@ -300,6 +307,7 @@ def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
         assert all(row["_prediction_id"] == f"p{row['_label']}" for row in rows)
         assert work["read"] <= 4
         assert work["sorted"] <= 3 * groups
+        assert work["searched"] <= 5 * groups
         work.clear()
 
 
