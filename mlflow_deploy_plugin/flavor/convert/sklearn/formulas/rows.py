@@ -108,7 +108,12 @@ class Rows:
         if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if (formula := FORMULAS.get(type(estimator))) is not None:
-            return self._by_formula(formula, estimator, method)
+            answer = formula(estimator, self)
+            if not isinstance(answer, tuple):
+                return answer.astype(np.float64)
+            if method == "decision_function":
+                raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
+            return _classes_at(estimator, answer[0]) if method == "predict" else answer[1]
         return self._by_converter(estimator, method)
 
     def sums(self, estimators: list[Any]) -> TracedArray:
@@ -135,17 +140,6 @@ class Rows:
             likely = logistic(scores)
             return np.concatenate([1.0 - likely, likely], axis=1)
         return softmax(scores)
-
-    def _by_formula(self, formula: "Formula", estimator: Any, method: str) -> TracedArray:
-        answer = formula(estimator, self)
-        if not isinstance(answer, tuple):
-            return answer.astype(np.float64)
-        position, scores = answer
-        if method == "predict":
-            return _classes_at(estimator, position)
-        if method == "decision_function":
-            raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
-        return scores
 
     def _by_converter(self, estimator: Any, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
