@@ -30,11 +30,8 @@ _EXACT = 2.0**53
 """The largest integer that a double holds exactly; the caller reads larger ones one by one."""
 _MOST_ENTRIES = 16
 _MOST_TENSORS = 1_000
-_DTYPES: dict[str, type[np.generic]] = {"d": np.float64, "i": np.int64, "u": np.uint64}
 _FLOATING = frozenset({"double", "float", "float16", "float32", "float64"})
 """The types of columns, and the dtypes of tensors, that take any number."""
-_BUFFER_TYPES = {"f": "d", "i": "i", "u": "u"}
-"""simdjson's type for the numbers of a numpy kind. It refuses a fraction among integers, and anything else."""
 _NOT_PLAIN = (ValueError, TypeError, RuntimeError, AttributeError, KeyError)
 """The errors of simdjson, and of the functions below, for a body that is not plainly rows of numbers."""
 
@@ -112,11 +109,11 @@ def _read_tensor(value: Any, opened: int) -> tuple[dict[str, Any], int]:
     arrays = _count_arrays(plain)
     if not has_data:
         return plain, arrays
-    of_type = _BUFFER_TYPES.get(kind_of(plain["datatype"]))
-    if of_type is None:
+    kind = kind_of(plain["datatype"])
+    if kind not in ("f", "i", "u"):
         texts = data.as_list()
         return {**plain, "data": texts}, arrays + _count_arrays([texts])
-    array, seen = numbers_of(data, opened, of_type)
+    array, seen = numbers_of(data, opened, kind)
     return {**plain, "data": array}, arrays + seen
 
 
@@ -148,7 +145,7 @@ def object_entries(value: Any) -> dict[str, Any]:
     return {key: value[key] for key in keys}
 
 
-def numbers_of(value: Any, at_most: int, of_type: str = "d") -> tuple[Array, int]:
+def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
     """Return the numbers of nested arrays, and the number of these arrays.
 
     simdjson flattens an array that stands among the numbers. Then the body opens more arrays than that: the caller
@@ -156,7 +153,7 @@ def numbers_of(value: Any, at_most: int, of_type: str = "d") -> tuple[Array, int
 
     Args:
         at_most: the arrays that the body opens.
-        of_type: simdjson's, `d` for float64, `i` for int64, `u` for uint64.
+        kind: numpy's, `f` for float64, `i` for int64, `u` for uint64. Integers take no fraction.
 
     Raises:
         ValueError: there are more than `at_most` arrays, or they are ragged.
@@ -171,5 +168,5 @@ def numbers_of(value: Any, at_most: int, of_type: str = "d") -> tuple[Array, int
             raise ValueError
         shape.append(len(level[0]))
         seen += len(level)
-    flat = np.frombuffer(value.as_buffer(of_type=of_type), dtype=_DTYPES[of_type])
-    return flat.reshape(shape), seen
+    numbers = value.as_buffer(of_type="d" if kind == "f" else kind)
+    return np.frombuffer(numbers, dtype=f"{kind}8").reshape(shape), seen
