@@ -108,12 +108,11 @@ def serve(
             changes.setdefault(f"server.{name_of_field}", default)
     first = apply_config(first, changes)
     require_device(first.server.device, first.server.device_ids)
+    absolute_path(".")  # gunicorn does not start where the current folder was deleted
     configure_logging(settings, "serve")
     port = first.server.port
     own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
-    absolute_path(".")  # gunicorn does not start where the current folder was deleted
-    named = None if state_dir is None else absolute_path(state_dir)
-    with claim_free_state_dir(own_folder) if named is None else claim_state_dir(named) as folder:
+    with claim_free_state_dir(own_folder) if state_dir is None else claim_state_dir(absolute_path(state_dir)) as folder:
         _write_specs(folder, [first, *others])
         is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # which the agent reads itself
         watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None

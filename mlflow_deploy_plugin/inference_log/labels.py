@@ -328,8 +328,7 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _names(labels: pa.Table) -> Array:
-    names: Array = labels.column("_name").to_numpy()
-    return names
+    return np.asarray(labels.column("_name"))
 
 
 class RowKeys:

@@ -106,8 +106,11 @@ def worker_file(state_dir: Path, pid: int) -> Path:
 
 def read_workers(state_dir: Path) -> list[WorkerState]:
     """Return the states of all workers that have written one; some of them may have died."""
-    states = (read_state(path, WorkerState) for path in sorted((state_dir / "workers").glob("*.json")))
-    return [state for state in states if state is not None]
+    try:
+        files = sorted((state_dir / "workers").glob("*.json"))
+    except FileNotFoundError:  # at this moment a server that starts removes what the last one has left
+        return []
+    return [state for file in files if (state := read_state(file, WorkerState)) is not None]
 
 
 @contextmanager

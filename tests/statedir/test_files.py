@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.statedir import (
     is_locked,
     locked,
     read_or_make_secret,
+    read_workers,
     temporary_folder,
     write_atomically,
 )
@@ -46,6 +48,23 @@ def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
     monkeypatch.setattr(time, "sleep", lambda seconds: os.close(lock))
     with claim_state_dir(tmp_path):
         assert is_locked(tmp_path / SERVER_LOCK)
+
+
+def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_the_last_one(tmp_path: Path) -> None:
+    """The folder may go between a look whether it is there and the reading: without care one read of 3,000 failed."""
+    has_read = threading.Event()
+
+    def remake() -> None:
+        while not has_read.is_set():
+            shutil.rmtree(tmp_path / "workers", ignore_errors=True)
+            (tmp_path / "workers").mkdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(remake)
+        try:
+            assert not any(read_workers(tmp_path) for _ in range(30_000))
+        finally:
+            has_read.set()
 
 
 def write(cache: FileCache, digest: str, content: str = "x", age: float = 0.0) -> Path:
