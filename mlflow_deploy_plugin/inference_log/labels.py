@@ -417,7 +417,7 @@ class LabelMatches:
 
     def __init__(self, index: LabelIndex | None = None) -> None:
         self._parts = [] if index is None else [index.names]
-        self._kinds = set[Kind]() if index is None else index.kinds
+        self._kinds = set[Kind]() if index is None else set(index.kinds)  # `add` takes others
 
     def add(self, labels: pa.Table) -> None:
         """Add the keys of labels, a table of `SCHEMA`, before any row is matched."""
