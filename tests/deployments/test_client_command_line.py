@@ -61,11 +61,11 @@ def test_a_deployment_lives_through_its_commands(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_create_that_is_cut_off_can_be_cleaned_up(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path, number: signal.Signals
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Ctrl-C leaves nothing; what a kill leaves is a deployment that can be seen, and deleted."""
-    code = "import sys, mlflow.deployments as d; d.get_deploy_client('onnxserve').create_deployment('cut', sys.argv[1])"
-    process = subprocess.Popen([sys.executable, "-c", code, models.once], stderr=subprocess.PIPE, text=True)
+    create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
+    process = subprocess.Popen([*create, "-C", f"server.port={free_port}"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert any("starting the server" in line for line in process.stderr)
 
