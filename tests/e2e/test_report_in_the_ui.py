@@ -21,7 +21,6 @@ from tests.support.tracking import tracking_at
 pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
 ROWS = 500
 RNG = np.random.default_rng(0)
-expect.set_options(timeout=60_000)
 
 
 @dataclass(frozen=True)

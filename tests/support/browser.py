@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = [
@@ -13,6 +13,8 @@ NEEDS_CHROMIUM = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
 ]
 """The marks of a module whose tests look at pages."""
+
+expect.set_options(timeout=60_000)  # on a core that others use too, five seconds are over before a page is drawn
 
 
 @contextmanager
