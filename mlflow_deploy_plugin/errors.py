@@ -36,6 +36,7 @@
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
     ├── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
     ├── BuildFailed                 500 INTERNAL_ERROR           an image that was not built or not pushed
+    ├── CommandFailed               500 INTERNAL_ERROR           another program failed, or took too long
     └── InternalError               500 INTERNAL_ERROR           an error that nobody foresaw; the log has it
 
 The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
@@ -225,6 +226,10 @@ class DeploymentFailed(OnnxserveError):
 
 class BuildFailed(OnnxserveError):
     """An image was not built, run or pushed; the message carries Docker's last words."""
+
+
+class CommandFailed(OnnxserveError):
+    """Another program failed; the message is what it said last. Who ran it says what for."""
 
 
 class InternalError(OnnxserveError):

@@ -18,9 +18,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, InvalidConfig
 from mlflow_deploy_plugin.exporter.package import PYTHON, REQUIREMENTS
-from mlflow_deploy_plugin.exporter.tflite import run_to_end
+from mlflow_deploy_plugin.processes import run_to_end
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.settings import absolute_path
 
@@ -105,7 +105,7 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
         try:
             run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
-        except ConversionError as error:
+        except CommandFailed as error:
             reason = f"pip cannot fetch onnxruntime and numpy: {error.message}; name a folder (--wheels)"
             raise ConversionError(reason) from None
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
+    CommandFailed,
     ConversionError,
     InferenceError,
     InvalidConfig,
@@ -26,14 +27,9 @@ from mlflow_deploy_plugin.errors import (
 from mlflow_deploy_plugin.evaluation import reference_rows
 from mlflow_deploy_plugin.exporter.bundle import write_bundle
 from mlflow_deploy_plugin.exporter.package import write_wheel
-from mlflow_deploy_plugin.exporter.tflite import (
-    LITERT,
-    converter_python,
-    refuse_unconvertible,
-    run_to_end,
-    write_tflite,
-)
+from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.processes import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
@@ -326,7 +322,7 @@ def _prove(
         command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(given), str(answered)]
         try:
             run_to_end(command, _PROOF_SECONDS)
-        except ConversionError as failure:
+        except CommandFailed as failure:
             raise ParityError(f"the exported model does not run, and is not kept: {failure.message}") from None
         outputs = pickle.loads(answered.read_bytes())  # written just now by our own code
     largest, otherwise = 0.0, "the exported model answers otherwise, and is not kept: output"

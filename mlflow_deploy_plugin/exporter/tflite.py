@@ -7,16 +7,14 @@ first use, from `tflite-requirements.txt`, and kept in the cache folder.
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.errors import CommandFailed, ConversionError
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.processes import die_with_parent, exit_reason
+from mlflow_deploy_plugin.processes import run_to_end
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import locked
 
@@ -85,7 +83,7 @@ def converter_python(progress: ProgressCallback) -> Path:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
                 os.replace(unfinished, folder)  # bin/python finds its packages from where it lies
-    except ConversionError as error:
+    except CommandFailed as error:
         raise ConversionError(
             f"the converter of tflite cannot be installed: {error.message}; it needs venv and a package index "
             "(PIP_INDEX_URL, PIP_FIND_LINKS)"
@@ -108,23 +106,6 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
     try:
         command = [str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"]
         run_to_end(command, _CONVERSION_SECONDS)
-    except ConversionError as error:
+    except CommandFailed as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None
     return folder / "model.tflite"
-
-
-def run_to_end(command: Sequence[str], seconds: float) -> None:
-    """Run a command, which is killed with this process.
-
-    Raises:
-        ConversionError: it fails, or takes longer; the message is the last line that it has said, or how it was killed.
-    """
-    ending = partial(die_with_parent, parent=os.getpid())
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
-    except subprocess.TimeoutExpired:
-        raise ConversionError(f"it has not ended within {seconds:g} s") from None
-    if ran.returncode:
-        said = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
-        reason = said[-1].removeprefix("ERROR: ")[:500] if said else f"it {exit_reason(ran.returncode)}"
-        raise ConversionError(reason)

@@ -9,6 +9,7 @@ from .child import end_on_signals as end_on_signals
 from .child import exit_reason as exit_reason
 from .child import read_log_tail as read_log_tail
 from .child import requests_of_parent as requests_of_parent
+from .child import run_to_end as run_to_end
 from .child import signal_group as signal_group
 from .child import signal_process as signal_process
 from .spark import NO_CONNECT as NO_CONNECT

@@ -27,8 +27,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
+
+from mlflow_deploy_plugin.errors import CommandFailed
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SIGNALFD_BYTES = 128
@@ -166,6 +169,26 @@ def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def run_to_end(command: Sequence[str], seconds: float) -> None:
+    """Run a command, which is killed with this process.
+
+    Raises:
+        CommandFailed: it cannot be started, fails, or takes longer; the message is the last line that it has said, or
+            how it was killed.
+    """
+    ending = partial(die_with_parent, parent=os.getpid())
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(f"it has not ended within {seconds:g} s") from None
+    except OSError as error:
+        raise CommandFailed(f"it cannot be started: {error.strerror}") from None
+    if ran.returncode:
+        said = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
+        reason = said[-1].removeprefix("ERROR: ")[:500] if said else f"it {exit_reason(ran.returncode)}"
+        raise CommandFailed(reason)
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:

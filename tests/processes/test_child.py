@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.errors import CommandFailed
 from mlflow_deploy_plugin.processes import (
     Child,
     backoff_seconds,
     exit_reason,
     read_log_tail,
+    run_to_end,
     signal_group,
     signal_process,
 )
@@ -209,6 +211,23 @@ def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
     assert signal_process(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert not signal_process(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ([sys.executable, "-c", "print('first'); print('last'); raise SystemExit(3)"], "last"),
+        ([sys.executable, "-c", "import sys; print('no'); sys.exit('ERROR: no index')"], "no index"),
+        ([sys.executable, "-c", "raise SystemExit(3)"], "it ended with status 3"),
+        ([sys.executable, "-c", "import os; print('no'); os.kill(os.getpid(), 9)"], "it was killed by SIGKILL"),
+        ([sys.executable, "-c", SLEEP], "it has not ended within 1 s"),
+        (["/nowhere/python"], "it cannot be started: No such file or directory"),
+    ],
+)
+def test_a_command_that_fails_says_why_in_its_last_line(command: list[str], said: str) -> None:
+    with pytest.raises(CommandFailed) as failure:
+        run_to_end(command, 1 if SLEEP in command else 60)
+    assert failure.value.message == said
 
 
 def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
