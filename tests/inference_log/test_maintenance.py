@@ -21,7 +21,7 @@ from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")
-LATER = datetime.now(UTC) + timedelta(hours=1)
+LATER = datetime.now(UTC) + timedelta(days=1)
 FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
 
 

@@ -25,7 +25,7 @@ from tests.support.inference_log import LogWriter
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 HOURS = 4
 WINDOW = Window(DAY, DAY + timedelta(hours=HOURS))
-LATER = datetime.now(UTC) + timedelta(hours=1)
+LATER = datetime.now(UTC) + timedelta(days=1)
 
 _hour = st.integers(0, HOURS - 1)
 _ships = st.tuples(st.just("ship"), _hour, st.integers(1, 5))

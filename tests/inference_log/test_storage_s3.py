@@ -21,7 +21,7 @@ from tests.support.inference_log import LogWriter
 from tests.support.services.s3 import NEEDS_S3, own_bucket
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
-LATER = datetime.now(UTC) + timedelta(hours=1)
+LATER = datetime.now(UTC) + timedelta(days=1)
 WINDOW = parse_window("2013-07-01/1d")
 
 pytestmark = NEEDS_S3
