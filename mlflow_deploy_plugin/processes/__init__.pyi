@@ -1,4 +1,5 @@
 from .child import Child as Child
+from .child import Crashes as Crashes
 from .child import SupervisedChild as SupervisedChild
 from .child import SupervisedChildren as SupervisedChildren
 from .child import adopt_orphans as adopt_orphans

@@ -36,6 +36,9 @@ from mlflow_deploy_plugin.errors import CommandFailed
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SIGNALFD_BYTES = 128
 _LONGEST_POLL_SECONDS = 0.05
+_STABLE_SECONDS = 60.0
+"""A child that has run for longer is not one that crashes again and again."""
+_LONGEST_RESTART_SECONDS = 30.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Request = TypeVar("Request")
@@ -147,6 +150,23 @@ def signal_group(leader: int, number: int) -> bool:
 def backoff_seconds(failures: int, longest: float, first: float = 1.0) -> float:
     """Return the pause after so many failures in a row, from 1: `first`, twice as long each time, at most `longest`."""
     return min(first * 2.0 ** min(failures - 1, 64), longest)
+
+
+@dataclass
+class Crashes:
+    """The crashes in a row of a child that is started again each time."""
+
+    in_a_row: int = 0
+
+    def add(self, started_at: float | None) -> float:
+        """Count one, and return the seconds to wait before the next start: 1, twice as long each time, at most 30.
+
+        Args:
+            started_at: in `time.monotonic()`; None if it could not be started. A run of a minute begins a new row.
+        """
+        is_stable = started_at is not None and time.monotonic() - started_at > _STABLE_SECONDS
+        self.in_a_row = 1 if is_stable else self.in_a_row + 1
+        return backoff_seconds(self.in_a_row, _LONGEST_RESTART_SECONDS)
 
 
 def exit_reason(status: int) -> str:

@@ -25,11 +25,11 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
 from mlflow_deploy_plugin.processes import (
+    Crashes,
     SupervisedChild,
     SupervisedChildren,
     adopt_orphans,
     awaiting_signals,
-    backoff_seconds,
     exit_reason,
     signal_group,
 )
@@ -61,10 +61,8 @@ _FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
-_MAX_RESTART_SECONDS = 30.0
-_STABLE_SECONDS = 60.0
 _MAX_DEATHS = 4
-"""Deaths of gunicorn, each within `_STABLE_SECONDS` of its start; it is restarted at once, then after 0.5 and 1 s."""
+"""Deaths of gunicorn, each within a minute of its start; it is restarted at once, then after 0.5 and 1 s."""
 _ORPHAN_SECONDS = 2.0
 """The time for the workers of a killed gunicorn to finish the requests in flight; nobody takes new ones meanwhile."""
 
@@ -135,10 +133,10 @@ class _Supervisor:
         self._children = SupervisedChildren()
         self._wait_for_signal = wait_for_signal
         self._agent: SupervisedChild | None = None
-        self._agent_crashes = 0
+        self._agent_crashes = Crashes()
         self._restart_agent_at = 0.0
         self._gunicorn: SupervisedChild | None = None
-        self._gunicorn_deaths = 0
+        self._gunicorn_deaths = Crashes()
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
         self._restarts = 0
@@ -206,10 +204,11 @@ class _Supervisor:
             raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
         if gunicorn.exit_status == 0:  # somebody has stopped it
             raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
-        self._gunicorn_deaths = 1 if now - gunicorn.started_at > _STABLE_SECONDS else self._gunicorn_deaths + 1
-        if self._gunicorn_deaths >= _MAX_DEATHS:
+        self._gunicorn_deaths.add(gunicorn.started_at)
+        deaths = self._gunicorn_deaths.in_a_row
+        if deaths >= _MAX_DEATHS:
             raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row; the log says why")
-        pause = 2.0 ** (self._gunicorn_deaths - 3) if self._gunicorn_deaths > 1 else 0.0
+        pause = 2.0 ** (deaths - 3) if deaths > 1 else 0.0
         _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", how, pause)
         signal_group(gunicorn.pid, signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
@@ -227,22 +226,19 @@ class _Supervisor:
                 try:
                     self._start_agent()
                 except OSError as error:  # no process, or no file, is to be had
-                    self._restart_agent_later(f"cannot be started: {error.strerror}")
+                    self._restart_agent_later(f"cannot be started: {error.strerror}", None)
             return
         if self._agent.exit_status is None:
             return
         if not self._is_ready and (state := self._agent_state()) is not None and state.fatal:
             raise DeploymentFailed(state.error)
-        lived = time.monotonic() - self._agent.started_at
-        self._agent_crashes = 0 if lived > _STABLE_SECONDS else self._agent_crashes
-        self._restart_agent_later(exit_reason(self._agent.exit_status))
+        self._restart_agent_later(exit_reason(self._agent.exit_status), self._agent.started_at)
 
-    def _restart_agent_later(self, how: str) -> None:
+    def _restart_agent_later(self, how: str, started_at: float | None) -> None:
         """Let the pause before the next start begin. Raises DeploymentFailed for one that never was ready."""
-        self._agent_crashes += 1
-        if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
+        pause = self._agent_crashes.add(started_at)
+        if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
-        pause = backoff_seconds(self._agent_crashes, _MAX_RESTART_SECONDS)
         _log.error("the agent %s; it is started anew in %.0f s, and serving goes on", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason, signal_process
+from mlflow_deploy_plugin.processes import Child, Crashes, exit_reason, signal_process
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
@@ -40,7 +40,6 @@ _PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
 """The routes for people. Their links know no prefix."""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
-_MAX_RESTART_SECONDS, _STABLE_SECONDS = 30.0, 60.0
 
 Message = MutableMapping[str, Any]
 
@@ -125,19 +124,19 @@ class _AgentKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        crashes = 0
+        crashes = Crashes()
         while not self._stopping.is_set():
-            began = time.monotonic()
+            started_at = None
             try:
                 self._child = Child(self._command)
             except OSError as error:
                 how = f"cannot be started: {error.strerror}"
             else:
+                started_at = self._child.started_at
                 if self._stopping.is_set():  # it came between the question and the start
                     signal_process(self._child.pid, signal.SIGTERM)
                 how = exit_reason(self._child.wait() or 0)
-            crashes = 1 if time.monotonic() - began > _STABLE_SECONDS else crashes + 1
-            pause = backoff_seconds(crashes, _MAX_RESTART_SECONDS)
+            pause = crashes.add(started_at)
             if not self._stopping.wait(0):
                 logger.error("the agent %s; it is started anew in %.0f s", how, pause)
                 self._stopping.wait(pause)

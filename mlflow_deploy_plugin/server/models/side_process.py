@@ -38,15 +38,13 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     UnsupportedMediaType,
 )
-from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason
+from mlflow_deploy_plugin.processes import Child, Crashes, exit_reason
 from mlflow_deploy_plugin.runtime import Array, pack_arrays, unpack_arrays
 
 logger = logging.getLogger(__name__)
 
 READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
 _LOAD_SECONDS: Final = 600.0
-_MAX_PAUSE_SECONDS: Final = 30.0
-_STABLE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
 """The time that a process has to end after it has closed its connection, so that its own exit status is seen."""
@@ -319,20 +317,22 @@ class SideProcess:
 
     def _keep_running(self) -> None:
         """Start the process again and again, until `close`."""
-        crashes = 0
+        crashes = Crashes()
         while not self._closed.is_set():
+            started_at = None
             try:
                 running = _ProcessRun(self._command)
             except OSError as error:
                 self._state = f"cannot be started: {error.strerror}"
                 logger.error("the process of this %s %s", self._label, self._state)
             else:
+                started_at = running.child.started_at
                 self._serve(running)
-                crashes = 0 if time.monotonic() - running.child.started_at > _STABLE_SECONDS else crashes + 1
             self._looked.set()
             if self.has_failed:
                 return  # `start` raises
-            self._closed.wait(backoff_seconds(crashes, _MAX_PAUSE_SECONDS) if crashes > 1 else 0.0)
+            pause = crashes.add(started_at)
+            self._closed.wait(pause if crashes.in_a_row > 1 else 0.0)
 
     def _serve(self, running: _ProcessRun) -> None:
         """Follow a process from its start to its end."""

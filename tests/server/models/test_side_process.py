@@ -63,8 +63,8 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
     child.write_text(CHILD)
     made: list[SideProcess] = []
 
-    def make(how: str = "ready", answer_seconds: float = 30.0) -> SideProcess:
-        made.append(SideProcess([sys.executable, str(child), how], answer_seconds))
+    def make(how: str = "ready", answer_seconds: float = 30.0, python: Path = Path(sys.executable)) -> SideProcess:
+        made.append(SideProcess([str(python), str(child), how], answer_seconds))
         return made[-1]
 
     yield make
@@ -140,6 +140,26 @@ def test_one_that_is_killed_is_started_anew(new_process: Start) -> None:
     first = process.start().fields["pid"]
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: process.pid != first, what="the end is noticed")
+    assert pid_of(process) != first
+
+
+def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_grows(
+    new_process: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    python, away = tmp_path / "python", tmp_path / "away"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    process = new_process(python=python)
+    first = process.start().fields["pid"]
+    python.rename(away)
+    os.kill(first, signal.SIGKILL)
+
+    def failures() -> list[float]:
+        return [one.created for one in caplog.records if "cannot be started: No such file" in one.getMessage()]
+
+    wait_until(lambda: len(failures()) > 1, what="the second attempt")
+    assert failures()[1] - failures()[0] >= 1
+    away.rename(python)
     assert pid_of(process) != first
 
 
