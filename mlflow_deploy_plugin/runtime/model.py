@@ -2,15 +2,16 @@
 
 import math
 import re
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
@@ -39,6 +40,8 @@ _SMALL_RUN = (16,)
 """The largest first dimension of a run after which the arena is not shrunk. A scalar has none, and compares as less."""
 RUN_ROWS = 2**12
 """Rows of a table in one run: more are not computed faster, and their layers take more memory."""
+_VALUES_OF_ONE = {"str": 4, "map": 16}
+"""The numbers that take as much memory as one text, and as one mapping of a ZipMap."""
 
 
 class Predictor(Protocol):
@@ -120,8 +123,7 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
-        # without a proof, which tries rows beside others, they may be related
-        self._most_rows = RUN_ROWS if self._has_columns and artifact.parity_state == "proven" else math.inf
+        self.limit_values(sys.maxsize)
         self._compute = session.run
         self._small_run = self._large_run = None
         if placement.is_bound and can_bind(session):
@@ -145,12 +147,37 @@ class OnnxModel:
         check_digests(artifact)
         return cls(artifact, open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
 
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        """Refuse requests whose outputs have more values than `most`; each of `batch_rows` rows may have so many."""
+        artifact, has_rows = self.artifact, self.schema.has_rows
+        widths = [_VALUES_OF_ONE.get(one.dtype, 1) * abs(math.prod(one.shape[1:])) for one in artifact.outputs]
+        self._row_values = sum(widths) if has_rows else 0  # a free size counts as one, until it is computed
+        self._has_free_sizes = any(-1 in one.shape[has_rows:] for one in artifact.outputs)
+        self._most_values, self._answer_rows = most * batch_rows, max(batch_rows, most // max(1, self._row_values))
+        # without a proof, which tries rows beside others, they may be related
+        self._has_free_rows = self._has_columns and artifact.parity_state == "proven"
+        self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
+        self._small_rows = min(_SMALL_RUN, (self._most_rows,))
+
+    def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
+        """Return the values of the outputs and those before. Raises BodyTooLarge if they are more than are answered."""
+        if (count := already + sum(output.size for output in outputs)) > self._most_values:
+            raise BodyTooLarge(
+                f"the answer has more than {self._most_values} values, which is this server's limit "
+                "(server.max_body_bytes): send fewer rows, or smaller ones"
+            )
+        return count
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
-        """Do as `Predictor.run`. Any number of threads compute a graph at the same time, so nothing waits."""
+        """Do as `Predictor.run`. Any number of threads compute a graph at the same time, so nothing waits.
+
+        Raises:
+            BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
+        """
         names = list(outputs) if outputs is not None else self._output_names
         options = self._small_run
         for array in feeds.values():
-            if array.shape[:1] > _SMALL_RUN:  # the arena is shrunk after a run that needs so much memory
+            if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory
                 options = self._large_run
                 if len(array) > self._most_rows and (joined := self._run_in_pieces(names, feeds, len(array))):
                     return joined
@@ -164,15 +191,23 @@ class OnnxModel:
         for position, value in enumerate(values):
             if type(value) is list:
                 values[position] = object_array(value)
+        if self._has_free_sizes:
+            self._check_values(values)
         return dict(zip(names, values, strict=True))
 
     def _run_in_pieces(self, names: list[str], feeds: Feeds, rows: int) -> dict[str, Array]:
         """Compute the rows of a table some at a time; return nothing if an output has not one entry a row."""
-        pieces = []
-        for start in range(0, rows, RUN_ROWS):
+        if rows > self._answer_rows:
+            raise BodyTooLarge(
+                f"{rows} rows are too many at once, since the model answers each with {self._row_values} values: "
+                f"send at most {self._answer_rows} (server.max_body_bytes is the number of values that are answered)"
+            )
+        pieces, count = [], 0
+        for start in range(0, rows if self._has_free_rows else 0, RUN_ROWS):
             pieces.append(self.run({name: array[start : start + RUN_ROWS] for name, array in feeds.items()}, names))
             if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
                 return {}
+            count = self._check_values(pieces[-1].values(), count)
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores
+from mlflow_deploy_plugin.runtime import BatchPolicy, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
@@ -98,7 +98,7 @@ def open_server(state_dir: Path) -> Server:
 
     def load(folder: Path) -> WarmVersion:
         with memory.loading(folder):
-            return load_warm(
+            warm = load_warm(
                 folder,
                 placement,
                 threads,
@@ -106,6 +106,9 @@ def open_server(state_dir: Path) -> Server:
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
             )
+        if isinstance(warm.predictor, OnnxModel):
+            warm.predictor.limit_values(spec.max_body_bytes, max(rows, *spec.preferred_batch_size, 1))
+        return warm
 
     repository = Repository(state_dir, load)
     repository.add_listener(metrics.set_served_versions)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime import RUN_ROWS, OnnxModel
 from tests.support.models import write_model
 
@@ -182,3 +182,51 @@ def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
         ("warned", section | {"parity": {"state": "warned"}}),
     ):
         assert together(state, unproven).tolist() == [rows] * rows, "the rows of any graph may be related"
+
+
+WIDE = "g (float[N,1] x) => (float[N,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
+
+
+FREE = "g (float[N,M] x) => (float[N,M] y) { y = Neg(x) }"
+
+
+FIXED_ROWS = "g (float[2,M] x) => (float[2,M] y) { y = Neg(x) }"
+
+
+@pytest.mark.parametrize(
+    ("graph", "shapes", "message"),
+    [
+        (WIDE, [(4, 1), (5, 1)], "^5 rows .* answers each with 3 values: send at most 4 "),
+        (FREE, [(4, 3), (1, 12), (4, 4)], "^the answer has more than 12 values, "),
+        (FIXED_ROWS, [(2, 6), (2, 7)], "^the answer has more than 12 values, "),
+    ],
+)
+def test_a_run_with_more_values_than_may_be_answered_is_refused(
+    tmp_path: Path, graph: str, shapes: list[tuple[int, ...]], message: str
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, graph))
+    model.limit_values(12)
+
+    *answered, refused = ({"x": np.ones(shape, np.float32)} for shape in shapes)
+
+    for feeds in answered:
+        assert model.run(feeds)["y"].size == 12
+    with pytest.raises(BodyTooLarge, match=message):
+        model.run(refused)
+
+
+def test_rows_that_may_be_batched_may_have_as_many_values_each(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, WIDE))
+    model.limit_values(2, batch_rows=4)
+
+    assert model.run({"x": np.ones((4, 1), np.float32)})["y"].size == 12
+    with pytest.raises(BodyTooLarge, match="send at most 4"):
+        model.run({"x": np.ones((5, 1), np.float32)})
+
+
+def test_texts_count_as_the_memory_that_they_take(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, TEXT))
+    model.limit_values(8)
+
+    with pytest.raises(BodyTooLarge, match="send at most 2"):
+        model.run({"s": np.array([["a"]] * 3, object)})

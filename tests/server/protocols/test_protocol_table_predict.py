@@ -101,6 +101,23 @@ def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with
     assert post(mixed, "/invocations", {"dataframe_records": [RECORD] * 4})[0] == 200
 
 
+@pytest.mark.parametrize("max_batch_size", [1, 8])
+def test_rows_with_more_outputs_than_a_body_may_have_bytes_are_refused_by_every_protocol(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, max_batch_size: int
+) -> None:
+    limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
+    server = serve_here({"e": {"v": tools.variant(model_folders["single"], "3")}}, limits)
+
+    for path in ("/invocations", "/predict/batch"):
+        assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
+        status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
+        assert (status, document["error_code"]) == (413, "BAD_REQUEST")
+        assert document["message"] == (
+            "1025 rows are too many at once, since the model answers each with 1 values: send at most 1024 "
+            "(server.max_body_bytes is the number of values that are answered)"
+        )
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "prediction"),
     [
