@@ -66,11 +66,16 @@ class Arena:
     def rollout(self) -> Rollout:
         return self.store.rollouts("arena")[-1]
 
-    def who_works(self) -> str:
-        """The controller that does the rollouts; empty before the first."""
+    def works(self, controller: subprocess.Popen[str]) -> bool:
+        """Whether this controller does the rollouts."""
         with open_deployments(lambda line: None) as deployments:
             view = self.store.lease(rollouts_lease_name(deployments.place("arena")))
-        return view.holder if view is not None else ""
+        return view is not None and view.holder.endswith(f"(process {controller.pid})")
+
+    def begin_rollout(self, *arguments: str) -> None:
+        """Leave a rollout to the controller that works."""
+        status, output = self.run("rollout", "arena", "--min-requests", "20", *arguments)
+        assert status == 0, output
 
     def stages(self) -> dict[str, str]:
         versions = MlflowClient().search_model_versions(f"name='{self.model}'")
@@ -258,14 +263,14 @@ def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh
 
 @pytest.mark.long
 def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: Arena) -> None:
-    first, second = (fresh.start("controller", "--lease-seconds", "3") for _ in range(2))
-    wait_until(fresh.who_works, PATIENCE, "one does the rollouts")
-    working, waiting = (first, second) if str(first.pid) in fresh.who_works() else (second, first)
-    fresh.run("rollout", "arena", "--to", "2", "--steps", "20,60,100", "--every", "3s", "--min-requests", "20")
-    wait_until(lambda: fresh.rollout().step == 1, PATIENCE, "the second step has begun")
+    both = [fresh.start("controller", "--lease-seconds", "3") for _ in range(2)]
+    working = wait_until(lambda: next(filter(fresh.works, both), None), PATIENCE, "one does the rollouts")
+    (waiting,) = (one for one in both if one is not working)
+    fresh.begin_rollout("--to", "2", "--steps", "20,60,100", "--every", "3s")
+    wait_until(lambda: fresh.rollout().step >= 1, PATIENCE, "the second step has begun")
 
     working.kill()
-    wait_until(lambda: str(waiting.pid) in fresh.who_works(), PATIENCE, "the other takes over")
+    wait_until(lambda: fresh.works(waiting), PATIENCE, "the other takes over")
     wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")
     waiting.send_signal(signal.SIGTERM)
 
@@ -284,8 +289,9 @@ def test_a_controller_away_from_the_servers_keeps_no_bad_version_in_the_traffic(
     away = fresh.start("controller", "--lease-seconds", "3", **pod)
     wait_until(lambda: fresh.store.lease("controller"), PATIENCE, "it judges and retrains")
     beside = fresh.start("controller", "--lease-seconds", "3")
+    wait_until(lambda: fresh.works(beside), PATIENCE, "it does the rollouts")
 
-    fresh.run("rollout", "arena", "--to", "4", "--steps", "40,100", "--every", "5m", "--min-requests", "20")
+    fresh.begin_rollout("--to", "4", "--steps", "40,100", "--every", "5m")
     wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")
     for controller in (away, beside):
         controller.send_signal(signal.SIGTERM)
@@ -298,8 +304,8 @@ def test_a_controller_away_from_the_servers_keeps_no_bad_version_in_the_traffic(
 @pytest.mark.long
 def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) -> None:
     controller = fresh.start("controller", "--lease-seconds", "3")
-    wait_until(lambda: str(controller.pid) in fresh.who_works(), PATIENCE, "it works")
-    fresh.run("rollout", "arena", "--to", "2", "--steps", "50,100", "--every", "3s", "--min-requests", "20")
+    wait_until(lambda: fresh.works(controller), PATIENCE, "it works")
+    fresh.begin_rollout("--to", "2", "--steps", "50,100", "--every", "3s")
     wait_until(lambda: fresh.variants().get("candidate") == 50, PATIENCE, "the first step has begun")
 
     fresh.traffic.is_careless = True
