@@ -132,7 +132,9 @@ def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
 
 def agent_of(served: Served) -> psutil.Process:
     def found() -> list[psutil.Process]:
-        return [one for one in served.members() if "mlflow_deploy_plugin.agent" in one.cmdline()]
+        with suppress(psutil.NoSuchProcess):  # one of them has just ended
+            return [one for one in served.members() if "mlflow_deploy_plugin.agent" in one.cmdline()]
+        return []
 
     return psutil.Process(wait_until(found, PATIENCE, "an agent")[0].pid)
 
@@ -149,7 +151,7 @@ def gunicorn_of(served: Served) -> psutil.Process:
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(served.process.pid).children()
-        with suppress(psutil.ZombieProcess):  # one of them has just ended
+        with suppress(psutil.NoSuchProcess):  # one of them has just ended
             return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
         return []
 

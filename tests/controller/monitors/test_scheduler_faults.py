@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,10 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
     waited_for(lambda: machine.windows("flights", "running"), SECONDS, "it is being judged")
 
     def judging() -> list[psutil.Process]:
-        children = psutil.Process(controller.pid).children(recursive=True)
-        return [child for child in children if "mlflow_deploy_plugin.processes.worker" in child.cmdline()]
+        with suppress(psutil.NoSuchProcess):  # one of them has just ended
+            children = psutil.Process(controller.pid).children(recursive=True)
+            return [child for child in children if "mlflow_deploy_plugin.processes.worker" in child.cmdline()]
+        return []
 
     (child,) = waited_for(judging, SECONDS, "a process judges")
     child.kill()
