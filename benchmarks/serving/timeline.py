@@ -24,6 +24,7 @@ from .load import answer_length
 FAILED, MIXED = -1, -2
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 _PATIENCE = 30.0
+"""Seconds without any answer after which those that are still owed count as failed: a server may be slow."""
 _TICK_SECONDS = 0.001
 
 
@@ -77,9 +78,7 @@ class OpenLoop:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._process.join(_PATIENCE + 10)
-        if self._process.is_alive():
-            self._process.kill()
+        self._process.join()
 
     def stop(self) -> Answers:
         self.__exit__()
@@ -193,8 +192,12 @@ async def _loop(port: int, client: _Client, rate: float, ended: Event, connectio
             client.ask(begin + sent / rate)
             sent += 1
         await asyncio.sleep(_TICK_SECONDS)
-    give_up = time.monotonic() + _PATIENCE
-    while len(client.kept) < sent and time.monotonic() < give_up:
+    kept, give_up = len(client.kept), time.monotonic() + _PATIENCE
+    while len(client.kept) < sent:
+        if len(client.kept) > kept:
+            kept, give_up = len(client.kept), time.monotonic() + _PATIENCE
+        elif time.monotonic() > give_up:
+            break
         await asyncio.sleep(0.01)
     answered = {due for due, _, _ in client.kept}
     client.kept += [
