@@ -60,7 +60,7 @@ def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> Non
         finally:
             process.send_signal(signal.SIGTERM)
     assert len(agents) == 1
-    wait_until(lambda: not agents[0].is_running(), 20, "the agent has ended")
+    wait_until(lambda: not agents[0].is_running(), what="the agent has ended")
     assert not metrics.exists()
 
 
@@ -82,7 +82,7 @@ def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_pa
         [sys.executable, "-c", ENDS_SLOWLY, str(model)], stdout=subprocess.PIPE, text=True, check=True, timeout=120
     )
     agent = int(done.stdout)
-    wait_until(lambda: not psutil.pid_exists(agent), 20, "the agent has ended")
+    wait_until(lambda: not psutil.pid_exists(agent), what="the agent has ended")
     assert not list((tmp_path / "home").rglob(METRICS))
 
 

@@ -71,7 +71,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
         served = serve("-m", f"models:/{model.name}@live").wait_ready()
         registry.turn("refuse")  # what is connected is cut off; from here on nobody listens at its address
     error = wait_until(
-        lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, 20, "an error"
+        lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, what="an error"
     )
     assert registry.url in error
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
@@ -119,17 +119,17 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
 
     model.promote(2)
     tags = lambda: model.client.get_model_version(model.name, "2").tags  # noqa: E731
-    wait_until(lambda: "onnxserve.error" in tags(), 20, "version 2 is tagged")
+    wait_until(lambda: "onnxserve.error" in tags(), what="version 2 is tagged")
     error = lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error  # noqa: E731
-    wait_until(lambda: "version 2 cannot be loaded" in error(), 5, "the agent says so")
+    wait_until(lambda: "version 2 cannot be loaded" in error(), what="the agent says so")
     assert served.version() == "1"
     assert served.end() == 0
 
     again = serve("-m", f"models:/{model.name}/Production").wait_ready()
     assert again.version() == "1"
     model.promote(3)
-    wait_until(lambda: again.version() == "3", 10, "version 3 is served")
-    wait_until(lambda: error() == "", 5, "no error any more")
+    wait_until(lambda: again.version() == "3", what="version 3 is served")
+    wait_until(lambda: error() == "", what="no error any more")
 
 
 def test_no_follow_stays_with_what_it_resolved(
@@ -249,12 +249,12 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
 
     (tmp_path / "new").symlink_to(data[1])
     (tmp_path / "new").rename(link)
-    wait_until(lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}}, 20, "the other model")
+    wait_until(lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}}, what="the other model")
     assert "the change of `server` is not served before the next start" in served.log.read_text()
 
     (data[1] / "spec.yaml").write_text("name: e\nvariants: {}\n")
     refused = f"the change of {mounted} is not served: variants: endpoint 'e' has none"
-    wait_until(lambda: refused in served.log.read_text(), 20, "the refusal")
+    wait_until(lambda: refused in served.log.read_text(), what="the refusal")
     assert served.predict(1).json() == {"predictions": {"y": [[3.0]]}}
 
 

@@ -80,7 +80,7 @@ def test_a_followed_model_is_the_registrys(image: str, tag: str, start: Any, tra
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first
         registry.transition_model_version_stage("times", second, "Production", archive_existing_versions=True)
-        wait_until(lambda: container.ask(ROWS).headers["X-Model-Version"] == second, 10, "the promotion is served")
+        wait_until(lambda: container.ask(ROWS).headers["X-Model-Version"] == second, what="the promotion is served")
 
 
 def test_a_followed_model_needs_a_word_about_its_callers(image: str, docker: Any) -> None:
@@ -107,7 +107,7 @@ def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
     with (tmp_path / "registry.log").open("w") as log:
         process = subprocess.Popen([program, "serve", tmp_path / "config.yml"], stdout=log, stderr=log)
     try:
-        wait_until(lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"), 20, "the registry answers")
+        wait_until(lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"), what="the registry answers")
         yield f"127.0.0.1:{free_port}"
     finally:
         process.terminate()

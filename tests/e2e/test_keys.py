@@ -41,12 +41,12 @@ def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymen
     assert status(url) == 401
     made = CliRunner().invoke(main, ["keys", "create", "shop", "--endpoint", "sum"])
     key = made.stdout.strip()
-    wait_until(lambda: status(url, key) == 200, 20, "an answer to the key")
+    wait_until(lambda: status(url, key) == 200, what="an answer to the key")
     assert deployed.predict("sum", [[1, 2]])["predictions"] == [{"y": 3.0}]  # by the key in the server's folder
     shown = CliRunner().invoke(main, ["list"]).output
     assert "sum" in shown
     CliRunner().invoke(main, ["keys", "revoke", "shop"])
-    wait_until(lambda: status(url, key) == 401, 20, "the refusal of the key")
+    wait_until(lambda: status(url, key) == 401, what="the refusal of the key")
     log = next(home.rglob("server.log")).read_text()
     assert key not in log
     assert "Traceback" not in log
@@ -63,7 +63,7 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: B
             f"{url}/v2/repository/models/{path}", headers={"Authorization": f"Bearer {ops}"}
         ).status_code
 
-    wait_until(lambda: ask("sum/unload") == 200, 20, "the key is known, and the endpoint unloaded")
+    wait_until(lambda: ask("sum/unload") == 200, what="the key is known, and the endpoint unloaded")
     with InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as over_grpc:
         over_grpc.load_model("sum", headers={"authorization": f"Bearer {ops}"})  # limits are about predictions
     assert ask("nowhere/load") == 404
@@ -72,5 +72,5 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: B
         lines = CliRunner().invoke(main, ["history", "sum"]).output.splitlines()
         return [line.partition("Z  ")[2] for line in lines if "key ops" in line]
 
-    wait_until(lambda: len(told()) == 2, 20, "both events")
+    wait_until(lambda: len(told()) == 2, what="both events")
     assert sorted(told()) == ["key ops  load  sum: – → loaded", "key ops  unload  sum: – → unloaded"]

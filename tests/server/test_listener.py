@@ -29,7 +29,7 @@ def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
     path = tmp_path / "door"
     command = [sys.executable, "-m", "mlflow_deploy_plugin.server.listener", str(path), str(free_port)]
     with subprocess.Popen(command) as process:
-        wait_until(path.exists, 20)
+        wait_until(path.exists)
         yield process
         process.kill()
 
@@ -50,7 +50,7 @@ def test_servers_share_one_queue_of_connections_and_hear_of_its_end(
         holder.send_signal(signal.SIGTERM)
 
         assert holder.wait(timeout=10) == 0
-        wait_until(lambda: second.is_gone, 10)
+        wait_until(lambda: second.is_gone)
 
 
 def test_a_process_with_many_open_files_hears_of_the_end_too(holder: subprocess.Popen[bytes], tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_process_with_many_open_files_hears_of_the_end_too(holder: subprocess.
             with socket.socket(fileno=beyond_select) as connection:
                 assert not replace(shared, holder=connection).is_gone
                 holder.kill()
-                wait_until(lambda: replace(shared, holder=connection).is_gone, 10)
+                wait_until(lambda: replace(shared, holder=connection).is_gone)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -108,7 +108,7 @@ def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
     later = serve(*arguments, state="later").wait_ready()
     assert earlier.end() == 0
     before = answers.total()
-    wait_until(lambda: answers.total() > before + 100, 20)
+    wait_until(lambda: answers.total() > before + 100)
     is_over.set()
     for thread in threads:
         thread.join()
@@ -116,5 +116,5 @@ def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
     assert len(answers) == 1, answers
     assert next(iter(answers)).startswith('{"predictions"')
     holder.kill()
-    wait_until(lambda: later.process.poll() is not None, 20, "the server ends, to be started on another socket")
+    wait_until(lambda: later.process.poll() is not None, what="the server ends, to be started on another socket")
     assert later.process.returncode == 1

@@ -114,7 +114,7 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
         assert answers(running)
         return agent_pid(running) != before
 
-    wait_until(another, 20, "another agent")
+    wait_until(another, what="another agent")
     state = read_state(running.state_dir / SERVER, ServerState)
     assert state is not None
     assert (state.pid, state.phase) == (running.process.pid, "serving")
@@ -129,10 +129,10 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     supervisor.rlimit(psutil.RLIMIT_NOFILE, (free, limits[1]))  # no file may be read
     os.kill(before, signal.SIGKILL)
     told = "the agent cannot be started: Too many open files"
-    wait_until(lambda: told in running.log.read_text(), 20, "the reason")
+    wait_until(lambda: told in running.log.read_text(), what="the reason")
     assert answers(running)
     supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
-    wait_until(lambda: agent_pid(running) != before, 20, "another agent")
+    wait_until(lambda: agent_pid(running) != before, what="another agent")
     check_end(running, signal.SIGTERM)
 
 
@@ -142,7 +142,7 @@ def test_a_killed_worker_is_replaced(running: Served) -> None:
     wait_until(
         lambda: [p.pid for p in psutil.Process(gunicorn_pid(running)).children()] != [worker.pid], 20, "a new one"
     )
-    wait_until(lambda: requests.get(f"{running.url}/ping", timeout=20).ok, 20, "it answers")
+    wait_until(lambda: requests.get(f"{running.url}/ping", timeout=20).ok, what="it answers")
 
 
 def server_state(served: Served) -> ServerState:

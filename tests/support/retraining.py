@@ -165,7 +165,7 @@ class RetrainingWorld:
         try_step(self.context, self.latest())
         return self.latest()
 
-    def until(self, *states: str, seconds: float = 90.0) -> Retraining:
+    def until(self, *states: str, seconds: float = 240.0) -> Retraining:
         """Advance it until it is in one of these states."""
         wait_until(lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}")
         return self.latest()

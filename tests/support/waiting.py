@@ -18,10 +18,11 @@ _FIRST_PORT = 20_000 + 750 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").r
 _OWN_PORTS = itertools.cycle(random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 750), 750))
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
     """Return the first true value of `condition`; fail with `what` after `seconds`.
 
-    A look that takes long is followed by a longer pause: what is waited for needs the core itself.
+    A look that takes long is followed by a longer pause: what is waited for needs the core itself. The usual time only
+    ends a test that hangs: beside other work a controller took 22 s to start.
     """
     begun = time.monotonic()
     deadline = begun + seconds

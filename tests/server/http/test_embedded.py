@@ -266,7 +266,7 @@ def test_an_alias_is_followed_unless_the_application_says_otherwise(
 
             assert (version(follows), version(stays)) == ("1", "1")
             client.set_registered_model_alias("flights", "champion", "2")
-            wait_until(lambda: version(follows) == "2", 20, "version 2")
+            wait_until(lambda: version(follows) == "2", what="version 2")
             assert version(stays) == "1"
 
 
@@ -312,7 +312,7 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
         wait_until(lambda: any("--parent" in one.cmdline() for one in agents() if one != killed), what="a new agent")
         (agent,) = agents()
         app.kill()
-    wait_until(lambda: not agent.is_running(), 20, "the agent has ended")
+    wait_until(lambda: not agent.is_running(), what="the agent has ended")
 
 
 def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(folder: Path, tmp_path: Path) -> None:

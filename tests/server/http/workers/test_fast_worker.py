@@ -276,7 +276,7 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
                 before = other_workers(tmp_path, set())
                 ended = min(before)
                 os.kill(ended, signal.SIGTERM)
-                wait_until(partial(has_ended, ended), seconds=10, what="its end")
+                wait_until(partial(has_ended, ended), what="its end")
                 wait_until(partial(other_workers, tmp_path, before), what="its successor")
             load.wait_for(50)
     assert (load.broken, set(load.statuses)) == ([], {200})
