@@ -1,7 +1,6 @@
 """`Follower` round by round: the registry or the files are missing, and the agent restarts meanwhile."""
 
 import itertools
-import threading
 import time
 
 import pytest
@@ -115,7 +114,7 @@ def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_
     case.world.versions[STAGE] = "1"
     case.follower().round()
     follower = case.follower(looks=looks)
-    threading.Timer(0.1, looks.go_on).start()
+    looks.go_on_once_asked()
     follower.round()
     for _ in range(10):
         case.now += 100
@@ -131,7 +130,7 @@ def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Ca
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower(fetches=fetches)
-    threading.Timer(0.1, fetches.go_on).start()
+    fetches.go_on_once_asked()
     follower.round()
     assert case.versions == {"v1": "1"}
     for version in ("2", "1"):

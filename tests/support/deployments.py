@@ -1,6 +1,5 @@
 """Deployments of tiny models in a home of their own, gone with every process of theirs when its user ends."""
 
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from tests.support.models import parse_graph
+from tests.support.waiting import free_port
 
 SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
 
@@ -63,7 +63,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
-        patch.setattr(local, "FIRST_PORT", random.SystemRandom().randrange(20000, 30000))
+        patch.setattr(local, "FIRST_PORT", 10_000 + free_port())
         try:
             yield get_deploy_client("onnxserve")
         finally:

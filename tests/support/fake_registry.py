@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from mlflow_deploy_plugin.agent.follow import Follower
@@ -22,6 +23,7 @@ from mlflow_deploy_plugin.statedir import (
     worker_file,
     write_state,
 )
+from tests.support.waiting import wait_until
 
 STAGE = "models:/tiny/Production"
 
@@ -53,6 +55,15 @@ class Later(Executor):
         for future, work in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(work())
+
+    def go_on_once_asked(self) -> None:
+        """Let another thread do what is submitted next, while whoever submits it waits."""
+
+        def go_on() -> None:
+            wait_until(lambda: self.waiting)
+            self.go_on()
+
+        Thread(target=go_on).start()
 
 
 @dataclass

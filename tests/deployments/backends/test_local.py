@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_port, choose_port, is_port_free
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
@@ -19,11 +20,14 @@ def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) 
         check_port("127.0.0.1", taken_port)
 
 
-def test_a_port_that_is_kept_for_another_is_not_chosen() -> None:
-    first = choose_port("127.0.0.1", [])
+def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert local.FIRST_PORT == 8080
+    monkeypatch.setattr(local, "FIRST_PORT", free_port)
 
-    assert first >= 8080
-    assert choose_port("127.0.0.1", [first]) > first
+    assert choose_port("127.0.0.1", []) == free_port
+    assert choose_port("127.0.0.1", [free_port]) > free_port
 
 
 def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
