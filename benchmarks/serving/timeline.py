@@ -58,7 +58,7 @@ class Answers:
 
 
 class OpenLoop:
-    """Asks at `rate` requests a second from `__enter__` on; `stop` gives the answers.
+    """Asks at `rate` requests a second from `__enter__` on, which waits for its process; `stop` gives the answers.
 
     Args:
         raw: the whole request.
@@ -67,13 +67,14 @@ class OpenLoop:
 
     def __init__(self, port: int, raw: bytes, values: Mapping[str, bytes], rate: float, file: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ended = context.Event()
+        self._begun, self._ended = context.Event(), context.Event()
         self._file = file
-        arguments = (port, raw, dict(values), rate, str(file), self._ended)
+        arguments = (port, raw, dict(values), rate, str(file), self._begun, self._ended)
         self._process = context.Process(target=_record, args=arguments, daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
+        self._begun.wait(_PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,14 +169,19 @@ class _Client:
         self.free(connection)
 
 
-def _record(port: int, raw: bytes, values: dict[str, bytes], rate: float, file: str, ended: Event) -> None:
-    kept = uvloop.run(_loop(port, _Client(raw, values), rate, ended))
+def _record(
+    port: int, raw: bytes, values: dict[str, bytes], rate: float, file: str, begun: Event, ended: Event
+) -> None:
+    kept = uvloop.run(_loop(port, _Client(raw, values), rate, begun, ended))
     np.save(file, np.array(kept, dtype=np.float64).reshape(-1, 3).T)
 
 
-async def _loop(port: int, client: _Client, rate: float, ended: Event, connections: int = 32) -> list[Any]:
+async def _loop(
+    port: int, client: _Client, rate: float, begun: Event, ended: Event, connections: int = 32
+) -> list[Any]:
     for _ in range(connections):
         await client.connect(port)
+    begun.set()
     begin, sent, looked = time.monotonic(), 0, 0.0
     while True:
         now = time.monotonic()

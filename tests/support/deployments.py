@@ -63,7 +63,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
-        patch.setattr(local, "FIRST_PORT", 10_000 + free_port())
+        patch.setattr(local, "FIRST_PORT", free_port() - 10_000)
         try:
             yield get_deploy_client("onnxserve")
         finally:
