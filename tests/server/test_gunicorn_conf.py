@@ -16,7 +16,7 @@ from gunicorn.workers.base import Worker
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import read_workers
+from mlflow_deploy_plugin.statedir import METRICS, read_workers
 from tests.support.waiting import wait_until
 
 
@@ -80,27 +80,26 @@ def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_run
     assert "/onnxruntime/" not in loaded
 
 
-class Metrics:
-    """The files of metrics that were made since the start of a test: a killed server's may bear the same process id."""
+def metrics_of(state_dir: Path, pid: int) -> list[Path]:
+    """Return a worker's files of metrics, in memory."""
+    found = list((state_dir / METRICS).readlink().glob(f"*_{pid}.db"))
+    assert all(path.is_relative_to("/dev/shm") for path in found)
+    return found
 
-    def __init__(self) -> None:
-        self._folders = set(Path("/dev/shm").glob("onnxserve-metrics-*"))
 
-    def of(self, pid: int) -> list[Path]:
-        found = Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{pid}.db")
-        return [path for path in found if path.parent not in self._folders]
+def are_gone(paths: list[Path]) -> bool:
+    return paths != [] and not any(path.exists() for path in paths)
 
 
 def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    metrics = Metrics()
     with tools.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
-        assert metrics.of(worker.pid)
-    assert metrics.of(worker.pid) == []
+        metrics = metrics_of(tmp_path, worker.pid)
+    assert are_gone(metrics)
     assert {path.name for path in tmp_path.iterdir()} == {
         "counted.json",
         "loading",
@@ -127,14 +126,13 @@ def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    metrics = Metrics()
     with tools.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         running.process.kill()
         running.process.wait()
-        assert metrics.of(worker.pid)
+        metrics = metrics_of(tmp_path, worker.pid)
         with tools.gunicorn(tmp_path):
-            assert metrics.of(worker.pid) == []
+            assert are_gone(metrics)
 
 
 def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_is_gone(
@@ -143,14 +141,14 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
     killed, other = tmp_path / "killed", tmp_path / "other"
     for state_dir in (killed, other):
         tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    metrics = Metrics()
     with tools.gunicorn(killed) as running:
         (worker,) = read_workers(killed)
         running.process.kill()
         running.process.wait()
+        metrics = metrics_of(killed, worker.pid)
         with tools.gunicorn(other):
-            assert metrics.of(worker.pid), "the next server of the folder saves what they have counted"
+            assert metrics_of(killed, worker.pid) == metrics  # the folder's next server saves what they have counted
         wait_until(lambda: not psutil.pid_exists(worker.pid), what="the end of the killed server's worker")
         shutil.rmtree(killed)
         with tools.gunicorn(other):
-            assert metrics.of(worker.pid) == []
+            assert are_gone(metrics)

@@ -162,8 +162,8 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     for worker in old:
         os.kill(worker, signal.SIGSTOP)  # an orphan that hears nothing does not stay for ever
     os.kill(master, signal.SIGKILL)
-    wait_until(lambda: server_state(running).restarts == 1, what="its death to be noticed")
-    assert server_state(running).phase == "starting"
+    noticed = wait_until(lambda: (state := server_state(running)).restarts == 1 and state, what="the death is noticed")
+    assert noticed.phase == "starting"
     with ThreadPoolExecutor(8) as clients:
         assert all(clients.map(lambda _: answers(running), range(32)))  # all of them ask while nobody listens
     assert gunicorn_pid(running) != master
@@ -225,15 +225,19 @@ def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> 
     assert answers(running)
 
 
-def test_servers_without_a_port_find_one_each_which_is_free_again_at_once(running: Served, start: Start) -> None:
+def test_servers_without_a_port_find_one_each(running: Served, start: Start) -> None:
     other = start("state").wait_ready()
-    port = other.url.rpartition(":")[2]
-    assert not running.url.endswith(port)
+    assert other.url != running.url
     check_end(other, signal.SIGTERM)
+    assert answers(running)
+
+
+def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
+    port = str(free_port)  # the first one from 8080 up would be taken by servers of other tests
+    check_end(start("state", "-p", port).wait_ready(), signal.SIGTERM)
     again = start("state", "-p", port).wait_ready()
     assert again.url.endswith(f":{port}")
     check_end(again, signal.SIGINT)
-    assert answers(running)
 
 
 def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,11 +130,10 @@ def ask_long(connection: socket.socket, more: bytes = b"") -> None:
 
 
 def received(connection: socket.socket) -> int:
-    """Return the number of bytes that come until the connection ends, or nothing comes for a second."""
+    """Return the number of bytes that come until the connection ends, or until they are more than the long text."""
     count = 0
-    connection.settimeout(1.0)
-    with contextlib.suppress(OSError):
-        while piece := connection.recv(2**20):
+    with contextlib.suppress(ConnectionError):
+        while count <= LONG_BYTES and (piece := connection.recv(2**20)):
             count += len(piece)
     return count
 
