@@ -5,10 +5,10 @@ finishes what a crash has interrupted. If applying it fails, store and backend a
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,9 @@ from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, Onnxser
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs
 from mlflow_deploy_plugin.statedir import SPEC, locked
-from mlflow_deploy_plugin.store import ApiKeys, Endpoint, Lease, LeaseKeeper, Store, current_actor, unknown_endpoint
+from mlflow_deploy_plugin.store import ApiKeys, Endpoint, Store, held_lease, unknown_endpoint
 
 _PORT_ATTEMPTS = 5
-_LEASE_SECONDS = 15.0
-_LEASE_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -188,22 +186,13 @@ class Endpoints:
             with contextlib.ExitStack() as held:
                 held.enter_context(locked(lock_path(name, self.settings)))
                 if not target.is_on_this_machine:
-                    held.enter_context(LeaseKeeper(self.store, self._lease(name)))
+                    # the cache: each holder is named once
+                    say = cache(lambda holder: self.progress(f"{name}: waits for {holder}, who is changing it"))
+                    held.enter_context(held_lease(self.store, f"endpoint/{name}", say))
                 yield
         except OSError as error:
             folder = self.settings.deployments_path
             raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
-
-    def _lease(self, name: str) -> Lease:
-        """Wait for the lease of an endpoint, and return it."""
-        lease_name, holder = f"endpoint/{name}", f"{current_actor()} (process {os.getpid()})"
-        is_told = False
-        while (lease := self.store.acquire_lease(lease_name, holder, _LEASE_SECONDS)) is None:
-            if not is_told and (view := self.store.lease(lease_name)) is not None:
-                self.progress(f"{name}: waits for {view.holder}, who is changing it")
-                is_told = True
-            time.sleep(_LEASE_POLL_SECONDS)
-        return lease
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:

@@ -11,6 +11,7 @@ from .keys import ApiKey as ApiKey
 from .keys import ApiKeys as ApiKeys
 from .leases import Lease as Lease
 from .leases import LeaseKeeper as LeaseKeeper
+from .leases import held_lease as held_lease
 from .monitors import MonitorKey as MonitorKey
 from .monitors import MonitorNote as MonitorNote
 from .monitors import Monitors as Monitors

@@ -8,9 +8,11 @@ written under a lease is refused with another token: a holder that slept through
 """
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -19,12 +21,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import StoreUnavailable
+from mlflow_deploy_plugin.store.audit import current_actor
 from mlflow_deploy_plugin.store.tables import LeaseRow
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store.store import Store
 
 _log = logging.getLogger(__name__)
+
+_LEASE_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,22 @@ class LeaseKeeper:
                 _log.warning("the lease %s is lost", self.lease.name)
             else:
                 self.lease = renewed
+
+
+@contextmanager
+def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> Iterator[LeaseKeeper]:
+    """Wait for a lease, and hold it for as long as the `with` lasts.
+
+    Args:
+        waits_for: called with the holder's name at each look, five times a second; it may raise, to wait no longer.
+    """
+    this = f"{current_actor()} (process {os.getpid()})"
+    while (lease := store.acquire_lease(name, this, _LEASE_SECONDS)) is None:
+        if (view := store.lease(name)) is not None:
+            waits_for(view.holder)
+        time.sleep(_LOOK_SECONDS)
+    with LeaseKeeper(store, lease) as keeper:
+        yield keeper
 
 
 def held_row(session: Session, lease: Lease) -> LeaseRow | None:

@@ -1,6 +1,9 @@
 """Rollouts and leases in the store: one live rollout an endpoint, one holder a lease, and no write under a lost one."""
 
+import os
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor, held_lease, open_store
 from mlflow_deploy_plugin.store.tables import LeaseRow
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -158,6 +161,25 @@ def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
     assert second.store.update_rollout(replace(rollout, state="stepping"), taken)
     first.store.release_lease(lost)
     assert second.store.renew_lease(taken)
+
+
+def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(machines: tuple[Machine, Machine], name: str) -> None:
+    for machine in machines:
+        machine.monotonic = time.monotonic()  # by which a keeper counts
+    first, second = (machine.store for machine in machines)
+    told: list[str] = []
+
+    def wait_for(holder: str) -> None:
+        told.append(holder)
+        held.close()
+
+    with ExitStack() as held:
+        held.enter_context(held_lease(first, name, wait_for))
+        with held_lease(second, name, wait_for) as keeper:
+            assert keeper.is_held
+
+    assert told == [f"{current_actor()} (process {os.getpid()})"]
+    assert second.lease(name) is None
 
 
 def test_a_renewed_lease_is_kept_however_long(machines: tuple[Machine, Machine], name: str) -> None:

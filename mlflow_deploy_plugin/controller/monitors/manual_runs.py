@@ -7,7 +7,7 @@ schedule judges the windows that it comes to all the same.
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint
 from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
-from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, unknown_endpoint
+from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, held_lease, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
@@ -54,7 +54,6 @@ MAX_BACKFILLED = 10_000
 """Over a year of hours; each is a run in MLflow, and takes seconds."""
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
-_LEASE_SECONDS = 15.0
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 _OWN = {"_model": "", "_version": "", "_segment": "file"}
 _UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
@@ -203,7 +202,7 @@ def run_due(
     stored.spec.monitor(monitor.name)
     runner = WindowRunner(deployments, Evaluator(judge_and_log), say, on_alarm)
     while True:
-        with _held_lease(deployments, monitor) as keeper:
+        with _hold_lease(deployments, monitor) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
             if taken is Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
                 continue
@@ -229,21 +228,15 @@ def _unstored_spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
     return empty_endpoint(endpoint)
 
 
-@contextmanager
-def _held_lease(deployments: Deployments, monitor: SelectedMonitor) -> Iterator[LeaseKeeper]:
+def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractContextManager[LeaseKeeper]:
     """Hold the monitor's lease, which a controller holds while it judges a window itself."""
-    name, store = lease_name(monitor.endpoint, monitor.name), deployments.store
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (lease := store.acquire_lease(name, "by hand", _LEASE_SECONDS)) is None:
+
+    def wait_for(holder: str) -> None:
         if time.monotonic() > deadline:
-            view = store.lease(name)
-            raise OnnxserveError(
-                f"a window of monitor {monitor.name!r} is being judged by {view.holder if view else 'somebody'}: "
-                "try again later"
-            )
-        time.sleep(0.2)
-    with LeaseKeeper(store, lease) as keeper:
-        yield keeper
+            raise OnnxserveError(f"a window of monitor {monitor.name!r} is being judged by {holder}: try again later")
+
+    return held_lease(deployments.store, lease_name(monitor.endpoint, monitor.name), wait_for)
 
 
 def _judge_by_hand(
@@ -251,7 +244,7 @@ def _judge_by_hand(
 ) -> MonitorWindow:
     """Judge a revision of the window: one that was asked for by hand and is not judged, or else a further one."""
     runner = WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
-    with _held_lease(deployments, monitor) as keeper:
+    with _hold_lease(deployments, monitor) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
         revisions = runner.monitors.revisions(*key)
         asked_for = [one for one in revisions if one.by_hand and one.state != "judged"]
