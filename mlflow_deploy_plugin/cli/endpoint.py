@@ -289,13 +289,19 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     with opened_store() as store:
         if name is not None and name not in store.names() and not store.events(name, limit=1):
             raise unknown_endpoint(name, store.names(deleted=True))
-        found = event_history(store, name, model, limit)
-    if output == "jsonl":
-        click.echo("".join(f"{event_as_json(event)}\n" for event in found), nl=False)
-        return
-    if output == "json":
-        click.echo("[" + ",\n ".join(map(event_as_json, found)) + "]")
-        return
+        events = event_history(store, name, model, limit)
+        lines = map(event_as_json, events)
+        if output == "jsonl":
+            for line in lines:
+                click.echo(line)
+            return
+        if output == "json":
+            click.echo("[" + next(lines, ""), nl=False)
+            for line in lines:
+                click.echo(f",\n {line}", nl=False)
+            click.echo("]")
+            return
+        found = [*events]
     shown = [one for one in without_step_events(found) if one.action != "traffic" or not _STEP.fullmatch(one.why)]
     show_lines(line for event in shown for line in _event_lines(event))
     if not found:

@@ -6,11 +6,12 @@ Here is also the audit trail of an endpoint together with that of the models it 
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from itertools import accumulate
-from operator import itemgetter
+from heapq import merge
+from itertools import accumulate, islice
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -32,19 +33,20 @@ _STAGES = ("Production", "Staging", "Archived", "None")
 _ARCHIVES_OTHERS = ("Production", "Staging")  # as in MLflow
 
 
-def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "list[AuditEvent]":
-    """Return the events, oldest first; with `limit` the newest ones.
+def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
+    """Yield the events, oldest first; with `limit` the newest ones. All of them may be more than the memory holds.
 
     The events of an endpoint include those of the registered models that it serves, unless `model` names one.
     """
-    if endpoint is None or model is not None:
-        return store.events(endpoint, model, limit)
-    found = store.events(endpoint, None, limit)
-    # an event of a model that names an endpoint belongs to that endpoint's trail
-    for name in models_served_by(store, endpoint) or ():
-        found += [event for event in store.events(None, name, limit) if not event.endpoint]
-    ordered = sorted(found, key=lambda event: event.at)
-    return ordered[-limit:] if limit is not None else ordered
+    newest_first = limit is not None
+    found = [store.iter_events(endpoint, model, newest_first=newest_first)]
+    if endpoint is not None and model is None:
+        for name in models_served_by(store, endpoint) or ():
+            # an event of a model that names an endpoint belongs to that endpoint's trail
+            events = store.iter_events(None, name, newest_first=newest_first)
+            found.append(event for event in events if not event.endpoint)
+    ordered = merge(*found, key=attrgetter("at"), reverse=newest_first)
+    return ordered if limit is None else reversed([*islice(ordered, limit)])
 
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
@@ -92,7 +94,7 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
         from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
 
         spec = None
-        for event in reversed(store.events(endpoint)):
+        for event in store.iter_events(endpoint, newest_first=True):
             if text := event.detail.get("spec"):
                 try:
                     spec = load_specs(text, may_be_empty=True)[0]

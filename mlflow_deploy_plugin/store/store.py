@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -55,6 +55,7 @@ from mlflow_deploy_plugin.store.tables import (
 )
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
+_EVENTS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,26 @@ class Store:
         query = select(AuditRow).filter_by(**given(endpoint=endpoint, model=model))
         query = query.order_by(AuditRow.id.desc()).limit(limit)
         return self.read(query, AuditEvent)[::-1]
+
+    def iter_events(
+        self, endpoint: str | None = None, model: str | None = None, *, newest_first: bool = False
+    ) -> Iterator[AuditEvent]:
+        """Yield the events that `events` returns, read a thousand at a time: the trail may be larger than the memory.
+
+        Between two reads the store is not held, so that an event that is written meanwhile may come, too.
+        """
+        query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
+        query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
+        query = query.order_by(AuditRow.id.desc() if newest_first else AuditRow.id)
+        page = query
+        while True:
+            with self.transaction(is_read_only=True) as session:
+                found = session.execute(page).all()
+            yield from (AuditEvent(*values) for _, *values in found)
+            if len(found) < _EVENTS_AT_ONCE:
+                return
+            last = found[-1].id
+            page = query.where(AuditRow.id < last if newest_first else AuditRow.id > last)
 
     def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
         """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has one that is live."""

@@ -99,13 +99,13 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
     """
     if is_administrator():
         return frozenset()
-    unreadable = {one.name for one in store.unreadable()}
-    hidden = set()
-    for name in set(names):
-        models = models_served_by(store, name)
-        if name in unreadable or models is None or not all(map(may_read, models)):
-            hidden.add(name)
-    return frozenset(hidden)
+    asked, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
+    if unknown := asked - known.keys():
+        unreadable = {one.name for one in store.unreadable()}
+        for name in unknown:
+            models = models_served_by(store, name)
+            known[name] = name in unreadable or models is None or not all(map(may_read, models))
+    return frozenset(name for name in asked if known[name])
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:

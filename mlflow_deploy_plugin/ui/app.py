@@ -9,10 +9,11 @@ Flask app itself. The console is the page `/onnxserve`: what is served, its heal
 
 import os
 from functools import cache, wraps
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
+from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request, stream_with_context
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -43,6 +44,7 @@ from mlflow_deploy_plugin.version import __version__
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
+_EXPORTED_AT_ONCE = 1000
 _ASSETS = ("console.css", "console.js")
 _HEADERS = {
     "Content-Security-Policy": (
@@ -188,8 +190,11 @@ class _Console:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
         store = self._trail.store()
         found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
-        lines = "".join(f"{event_as_json(event)}\n" for event in visible_events(store, found))
-        return make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"})
+        pages = iter(lambda: [*islice(found, _EXPORTED_AT_ONCE)], [])
+        pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
+        first = next(pieces, "")  # a store that does not answer is an error while there is a status to say it
+        content = stream_with_context(chain([first], pieces))
+        return Response(content, 200, content_type="application/x-ndjson; charset=utf-8")
 
     def _mlflow_pages(self) -> MlflowPages:
         from mlflow.server import handlers

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -313,16 +314,13 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
     """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
-    try:
-        events = trail.store().events(model=model)
-    except StoreUnavailable:
-        return False
-    for event in reversed(events):
-        if not event.endpoint and event.action in ("rename", "delete"):
-            return False  # another model had this name: its numbers are not those of this one
-        moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
-        if moved and event.version == holder and moved["place"].lower() == str(place).lower():
-            return bool(moved["before"] == version)
+    with suppress(StoreUnavailable):
+        for event in trail.store().iter_events(model=model, newest_first=True):
+            if not event.endpoint and event.action in ("rename", "delete"):
+                return False  # another model had this name: its numbers are not those of this one
+            moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
+            if moved and event.version == holder and moved["place"].lower() == str(place).lower():
+                return bool(moved["before"] == version)
     return False
 
 

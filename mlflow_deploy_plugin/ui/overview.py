@@ -194,7 +194,7 @@ def build_overview(
         raise no_endpoint(only)
     observed = deployments.list_endpoints(only or None)
     unreadable = [one for one in store.unreadable() if only in ("", one.name)]
-    events = event_history(store, only or None, None, _EVENTS * 3)
+    events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:

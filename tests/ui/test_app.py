@@ -82,6 +82,7 @@ def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
 
 def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) -> None:
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
+    assert answer.is_streamed, "the trail may be larger than the memory"
     lines = [json.loads(line) for line in answer.get_data(as_text=True).splitlines()]
     assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
 
