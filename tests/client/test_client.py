@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.errors import (
 from tests.support.models import mixed_model
 from tests.support.serving import Served as RunningServer
 from tests.support.waiting import free_port as find_free_port
+from tests.support.waiting import wait_until
 
 FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
 DAY = "2013-07-01T00:00:00"
@@ -269,9 +270,9 @@ def test_nobody_waits_for_a_server_that_will_be_busy_for_longer_than_the_call_ma
     begun = time.monotonic()
 
     with pytest.raises(NotReady, match="loading") as refused:
-        Client(server.url, timeout_seconds=5).predict([[1]])
+        Client(server.url, timeout_seconds=50).predict([[1]])
 
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 25
     assert refused.value.retry_after == 60
     assert len(server.asked) == 1
 
@@ -291,6 +292,7 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted: Call
 
     with pytest.raises(DeadlineExceeded, match=r"did not answer http://.*/invocations within 0.2 s"):
         Client(server.url, timeout_seconds=0.2).predict([[1]])
+    wait_until(lambda: server.asked, what="the request is read")
     assert len(server.asked) == 1
 
 

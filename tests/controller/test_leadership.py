@@ -34,7 +34,7 @@ def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
     def begin(name: str) -> threading.Event:
         ended, store = threading.Event(), open_store(f"sqlite:///{tmp_path}/store.db")
         works = [repeat(lambda: worked.append(name), seconds=0.01)]
-        arguments = (store, works, name, 0.4, lambda line: None, ended)
+        arguments = (store, works, name, 4, lambda line: None, ended)
         thread = threading.Thread(target=lead_store, args=arguments)
         thread.start()
         running.append((thread, ended, store))

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
 from tests.support.tracking import tracking_at
-from tests.support.waiting import wait_until
+from tests.support.waiting import answers, wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 TYPED = ("-t", "onnxserve", "--name", "typed")
@@ -39,7 +39,7 @@ def test_a_deployment_lives_through_its_commands(
     got = called("get", *TYPED)
     shown = dict(line.split(": ", 1) for line in got.stdout.splitlines() if ": " in line)
     assert (shown["state"], shown["model_uri"]) == ("running", models.once)
-    assert requests.get(f"{shown['url']}/ping", timeout=5).ok
+    assert requests.get(f"{shown['url']}/ping", timeout=60).ok
 
     updated = called("update", *TYPED, "-m", models.twice)
     assert "Deployment typed is updated (with flavor onnx)" in updated.stdout
@@ -138,16 +138,10 @@ def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
     url = f"http://127.0.0.1:{free_port}"
 
-    def answers() -> bool:
-        try:
-            return requests.get(f"{url}/ping", timeout=5).ok
-        except requests.ConnectionError:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            return False
-
     try:
-        wait_until(answers, what="the server answers")
-        assert requests.post(f"{url}/invocations", json=ROWS, timeout=5).json() == {
+        wait_until(lambda: answers(f"{url}/ping") or process.poll() is not None, 120, "the server answers")
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert requests.post(f"{url}/invocations", json=ROWS, timeout=60).json() == {
             "predictions": [{"y": 3.0}, {"y": 7.5}]
         }
     finally:

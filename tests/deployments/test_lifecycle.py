@@ -140,7 +140,7 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed: Base
 def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploymentClient, home: Path) -> None:
     before = deployed.get_deployment("d")
     os.kill(before["pid"], signal.SIGKILL)
-    psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=10)
+    psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=60)
 
     dead = deployed.get_deployment("d")
     assert dead["state"] == "failed"
@@ -313,7 +313,7 @@ def test_no_request_fails_while_the_model_is_changed(deployed: BaseDeploymentCli
     def ask() -> None:
         with requests.Session() as session:
             while not changed.wait(0.002):
-                answer = session.post(f"{url}/invocations", json=body, timeout=10)
+                answer = session.post(f"{url}/invocations", json=body, timeout=60)
                 seen.append(answer.json().get("predictions", answer.text))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]

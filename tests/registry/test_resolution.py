@@ -102,7 +102,7 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     assert caught.value.message == (
         "model tiny: MLflow at http://127.0.0.1:9 does not answer as it should: connection refused"
     )
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # by MLflow's own retries it is four minutes
 
 
 def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:

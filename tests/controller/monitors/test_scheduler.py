@@ -36,6 +36,7 @@ def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_
     assert (window.start, window.end, window.revision) == (NOON, NOON + HOUR, 1)
     assert (window.verdict, window.rows, window.log_rows, window.run_id) == ("no drift", 3, 3, "run-1")
     assert world.monitors.state("flights", "hourly").made_up_to == NOON + HOUR
+    wait_until(lambda: world.said, SECONDS, "it is said")
     assert world.said == ["flights: monitor hourly 2026-11-20T12:00:00/2026-11-20T13:00:00: no drift; run run-1"]
 
 
@@ -475,7 +476,7 @@ def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: Monitor
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
     assert world.store.acquire_lease(lease_name("flights", "hourly"), "dead", 1)
 
-    world.start(lease_seconds=1)
+    world.start(lease_seconds=4)
 
     (window,) = world.wait_for(1)
     assert (window.id, window.verdict, window.attempts) == (begun.id, "no drift", 1)

@@ -193,6 +193,7 @@ def test_while_one_controller_works_another_does_nothing(
     wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
 
     second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml", say=said.append))
+    wait_until(lambda: said, SECONDS, "the second has looked")
     begun = begin(stores[0])
     wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
     second.set()
@@ -305,22 +306,27 @@ def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
     world.before_action = fail
     run(controller(store, world, "one"))
     wait_until(lambda: len(store.rollouts(live=True)) == 1, SECONDS, "the other has ended")
+    wait_until(lambda: "cannot be taken further" in caplog.text, SECONDS, "the failure is logged")
 
-    assert "cannot be taken further" in caplog.text
     assert "RuntimeError: a bug" in caplog.text
     assert {one.state for one in store.rollouts()} == {"promoted", "starting"}
 
 
 def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    passed = [0.0]
+    store = open_store(f"sqlite:///{tmp_path}/store.db", monotonic=lambda: passed[0])
     lease = store.acquire_lease(LEASE, "one", 0.4)
     assert lease is not None
 
-    with LeaseKeeper(store, lease) as keeper:
+    with LeaseKeeper(store, lease, lambda: passed[0]) as keeper:
+        passed[0] = 0.3
         wait_until(lambda: keeper.lease.until > lease.until, SECONDS, "it was renewed")
         (tmp_path / "store.db").unlink()  # and the tables with it
         store.close()
-        wait_until(lambda: not keeper.is_held, SECONDS, "it is lost")
+        passed[0] = 0.6
+        assert keeper.is_held
+        passed[0] = 0.8
+        assert not keeper.is_held
 
 
 def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborted(
