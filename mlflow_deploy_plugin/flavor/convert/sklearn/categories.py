@@ -40,8 +40,11 @@ def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
     unknown = float(encoder.unknown_value) if encoder.handle_unknown == "use_encoded_value" else _NO_COLUMN
     missing = float(encoder.encoded_missing_value)
     parts = []
-    for column, categories in zip(columns_of(graph, operator), encoder.categories_, strict=True):
-        codes = [missing if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+    columns = columns_of(graph, operator)
+    for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
+        codes = [float(code) for code in range(len(categories))]
+        if position in encoder._missing_indices:  # None is a category like others, and NaN is missing
+            codes[encoder._missing_indices[position]] = missing
         parts.append(encode(graph, column, categories, codes, unknown))
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 

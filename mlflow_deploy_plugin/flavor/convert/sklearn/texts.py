@@ -74,8 +74,6 @@ def _hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str) -> st
     """Return the sums of the columns, [N, n_features]."""
     tokens = _tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    for word in sorted(vectorizer.get_stop_words() or ()):
-        skipped = graph.node("Or", [skipped, graph.node("Equal", [tokens, _text(word)])])
     hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
     column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
     signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
@@ -154,7 +152,22 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
             unknown = graph.node("RegexFullMatch", [tokens], pattern=f"(?s:.*){_DOTTED}(?s:.*)")
             lower = graph.node("Where", [unknown, _text(_PAD), lower])
         tokens = graph.node("Where", [dotted, _text(_DOTTED.lower()), lower])
-    return tokens
+    words = () if characters else vectorizer.get_stop_words()
+    return _without(graph, tokens, sorted(words), vectorizer.ngram_range[1] > 1) if words else tokens
+
+
+def _without(graph: NodeBuilder, tokens: str, words: list[str], joins: bool) -> str:
+    """Return the tokens [N, L] with `_PAD` in place of these words, after the other tokens if n-grams join those."""
+    known: dict[str, Any] = {"keys_strings": words, "values_int64s": [1] * len(words), "default_int64": 0}
+    flags = graph.node("LabelEncoder", [tokens], **known)
+    tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
+    if not joins:
+        return tokens
+    length = graph.node("Shape", [tokens], start=1)
+    places = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
+    behind = graph.node("Add", [graph.node("Mul", [flags, length]), places])
+    _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
+    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def transformer_shapes(operator: Any) -> None:
@@ -235,8 +248,6 @@ def _token_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
         raise NotImplementedError(
             f"its option strip_accents={shown} has no form in ONNX; strip accents before the pipeline"
         )
-    if vectorizer.analyzer == "word" and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
-        raise NotImplementedError("its option stop_words, which leaves words out between those of an n-gram")
     if vectorizer.analyzer == "char_wb":
         return f"{_class(_SPACES)}+|(?s:.)", False
     if vectorizer.analyzer == "char":

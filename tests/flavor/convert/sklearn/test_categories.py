@@ -68,12 +68,18 @@ def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
     assert ("unseen" in wrapped.report.refused_by_original) == ("handle_unknown" not in options)
 
 
+ENCODERS = [
+    OneHotEncoder(handle_unknown="ignore"),
+    OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2),
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS, ids=["one-hot", "ordinal"])
 @pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
-def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any) -> None:
+def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, encoder: Any) -> None:
     """As pandas 2 holds texts; the encoder tells None and NaN apart, and knows the one that it has learned."""
     values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
     table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
-    encoder = OneHotEncoder(handle_unknown="ignore")
     model = make_pipeline(encoder, LogisticRegression()).fit(table, (table.gaps == "x") | table.gaps.isna())
 
     assert wrap(model, table).report.state == "proven"

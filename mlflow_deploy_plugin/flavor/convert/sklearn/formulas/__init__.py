@@ -37,7 +37,7 @@ def register() -> None:
 
 
 def _answer(operator: Any, rows: Rows) -> Any:
-    return (FORMULAS | neighbours.PRECISE)[type(operator.raw_operator)](operator.raw_operator, rows)
+    return (FORMULAS | _PRECISE)[type(operator.raw_operator)](operator.raw_operator, rows)
 
 
 def formula_shapes(operator: Any) -> None:
@@ -73,5 +73,6 @@ def convert_formula(scope: Any, operator: Any, container: Any) -> None:
     graph.node("Identity", [answer.name], output.full_name)
 
 
-PRECISE = dict.fromkeys(neighbours.PRECISE, (formula_shapes, convert_formula))
+_PRECISE = neighbours.PRECISE | predictors.PRECISE
+PRECISE = dict.fromkeys(_PRECISE, (formula_shapes, convert_formula))
 """The shape calculators and converters in place of skl2onnx's, where its 32-bit operators change answers."""

@@ -30,9 +30,9 @@ from sklearn.preprocessing import (
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
-    LOGISTIC,
     Formula,
     Rows,
+    is_logistic,
     logistic,
     softmax,
     votes_of_pairs,
@@ -125,10 +125,13 @@ def _scores(estimators: list[Any], rows: Rows, method: str = "") -> TracedArray:
     Args:
         method: as `Rows.ask` has it; empty: that of multiclass._predict_binary.
     """
+    behind = [rows.before_last_step(one) for one in estimators]
+    if all(before is behind[0][0] for before, _ in behind):
+        rows, estimators = behind[0][0], [last for _, last in behind]
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
-        if all(isinstance(best_estimator(one), LOGISTIC) and len(one.classes_) == 2 for one in estimators):
+        if all(is_logistic(best_estimator(one)) and len(one.classes_) == 2 for one in estimators):
             return logistic(rows.sums(estimators))
     columns = []
     for one in estimators:

@@ -13,6 +13,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.gaussian_process._gpc import COEFS, LAMBDAS
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
@@ -72,6 +73,14 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[Trace
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
     scores = np.stack([_latent(one, rows.matrix)[1] for one in base.estimators_], axis=1)
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
+
+
+def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    """Return the decision of a linear classifier; skl2onnx has other labels where its probabilities are 1 or equal."""
+    scores = rows.sums([model])
+    if scores.sample.shape[1] == 1:
+        scores = np.concatenate([-scores, scores], axis=1)
+    return np.argmax(scores, axis=1), rows.ask(model, "predict_proba") if hasattr(model, "predict_proba") else scores
 
 
 def _latent(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
@@ -148,3 +157,5 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
     GaussianProcessClassifier: process_classes,
 }
+PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
+"""As `neighbours.PRECISE`."""

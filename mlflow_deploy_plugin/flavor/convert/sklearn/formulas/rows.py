@@ -1,15 +1,18 @@
 """The rows that a formula reads, and the answers of estimators within the one that it is of."""
 
 from collections.abc import Callable
+from copy import copy
+from pickle import PicklingError
 from typing import Any
 
+import joblib
 import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -40,7 +43,7 @@ class Rows:
     def __init__(self, graph: NodeBuilder | None, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
         # what was asked already, by the id of the step or estimator: its part of the graph is made once
-        self._after: dict[int, Rows] = {}
+        self._after: dict[int | str, Rows] = {}  # also by what the step has learned
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # without and with raw scores
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
@@ -98,13 +101,8 @@ class Rows:
         """
         estimator = best_estimator(estimator)
         if isinstance(estimator, Pipeline):
-            rows = self
-            for _, step in estimator.steps[:-1]:
-                if step not in (None, "passthrough"):
-                    if id(step) not in rows._after:
-                        rows._after[id(step)] = rows.with_matrix(rows.ask(step, "transform"))
-                    rows = rows._after[id(step)]
-            return rows.ask(estimator.steps[-1][1], method)
+            rows, last = self.before_last_step(estimator)
+            return rows.ask(last, method)
         if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if (formula := FORMULAS.get(type(estimator))) is not None:
@@ -115,6 +113,24 @@ class Rows:
                 raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
             return _classes_at(estimator, answer[0]) if method == "predict" else answer[1]
         return self._by_converter(estimator, method)
+
+    def before_last_step(self, estimator: Any) -> tuple["Rows", Any]:
+        """Return the rows that the last step of a pipeline reads, and that step; others read these rows.
+
+        Steps that learned the same, as in one pipeline for each class, lead to the same rows.
+        """
+        rows, estimator = self, best_estimator(estimator)
+        while isinstance(estimator, Pipeline):
+            for _, step in estimator.steps[:-1]:
+                if step not in (None, "passthrough"):
+                    if id(step) not in rows._after:
+                        learned = _learned(step)
+                        if learned not in rows._after:
+                            rows._after[learned] = rows.with_matrix(rows.ask(step, "transform"))
+                        rows._after[id(step)] = rows._after[learned]
+                    rows = rows._after[id(step)]
+            estimator = best_estimator(estimator.steps[-1][1])
+        return rows, estimator
 
     def sums(self, estimators: list[Any]) -> TracedArray:
         """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
@@ -134,18 +150,28 @@ class Rows:
         if method == "predict":
             position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
             return _classes_at(estimator, position)
-        if not isinstance(estimator, LOGISTIC):
+        by_class = isinstance(estimator, SGDClassifier)
+        if is_logistic(estimator):
+            likely = logistic(scores) if single or by_class else softmax(scores)
+        elif by_class and estimator.loss == "modified_huber":
+            likely = (np.clip(scores, -1.0, 1.0) + 1.0) / 2.0
+        else:
             return None
         if single:
-            likely = logistic(scores)
             return np.concatenate([1.0 - likely, likely], axis=1)
-        return softmax(scores)
+        if not by_class:
+            return likely
+        total = likely.sum(axis=1, keepdims=True)
+        return np.where(total == 0, 1 / len(estimator.classes_), likely / np.where(total == 0, 1.0, total))
 
     def _by_converter(self, estimator: Any, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         if self._graph is None:
             return Traced(None, "", sample)
         key = id(estimator), method == "decision_function"
+        if key[1] and len(getattr(estimator, "probA_", ())):  # its operator writes either scores or probabilities
+            estimator = copy(estimator)
+            estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:
             self._outputs[key] = self._graph.sub_model(estimator, self._variables(estimator), key[1])
         names = self._outputs[key]
@@ -179,23 +205,36 @@ class Rows:
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
         answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
+        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # a table, by set_output
         if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
             raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
         return np.ones(answer.shape)
 
 
-LOGISTIC = (LogisticRegression, LinearDiscriminantAnalysis)
-"""The linear classifiers whose probabilities are the logistic function of their scores."""
 _SCORES = ("predict_proba", "decision_function")
 Formula = Callable[[Any, Rows], Any]
 FORMULAS: dict[type, Formula] = {}
 """The formula of each estimator that has one; `formulas.register` fills it."""
 
 
+def _learned(step: Any) -> int | str:
+    """Return a digest of what a step has learned; its id if it holds a function without a name."""
+    try:
+        return str(joblib.hash(step))
+    except (AttributeError, PicklingError, TypeError):
+        return id(step)
+
+
 def _classes_at(estimator: Any, position: TracedArray) -> TracedArray:
     if estimator.classes_.dtype.kind not in "fiub":
         raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
     return take(estimator.classes_.astype(np.float64), position)
+
+
+def is_logistic(estimator: Any) -> bool:
+    """Return True for a linear classifier whose probabilities are the logistic function of its scores."""
+    by_loss = isinstance(estimator, SGDClassifier) and estimator.loss == "log_loss"
+    return by_loss or isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis)
 
 
 def logistic(scores: TracedArray) -> TracedArray:

@@ -89,8 +89,8 @@ def test_columns_are_picked_of_what_a_step_has_made() -> None:
         remainder="passthrough",
         verbose_feature_names_out=False,
     ).set_output(transform="pandas")
-    picked = make_column_transformer((StandardScaler(), ["b", "city"]), ("drop", ["c"]), remainder="passthrough")
-    model = make_pipeline(numbers, picked, Ridge()).fit(table, VALUES)
+    picked = make_column_transformer((StandardScaler(), ["city"]), (PCA(1), ["b", "d"]), ("drop", ["c"]))
+    model = make_pipeline(numbers, picked.set_output(transform="pandas"), Ridge()).fit(table, VALUES)
 
     assert wrap(model, table).report.state == "proven"
 

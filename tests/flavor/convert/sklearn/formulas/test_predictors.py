@@ -10,6 +10,9 @@ from sklearn.cross_decomposition import PLSCanonical, PLSRegression
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -33,6 +36,8 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "process of three": (GaussianProcessClassifier(SUM, optimizer=None), THREE),
     "process of products": (GaussianProcessClassifier(kernels.DotProduct() ** 2, optimizer=None), TWO),
     "smooth process": (GaussianProcessClassifier(kernels.Matern(nu=2.5), optimizer=None), TWO),
+    "by gradient": (make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)), THREE),
+    "by gradient, robust": (SGDClassifier(loss="modified_huber", random_state=0), THREE),
     "rational process": (GaussianProcessClassifier(kernels.RationalQuadratic(), optimizer=None), TWO),
 }
 

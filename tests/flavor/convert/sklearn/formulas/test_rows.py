@@ -10,7 +10,7 @@ from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -23,11 +23,12 @@ THREE = np.digitize(SUM, [-1, 1])
 
 WITHIN: dict[str, Any] = {
     "linear": LinearSVC(),
-    "linear, behind steps": make_pipeline(StandardScaler(), "passthrough", RidgeClassifier()),
+    "linear, behind steps": make_pipeline(FunctionTransformer(lambda x: x / 2), "passthrough", RidgeClassifier()),
     "a converter's scores": GradientBoostingClassifier(n_estimators=3),
     "scores of 64 bits": HistGradientBoostingClassifier(max_iter=3),
     "a kernel's scores": SVC(),
     "a pipeline's trees": make_pipeline(StandardScaler(), DecisionTreeClassifier(max_depth=3)),
+    "a kernel's scores beside probabilities": SVC(probability=True, random_state=0),
     "one that asks others itself": FixedThresholdClassifier(LogisticRegression(), threshold=0.4),
 }
 
@@ -49,6 +50,15 @@ def test_what_is_asked_twice_is_in_the_graph_once() -> None:
     nodes = [node.op_type for node in wrap(model, ROWS).converted.proto.graph.node]
 
     assert sum(name.startswith("TreeEnsemble") for name in nodes) == 3
+
+
+def test_steps_that_learned_the_same_are_in_the_graph_once() -> None:
+    pipeline = make_pipeline(StandardScaler(), FunctionTransformer(np.exp), LogisticRegression())
+    three, ten = (OneVsRestClassifier(pipeline).fit(ROWS, np.digitize(SUM, edges)) for edges in ([-1, 1], range(-4, 5)))
+
+    few, many = (wrap(model, ROWS).converted.proto.graph.node for model in (three, ten))
+
+    assert sum(node.op_type == "Div" for node in many) == sum(node.op_type == "Div" for node in few)
 
 
 def test_scores_that_a_converter_lacks_are_named() -> None:
