@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import _load_pyfunc
+from tests.support.waiting import answers, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,8 @@ def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: 
         )
     try:
         url = f"http://127.0.0.1:{free_port}"
-        _wait_for(f"{url}/ping", server)
+        wait_until(lambda: answers(f"{url}/ping") or server.poll() is not None, 120, "MLflow's scoring server answers")
+        assert server.poll() is None, (tmp_path / "log").read_text()
         answer = requests.post(
             f"{url}/invocations", json={"dataframe_split": table.to_dict("split", index=False)}, timeout=30
         )
@@ -159,15 +160,3 @@ def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: 
     finally:
         server.terminate()
         server.wait(30)
-
-
-def _wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended"
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.2)
-    raise AssertionError("the server did not become ready")
