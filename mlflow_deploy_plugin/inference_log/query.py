@@ -98,13 +98,13 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
         closing(duckdb.connect(":memory:", config=_configuration(folder))) as connection,
-        ThreadPoolExecutor(1) as thread,
+        _interrupted_at_its_end(connection.interrupt) as thread,
     ):
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET lock_configuration = true")
         run = _Run(schema, connection.interrupt, thread)
 
         def start() -> Any:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET lock_configuration = true")
             columns, scans = _plan(connection, query, schema)
             tables = view_tables(log, query.view, columns)
             rows = run.read(batch for table in tables for batch in conform(table, schema).to_batches())
@@ -124,6 +124,22 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
         ]
         form = pa.schema(list(zip(reader.schema.names, types, strict=True)))
         yield QueryResult(form, (batch.cast(form) for batch in run.results(reader)))
+
+
+@contextmanager
+def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]:
+    """Yield a thread; what it still does at the end is interrupted until it has ended.
+
+    Between two statements DuckDB forgets that it was interrupted, and would compute the next one to its end.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(bool).result()  # Ctrl-C while a thread is started loses the thread: it has nothing to do yet
+        try:
+            yield thread
+        finally:
+            last = thread.submit(bool)
+            while not wait([last], 0.05).done:
+                interrupt()
 
 
 class _Run:
@@ -168,9 +184,6 @@ class _Run:
                 if is_over:
                     self._interrupt()
             return future.result()
-        except KeyboardInterrupt:
-            self._interrupt()
-            raise
         except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
             if self._failures:
                 raise self._failures[0] from None

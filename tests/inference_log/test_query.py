@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -201,31 +202,49 @@ def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkey
         ask(flights)
 
 
-@pytest.mark.parametrize("statement", ["SELECT count(*) FROM log a, log b, log c, log d, log e, log f", ""])
-def test_ctrl_c_ends_a_statement_that_computes_and_one_that_reads(
-    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str
+ENDLESS = "SELECT count(*) FROM log a, log b, log c, log d, log e, log f"
+
+
+@pytest.fixture
+def interrupted() -> Iterator[threading.Event]:
+    """Tells when Ctrl-C has been met, which raises KeyboardInterrupt though a job in the background may ignore it."""
+    met = threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        met.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield met
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("moment", ["before it computes", "while it computes", "while it reads"])
+def test_ctrl_c_ends_a_statement_at_once(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, interrupted: threading.Event, moment: str
 ) -> None:
-    if not statement:
-        endless = itertools.repeat(event_table({"_event_time": [DAY], "x": ["1"]}))
-        monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
-    monkeypatch.setattr(query, "TIMEOUT_SECONDS", 20.0)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored in the background
-    try:
+    plan = query._plan
+
+    def planned(*arguments: Any) -> Any:
+        found = plan(*arguments)
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            ask(flights, statement=statement, order_by="" if statement else "x")
-    finally:
-        signal.signal(signal.SIGINT, before)
+        assert moment != "before it computes" or interrupted.wait(60)
+        return found
+
+    monkeypatch.setattr(query, "_plan", planned)
+    asked: dict[str, Any] = {"statement": ENDLESS}
+    if moment == "while it reads":
+        asked = {"order_by": "x"}
+        endless = itertools.repeat(event_table({"_event_time": [DAY] * 1000, "x": ["1"] * 1000}))
+        monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
+    with pytest.raises(KeyboardInterrupt):
+        ask(flights, **asked)
 
 
 @pytest.mark.parametrize(
     ("statement", "seconds", "said"),
     [
-        (
-            "SELECT count(*) FROM log a, log b, log c, log d, log e, log f",
-            1.0,
-            "the SQL was ended: for 1 s it has neither",
-        ),
+        (ENDLESS, 1.0, "the SQL was ended: for 1 s it has neither"),
         (
             "SELECT length(string_agg(repeat('x', 1000000), '')) FROM log a, log b",
             60.0,
