@@ -252,12 +252,12 @@ def test_of_many_events_the_newest_are_given_oldest_first(store: Store) -> None:
 def test_events_are_read_some_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.store.store._EVENTS_AT_ONCE", 2)
     for why in "12345":
-        store.record("start", endpoint="many", why=why)
+        store.record("start", endpoint="paged", why=why)
     store.record("start", endpoint="other")
 
-    oldest, newest = store.iter_events("many"), store.iter_events("many", newest_first=True)
+    oldest, newest = store.iter_events("paged"), store.iter_events("paged", newest_first=True)
     assert (next(oldest).why, next(newest).why) == ("1", "5")
-    store.record("start", endpoint="many", why="6")
+    store.record("start", endpoint="paged", why="6")
 
     assert [event.why for event in oldest] == ["2", "3", "4", "5", "6"]
     assert [event.why for event in newest] == ["4", "3", "2", "1"]
