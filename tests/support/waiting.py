@@ -12,6 +12,9 @@ from typing import Any
 import psutil
 import requests
 
+EXPLAINER_SECONDS = 250
+"""The process that explains imports shap at a low priority: beside others' work that took 150 s."""
+
 # No other worker's, and below those of the system (32768). The system gives a port to the next who asks for any while
 # its server still starts: of 20,000 ports, 8 were given again within the next five.
 _FIRST_PORT = 20_000 + 750 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16)

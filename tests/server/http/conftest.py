@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from mlflow_deploy_plugin.statedir import SPEC
 from tests.support import page_models
+from tests.support.waiting import EXPLAINER_SECONDS
 
 FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
 
@@ -27,5 +30,8 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
         "stock": model_folders["stock"],
     }
     tools.want(state_dir, 1, {name: {"v": tools.variant(folder, aspects=aspects)} for name, folder in folders.items()})
+    settings = {"request_timeout_seconds": EXPLAINER_SECONDS}
+    document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": settings}
+    (state_dir / SPEC).write_text(yaml.safe_dump(document))
     with tools.gunicorn(state_dir) as running:
         yield running

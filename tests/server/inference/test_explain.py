@@ -18,7 +18,7 @@ import yaml
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
 from tests.support import page_models
-from tests.support.waiting import wait_until
+from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 WEIGHTS = (2.0, -3.0, 0.5)
 LINEAR = """
@@ -30,7 +30,6 @@ WIDE = "wide (float[N,3] X) => (float[N,3] y) <float two = {2.0}> { y = Mul(X, t
 LABELS = "labels (float[N,3] X) => (int64[N,3] y) { y = Cast<to=7>(X) }"
 CARRIERS = ("AA", "UA", "DL")
 MOST_ROWS = 5
-SECONDS = 250  # the process that explains imports shap at a low priority: others on a shared machine come first
 
 
 def rows_of_flights(count: int, seed: int) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
     endpoints: dict[str, Any] = {name: {"variants": variants} for name, variants in wanted.items()}
     endpoints["sticky"]["sticky"] = {"key": "a"}
     write_state(state_dir / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
-    settings = {"explain_max_rows": MOST_ROWS, "request_timeout_seconds": SECONDS}
+    settings = {"explain_max_rows": MOST_ROWS, "request_timeout_seconds": EXPLAINER_SECONDS}
     spec = {"name": "flights", "variants": {"v": {"model": "x"}}, "server": settings}
     (state_dir / SPEC).write_text(yaml.safe_dump(spec))
     with tools.gunicorn(state_dir) as running:
@@ -99,7 +98,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
 
 
 def explain(server: Any, endpoint: str, **more: Any) -> requests.Response:
-    return requests.post(f"{server.url}/endpoints/{endpoint}/explain", timeout=SECONDS, **more)
+    return requests.post(f"{server.url}/endpoints/{endpoint}/explain", timeout=EXPLAINER_SECONDS, **more)
 
 
 def split(columns: dict[str, Sequence[Any]]) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(server: An
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
 
-    document = requests.post(server.url + "/explain", json=split(rows), timeout=SECONDS).json()
+    document = requests.post(server.url + "/explain", json=split(rows), timeout=EXPLAINER_SECONDS).json()
 
     values, base_values = np.array(document["values"]), np.array(document["base_values"])
     assert values.shape == (3, 4, 2)
@@ -224,7 +223,7 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
     seen = set()
     for caller in range(8):
         rows = {"inputs": [[float(caller), 0.0, 0.0]]}
-        predicted = requests.post(f"{server.url}/endpoints/sticky/invocations", json=rows, timeout=SECONDS)
+        predicted = requests.post(f"{server.url}/endpoints/sticky/invocations", json=rows, timeout=EXPLAINER_SECONDS)
         explained = explain(server, "sticky", json=rows)
         assert explained.headers["X-Model-Variant"] == predicted.headers["X-Model-Variant"]
         assert explained.headers["X-Model-Version"] == predicted.headers["X-Model-Version"]
@@ -265,7 +264,7 @@ def test_what_cannot_be_explained_is_refused_with_its_reason(
 def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server: Any) -> None:
     assert explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code == 200
 
-    metrics = requests.get(server.url + "/metrics", timeout=SECONDS).text
+    metrics = requests.get(server.url + "/metrics", timeout=EXPLAINER_SECONDS).text
     (counted,) = [
         line
         for line in metrics.splitlines()
@@ -288,4 +287,4 @@ def test_a_process_that_is_killed_is_started_anew(server: Any) -> None:
     def status() -> int:
         return explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code
 
-    wait_until(lambda: status() == 200, SECONDS, "another process")
+    wait_until(lambda: status() == 200, EXPLAINER_SECONDS, "another process")

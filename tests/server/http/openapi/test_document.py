@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import write_model
-from tests.support.waiting import wait_until
+from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
 def ask(server: Server, path: str, method: str = "GET", body: bytes = b"", content_type: str = "") -> RawResponse:
@@ -63,7 +63,8 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
             tmp_path / "masked", "masked (bool[N,2] mask, string[N] s) => (bool[N,2] y) { y = Not(mask) }"
         ),
     }
-    return serve_here({name: {"v": tools.variant(folder)} for name, folder in folders.items()})
+    endpoints = {name: {"v": tools.variant(folder)} for name, folder in folders.items()}
+    return serve_here(endpoints, server={"request_timeout_seconds": EXPLAINER_SECONDS})
 
 
 def test_every_route_is_in_the_document(server: Server) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import EXPLAINER_SECONDS
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"
 )
@@ -42,7 +44,7 @@ def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Pa
         *(sys.executable, "-c", FILE, "run", pages_server.url + "/openapi.json"),
         *("--checks", ",".join(CHECKS), "--phases", phases),
         *("--include-path-regex", paths, "--max-examples", str(examples), "--seed", "1"),
-        *("--request-timeout", "60", "--continue-on-failure", "--generation-database", "none"),
+        *("--request-timeout", str(EXPLAINER_SECONDS), "--continue-on-failure", "--generation-database", "none"),
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]  # its failures, or its errors
