@@ -193,35 +193,38 @@ class EndpointLabels:
     def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
         self._source = location, endpoint, unreadable
         self._was_joined = False
-
-    def batches(self, since: datetime | None = None) -> Iterator[pa.Table]:
-        """Yield the labels as `read_labels` does."""
-        yield from read_labels(*self._source, since) if self._few is None else self._few
+        self._index: LabelIndex | None = None
 
     def latest(self, rows: "RowKeys") -> pa.Table:
         """Return the last label of each key that one of the rows has, with the hash of the key in `_name`.
 
         The first rows are the only ones of a small window: to read all labels past them takes a third of an index.
         """
-        is_first, self._was_joined = not self._was_joined, True
-        index = LabelIndex(self.batches(rows.earliest_label), rows) if is_first else self.index
-        return index.latest(rows)
+        if self._index is None and not self._was_joined:
+            self._was_joined = True
+            return LabelIndex(self.batches(rows.earliest_label), rows).latest(rows)
+        return self.index.latest(rows)
 
-    @cached_property
+    @property
     def index(self) -> "LabelIndex":
         """The index of all labels."""
-        self._was_joined = True
-        return LabelIndex(self.batches())
+        if self._index is None:
+            self._index = LabelIndex(self.batches())
+        return self._index
 
     @property
     def key_columns(self) -> set[str]:
         """The columns by which labels name their rows."""
-        if "index" in self.__dict__:
-            kinds = self.index.kinds
+        if self._index is not None:
+            kinds = self._index.kinds
         else:
-            tables = read_labels(*self._source, columns=["_key"]) if self._few is None else self._few
-            kinds = {kind for table in _grouped(tables) for kind in _key_kinds(table.column("_key").drop_null())[0]}
+            tables = _grouped(self.batches(columns=["_key"]))
+            kinds = {kind for table in tables for kind in _key_kinds(table.column("_key").drop_null())[0]}
         return {column for kind in kinds for column in kind}
+
+    def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
+        """Yield the labels as `read_labels` does; few are kept, and have all columns."""
+        yield from read_labels(*self._source, since, columns) if self._few is None else self._few
 
     @cached_property
     def _few(self) -> list[pa.Table] | None:

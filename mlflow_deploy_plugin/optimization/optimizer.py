@@ -260,7 +260,7 @@ def try_forms(
                     made[str(recipe)] = maker.make(recipe)
                 except ConversionError as error:
                     impossible[str(recipe)] = error.message
-        progress(f"measuring {len(made)} forms beside the base, in turns")
+        progress(f"measuring {', '.join(made)} beside the base, in turns" if made else "measuring the base")
         of_base, *costs = measure_forms([folder, *(draft.folder for draft in made.values())], evaluation.rows)
         measured = {
             form: MeasuredForm(form, cost, draft.agreement, draft.note)

@@ -94,13 +94,17 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
     registry.create_registered_model("linear")
     reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
     registry.create_model_version("linear", write_classifier(tmp_path / "linear", reference=reference).as_uri())
-    done = try_forms("models:/linear/1", [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)])
+    recipes, said = [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)], list[str]()
+    done = try_forms("models:/linear/1", recipes, progress=said.append)
     assert list(done.impossible) == ["int8 dynamic", "fp16"]
     assert done.impossible["int8 dynamic"].startswith("no MatMul of it has weights of 32-bit floats")
     assert not done.chosen
     assert not done.is_refused
     assert done.reason.startswith("nothing was faster than models:/linear/1")
     assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
+    assert said[-1] == f"measuring {done.forms[1].name} beside the base, in turns"
+    assert len(try_forms("models:/linear/1", recipes[:2], progress=said.append).forms) == 1
+    assert said[-1] == "measuring the base"
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(

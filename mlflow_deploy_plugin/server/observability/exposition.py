@@ -49,8 +49,9 @@ _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "stat
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
 _HEADER, _ENTRY = struct.Struct("<i4x"), struct.Struct("<ii")  # bytes in use; bytes of the key, number of cells
 _LOST_CELLS = 64
-CAPTURE_ROWS = "onnxserve_capture_rows"
-"""The name of the counter of captured rows."""
+REQUESTS, REQUEST_DURATION = "onnxserve_requests", "onnxserve_request_duration_seconds"
+CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_labels"
+"""Names of metrics that are read back here."""
 OF_VARIANT = ("endpoint", "variant", "model", "version")
 """The labels of a metric of each version that answers."""
 COUNTED = "counted.json"

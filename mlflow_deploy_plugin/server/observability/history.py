@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from mlflow_deploy_plugin.server.observability.exposition import CAPTURE_ROWS, OF_VARIANT, read_series
+from mlflow_deploy_plugin.server.observability import exposition
 from mlflow_deploy_plugin.statedir import METRICS, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -37,8 +37,6 @@ HISTORY = "history"
 """The folder in the state folder."""
 HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
 """The seconds of a line, and how many lines are kept."""
-_REQUESTS, _DURATIONS = "onnxserve_requests", "onnxserve_request_duration_seconds"
-_LABELS = "onnxserve_feedback_labels"
 _LAST_FIELD = b'"labels":'
 
 _Counts = Counter[tuple[str, ...]]
@@ -126,17 +124,18 @@ def _lines(path: Path) -> list[bytes]:
 
 def _read_counts(folder: Path) -> _Counts:
     counts = _Counts()
-    found = read_series(folder)
-    for series in found[_REQUESTS]:
-        counts["requests", *(series.labels[name] for name in OF_VARIANT), series.labels["status"]] += int(series.value)
-    for series in found[_DURATIONS]:
-        of_version = tuple(series.labels[name] for name in OF_VARIANT)
+    found = exposition.read_series(folder)
+    for series in found[exposition.REQUESTS]:
+        of_version = tuple(series.labels[name] for name in exposition.OF_VARIANT)
+        counts["requests", *of_version, series.labels["status"]] += int(series.value)
+    for series in found[exposition.REQUEST_DURATION]:
+        of_version = tuple(series.labels[name] for name in exposition.OF_VARIANT)
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
             counts["durations", *of_version, bound] += int(count - below)
-    for series in found[CAPTURE_ROWS]:
+    for series in found[exposition.CAPTURE_ROWS]:
         if series.labels["outcome"] == "answered":
             counts["rows", series.labels["endpoint"]] += int(series.value)
-    for series in found[_LABELS]:
+    for series in found[exposition.FEEDBACK_LABELS]:
         if series.labels["outcome"] == "accepted":
             counts["labels",] += int(series.value)
     return counts

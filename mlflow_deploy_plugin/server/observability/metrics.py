@@ -20,7 +20,10 @@ from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowCompariso
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import (
     CAPTURE_ROWS,
+    FEEDBACK_LABELS,
     OF_VARIANT,
+    REQUEST_DURATION,
+    REQUESTS,
     Metric,
     MetricSeries,
     MmapCounters,
@@ -41,10 +44,8 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
 
-_REQUESTS = Metric("onnxserve_requests", "Requests answered.")
-_REQUEST_DURATION = Metric(
-    "onnxserve_request_duration_seconds", "From the body's arrival to the finished answer.", _SECONDS_BOUNDS
-)
+_REQUESTS = Metric(REQUESTS, "Requests answered.")
+_REQUEST_DURATION = Metric(REQUEST_DURATION, "From the body's arrival to the finished answer.", _SECONDS_BOUNDS)
 _PREDICTION_LATENCY = Metric(
     "ml_prediction_latency_seconds", "The same for predictions that succeeded, by version alone.", _SECONDS_BOUNDS
 )
@@ -64,8 +65,7 @@ _CAPTURE_ROWS = Metric(
     CAPTURE_ROWS, "Rows answered, and of those the rows written to the spool or lost because it could not be written."
 )
 _FEEDBACK_LABELS = Metric(
-    "onnxserve_feedback_labels",
-    "Labels of earlier predictions that were accepted, and requests with some that were refused.",
+    FEEDBACK_LABELS, "Labels of earlier predictions that were accepted, and requests with some that were refused."
 )
 _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
 
