@@ -303,15 +303,16 @@ class IdempotentRun:
         """
         from mlflow.exceptions import MlflowException
 
-        run, is_new = self._begin(client, name, tags)
+        tags = {**tags, **self.identity, **self.optional_identity}
+        run, is_new = self._find_or_create(client, name, tags)
         if is_new and self._primary(client, run) != run.info.run_id:
             client.delete_run(run.info.run_id)
-            run, is_new = self._begin(client, name, tags)
+            run, is_new = self._find_or_create(client, name, tags)
         run_id = str(run.info.run_id)
         try:
             before = run.data.tags.get(_TIMES, "0")
             times = int(before) if before.isdigit() else 0
-            tag_run(client, run_id, {_TIMES: str(times + 1)})
+            tag_run(client, run_id, {**tags, _TIMES: str(times + 1)})
             log_content(client, run_id, times)
             primary = self._primary(client, run)
             if primary == run_id:
@@ -329,26 +330,14 @@ class IdempotentRun:
                     client.set_terminated(run_id, "FAILED")
             raise
 
-    def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> "tuple[Run, bool]":
-        """Return the run to log to, which has the tags, and True if it was created here."""
-        from mlflow.exceptions import MlflowException
-
-        all_tags = {**tags, **self.identity, **self.optional_identity}
+    def _find_or_create(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> "tuple[Run, bool]":
+        """Return the run to log to, and True if it was created here, with the tags."""
         if (run_id := project_run_id()) is not None:
-            run = client.get_run(run_id)
-        else:
-            experiment_id = get_or_create_experiment(client, self.experiment)
-            runs = self._runs(client, experiment_id)
-            if not runs:
-                return client.create_run(experiment_id, run_name=name, tags=all_tags), True
-            run = runs[0]
-        try:
-            tag_run(client, run.info.run_id, all_tags)
-        except MlflowException:
-            if _is_deleted(client, run.info.run_id):  # since it was found
-                return self._begin(client, name, tags)
-            raise
-        return run, False
+            return client.get_run(run_id), False
+        experiment_id = get_or_create_experiment(client, self.experiment)
+        if runs := self._runs(client, experiment_id):
+            return runs[0], False
+        return client.create_run(experiment_id, run_name=name, tags=dict(tags)), True
 
     def _primary(self, client: "MlflowClient", run: "Run") -> str:
         """Return the id of the run that counts among all runs for this thing in the experiment of `run`."""

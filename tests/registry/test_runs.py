@@ -71,6 +71,17 @@ def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client: MlflowC
     assert client.get_run(younger).data.tags[SUPERSEDED] == older
 
 
+def test_the_run_of_a_project_that_was_deleted_is_said_to_be(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = client.create_run(get_or_create_experiment(client, "drift")).info.run_id
+    client.delete_run(deleted)
+    monkeypatch.setenv("MLFLOW_RUN_ID", deleted)
+
+    with pytest.raises(RegistryUnavailable, match="the run of the window: others delete its run again and again"):
+        WINDOW.log("window 3", {}, lambda *_: None)
+
+
 def test_a_run_of_another_revision_is_left_alone(client: MlflowClient) -> None:
     experiment = get_or_create_experiment(client, "drift")
     other = client.create_run(experiment, tags={"window": "3", "revision": "2"}).info.run_id
