@@ -172,7 +172,7 @@ def test_grpc_needs_one_too(
         assert [model.name for model in answer.models] == ["e"]
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", grpc.ssl_channel_credentials(root)) as channel:
         with pytest.raises(grpc.RpcError) as refused:
-            service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=5)
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=60)
         assert refused.value.code().name == "UNAVAILABLE"
     listener.drain()
     listener.wait()
