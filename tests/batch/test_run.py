@@ -74,15 +74,26 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["parts"] == 4
 
 
+KILLED = """
+import os, signal, sys
+from mlflow_deploy_plugin.batch import BatchPlan, run_batch
+
+def kill(progress):
+    if progress.parts_done >= 3:
+        os.killpg(0, signal.SIGKILL)
+
+run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
+"""
+
+
 def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
     source, out, temporary = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out", tmp_path / "tmp"
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
-    killed = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
-    wait_until(lambda: len(list(out.rglob("*.parquet"))) >= 3, what="some parts are done")
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
+    killed = subprocess.run(begin, start_new_session=True, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (out / "_SUCCESS").exists()
     (out / "day=1" / ".4.parquet.unfinished").write_bytes(b"half of a file")
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if not path.name.startswith(".")}
