@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.http.parser import body_too_large
+from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
@@ -169,7 +169,7 @@ class AsgiApp:
 
     def __init__(self, model: EmbeddedModel) -> None:
         self._model = model
-        self._threads = ThreadPoolExecutor(model.app.server.spec.threads, "onnxserve")
+        self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]

@@ -386,6 +386,22 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
     return SharedRateLimiter(item, redis) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
 
 
+class RequestThreads(ThreadPoolExecutor):
+    """A pool of at most so many threads that does with fewer where the machine allows no more of them (`ulimit -u`,
+    the limit of a container's pids). `submit` would fail then, and yet leave the call in the queue."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, thread_name_prefix="onnxserve-request")
+        self.submit(int)  # starts the first thread now: later there may be none for it
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 def request_threads(spec: ServerSpec) -> int:
     """Return the number of a worker's threads for requests.
 

@@ -457,7 +457,12 @@ class HttpConnection(asyncio.Protocol):
         self._resume_reading()  # it was paused if much came while another request was answered
         self._feed_stream()
         request = self._request(head, b"")
-        threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True).start()
+        thread = threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._exchange = None
+            raise NotReady("this machine allows no more threads for streams; ask again in a moment", 1) from None
         app.streams += 1
 
     def _feed_stream(self) -> None:

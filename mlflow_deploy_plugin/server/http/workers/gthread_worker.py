@@ -53,6 +53,7 @@ from mlflow_deploy_plugin.server.http.parser import (
     body_parser,
     parse_head,
 )
+from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 
 _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _MAX_LAG_SECONDS = 3.0
@@ -221,6 +222,10 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
         self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         super().init_process()
+
+    def get_thread_pool(self) -> RequestThreads:
+        """Return threads that the worker survives if no further one can be started."""
+        return RequestThreads(self.cfg.threads)
 
     def handle(self, conn: Any) -> Any:
         """Handle a request in a thread of the pool, from its first byte to the last of its response."""

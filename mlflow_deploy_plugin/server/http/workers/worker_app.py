@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from mlflow_deploy_plugin.server.assembly import Server, open_worker
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.plan import PlanTable
-from mlflow_deploy_plugin.server.inference.limits import max_batch_rows, request_threads
+from mlflow_deploy_plugin.server.inference.limits import RequestThreads, max_batch_rows, request_threads
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 
@@ -135,7 +134,7 @@ class WorkerApp:
             return may_be_inline and not server.repository.has_pyfuncs and not may_wait_for_limits(server, request)
 
         self.inline_policy = InlinePolicy(waits_for_nobody)
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-request")
+        self.pool = RequestThreads(threads)
         self.limits = ConnectionLimits()
         self.now = 0.0
         self.buffered_bytes = 0

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
+from tests.support.raising import raise_it
 from tests.support.waiting import wait_until
 
 BODY = b'{"inputs": [[1, 2, 3]]}'
@@ -429,6 +430,20 @@ def test_a_request_whose_thread_lacks_memory_is_answered(app: WorkerApp, monkeyp
     monkeypatch.setattr(app, "handle", fail)
     (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
     assert answer.startswith(b"HTTP/1.1 503")
+
+
+def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(
+    app: WorkerApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+
+    (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+    stream = POST.replace(b"application/json", b"application/jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
+    (answer,) = talk(app, lambda connection: connection.data_received(stream), 1)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"Retry-After: 1\r\n" in answer
 
 
 def test_a_body_that_breaks_off_is_told_as_such(connect: Connect) -> None:
