@@ -93,6 +93,8 @@ def explain_failure(error: BaseException, model: Any) -> str:
         part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
     reason = plain_reason(str(cause)) or type(cause).__name__
+    if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in _REASONS.values():
+        reason = f"its converter does not know this form of it ({type(cause).__name__}: {reason})"
     place = ""
     if part is not None and type(part) is not type(model):
         way = next((name for name, one in _parts(model) if type(one) is type(part)), "")

@@ -12,7 +12,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.decomposition import NMF
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.ensemble import GradientBoostingClassifier, RandomTreesEmbedding
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.impute import SimpleImputer
@@ -60,9 +60,9 @@ CASES = {
         "its step 'gradientboostingclassifier' (GradientBoostingClassifier): Setting init to an estimator is not",
     ),
     "accents": (
-        make_pipeline(TfidfVectorizer(strip_accents="unicode"), LogisticRegression()),
+        make_pipeline(TfidfVectorizer(strip_accents=str.title), LogisticRegression()),
         TEXTS,
-        "its step 'tfidfvectorizer' (TfidfVectorizer): its option strip_accents='unicode' has no form in ONNX",
+        "its step 'tfidfvectorizer' (TfidfVectorizer): its option strip_accents=str.title is a Python function",
     ),
     "a graph that is not loaded": (
         make_pipeline(CountVectorizer(analyzer=str.split), LogisticRegression()),
@@ -73,6 +73,11 @@ CASES = {
         GaussianProcessClassifier(kernels.ExpSineSquared()),
         NUMBERS,
         "GaussianProcessClassifier cannot be converted to ONNX: the kernel ExpSineSquared",
+    ),
+    "a converter that fails": (
+        make_pipeline(RandomTreesEmbedding(2), LogisticRegression()),
+        NUMBERS,
+        "its OneHotEncoder: its converter does not know this form of it (IndexError: list index out of range)",
     ),
     "texts beside numbers": (
         make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),

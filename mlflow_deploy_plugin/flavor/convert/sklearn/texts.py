@@ -8,15 +8,23 @@ by the very characters whose lower case belongs to Python's class, and lowers th
 
 import re
 from collections.abc import Callable
+from copy import copy
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import FloatTensorType
-from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
+from sklearn.feature_extraction.text import (
+    CountVectorizer,
+    HashingVectorizer,
+    TfidfTransformer,
+    TfidfVectorizer,
+    strip_accents_ascii,
+    strip_accents_unicode,
+)
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values, float_columns
 from mlflow_deploy_plugin.runtime import Array
 
 # fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
@@ -39,7 +47,7 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
     """
-    vectorizer: CountVectorizer = operator.raw_operator
+    vectorizer = _after_stripping(operator.raw_operator)
 
     def write(graph: NodeBuilder, texts: str) -> str:
         tokens = _tokens(graph, vectorizer, texts)
@@ -57,10 +65,11 @@ def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: n-grams of several tokens, lower case, more than 2**16 columns, an obstacle of the tokens.
     """
-    vectorizer: HashingVectorizer = operator.raw_operator
+    vectorizer = _after_stripping(operator.raw_operator)
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
-    if vectorizer.lowercase:  # each token counts, whether learned or not; of a vocabulary, others do not
+    given = operator.raw_operator
+    if given.lowercase and given.strip_accents != "ascii":  # each token counts; of a vocabulary, those that it has
         raise NotImplementedError(
             'lowercase=True: a "Σ" becomes a "ς" at the end of a word, and no operator has that rule'
         )
@@ -107,7 +116,8 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
     is_one = graph.node("Less", [count, [2]])  # a row alone is spared the other operators: 5 of 25 µs
     blocks = graph.node("If", [is_one], then_branch=alone, else_branch=blocked)
     texts = body.name()
-    found = write(body, texts)
+    stripped = isinstance(operator.raw_operator.strip_accents, str)
+    found = write(body, _stripped(body, operator.raw_operator, texts) if stripped else texts)
     step = body.finish({texts: (TensorProto.STRING, [None])}, {found: (TensorProto.FLOAT, [None, width])})
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
@@ -154,6 +164,67 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
         tokens = graph.node("Where", [dotted, _text(_DOTTED.lower()), lower])
     words = () if characters else vectorizer.get_stop_words()
     return _without(graph, tokens, sorted(words), vectorizer.ngram_range[1] > 1) if words else tokens
+
+
+def _after_stripping(vectorizer: CountVectorizer) -> CountVectorizer:
+    """Return the vectorizer as it reads what `_stripped` has made, which is in lower case already."""
+    if not isinstance(vectorizer.strip_accents, str):
+        return vectorizer
+    vectorizer = copy(vectorizer)
+    vectorizer.strip_accents, vectorizer.lowercase = None, False
+    return vectorizer
+
+
+def _stripped(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+    """Return the texts [N] without accents, in lower case where the vectorizer wants it."""
+    plain, other = graph.subgraph(), graph.subgraph()
+    options = {"case_change_action": "LOWER" if vectorizer.lowercase else "NONE", "locale": "C.UTF-8"}
+    branches = {
+        "then_branch": (plain, plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options)),
+        "else_branch": (other, _replaced(other, vectorizer, texts)),
+    }
+    is_ascii = graph.node("RegexFullMatch", [texts], pattern=r"[\x00-\x7F]*")
+    least = graph.node("ReduceMin", [graph.node("Cast", [is_ascii], to=TensorProto.INT32)], keepdims=0)
+    all_ascii = graph.node("Cast", [least], to=TensorProto.BOOL)
+    graphs = {name: body.finish({}, {found: (TensorProto.STRING, [None])}) for name, (body, found) in branches.items()}
+    return graph.node("If", [all_ascii], **graphs)
+
+
+def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+    """Return the texts [N] with another text in place of each character.
+
+    These are joined with their neighbours, in as many rounds as the length of the longest text has bits.
+    """
+    known, others = _without_accents(vectorizer.strip_accents, vectorizer.lowercase)
+    attributes: dict[str, Any] = {"keys_strings": [*known, _PAD], "values_strings": [*known.values(), ""]}
+    characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
+    column = graph.node("Reshape", [texts, [-1, 1]])
+    characters = graph.node("Concat", [characters, graph.node("Where", [[True], _text(_PAD), column])], axis=1)
+    found = graph.node("LabelEncoder", [characters], default_string=others, **attributes)
+    found = graph.node("Where", [graph.node("Equal", [found, _text(_PAD)]), characters, found])
+
+    body = graph.subgraph()
+    parts, end = body.name(), [np.iinfo(np.int64).max]
+    empty = body.node("Where", [[True], _text(""), body.node("Slice", [parts, [0], [1], [1]])])
+    left = body.node("Slice", [parts, [0], end, [1], [2]])
+    right = body.node("Slice", [body.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
+    joined = body.node("StringConcat", [left, right])
+    goes_on = body.node("Greater", [body.node("Squeeze", [body.node("Shape", [joined], start=1)]), np.int64(1)])
+    before: Values = {body.name(): (TensorProto.INT64, []), body.name(): (TensorProto.BOOL, [])}
+    before[parts] = TensorProto.STRING, [None, None]
+    after: Values = {goes_on: (TensorProto.BOOL, []), joined: (TensorProto.STRING, [None, None])}
+    rounds = body.finish(before, after)
+    return graph.node("Reshape", [graph.node("Loop", ["", np.bool_(True), found], body=rounds), [-1]])
+
+
+@cache
+def _without_accents(strip_accents: str, lowercase: bool) -> tuple[dict[str, str], str]:
+    """Return the text in place of each character that does not become that of all others: "", or `_PAD` for itself."""
+    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}[strip_accents]
+    texts = ((one, strip(one.lower() if lowercase else one)) for one in _characters())
+    if strip_accents == "ascii":
+        return {one: text for one, text in texts if text}, ""
+    return {one: text for one, text in texts if text != one}, _PAD
 
 
 def _without(graph: NodeBuilder, tokens: str, words: list[str], joins: bool) -> str:
@@ -238,16 +309,11 @@ def _token_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
     Raises:
         NotImplementedError: the vectorizer finds its tokens in another way.
     """
-    for option in ("analyzer", "preprocessor"):
+    for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(
                 f"its option {option}={_named(function)} is a Python function, which a graph cannot call"
             )
-    if vectorizer.strip_accents:
-        shown = _named(vectorizer.strip_accents)
-        raise NotImplementedError(
-            f"its option strip_accents={shown} has no form in ONNX; strip accents before the pipeline"
-        )
     if vectorizer.analyzer == "char_wb":
         return f"{_class(_SPACES)}+|(?s:.)", False
     if vectorizer.analyzer == "char":

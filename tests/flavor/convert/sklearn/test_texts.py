@@ -38,6 +38,8 @@ TEXTS = [
     "ok_1 x",
     "日本 good\n",
     "Kind",
+    "a½b ﬁn ™x ℌ",
+    "e\u0301te\u0301 가나",
 ]
 
 
@@ -47,6 +49,9 @@ VECTORIZERS = {
     "whole words of some letters": lambda: CountVectorizer(token_pattern=r"(?u)\b[a-zé]{2,}\b"),
     "pairs": lambda: CountVectorizer(ngram_range=(1, 2)),
     "pairs of what is no stop word": lambda: TfidfVectorizer(ngram_range=(1, 3), stop_words=["good", "été"]),
+    "pairs without accents": lambda: TfidfVectorizer(ngram_range=(1, 2), strip_accents="unicode"),
+    "characters without accents": lambda: TfidfVectorizer(analyzer="char", strip_accents="ascii", lowercase=False),
+    "hashed, of ASCII": lambda: HashingVectorizer(n_features=16, strip_accents="ascii"),
     "a vocabulary with a stop word": lambda: CountVectorizer(vocabulary=["good", "wärm"], stop_words=["wärm"]),
     "case kept": lambda: TfidfVectorizer(lowercase=False, sublinear_tf=True),
     "characters": lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 3)),
@@ -155,7 +160,7 @@ def without_stop_words(text: str) -> list[str]:
         (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around something else"),
         (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb'): a term of a space alone"),
         (CountVectorizer(analyzer=str.split), "analyzer=str.split"),
-        (CountVectorizer(strip_accents="unicode"), "strip_accents='unicode'"),
+        (CountVectorizer(strip_accents=str.title), "strip_accents=str.title is a Python function"),
         (HashingVectorizer(lowercase=False), "n_features (1048576): a graph takes up to 2**16 columns of hashes"),
         (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2)): hashes of several tokens"),
         (HashingVectorizer(n_features=8), "lowercase=True: "),

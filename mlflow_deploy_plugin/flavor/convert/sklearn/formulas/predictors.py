@@ -158,4 +158,4 @@ FORMULAS: dict[type, Formula] = {
     GaussianProcessClassifier: process_classes,
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
-"""As `neighbours.PRECISE`."""
+"""The formulas of estimators whose operator is faster, and has 32 bits."""
