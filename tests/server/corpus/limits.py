@@ -6,6 +6,7 @@ The servers join requests, and wait for more of them a while, so that a few fill
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Barrier
 from typing import Any
 
 from tests.server.corpus.case import Route
@@ -44,8 +45,9 @@ class Crowd:
         Raises:
             Refused: nobody is refused, or somebody with another status, or nobody for this reason.
         """
+        together = Barrier(self.at_once)
         with ThreadPoolExecutor(self.at_once) as pool:
-            answers = list(pool.map(lambda number: self._ask(wire, route, number), range(self.requests)))
+            answers = list(pool.map(lambda number: self._ask(wire, route, number, together), range(self.requests)))
         refused = [answer for answer in answers if answer.status != route.status]
         if not refused:
             raise Refused("everything passes")
@@ -60,11 +62,12 @@ class Crowd:
             if answer.status == route.status:
                 check_right(route, answer)
 
-    def _ask(self, wire: Wire, route: Route, number: int) -> Answer:
+    def _ask(self, wire: Wire, route: Route, number: int, together: Barrier) -> Answer:
         body = None
         if self.parameters:
             body = route.good[:-1] + b', "parameters": ' + dump(self.parameters) + b"}"
         with wire.connect() as connection, connection.makefile("rb") as stream:
+            together.wait(60)  # on a busy machine, to connect takes longer than the server waits for more requests
             connection.sendall(route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}))
             answer = read_answer(stream)
         if answer is None:
