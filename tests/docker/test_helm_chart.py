@@ -9,11 +9,18 @@ import pytest
 
 from tests.docker.conftest import run_docker
 from tests.manifests.test_helm import NEEDS_HELM, template
-from tests.support.services.cluster import Cluster, Manifest, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import wait_until
 
-pytestmark = [NEEDS_HELM, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [
+    NEEDS_CLUSTER,
+    NEEDS_HELM,
+    pytest.mark.docker,
+    pytest.mark.postgresql,
+    pytest.mark.long,
+    pytest.mark.timeout(1800),
+]
 
 
 @pytest.fixture

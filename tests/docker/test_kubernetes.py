@@ -16,14 +16,21 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.store.monitors import Monitors
 from tests.support.captured_days import TwoDays
-from tests.support.services.cluster import Cluster, Manifest, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
 from tests.support.services.s3 import NEEDS_S3
 from tests.support.waiting import wait_until
 
 MANIFESTS = Path(__file__).parents[2] / "docker" / "kubernetes"
 SECONDS = 240
 
-pytestmark = [*NEEDS_S3, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [
+    NEEDS_CLUSTER,
+    *NEEDS_S3,
+    pytest.mark.docker,
+    pytest.mark.postgresql,
+    pytest.mark.long,
+    pytest.mark.timeout(1800),
+]
 
 
 @pytest.fixture

@@ -35,14 +35,14 @@ from mlflow_deploy_plugin.deployments import ServerMetrics, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from tests.docker.conftest import ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
-from tests.support.services.cluster import Cluster, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, own_namespace
 from tests.support.services.faulty_api import faulty_api
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.docker, pytest.mark.long]
+pytestmark = [NEEDS_CLUSTER, pytest.mark.docker, pytest.mark.long]
 KUBECONFIG = os.environ.get("KUBECONFIG", "")
 ROW = {"inputs": [[1.0]]}
 

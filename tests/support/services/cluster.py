@@ -1,6 +1,7 @@
 """A Kubernetes cluster that runs the images of this machine's Docker engine, as `kubectl` reaches it."""
 
 import json
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,10 @@ import yaml
 from tests.support.waiting import wait_until
 
 Manifest = dict[str, Any]
+NEEDS_CLUSTER = pytest.mark.skipif(
+    not os.environ.get("KUBECONFIG"), reason="no Kubernetes cluster is named by KUBECONFIG"
+)
+"""The mark of a module whose tests need one: without it they would build images before they skip."""
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
@@ -76,13 +81,9 @@ class Cluster:
 
 @contextmanager
 def own_namespace() -> Iterator[Cluster]:
-    """Yield a namespace that is deleted with all its pods at the end; skip if no cluster answers."""
-    try:
-        versions = _kubectl("api-versions")
-    except FileNotFoundError:
-        pytest.skip("kubectl is not installed")
-    if versions.returncode:
-        pytest.skip(f"no Kubernetes cluster answers kubectl: {versions.stderr.strip().splitlines()[-1]}")
+    """Yield a namespace that is deleted with all its pods at the end."""
+    versions = _kubectl("api-versions")
+    assert versions.returncode == 0, versions.stderr
     cluster = Cluster(f"onnxserve-{uuid.uuid4().hex[:8]}", "batch/v1beta1" in versions.stdout.split())
     assert _kubectl("create", "namespace", cluster.namespace).returncode == 0
     try:
