@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import socket
 import threading
@@ -61,7 +60,7 @@ def home(docker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     folder = tmp_path_factory.mktemp("docker_target") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder))
-        patch.setattr(local, "FIRST_PORT", random.SystemRandom().randrange(30000, 40000))
+        patch.setattr(local, "FIRST_PORT", free_port() - 10_000)
         yield folder
         with open_deployments(print) as deployments:
             for name in deployments.store.names():

@@ -27,7 +27,7 @@ from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
-from tests.support.waiting import wait_until
+from tests.support.waiting import free_port, wait_until
 
 PATIENCE = 90.0
 
@@ -123,7 +123,8 @@ def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory)
                 mlflow.onnx.log_model(graph, name="model", registered_model_name=name, pip_requirements=["onnxruntime"])
         MlflowClient().transition_model_version_stage(name, "1", "Production")
         client = get_deploy_client("onnxserve")
-        url = client.create_deployment("arena", f"models:/{name}/Production")["url"]
+        own = {"server.port": free_port()}  # kept for it while its server is stopped
+        url = client.create_deployment("arena", f"models:/{name}/Production", config=own)["url"]
         store = open_store(load_settings().store_url)
         traffic = Traffic(url)
         arena = Arena(name, store, traffic, f"{url}/invocations", folder)
