@@ -159,7 +159,7 @@ def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Sto
         assert shown.stdout is not None
         first = shown.stdout.readline()
         store.update_rollout(replace(begun, state="promoted", ended_at=store.now()), None)
-        rest, complaint = shown.communicate(timeout=60)
+        rest, complaint = shown.communicate(timeout=120)
 
     assert first.startswith("flights: ")
     assert "promoted" in rest
@@ -178,7 +178,7 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Stor
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
         assert shown.stderr is not None
-        watchdog = threading.Timer(30, shown.kill)
+        watchdog = threading.Timer(120, shown.kill)
         watchdog.start()
         said = shown.stderr.readline()
         shown.kill()
@@ -195,7 +195,7 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
             asked = listener.accept()[0]
             running.terminate()
-            complaint = running.communicate(timeout=30)[1]
+            complaint = running.communicate(timeout=120)[1]
             asked.close()
 
     assert running.returncode == 1

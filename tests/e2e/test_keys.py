@@ -33,7 +33,7 @@ def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
 
 def status(url: str, key: str = "") -> int:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=10).status_code
+    return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=60).status_code
 
 
 def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymentClient, home: Path) -> None:

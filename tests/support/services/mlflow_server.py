@@ -47,7 +47,7 @@ class MlflowServer:
         with log.open("ab") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         self.process = process
-        wait_until(lambda: answers(f"{self.url}/health") or process.poll() is not None, 90, "MLflow's server answers")
+        wait_until(lambda: answers(f"{self.url}/health") or process.poll() is not None, 240, "MLflow's server answers")
         assert process.poll() is None, log.read_text()[-4000:]
 
     def kill(self) -> None:
