@@ -114,7 +114,7 @@ class OnnxModel:
             node.name: tuple(
                 size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
             )
-            for node in session.get_inputs()
+            for node in (*session.get_inputs(), *session.get_outputs())
         }
         inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)
         self.artifact = replace(artifact, inputs=inputs)
@@ -123,6 +123,12 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
+        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
+        self._row_outputs = [  # a first dimension of another name is none of rows: the frames of a sound, say
+            one
+            for one in self.artifact.outputs
+            if self._has_columns or (self.schema.has_rows and names.get(one.name, ())[:1] in of_rows)
+        ]
         self.limit_values(sys.maxsize)
         self._compute = session.run
         self._small_run = self._large_run = None
@@ -149,13 +155,16 @@ class OnnxModel:
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
         """Refuse requests whose outputs have more values than `most`; each of `batch_rows` rows may have so many."""
-        artifact, has_rows = self.artifact, self.schema.has_rows
-        widths = [_VALUES_OF_ONE.get(one.dtype, 1) * abs(math.prod(one.shape[1:])) for one in artifact.outputs]
-        self._row_values = sum(widths) if has_rows else 0  # a free size counts as one, until it is computed
-        self._has_free_sizes = any(-1 in one.shape[has_rows:] for one in artifact.outputs)
-        self._most_values, self._answer_rows = most * batch_rows, max(batch_rows, most // max(1, self._row_values))
+        self._row_values = sum(  # a free size counts as one, until it is computed
+            _VALUES_OF_ONE.get(one.dtype, 1) * abs(math.prod(one.shape[1:])) for one in self._row_outputs
+        )
+        self._has_free_sizes = any(
+            -1 in one.shape[one in self._row_outputs :] or not one.shape for one in self.artifact.outputs
+        )
+        self._most_values = most * batch_rows
+        self._answer_rows = max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
         # without a proof, which tries rows beside others, they may be related
-        self._has_free_rows = self._has_columns and artifact.parity_state == "proven"
+        self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
@@ -163,8 +172,8 @@ class OnnxModel:
         """Return the values of the outputs and those before. Raises BodyTooLarge if they are more than are answered."""
         if (count := already + sum(output.size for output in outputs)) > self._most_values:
             raise BodyTooLarge(
-                f"the answer has more than {self._most_values} values, which is this server's limit "
-                "(server.max_body_bytes): send fewer rows, or smaller ones"
+                f"the answer has more than {self._most_values} values, which is this server's limit: send fewer rows, "
+                "or smaller ones (a larger server.max_body_bytes allows more)"
             )
         return count
 
@@ -199,11 +208,11 @@ class OnnxModel:
         """Compute the rows of a table some at a time; return nothing if an output has not one entry a row."""
         if rows > self._answer_rows:
             raise BodyTooLarge(
-                f"{rows} rows are too many at once, since the model answers each with {self._row_values} values: "
-                f"send at most {self._answer_rows} (server.max_body_bytes is the number of values that are answered)"
+                f"the answer to {rows} rows has {rows * self._row_values} values, which are too many at once: send at "
+                f"most {self._answer_rows} (a larger server.max_body_bytes allows more)"
             )
         pieces, count = [], 0
-        for start in range(0, rows if self._has_free_rows else 0, RUN_ROWS):
+        for start in range(0, rows, RUN_ROWS):
             pieces.append(self.run({name: array[start : start + RUN_ROWS] for name, array in feeds.items()}, names))
             if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
                 return {}

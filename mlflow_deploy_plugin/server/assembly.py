@@ -27,6 +27,8 @@ from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
+_LEAST_VALUES = 2**24
+"""The values that an answer may always have: where only small bodies are taken, answers may be large."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def open_server(state_dir: Path) -> Server:
                 timeout_seconds=float(spec.request_timeout_seconds),
             )
         if isinstance(warm.predictor, OnnxModel):
-            warm.predictor.limit_values(spec.max_body_bytes, max(rows, *spec.preferred_batch_size, 1))
+            most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
+            warm.predictor.limit_values(most_values, batch_rows)
         return warm
 
     repository = Repository(state_dir, load)

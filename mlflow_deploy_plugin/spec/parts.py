@@ -112,7 +112,8 @@ class ServerSpec(SpecPart):
     """Memory that one worker may take; a version that would pass it is refused, and the one before serves on. Default:
     its share of the memory of its container or unit, where that is limited."""
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """Largest request body accepted, and the most values (rows × outputs) of an answer; above it the answer is 413."""
+    """Largest request body accepted, and the most values (rows × outputs) of an answer, which may always have 16777216;
+    above it the answer is 413."""
     request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
     """What a request may take to arrive; a worker that is silent this long is replaced."""
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)

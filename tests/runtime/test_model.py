@@ -193,10 +193,24 @@ FREE = "g (float[N,M] x) => (float[N,M] y) { y = Neg(x) }"
 FIXED_ROWS = "g (float[2,M] x) => (float[2,M] y) { y = Neg(x) }"
 
 
+UNKNOWN = "g (float[N] x, int64[K] size) => (float[] y) { y = Expand(x, size) }"
+
+
+FRAMES = """g (float[samples] x) => (float[frames,3] y)
+<float[1,3] w = {1, 2, 3}, int64[1] one = {1}, int64[1] step = {5}> {
+  start = Sub(one, one)
+  end = Shape(x)
+  found = Slice(x, start, end, start, step)
+  frames = Unsqueeze(found, one)
+  y = MatMul(frames, w)
+}"""
+
+
 @pytest.mark.parametrize(
     ("graph", "shapes", "message"),
     [
-        (WIDE, [(4, 1), (5, 1)], "^5 rows .* answers each with 3 values: send at most 4 "),
+        (WIDE, [(4, 1), (5, 1)], "^the answer to 5 rows has 15 values, .* send at most 4 "),
+        (FRAMES, [(20,), (21,)], "^the answer has more than 12 values, "),
         (FREE, [(4, 3), (1, 12), (4, 4)], "^the answer has more than 12 values, "),
         (FIXED_ROWS, [(2, 6), (2, 7)], "^the answer has more than 12 values, "),
     ],
@@ -230,3 +244,15 @@ def test_texts_count_as_the_memory_that_they_take(tmp_path: Path) -> None:
 
     with pytest.raises(BodyTooLarge, match="send at most 2"):
         model.run({"s": np.array([["a"]] * 3, object)})
+
+
+def test_an_output_whose_rank_nobody_knows_is_counted_after_it_is_computed(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, UNKNOWN))
+    model.limit_values(12)
+
+    def run(*size: int) -> Any:
+        return model.run({"x": np.ones(1, np.float32), "size": np.array(size)})["y"]
+
+    assert run(3, 4).size == 12
+    with pytest.raises(BodyTooLarge, match=r"^the answer has more than 12 values, "):
+        run(13, 1)

@@ -15,8 +15,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 
-from mlflow_deploy_plugin.errors import ClientDisconnected, InternalError, NotReady, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.errors import (
+    BodyTooLarge,
+    ClientDisconnected,
+    InternalError,
+    NotReady,
+    OnnxserveError,
+    SchemaMismatch,
+)
+from mlflow_deploy_plugin.runtime import Array, Feeds
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
@@ -281,14 +288,25 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
     moment = event_time(context.request.headers)
     predictor = variant.loaded.predictor
     reader = jsonlines.LineReader(predictor.schema, server.max_body_bytes)
-    is_empty = True
-    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
-        is_empty = False
+
+    def predict(feeds: Feeds) -> Iterator[bytes]:
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
-        outputs = server.dataplane.infer(variant, infer_request).outputs
+        try:
+            outputs = server.dataplane.infer(variant, infer_request).outputs
+        except BodyTooLarge:  # together: the caller has not chosen how many lines that are
+            if not (half := predictor.schema.count_rows(feeds) // 2):
+                raise
+            for part in (slice(half), slice(half, None)):
+                yield from predict({name: array[part] for name, array in feeds.items()})
+            return
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)
         yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
+
+    is_empty = True
+    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
+        is_empty = False
+        yield from predict(feeds)
     if is_empty:
         raise SchemaMismatch(jsonlines.NO_LINES)
 

@@ -9,8 +9,11 @@ from unittest.mock import Mock
 import orjson
 import pytest
 
+from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.pipeline import infer_lines
 from tests.support.handling import V2_ROW, ask
 from tests.support.spool import read_segment
 
@@ -137,3 +140,18 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
     names = [request.record.variant for request in captured(server, tmp_path)]
     assert "shadow" in names  # and once more where it has computed the champion's request by then
     assert [name for name in names if name != "shadow"] == ["champion", "idle"]
+
+
+def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_smaller_pieces(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
+    server = serve_here({"e": {"v": tools.variant(model_folders["mixed"], "1")}}, {"max_body_bytes": 1024})
+    request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
+    lines = b'["AA", 0, 0, false]\n["UA", 0, 0, false]\n' * 1000
+
+    reply, pieces = infer_lines(server, request, "e", [lines])
+
+    assert reply.status == 200, reply.body
+    assert pieces is not None
+    assert b"".join(pieces) == b'"yes"\n"no"\n' * 1000

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
@@ -102,9 +103,14 @@ def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 8])
-def test_rows_with_more_outputs_than_a_body_may_have_bytes_are_refused_by_every_protocol(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, max_batch_size: int
+def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    tools: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    max_batch_size: int,
 ) -> None:
+    monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
     server = serve_here({"e": {"v": tools.variant(model_folders["single"], "3")}}, limits)
 
@@ -113,9 +119,17 @@ def test_rows_with_more_outputs_than_a_body_may_have_bytes_are_refused_by_every_
         status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
         assert (status, document["error_code"]) == (413, "BAD_REQUEST")
         assert document["message"] == (
-            "1025 rows are too many at once, since the model answers each with 1 values: send at most 1024 "
-            "(server.max_body_bytes is the number of values that are answered)"
+            "the answer to 1025 rows has 1025 values, which are too many at once: send at most 1024 "
+            "(a larger server.max_body_bytes allows more)"
         )
+
+
+def test_a_small_bound_on_bodies_bounds_no_answers(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(model_folders["single"], "3")}}, {"max_body_bytes": 1024})
+
+    assert post(server, "/invocations", {"instances": [[0, 0, 0]] * 1025})[0] == 200
 
 
 @pytest.mark.parametrize(
