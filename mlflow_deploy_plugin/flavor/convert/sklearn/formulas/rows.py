@@ -43,7 +43,8 @@ class Rows:
     def __init__(self, graph: NodeBuilder | None, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
         # what was asked already, by the id of the step or estimator: its part of the graph is made once
-        self._after: dict[int | str, Rows] = {}  # also by what the step has learned
+        # also by what the step has learned; with the step, whose id another one has otherwise, once it is gone
+        self._after: dict[int | str, tuple[Rows, Any]] = {}
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # without and with raw scores
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
@@ -126,9 +127,9 @@ class Rows:
                     if id(step) not in rows._after:
                         learned = _learned(step)
                         if learned not in rows._after:
-                            rows._after[learned] = rows.with_matrix(rows.ask(step, "transform"))
-                        rows._after[id(step)] = rows._after[learned]
-                    rows = rows._after[id(step)]
+                            rows._after[learned] = rows.with_matrix(rows.ask(step, "transform")), step
+                        rows._after[id(step)] = rows._after[learned][0], step
+                    rows, _ = rows._after[id(step)]
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 

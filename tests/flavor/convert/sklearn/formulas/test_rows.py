@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.ensemble import AdaBoostClassifier, GradientBoostingClassifier, HistGradientBoostingClassifier
+from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
@@ -24,6 +25,7 @@ THREE = np.digitize(SUM, [-1, 1])
 WITHIN: dict[str, Any] = {
     "linear": LinearSVC(),
     "linear, behind steps": make_pipeline(FunctionTransformer(lambda x: x / 2), "passthrough", RidgeClassifier()),
+    "linear, of columns of its own": RFE(LogisticRegression(), n_features_to_select=1),
     "a converter's scores": GradientBoostingClassifier(n_estimators=3),
     "scores of 64 bits": HistGradientBoostingClassifier(max_iter=3),
     "a kernel's scores": SVC(),
