@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -283,10 +282,4 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
         widen(proto)
     trees.restore_splits(proto.graph, fitted)
     sort_rows(proto.graph)
-    bodies = [attribute.g.node for node in proto.graph.node for attribute in node.attribute if attribute.HasField("g")]
-    for node in chain(proto.graph.node, *bodies):
-        if node.op_type == "StringNormalizer":  # every machine has C.UTF-8; the default, en_US, may be missing
-            kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("locale", "C.UTF-8")])
     return proto

@@ -1,14 +1,13 @@
 """Converters for the vectorizers of texts and TfidfTransformer: tokens exactly as Python finds them.
 
 skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm", and have
-the logarithm of `sublinear_tf` wrong. Python lowers a text and then looks for tokens; ONNX Runtime cannot lower "İ",
-which becomes two characters, the second of which ends a word. So the graph looks for tokens in the text as it comes,
-by the very characters whose lower case belongs to Python's class, and lowers the tokens.
+the logarithm of `sublinear_tf` wrong. ONNX Runtime lowers characters as Python does, but for two: "İ" becomes two,
+and "Σ" a "ς" at the end of a word. Texts with these, or with accents that have to go, are put together anew, character
+by character.
 """
 
 import re
 from collections.abc import Callable
-from copy import copy
 from functools import cache, partial
 from typing import Any
 
@@ -32,8 +31,8 @@ _PAD = "\x01 \x01"
 _MAX_HASHED = 2**16  # columns of a hash: in a graph they are not sparse, and a row of more takes above 256 KiB
 _BLOCK = 64  # rows that are computed at once; each block costs some 20 µs, as much as two short texts
 _LONG = r"\C{1000,}"  # bytes; RE2 repeats nothing more often
-_DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
-_DOT = "\u0307"
+_SIGMA = "Σ"
+_NEAR = 8  # characters before and after a sigma in which the next letter is sought
 _SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
@@ -47,7 +46,7 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
     """
-    vectorizer = _after_stripping(operator.raw_operator)
+    vectorizer: CountVectorizer = operator.raw_operator
 
     def write(graph: NodeBuilder, texts: str) -> str:
         tokens = _tokens(graph, vectorizer, texts)
@@ -63,16 +62,11 @@ def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
     """Add the tokens, their MurmurHash3 as column and sign, and the sums of the columns.
 
     Raises:
-        NotImplementedError: n-grams of several tokens, lower case, more than 2**16 columns, an obstacle of the tokens.
+        NotImplementedError: n-grams of several tokens, more than 2**16 columns, an obstacle of the tokens.
     """
-    vectorizer = _after_stripping(operator.raw_operator)
+    vectorizer: HashingVectorizer = operator.raw_operator
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
-    given = operator.raw_operator
-    if given.lowercase and given.strip_accents != "ascii":  # each token counts; of a vocabulary, those that it has
-        raise NotImplementedError(
-            'lowercase=True: a "Σ" becomes a "ς" at the end of a word, and no operator has that rule'
-        )
     if vectorizer.n_features > _MAX_HASHED:
         raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph takes up to 2**16 columns of hashes")
     write = partial(_hashed, vectorizer)
@@ -116,8 +110,7 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
     is_one = graph.node("Less", [count, [2]])  # a row alone is spared the other operators: 5 of 25 µs
     blocks = graph.node("If", [is_one], then_branch=alone, else_branch=blocked)
     texts = body.name()
-    stripped = isinstance(operator.raw_operator.strip_accents, str)
-    found = write(body, _stripped(body, operator.raw_operator, texts) if stripped else texts)
+    found = write(body, _preprocessed(body, operator.raw_operator, texts))
     step = body.finish({texts: (TensorProto.STRING, [None])}, {found: (TensorProto.FLOAT, [None, width])})
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
@@ -137,12 +130,12 @@ def _blocks(graph: NodeBuilder, given: str) -> str:
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the tokens [N, L], in lower case where the vectorizer wants it; `_PAD` or spaces after the last one."""
+    """Return the tokens [N, L] of preprocessed texts [N]; `_PAD` or spaces after the last one."""
     characters = vectorizer.analyzer in ("char", "char_wb")  # a token is a character
-    expression, loses_dots = _token_expression(vectorizer)
     # each word of `char_wb` stands between spaces; one for two words does, as no term has a space within
     within_words = vectorizer.analyzer == "char_wb"
     pad = " " if within_words else _PAD
+    expression = _token_expression(vectorizer)
     tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
     # texts without any token would make a table without columns, which the next operators refuse
     pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
@@ -152,42 +145,26 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
         pads = graph.node("Equal", [tokens, _text(_PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
         tokens = graph.node("Where", [runs, _text(" "), tokens])
-    if vectorizer.lowercase:
-        dotted = graph.node("Equal", [tokens, _text(_DOTTED)])
-        shape = graph.node("Shape", [tokens])
-        one_by_one = graph.node("Reshape", [tokens, [-1]])
-        lower = graph.node("StringNormalizer", [one_by_one], case_change_action="LOWER", is_case_sensitive=1)
-        lower = graph.node("Reshape", [lower, shape])
-        if loses_dots:  # such a token is no term; ONNX Runtime would make a term of it, without the dot
-            unknown = graph.node("RegexFullMatch", [tokens], pattern=f"(?s:.*){_DOTTED}(?s:.*)")
-            lower = graph.node("Where", [unknown, _text(_PAD), lower])
-        tokens = graph.node("Where", [dotted, _text(_DOTTED.lower()), lower])
     words = () if characters else vectorizer.get_stop_words()
     return _without(graph, tokens, sorted(words), vectorizer.ngram_range[1] > 1) if words else tokens
 
 
-def _after_stripping(vectorizer: CountVectorizer) -> CountVectorizer:
-    """Return the vectorizer as it reads what `_stripped` has made, which is in lower case already."""
-    if not isinstance(vectorizer.strip_accents, str):
-        return vectorizer
-    vectorizer = copy(vectorizer)
-    vectorizer.strip_accents, vectorizer.lowercase = None, False
-    return vectorizer
-
-
-def _stripped(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the texts [N] without accents, in lower case where the vectorizer wants it."""
+def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+    """Return the texts [N] in lower case and without accents, where the vectorizer wants it."""
+    if not vectorizer.lowercase and not isinstance(vectorizer.strip_accents, str):
+        return texts
     plain, other = graph.subgraph(), graph.subgraph()
+    # every machine has C.UTF-8; the default, en_US, may be missing
     options = {"case_change_action": "LOWER" if vectorizer.lowercase else "NONE", "locale": "C.UTF-8"}
     branches = {
         "then_branch": (plain, plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options)),
         "else_branch": (other, _replaced(other, vectorizer, texts)),
     }
-    is_ascii = graph.node("RegexFullMatch", [texts], pattern=r"[\x00-\x7F]*")
-    least = graph.node("ReduceMin", [graph.node("Cast", [is_ascii], to=TensorProto.INT32)], keepdims=0)
-    all_ascii = graph.node("Cast", [least], to=TensorProto.BOOL)
+    pattern = r"[\x00-\x7F]*" if isinstance(vectorizer.strip_accents, str) else f"[^İ{_SIGMA}]*"
+    is_plain = graph.node("Cast", [graph.node("RegexFullMatch", [texts], pattern=pattern)], to=TensorProto.INT32)
+    all_plain = graph.node("Cast", [graph.node("ReduceMin", [is_plain], keepdims=0)], to=TensorProto.BOOL)
     graphs = {name: body.finish({}, {found: (TensorProto.STRING, [None])}) for name, (body, found) in branches.items()}
-    return graph.node("If", [all_ascii], **graphs)
+    return graph.node("If", [all_plain], **graphs)
 
 
 def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -195,11 +172,13 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
 
     These are joined with their neighbours, in as many rounds as the length of the longest text has bits.
     """
-    known, others = _without_accents(vectorizer.strip_accents, vectorizer.lowercase)
+    known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
     attributes: dict[str, Any] = {"keys_strings": [*known, _PAD], "values_strings": [*known.values(), ""]}
     characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
     column = graph.node("Reshape", [texts, [-1, 1]])
     characters = graph.node("Concat", [characters, graph.node("Where", [[True], _text(_PAD), column])], axis=1)
+    if vectorizer.lowercase and others:
+        characters = _with_final_sigma(graph, characters)
     found = graph.node("LabelEncoder", [characters], default_string=others, **attributes)
     found = graph.node("Where", [graph.node("Equal", [found, _text(_PAD)]), characters, found])
 
@@ -217,10 +196,46 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     return graph.node("Reshape", [graph.node("Loop", ["", np.bool_(True), found], body=rounds), [-1]])
 
 
+def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
+    """Return the characters [N, L] with "ς" for a "Σ" that ends a word, by Unicode's rule Final_Sigma.
+
+    A letter stands before it, and none after it; accents, apostrophes and full stops between are skipped.
+    """
+    letters, skipped = _cases()
+    codes: dict[str, Any] = {"keys_strings": [*letters, *skipped]}
+    codes["values_floats"] = [2.0] * len(letters) + [0.0] * len(skipped)
+    code = graph.node("LabelEncoder", [characters], default_float=1.0, **codes)
+    is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
+    code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
+    length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
+    place = graph.node("Cast", [graph.node("Range", [np.int64(0), length, np.int64(1)])], to=TensorProto.DOUBLE)
+    nothing, near = np.array([-4e15]), []
+    for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
+        # the largest is the nearest one; its remainder by 4 is its code, or 4 less
+        rank = graph.node("Add", [code, graph.node("Mul", [place, [step]])])
+        rank = graph.node("Unsqueeze", [graph.node("Where", [is_skipped, nothing, rank]), [1]])
+        padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
+        nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # [N, 1, L + 1]
+        nearest = graph.node("Slice", [nearest, [int(after > 0)], [-1] if before else [2**62], [2]])
+        kind = graph.node("Abs", [graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)])
+        near.append(graph.node("Equal", [kind, [2.0]]))
+    ends = graph.node("And", [near[0], graph.node("Not", [near[1]])])
+    ends = graph.node("And", [ends, graph.node("Equal", [characters, _text(_SIGMA)])])
+    return graph.node("Where", [ends, _text("ς"), characters])
+
+
 @cache
-def _without_accents(strip_accents: str, lowercase: bool) -> tuple[dict[str, str], str]:
+def _cases() -> tuple[list[str], list[str]]:
+    """Return the characters that Python takes for letters beside a sigma, and those that it skips there."""
+    letters = [one for one in _characters() if f"A{_SIGMA}{one}".lower()[1] == "σ"]
+    others = set(_characters()).difference(letters)
+    return letters, [one for one in others if f"A{_SIGMA}{one}A".lower()[1] == "σ"]
+
+
+@cache
+def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str, str], str]:
     """Return the text in place of each character that does not become that of all others: "", or `_PAD` for itself."""
-    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}[strip_accents]
+    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(strip_accents or "", str)
     texts = ((one, strip(one.lower() if lowercase else one)) for one in _characters())
     if strip_accents == "ascii":
         return {one: text for one, text in texts if text}, ""
@@ -282,16 +297,11 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
         if any("  " in term or term == " " for term in vectorizer.vocabulary_):
             raise NotImplementedError("analyzer ('char_wb'): a term of a space alone")
         smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
-    dotted = characters and vectorizer.lowercase
-    if dotted and any(_DOT in term for term in vectorizer.vocabulary_):
-        raise NotImplementedError(f"a vocabulary with the dot {_DOT!r} of a lowered {_DOTTED!r}")
     entries: list[tuple[list[str], int]] = []
     for term, column in vectorizer.vocabulary_.items():
         tokens = list(term) if characters else term.split(" ")
         if len(tokens) in range(smallest, largest + 1):  # of a vocabulary that the user gave, others are never met
             entries.append((tokens, int(column)))
-            if dotted and tokens[-1] == "i":  # the dot that follows is in no term
-                entries.append(([*tokens[:-1], _DOTTED.lower()], int(column)))
     entries.sort(key=lambda entry: len(entry[0]))
     columns = [column for _, column in entries]
     if set(range(len(vectorizer.vocabulary_))) - set(columns):
@@ -303,8 +313,8 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _token_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
-    """Return the expression of a token in the original text, for RE2, and True if a token goes on after a lowered "İ".
+def _token_expression(vectorizer: CountVectorizer) -> str:
+    """Return the expression of a token in a preprocessed text, for RE2.
 
     Raises:
         NotImplementedError: the vectorizer finds its tokens in another way.
@@ -315,13 +325,13 @@ def _token_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
                 f"its option {option}={_named(function)} is a Python function, which a graph cannot call"
             )
     if vectorizer.analyzer == "char_wb":
-        return f"{_class(_SPACES)}+|(?s:.)", False
+        return f"{_class(_SPACES)}+|(?s:.)"
     if vectorizer.analyzer == "char":
-        return f"{_class(_SPACES)}{{2,}}|(?s:.)", False
+        return f"{_class(_SPACES)}{{2,}}|(?s:.)"
     return _word_expression(vectorizer)
 
 
-def _word_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
+def _word_expression(vectorizer: CountVectorizer) -> str:
     """Return what `_token_expression` does for words, the longest runs of characters of one class.
 
     Raises:
@@ -336,28 +346,15 @@ def _word_expression(vectorizer: CountVectorizer) -> tuple[str, bool]:
     kind, least = found["first"], bool(second) + (1 if found["count"] in ("+", None) else int(found["count"][1:-2]))
     if found["edge"] and kind != r"\w":
         # whole words are looked up in a vocabulary that holds those of the class alone; neighbours would be others
-        if vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
+        is_hashed = isinstance(vectorizer, HashingVectorizer)
+        if is_hashed or vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around something else than \\w")
         kind = r"\w"
     if not found["count"]:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
     if " " in _members(kind) and vectorizer.ngram_range[1] > 1:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens that hold spaces, and n-grams of them")
-    if not vectorizer.lowercase:
-        return f"{_class(kind)}{{{least},}}", False
-    members = _members(kind)
-    # the characters whose lower case is a member
-    others, wanted = _lower_cases(), set(members)
-    lowered = "".join([one for one in members if one not in others] + [one for one in others if others[one] in wanted])
-    run = _as_class(lowered)
-    expression = f"{run}{{{least},}}"
-    if "i" not in members:
-        return expression, False
-    if _DOT in members:  # the second of the two characters belongs to the class
-        if any(_DOT in term for term in vectorizer.vocabulary_):
-            raise NotImplementedError(f"token_pattern ({pattern!r}): tokens with the dot of a lowered {_DOTTED!r}")
-        return f"{_as_class(lowered + _DOTTED)}{{{least},}}", True
-    return f"{expression}|{run}{{{least - 1},}}{_DOTTED}", False
+    return f"{_class(kind)}{{{least},}}"
 
 
 def _pattern_of(tokenizer: Any) -> str:
@@ -401,12 +398,6 @@ def _characters() -> str:
 def _members(kind: str) -> str:
     """Return the characters of a class in their order, by the Unicode tables of this Python."""
     return "".join(re.findall(f"{kind}+", _characters()))
-
-
-@cache
-def _lower_cases() -> dict[str, str]:
-    """Return the lower case of each character that has another one."""
-    return {one: lower for one in _characters() if (lower := one.lower()) != one}
 
 
 def _as_class(members: str) -> str:

@@ -23,7 +23,7 @@ def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
     return OnnxModel.load(folder / "model")
 
 
-WORDS = ["good", "wärm", "été", "żółw", "ok_1", "istanbul", "日本"]
+WORDS = ["good", "wärm", "été", "żółw", "ok_1", "istanbul", "日本", "οδος"]
 
 
 TEXTS = [
@@ -40,6 +40,8 @@ TEXTS = [
     "Kind",
     "a½b ﬁn ™x ℌ",
     "e\u0301te\u0301 가나",
+    "ΟΔΟΣ ΟΔΟ\u0301Σ. Σ",
+    "ΟΔΟΣ.ΟΔΟΣ'Α ΣΑΣ\u0301",
 ]
 
 
@@ -58,7 +60,8 @@ VECTORIZERS = {
     "characters within words": lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)),
     "a tokenizer": lambda: CountVectorizer(tokenizer=str.split, token_pattern=None),
     "a tokenizer of one's own": lambda: TfidfVectorizer(tokenizer=lambda text: re.findall(r"\w+", text)),
-    "hashed": lambda: HashingVectorizer(n_features=64, lowercase=False),
+    "hashed": lambda: HashingVectorizer(n_features=64),
+    "hashed characters": lambda: HashingVectorizer(n_features=64, analyzer="char"),
     "hashed, otherwise": lambda: HashingVectorizer(
         n_features=16, alternate_sign=False, norm="l1", stop_words=["good"], lowercase=False
     ),
@@ -163,7 +166,7 @@ def without_stop_words(text: str) -> list[str]:
         (CountVectorizer(strip_accents=str.title), "strip_accents=str.title is a Python function"),
         (HashingVectorizer(lowercase=False), "n_features (1048576): a graph takes up to 2**16 columns of hashes"),
         (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2)): hashes of several tokens"),
-        (HashingVectorizer(n_features=8), "lowercase=True: "),
+        (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around something else"),
     ],
 )
 def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer: Any, obstacle: str) -> None:
