@@ -177,10 +177,10 @@ class Batcher:
             with self._lock:
                 if not self._threads:
                     # one delivers the answers of a batch while the other computes the next
-                    names = ("onnxserve-batcher-0", "onnxserve-batcher-1")
-                    self._threads = [threading.Thread(target=self._serve, name=name, daemon=True) for name in names]
-                    for thread in self._threads:
+                    for name in ("onnxserve-batcher-0", "onnxserve-batcher-1"):
+                        thread = threading.Thread(target=self._serve, name=name, daemon=True)
                         thread.start()
+                        self._threads.append(thread)
         try:
             self._enqueue(entry)
         except TooManyRequests as error:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
 from mlflow_deploy_plugin.runtime import Array, Batcher, BatchPolicy, Feeds, OnnxModel, repeat_row, unbatchable_reason
 from tests.support.models import write_model
+from tests.support.raising import raise_it
 from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
@@ -414,6 +415,17 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model: Model
             wait_until(lambda: alive() is None, seconds=5, what="the end of the version")  # noqa: B023
     finally:
         gc.enable()
+
+
+def test_requests_are_computed_again_once_the_machine_allows_threads_again(
+    batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError):
+            submitted(batcher, rows(1))
+
+    assert submitted(batcher, rows(1)).result(30)["y"].tolist() == [[2.0, 2.0]]
 
 
 def test_inputs_of_different_lengths_are_for_the_graph_to_judge() -> None:

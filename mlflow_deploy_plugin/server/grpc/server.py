@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -10,7 +9,7 @@ import grpc
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
-from mlflow_deploy_plugin.server.inference.limits import request_threads
+from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads
 from mlflow_deploy_plugin.spec import ServerSpec
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class GrpcServer:
             )
             options["grpc.compression_enabled_algorithms_bitset"] = 1  # else 1 MB may become 1 GB
         self._grpc = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-grpc"),
+            RequestThreads(threads),
             handlers=handlers(server, self._calls),
             options=list(options.items()),
             maximum_concurrent_rpcs=most,

@@ -164,13 +164,17 @@ class Shadows:
             held = self._queued_bytes - self._done_bytes
             if self.waiting >= self.max_copies or held + copy.size > self.max_bytes:
                 return False
+            if self._thread is None:
+                thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the machine allows no more
+                    return False
+                self._thread = thread
             was_empty = not self._copies
             self._queued += 1
             self._queued_bytes += copy.size
             self._copies.append(copy)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
-                self._thread.start()
         if was_empty:
             self._wake.set()
         return True

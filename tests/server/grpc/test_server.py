@@ -19,6 +19,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
@@ -93,6 +94,28 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
         called.http.process.send_signal(signal.SIGTERM)
         assert called.http.process.wait(20) == 0
         client.stop_stream(cancel_requests=True)
+
+
+def test_calls_are_answered_by_the_threads_that_there_are(
+    serve_here: Callable[..., Server], endpoints: dict[str, Any], asking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def start_no_other_of_ours(thread: threading.Thread) -> None:
+        if thread.name.startswith("onnxserve"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    port = free_port()
+    served = GrpcServer(serve_here(endpoints), ServerSpec(grpc_port=port))
+    monkeypatch.setattr(threading.Thread, "start", start_no_other_of_ours)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for _ in range(2):
+            request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+            assert stub.ModelInfer(request, timeout=30).raw_output_contents[1] == np.float32(4).tobytes()
+    served.drain()
+    served.wait()
 
 
 def test_who_watches_the_health_hears_how_it_is_and_of_the_end(

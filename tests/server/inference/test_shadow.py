@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
 from tests.support.handling import handle
 from tests.support.models import write_model
+from tests.support.raising import raise_it
 from tests.support.spool import CapturedRequest, read_segment
 from tests.support.waiting import wait_until
 
@@ -211,6 +212,21 @@ def test_what_finds_no_room_is_dropped_and_counted(
     compared(server, 3)
     found = captured(tmp_path / "spool", "new")
     assert [request.record.prediction_id for request in found] == ["0", "1", "2"]  # the newest are dropped
+    shadows.close()
+
+
+def test_what_finds_no_thread_is_dropped_and_counted(
+    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, variant, predictor = slow
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+        offer(shadows, variant, 2)
+    assert shadowed(server, "requests", outcome="dropped") == 2
+    predictor.go_on.set()
+    offer(shadows, variant, 1)
+    compared(server, 1)
     shadows.close()
 
 
