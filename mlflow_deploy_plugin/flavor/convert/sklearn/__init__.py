@@ -231,7 +231,8 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
 
     if hasattr(model, "decision_function"):
         return decision
-    return of_several_targets if isinstance(getattr(model, "classes_", None), list) else None
+    has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(model, "predict_proba")
+    return of_several_targets if has_several else None
 
 
 _OWN: dict[type, tuple[Any, Any]] = {

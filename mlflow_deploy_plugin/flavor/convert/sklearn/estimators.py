@@ -28,7 +28,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.linear_model._base import LinearClassifierMixin, LinearModel
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.multioutput import MultiOutputRegressor
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -88,6 +88,10 @@ class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
         self.n_features_in_ = estimator.n_features_in_
+
+
+class SeveralTargets(MultiOutputRegressor):  # type: ignore[misc]
+    """An estimator for each target, of labels too; skl2onnx takes no pipelines there, nor classes without scores."""
 
 
 def _transforming(step: Any) -> Any:
@@ -181,7 +185,13 @@ def first_steps(estimator: Any) -> list[Any]:
         case CalibratedClassifierCV():
             within = [part.estimator for part in estimator.calibrated_classifiers_]
         case (
-            OneVsRestClassifier() | VotingClassifier() | VotingRegressor() | StackingClassifier() | StackingRegressor()
+            OneVsRestClassifier()
+            | VotingClassifier()
+            | VotingRegressor()
+            | StackingClassifier()
+            | StackingRegressor()
+            | MultiOutputClassifier()
+            | MultiOutputRegressor()
         ):
             within = estimator.estimators_
         case _:
@@ -305,6 +315,8 @@ def _prepare(part: Any) -> None:
         }
         vars(part).update(vars(LinearRegression()) | weights)
         part.__class__ = LinearRegression  # of all targets at once
+    elif isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+        part.__class__ = SeveralTargets
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
     if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20

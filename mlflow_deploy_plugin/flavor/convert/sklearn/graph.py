@@ -19,11 +19,15 @@ from skl2onnx._parse import _parse_sklearn
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
-from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import compares_in_64_bits, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    SeveralTargets,
+    compares_in_64_bits,
+    last_step,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.runtime import Array, Output, Role
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
@@ -94,12 +98,13 @@ class NodeBuilder:
         Raises:
             NotImplementedError: `raw_scores` are asked of an estimator whose converter has only probabilities.
         """
+        last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
-            if self._container.has_options(estimator, name):
+            if self._container.has_options(last, name):
                 for owner in (self._scope, self._container):
-                    owner.add_options(id(estimator), {name: value})
+                    owner.add_options(id(last), {name: value})
             elif value:
-                raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
+                raise NotImplementedError(f"the scores of {type(last).__name__}, which is within it")
         return [str(one.full_name) for one in _parse_sklearn(self._scope, estimator, inputs)]
 
     def variable(self, name: str, kind: Any) -> Any:
@@ -213,7 +218,7 @@ def round_before_last_step(copy: Any) -> Any:
         name, last = copy.steps[-1]
         rounded = round_before_last_step(last)
         copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
-    elif isinstance(copy, MultiOutputClassifier | MultiOutputRegressor):
+    elif isinstance(copy, SeveralTargets):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
     elif hasattr(copy, "predict") and not any(map(compares_in_64_bits, sub_estimators(copy))):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])

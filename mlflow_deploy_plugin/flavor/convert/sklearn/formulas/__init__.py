@@ -20,6 +20,7 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from sklearn.base import ClassifierMixin
 from sklearn.multioutput import ClassifierChain
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import SeveralTargets, best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import ensembles, features, neighbours, predictors
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, label_type, register_converter, write_labels
@@ -34,6 +35,7 @@ def register() -> None:
     for kind in FORMULAS:
         has_labels = issubclass(kind, ClassifierMixin) and kind is not ClassifierChain  # a chain answers a matrix
         register_converter(kind, formula_shapes, convert_formula, has_labels)
+    register_converter(SeveralTargets, target_shapes, convert_targets, False)
 
 
 def _answer(operator: Any, rows: Rows) -> Any:
@@ -71,6 +73,24 @@ def convert_formula(scope: Any, operator: Any, container: Any) -> None:
         answer = answer.astype(np.float64 if rows.is_double else np.float32)
         answer = answer[:, None] if answer.ndim == 1 else answer
     graph.node("Identity", [answer.name], output.full_name)
+
+
+def target_shapes(operator: Any) -> None:
+    """Set the output type: a label or a number for each target."""
+    model = operator.raw_operator
+    is_double = any(isinstance(entry.type, DoubleTensorType) for entry in operator.inputs)
+    kind = DoubleTensorType if is_double else FloatTensorType
+    if hasattr(model, "classes_"):
+        kind = type(label_type(model.classes_[0]))
+    operator.outputs[0].type = kind([None, len(model.estimators_)])
+
+
+def convert_targets(scope: Any, operator: Any, container: Any) -> None:
+    """Add the estimators of the targets, and their labels or predictions side by side."""
+    graph = NodeBuilder(scope, container)
+    parts = map(best_estimator, operator.raw_operator.estimators_)
+    columns = [graph.node("Reshape", [graph.sub_model(part, operator.inputs)[0], [-1, 1]]) for part in parts]
+    graph.node("Concat", columns, operator.outputs[0].full_name, axis=1)
 
 
 _PRECISE = neighbours.PRECISE | predictors.PRECISE

@@ -22,7 +22,7 @@ from sklearn.impute import IterativeImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
-from sklearn.multioutput import ClassifierChain, MultiOutputRegressor, RegressorChain
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOutputRegressor, RegressorChain
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
@@ -36,7 +36,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 from sklearn.semi_supervised import SelfTrainingClassifier
-from sklearn.svm import SVC, LinearSVC, LinearSVR
+from sklearn.svm import SVC, SVR, LinearSVC, LinearSVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError
@@ -132,6 +132,22 @@ def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) 
     few, many = (wrap(model.fit(ROWS, labels), ROWS).converted.proto.graph.node for labels in (THREE, ten))
 
     assert len(many) < len(few) + 10
+
+
+@pytest.mark.parametrize("kind", [int, str])
+@pytest.mark.parametrize("last", [LogisticRegression(), DecisionTreeClassifier(max_depth=3), LinearSVC()], ids=str)
+def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
+    first = make_column_transformer((StandardScaler(), ["a", "b"]), remainder="passthrough")
+    labels: Any = np.column_stack([THREE, ROWS.c > 0]).astype(int).astype(kind)
+    model = MultiOutputClassifier(make_pipeline(first, last)).fit(ROWS, labels)
+
+    assert wrap(model, ROWS).report.state == "proven"
+
+
+def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
+    model = MultiOutputRegressor(make_pipeline(StandardScaler(), SVR())).fit(ROWS, np.column_stack([VALUES, -VALUES]))
+
+    assert wrap(model, ROWS).report.state == "proven"
 
 
 @pytest.mark.parametrize("within", [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)], ids=str)
