@@ -7,9 +7,11 @@ MLflow starts uvicorn by default, and wants FastAPI's app around its Flask app t
 Flask app itself. The console is the page `/onnxserve`: what is served, its health, and the buttons to change it.
 """
 
+import json
 import os
+from collections.abc import Iterator
 from functools import cache, wraps
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -193,8 +195,15 @@ class _Console:
         pages = iter(lambda: [*islice(found, _EXPORTED_AT_ONCE)], [])
         pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
         first = next(pieces, "")  # a store that does not answer is an error while there is a status to say it
-        content = stream_with_context(chain([first], pieces))
-        return Response(content, 200, content_type="application/x-ndjson; charset=utf-8")
+
+        def content() -> Iterator[str]:
+            yield first
+            try:
+                yield from pieces
+            except OnnxserveError as error:  # MLflow's server would end the response as if it were whole
+                yield json.dumps({"error_code": error.error_code, "message": error.message}) + "\n"
+
+        return Response(stream_with_context(content()), 200, content_type="application/x-ndjson; charset=utf-8")
 
     def _mlflow_pages(self) -> MlflowPages:
         from mlflow.server import handlers

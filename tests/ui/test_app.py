@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.errors import StoreUnavailable
+from mlflow_deploy_plugin.store import store
+from mlflow_deploy_plugin.ui import app
 from mlflow_deploy_plugin.ui.app import create_app
 from tests.support.console import PAGE
+from tests.support.raising import raise_it
 from tests.support.services.postgresql import postgresql_server
 
 SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
@@ -85,6 +89,19 @@ def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) 
     assert answer.is_streamed, "the trail may be larger than the memory"
     lines = [json.loads(line) for line in answer.get_data(as_text=True).splitlines()]
     assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
+
+
+def test_a_trail_that_breaks_off_says_so_in_its_last_line(
+    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_EXPORTED_AT_ONCE", 1)
+    monkeypatch.setattr(store, "_EVENTS_AT_ONCE", 1)
+    mlflow_app.store.record("update", endpoint=endpoint)
+    answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
+    monkeypatch.setattr(store.Store, "transaction", lambda *_, **__: raise_it(StoreUnavailable("it is away")))
+    first, last = (json.loads(line) for line in answer.get_data(as_text=True).splitlines())
+    assert first["action"] == "create"
+    assert last == {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "it is away"}
 
 
 def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
