@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
 from typing import IO, Any
@@ -95,9 +95,12 @@ class ServerApp(Flask):
             certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # over TLS and gunicorn
             caller = certificate_name(certificate()) if certificate else ""
             is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
-            if not is_stranger and _may_stream(request, path, headers, limit):
+            length = request.content_length
+            is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
+            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+            if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
                 raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
-                return _stream(self.server, raw, stream, request.content_length)
+                return _stream(self.server, raw, stream, length)
             body = b"" if is_stranger else _read_body(request, stream, limit)
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
@@ -202,13 +205,6 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
         raise InvalidRequest(TORN_BODY) from None
     if content_length is not None and left:
         raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
-
-
-def _may_stream(request: Request, path: str, headers: Mapping[str, str], limit: int) -> bool:
-    length = request.content_length
-    is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
-    is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-    return bool(is_long) and is_http_1_1 and may_stream(request.method, path, headers)
 
 
 def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: int | None) -> Response:

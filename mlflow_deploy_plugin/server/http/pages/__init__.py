@@ -239,6 +239,9 @@ def form_fields(schema: Schema, example: Example) -> list[FormField]:
         dtype = COLUMN_TYPES.get(column.type, "str")
         kind: Kind = "string" if dtype == "str" else "boolean" if dtype == "bool" else "number"
         is_nullable = dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None)
+        value = row.get(column.name)
+        if value is None or value != value:  # NaN stands for a missing number
+            value = ""
         fields.append(
             FormField(
                 f"field-{position}",
@@ -248,7 +251,7 @@ def form_fields(schema: Schema, example: Example) -> list[FormField]:
                 column.type,
                 is_nullable,
                 column.required,
-                _text(row.get(column.name)),
+                value if isinstance(value, str) else dump_json(value).decode(),
             )
         )
     return fields
@@ -291,13 +294,6 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
         shown,
         image_input(tensor),
     )
-
-
-def _text(value: Any) -> str:
-    """Return a value as it is typed into a form; null is an empty field."""
-    if value is None or value != value:  # NaN stands for a missing number
-        return ""
-    return value if isinstance(value, str) else dump_json(value).decode()
 
 
 @dataclass(frozen=True, slots=True)
