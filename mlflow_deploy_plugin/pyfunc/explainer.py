@@ -44,6 +44,8 @@ _MAX_MODELS = 4
 _RUN_ROWS = 2048
 _SEED = 0
 
+_load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
+
 
 def answer(request: SideMessage) -> SideMessage:
     """Return the contributions of the columns of each row.
@@ -61,9 +63,9 @@ def answer(request: SideMessage) -> SideMessage:
     fields = request.fields
     deadline = time.monotonic() + fields["seconds"]
     try:
-        model = _load_model(fields["folder"])
+        model = _load_model(Path(fields["folder"]))
         rows = dict(request.arrays["feeds"])
-        background = _keep_background(model, most_background_rows(model, rows))
+        background = _read_background(model, most_background_rows(model, rows), _SEED)
         found = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
     except InferenceError as error:
         raise RequestRefused("model", error.message) from None
@@ -79,16 +81,6 @@ def answer(request: SideMessage) -> SideMessage:
     }
     arrays = {"values": found.values, "base_values": found.base_values}
     return SideMessage("explained", described, {"explained": arrays})
-
-
-@lru_cache(_MAX_MODELS)
-def _load_model(folder: str) -> OnnxModel:
-    return OnnxModel.load(Path(folder))
-
-
-@lru_cache(_MAX_MODELS)
-def _keep_background(model: OnnxModel, most_rows: int) -> "Background":
-    return read_background(model, most_rows, _SEED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +168,9 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     except OnnxserveError as error:
         raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
     raise InvalidArtifact("the model came without rows to explain against")
+
+
+_read_background = lru_cache(_MAX_MODELS)(read_background)
 
 
 class _TimeIsUp(Exception):

@@ -385,7 +385,10 @@ _PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "
 
 
 def _class(kind: str) -> str:
-    return _as_class(_members(kind))
+    """Return the characters of a class as one for RE2, whose own Unicode tables are of another version."""
+    codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
+    parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
+    return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
 
 
 @cache
@@ -398,13 +401,6 @@ def _characters() -> str:
 def _members(kind: str) -> str:
     """Return the characters of a class in their order, by the Unicode tables of this Python."""
     return "".join(re.findall(f"{kind}+", _characters()))
-
-
-def _as_class(members: str) -> str:
-    """Return the characters as a class for RE2, whose own Unicode tables are of another version."""
-    codes = np.sort(np.frombuffer(members.encode("utf-32-le"), "<u4"))
-    parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
-    return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
 
 
 def _text(text: str) -> Array:
