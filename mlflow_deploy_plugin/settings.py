@@ -74,6 +74,9 @@ class Settings(BaseModel):
     is told."""
     alert_repeat_seconds: float = Field(default=86400.0, ge=60)
     """An alarm that goes on is told again after so long."""
+    monitor_retention_days: int | None = Field(default=None, ge=7, le=36500)
+    """Judged windows of monitors and alerts that are over are deleted from the store by the controller when they are
+    older than so many days. Default: never."""
     mlflow_url: str = ""
     """Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page starts. Default:
     its own port, else the address that the browser uses."""

@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -113,6 +113,28 @@ def list_(name: str | None, output: str) -> None:
             click.echo(f"{one.endpoint} {one.monitor}: {windows} could not be judged")
     if not is_run:
         click.echo("no controller runs: start `onnxserve controller`, which judges what is due", err=True)
+
+
+@monitor.command()
+@option("--keep", required=True, metavar="DURATION", help="Age up to which windows and alerts stay: 90d, 400d.")
+@option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+def expire(keep: str, dry_run: bool) -> None:
+    """Delete old windows that are judged, and old alerts that are over.
+
+    All monitors are meant; controllers may run, and do so once an hour if ONNXSERVE_MONITOR_RETENTION_DAYS is set. The
+    newest 200 windows of each monitor stay, and so do the runs in MLflow, the audit trail, rollouts and retrainings.
+    """
+    from mlflow_deploy_plugin.inference_log import parse_duration
+    from mlflow_deploy_plugin.store import MIN_DAYS
+    from mlflow_deploy_plugin.store import expire as delete
+
+    length = parse_duration(keep, "--keep")
+    if length < timedelta(days=MIN_DAYS):
+        raise InvalidConfig(f"--keep {keep} is too short: a window may change for {MIN_DAYS} days by late labels")
+    with opened_store() as store:
+        done = delete(store, length, only_count=dry_run)
+    said = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{done.windows:,} windows and {done.alerts:,} alerts older than {keep} {said}")
 
 
 @monitor.command()

@@ -7,7 +7,6 @@ time of its last success stands still.
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -159,17 +158,14 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         state = "paused" if key in paused else _state(next(iter(judged), None), counts.newest[key])
         for name, labels, value in _of_monitor(key, state, judged):
             families[name].add_metric(labels, value)
-    failures: Counter[MonitorKey] = Counter()
-    last_success: dict[MonitorKey, float] = {}
-    for endpoint, monitor, window_state, verdict, count, attempts, updated_at in counts.windows:
-        key = endpoint, monitor
-        failures[key] += int(attempts)
-        if window_state == "judged":
-            families["onnxserve_monitor_windows"].add_metric([*key, verdict], count)
-            if key in counts.newest:  # a monitor that was removed is silent on purpose
-                last_success[key] = max(last_success.get(key, 0.0), updated_at.timestamp())
+    last_success = {
+        key: at.timestamp()
+        for key, at in counts.last_judged.items()
+        if key in counts.newest  # a monitor that was removed is silent on purpose
+    }
     for name, values in (
-        ("onnxserve_monitor_failures", failures),
+        ("onnxserve_monitor_windows", counts.judged_windows),
+        ("onnxserve_monitor_failures", counts.failures),
         ("onnxserve_monitor_last_success_timestamp_seconds", last_success),
         ("onnxserve_alerts_firing", counts.firing),
         ("onnxserve_retrainings", counts.retrainings),

@@ -7,6 +7,8 @@ from .audit import current_actor as current_actor
 from .audit import move_detail as move_detail
 from .database import open_store as open_store
 from .database import utc_now as utc_now
+from .expiry import MIN_DAYS as MIN_DAYS
+from .expiry import expire as expire
 from .keys import ApiKey as ApiKey
 from .keys import ApiKeys as ApiKeys
 from .leases import Lease as Lease

@@ -1,13 +1,14 @@
 """Monitors in the store: their windows with the results, and the state of each."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, null, or_, select
+from sqlalchemy import and_, delete, func, null, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -284,14 +285,18 @@ class StoreCounts:
     Attributes:
         judged: monitor → its newest judged windows, the newest first.
         newest: monitor → its newest window in whatever state.
-        windows: endpoint, monitor, state, verdict, the windows of these, their failed attempts, their last change.
+        judged_windows: endpoint, monitor and verdict → judged windows, also those that have expired.
+        failures: monitor → failed attempts at its windows, also at those that have expired.
+        last_judged: monitor → when a window was last judged.
         firing: monitor → alerts that are firing.
         retrainings: endpoint, monitor and state → retrainings, without those of an earlier endpoint of the name.
     """
 
     judged: Mapping[MonitorKey, Sequence[MonitorWindow]]
     newest: Mapping[MonitorKey, MonitorWindow | None]
-    windows: Sequence[tuple[str, str, str, str, int, int, datetime]]
+    judged_windows: Mapping[tuple[str, str, str], int]
+    failures: Mapping[MonitorKey, int]
+    last_judged: Mapping[MonitorKey, datetime]
     firing: Mapping[MonitorKey, int]
     retrainings: Mapping[tuple[str, str, str], int]
 
@@ -313,7 +318,11 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
             newest[key] = next(iter(read_rows(session, query.limit(1), MonitorWindow)), None)
         groups = window.endpoint, window.monitor, window.state, window.verdict
         numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
-        windows = session.execute(select(*groups, *numbers).where(~window.by_hand).group_by(*groups)).all()
+        counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
+        of_counted = counted.c.endpoint == MonitorRow.endpoint, counted.c.monitor == MonitorRow.monitor
+        # one statement: windows expire meanwhile, and would be counted twice or not at all
+        with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
+        windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
         of_monitor = alert.endpoint, alert.monitor
         firing = select(*of_monitor, func.count()).filter_by(state="firing").group_by(*of_monitor)
         in_state = retraining.endpoint, retraining.monitor, retraining.state
@@ -326,7 +335,26 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
         return StoreCounts(
             judged,
             newest,
-            [(*row,) for row in windows],
+            *_add_up(windows),
             {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
             {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},
         )
+
+
+def _add_up(
+    windows: Iterable[Sequence[Any]],
+) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
+    """Return judged windows by verdict, failed attempts, and when a window was last judged."""
+    judged: Counter[tuple[str, str, str]] = Counter()
+    failures: Counter[MonitorKey] = Counter()
+    last: dict[MonitorKey, datetime] = {}
+    for endpoint, monitor, state, verdict, count, attempts, updated_at, expired, expired_failures in windows:
+        key = endpoint, monitor
+        if key not in failures:
+            failures[key] = expired_failures or 0
+            judged.update({(*key, of): gone for of, gone in (expired or {}).items()})
+        failures[key] += int(attempts)
+        if state == "judged":
+            judged[*key, verdict] += count
+            last[key] = max(last.get(key, updated_at), updated_at)
+    return judged, failures, last

@@ -35,7 +35,7 @@ ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
 READS_ONLY = "onnxserve_reads_only"
 """The execution option of a connection whose transactions write nothing."""
-SCHEMA = "0010"
+SCHEMA = "0011"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -212,6 +212,9 @@ class MonitorRow(Base):
     consecutive: Mapped[int] = mapped_column(Integer, default=0)
     note: Mapped[str] = mapped_column(Text, default="")
     note_kind: Mapped[str] = mapped_column(String(31), default="", server_default="")
+    # of scheduled windows that have expired: the judged ones by verdict, and the failed attempts
+    expired: Mapped[dict[str, int]] = mapped_column(JSON, default=dict, server_default="{}")
+    expired_failures: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
 
 
 class AlertRow(Base):

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import Alert, Alerts, Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.tracking import tracking_at
@@ -259,3 +259,25 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
 
     store.release_lease(lease)
     assert "is being judged by controller@here: try again later" in result.stderr
+
+
+def test_expire_deletes_what_is_old_after_showing_it(store: Store) -> None:
+    long_ago = datetime(2013, 7, 1, tzinfo=UTC)
+    Alerts(store).add_once(Alert("flights/daily/said/1", "flights", "daily", "said", long_ago, long_ago))
+
+    dry = invoke("expire", "--keep", "400d", "--dry-run")
+    done = invoke("expire", "--keep", "400d")
+    again = invoke("expire", "--keep", "400d")
+
+    assert dry.stdout == "0 windows and 1 alerts older than 400d would be deleted\n"
+    assert done.stdout == "0 windows and 1 alerts older than 400d deleted\n"
+    assert again.stdout == "0 windows and 0 alerts older than 400d deleted\n"
+
+
+@pytest.mark.parametrize(("keep", "said"), [("3d", "too short: a window may change for 7 days"), ("soon", "90d")])
+def test_expire_refuses_a_time_that_is_too_short_or_none(home: Path, keep: str, said: str) -> None:
+    refused = invoke("expire", "--keep", keep)
+
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"Error: --keep {keep}" if keep == "3d" else "Error: --keep 'soon'")
+    assert said in refused.stderr

@@ -1,7 +1,7 @@
 """The hourly upkeep of the inference log, and of the windows that were judged from it.
 
 The log is compacted, what is older than its retention is deleted, and so are watermarks of agents that are gone. This
-runs in a child process, because it reads and writes whole hours.
+runs in a child process, because it reads and writes whole hours. What has expired in the store is deleted here.
 
 A window for which rows or labels came after it was judged gets a further revision.
 
@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.inference_log import (
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow, expire
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class RetainedWindows:
 def maintain_logs(
     deployments: Deployments, keeper: LeaseKeeper, over: threading.Event, every_seconds: float = EVERY_SECONDS
 ) -> None:
-    """Maintain the logs of the store's endpoints every hour, until the lease is lost or `over` is set."""
+    """Maintain the store and its endpoints' logs every hour, until the lease is lost or `over` is set."""
     process = judging_worker()
 
     def end() -> None:
@@ -190,6 +190,7 @@ def maintain_logs(
         while not over.wait(every_seconds) and keeper.is_held:
             _maintain_all(deployments, partial(process.call, seconds=_TIMEOUT_SECONDS))
             process.end_if_idle(0)
+            _expire_store(deployments, lambda: keeper.is_held and not over.is_set())
     except ProcessEnded:
         return
     finally:
@@ -211,6 +212,16 @@ def _maintain_all(deployments: Deployments, call: Callable[..., Any]) -> None:
         if gone := call(forget_agents, settings, now):
             line = "agents that have said nothing for %d days are forgotten: %s"
             _log.info(line, GONE_AFTER.days, ", ".join(gone))
+
+
+def _expire_store(deployments: Deployments, goes_on: Callable[[], bool]) -> None:
+    store, days = deployments.store, deployments.settings.monitor_retention_days
+    if days is not None:
+        with _logged_errors("old windows and alerts cannot be deleted from the store"):
+            done = expire(store, timedelta(days=days), goes_on=goes_on)
+            if done.windows or done.alerts:
+                what = f"{done.windows:,} windows and {done.alerts:,} alerts"
+                _log.info("%s older than %d days were deleted from the store", what, days)
 
 
 @contextmanager

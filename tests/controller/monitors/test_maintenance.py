@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from mlflow_deploy_plugin.controller.monitors.maintenance import maintain_log, maintain_logs, retained_windows
 from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
@@ -15,7 +16,8 @@ from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.store import LeaseKeeper
+from mlflow_deploy_plugin.store import Alert, Alerts, LeaseKeeper
+from mlflow_deploy_plugin.store.tables import AlertRow
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until
 
@@ -54,6 +56,23 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld
     world.now = datetime.now(UTC) + timedelta(hours=1)  # files that were written just now are left alone
     with kept_up(world):
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
+
+
+def test_what_has_expired_goes_from_the_store(world: MonitoredWorld) -> None:
+    world.endpoint()
+    alerts = Alerts(world.store)
+    alerts.add_once(Alert("long over", "flights", "hourly", "resolved", NOON, NOON))
+    world.now = NOON + timedelta(days=5)
+    alerts.add_once(Alert("over", "flights", "hourly", "resolved", world.now, world.now))
+    world.now += timedelta(days=6)
+    world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
+
+    def kept() -> list[str]:
+        with world.store.transaction(is_read_only=True) as session:
+            return [*session.scalars(select(AlertRow.fingerprint))]
+
+    with kept_up(world):
+        wait_until(lambda: kept() == ["over"], SECONDS, "the old alert is gone")
 
 
 def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -> None:

@@ -1,0 +1,173 @@
+"""Windows and alerts of long ago go from the store; what is looked at, waits or fires stays."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, expiry, open_store, read_counts
+from mlflow_deploy_plugin.store.expiry import Expired, expire
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+HOUR, DAY, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=365)
+
+
+class Clock:
+    now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path}/store.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    opened = open_store(url, clock)
+    with opened.transaction() as session:  # the command is for the whole store, and PostgreSQL's is shared
+        for table in ("endpoints", "monitors", "monitor_windows", "alerts"):
+            session.execute(text(f"DELETE FROM onnxserve_{table}"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three windows of a monitor stay, and a transaction deletes four: tests need no thousands."""
+    monkeypatch.setattr(expiry, "KEPT_WINDOWS", 3)
+    monkeypatch.setattr(expiry, "_AT_ONCE", 4)
+
+
+def judge(store: Store, clock: Clock, hours: range, verdict: str = "no drift", *, by_hand: bool = False) -> None:
+    """Judge the windows of these hours of the monitor `hourly`, each when it is over."""
+    monitors = Monitors(store)
+    for hour in hours:
+        clock.now = START + (hour + 1) * HOUR
+        window = monitors.add("flights", "hourly", START + hour * HOUR, clock.now, by_hand=by_hand)
+        monitors.update(replace(window, state="judged", verdict=verdict))
+
+
+def hours(store: Store, *, by_hand: bool = False) -> list[int]:
+    return [(one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)]
+
+
+def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, clock: Clock) -> None:
+    judge(store, clock, range(10))
+    clock.now = START + YEAR
+    judge(store, clock, range(8759, 8760))
+
+    assert expire(store, 30 * DAY, only_count=True) == Expired(windows=8)
+    assert len(hours(store)) == 11
+    assert expire(store, 30 * DAY) == Expired(windows=8)
+    assert hours(store) == [8, 9, 8759]
+    assert expire(store, 30 * DAY) == Expired()
+
+
+def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Clock) -> None:
+    judge(store, clock, range(3))
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY) == Expired()
+    assert expire(store, timedelta(days=999_999)) == Expired()
+
+
+def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store, clock: Clock) -> None:
+    judge(store, clock, range(5))
+    judge(store, clock, range(10, 15), by_hand=True)
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY).windows == 4
+    assert (hours(store), hours(store, by_hand=True)) == ([2, 3, 4], [12, 13, 14])
+
+
+def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, clock: Clock) -> None:
+    monitors = Monitors(store)
+    waiting, given_up = (monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1))
+    monitors.update(replace(given_up, state="failed", attempts=3))
+    judge(store, clock, range(2, 4))
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY).windows == 1
+    assert hours(store) == [waiting.revision - 1, 2, 3]
+
+
+def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store: Store, clock: Clock) -> None:
+    old = Monitors(store).add("flights", "hourly", START, START + HOUR)
+    judge(store, clock, range(1, 5))
+    clock.now = START + YEAR
+    Monitors(store).update(replace(old, state="judged", verdict="drift"))
+
+    assert expire(store, 30 * DAY).windows == 1
+    assert hours(store) == [0, 2, 3, 4]
+
+
+def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: Clock) -> None:
+    spec = new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
+    store.add_endpoint("onnxserve", spec)
+    monitors, key = Monitors(store), ("flights", "hourly")
+    monitors.update_state(*key, consecutive=0)
+    failed = monitors.add(*key, START, START + HOUR)
+    monitors.update(replace(failed, state="failed", attempts=5))
+    judge(store, clock, range(1, 10))
+    judge(store, clock, range(10, 15), "drift")
+    judge(store, clock, range(20, 30), by_hand=True)
+    before = read_counts(store, [key], 20)
+    clock.now = START + YEAR
+
+    for keep in (364 * DAY + 16 * HOUR, 30 * DAY):
+        assert expire(store, keep).windows > 0
+        after = read_counts(store, [key], 20)
+        assert after.judged_windows == before.judged_windows == {(*key, "no drift"): 9, (*key, "drift"): 5}
+        assert after.failures == before.failures == {key: 5}
+        assert after.last_judged == before.last_judged
+
+
+def test_the_windows_of_a_monitor_that_was_removed_go_too(store: Store, clock: Clock) -> None:
+    monitors = Monitors(store)
+    judge(store, clock, range(10))
+    monitors.forget("flights", "hourly")
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY).windows == 7
+
+
+def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock) -> None:
+    alerts = Alerts(store)
+    for number in range(9):
+        alerts.add_once(Alert(f"said {number}", "flights", "hourly", "said", START, START))
+    alerts.add_once(Alert("over", "flights", "hourly", "resolved", START, START + YEAR))
+    alerts.add_once(Alert("fires", "flights", "hourly", "firing", START, START))
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY) == Expired(alerts=9)
+    assert [one.fingerprint for one in alerts.recent()] == ["over", "fires"]
+
+
+def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, clock: Clock) -> None:
+    judge(store, clock, range(21))
+    clock.now = START + YEAR
+    asked = iter([True, True, False, False])
+    deletions: list[int] = []
+
+    def note(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+        if statement.startswith("DELETE"):
+            deletions.append(cursor.rowcount)
+
+    event.listen(Engine, "after_cursor_execute", note)
+    try:
+        assert expire(store, 30 * DAY, goes_on=lambda: next(asked)) == Expired(windows=8)
+    finally:
+        event.remove(Engine, "after_cursor_execute", note)
+    assert deletions == [4, 4]
+    assert hours(store)[0] == 8
