@@ -26,8 +26,3 @@ def upgrade() -> None:
         sa.Column("detail", sa.JSON, nullable=False),
     )
     op.create_index("ix_onnxserve_audit_events_endpoint", "onnxserve_audit_events", ["endpoint"])
-
-
-def downgrade() -> None:
-    op.drop_table("onnxserve_audit_events")
-    op.drop_table("onnxserve_endpoints")

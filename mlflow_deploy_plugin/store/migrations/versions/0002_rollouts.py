@@ -52,11 +52,3 @@ def upgrade() -> None:
         sa.Column("seconds", sa.Float, nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("onnxserve_leases")
-    op.drop_table("onnxserve_rollouts")
-    op.drop_index("ix_onnxserve_audit_events_model", "onnxserve_audit_events")
-    for name in _TEXTS:
-        op.drop_column("onnxserve_audit_events", name)

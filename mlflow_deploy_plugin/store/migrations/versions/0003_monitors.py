@@ -89,11 +89,6 @@ def upgrade() -> None:
         op.create_index(f"ix_{table}_{column}", table, [column])
 
 
-def downgrade() -> None:
-    for table in ("monitor_windows", "monitors", "alerts", "silences", "retrainings"):
-        op.drop_table(f"onnxserve_{table}")
-
-
 _INDEXED = (
     ("onnxserve_monitor_windows", "state"),
     ("onnxserve_alerts", "fingerprint"),

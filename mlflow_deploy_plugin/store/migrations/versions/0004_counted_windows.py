@@ -11,7 +11,3 @@ _NAME = f"ix_{_TABLE}_counted"
 
 def upgrade() -> None:
     op.create_index(_NAME, _TABLE, ["endpoint", "monitor", "state", "verdict", "attempts", "updated_at"])
-
-
-def downgrade() -> None:
-    op.drop_index(_NAME, _TABLE)

@@ -15,10 +15,3 @@ def upgrade() -> None:
     op.add_column(_TABLE, sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()))
     op.drop_index(_COUNTED, _TABLE)
     op.create_index(_COUNTED, _TABLE, ["by_hand", *_COLUMNS])
-
-
-def downgrade() -> None:
-    op.drop_index(_COUNTED, _TABLE)
-    op.create_index(_COUNTED, _TABLE, _COLUMNS)
-    with op.batch_alter_table(_TABLE) as table:
-        table.drop_column("by_hand")

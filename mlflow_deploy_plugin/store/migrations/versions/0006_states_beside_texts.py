@@ -44,10 +44,3 @@ def upgrade() -> None:
     for number, detail in connection.execute(undone).all():
         changed = sa.update(_events).where(_events.c.id == number).values(detail={**detail, "undone": True})
         connection.execute(changed)
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("onnxserve_monitors") as table:
-        table.drop_column("note_kind")
-    with op.batch_alter_table("onnxserve_retrainings") as table:
-        table.drop_column("waits_for")

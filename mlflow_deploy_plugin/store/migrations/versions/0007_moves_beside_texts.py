@@ -42,7 +42,3 @@ def _moved(row: Any) -> dict[str, str] | None:
         return None
     before = _VERSION_BEFORE.match(row.before)
     return {"place": place, "before": str(row.detail.get("stood_there") or (before.group(1) if before else ""))}
-
-
-def downgrade() -> None:
-    """Leave them: an older onnxserve does not read them."""

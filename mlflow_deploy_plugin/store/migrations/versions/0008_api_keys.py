@@ -23,7 +23,3 @@ def upgrade() -> None:
         sa.Column("expires_at", UtcDateTime),
         sa.Column("revoked_at", UtcDateTime),
     )
-
-
-def downgrade() -> None:
-    op.drop_table(_TABLE)

@@ -11,7 +11,3 @@ _TABLE, _COLUMN = "onnxserve_api_keys", "limits"
 
 def upgrade() -> None:
     op.add_column(_TABLE, sa.Column(_COLUMN, sa.JSON, nullable=False, server_default="[]"))
-
-
-def downgrade() -> None:
-    op.drop_column(_TABLE, _COLUMN)

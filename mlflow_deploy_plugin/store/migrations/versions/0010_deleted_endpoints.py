@@ -12,7 +12,3 @@ _NAME = f"ix_{_TABLE}_deleted"
 
 def upgrade() -> None:
     op.create_index(_NAME, _TABLE, ["endpoint"], sqlite_where=_DELETED, postgresql_where=_DELETED)
-
-
-def downgrade() -> None:
-    op.drop_index(_NAME, _TABLE)
