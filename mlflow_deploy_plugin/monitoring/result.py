@@ -24,6 +24,7 @@ Check = Literal["distribution", "missing", "unseen", "type", "presence", "consta
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without a threshold that others share: anything above 0 is an alarm."""
 
+_SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
 """A window in one of these states neither raises an alarm nor ends one, and neither counts in a row of alarms nor
@@ -204,7 +205,7 @@ class WindowRequest:
         notes: Iterable[str] = (),
         report: ReportData | None = None,
     ) -> MonitorResult:
-        """Return the result. Its figures are the number of rows and `figures`."""
+        """Return the result. Its figures are the number of rows and `figures`; findings are sorted by their state."""
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,
@@ -217,7 +218,7 @@ class WindowRequest:
             state=state,
             reason=reason,
             rows=rows,
-            findings=tuple(findings),
+            findings=tuple(sorted(findings, key=lambda one: _SHOWN_ORDER.index(one.state))),
             figures={"rows": float(rows), **figures},
             notes=(*self.notes, *notes),
             tried=self.tried,

@@ -114,10 +114,9 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
             reason = "nothing missing, unseen or out of range" if is_judged else one.reason
             checked.append(Finding(one.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
-    findings = tuple(sorted((*required, *checked), key=lambda one: not one.is_alarm))
     if verdict.state == "drift" and not any(one.state == "drift" for one in checked):
         verdict = replace(verdict, state="no drift")  # of distributions alone
-    return compared.result(replace(verdict, findings=findings), state, reason)
+    return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
 
 @dataclass(frozen=True, eq=False)

@@ -332,11 +332,6 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     return "not judged", _shown(findings[0]) if findings else "nothing is required"
 
 
-def sort_criteria(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    order = {"violated": 0, "cannot tell": 1, "kept": 2, "not judged": 3}
-    return tuple(sorted(findings, key=lambda one: order[one.state]))
-
-
 def _shown_first(ones: Sequence[Finding]) -> str:
     return f"{_shown(ones[0])}{f', and {len(ones) - 1} more' if len(ones) > 1 else ''}"
 

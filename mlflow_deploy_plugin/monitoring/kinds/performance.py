@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     criterion_finding,
     event_sampling,
     overall_state,
-    sort_criteria,
 )
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
@@ -260,14 +259,12 @@ def _result(
     window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
 ) -> MonitorResult:
     rows = window.rows
-    state, reason = overall_state(findings)
     return window.request.result(
-        state,
-        reason,
+        *overall_state(findings),
         (rows.model, rows.version),
         rows.rows,
         model_id=window.artifact.model_id if window.artifact else "",
-        findings=sort_criteria(findings),
+        findings=findings,
         figures=figures,
         notes=(*window.notes, *notes),
     )

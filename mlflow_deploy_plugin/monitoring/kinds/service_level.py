@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     criterion_finding,
     criterion_state,
     overall_state,
-    sort_criteria,
     wilson_interval,
 )
 from mlflow_deploy_plugin.monitoring.kinds.predictions import as_numbers, count_versions, most_first, unreadable_notes
@@ -123,13 +122,11 @@ def judge(request: WindowRequest) -> MonitorResult:
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
-    state, reason = overall_state(findings)
     return request.result(
-        state,
-        reason,
+        *overall_state(findings),
         version,
         total.requests,
-        findings=sort_criteria(findings),
+        findings=findings,
         figures=dict(total.figures(spec.requirements)),
         notes=(*notes, *segment_notes),
     )

@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     event_sampling,
     overall_state,
     share_interval,
-    sort_criteria,
 )
 from mlflow_deploy_plugin.monitoring.kinds.predictions import (
     count_versions,
@@ -109,13 +108,11 @@ def judge(request: WindowRequest) -> MonitorResult:
                 f"no shadow {requirement.argument!r} has computed a row of the window; there are {', '.join(compared)}"
             )
             findings.append(criterion_finding(requirement, Refused(reason), confidence))
-    state, reason = overall_state(findings)
     return request.result(
-        state,
-        reason,
+        *overall_state(findings),
         version,
         len(answered),
-        findings=sort_criteria(findings),
+        findings=findings,
         figures=figures,
         notes=(*notes, *segment_notes),
     )
