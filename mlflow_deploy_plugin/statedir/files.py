@@ -274,7 +274,9 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
                 raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
             yield state_dir
     except OSError as error:
-        raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
+        file = "" if str(error.filename or state_dir) == str(state_dir) else f"{error.filename}: "
+        why = f"{file}{error.strerror or error}"
+        raise InvalidConfig(f"no server can run in the state folder {state_dir}: {why}") from None
 
 
 @contextmanager

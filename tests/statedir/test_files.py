@@ -3,16 +3,19 @@
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.statedir import (
     SERVER_LOCK,
     FileCache,
@@ -38,6 +41,28 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: P
 def test_a_state_folder_is_for_its_user_alone(tmp_path: Path) -> None:
     with claim_state_dir(tmp_path / "home" / "server"):
         assert (tmp_path / "home" / "server").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("refuse", "why"),
+    [
+        (lambda folder: (folder / "no" / "key.pem").read_bytes(), "{folder}/no/key.pem: No such file or directory"),
+        (lambda folder: socket.create_connection(("127.0.0.1", 1)), "Connection refused"),
+    ],
+    ids=["a file", "a socket"],
+)
+def test_what_the_system_refuses_a_server_is_named(tmp_path: Path, refuse: Callable[[Path], object], why: str) -> None:
+    with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
+        refuse(tmp_path)
+    said = why.format(folder=tmp_path)
+    assert refused.value.message == f"no server can run in the state folder {tmp_path}/server: {said}"
+
+
+def test_a_state_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "server").touch()
+    with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
+        pass
+    assert refused.value.message == f"no server can run in the state folder {tmp_path}/server: File exists"
 
 
 def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
