@@ -130,38 +130,37 @@ class StoreMetrics(Collector):
 
 
 def _of_monitor(
-    key: MonitorKey, state: str, judged: Sequence[MonitorWindow]
+    key: MonitorKey, state: str, judged: MonitorWindow | None, share: float | None
 ) -> Iterator[tuple[str, tuple[str, ...], float]]:
-    """Yield the metrics of a monitor, with their labels, from its judged windows, the newest first."""
+    """Yield the metrics of a monitor, with their labels, from its newest judged window and its last drift share."""
     for possible in STATES:
         yield "onnxserve_monitor_state", (*key, possible), float(possible == state)
-    if judged:
-        yield "onnxserve_monitor_judged_until_timestamp_seconds", key, judged[0].end.timestamp()
-        for metric, value in judged[0].figures.items():
+    if judged is not None:
+        yield "onnxserve_monitor_judged_until_timestamp_seconds", key, judged.end.timestamp()
+        for metric, value in judged.figures.items():
             if "/" not in metric and value is not None:  # those of columns and variants are in the report
                 yield "onnxserve_monitor_metric", (*key, metric), value
-    shares = [window.figures[_SHARE] for window in judged if window.figures.get(_SHARE) is not None]
-    if shares:
-        yield "onnxserve_drift_share", key, shares[0]
+    if share is not None:
+        yield "onnxserve_drift_share", key, share
 
 
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
     paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
-    counts = read_counts(store, keys, _LOOKED_BACK)
+    counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
     families = {
         name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(name, text, labels=labels)
         for name, (text, labels) in _METRICS.items()
     }
     for key in keys:
-        judged = counts.judged[key]
-        state = "paused" if key in paused else _state(next(iter(judged), None), counts.newest[key])
-        for name, labels, value in _of_monitor(key, state, judged):
+        judged = counts.judged.get(key)
+        state = "paused" if key in paused else _state(judged, counts.newest.get(key))
+        for name, labels, value in _of_monitor(key, state, judged, counts.figures.get(key)):
             families[name].add_metric(labels, value)
     last_success = {
         key: at.timestamp()
         for key, at in counts.last_judged.items()
-        if key in counts.newest  # a monitor that was removed is silent on purpose
+        if key in counts.judged  # a monitor that was removed is silent on purpose
     }
     for name, values in (
         ("onnxserve_monitor_windows", counts.judged_windows),

@@ -51,7 +51,7 @@ def expire(
         return Expired()
     windows = sum(
         _delete(store, MonitorWindowRow, old, only_count, goes_on)
-        for key in _monitors(store)
+        for key in _monitors(store, before)
         for by_hand in (False, True)
         if (old := _old_windows(store, key, by_hand, before)) is not None
     )
@@ -59,16 +59,19 @@ def expire(
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
 
 
-def _monitors(store: Store) -> Iterator[MonitorKey]:
-    """Yield the monitors that have windows; each is a look into the index, as `DISTINCT` would read all of it."""
+def _monitors(store: Store, before: datetime) -> Iterator[MonitorKey]:
+    """Yield the monitors that have old windows; each is a look into the index, as `DISTINCT` would read all of it."""
     row, last = MonitorWindowRow, ("", "")
+    columns = row.endpoint, row.monitor, row.start
     while True:
-        query = select(row.endpoint, row.monitor).order_by(row.endpoint, row.monitor).limit(1)
+        query = select(*columns).order_by(*columns).limit(1)
         with store.transaction(is_read_only=True) as session:
             found = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last)).one_or_none()
         if found is None:
             return
-        yield (last := (found.endpoint, found.monitor))
+        last = found.endpoint, found.monitor
+        if found.start < before:
+            yield last
 
 
 def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime) -> ColumnElement[bool] | None:

@@ -34,6 +34,7 @@ MonitorKey = tuple[str, str]
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """Windows were left out; the monitor cannot be run; late rows and labels cannot be looked for."""
 
+_NEWEST_FIRST = MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc()
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
 
 
@@ -75,6 +76,15 @@ class MonitorWindow:
     run_id: str = ""
     run_url: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WindowSummary:
+    """A window in a few bytes; the fields are those of `MonitorWindow`."""
+
+    id: int
+    by_hand: bool
+    state: WindowState
 
 
 @dataclass(frozen=True)
@@ -254,9 +264,8 @@ class Monitors:
             since: only those that end after it.
             by_hand: only those that a person has asked for, or only the scheduled ones; None: both.
         """
-        order = (MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
         of, query = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
-        query = query.order_by(*order).limit(limit)
+        query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
         if states and "judged" not in states:  # few: no index but that of states fits a coalesce
@@ -266,6 +275,16 @@ class Monitors:
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
         return self._store.read(query, MonitorWindow)[::-1]
+
+    def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
+        """Return the windows of these ids that are there."""
+        query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))
+        return {window.id: window for window in self._store.read(query, MonitorWindow)}
+
+    def newest(self, endpoint: str, monitor: str, limit: int) -> list[WindowSummary]:
+        """Return the newest windows, oldest first, without what makes a window large."""
+        query = select(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor)
+        return self._store.read(query.order_by(*_NEWEST_FIRST).limit(limit), WindowSummary)[::-1]
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:
@@ -283,8 +302,9 @@ class StoreCounts:
     """The numbers of a store for Prometheus; windows that a person asked for are not among them.
 
     Attributes:
-        judged: monitor → its newest judged windows, the newest first.
+        judged: monitor → its newest judged window.
         newest: monitor → its newest window in whatever state.
+        figures: monitor → the figure that was asked for, of the newest judged window that has it.
         judged_windows: endpoint, monitor and verdict → judged windows, also those that have expired.
         failures: monitor → failed attempts at its windows, also at those that have expired.
         last_judged: monitor → when a window was last judged.
@@ -292,8 +312,9 @@ class StoreCounts:
         retrainings: endpoint, monitor and state → retrainings, without those of an earlier endpoint of the name.
     """
 
-    judged: Mapping[MonitorKey, Sequence[MonitorWindow]]
-    newest: Mapping[MonitorKey, MonitorWindow | None]
+    judged: Mapping[MonitorKey, MonitorWindow]
+    newest: Mapping[MonitorKey, MonitorWindow]
+    figures: Mapping[MonitorKey, float]
     judged_windows: Mapping[tuple[str, str, str], int]
     failures: Mapping[MonitorKey, int]
     last_judged: Mapping[MonitorKey, datetime]
@@ -301,21 +322,32 @@ class StoreCounts:
     retrainings: Mapping[tuple[str, str, str], int]
 
 
-def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) -> StoreCounts:
+def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looked_back: int) -> StoreCounts:
     """Return the numbers of these monitors and of the whole store, in one transaction.
 
     Args:
-        looked_back: of a monitor so many judged windows are read.
+        figure: the name of a figure of windows.
+        looked_back: of a monitor so many judged windows are searched for the figure.
     """
     window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
-    order = window.start.desc(), window.revision.desc(), window.id.desc()
-    judged, newest = {}, {}
+    judged: dict[MonitorKey, MonitorWindow] = {}
+    newest: dict[MonitorKey, MonitorWindow] = {}
+    figures: dict[MonitorKey, float] = {}
     with store.transaction(is_read_only=True) as session:
         for key in monitors:
-            query = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False).order_by(*order)
-            latest = query.where(window.state == "judged").limit(looked_back)
-            judged[key] = read_rows(session, latest, MonitorWindow)
-            newest[key] = next(iter(read_rows(session, query.limit(1), MonitorWindow)), None)
+            scheduled = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False)
+            scheduled = scheduled.order_by(*_NEWEST_FIRST)
+            of_judged = scheduled.where(window.state == "judged")
+            found = read_rows(session, scheduled.limit(1), MonitorWindow)
+            newest.update((key, one) for one in found)
+            if found and found[0].state != "judged":
+                found = read_rows(session, of_judged.limit(1), MonitorWindow)
+            judged.update((key, one) for one in found)
+            values = [one.figures.get(figure) for one in found]
+            if values == [None]:  # as of a window without rows
+                value = window.figures[figure].as_float()
+                values = [*session.scalars(of_judged.limit(looked_back).with_only_columns(value))]
+            figures.update((key, value) for value in values[::-1] if value is not None)
         groups = window.endpoint, window.monitor, window.state, window.verdict
         numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
         counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
@@ -335,6 +367,7 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
         return StoreCounts(
             judged,
             newest,
+            figures,
             *_add_up(windows),
             {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
             {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},

@@ -109,6 +109,21 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
     assert read() == told
 
 
+def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(store: Store, read: Read) -> None:
+    monitors = Monitors(store)
+    shares: list[dict[str, float]] = [{"share_of_drifted_columns": 0.1}, {"share_of_drifted_columns": 0.3}, {}]
+    for day, figures in enumerate(shares):
+        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
+    monitors.add("flights", "daily", FIRST + 3 * DAY, FIRST + 4 * DAY)
+
+    told = read()
+
+    assert told["onnxserve_drift_share", "daily"] == 0.3
+    assert told["onnxserve_monitor_state", "daily", "not judged"] == 1
+    assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 3 * DAY).timestamp()
+
+
 def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_and_that(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

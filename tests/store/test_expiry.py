@@ -122,12 +122,12 @@ def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: 
     judge(store, clock, range(1, 10))
     judge(store, clock, range(10, 15), "drift")
     judge(store, clock, range(20, 30), by_hand=True)
-    before = read_counts(store, [key], 20)
+    before = read_counts(store, [key], "rows", 20)
     clock.now = START + YEAR
 
     for keep in (364 * DAY + 16 * HOUR, 30 * DAY):
         assert expire(store, keep).windows > 0
-        after = read_counts(store, [key], 20)
+        after = read_counts(store, [key], "rows", 20)
         assert after.judged_windows == before.judged_windows == {(*key, "no drift"): 9, (*key, "drift"): 5}
         assert after.failures == before.failures == {key: 5}
         assert after.last_judged == before.last_judged

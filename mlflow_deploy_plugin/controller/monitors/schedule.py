@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_CATCH_UP = 100
 """Missed windows that a controller judges by itself; a person may ask for more."""
+_LOOKED_AT = 100
 SILENT_AFTER = timedelta(hours=1)
 _MAX_JITTER = timedelta(seconds=30)
 
@@ -229,46 +230,46 @@ def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Waterm
         NotFound: there is no such endpoint.
     """
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
+    stored = {(one.endpoint, one.monitor): one for one in Monitors(store).states(endpoint)}
     return [
-        overview(store, one, name, readiness(marks, one.name, store.now()))
+        _overview(store, one, stored.get((one.name, name)) or MonitorState(one.name, name), marks)
         for one in endpoints
         for name in sorted(one.spec.monitors)
     ]
 
 
-def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> MonitorOverview:
-    """Return one monitor of the endpoint's spec."""
-    monitors, spec = Monitors(store), endpoint.spec.monitors[name]
-    state = monitors.state(endpoint.name, name)
-    newest = monitors.windows(endpoint.name, name, limit=100)
-    judged = [window for window in newest if window.state == "judged"]
-    scheduled = [window for window in newest if not window.by_hand]
-    written = [window for window in scheduled if window.state in ("pending", "running")]
+def _overview(store: Store, endpoint: Endpoint, state: MonitorState, marks: "Sequence[Watermark]") -> MonitorOverview:
+    monitors, name, now = Monitors(store), state.monitor, store.now()
+    newest = monitors.newest(endpoint.name, name, _LOOKED_AT)
+    judged = [one.id for one in newest if one.state == "judged"][-1:]
+    unjudged = [one.id for one in newest if one.state in ("pending", "running") and not one.by_hand][:1]
+    windows = monitors.windows_by_id([*judged, *unjudged])
+    (last,), (open,) = (map(windows.get, ids or [0]) for ids in (judged, unjudged))
     status: MonitorStatus = "waiting"
     due, why = None, state.note
     try:
-        due = next_due_time(endpoint, state, store.now())
-        found = next_due_window(endpoint, state, store.now())
-        if found is not None and not ready.covers(found.window.end):
+        due = next_due_time(endpoint, state, now)
+        found = next_due_window(endpoint, state, now)
+        if found is not None and not (ready := readiness(marks, endpoint.name, now)).covers(found.window.end):
             why = f"waits for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
         status, why = "broken", error.message
-    if written and written[0].state == "running":
+    if open is not None and open.state == "running":
         status = "judging"
-    elif written and written[0].attempts:
-        status, due = "failing", written[0].not_before
-        why = f"attempt {written[0].attempts}: {written[0].reason}"
+    elif open is not None and open.attempts:
+        status, due = "failing", open.not_before
+        why = f"attempt {open.attempts}: {open.reason}"
     if state.paused:
         status, due, why = "paused", None, f"by {state.paused_by}"
     return MonitorOverview(
         endpoint=endpoint.name,
         monitor=name,
-        spec=spec,
+        spec=endpoint.spec.monitors[name],
         status=status,
         state=state,
-        last=judged[-1] if judged else None,
-        open=written[0] if written else None,
-        given_up=sum(window.state == "failed" for window in scheduled),
+        last=last,
+        open=open,
+        given_up=sum(one.state == "failed" for one in newest if not one.by_hand),
         next_due=due,
         why=why,
     )
