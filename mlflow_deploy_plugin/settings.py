@@ -8,16 +8,43 @@ A plain pydantic model does: pydantic-settings would cost each process of a serv
 
 import os
 import re
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 _PREFIX = "ONNXSERVE_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MLFLOW_WORKSPACE, _DEFAULT_WORKSPACE = "MLFLOW_WORKSPACE", "default"
+_WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # as MLflow has it
+_OF_WORKSPACE = "{workspace}"
+
+
+def active_workspace() -> str:
+    """Return the MLflow workspace of this process, in MLflow's server of the request; empty for the default one.
+
+    Raises:
+        InvalidConfig: it is no name of a workspace.
+    """
+    context = sys.modules.get("mlflow.utils.workspace_context")  # never imported for this: MLflow takes a second
+    name = (context.get_request_workspace() if context else os.environ.get(_MLFLOW_WORKSPACE, "").strip()) or ""
+    if name and not _WORKSPACE.fullmatch(name):
+        raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: lower-case letters, digits and - are expected (got {name!r})")
+    return "" if name == _DEFAULT_WORKSPACE else name
+
+
+def workspace_query() -> str:
+    """Return the query by which a page of MLflow shows this workspace; empty for the default one."""
+    return f"?workspace={name}" if (name := active_workspace()) else ""
+
+
+def workspace_environment() -> dict[str, str]:
+    """Return the variable by which another process has this workspace; none for the default one."""
+    return {_MLFLOW_WORKSPACE: name} if (name := active_workspace()) else {}
 
 
 class Settings(BaseModel):
@@ -28,7 +55,8 @@ class Settings(BaseModel):
     home: Path = Path("~/.onnxserve")
     """Folder for the default store, the logs, the model cache and the inference log."""
     store_uri: str = Field(default="", repr=False)  # may hold a password
-    """SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME."""
+    """SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME. {workspace} in it
+    stands for the MLflow workspace, of which each has a store of its own."""
     log_uri: str = ""
     """Where the inference log is written as Parquet. Default: HOME/inference_log."""
     log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
@@ -81,21 +109,41 @@ class Settings(BaseModel):
     """Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page starts. Default:
     its own port, else the address that the browser uses."""
 
+    _workspace: str = PrivateAttr(default_factory=active_workspace)
+
     @cached_property
     def home_path(self) -> Path:
+        """The folder of the MLflow workspace in HOME, which is HOME itself for the default one: as in MLflow's artifact
+        store, nothing of one workspace is found in another, whatever its endpoints and models are named."""
+        return Path(self._in_workspace(str(self.root_path)))
+
+    @cached_property
+    def root_path(self) -> Path:
+        """HOME, by an absolute path."""
         return absolute_path(self.home)
 
     @property
     def store_url(self) -> str:
+        """Raises InvalidConfig if it is the same for all workspaces."""
+        if self._workspace and self.store_uri and _OF_WORKSPACE not in self.store_uri:
+            raise InvalidConfig(
+                f"ONNXSERVE_STORE_URI is the store of one MLflow workspace, and {self._workspace} needs its own: write "
+                f"{_OF_WORKSPACE} into it, where their names differ, as in postgresql+psycopg://user@host/{_OF_WORKSPACE}"
+            )
         file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
-        return self.store_uri or f"sqlite:///{file}"
+        return self.store_uri.replace(_OF_WORKSPACE, self._workspace or _DEFAULT_WORKSPACE) or f"sqlite:///{file}"
 
     @property
     def inference_log(self) -> str:
+        """The folder of the MLflow workspace in the log, as `home_path`."""
+        return self._in_workspace(self.log_root)
+
+    @property
+    def log_root(self) -> str:
         """A URI, or an absolute path: servers run in other folders than the commands that start them."""
         if ":" in self.log_uri:
             return self.log_uri
-        return str(absolute_path(self.log_uri) if self.log_uri else self.home_path / "inference_log")
+        return str(absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log")
 
     @property
     def cache_path(self) -> Path:
@@ -104,6 +152,9 @@ class Settings(BaseModel):
     @property
     def deployments_path(self) -> Path:
         return self.home_path / "deployments"
+
+    def _in_workspace(self, place: str) -> str:
+        return f"{place.rstrip('/')}/workspaces/{self._workspace}" if self._workspace else place
 
     def state_dir(self, endpoint: str) -> Path:
         """Return the state folder of an endpoint's server on this machine. It may not exist."""

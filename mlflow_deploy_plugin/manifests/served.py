@@ -8,6 +8,7 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.settings import workspace_environment
 from mlflow_deploy_plugin.spec import EndpointSpec
 
 Document = dict[str, Any]
@@ -121,7 +122,12 @@ def lacks_mlflow_address(spec: EndpointSpec) -> bool:
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
     """Return the variables whose values stand in the spec or come from the place, but for those that are secrets."""
-    found = {**place.environment, **spec.container.environment, **spec.container.secret_files}
+    found = {
+        **workspace_environment(),
+        **place.environment,
+        **spec.container.environment,
+        **spec.container.secret_files,
+    }
     return {name: found[name] for name in sorted(found) if name not in spec.container.secrets}
 
 

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.registry.model_uri import (
     registered_meta,
 )
 from mlflow_deploy_plugin.registry.tags import GATE_TAG, GateStatus, gate_status_of
-from mlflow_deploy_plugin.settings import absolute_path
+from mlflow_deploy_plugin.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -250,7 +250,8 @@ def _not_found_message(uri: ModelURI) -> str:
         return lacks + "it has no versions at all"
     others = f"registered are {', '.join(models)}" if models else "the registry is empty"
     unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
-    return f"there is no registered model {name}; {others}, in MLflow at {registry_address()}{unset}"
+    where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
+    return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"
 
 
 def lookup_key(model_uri: str) -> str:

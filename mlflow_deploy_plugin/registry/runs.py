@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.settings import workspace_query
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +49,8 @@ class LoggedRun:
 
     def page_of(self, file: str) -> str:
         """Return the address of a file's page in MLflow, else the path of the artifact."""
-        return f"{self.url}/artifacts/{file}" if self.url else f"{self.run_id}/{file}"
+        page, mark, workspace = self.url.partition("?")
+        return f"{page}/artifacts/{file}{mark}{workspace}" if page else f"{self.run_id}/{file}"
 
 
 def log_run(
@@ -188,7 +190,7 @@ def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
     experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
     uri = str(get_tracking_uri()).rstrip("/")
     has_pages = uri.startswith(("http://", "https://"))
-    url = f"{uri}/#/experiments/{experiment.experiment_id}/runs/{run_id}" if has_pages else ""
+    url = f"{uri}/#/experiments/{experiment.experiment_id}/runs/{run_id}{workspace_query()}" if has_pages else ""
     return LoggedRun(run_id, experiment.name, url)
 
 

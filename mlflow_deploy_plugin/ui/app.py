@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache, wraps
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request, stream_with_context
 
@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.server import Span
-from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.settings import active_workspace, load_settings, workspace_environment, workspace_query
 from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.access import (
@@ -46,7 +46,9 @@ from mlflow_deploy_plugin.version import __version__
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
+_FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
+_TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _ASSETS = ("console.css", "console.js")
 _HEADERS = {
     "Content-Security-Policy": (
@@ -86,13 +88,11 @@ def extend(app: Flask) -> None:
     if _EXTENSION in app.extensions:
         return
     _compare_versions_as_numbers()
-    settings = load_settings()
-    trail = guard.AuditTrail(settings.store_url)
+    trail = guard.AuditTrail()
     guard.install(app, trail)
-    folder = settings.home_path / "console"
-    add_sessions(app, folder / "key")
+    add_sessions(app, load_settings().root_path / _FOLDER / "key")
     prefix = _add_static_prefix("/").rstrip("/")
-    console = _Console(settings, trail, prefix, Jobs(folder / "jobs"))
+    console = _Console(trail, prefix)
     base = f"{prefix}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
     pages.add_url_rule(base, "page", console.page, methods=["GET"])
@@ -100,9 +100,24 @@ def extend(app: Flask) -> None:
     pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
     pages.add_url_rule(f"{base}/pictures", "pictures", console.pictures, methods=["GET"])
 
+    @pages.before_request
+    def enter_workspace() -> Response | None:
+        """Answer for the workspace that ?workspace= names, as MLflow's own pages have it; a browser sends no header."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
+        from mlflow.utils.workspace_context import set_server_request_workspace
+
+        if name := request.args.get("workspace"):
+            try:
+                found = resolve_workspace_for_request_if_enabled(request.path, name)
+            except MlflowException as error:
+                return make_response(error.message, error.get_http_status_code(), _TEXT)
+            set_server_request_workspace(found.name if found else None)
+        return None
+
     @pages.errorhandler(OnnxserveError)
     def answer_error(error: OnnxserveError) -> Response:
-        return make_response(error.message, error.http_status, {"Content-Type": "text/plain; charset=utf-8"})
+        return make_response(error.message, error.http_status, _TEXT)
 
     @pages.after_request
     def add_headers(response: Response) -> Response:
@@ -137,12 +152,14 @@ def _compare_versions_as_numbers() -> None:
 class _Console:
     """The views of the console."""
 
-    def __init__(self, settings: Settings, trail: guard.AuditTrail, prefix: str, jobs: Jobs) -> None:
-        self._settings = settings
+    def __init__(self, trail: guard.AuditTrail, prefix: str) -> None:
         self._trail = trail
         self._prefix = prefix
-        self._jobs = jobs
         self._base = f"{prefix}{_PATH}"
+
+    @property
+    def _jobs(self) -> Jobs:
+        return Jobs(load_settings().home_path / _FOLDER / "jobs")
 
     def page(self) -> Response:
         """Return the page, with the job that it follows."""
@@ -157,7 +174,7 @@ class _Console:
         store = self._trail.store()
         if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
-        deployments = Deployments(store, self._settings, lambda line: None)
+        deployments = Deployments(store, load_settings(), lambda line: None)
         one, pages = deployments.get_endpoint(name), self._mlflow_pages()
         found = endpoint_pictures(one, deployments, pages, _span(), only_traffic=only_traffic)
         return make_response(render_template("onnxserve_pictures.html", pictures=found), 200)
@@ -183,10 +200,10 @@ class _Console:
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(wanted, _credentials())
+            job = self._jobs.start(wanted, _credentials() | workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status, only=page)
-        return make_response(redirect(f"{self._base}?job={job.id}{f'&endpoint={quote(page)}' if page else ''}", 303))
+        return make_response(redirect(self._link(job=job.id, endpoint=page), 303))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
@@ -217,7 +234,7 @@ class _Console:
         pages = self._mlflow_pages()
         try:
             registry = handlers._get_model_registry_store()
-            overview = build_overview(self._trail.store(), self._settings, registry, pages, only, _span())
+            overview = build_overview(self._trail.store(), load_settings(), registry, pages, only, _span())
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
@@ -229,19 +246,26 @@ class _Console:
             csrf_field=TOKEN_FIELD,
             csrf_token=form_token(who.user),
             base=self._base,
+            link=self._link,
+            workspace=active_workspace(),
             only=only,
             span=_span(),
             spans=SPANS,
-            home=f"{self._prefix}/",
+            home=f"{self._prefix}/{workspace_query() and f'#/{workspace_query()}'}",
             pages=pages,
             onnxserve_version=__version__,
         )
         return make_response(html, status)
 
+    def _link(self, path: str = "", **query: str) -> str:
+        """Return the address of a page of the console in this workspace, without what is empty in the query."""
+        given = {name: value for name, value in {**query, "workspace": active_workspace()}.items() if value}
+        return f"{self._base}{path}{'?' if given else ''}{urlencode(given)}"
+
     def _servers(self) -> tuple[str, ...]:
         """Return addresses of this MLflow server for a process of this machine, the best first."""
-        if self._settings.mlflow_url:
-            return (self._settings.mlflow_url.rstrip("/"),)
+        if known := load_settings().mlflow_url:
+            return (known.rstrip("/"),)
         host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
         local = f"{reachable_url(host, port)}{self._prefix}"
         return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
 from flask import Flask, Response, jsonify, make_response
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate import policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ERROR_TAG,
@@ -49,14 +50,13 @@ _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
 
 
 class AuditTrail:
-    """The audit events of the store at `store_url`, which the first event opens.
+    """The audit events of the stores, one for each MLflow workspace, each of which its first event opens.
 
     One thread writes, in the order of the calls. An event that cannot be written is logged whole.
     """
 
-    def __init__(self, store_url: str) -> None:
-        self._url = store_url
-        self._store: Store | None = None
+    def __init__(self) -> None:
+        self._stores: dict[str, Store] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxserve-audit")
         self._lock = threading.Lock()
 
@@ -78,11 +78,17 @@ class AuditTrail:
         self._submit(poll, logging.WARNING, f"the agents are not told of {model}")
 
     def store(self) -> Store:
-        """Return the open store; raise StoreUnavailable if it cannot be opened."""
+        """Return the open store of the request's workspace.
+
+        Raises:
+            StoreUnavailable: it cannot be opened.
+            InvalidConfig: the workspaces have none of their own.
+        """
+        url = load_settings().store_url
         with self._lock:
-            if self._store is None:
-                self._store = open_store(self._url)
-            return self._store
+            if url not in self._stores:
+                self._stores[url] = open_store(url)
+            return self._stores[url]
 
     def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
         """Do the work after what was submitted before; a failure is logged as `what`."""
@@ -95,7 +101,7 @@ class AuditTrail:
             except Exception:  # noqa: BLE001  # a boundary: MLflow's answer does not depend on it
                 _log.exception("%s", what)
 
-        return self._writer.submit(attempt)
+        return self._writer.submit(copy_context().run, attempt)  # with the workspace of the request
 
 
 @dataclass(frozen=True)
@@ -314,7 +320,7 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
     """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
-    with suppress(StoreUnavailable):
+    with suppress(OnnxserveError):
         for event in trail.store().iter_events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 return False  # another model had this name: its numbers are not those of this one

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.settings import workspace_query
 
 _RUNS_LOOKED_AT = 20
 _RUN = re.compile(r"[0-9a-f]{32}")
@@ -64,13 +65,13 @@ class MlflowPages:
     prefix: str
 
     def run(self, experiment_id: str, run_id: str) -> str:
-        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+        return f"{self._run(experiment_id, run_id)}{workspace_query()}"
 
     def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
-        return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path)}"
+        return f"{self._run(experiment_id, run_id)}/artifacts/{quote(path)}{workspace_query()}"
 
     def version(self, model: str, version: str) -> str:
-        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}"
+        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
 
     def report(self, tag: str) -> str:
         """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; else an empty text."""
@@ -129,6 +130,9 @@ class MlflowPages:
             )
             verdicts.append(found)
         return verdicts
+
+    def _run(self, experiment_id: str, run_id: str) -> str:
+        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
 
 
 def _moment(tag: str) -> datetime | None:

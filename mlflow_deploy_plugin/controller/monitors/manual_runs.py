@@ -295,8 +295,8 @@ def run_files(
         window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
     unsaved = unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
-        _lay_out(found, times, Path(folder) / f"endpoint={name}")
         alone = settings.model_copy(update={"log_uri": folder})
+        _lay_out(found, times, Path(alone.inference_log) / f"endpoint={name}")
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
         result = judge(replace(window_request(unsaved, monitor.spec, alone, None, notes), tried=tried))
     return as_judged(unsaved, result, notes), result

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.statedir import LOG, SPEC, write_atomically
 
 EARLIER_LOG = "server.1.log"
@@ -137,8 +137,8 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
             registry[variable] = uri if ":" in uri else str(Path(uri).absolute())
         # a URI may hold a password; the folder is open to its owner only
         write_atomically(kept, json.dumps(registry).encode())
-    places = {"ONNXSERVE_HOME": str(settings.home_path), "ONNXSERVE_LOG_URI": settings.inference_log}
-    return {**os.environ, **json.loads(kept.read_text()), **places, "PYTHONUNBUFFERED": "1"}
+    places = {"ONNXSERVE_HOME": str(settings.root_path), "ONNXSERVE_LOG_URI": settings.log_root}
+    return {**os.environ, **json.loads(kept.read_text()), **workspace_environment(), **places, "PYTHONUNBUFFERED": "1"}
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
