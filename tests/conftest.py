@@ -27,7 +27,9 @@ from tests.support.waiting import free_port as find_free_port
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet")
 for variable in [
-    name for name in os.environ if name.startswith(("ONNXSERVE_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_"))
+    name
+    for name in os.environ
+    if name.startswith(("ONNXSERVE_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_WORKSPACE"))
 ]:
     del os.environ[variable]
 

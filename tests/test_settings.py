@@ -1,6 +1,7 @@
 """Settings come from the environment, and a wrong one is named."""
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,50 @@ def test_everything_lies_below_home() -> None:
     assert settings.store_url == f"sqlite:///{home}/onnxserve.db"
     assert settings.inference_log == str(home / "inference_log")
     assert (settings.cache_path, settings.deployments_path) == (home / "cache", home / "deployments")
+
+
+def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    settings = load_settings()
+
+    home = Path.home() / ".onnxserve"
+    assert settings.home_path == home / "workspaces/team-a"
+    assert settings.store_url == f"sqlite:///{home}/workspaces/team-a/onnxserve.db"
+    assert settings.inference_log == str(home / "inference_log/workspaces/team-a")
+
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
+    assert load_settings().home_path == home
+
+
+def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    settings = load_settings()
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-b")  # of another request, or thread
+    assert settings.home_path.name == "team-a"
+    assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
+
+
+def test_a_store_and_a_log_of_all_workspaces_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log/")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/{workspace}")
+    assert load_settings().inference_log == "s3://bucket/log/workspaces/team-a"
+    assert load_settings().store_url == "postgresql+psycopg://db/team-a"
+    monkeypatch.delenv("MLFLOW_WORKSPACE")
+    assert load_settings().store_url == "postgresql+psycopg://db/default"
+
+
+def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/onnxserve")
+    with pytest.raises(InvalidConfig, match=r"and team-a needs its own: write \{workspace\} into it"):
+        _ = load_settings().store_url
+
+
+def test_a_workspace_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "../team-a")
+    with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE: lower-case letters, digits and - are expected"):
+        load_settings()
 
 
 def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:

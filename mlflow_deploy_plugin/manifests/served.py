@@ -38,7 +38,7 @@ class Place:
     """
 
     namespace: str = "default"
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=workspace_environment)
     owner: str = ""
 
 
@@ -122,12 +122,7 @@ def lacks_mlflow_address(spec: EndpointSpec) -> bool:
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
     """Return the variables whose values stand in the spec or come from the place, but for those that are secrets."""
-    found = {
-        **workspace_environment(),
-        **place.environment,
-        **spec.container.environment,
-        **spec.container.secret_files,
-    }
+    found = {**place.environment, **spec.container.environment, **spec.container.secret_files}
     return {name: found[name] for name in sorted(found) if name not in spec.container.secrets}
 
 

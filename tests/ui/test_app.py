@@ -107,9 +107,7 @@ def test_a_trail_that_breaks_off_says_so_in_its_last_line(
 def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
     mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trail = mlflow_app.app.extensions["onnxserve"]
-    monkeypatch.setattr(trail, "_store", None)
-    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)

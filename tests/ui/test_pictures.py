@@ -301,9 +301,7 @@ def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> N
 
 
 def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trail = mlflow_app.app.extensions["onnxserve"]
-    monkeypatch.setattr(trail, "_store", None)
-    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f")
     assert (answer.status_code, answer.mimetype) == (503, "text/plain")
     assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)

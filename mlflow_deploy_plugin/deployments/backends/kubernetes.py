@@ -59,7 +59,7 @@ from mlflow_deploy_plugin.manifests import (
     kubernetes_documents,
     lacks_mlflow_address,
 )
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
 from mlflow_deploy_plugin.statedir import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
 
@@ -129,7 +129,9 @@ class KubernetesBackend:
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
-        documents = kubernetes_documents(spec, Place(self.namespace, environment, self._owner))
+        documents = kubernetes_documents(
+            spec, Place(self.namespace, environment | workspace_environment(), self._owner)
+        )
         if not spec.kubernetes.force_conflicts:
             self._refuse_others(documents)
         pods = self._living_pods(spec.name) if running is not None else []

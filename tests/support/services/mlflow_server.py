@@ -16,12 +16,13 @@ COMMAND = Path(__file__).with_name("mlflow_command.py")
 class MlflowServer:
     """An MLflow server on `folder`, where mlflow.db may stand already; it can be killed and started again.
 
-    `app` is the `--app-name` that it is started with.
+    `app` is the `--app-name` that it is started with, `options` are further ones.
     """
 
     folder: Path
     host: str = "127.0.0.1"
     app: str | None = None
+    options: tuple[str, ...] = ()
     port: int = field(init=False)
     process: subprocess.Popen[bytes] | None = None
 
@@ -38,6 +39,7 @@ class MlflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         command += ["--app-name", self.app] if self.app is not None else []
+        command += self.options
         environment = {
             **os.environ,
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",  # read as soon as MLflow is imported

@@ -1,0 +1,141 @@
+"""An MLflow server with workspaces: the same names stand in two of them, and nothing of one lands in the other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
+from mlflow.utils.workspace_context import WorkspaceContext
+
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import AuditEvent, open_store
+from tests.support.deployments import SIGNATURE, weighted_sum, working_in
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port, wait_until
+
+GATED, FREE = "team-a", "team-b"
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """The server; each workspace has a model X of two versions, which is gated in `GATED` alone."""
+
+    url: str
+    folder: Path
+
+    def page(self, workspace: str, path: str = "") -> requests.Response:
+        return requests.get(f"{self.url}/onnxserve{path}", {"workspace": workspace}, timeout=60)
+
+    def move(self, workspace: str, version: str) -> None:
+        with WorkspaceContext(workspace):
+            MlflowClient(self.url).transition_model_version_stage("X", version, "Production", True)
+
+    def events(self, workspace: str) -> list[AuditEvent]:
+        with WorkspaceContext(workspace):
+            store = open_store(load_settings().store_url)
+        try:
+            return store.events(model="X")
+        finally:
+            store.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspaces]:
+    folder = tmp_path_factory.mktemp("workspaces")
+    server = MlflowServer(folder, app="onnxserve", options=("--enable-workspaces",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        with patch.context() as of_server:
+            of_server.delenv("MLFLOW_TRACKING_URI")
+            server.start()
+        try:
+            with tracking_at(server.url):
+                yield Workspaces(server.url, folder)
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def workspaces(server: Workspaces) -> Workspaces:
+    client = MlflowClient(server.url)
+    for workspace in (GATED, FREE):
+        client.create_workspace(workspace)
+        with WorkspaceContext(workspace):
+            tags = {"onnxserve.gate.policy": "gated_stages: [Production]"} if workspace == GATED else {}
+            client.create_registered_model("X", tags=tags)
+            for number in (1, 2):
+                client.create_model_version("X", f"s3://bucket/{workspace}/{number}")
+    return server
+
+
+def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspaces) -> None:
+    for version in ("1", "2"):
+        workspaces.move(FREE, version)
+    with pytest.raises(MlflowException, match="has not been through the gate"):
+        workspaces.move(GATED, "1")  # which stood there before another one: in the other workspace
+
+    assert [(event.action, event.version) for event in workspaces.events(FREE)] == [
+        ("transition", "1"),
+        ("transition", "2"),
+    ]
+    assert [event.action for event in workspaces.events(GATED)] == ["tag", "refused"]  # the policy first
+    assert "refused" not in workspaces.page(FREE, "/history.jsonl").text
+    assert "refused" in workspaces.page(GATED, "/history.jsonl").text
+
+
+def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(workspaces: Workspaces) -> None:
+    with WorkspaceContext(GATED):
+        store = open_store(load_settings().store_url)
+    store.add_endpoint("onnxserve", new_endpoint("of-a", "models:/X/Production"))
+    store.close()
+
+    page = workspaces.page(GATED)
+    assert page.status_code == 200
+    assert "Workspace team-a" in page.text
+    assert "/onnxserve?endpoint=of-a&amp;workspace=team-a" in page.text
+    assert "/onnxserve/act?workspace=team-a" in page.text
+    assert "/#/models/X/versions/1?workspace=team-a" in page.text
+    assert "of-a" not in workspaces.page(FREE).text
+    assert "of-a" not in requests.get(f"{workspaces.url}/onnxserve", timeout=60).text
+
+
+def test_a_workspace_that_is_not_there_is_said(workspaces: Workspaces) -> None:
+    answer = workspaces.page("team-z")
+    assert (answer.status_code, answer.text) == (404, "Workspace 'team-z' not found")
+
+
+@pytest.mark.long
+def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_workspace(
+    server: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, deployments = MlflowClient(server.url), get_deploy_client("onnxserve")
+    factors = {"team-c": 2.0, "team-d": 3.0}
+    try:
+        for workspace, factor in factors.items():
+            client.create_workspace(workspace)
+            monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
+            mlflow.set_experiment("training")
+            mlflow.onnx.log_model(
+                weighted_sum(factor),
+                name="sum",
+                registered_model_name="sum",
+                signature=SIGNATURE,
+                pip_requirements=["onnxruntime"],
+            )
+            deployments.create_deployment("sum", "models:/sum/latest", config={"server.port": free_port()})
+        for workspace, factor in factors.items():
+            monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
+            answer = deployments.predict("sum", {"inputs": [[1.0, 2.0]]})
+            assert answer["predictions"] == [{"y": 3 * factor}]
+            deployments.delete_deployment("sum")
+    finally:
+        for process in working_in(server.folder):
+            process.kill()
+    wait_until(lambda: not working_in(server.folder), 10, "every server ends")
