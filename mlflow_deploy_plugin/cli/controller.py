@@ -81,12 +81,11 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     from mlflow_deploy_plugin.controller import run_controller, start_metrics_server
     from mlflow_deploy_plugin.deployments import open_deployments
 
-    say = logging.getLogger(__name__).info
-    with open_deployments(say) as deployments:
+    with open_deployments(logging.getLogger(__name__).info) as deployments:
         configure_logging(deployments.settings, "controller")
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
-        run_controller(deployments, ended, say, **options)
+        run_controller(deployments, ended, **options)
 
 
 def _leave_in_time(ended: threading.Event) -> None:

@@ -1,7 +1,6 @@
 """The controller process: rollouts, monitors, alerts and retrainings put together, and run until it is ended."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -23,27 +22,19 @@ _AWAITED_SECONDS = 0.5
 
 
 def run_controller(
-    deployments: Deployments,
-    ended: threading.Event,
-    say: Callable[[str], None],
-    *,
-    lease_seconds: float,
-    judge_at_once: int,
-    judge_seconds: float,
+    deployments: Deployments, ended: threading.Event, *, lease_seconds: float, judge_at_once: int, judge_seconds: float
 ) -> None:
     """Run everything until `ended` is set. Of several controllers, those without a lease wait to take over.
 
     Args:
-        say: takes one line for each change.
         judge_at_once: windows that are judged at the same time.
         judge_seconds: a judgement that takes longer is ended.
     """
-    store = deployments.store
+    store, say = deployments.store, deployments.progress
     context = retraining_context(deployments, controller_name())
     scheduler = MonitorScheduler(
         deployments,
         process_name(),
-        say,
         on_alarm=retrain_on_alarm,
         at_once=judge_at_once,
         judging_seconds=judge_seconds,
@@ -80,9 +71,7 @@ def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
     lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)
 
 
-def retraining_context(
-    deployments: Deployments, actor: str, say: Callable[[str], None] | None = None
-) -> RetrainingContext:
+def retraining_context(deployments: Deployments, actor: str) -> RetrainingContext:
     """Return the context of retrainings whose versions are served by rollouts."""
 
     def start(plan: RetrainPlan, version: str, why: str) -> Rollout:
@@ -91,4 +80,4 @@ def retraining_context(
         )
         return start_rollout(deployments, plan.endpoint, request, actor)
 
-    return RetrainingContext(deployments, actor, start, say or deployments.progress)
+    return RetrainingContext(deployments, actor, start)

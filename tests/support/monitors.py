@@ -117,7 +117,7 @@ class MonitoredWorld:
         evaluator = Evaluator(self.answer, more.pop("count", count_rows))
         given: dict[str, Any] = {"evaluator": evaluator, "look_seconds": 0.1}
         given |= {"lease_seconds": lease_seconds, "on_alarm": retrain_on_alarm, **more}
-        scheduler = MonitorScheduler(deployments, "the test", self.said.append, **given)
+        scheduler = MonitorScheduler(deployments, "the test", **given)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)
         assert lease is not None
         over = threading.Event()

@@ -6,7 +6,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,7 @@ class RetrainingWorld:
 
     folder: Path
     deployments: Deployments
-    said: list[str] = field(default_factory=list)
+    said: list[str]
     ahead: timedelta = timedelta()
     """So far the store's clock is ahead."""
 
@@ -91,7 +91,7 @@ class RetrainingWorld:
 
     @property
     def context(self) -> RetrainingContext:
-        return retraining_context(self.deployments, "controller@here", self.said.append)
+        return retraining_context(self.deployments, "controller@here")
 
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
@@ -216,7 +216,8 @@ def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
     """MLflow has to be where the folder's models may be registered, ONNXSERVE_HOME somewhere below the folder."""
     settings = load_settings()
     store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
-    world = RetrainingWorld(folder, Deployments(store, settings, lambda line: None))
+    said: list[str] = []
+    world = RetrainingWorld(folder, Deployments(store, settings, said.append), said)
     world.project.mkdir()
     (world.project / "MLproject").write_text(_MLPROJECT)
     (world.project / "train.py").write_text(textwrap.dedent(_TRAIN))

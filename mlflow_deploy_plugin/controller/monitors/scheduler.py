@@ -64,7 +64,6 @@ class MonitorScheduler:
 
     deployments: Deployments
     holder: str
-    say: Callable[[str], None] = lambda line: None
     _: KW_ONLY
     on_alarm: OnAlarm
     at_once: int = AT_ONCE
@@ -85,7 +84,9 @@ class MonitorScheduler:
         """Work until the lease is lost or `over` is set. The next leader takes over the windows being judged then."""
         workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
         evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
-        windows = WindowRunner(self.deployments, evaluator, self.say, self.on_alarm, max_catch_up=self.max_catch_up)
+        windows = WindowRunner(
+            self.deployments, evaluator, self.deployments.progress, self.on_alarm, max_catch_up=self.max_catch_up
+        )
         work = WorkRunner("monitor", self.at_once, _FAILURE_SECONDS, monotonic=self.monotonic)
         self._watched.clear()
         try:
@@ -173,7 +174,7 @@ class MonitorScheduler:
             note = MonitorNote("late_data_failed", f"cannot look for what came late: {error.message}")
             line = f"{key[0]}: monitor {key[1]} {note.text}"
             if self._monitors.state(*key).note != note.text:
-                self.say(line)
+                self.deployments.progress(line)
                 self._monitors.update_state(*key, note=note)
             if watched.late_troubles == MAX_ATTEMPTS:
                 announce(self._store, *key, line)
@@ -186,7 +187,7 @@ class MonitorScheduler:
         """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
         unreadable = {one.name: one.reason for one in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
-            self.say(unreadable[name])
+            self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
         for key in pending.keys() - known:
             if key[0] in unreadable:  # its monitors may be there still
@@ -203,7 +204,7 @@ class MonitorScheduler:
         if watched.last_reason != reason:
             watched.last_reason = reason
             note = MonitorNote("cannot_run", f"cannot be run: {reason}")
-            self.say(f"{key[0]}: monitor {key[1]} {note.text}")
+            self.deployments.progress(f"{key[0]}: monitor {key[1]} {note.text}")
             log_errors(lambda: self._monitors.update_state(*key, note=note))
         watched.troubles += 1
         if watched.troubles == MAX_ATTEMPTS:

@@ -116,13 +116,11 @@ class RetrainingContext:
 
     Attributes:
         actor: stands in the audit trail for what is done.
-        say: takes one line for each change.
     """
 
     deployments: Deployments
     actor: str
     start_rollout: StartRollout
-    say: Callable[[str], None] = lambda line: None
 
     def now(self) -> datetime:
         """Return the time by the store's clock."""
@@ -134,7 +132,7 @@ class RetrainingContext:
         """Write it down. Return None if another process has taken it further meanwhile."""
         written = Retrainings(self.deployments.store).update(replace(changed, waits_for=waits_for), event)
         if written is not None:
-            self.say(retraining_summary(written))
+            self.deployments.progress(retraining_summary(written))
         return written
 
     def event(
