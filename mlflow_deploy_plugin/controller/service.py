@@ -50,15 +50,13 @@ def run_controller(
     def rollouts_at(place: str, servers: str) -> RolloutController:
         actions = RolloutActions(deployments, controller_name(), say)
         waiting = repeat(partial(start_rollouts_at, context, place), _REPEAT_SECONDS)
-        return RolloutController(
-            store, actions, process_name(), place, servers, lease_seconds, say, background=(waiting,)
-        )
+        return RolloutController(store, actions, process_name(), place, servers, lease_seconds, background=(waiting,))
 
     with ThreadPoolExecutor(1, "store") as pool:
         leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)
         leading.add_done_callback(lambda _: ended.set())
         try:
-            run_rollouts(deployments, rollouts_at, ended, say)
+            run_rollouts(deployments, rollouts_at, ended)
         finally:
             ended.set()
         leading.result()

@@ -71,7 +71,7 @@ class RolloutActions:
 
     Attributes:
         actor: stands in the audit trail for what is done.
-        say: takes one line for each move in the registry.
+        say: takes one line for each change.
     """
 
     deployments: Deployments
@@ -176,7 +176,6 @@ class RolloutController:
         holder: the name under which the lease is held.
         actions: change the endpoints; their `actor` stands in the audit trail.
         servers: the words for the place's servers (`reached_places`).
-        say: takes one line for each change.
         background: tasks that run while the lease is held, each in a thread of its own.
     """
 
@@ -186,7 +185,6 @@ class RolloutController:
     place: str
     servers: str = "the servers here"
     lease_seconds: float = LEASE_SECONDS
-    say: Callable[[str], None] = lambda line: None
     monotonic: Callable[[], float] = time.monotonic
     background: Sequence[BackgroundTask] = ()
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
@@ -196,7 +194,7 @@ class RolloutController:
 
         def on_holder(name: str) -> None:
             line = f"{name} takes rollouts of {self.servers} further"
-            self.say(line if name == self.holder else f"waits: {line}")
+            self.actions.say(line if name == self.holder else f"waits: {line}")
 
         name, work = rollouts_lease_name(self.place), partial(self._work, ended=ended)
         work_under_lease(self.store, name, self.holder, self.lease_seconds, work, ended, on_holder, self.monotonic)
@@ -256,7 +254,7 @@ class RolloutController:
         """Write the progress. Return None if the lease is lost, or a person has changed the rollout meanwhile."""
         written = write_progress(self.store, rollout, progress, self.actions.actor, keeper.lease)
         if written is not None and _news(written) != _news(rollout):
-            self.say(rollout_summary(written))
+            self.actions.say(rollout_summary(written))
         return written
 
 
@@ -271,10 +269,7 @@ def write_progress(
 
 
 def run_rollouts(
-    deployments: Deployments,
-    controller_at: Callable[[str, str], RolloutController],
-    ended: threading.Event,
-    say: Callable[[str], None],
+    deployments: Deployments, controller_at: Callable[[str, str], RolloutController], ended: threading.Event
 ) -> None:
     """Run a controller for each place that this process reaches, also for those to come, until `ended` is set.
 
@@ -303,7 +298,7 @@ def run_rollouts(
                     _log.warning("%s", error)
                 else:
                     for line in failures - said:
-                        say(line)
+                        deployments.progress(line)
                     said = failures
                     for place in running.keys() - reached:
                         running[place][1].set()

@@ -45,6 +45,8 @@ class World:
 
     def __init__(self, errors: float = 0, place: str = PLACE) -> None:
         self.place = place
+        self.said: list[str] = []
+        self.say = self.said.append
         self.done: list[str] = []
         self.share: dict[str, int | None] = {}
         self.served: dict[str, str] = {}
@@ -174,12 +176,12 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
 def test_a_step_that_waits_for_requests_is_said_once_and_not_with_each_count(
     store: Store, run: Callable[[RolloutController], threading.Event]
 ) -> None:
-    said = list[str]()
+    world = World()
     begun = begin(store, replace(QUICK, steps=(100,), min_requests=300))
-    run(controller(store, World(), say=said.append))
+    run(controller(store, world))
     wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
 
-    waits = [line for line in said if "has answered" in line]
+    waits = [line for line in world.said if "has answered" in line]
     assert len(waits) == 1
     assert waits[0].endswith("the candidate has answered 100 of the 300 requests that a step needs")
 
@@ -188,18 +190,18 @@ def test_while_one_controller_works_another_does_nothing(
     tmp_path: Path, run: Callable[[RolloutController], threading.Event]
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    stores, worlds, said = (open_store(url), open_store(url)), (World(), World()), list[str]()
+    stores, worlds = (open_store(url), open_store(url)), (World(), World())
     run(controller(stores[0], worlds[0], "one"))
     wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
 
-    second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml", say=said.append))
-    wait_until(lambda: said, SECONDS, "the second has looked")
+    second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml"))
+    wait_until(lambda: worlds[1].said, SECONDS, "the second has looked")
     begun = begin(stores[0])
     wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
     second.set()
 
     assert worlds[1].looks == 0
-    assert said == ["waits: one takes rollouts of onnxserve:/kubernetes/ml further"]
+    assert worlds[1].said == ["waits: one takes rollouts of onnxserve:/kubernetes/ml further"]
     for store in stores:
         store.close()
 
@@ -366,7 +368,7 @@ def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_whe
         view = store.lease(lease)
         return view is not None and view.expires_at > utc_now()
 
-    running = threading.Thread(target=run_rollouts, args=(here, controller_at, ended, print))
+    running = threading.Thread(target=run_rollouts, args=(here, controller_at, ended))
     running.start()
     try:
         wait_until(is_held, SECONDS, "the place is taken")
@@ -403,4 +405,4 @@ def test_what_ended_a_controller_is_raised_also_if_its_place_is_seen_again_meanw
     sound = RolloutController(store, actions, "two", "here")
     controllers = iter([broken, sound])
     with pytest.raises(ArithmeticError):
-        run_rollouts(here, lambda place, servers: next(controllers), ended, print)
+        run_rollouts(here, lambda place, servers: next(controllers), ended)
