@@ -141,6 +141,8 @@ def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Return a message of MLflow or of a model in one line of at most `most` characters, without paths."""
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
+    if text.startswith("Failed to enforce schema of data"):  # and then all of the data, and the whole signature
+        text = text.rpartition("'. Error: ")[2]
     for tail in _TAILS:
         text = text.partition(tail)[0]
     text = " ".join(_PATH.sub("…", text[: 4 * _MAX_CHARACTERS]).split())

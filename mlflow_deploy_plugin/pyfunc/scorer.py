@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _A_DATE = "a date as 2013-07-01T12:30:00"
+_TEXTS = pd.Series([""]).dtype
+"""The dtype of a column of texts: `str` from pandas 3 on, object before."""
 
 
 class NotRepresentable(Exception):
@@ -76,8 +78,8 @@ def to_model_input(
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
-def _read_dates(texts: Array) -> pd.DatetimeIndex:
-    return pd.to_datetime(texts, utc=True, format="ISO8601").tz_localize(None)
+def _read_dates(texts: Array, form: str | None = "ISO8601") -> pd.DatetimeIndex:
+    return pd.to_datetime(texts, utc=True, format=form).tz_localize(None)
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -248,11 +250,12 @@ def _of_pandas(value: Any) -> Array:
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
-    The columns `dates` come as texts.
+    The columns `dates` come as texts. Those of `texts` hold what pandas has for a missing text, alone or among others.
     """
 
-    def __init__(self, model: Any, dates: Sequence[str | int] = ()) -> None:
-        self._model, self._dates = model, dates
+    def __init__(self, model: Any, dates: Sequence[Any] = (), is_csv: bool = False, texts: Sequence[Any] = ()) -> None:
+        self._model, self._dates, self._texts = model, dates, texts
+        self._date_form = "ISO8601" if is_csv else None  # that of the first text, as MLflow reads JSON
         self.metadata = model.metadata
         self.data: Any = None
         self.prediction: Any = None
@@ -260,11 +263,8 @@ class _Recorder:
 
     def predict(self, data: Any, params: Any = None) -> Any:
         self.data = data
-        for name in [date for date in self._dates if date in data]:
-            try:
-                data[name] = _read_dates(data[name].to_numpy())
-            except ValueError:
-                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}") from None
+        if isinstance(data, pd.DataFrame | dict):
+            self._convert_columns(data)
         try:
             self.prediction = self._model.predict(data, params=params)
         except MlflowException:
@@ -273,6 +273,25 @@ class _Recorder:
             self.error = error
             raise RuntimeError from error  # MLflow's server would catch an Exception and hide it
         return self.prediction
+
+    def _convert_columns(self, table: pd.DataFrame | dict[Any, Any]) -> None:
+        for name in [date for date in self._dates if date in table]:
+            column = pd.Series(table[name])
+            if pd.api.types.is_datetime64_any_dtype(column.dtype):  # of Parquet
+                continue
+            expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
+            # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
+            for value in column.dropna():
+                if not isinstance(value, str):
+                    raise MlflowException(f"column {name!r} (datetime) holds {value!r}, {expected}")
+            try:
+                table[name] = _read_dates(column.to_numpy(), self._date_form).to_numpy()
+            except ValueError:
+                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}") from None
+        for name in [text for text in self._texts if isinstance(table, pd.DataFrame) and text in table]:
+            # a column of nothing but null would hold None, where beside other rows the same null is NaN
+            if table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype):
+                table[name] = table[name].astype(_TEXTS)
 
 
 def load_scorer(folder: Path) -> "Scorer":
@@ -298,12 +317,15 @@ class Scorer:
             self._types = dict(zip(named, kinds, strict=True))
             self._names = dict(zip(named, self._schema.input_names(), strict=True))
         self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
-        self._csv_schema = self._schema
-        if self._dates:  # as texts: MLflow's reader of CSV takes no dates
+        # a Python model tests its texts for None
+        is_python = artifact.framework.startswith("pyfunc.")
+        self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string" and not is_python]
+        self._body_schema = self._schema
+        if self._dates:  # as texts: MLflow's reader of CSV takes no dates, that of JSON numbers
             fields = [
                 field | {"type": "string"} if field["type"] == "datetime" else field for field in self._schema.to_dict()
             ]
-            self._csv_schema = Schema.from_json(json.dumps(fields))
+            self._body_schema = Schema.from_json(json.dumps(fields))
         self._has_warned = False
 
     @classmethod
@@ -330,10 +352,9 @@ class Scorer:
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         is_csv = content_type.partition(";")[0].strip() == "text/csv"
-        recorder = _Recorder(self._model, self._dates if is_csv else ())
-        schema = self._csv_schema if is_csv else self._schema
+        recorder = _Recorder(self._model, self._dates, is_csv, self._texts)
         try:
-            answer = scoring_server.invocations(body, content_type, recorder, schema)
+            answer = scoring_server.invocations(body, content_type, recorder, self._body_schema)
         except MlflowException as error:
             raise self._refusal(recorder, error) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
@@ -355,7 +376,7 @@ class Scorer:
 
     def outputs_of(self, data: Any) -> dict[str, Array]:
         """Return named outputs for what the model takes: a frame, arrays, a mapping of them."""
-        recorder = _Recorder(self._model)
+        recorder = _Recorder(self._model, texts=self._texts)
         try:
             return to_outputs(recorder.predict(data))
         except (MlflowException, RuntimeError) as error:

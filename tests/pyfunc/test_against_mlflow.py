@@ -39,6 +39,10 @@ CASES: list[tuple[str, str, str | None, bytes]] = [
     ("inputs by column", "days", JSON, body(inputs={"when": ["2013-07-01"], "name": ["a"]})),
     ("instances", "days", JSON, body(instances=[{"when": "2013-07-01", "name": "a"}])),
     ("no date", "days", JSON, split(DAYS, ["yesterday", "a"])),
+    ("a date of America", "days", JSON, split(DAYS, ["12/31/2013", "a"])),
+    ("no date but null", "days", JSON, split(DAYS, [None, "a"])),
+    ("a number for a date", "days", JSON, split(DAYS, [1372723200000, "a"])),
+    ("dates in Parquet", "days", "application/x-parquet", parquet(when=[pd.Timestamp("2013-07-01")], name=["a"])),
     ("a missing column", "days", JSON, split(["when"], ["2013-07-01"])),
     ("an extra column", "days", JSON, split([*DAYS, "more"], ["2013-07-01", "a", 1])),
     ("a number for a text", "days", JSON, split(DAYS, ["2013-07-01", 5])),
@@ -104,6 +108,7 @@ CASES: list[tuple[str, str, str | None, bytes]] = [
 DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("it crashes", 500, 415): ["no content type"],
     ("its reader of CSV takes no dates", 400, 200): ["dates in CSV"],
+    ("it reads nanoseconds, where pandas writes milliseconds", 200, 400): ["a number for a date"],
 }
 EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 

@@ -1,5 +1,6 @@
 """What the side process adds to MLflow's own answers: arrays for the log, named arrays in and out, refusals."""
 
+import io
 import json
 import logging
 from typing import Any
@@ -38,6 +39,51 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
     assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
     with pytest.raises(RequestRefused, match=r"'when' \(datetime\) .* not a date as 2013-07-01T12:30:00"):
         scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
+
+
+def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
+    """MLflow reads it as nanoseconds, and `DataFrame.to_json()` writes milliseconds: each would be a date of 1970."""
+    table = pd.DataFrame({"when": pd.to_datetime(["2013-07-02"]), "name": ["a"]})
+    expected = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"})).body
+    split = '{"dataframe_split": %s}'
+    as_iso = table.to_json(orient="split", date_format="iso")
+    in_milliseconds = table.assign(when=table["when"].astype("datetime64[ms]").astype("int64"))
+
+    assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
+    with pytest.raises(RequestRefused, match=r"'when' \(datetime\) holds 1372723200000, which is not a date as 2013-"):
+        scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
+    with pytest.raises(RequestRefused, match="'when'"):
+        scorers["days"].invoke(JSON, b'{"inputs": {"when": [1372723200000], "name": ["a"]}}')
+
+
+def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
+    kept = scorers["days"].invoke(JSON, records({"when": "2013-07-02T01:00:00.000Z", "name": "a"})).arrays
+    assert values(kept["feeds"])["when"] == ["2013-07-02T01:00:00"]
+    assert values(kept["outputs"])["day"] == [184]
+
+
+def test_a_missing_text_is_the_same_alone_and_beside_others(scorers: dict[str, Any]) -> None:
+    """The answer to a row does not hang on the rows that a client sends with it."""
+    alone = scorers["cities"].invoke(JSON, records({"city": None})).body
+    beside = scorers["cities"].invoke(JSON, records({"city": None}, {"city": "Bern"})).body
+    as_arrays = scorers["cities"].predict({"city": np.array([None], dtype=object)}).arrays["outputs"]
+
+    assert json.loads(beside)["predictions"] == ["none", "north"]
+    assert json.loads(alone)["predictions"] == ["none"]
+    assert values(as_arrays) == {"prediction": ["none"]}
+
+
+def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    pd.DataFrame({"city": ["Bern", None]}, dtype="category").to_parquet(file)
+    answer = scorers["cities"].invoke("application/vnd.apache.parquet", file.getvalue())
+    assert json.loads(answer.body)["predictions"] == ["north", "none"]
+
+
+def test_what_a_column_lacks_is_said_without_the_data(scorers: dict[str, Any]) -> None:
+    with pytest.raises(RequestRefused) as refusal:
+        scorers["days"].invoke(JSON, records({"name": "a secret"}))
+    assert refusal.value.message == "Model is missing inputs ['when']."
 
 
 def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) -> None:

@@ -90,6 +90,9 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
     from mlflow.models import ModelSignature, infer_signature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
     from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+    from sklearn.tree import DecisionTreeClassifier
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=["a", "b", "c"])
@@ -126,6 +129,15 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
             mlflow.pyfunc.save_model(root / name, python_model=model, signature=signature, pip_requirements=[])
         if only:
             return {name: root / name for name in only}
+        cities = pd.DataFrame({"city": ["Bern", "Bern", "Rom", None, None]})  # NaN, from pandas 3 on
+        lands = make_pipeline(OneHotEncoder(handle_unknown="ignore"), DecisionTreeClassifier())
+        mlflow.sklearn.save_model(
+            lands.fit(cities, ["north", "north", "south", "none", "none"]),
+            root / "cities",
+            signature=infer_signature(cities, np.array(["south"])),
+            serialization_format="cloudpickle",
+            pip_requirements=[],
+        )
         knn = KNeighborsClassifier(3).fit(table, labels)
         mlflow.sklearn.save_model(
             knn,
@@ -135,4 +147,4 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
             serialization_format="cloudpickle",
             pip_requirements=[],
         )
-    return {name: root / name for name in [*models, "knn"]}
+    return {name: root / name for name in [*models, "cities", "knn"]}
