@@ -34,6 +34,12 @@ _OFFSETS: dict[str, np.dtype[Any]] = {
 }
 _LISTS = frozenset({"list", "large_list", "fixed_size_list"})
 _TEXTS = frozenset({"string", "large_string", "string_view"})
+_DATES: dict[str, np.dtype[Any]] = {
+    "date32[day]": np.dtype("<i4"),
+    "date64[ms]": np.dtype("<i8"),
+    **dict.fromkeys(("timestamp[s]", "timestamp[ms]", "timestamp[us]", "timestamp[ns]"), np.dtype("<i8")),
+}
+"""The dtypes of dates and times, in the unit in the brackets."""
 
 
 class UnsupportedColumn(Exception):
@@ -80,7 +86,8 @@ def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
     if name.startswith("dictionary<"):
         name = str(inner.value_type)
     is_number = name in _NUMBERS or name == "bool" or name.startswith("decimal")
-    if name != "null" and (name not in _TEXTS if dtype == "str" else not is_number):
+    is_text = name in _TEXTS or _without_zone(name) in _DATES
+    if name != "null" and not (is_text if dtype == "str" else is_number):
         expected = "strings are" if dtype == "str" else "true or false is" if dtype == "bool" else "numbers are"
         raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
 
@@ -88,16 +95,17 @@ def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
 def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     """Return the values of an Arrow array of N: [N], of lists of equal length [N, length, …].
 
-    Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nulls only. A decimal is
-    the float64 nearest to it, or an int64 if its type has no decimal places and all fit.
+    Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nulls only. Dates and
+    times are strings as in JSON, those with a zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal is the float64 nearest
+    to it, or an int64 if its type has no decimal places and all fit.
 
     Args:
         limit: how many values there may be.
         budget: the characters of this array's dictionaries are taken from it.
 
     Raises:
-        UnsupportedColumn: another type than numbers, booleans, strings, lists of numbers, dictionaries of those; a null
-            boolean, a null within a list, lists of different lengths.
+        UnsupportedColumn: another type than numbers, booleans, strings, dates, lists of numbers, dictionaries of those;
+            a null boolean, a null within a list, lists of different lengths.
         InvalidRequest: there are more values, or the buffers contradict each other.
         BodyTooLarge: the strings of dictionaries take more than is left in the budget.
     """
@@ -124,8 +132,8 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
         # by their digits: Arrow's own cast is off by a bit in a third
         return to_numpy(array.cast("string").cast("float64"), limit, budget)
     kind = name.partition("<")[0]
-    if kind in ("string", "large_string"):
-        return _strings(array)
+    if kind in ("string", "large_string") or _without_zone(name) in _DATES:
+        return _strings(array) if kind in _OFFSETS else _dates(array)
     if kind == "dictionary":
         return _dictionary(array, limit, budget)
     if kind in _LISTS:
@@ -174,6 +182,21 @@ def _view(buffer: Any, dtype: np.dtype[Any], offset: int, count: int) -> Array:
 
 def _null_boolean(valid: Array) -> UnsupportedColumn:
     return UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
+
+
+def _without_zone(name: str) -> str:
+    return f"{name.partition(',')[0]}]" if ", tz=" in name else name
+
+
+def _dates(array: Any) -> Array:
+    name = str(array.type)
+    kind = _without_zone(name)
+    unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
+    dates = _view(array.buffers()[1], _DATES[kind], array.offset, len(array)).astype(f"M8[{unit}]")
+    texts = np.datetime_as_string(dates, timezone="UTC" if ", tz=" in name else "naive").astype(object)
+    if (valid := _valid(array)) is not None:
+        texts[~valid] = None
+    return texts
 
 
 def _strings(array: Any) -> Array:

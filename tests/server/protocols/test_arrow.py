@@ -1,5 +1,6 @@
 """Arrow and Parquet bodies ↔ arrays: every type there and back, and the cost of hostile bodies."""
 
+import datetime as dt
 import gc
 import struct
 import time
@@ -27,6 +28,7 @@ from mlflow_deploy_plugin.runtime import (
     compile_schema,
     sent_arrays,
 )
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import FrameSchema
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.server.protocols.arrow_columns import check_type
 
@@ -107,6 +109,37 @@ def test_a_table_comes_as_it_was(media: str, rows: list[Any], is_dictionary: boo
     np.testing.assert_array_equal(feeds["distance"].ravel(), np.array(columns[1]))
     assert feeds["hour"].ravel().tolist() == columns[2]
     assert feeds["late"].ravel().tolist() == columns[3]
+
+
+MOMENTS = [dt.datetime(2013, 7, 1, 12, 30, 5), None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (pa.date32(), "2013-07-01"),
+        (pa.date64(), "2013-07-01T00:00:00.000"),
+        (pa.timestamp("s"), "2013-07-01T12:30:05"),
+        (pa.timestamp("us"), "2013-07-01T12:30:05.000000"),
+        (pa.timestamp("ns"), "2013-07-01T12:30:05.000000000"),
+        (pa.timestamp("ms", "Europe/Zurich"), "2013-07-01T12:30:05.000Z"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
+def test_dates_are_texts_as_in_json(kind: pa.DataType, text: str, media: str) -> None:
+    """A model whose columns are dates takes texts; pandas writes times."""
+    table = pa.table({"x": pa.array([*MOMENTS, MOMENTS[0]], kind)}).slice(1)
+    columns = (Column("x", "string"),)
+    schema = FrameSchema(columns, (), (Input("x", "str", (-1,), ("x",)),))
+    assert arrow.decode(media, WRITERS[media](table), schema, LIMIT)["x"].tolist() == [None, text]
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**62])
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_a_time_beyond_all_years_does_no_harm(number: int, unit: str) -> None:
+    table = pa.table({"x": pa.array([number]).cast(pa.timestamp(unit))})
+    assert arrow.decode(arrow.STREAM, stream(table), schema_of(x="string"), LIMIT)["x"].shape[0] == 1
 
 
 DICTIONARY_OF_BOOLEANS = pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array([True]))
