@@ -65,7 +65,7 @@ def load_folder(folder: Path, shown: str) -> Original:
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
     loader = str(pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"))
     if not names or not loader.startswith(f"mlflow.{names[0]}"):
-        what = "a Python class" if loader == "mlflow.pyfunc.model" else f"Python code, loaded by {loader}"
+        what = "a Python class" if loader.startswith("mlflow.pyfunc.") else f"Python code, loaded by {loader},"
         raise ConversionError(
             f"{shown} cannot be converted to ONNX: it is {what} of its author; it is served as pyfunc as it stands"
         )

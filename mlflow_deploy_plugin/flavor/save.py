@@ -242,7 +242,7 @@ def _log_as_pyfunc(
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
     _logger.warning(
         '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
-        error.message.partition("\n")[0].rstrip(".;:"),
+        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
         flavor,
     )
     module = import_module(f"mlflow.{flavor}")

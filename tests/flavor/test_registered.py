@@ -204,6 +204,14 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     match kind:
         case "python":
             mlflow.pyfunc.save_model(folder, python_model=Doubled(), input_example=table, pip_requirements=[])
+        case "code":
+            code = folder.with_suffix(".py")
+            code.write_text(
+                "from mlflow.models import set_model\nfrom mlflow.pyfunc import PythonModel\n\n"
+                "class Same(PythonModel):\n    def predict(self, context, model_input, params=None):\n"
+                "        return model_input\n\nset_model(Same())\n"
+            )
+            mlflow.pyfunc.save_model(folder, python_model=str(code), input_example=table, pip_requirements=[])
         case "step":
             steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(table, table.a > 0)
             mlflow.sklearn.save_model(
@@ -244,6 +252,7 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     ("kind", "error", "message"),
     [
         ("python", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
+        ("code", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
         ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ is served as"),
         ("method", ConversionError, "it answers by 'predict_log_proba'; an ONNX form answers by"),
         (

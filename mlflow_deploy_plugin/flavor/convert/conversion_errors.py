@@ -92,7 +92,7 @@ def explain_failure(error: BaseException, model: Any) -> str:
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
-    reason = plain_reason(str(cause)) or type(cause).__name__
+    reason = plain_reason(str(cause)) or f"its converter gives up with {type(cause).__name__}"
     if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in _REASONS.values():
         reason = f"its converter does not know this form of it ({type(cause).__name__}: {reason})"
     place = ""

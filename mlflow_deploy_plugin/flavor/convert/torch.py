@@ -73,7 +73,7 @@ def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedMod
         if unknown := [name for name in batch if name not in names]:
             raise InvalidConfig(
                 f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
-                f"it has {', '.join(parameters)}"
+                f"it has {', '.join(parameters)}; a graph takes an array for each, and no mapping or list of them"
             )
     original = original_model(model)
     with _eval_mode(model):
@@ -226,7 +226,9 @@ def by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
     elif answer is None:
         return {}
     else:
-        raise ConversionError(f"the module's forward answers a {type(answer).__name__}, which is not a tensor")
+        kind = type(answer).__name__
+        way = "; model.config.use_cache = False leaves it out" if kind.endswith("Cache") else ""  # of transformers
+        raise ConversionError(f"the module's forward answers a {kind}, which is not a tensor{way}")
     return {key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, part_name).items()}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import coo_array, csr_matrix
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.dummy import DummyClassifier
@@ -186,6 +187,24 @@ def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarr
 def test_a_model_that_is_not_fitted_is_said(model: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(InvalidConfig, match="is not fitted: call its fit before it is logged"):
         wrap(model, matrix[0])
+
+
+class Mean(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    def fit(self, rows: Any, target: Any) -> Any:
+        self.learned = np.mean(target)
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        return np.full(len(rows), self.learned)
+
+
+def test_an_estimator_that_answers_is_fitted_whatever_it_calls_what_it_learned(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
+    with pytest.raises(ConversionError, match=r"there is no converter for \S+Mean"):
+        wrap(Mean().fit(*matrix), matrix[0])
+    with pytest.raises(InvalidConfig, match="the Mean is not fitted"):
+        wrap(Mean(), matrix[0])
 
 
 def test_example_is_needed(matrix: tuple[np.ndarray, np.ndarray]) -> None:

@@ -164,8 +164,20 @@ def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
 
 
 def test_unknown_input_is_named() -> None:
-    with pytest.raises(InvalidConfig, match="forward has no parameter 'image'; it has ids, dense"):
+    with pytest.raises(InvalidConfig, match="no parameter 'image'; it has ids, dense; a graph takes an array for each"):
         wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
+
+
+def test_what_no_graph_answers_is_said_with_the_way_round() -> None:
+    class DynamicCache:
+        pass
+
+    class Decoder(torch.nn.Linear):
+        def forward(self, rows: Any) -> Any:
+            return {"logits": super().forward(rows), "past_key_values": DynamicCache()}
+
+    with pytest.raises(ConversionError, match=r"a DynamicCache, .*; model.config.use_cache = False leaves it out"):
+        wrap(Decoder(3, 2), torch.randn(4, 3))
 
 
 def test_example_of_the_wrong_shape_is_said() -> None:

@@ -13,6 +13,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -130,11 +131,8 @@ def forms(
         ConversionError: the model has no `predict`.
     """
     model = boosters.as_estimator(model)
-    try:
-        if not isinstance(model, boosters.NativeBooster):
-            check_is_fitted(model)
-    except NotFittedError:
-        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged") from None
+    if not isinstance(model, boosters.NativeBooster) and not _is_fitted(model, batch):
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged")
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
     if not hasattr(model, "predict"):
@@ -161,6 +159,17 @@ def forms(
         partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
         for one in precisions
     ]
+
+
+def _is_fitted(model: Any, batch: Any) -> bool:
+    """Return True for a fitted estimator, also of a library that names what it learns in its own way (NGBoost)."""
+    with suppress(NotFittedError):
+        check_is_fitted(model)
+        return True
+    with suppress(Exception):  # of a model that is not fitted, about anything
+        model.predict(estimator_input(model, batches.take_rows(batch, _HEAD)))
+        return True
+    return False
 
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:

@@ -139,7 +139,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         raise AttributeError(f".{name}, which has no form in a graph")
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("a function that wants the numbers themselves")
+        raise NotImplementedError("a call that reads the numbers, as numpy.asarray and float do")
 
     def __bool__(self) -> bool:
         raise NotImplementedError("an `if`, `and` or `or` on values; numpy.where decides for each row")

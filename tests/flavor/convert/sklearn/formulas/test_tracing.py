@@ -65,7 +65,7 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: x[:, np.argmax(x, axis=1)], "picking by computed positions"),
     (lambda x: x.reshape(200, 3), "reshape to a number of rows"),
     (lambda x: x * np.ones(len(x))[:, None], "the number of rows"),
-    (np.asarray, "a function that wants the numbers themselves"),
+    (np.asarray, "a call that reads the numbers, as numpy.asarray and float do"),
     (lambda x: np.add(x, 1, where=[True, False, True]), "numpy.add with __call__ or options"),
     (lambda x: x.astype(np.complex128), "numbers of the type complex128"),
     (lambda x: np.linalg.norm(x, ord=1, axis=1), "numpy.linalg.norm with ord=1"),
