@@ -35,11 +35,29 @@ Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 
 
 def as_pandas(data: Any) -> Any:
-    """Return a table of polars or Arrow as pandas' own, with sparse columns made dense, everything else as it is."""
+    """Return a table of polars or Arrow as pandas' own, everything else as it is.
+
+    Sparse columns become dense, and decimals, as a database has them, numbers: requests carry neither.
+    """
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if isinstance(data, pd.DataFrame) and any(isinstance(dtype, pd.SparseDtype) for dtype in data.dtypes):
-        return data.apply(lambda column: column.sparse.to_dense() if hasattr(column, "sparse") else column)
+    if isinstance(data, pd.DataFrame) and any(_is_sparse(column) or _is_decimal(column) for _, column in data.items()):
+        return data.apply(_plain_column)
     return data
+
+
+def _plain_column(column: Any) -> Any:
+    if _is_decimal(column):
+        return pd.to_numeric(column.astype(object))
+    return column.sparse.to_dense() if _is_sparse(column) else column
+
+
+def _is_sparse(column: "pd.Series[Any]") -> bool:
+    return isinstance(column.dtype, pd.SparseDtype)
+
+
+def _is_decimal(column: "pd.Series[Any]") -> bool:
+    is_object = pd.api.types.is_object_dtype(column.dtype)
+    return str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal")
 
 
 def read_batch(data: Any) -> Batch:
@@ -141,9 +159,11 @@ def column_type(series: "pd.Series[Any]") -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
+    values = next((f" (it holds values of {type(one).__name__})" for one in present if not isinstance(one, str)), "")
     raise ConversionError(
-        f"column {str(series.name)!r} has the type {dtype}, which an ONNX model cannot take: it takes numbers, "
-        "booleans and strings, and needs no column that the model does not read"
+        f"column {str(series.name)!r} has the type {dtype}{values if types.is_object_dtype(dtype) else ''}, "
+        "which an ONNX model cannot take: it takes numbers, booleans and strings, and needs no column that the model "
+        "does not read"
     )
 
 

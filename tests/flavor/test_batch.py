@@ -1,8 +1,11 @@
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema, TensorSpec
@@ -35,6 +38,21 @@ def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column
 def test_a_column_of_times_is_refused_by_its_name() -> None:
     with pytest.raises(ConversionError, match="column 'when' has the type datetime64"):
         batches.columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
+
+
+def test_what_a_column_of_objects_holds_is_said() -> None:
+    with pytest.raises(ConversionError, match=r"'when' has the type object \(it holds values of date\), which"):
+        batches.columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
+
+
+@pytest.mark.parametrize("dtype", [object, pd.ArrowDtype(pa.decimal128(5, 2))], ids=str)
+def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
+    table = pd.DataFrame({"price": pd.Series([Decimal("1.5"), None], dtype=dtype), "city": ["a", None]})
+
+    read = batches.as_pandas(table)
+
+    assert [column.type for column in batches.columns_of(read)] == ["double", "string"]
+    np.testing.assert_array_equal(read["price"], [1.5, np.nan])
 
 
 @pytest.mark.parametrize("batch", [pd.DataFrame({"a": range(5)}), {"a": np.arange(5)}])
