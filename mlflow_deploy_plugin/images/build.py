@@ -29,6 +29,7 @@ class ImagePlan:
         server_image: the image to build on.
         server: its context, from which it is built if it is not here; None for one that was named.
         options: of that build.
+        platform: the options that name the platform of both builds.
         model: the context of the model's image.
         resolved: the version that is baked in, or the one that is followed now.
     """
@@ -36,6 +37,7 @@ class ImagePlan:
     server_image: str
     server: BuildContext | None
     options: tuple[str, ...]
+    platform: tuple[str, ...]
     model: BuildContext
     resolved: ResolvedModel
 
@@ -46,6 +48,7 @@ class BuiltImage:
 
     name: str
     id: str
+    platform: str
     size: int
     labels: Mapping[str, str]
 
@@ -58,6 +61,7 @@ def planned_image(
     follow: bool = False,
     base_image: str | None = None,
     server_image: str | None = None,
+    platform: str | None = None,
 ) -> Iterator[ImagePlan]:
     """Resolve the model, fetch it unless it is followed, and yield what is to be built; its files go at the end.
 
@@ -67,6 +71,7 @@ def planned_image(
         follow: leave the model out; the server follows `model_uri` when it runs.
         base_image: with Python 3.11 or newer, for the server's image; None: python:3.11-slim-bookworm.
         server_image: a server's image that there is, instead of one built from this installation.
+        platform: as of `docker build`, e.g. linux/amd64; None: that of the engine.
 
     Raises:
         InvalidConfig: the options do not go together, or `follow` is asked of what cannot move.
@@ -85,7 +90,7 @@ def planned_image(
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
         # its name says what is in it, so that the same inputs find it and a new version of onnxserve never mixes in
-        digest = sha256(f"{server.digest} {base}".encode()).hexdigest()
+        digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
         options = ("--target", target, "--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"VERSION={__version__}")
@@ -106,7 +111,8 @@ def planned_image(
                 note = {"model_name": resolved.name, "model_version": resolved.version}
                 (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)
-        yield ImagePlan(server_image, server, options, context, resolved)
+        on_platform = ("--platform", platform) if platform else ()
+        yield ImagePlan(server_image, server, options, on_platform, context, resolved)
 
 
 def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:
@@ -122,11 +128,13 @@ def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool
         NotInstalled: there is no docker command.
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
-        build(plan.server, plan.server_image, report, (*plan.options, *(["--pull"] if pull else [])))
-    fields = build(plan.model, name, report)
+        pulling = ("--pull",) if pull else ()
+        build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
+    fields = build(plan.model, name, report, plan.platform)
     if not any(one.startswith("ONNXSERVE_HOME=") for one in fields["Config"]["Env"] or ()):
         raise InvalidConfig(f"the image {name} cannot serve: {plan.server_image} is none of onnxserve's images")
-    return BuiltImage(name, fields["Id"], fields["Size"], fields["Config"]["Labels"])
+    platform = f"{fields['Os']}/{fields['Architecture']}"
+    return BuiltImage(name, fields["Id"], platform, fields["Size"], fields["Config"]["Labels"])
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:

@@ -25,6 +25,17 @@ def test_a_dry_run_prints_both_contexts(model: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("is_option", [True, False])
+def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_variable(
+    model: Path, is_option: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_option:
+        monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/amd64")
+    option = ["--platform", "linux/amd64"] if is_option else []
+    done = CliRunner().invoke(main, ["build-docker", "-m", str(model), "--dry-run", *option])
+    assert done.stdout.splitlines()[0].endswith(" --platform linux/amd64")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -43,7 +43,7 @@ def test_an_image_says_what_it_holds(image: str, tag: str, model_folder: Path, t
     fields = image_fields(tag)
     assert fields is not None
     assert done.stdout.startswith(f"{tag}: model, ")
-    assert f"{fields['Id']} on {image}\n" in done.stdout
+    assert f" MB for linux/{fields['Architecture']}, {fields['Id']} on {image}\n" in done.stdout
     assert fields["Config"]["Labels"]["onnxserve.model"] == str(model_folder)
     assert fields["Config"]["User"] == "10001"
     assert json.loads(sbom.read_bytes())["bomFormat"] == "CycloneDX"

@@ -65,7 +65,10 @@ def test_another_base_is_another_server_image(tmp_path: Path) -> None:
         with planned_image(model, base_image=base, device=device) as plan:
             names.add(plan.server_image)
             assert plan.options[:2] == ("--target", target)
-    assert len(names) == 3
+    with planned_image(model, platform="linux/arm64") as plan:
+        names.add(plan.server_image)
+        assert plan.platform == ("--platform", "linux/arm64")
+    assert len(names) == 4
 
 
 def test_a_model_without_an_onnx_form_is_refused(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def error_line(lines: list[str]) -> str:
     before stands in its place.
     """
     said = _best_line(lines, (*_ERRORS, r"."))
+    if said.endswith("exec format error"):  # the kernel's, as a container engine passes it on
+        return "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)"
     if said.endswith(_SEE_LOG) and (why := _best_line([one for one in lines if said not in one], _OF_CHILDREN)):
         return f"{said.removesuffix(_SEE_LOG)}: {why}"
     return said

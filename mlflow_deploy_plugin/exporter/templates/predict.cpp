@@ -3,7 +3,7 @@
 //   g++ -std=c++17 -I ONNXRUNTIME/include predict.cpp -L ONNXRUNTIME/lib -lonnxruntime -o predict
 //   ./predict ../$graph
 //
-// ONNXRUNTIME is an unpacked onnxruntime-linux-x64-VERSION.tgz of https://github.com/microsoft/onnxruntime/releases
+// ONNXRUNTIME is an unpacked onnxruntime-linux-x64-VERSION.tgz (linux-aarch64, osx-arm64) of https://github.com/microsoft/onnxruntime/releases
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdint>

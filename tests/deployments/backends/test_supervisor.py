@@ -101,6 +101,10 @@ def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: py
         ),
         ("INFO x\nError: gunicorn was killed; the log says why\n", "gunicorn was killed; the log says why"),
         ("Killed\n\n", "Killed"),
+        (
+            "exec /opt/onnxserve/bin/onnxserve: exec format error\n",
+            "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)",
+        ),
         ("", ""),
         (None, ""),
     ],
