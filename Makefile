@@ -8,7 +8,7 @@
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a link that leads nowhere
 # make helm           the program helm, from PyPI, for the tests of the chart
-# make lint           ruff, formatting, strict types, the import rule, the figures of the structure
+# make lint           ruff, formatting, strict types (on macOS, too), the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
 # Each does all its set-up from a fresh clone with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 each works in
 # an environment of that version's own, .venv-3.13.
@@ -23,7 +23,8 @@ VENV := .venv$(if $(ASKED),-$(VERSION))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 comma := ,
-TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# macOS has no other build than that for CPUs
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(shell uname)),+cpu)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
@@ -41,8 +42,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@echo "  torch $(TORCH), its CPU build"
 	@$(BIN)/python -c 'import torch' 2>/dev/null \
-		|| $(PIP) install -qq -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null \
-		|| $(PIP) install -qq -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu' 2>/dev/null \
+		|| $(PIP) install -qq -c constraints.txt 'torch==$(TORCH)' 2>/dev/null \
+		|| $(PIP) install -qq -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' 2>/dev/null \
 		|| echo "  torch is left out: no CPU build for Python $(VERSION) is found; torch models cannot be wrapped here, and their tests skip"
 	@echo "  the package and what it needs, in the versions of constraints.txt"
 	@torch=$$($(BIN)/python -c 'import torch' 2>/dev/null && echo ,torch); \
@@ -92,6 +93,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin mlflow_deploy_plugin
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.structure
 

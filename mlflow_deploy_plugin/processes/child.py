@@ -7,22 +7,21 @@ so that the child can be ended with everything that it has started. It learns of
   way, and needs the GIL in the child.
 - The kernel sends it a signal (`die_with_parent`). PR_SET_PDEATHSIG belongs to the *thread* that started the child: if
   that thread ends, the child dies, though the parent's process lives on. Use it only if the thread lives as long as the
-  child is wanted.
+  child is wanted. Where the kernel cannot (macOS), a small process watches the parent.
 
 `SupervisedChildren` are those of a process with one thread that waits for signals and reaps everything itself. The
 workers of a gunicorn that was killed fall to it, in a container or not (PR_SET_CHILD_SUBREAPER), and are known by their
-process group. A `Child` reaps itself, and cannot be used beside them.
+process group; on macOS process 1 reaps them. A `Child` reaps itself, and cannot be used beside them.
 """
 
 import contextlib
 import ctypes
-import math
 import os
 import queue
 import select
 import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +33,14 @@ from typing import IO, TypeVar
 from mlflow_deploy_plugin.errors import CommandFailed
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_SIGNALFD_BYTES = 128
-_LONGEST_POLL_SECONDS = 0.05
+_WATCH_SECONDS = 1.0
+_MOST_FILES = 65536
 _STABLE_SECONDS = 60.0
 """A child that has run for longer is not one that crashes again and again."""
 _LONGEST_RESTART_SECONDS = 30.0
-_libc = ctypes.CDLL(None, use_errno=True)
+_FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
+"""Without it macOS kills what a child forks (gunicorn's workers) as soon as a library in it uses Objective-C."""
+_prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
@@ -49,7 +50,8 @@ Output = int | IO[bytes] | None
 class Child:
     """A process of `command` that leads a process group of its own. Any thread may call its methods.
 
-    Its group is signalled only until it has been reaped: afterwards its id may belong to a stranger.
+    Its group is signalled for the last time as it is reaped: no process gets the id of a group that still has members
+    (fork(2)), but later the id may belong to a stranger.
 
     Args:
         environment: all of its variables; None: those of the parent.
@@ -105,23 +107,14 @@ class Child:
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Return the exit status, or None if the child still runs after so many seconds (None: wait for its end)."""
-        deadline = math.inf if seconds is None else time.monotonic() + seconds
-        # not reaped here, so that its id still belongs to it
-        options = os.WEXITED | os.WNOWAIT | (0 if seconds is None else os.WNOHANG)
-        pause = 0.001
-        with contextlib.suppress(ChildProcessError):  # another thread has reaped it
-            while os.waitid(os.P_PID, self.pid, options) is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
         with self._lock:
-            if self.exit_status is None:
+            if self.exit_status is None and self._process.returncode is not None:
                 if self._kills_group:
                     signal_group(self.pid, signal.SIGKILL)
-                self.exit_status = self._process.wait()
-        return self.exit_status
+                self.exit_status = self._process.returncode
+            return self.exit_status
 
     def detach(self) -> int:
         """Leave the child to itself: it outlives this object, which must not be used any more. Return its id."""
@@ -142,7 +135,7 @@ def signal_group(leader: int, number: int) -> bool:
     """Send a signal to a process group; 0 is sent to nobody. Return False if nothing of the group is left."""
     try:
         os.killpg(leader, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # the latter is macOS's word for a group of zombies
         return False
     return True
 
@@ -212,14 +205,39 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Let the kernel send this process a signal when the thread that started it ends.
+    """Let this process get a signal when the thread that started it ends; on macOS, when its parent does.
 
     Args:
         parent: the parent's process id, if it is known; the process exits at once if that has ended already.
     """
-    _libc.prctl(_PR_SET_PDEATHSIG, number)
+    if _prctl is None:
+        _signal_after(os.getppid() if parent is None else parent, number)
+    else:
+        _prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def _signal_after(parent: int, number: int) -> None:
+    """Fork a process that sends this one a signal when the parent has ended. It ends with either.
+
+    No thread does it: gunicorn's master must have none when it forks, and a command that is started has not our code.
+    """
+    import psutil  # only where the kernel does not do it
+
+    watched = os.getpid()
+    if os.fork():
+        return
+    try:
+        os.setpgid(0, 0)  # it is none of the group that is waited for
+        os.closerange(0, _MOST_FILES)  # nor does it keep a pipe open
+        # a parent that nobody has reaped still has its id, but no children
+        while psutil.Process(watched).ppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        if os.getppid() == watched:
+            os.kill(watched, number)
+    finally:
+        os._exit(0)
 
 
 def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Request]:
@@ -247,34 +265,30 @@ def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Reques
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Block the signals that a supervisor waits for. Yield what waits for one: at most so many seconds, else None.
+    """Keep the signals that a supervisor waits for. Yield what waits for one: at most so many seconds, else None.
 
-    SIGHUP is left alone if it is ignored (nohup): a blocked signal would come through.
-
-    `signal.sigtimedwait` does not do: a process that was stopped (SIGSTOP) for longer than it waits gets a signal that
-    nobody has sent, made of whatever lies in memory (CPython 3.11 to 3.14).
+    Call it in the main thread. SIGHUP is left alone if it is ignored (nohup).
 
     Raises:
         OSError: this process has as many files open as it may.
     """
     ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     numbers = {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
-    mask = (ctypes.c_uint64 * 16)(sum(1 << (number - 1) for number in numbers))
-    descriptor = _libc.signalfd(-1, mask, os.O_CLOEXEC)
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.setblocking(False)
 
-    def wait(seconds: float) -> int | None:
-        if not select.select([descriptor], [], [], seconds)[0]:
-            return None
-        return int.from_bytes(os.read(descriptor, _SIGNALFD_BYTES)[:4], sys.byteorder)
+        def wait(seconds: float) -> int | None:
+            return receiver.recv(1)[0] if select.select([receiver], [], [], seconds)[0] else None
 
-    try:
-        yield wait
-    finally:
-        os.close(descriptor)
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        before = signal.set_wakeup_fd(sender.fileno())  # gets the number of each signal that has a handler
+        handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        try:
+            yield wait
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
 
 
 def end_on_signals(ended: threading.Event) -> None:
@@ -296,8 +310,9 @@ def end_on_signals(ended: threading.Event) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of whatever its children leave behind."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    """Make this process the parent of whatever its children leave behind; on macOS they stay with process 1."""
+    if _prctl is not None:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 @dataclass
@@ -322,17 +337,12 @@ class SupervisedChildren:
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
         """Start `command`, which inherits the descriptors. It gets SIGTERM when this process dies, even by SIGKILL."""
-        supervisor = os.getpid()
-
-        def prepare() -> None:
-            die_with_parent(signal.SIGTERM, supervisor)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-
         process = subprocess.Popen(
             command,
+            env={**_FORKING, **os.environ},
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its children in order
-            preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
             stdin=subprocess.DEVNULL,
         )
         process.returncode = 0  # reaped by `reap`, not by Popen

@@ -112,7 +112,7 @@ def available_cores() -> int:
 
     They are limited by its affinity and by the quotas of its cgroups, which ONNX Runtime itself ignores.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
             if (folder / "cpu.max").exists():

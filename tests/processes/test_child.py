@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.processes import (
     signal_group,
     signal_process,
 )
+from tests.support.macos import MACOS
 from tests.support.waiting import is_gone, wait_until
 
 SLEEP = "import time; time.sleep(600)"
@@ -67,6 +68,14 @@ while not ended.wait(0.0001): pass
 os._exit(7)  # the interpreter's own end takes the handlers away
 """
 New = Callable[..., Child]
+
+
+@pytest.fixture(params=["linux", "macos"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The system that the processes of a test believe to be on."""
+    if request.param == "macos":
+        monkeypatch.setenv("PYTHONPATH", str(MACOS))
+    return str(request.param)
 
 
 @pytest.fixture
@@ -152,7 +161,7 @@ def test_one_that_cannot_be_started_raises() -> None:
 
 @pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_its_parent(code: str, number: signal.Signals) -> None:
+def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None
@@ -253,14 +262,14 @@ def wait(child):
 """
 
 
-def run(script: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script], capture_output=True, text=True, timeout=60, check=True
-    )
+def run(script: str, status: int = 0) -> list[str]:
+    command = [sys.executable, "-c", PRELUDE + script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == status
     return done.stdout.split()
 
 
-def test_how_a_child_ended_is_known() -> None:
+def test_how_a_child_ended_is_known(system: str) -> None:
     assert run("""
 print(wait(children.start([sys.executable, "-c", "raise SystemExit(3)"])))
 child = children.start(["sleep", "60"])
@@ -271,11 +280,35 @@ print(signal_group(child.pid, signal.SIGKILL))
 """) == ["3", "-15", "False"]
 
 
-def test_a_child_takes_signals_although_its_parent_waits_for_them() -> None:
+def test_a_child_takes_signals_although_its_parent_waits_for_them(system: str) -> None:
     assert run("""
 code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())"
 wait(children.start([sys.executable, "-c", code]))
 """) == ["True"]
+
+
+def test_supervised_children_end_with_their_parent(system: str) -> None:
+    pids = run(
+        """
+for _ in range(2):
+    print(children.start(["sleep", "600"]).pid)
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        status=-signal.SIGKILL,
+    )
+    wait_until(lambda: all(is_gone(int(pid)) for pid in pids), what="the end of the children")
+    assert len(pids) == 2
+
+
+def test_killing_one_that_has_ended_and_was_not_waited_for_does_nothing(system: str) -> None:
+    assert run("""
+from mlflow_deploy_plugin.processes import Child
+child = Child(["true"])
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT) if hasattr(os, "waitid") else time.sleep(1)
+child.kill()
+print(child.wait())
+""") == ["0"]
 
 
 def test_an_orphan_that_falls_to_the_supervisor_is_reaped() -> None:

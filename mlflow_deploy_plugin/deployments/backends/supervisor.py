@@ -71,14 +71,14 @@ def find(state_dir: Path) -> int | None:
     """Return the process id of the living supervisor of this state folder, by a look at every process.
 
     A supervisor that has just been started has not written its id down yet, and the process that started it may be
-    gone.
+    gone. It leads its session; what it has forked has its command line, too, until it runs a program of its own.
     """
     last_arguments = command(state_dir)[-2:]
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[-2:] == last_arguments:
+            if process.cmdline()[-2:] == last_arguments and os.getsid(process.pid) == process.pid:
                 return int(process.pid)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
     return None
 

@@ -141,12 +141,14 @@ class MmapCounters:
         return slot
 
     def _grow(self) -> None:
-        """Allocate more of the file now: writing to a page that is not there would end the worker (SIGBUS).
+        """Write more of the file now: a page that finds no room later would end the worker (SIGBUS).
 
         An earlier mapping that a thread still writes to is the same memory.
         """
-        os.posix_fallocate(self._file, self._size, _STEP_BYTES)
-        self._size += _STEP_BYTES
+        size = self._size + _STEP_BYTES
+        with open(self._file, "ab", closefd=False) as end:  # posix_fallocate(3) does it, too, but not on macOS
+            end.write(bytes(size - end.tell()))
+        self._size = size
         self._bytes = memoryview(mmap.mmap(self._file, self._size))
         self.cells = self._bytes.cast("d")
 

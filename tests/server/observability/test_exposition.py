@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from mlflow_deploy_plugin.server.observability import exposition
 from mlflow_deploy_plugin.server.observability.exposition import (
     COUNTED,
     CaptureCounters,
@@ -194,10 +195,10 @@ def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
 def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tally = MmapCounters(tmp_path / "counts_1.db")
 
-    def full(*_: int) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(exposition, "open", full, raising=False)
     for number in range(2000):
         tally.cells[tally.slot(HELP, {"n": str(number)})] += 1
         histogram = tally.slot(SECONDS, {"n": str(number)})

@@ -1,0 +1,140 @@
+"""The way of a data scientist on a Mac, simulated (`tests/support/macos`): wrap, judge, ship, and try the server."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from mlflow_deploy_plugin.statedir import SERVER, ServerState, read_state
+from tests.support.macos import MACOS
+from tests.support.waiting import free_port, is_gone, wait_until
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+LOGS_TWO_MODELS = """
+import sys
+assert sys.platform == "darwin"
+import mlflow
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+
+import mlflow_deploy_plugin as onnxserve
+
+X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+model = LogisticRegression(max_iter=5000).fit(X, y)
+onnxserve.log_model(model, name="model", input_example=X, registered_model_name="cancer")
+assert onnxserve.load_model("models:/cancer/1") is not None
+with mlflow.start_run():
+    mlflow.sklearn.log_model(model, name="plain", input_example=X.head(), registered_model_name="plain")
+"""
+ROW = {"inputs": [[1.0] * 30]}
+
+
+class Mac:
+    """A shell of the Mac: programs of this environment, with the model registry in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")} | {
+            "PYTHONPATH": str(MACOS),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "ONNXSERVE_HOME": str(folder / "home"),
+            "HOME": str(folder),
+            "DOCKER_HOST": f"unix://{folder}/none.sock",
+        }
+
+    def run(self, program: str, *arguments: str, status: int = 0) -> str:
+        command = [str(Path(sys.executable).with_name(program)), *arguments]
+        places: dict[str, Any] = {"cwd": self.folder, "env": self.environment}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **places)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + (done.stderr if status else "")
+
+
+@pytest.fixture(scope="module")
+def mac(tmp_path_factory: pytest.TempPathFactory) -> Mac:
+    mac = Mac(tmp_path_factory.mktemp("mac"))
+    mac.run("python", "-c", LOGS_TWO_MODELS)
+    return mac
+
+
+@pytest.fixture
+def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
+    """The address of a deployment on the Mac itself, and its supervisor's process id."""
+    port = free_port()
+    create = ("deployments", "create", "-t", "onnxserve", "--name", "tried", "-m", "models:/cancer/1")
+    mac.run("mlflow", *create, "-C", f"server.port={port}")
+    state = read_state(mac.folder / "home/deployments/tried" / SERVER, ServerState)
+    assert state is not None
+    yield f"http://127.0.0.1:{port}", state.pid
+    mac.run("mlflow", "deployments", "delete", "-t", "onnxserve", "--name", "tried")
+
+
+def test_what_is_registered_already_is_wrapped_and_judged(mac: Mac) -> None:
+    assert "proven on" in mac.run("onnxserve", "wrap", "models:/plain/1")
+    assert "cancer version 1: passed" in mac.run("onnxserve", "gate", "cancer", "1")
+
+
+@pytest.mark.parametrize("export_format", ["wheel", "bundle"])
+def test_a_version_is_exported(mac: Mac, export_format: str) -> None:
+    assert ", proven on" in mac.run(
+        "onnxserve", "export", "models:/cancer/1", "--format", export_format, "-o", export_format
+    )
+
+
+@pytest.mark.parametrize("format_name", ["kubernetes", "helm", "compose", "kserve"])
+def test_manifests_are_rendered(mac: Mac, format_name: str) -> None:
+    assert mac.run("onnxserve", "render", "--for", format_name, "-n", "cancer", "-m", "models:/cancer/1")
+
+
+def test_an_image_for_the_cluster_is_planned(mac: Mac) -> None:
+    planned = mac.run("onnxserve", "build-docker", "-m", "models:/cancer/1", "--platform", "linux/amd64", "--dry-run")
+    assert re.search("docker build .* --platform linux/amd64\n", planned)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [("docker", "no Docker engine answers"), ("kubernetes/ml", "no Kubernetes cluster")]
+)
+def test_a_target_that_is_away_is_said_in_one_line(mac: Mac, target: str, said: str) -> None:
+    create = ("deployments", "create", "-t", f"onnxserve:/{target}", "--name", "away", "-m", "models:/cancer/1")
+    assert said in mac.run("mlflow", *create, status=1)
+
+
+def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(mac: Mac, endpoint: tuple[str, int]) -> None:
+    url, supervisor = endpoint
+    assert requests.post(f"{url}/invocations", json=ROW, timeout=60).json()["predictions"]
+    assert requests.get(f"{url}/metrics", timeout=60).ok
+    (gunicorn,) = (one for one in psutil.Process(supervisor).children() if "gunicorn" in one.cmdline())
+    gunicorn.kill()
+    wait_until(lambda: is_gone(gunicorn.pid) and _answers(url), what="gunicorn's restart")
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(endpoint: tuple[str, int]) -> None:
+    _, supervisor = endpoint
+    processes = [one.pid for one in psutil.process_iter() if _session(one.pid) == supervisor]
+    assert len(processes) >= 4
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: all(map(is_gone, processes)), what="the end of gunicorn, its worker and the agent")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/ping", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
