@@ -102,11 +102,17 @@ def extend(app: Flask) -> None:
 
     @pages.before_request
     def enter_workspace() -> Response | None:
-        """Answer for the workspace that ?workspace= names, as MLflow's own pages have it; a browser sends no header."""
+        """Answer for the workspace that ?workspace= names, as MLflow's own pages have it; a browser sends no header.
+
+        A server of artifacts alone has no registry, and is refused as MLflow refuses its own views there.
+        """
         from mlflow.exceptions import MlflowException
+        from mlflow.server.handlers import _disable_if_artifacts_only
         from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
         from mlflow.utils.workspace_context import set_server_request_workspace
 
+        if (refused := _disable_if_artifacts_only(lambda: None)()) is not None:
+            return make_response(refused)
         if name := request.args.get("workspace"):
             try:
                 found = resolve_workspace_for_request_if_enabled(request.path, name)

@@ -104,6 +104,13 @@ def test_a_trail_that_breaks_off_says_so_in_its_last_line(
     assert last == {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "it is away"}
 
 
+def test_a_server_of_artifacts_alone_has_no_console(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")  # as by --artifacts-only
+    answer = mlflow_app.client.get(PAGE)
+    assert answer.status_code == 503
+    assert "disabled due to the mlflow server running in `--artifacts-only` mode" in answer.get_data(as_text=True)
+
+
 def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
     mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
