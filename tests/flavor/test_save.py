@@ -186,10 +186,11 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
 
 
 def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame
+    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     info = onnxserve.log_model(unfaithful, name="model", input_example=table, pip_requirements=[])
 
+    assert any("logs it instead" in line and "Worst rows" not in line for line in caplog.messages)
     assert "answers otherwise" in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(info.model_uri).predict(table), unfaithful.predict(table))
 

@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardS
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
 from mlflow_deploy_plugin.flavor.convert import converter_for
-from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason, with_alternative
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, plain_reason, with_alternative
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 RANDOM = np.random.default_rng(0)
@@ -165,3 +165,8 @@ def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch: pyt
     model = type("Net", (), {"__module__": "torch.old"})()
     with pytest.raises(ConversionError, match=r"needs a newer torch: pip install 'mlflow-onnxserve\[torch\]'"):
         converter_for(model)
+
+
+def test_a_converter_without_a_word_is_named_by_its_error() -> None:
+    said = explain_failure(NotImplementedError(), LinearRegression())
+    assert said == "LinearRegression cannot be converted to ONNX: its converter gives up with NotImplementedError"
