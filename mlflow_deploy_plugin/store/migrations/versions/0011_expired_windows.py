@@ -12,8 +12,3 @@ _TABLE = "onnxserve_monitors"
 def upgrade() -> None:
     op.add_column(_TABLE, sa.Column("expired", sa.JSON, nullable=False, server_default="{}"))
     op.add_column(_TABLE, sa.Column("expired_failures", sa.Integer, nullable=False, server_default="0"))
-
-
-def downgrade() -> None:
-    op.drop_column(_TABLE, "expired_failures")
-    op.drop_column(_TABLE, "expired")
