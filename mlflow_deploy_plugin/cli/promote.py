@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
 )
-from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.registry import check_registered_name, parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployment, Deployments
@@ -31,6 +31,15 @@ _PERMANENT_CAUSES = ("artifact", "consent", "load")
 
 
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
+
+
+def _registered_name(ctx: click.Context, parameter: click.Parameter, model: str) -> str:
+    check_registered_name(model)
+    return model
+
+
+_model_argument = click.argument("model", callback=_registered_name)
+"""MODEL, checked before click misses VERSION: of models:/flight-delay/7 both are meant."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class ServedAfterPromotion:
 
 
 @click.command()
-@click.argument("model")
+@_model_argument
 @click.argument("version")
 @option(
     "--policy",
@@ -94,7 +103,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 
 
 @click.command()
-@click.argument("model")
+@_model_argument
 @click.argument("version")
 @option(
     "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Stage (Production, Staging, …) or alias (@champion)."

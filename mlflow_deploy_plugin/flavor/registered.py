@@ -119,15 +119,13 @@ def wrap_registered(
     is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise NotFound(f"the file {path} does not exist")
-    is_registered = not is_file and parse_model_uri(model_uri).is_registered
-    if not (register or is_registered or dry_run):
+    found = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
+    if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
         raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
-            found, folder = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()), path
-            shown, original = str(path), originals.load_file(path, allow_pickle)
+            folder, shown, original = path, str(path), originals.load_file(path, allow_pickle)
         else:
-            found = resolve(model_uri)
             progress(f"reading {found.source}")
             folder = download(found.source, temporary)
             shown, original = found.source, originals.load_folder(folder, found.source)

@@ -29,6 +29,7 @@ from .resolution import Resolution as Resolution
 from .resolution import ResolvedModel as ResolvedModel
 from .resolution import all_versions as all_versions
 from .resolution import check_new_name as check_new_name
+from .resolution import check_registered_name as check_registered_name
 from .resolution import lookup_key as lookup_key
 from .resolution import registered_version as registered_version
 from .resolution import resolve as resolve

@@ -118,6 +118,8 @@ def missing_folder_message(text: str) -> str:
     if path.is_file():
         return f"{path} is a file; a model is a folder with an MLmodel file: mlflow_deploy_plugin.save_model makes one"
     message = f"the folder {path} does not exist"
+    here = f"{absolute_path('.')}/"  # a deployment's folder was made absolute before
+    text = text.removeprefix(here)
     registered = _REGISTERED.fullmatch(text)
     if registered is None:
         return message

@@ -17,7 +17,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
@@ -129,6 +128,17 @@ def check_new_name(model: str) -> None:
         raise InvalidConfig(f"{model!r} is no name for a registered model: it holds neither / nor :")
 
 
+def check_registered_name(model: str) -> None:
+    """Raise InvalidConfig if this is a URI or a path. A folder may have the name of a model, as a project beside it."""
+    if "/" in model or ":" in model or model in (".", ".."):
+        name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
+        right = f"give name and version: {name} {version if version.isdigit() else 'VERSION'}"
+        folder = "mlflow.register_model gives the model in a folder one"
+        raise InvalidConfig(
+            f"{model!r} is no name of a registered model; {right if model.startswith('models:/') else folder}"
+        )
+
+
 def registered_version(model: str, version: str) -> ResolvedModel:
     """Look up one version of a registered model.
 
@@ -136,10 +146,7 @@ def registered_version(model: str, version: str) -> ResolvedModel:
         InvalidConfig: `model` is not a name, or `version` not a number.
         NotFound: there is no such version.
     """
-    if "/" in model or ":" in model or Path(model).is_dir():
-        name = model.removeprefix("models:/").partition("/")[0].partition("@")[0] if model.startswith("models:") else ""
-        right = f"give its name alone, {name}" if name else "mlflow.register_model gives the model in a folder one"
-        raise InvalidConfig(f"{model!r} is no name of a registered model; {right}")
+    check_registered_name(model)
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is no version of {model}; give its number")
     return resolve(f"models:/{model}/{version}")

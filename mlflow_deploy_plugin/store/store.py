@@ -4,6 +4,7 @@ Here are endpoints, audit events, rollouts and leases; monitors, alerts and retr
 """
 
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,9 @@ from mlflow_deploy_plugin.store.tables import (
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
+
+
+_NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
 @dataclass(frozen=True)
@@ -490,8 +494,11 @@ def redacted_url(url: URL) -> str:
 
 def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     """Return the error for a database that cannot be used, in one line and without its password."""
-    text = str(getattr(error, "orig", None) or error)
+    cause = getattr(error, "orig", None) or error
+    text = str(cause)
     for secret in (url.password, url.query.get("password")):
         if secret:
             text = text.replace(str(secret), "***")
-    return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}")
+    denied = isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", None) in _NOT_WRITABLE
+    hint = "; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names another" if denied else ""
+    return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}")

@@ -68,6 +68,7 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
     [
         (("toy", "2", "--policy", "none.yaml"), "Error: the policy none.yaml does not exist"),
         (("toy", "9"), "Error: model toy has no version 9"),
+        (("models:/toy/2",), "Error: 'models:/toy/2' is no name of a registered model; give name and version: toy 2"),
         (("toy", "2", "--against", "models:/toy"), "Error: 'models:/toy' names no version"),
     ],
 )

@@ -63,6 +63,7 @@ def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command)
         (("models:/old/1", "--data", "no.csv"), "the file no.csv cannot be read: No such file or directory"),
         (("models:/old/1", "--data", "model.pkl"), "model.pkl: its ending is none of .csv, .json, .jsonl and .parquet"),
         (("nowhere", "--register", "x"), "the folder "),
+        (("old",), "the folder "),
     ],
 )
 def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, wrapped: Command) -> None:

@@ -105,6 +105,14 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     assert time.monotonic() - started < 60  # by MLflow's own retries it is four minutes
 
 
+def test_a_folder_beside_may_have_the_name_of_a_registered_model(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    assert registered_version("tiny", "1").version == "1"
+
+
 def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
     code = (
         "import sys; from mlflow_deploy_plugin.registry.resolution import resolve;"
@@ -127,8 +135,9 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
     [
         (".", "mlflow.register_model gives the model in a folder one"),
         ("/srv/model", "mlflow.register_model gives the model in a folder one"),
-        ("models:/tiny/2", "give its name alone, tiny"),
-        ("models:/tiny@a", "give its name alone, tiny"),
+        ("models:/tiny/2", "give name and version: tiny 2"),
+        ("models:/tiny/Production", "give name and version: tiny VERSION"),
+        ("models:/tiny@a", "give name and version: tiny VERSION"),
     ],
 )
 def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:

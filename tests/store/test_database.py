@@ -284,8 +284,13 @@ def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(StoreUnavailable, match="cannot be used"):
+    with pytest.raises(StoreUnavailable, match=r"cannot be used: .*; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names"):
         open_store(f"sqlite:///{tmp_path}/file/store.db")
+
+
+def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_another(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"cannot be used: unable to open .*; ONNXSERVE_HOME, or"):
+        open_store(f"sqlite:///{tmp_path}")
 
 
 def test_an_unreachable_database_is_named_without_its_password() -> None:
