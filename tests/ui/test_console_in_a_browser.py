@@ -72,6 +72,18 @@ def test_while_the_store_is_away_this_is_said_and_what_was_shown_stays(
     assert page.evaluate("window.notLoadedAgain")
 
 
+@pytest.mark.parametrize("width", [360, 700, 1000])
+def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate_into_letters(
+    page: Any, url: str, endpoint: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(url)
+    expect(page.locator(".versions button").first).to_be_visible()
+    hidden = "[...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > table.clientWidth).length"
+    assert page.evaluate(hidden) == 0
+    assert page.locator('.versions td[data-label="Gate"]').first.bounding_box()["width"] > 200
+
+
 def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(page: Any, url: str, endpoint: str) -> None:
     client = mlflow.MlflowClient()
     experiment = client.create_experiment(f"onnxserve/{endpoint}")
