@@ -58,12 +58,10 @@ def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
 
 
 def test_while_the_store_is_away_this_is_said_and_what_was_shown_stays(
-    mlflow_app: Any, page: Any, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    page: Any, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page.goto(f"{url}?endpoint={endpoint}")
-    trail = mlflow_app.app.extensions["onnxserve"]
-    monkeypatch.setattr(trail, "_store", None)
-    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     page.evaluate("window.notLoadedAgain = true")
     with page.expect_response(lambda answer: answer.request.resource_type == "fetch" and "pictures" not in answer.url):
         page.clock.run_for(SOON)
