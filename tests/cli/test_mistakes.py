@@ -58,7 +58,7 @@ DUE = "--due judges what is due, in lines and here: it takes no --window, -o or 
         ("zzz", "there is no command 'zzz'; `onnxserve --help` lists them"),
         (
             "monitor create flights",
-            "there is no command 'create'; there are add, backfill, list, pause, remove, resume, run",
+            "there is no command 'create'; there are add, backfill, expire, list, pause, remove, resume, run",
         ),
         (
             "delete flights",
