@@ -25,6 +25,7 @@ from onnx import helper
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -66,6 +67,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     OPSETS,
     Precision,
     finish_outputs,
+    parse_columns,
     round_before_last_step,
     widen,
 )
@@ -279,6 +281,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
                 custom_conversion_functions={kind: convert for kind, (_, convert) in own.items()},
                 custom_shape_calculators={kind: shapes for kind, (shapes, _) in own.items()},
+                custom_parsers={ColumnTransformer: parse_columns},
                 target_opset=OPSETS,
             )
     except Exception as error:

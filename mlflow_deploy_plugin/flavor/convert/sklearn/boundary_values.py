@@ -16,17 +16,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.isotonic import IsotonicRegression
 from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import (
-    Binarizer,
-    FunctionTransformer,
-    KBinsDiscretizer,
-    QuantileTransformer,
-    SplineTransformer,
-)
+from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransformer, SplineTransformer
 
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of, passes_on
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
 from mlflow_deploy_plugin.runtime import Array
@@ -192,9 +186,7 @@ def _back(step: Any, found: _Collected) -> _Collected:
         return _Collected(edges, learned)
     if hasattr(step, "get_support"):
         return found.at(np.flatnonzero(step.get_support()))
-    same = step in ("passthrough", None) or isinstance(step, SimpleImputer)
-    identity = isinstance(step, FunctionTransformer) and step.func is None
-    return found if same or identity else _Collected()
+    return found if passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
 
 
 def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collected:
@@ -206,7 +198,7 @@ def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collect
         if len(places) != len(inputs):
             continue  # an encoder, which makes several columns of one
         inside = _Collected(
-            [("edges", p - part.start, np.concatenate(v)) for p, v in found.of("edges").items() if p in places],
+            [(kind, p - part.start, values) for kind, p, values in found.values if p in places],
             [{p - part.start: values for p, values in rows.items() if p in places} for rows in found.rows],
         )
         back = _back(step, inside).at(inputs)

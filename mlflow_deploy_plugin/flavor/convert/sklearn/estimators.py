@@ -30,7 +30,7 @@ from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClas
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -42,7 +42,6 @@ MISSING = "⟨missing⟩"
 """The value of a missing text in the graph: ONNX strings have no missing value. Nobody types its brackets."""
 
 MATRIX = "X"
-_NOTHING = (None, "passthrough")
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
@@ -99,6 +98,11 @@ def _transforming(step: Any) -> Any:
         step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
     replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
     return Transforming(step) if replaced else step
+
+
+def passes_on(step: Any) -> bool:
+    """Return True if a step of a pipeline or a ColumnTransformer changes nothing."""
+    return step in (None, "passthrough") or (isinstance(step, FunctionTransformer) and step.func is None)
 
 
 def marks_nan(imputer: Any) -> bool:
@@ -280,8 +284,11 @@ def convertible_copy(fitted: Any) -> Any:
     for transformer in transformers:
         if hasattr(transformer, "feature_names_in_"):
             names = list(transformer.feature_names_in_)
+            parts = [(name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_]
             transformer.transformers_ = [
-                (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
+                (name, "passthrough" if passes_on(step) else step, some)
+                for name, step, columns in parts
+                for some in (([one] for one in columns) if passes_on(step) else [columns])
             ]
     for part in sub_estimators(copy):
         if isinstance(part, Pipeline):
@@ -327,7 +334,7 @@ def _prepare(part: Any) -> None:
     if isinstance(part, FeatureUnion):
         part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
     if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing; samplers of imblearn only train
-        steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING and not hasattr(step[1], "fit_resample")]
+        steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
         part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
 
 

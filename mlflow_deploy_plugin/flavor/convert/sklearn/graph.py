@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from skl2onnx import update_registered_converter
-from skl2onnx._parse import _parse_sklearn
+from skl2onnx._parse import _parse_sklearn, _parse_sklearn_column_transformer
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
@@ -139,6 +139,18 @@ def register_converter(kind: type, shapes: Any, convert: Any, has_labels: bool) 
 
     options = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
     update_registered_converter(kind, alias, shapes, convert, parser=parse, options=options)
+
+
+def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+    """Return skl2onnx's variable of what a ColumnTransformer makes, or several if some are texts and some are numbers.
+
+    Joined, all would be texts, and ONNX Runtime writes a number with eight digits.
+    """
+    joined = _parse_sklearn_column_transformer(scope, model, inputs, custom_parsers)
+    made_by = next(one for one in scope.operators.values() if joined[0] in one.outputs)
+    kinds = {isinstance(part.type, StringTensorType) for part in made_by.inputs}
+    is_mixed = made_by.type == "SklearnConcat" and len(kinds) > 1
+    return list(made_by.inputs) if is_mixed else joined  # nodes that no output needs are dropped
 
 
 def label_type(classes: Array) -> Any:

@@ -1,12 +1,15 @@
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import xgboost
 from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     AdaBoostClassifier,
     HistGradientBoostingClassifier,
@@ -217,6 +220,32 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
     ):
         fitted = model.fit(table, target if isinstance(model, HistGradientBoostingRegressor) else target > 1)
         assert wrap(fitted, table).report.state == "proven"
+
+
+def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(400, 4)), columns=list("abcd"))
+    table["kind"] = pd.Categorical(random.choice([f"gate {number}" for number in range(40)], 400))
+    table = table.mask(random.random(table.shape) < 0.05)
+    return table, table.a.fillna(0).to_numpy() + table.kind.cat.codes.to_numpy() % 3 + random.normal(size=400) / 9
+
+
+def _scaled_as_a_table() -> Any:
+    scaled = [("scaled", StandardScaler(), ["a", "b"])]
+    return ColumnTransformer(scaled, remainder="passthrough").set_output(transform="pandas")
+
+
+def test_numbers_keep_all_digits_beside_the_categories_of_a_table() -> None:
+    """skl2onnx makes one array of a table of numbers and texts, which has texts of eight digits for numbers."""
+    table, target = _numbers_and_kinds()
+    for model in (
+        HistGradientBoostingRegressor(max_iter=20),
+        lightgbm.LGBMRegressor(n_estimators=8, min_data_per_group=2, n_jobs=1, verbose=-1),
+        xgboost.XGBRegressor(n_estimators=8, n_jobs=1, enable_categorical=True),
+    ):
+        pipeline = make_pipeline(_scaled_as_a_table(), model).fit(table, target)
+
+        assert wrap(pipeline, table).report.state == "proven"
 
 
 def test_a_split_between_missing_and_all_categories_is_proven() -> None:

@@ -22,7 +22,6 @@ from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSke
 from sklearn.neural_network import BernoulliRBM
 from sklearn.preprocessing import (
     Binarizer,
-    FunctionTransformer,
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
@@ -34,7 +33,13 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import LaterColumns, Selection, Transforming, marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    LaterColumns,
+    Selection,
+    Transforming,
+    marks_nan,
+    passes_on,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, of_column, take
@@ -50,8 +55,7 @@ def picked(model: LaterColumns, rows: Rows) -> TracedArray:
     parts = []
     for step, positions in model.parts:
         columns = rows.with_matrix(rows.matrix[:, positions])
-        is_same = step == "passthrough" or (isinstance(step, FunctionTransformer) and step.func is None)
-        parts.append(columns.matrix if is_same else columns.ask(step, "transform"))
+        parts.append(columns.matrix if passes_on(step) else columns.ask(step, "transform"))
     return np.concatenate(parts, axis=1)
 
 

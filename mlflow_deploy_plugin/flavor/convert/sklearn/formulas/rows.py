@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
     compares_in_64_bits,
     is_linear,
+    passes_on,
     sub_estimators,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
@@ -123,7 +124,7 @@ class Rows:
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             for _, step in estimator.steps[:-1]:
-                if step not in (None, "passthrough"):
+                if not passes_on(step):
                     if id(step) not in rows._after:
                         learned = _learned(step)
                         if learned not in rows._after:
