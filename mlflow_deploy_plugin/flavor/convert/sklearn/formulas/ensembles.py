@@ -10,7 +10,14 @@ import numpy as np
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.ensemble import (
+    BaggingClassifier,
+    BaggingRegressor,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # the next import needs it
 from sklearn.impute import IterativeImputer
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -209,7 +216,7 @@ def stacked(model: Any, rows: Rows) -> TracedArray | Decision:
 
 def voted(model: Any, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the answers, or the class with the most votes."""
-    weights = model._weights_not_none or [1.0] * len(model.estimators_)
+    weights = model._weights_not_none
     if is_regressor(model):
         return _mean([_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_], weights)
     if model.voting == "soft":
@@ -219,6 +226,25 @@ def voted(model: Any, rows: Rows) -> TracedArray | Decision:
     flags = [(rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64) for estimator in model.estimators_]
     votes = _mean(flags, weights)
     return np.argmax(votes, axis=1), votes
+
+
+def bagged(model: Any, rows: Rows) -> TracedArray | Decision:
+    """Return the mean of the answers of the members, each of which reads some of the columns; else votes."""
+    answers = []
+    for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
+        has_all = np.array_equal(features, np.arange(model.n_features_in_))
+        read = rows if has_all else rows.with_matrix(rows.matrix[:, features])
+        if is_regressor(model):
+            answers.append(read.ask(estimator, "predict"))
+        elif not hasattr(estimator, "predict_proba"):  # the labels of the members are the positions of the classes
+            vote = read.ask(estimator, "predict")[:, None] == np.arange(model.n_classes_)
+            answers.append(vote.astype(np.float64))
+        else:
+            likely = read.ask(estimator, "predict_proba")
+            has_all = len(estimator.classes_) == model.n_classes_
+            answers.append(likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_])
+    mean = _mean(answers)
+    return mean if is_regressor(model) else (np.argmax(mean, axis=1), mean)
 
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
@@ -242,9 +268,13 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     return filled
 
 
-def _mean(answers: list[TracedArray], weights: Any) -> TracedArray:
-    weighted = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
-    return sum(weighted[1:], weighted[0]) / float(sum(weights))
+def _mean(answers: list[TracedArray], weights: Any = None) -> TracedArray:
+    if weights is None:
+        weights = np.ones(len(answers))
+    else:
+        answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
+    total = answers[0].emit("Sum", answers, np.sum([one.sample for one in answers], axis=0))  # one after the other
+    return total / float(sum(weights))
 
 
 def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
@@ -308,6 +338,7 @@ FORMULAS: dict[type, Formula] = {
     OutputCodeClassifier: output_code,
     TransformedTargetRegressor: transformed_target,
     IterativeImputer: imputed_in_turn,
+    **dict.fromkeys((BaggingClassifier, BaggingRegressor), bagged),
     **dict.fromkeys((StackingClassifier, StackingRegressor), stacked),
     **dict.fromkeys((VotingClassifier, VotingRegressor), voted),
 }

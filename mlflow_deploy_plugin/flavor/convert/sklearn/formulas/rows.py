@@ -12,6 +12,7 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, String
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline
 
@@ -101,7 +102,8 @@ class Rows:
         Raises:
             NotImplementedError: its converter has no such answer.
         """
-        estimator = best_estimator(estimator)
+        if not (isinstance(estimator, RFE) and method == "transform"):  # it selects columns, too
+            estimator = best_estimator(estimator)
         if isinstance(estimator, Pipeline):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
@@ -245,8 +247,7 @@ def logistic(scores: TracedArray) -> TracedArray:
 
 def softmax(scores: TracedArray) -> TracedArray:
     """Return the exponentials of scores [N, C] with the sum 1."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return scores.emit("Softmax", [scores], scores.sample, axis=1)
 
 
 def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:

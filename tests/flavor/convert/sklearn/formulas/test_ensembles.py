@@ -9,6 +9,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor, make_column_transformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import (
+    BaggingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
     RandomForestRegressor,
@@ -17,6 +18,7 @@ from sklearn.ensemble import (
 )
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # the import of IterativeImputer needs it
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import IterativeImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -73,6 +75,12 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "a stack of three classes": (
         StackingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", SVC())], LinearSVC(), cv=2),
         THREE,
+    ),
+    "votes of a bag": (BaggingClassifier(SVC(), 4, random_state=0), TWO),
+    "a bag of pipelines": (BaggingClassifier(make_pipeline(RFE(LinearSVC()), SVC()), 3, random_state=0), THREE),
+    "a bag that seldom sees a class": (
+        BaggingClassifier(LogisticRegression(), 8, max_samples=12, max_features=2, random_state=0),
+        np.digitize(VALUES, [1, 6]),
     ),
     "votes with weights": (
         VotingClassifier([("a", LinearDiscriminantAnalysis()), ("b", GaussianNB())], voting="soft", weights=[2, 1]),
