@@ -206,7 +206,7 @@ def lgbm(kind: str, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("flavor", "booster"),
     [
-        ("xgboost", xgboost.XGBRegressor(booster="gblinear", n_estimators=3, n_jobs=1)),
+        ("xgboost", xgboost.XGBRegressor(objective="binary:hinge", n_estimators=3, n_jobs=1)),
         ("lightgbm", lgbm("Regressor", objective=squared_error)),
     ],
 )
@@ -242,7 +242,7 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, t
     labels = table.a > table.a.median()
     models: list[Any] = [
         make_pipeline(FunctionTransformer(ranked), LogisticRegression()),
-        xgboost.XGBClassifier(booster="gblinear", n_estimators=3, n_jobs=1),
+        xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1),
     ]
 
     for model in models:

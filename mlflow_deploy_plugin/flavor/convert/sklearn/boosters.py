@@ -71,20 +71,17 @@ def _xgboost(model: Any) -> Boosting:
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
     found = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART's stand one level deeper before 3.4
-    if "trees" not in found:
-        raise NotImplementedError(f"the booster {gradient_booster['name']}, which has no trees")
+    given = found.get("trees", [])  # of gblinear, there are none
     weights = gradient_booster.get("weight_drop") or found.get("weight_drop")  # of DART, since 3.4 beside its trees
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
         raise NotImplementedError(f"the objective {objective}")
-    is_stopped = model is not booster and model.early_stopping_rounds is not None
+    is_stopped = given and model is not booster and model.early_stopping_rounds is not None
     rounds = (0, model.best_iteration + 1) if is_stopped else (0, 0)
-    count = found["iteration_indptr"][rounds[1]] if rounds[1] else len(found["trees"])
-    trees = []
-    for position, tree in enumerate(found["trees"][:count]):
-        if int(tree["tree_param"]["size_leaf_vector"]) > 1:
-            raise NotImplementedError("trees with several values in each leaf (multi_strategy='multi_output_tree')")
+    count = found["iteration_indptr"][rounds[1]] if rounds[1] else len(given)
+    trees, targets, owners = [], [], []
+    for position, tree in enumerate(given[:count]):
         conditions = np.array(tree["split_conditions"], dtype=np.float32)
         left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
         default_left = np.array(tree["default_left"], dtype=bool)
@@ -93,22 +90,28 @@ def _xgboost(model: Any) -> Boosting:
         by_category = list(members)  # there, members go to the right
         left[by_category], right[by_category] = right[by_category], left[by_category]
         default_left[by_category] = ~default_left[by_category]
-        value = conditions * np.float32(weights[position] if weights else 1.0)
-        trees.append(Tree(np.array(tree["split_indices"]), conditions, left, right, default_left, value, members))
+        values, of_targets = conditions[None], [int(found["tree_info"][position])]
+        if (width := int(tree["tree_param"]["size_leaf_vector"])) > 1:  # a leaf has its position on its right
+            leaves = np.array(tree["leaf_weights"], dtype=np.float32).reshape(-1, width)
+            values, of_targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
+        for target, value in zip(of_targets, values * np.float32(weights[position] if weights else 1.0), strict=True):
+            trees.append(Tree(np.array(tree["split_indices"]), conditions, left, right, default_left, value, members))
+            targets.append(target)
+            owners.append(position)
     # the base score has had several forms and places since 1.0: it is what the trees leave of one row's margin
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
     )
     margin = np.ravel(booster.predict(row, output_margin=True, iteration_range=rounds)).astype(np.float64)
-    leaves = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=rounds)).astype(int)
-    targets = [int(target) for target in found["tree_info"][:count]]
-    for tree, leaf, target in zip(trees, leaves, targets, strict=True):
-        margin[target] -= tree.value[leaf]
+    met = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=rounds) if trees else []).astype(int)
+    for tree, owner, target in zip(trees, owners, targets, strict=True):
+        margin[target] -= tree.value[met[owner]]
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels a row")
     missing = np.nan if model is booster else float(model.missing)
     categories = tuple(map(_xgboost_categories, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
-    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories)
+    slopes = np.reshape(found.get("weights", []), (-1, len(margin)))[:-1]  # the last are those of the margin
+    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, slopes)
 
 
 def _xgboost_categories(encoded: dict[str, Any]) -> tuple[str | int, ...]:

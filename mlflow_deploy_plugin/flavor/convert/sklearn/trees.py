@@ -152,6 +152,7 @@ class Boosting:
         has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
         missing: a number that counts as a missing value, beside NaN.
         categories: those of each column of texts or integers, in the order of their codes.
+        slopes: of a sum without trees, the factor of each feature, [features, targets]; a missing value adds nothing.
     """
 
     trees: list[Tree]
@@ -163,9 +164,12 @@ class Boosting:
     has_single_rows: bool = False
     missing: float = np.nan
     categories: tuple[tuple[str | int, ...], ...] = ()
+    slopes: Array = field(default_factory=lambda: np.empty(0))
 
     def edges(self) -> dict[int, Array]:
         """Return the thresholds of each feature by its position."""
+        if not self.trees:
+            return {}
         inner = [tree.left >= 0 for tree in self.trees]
         for mask, tree in zip(inner, self.trees, strict=True):
             mask[list(tree.members)] = False
@@ -230,6 +234,10 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     Args:
         rows: [N, features], of 32 bits if the boosting has single rows, else of 64.
     """
+    if len(boosting.slopes):
+        known = graph.node("Where", [graph.node("IsNaN", [rows]), np.zeros(1, np.float32), rows])
+        product = graph.node("MatMul", [known, boosting.slopes.astype(np.float32)])
+        return graph.node("Add", [product, boosting.base.astype(np.float32)])
     levels = boosting.levels()
     if levels is None:
         return _write_walk(graph, rows, boosting)

@@ -83,6 +83,13 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "xgboost, another missing value": (lambda: xgb(missing=-999).fit(GAPS.fillna(-999), TWO), GAPS.fillna(-999)),
     "xgboost, stopped early": (lambda: stopped_early(xgb(early_stopping_rounds=2), verbose=False), FULL),
     "xgboost, DART": (lambda: xgb(booster="dart", rate_drop=0.3).fit(FULL, TWO), FULL),
+    "xgboost, vector leaves": (lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(GAPS, TARGETS), GAPS),
+    "xgboost, vector leaves of many trees": (
+        lambda: xgb(multi_strategy="multi_output_tree", max_depth=3).set_params(n_estimators=40).fit(GAPS, THREE),
+        GAPS,
+    ),
+    "xgboost, a line": (lambda: xgb("Regressor", booster="gblinear").fit(GAPS, SCORE), GAPS),
+    "xgboost, lines of three classes": (lambda: xgb(booster="gblinear", missing=0).fit(ZEROS, THREE), ZEROS),
     "xgboost, a forest": (lambda: xgb("RFClassifier").fit(FULL, TWO), FULL),
     "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
     "xgboost, native": (
@@ -152,14 +159,6 @@ def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
 
 REFUSED: dict[str, tuple[Fit, str]] = {
     "xgboost, accents": (lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO), "categories that are not ASCII"),
-    "xgboost, vector leaves": (
-        lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(FULL, TARGETS),
-        "several values in each leaf",
-    ),
-    "xgboost, no trees": (
-        lambda: xgb("Regressor", booster="gblinear").fit(FULL, SCORE),
-        "gblinear, which has no trees",
-    ),
     "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels a row"),
     "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
     "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither texts"),
