@@ -280,6 +280,16 @@ def convertible_copy(fitted: Any) -> Any:
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
         _prepare(part)
+    for part in sub_estimators(copy):
+        if isinstance(part, Pipeline):
+            both = [step for _, step in part.steps[:2] if hasattr(step, "transformers_")]
+            if len(both) == 2 and (steps := _merged(*both)):
+                both[0].transformers_ = steps
+                del part.steps[1]
+            part.steps[1:] = [
+                (name, LaterColumns.of(step) if hasattr(step, "transformers_") else step)
+                for name, step in part.steps[1:]
+            ]
     transformers = column_transformers(copy)
     for transformer in transformers:
         if hasattr(transformer, "feature_names_in_"):
@@ -291,15 +301,37 @@ def convertible_copy(fitted: Any) -> Any:
                 for some in (([one] for one in columns) if passes_on(step) else [columns])
             ]
     for part in sub_estimators(copy):
-        if isinstance(part, Pipeline):
-            part.steps[1:] = [
-                (name, LaterColumns.of(step) if hasattr(step, "transformers_") else step)
-                for name, step in part.steps[1:]
-            ]
-    for part in sub_estimators(copy):
         if all(part is not transformer for transformer in transformers):
             vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
     return copy
+
+
+def _merged(first: ColumnTransformer, second: ColumnTransformer) -> list[tuple[str, Any, list[Any]]]:
+    """Return the steps of two ColumnTransformers in turn as those of one; none if a step reads what several have made.
+
+    So the texts that the first one fills in stay apart from numbers until the second one encodes them.
+    """
+    names = list(getattr(first, "feature_names_in_", range(first.n_features_in_)))
+    made_by = {place: entry for entry in first.transformers_ for place in _places(first.output_indices_[entry[0]])}
+    merged: list[tuple[str, Any, list[Any]]] = []
+    for later, positions in LaterColumns.of(second).parts:
+        name, step, columns = made_by[positions[0]]
+        made = _places(first.output_indices_[name])
+        if first.transformer_weights or second.transformer_weights or not {*positions} <= {*made}:
+            return []
+        columns, inside = column_names(columns, names), [made.index(position) for position in positions]
+        if passes_on(step):
+            columns, step = [columns[place] for place in inside], later
+        elif inside != list(range(len(made))):
+            step = Pipeline([("first", step), ("then", LaterColumns([(later, inside)], len(made)))])
+        elif not passes_on(later):
+            step = Pipeline([("first", step), ("then", later)])
+        merged.append((f"step {len(merged)}", step, columns))
+    return merged
+
+
+def _places(made: slice) -> range:
+    return range(made.start, made.stop)
 
 
 def _prepare(part: Any) -> None:

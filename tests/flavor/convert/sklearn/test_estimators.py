@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import BaggingClassifier, GradientBoostingRegressor, RandomForestClassifier, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -51,6 +52,28 @@ def test_a_pipeline_is_looked_into() -> None:
     assert last_step(model) is model[1]
     assert estimator_input(model, table) is table
     assert isinstance(estimator_input(make_pipeline(CountVectorizer(), LogisticRegression()), table[["c"]]), pd.Series)
+
+
+@pytest.mark.parametrize("as_table", [True, False], ids=["by names", "by positions"])
+def test_two_column_transformers_in_turn_are_proven(as_table: bool) -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(300, 3)), columns=NAMES)
+    table = table.assign(city=random.choice(["oslo", "rome", "lima"], 300), day=random.choice(["mo", "tu"], 300))
+    table = table.mask(random.random(table.shape) < 0.1)
+    filled = make_column_transformer(
+        (SimpleImputer(strategy="most_frequent"), ["city", "day"]),
+        remainder=SimpleImputer(),
+        verbose_feature_names_out=False,
+    )
+    encoded = make_column_transformer(
+        (StandardScaler(), ["b", "a"] if as_table else [3, 2]),
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["city", "day"] if as_table else [0, 1]),
+        remainder="passthrough",
+    )
+    pipeline = make_pipeline(filled.set_output(transform="pandas" if as_table else "default"), encoded, Ridge())
+    pipeline.fit(table, table.a.fillna(0) + (table.city == "oslo"))
+
+    assert wrap(pipeline, table).report.state == "proven"
 
 
 class Sampler(BaseEstimator):  # type: ignore[misc]
