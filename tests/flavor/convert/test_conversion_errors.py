@@ -12,7 +12,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.decomposition import NMF
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import GradientBoostingClassifier, RandomTreesEmbedding
+from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.impute import SimpleImputer
@@ -73,11 +73,6 @@ CASES = {
         GaussianProcessClassifier(kernels.ExpSineSquared()),
         NUMBERS,
         "GaussianProcessClassifier cannot be converted to ONNX: the kernel ExpSineSquared",
-    ),
-    "a converter that fails": (
-        make_pipeline(RandomTreesEmbedding(2), LogisticRegression()),
-        NUMBERS,
-        "its OneHotEncoder: its converter does not know this form of it (IndexError: list index out of range)",
     ),
     "texts beside numbers": (
         make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),

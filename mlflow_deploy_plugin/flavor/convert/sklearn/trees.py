@@ -109,6 +109,14 @@ class Tree:
         feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
         return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
 
+    @classmethod
+    def fitted(cls, tree: Any, value: Array, columns: Array | None = None) -> "Tree":
+        """Return a tree of scikit-learn, which compares in 32 bits, with other values, of all columns or some."""
+        feature = np.maximum(tree.feature, 0)
+        sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
+        threshold = rounded_down(tree.threshold).astype(float)
+        return cls(feature if columns is None else columns[feature], threshold, *sides, value)
+
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the other tree differs in the values of its leaves at most."""
         names = ("feature", "threshold", "left", "right", "default_left")
@@ -240,11 +248,11 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         return graph.node("Add", [product, boosting.base.astype(np.float32)])
     levels = boosting.levels()
     if levels is None:
-        return _write_walk(graph, rows, boosting)
+        return write_walk(graph, rows, boosting)
     few, many = graph.subgraph(), graph.subgraph()
     branches = {
         "then_branch": (many, write_levels(many, rows, levels)),
-        "else_branch": (few, _write_walk(few, rows, boosting)),
+        "else_branch": (few, write_walk(few, rows, boosting)),
     }
     width: list[int | None] = [None, len(boosting.base)]
     enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]])
@@ -252,7 +260,7 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     return graph.node("If", [enough], **graphs)
 
 
-def _write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
+def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """Add ONNX Runtime's tree operator, which is the fastest for a few rows; its rows are as wide as its sums."""
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
@@ -407,16 +415,13 @@ def convert_isolation_forest(scope: Any, operator: Any, container: Any) -> None:
         estimator._average_path_length_per_tree,
         strict=True,
     ):
-        tree = part.tree_
-        threshold = rounded_down(tree.threshold).astype(float)
-        sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
-        trees.append(Tree(columns[np.maximum(tree.feature, 0)], threshold, *sides, depth + below - 1.0))
+        trees.append(Tree.fitted(part.tree_, depth + below - 1.0, columns))
     rows = graph.node("Cast", [graph.joined(operator.inputs)], to=TensorProto.FLOAT)
     forest = Boosting(trees, [0] * len(trees), np.zeros(1), "BRANCH_LEQ", "Identity", has_single_rows=True)
     # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier
     scale, offset = len(trees) * _average_path_length([estimator._max_samples])[0], estimator.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    is_inlier = graph.node("GreaterOrEqual", [_write_walk(graph, rows, forest), np.array([least], np.float32)])
+    is_inlier = graph.node("GreaterOrEqual", [write_walk(graph, rows, forest), np.array([least], np.float32)])
     flat = graph.node("Reshape", [is_inlier, np.array([-1])])
     graph.node("Where", [flat, np.array([1]), np.array([-1])], operator.outputs[0].full_name)
 

@@ -9,6 +9,7 @@ from scipy import special
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomTreesEmbedding
 from sklearn.feature_selection import (
     RFE,
     RFECV,
@@ -42,7 +43,8 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, of_column, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import Boosting, Tree, write_walk
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -169,6 +171,17 @@ def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
     return np.concatenate(flags, axis=1).astype(np.float64)
 
 
+def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
+    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
+    trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
+    x = rows.own.astype(np.float32)
+    forest = Boosting(trees, [*range(len(trees))], np.zeros(len(trees)), "BRANCH_LEQ", "Identity", True, True)
+    name = "" if x.graph is None else write_walk(x.graph, x.name, forest)
+    reached = Traced(x.graph, name, x.sample[:, [0] * len(trees)])
+    leaves = model.one_hot_encoder_.categories_
+    return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
+
+
 def powered(model: PowerTransformer, rows: Rows) -> TracedArray:
     """Return Box-Cox or Yeo-Johnson, https://doi.org/10.1093/biomet/87.4.954, standardised."""
 
@@ -228,8 +241,6 @@ def _deviates(share: TracedArray) -> TracedArray:
 
 def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column: a polynomial between two knots."""
-    if getattr(model, "handle_missing", "error") != "error":
-        raise NotImplementedError(f"SplineTransformer with handle_missing={model.handle_missing!r}")
     columns = [_column_splines(model, spline, rows.matrix[:, n]) for n, spline in enumerate(model.bsplines_)]
     return np.concatenate(columns, axis=1)
 
@@ -254,6 +265,8 @@ def _column_splines(model: SplineTransformer, spline: Any, x: TracedArray) -> Tr
     if model.extrapolation == "linear":
         below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
         found = found + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
+    if getattr(model, "handle_missing", "error") == "zeros":
+        found = np.where(np.isnan(x)[:, None], 0.0, found)
     return found if model.include_bias else found[:, : count - 1]
 
 
@@ -298,6 +311,7 @@ FORMULAS: dict[type, Formula] = {
     PowerTransformer: powered,
     QuantileTransformer: ranked,
     AdditiveChi2Sampler: additive_chi2,
+    RandomTreesEmbedding: embedded,
     PolynomialCountSketch: count_sketch,
     SplineTransformer: splines,
     BernoulliRBM: lambda model, rows: special.expit(rows.matrix @ model.components_.T + model.intercept_hidden_),

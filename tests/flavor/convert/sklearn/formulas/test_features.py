@@ -9,7 +9,7 @@ from sklearn.cluster import FeatureAgglomeration, KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA, FactorAnalysis, FastICA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import RandomForestRegressor, RandomTreesEmbedding
 from sklearn.feature_selection import RFE, GenericUnivariateSelect, SelectFromModel, SequentialFeatureSelector
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
@@ -80,6 +80,22 @@ def test_a_transformer_is_proven(step: Any) -> None:
     assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
 
 
+@pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
+def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
+    rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
+    step = SplineTransformer(handle_missing="zeros", extrapolation=extrapolation)
+
+    assert wrap(make_pipeline(step, Ridge()).fit(rows, VALUES), rows).report.state == "proven"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
+    embedding = RandomTreesEmbedding(10, max_depth=4, sparse_output=False, random_state=0)
+    model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
+
+    assert wrap(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype)).report.state == "proven"
+
+
 def test_columns_are_picked_of_what_a_step_has_made() -> None:
     table = pd.DataFrame(ROWS, columns=list("abcd")).assign(city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo"))
     table["a"] = table.a.mask(table.b > 0.8)
@@ -135,7 +151,7 @@ def test_an_elimination_predicts_by_its_own_estimator() -> None:
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (SplineTransformer(handle_missing="zeros"), "SplineTransformer with handle_missing='zeros'"),
+        (MissingIndicator(missing_values=0, features="all"), "MissingIndicator with missing_values other than NaN"),
         (FeatureAgglomeration(2, pooling_func=np.median), "numpy.median, which has no form in a graph"),
     ],
 )
