@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import StackingClassifier, VotingRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, StackingClassifier, VotingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
@@ -48,6 +48,11 @@ def _encoded(model: Any) -> Any:
     return make_pipeline(ColumnTransformer(columns, remainder="passthrough"), model)
 
 
+def _behind_a_table(model: Any) -> Any:
+    scaled = ColumnTransformer([("scaled", StandardScaler(), ["a", "b"])], remainder="passthrough")
+    return make_pipeline(scaled.set_output(transform="pandas"), model)
+
+
 _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "xgboost two classes": (_xgb, "two", "gaps"),
     "xgboost three classes": (_xgb, "three", "gaps"),
@@ -57,6 +62,7 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "xgboost counts": (partial(_xgb, "Regressor", objective="count:poisson"), "counts", "full"),
     "xgboost gamma": (partial(_xgb, "Regressor", objective="reg:gamma"), "positive", "full"),
     "xgboost targets": (partial(_xgb, "Regressor"), "targets", "full"),
+    "xgboost vector leaves": (partial(_xgb, "Regressor", multi_strategy="multi_output_tree"), "targets", "full"),
     "xgboost DART": (partial(_xgb, booster="dart", rate_drop=0.3), "two", "full"),
     "xgboost forest": (partial(_xgb, "RFRegressor"), "score", "full"),
     "xgboost hist": (partial(_xgb, tree_method="hist", max_bin=16), "three", "gaps"),
@@ -82,6 +88,8 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "lightgbm GOSS": (partial(_lgbm, data_sample_strategy="goss"), "two", "full"),
     "lightgbm linear": (partial(_lgbm, "Regressor", linear_tree=True), "score", "full"),
     "lightgbm categories": (partial(_lgbm, max_cat_to_onehot=1, cat_smooth=0.1), "two", "categories"),
+    "lightgbm categories of a table": (lambda: _behind_a_table(_lgbm(cat_smooth=0.1)), "two", "categories"),
+    "hist categories of a table": (lambda: _behind_a_table(HistGradientBoostingRegressor()), "score", "categories"),
     "lightgbm encoded": (lambda: _encoded(_lgbm()), "two", "texts"),
     "lightgbm scaled": (lambda: make_pipeline(StandardScaler(), _lgbm()), "three", "full"),
     "lightgbm calibrated": (lambda: CalibratedClassifierCV(_lgbm(), cv=2), "two", "full"),

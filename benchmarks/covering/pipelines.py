@@ -170,6 +170,7 @@ _REGRESSORS: dict[str, Callable[[], Any]] = {
     "voting": lambda: VotingRegressor([("hist", _hist_r()), ("tree", _scaled(DecisionTreeRegressor(max_depth=4)))]),
     "bagged hist boosting": lambda: BaggingRegressor(_hist_r(), 4, random_state=0),
     "bagged neighbours": lambda: BaggingRegressor(KNeighborsRegressor(), 4, random_state=0),
+    "bagged eliminations": lambda: BaggingRegressor(_scaled(RFE(Ridge(), n_features_to_select=3)), 4, random_state=0),
     "boosted trees by ada": lambda: _scaled(AdaBoostRegressor(n_estimators=8, random_state=0)),
     "searched": lambda: GridSearchCV(_scaled(_hist_r()), _DEPTHS, cv=2),
     "best of a search at random": lambda: RandomizedSearchCV(
@@ -186,6 +187,7 @@ _CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "scaler, logistic": lambda: _scaled(LogisticRegression()),
     "scaler, svc": lambda: _scaled(SVC()),
     "scaler, svc with probabilities": lambda: _scaled(SVC(probability=True, random_state=0)),
+    "bagged machines": lambda: BaggingClassifier(_scaled(SVC()), 4, random_state=0),
     "scaler, linear svc": lambda: _scaled(LinearSVC()),
     "scaler, sgd": lambda: _scaled(SGDClassifier(random_state=0)),
     "calibrated, sigmoid": lambda: CalibratedClassifierCV(_scaled(LinearSVC()), cv=2),
@@ -276,6 +278,15 @@ _MIXED: dict[str, Callable[[], Any]] = {
     ),
     "mixed: texts as categories of boosting": lambda: HistGradientBoostingClassifier(
         max_iter=20, categorical_features=["city", "hour"], random_state=0
+    ),
+    "mixed: filled in, then one-hot": lambda: make_pipeline(
+        make_column_transformer(
+            (SimpleImputer(strategy="most_frequent"), ["city"]),
+            remainder=SimpleImputer(),
+            verbose_feature_names_out=False,
+        ).set_output(transform="pandas"),
+        make_column_transformer((_one_hot(), ["city"]), remainder=StandardScaler()),
+        LogisticRegression(),
     ),
     "mixed: calibrated": lambda: CalibratedClassifierCV(_on_columns(_one_hot(), LogisticRegression()), cv=2),
     "mixed: baseline": DummyClassifier,

@@ -200,7 +200,8 @@ def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np
 
 
 def lgbm(kind: str, **options: Any) -> Any:
-    return getattr(lightgbm, f"LGBM{kind}")(linear_tree=True, n_estimators=3, n_jobs=1, verbose=-1, **options)
+    options = {"objective": "cross_entropy_lambda", **options}
+    return getattr(lightgbm, f"LGBM{kind}")(n_estimators=3, n_jobs=1, verbose=-1, **options)
 
 
 @pytest.mark.parametrize(

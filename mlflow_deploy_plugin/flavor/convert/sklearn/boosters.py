@@ -16,13 +16,14 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.categories import encode
@@ -60,7 +61,7 @@ def read_boosting(estimator: Any) -> Boosting:
     """Return the trees of a fitted booster.
 
     Raises:
-        NotImplementedError: categories of other types, linear or vector leaves, or an objective without a form.
+        NotImplementedError: categories of other types, or an objective without a form.
     """
     booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
     return _READERS[library_of(booster)](booster)
@@ -110,8 +111,8 @@ def _xgboost(model: Any) -> Boosting:
         raise NotImplementedError("several labels a row")
     missing = np.nan if model is booster else float(model.missing)
     categories = tuple(map(_xgboost_categories, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
-    slopes = np.reshape(found.get("weights", []), (-1, len(margin)))[:-1]  # the last are those of the margin
-    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, slopes)
+    lines = np.reshape(found.get("weights", []), (-1, len(margin)))[:-1]  # the last are of the margin
+    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, lines)
 
 
 def _xgboost_categories(encoded: dict[str, Any]) -> tuple[str | int, ...]:
@@ -148,24 +149,39 @@ def _lightgbm(model: Any) -> Boosting:
     width = document["num_tree_per_iteration"]
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // width)
-    trees = [_lightgbm_tree(entry["tree_structure"], scale) for entry in document["tree_info"]]
+    kinds: dict[tuple[int, bool], int] = {}
+    trees, targets = [], []
+    for place, entry in enumerate(document["tree_info"]):
+        for kind, tree in _lightgbm_trees(entry["tree_structure"], scale, kinds):
+            trees.append(tree)
+            targets.append(kind * width + place % width)
     categories = tuple(map(tuple, document["pandas_categorical"] or ()))
     if any(not isinstance(category, str | int) for column in categories for category in column):
         raise NotImplementedError("categories that are neither texts nor integers (categorical_feature)")
-    targets = [place % width for place in range(len(trees))]
-    return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories)
+    slopes = tuple(feature for feature, _ in kinds)
+    return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories, slopes=slopes)
 
 
-def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
+def _lightgbm_trees(root: dict[str, Any], scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
+    """Return the tree of the constants of its leaves as number 0, and of each kind of slopes one.
+
+    A feature has a kind of positive and one of negative slopes, as infinity times both, which two trees add up, is NaN.
+    """
     rows: list[Node] = []
     members: dict[int, list[int]] = {}
+    slopes: dict[int, dict[int, float]] = {}
 
     def add(node: dict[str, Any]) -> int:
         position = len(rows)
         if "leaf_value" in node:
-            if "leaf_coeff" in node:
-                raise NotImplementedError("trees with linear leaves (linear_tree)")
-            rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
+            read = node.get("leaf_features", ())
+            for feature in read:  # without one of them, a leaf has another constant
+                rows.append((feature, np.inf, len(rows) + 2, len(rows) + 1, False, 0.0))
+                rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
+            for feature, slope in zip(read, node.get("leaf_coeff", ()), strict=True):
+                kind = kinds.setdefault((feature, slope < 0), len(kinds) + 1)
+                slopes.setdefault(kind, {})[len(rows)] = slope * scale
+            rows.append((0, 0.0, LEAF, LEAF, False, node.get("leaf_const", node["leaf_value"]) * scale))
             return position
         if node["decision_type"] == "==":  # what is missing, or no category, goes to the right
             members[position] = [int(code) for code in node["threshold"].split("||")]
@@ -183,7 +199,9 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
         return position
 
     add(root)
-    return Tree.of(rows, members)
+    tree = Tree.of(rows, members)
+    values = {kind: np.bincount([*known], [*known.values()], len(rows)) for kind, known in sorted(slopes.items())}
+    return [(0, tree), *((kind, replace(tree, value=value)) for kind, value in values.items())]
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -266,9 +284,10 @@ _READERS: dict[str, Callable[[Any], Boosting]] = {"xgboost": _xgboost, "lightgbm
 
 
 def _regressor_shapes(operator: Any) -> None:
-    """Set the output type: a 32-bit float for each target. What was read is kept: a large booster takes seconds."""
+    """Set the output type: a float for each target. What was read is kept: a large booster takes seconds."""
     operator.boosting = read_boosting(operator.raw_operator)
-    operator.outputs[0].type = FloatTensorType([None, len(operator.boosting.base)])
+    kind = DoubleTensorType if operator.boosting.sums_type == TensorProto.DOUBLE else FloatTensorType
+    operator.outputs[0].type = kind([None, len(operator.boosting.base)])
 
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:

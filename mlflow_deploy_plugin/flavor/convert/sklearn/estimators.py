@@ -339,10 +339,6 @@ def _prepare(part: Any) -> None:
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         # they learn from other rows than their ancestors, and answer alike
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
-        part.estimators_ = [
-            one.steps[-1][1] if isinstance(one, Pipeline) and hasattr(one.steps[0][1], "fit_resample") else one
-            for one in part.estimators_
-        ]
     if isinstance(part, AdaBoostClassifier) and getattr(part, "classes_", np.empty(0)).dtype.kind == "b":
         # skl2onnx takes these for texts
         part.classes_ = part.classes_.astype(np.int64)

@@ -7,11 +7,11 @@ An IsolationForest has one operator for all of its trees: skl2onnx writes 27 nod
 load. In other trees, the thresholds and the directions of missing values are restored.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, IsolationForest
 from sklearn.ensemble._iforest import _average_path_length
@@ -160,7 +160,9 @@ class Boosting:
         has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
         missing: a number that counts as a missing value, beside NaN.
         categories: those of each column of texts or integers, in the order of their codes.
-        slopes: of a sum without trees, the factor of each feature, [features, targets]; a missing value adds nothing.
+        lines: in place of trees, the slope of each feature, [features, targets]; a missing value adds nothing.
+        slopes: if leaves are lines, the feature of each kind of slopes, which are as wide as rows. Trees of targets
+            beyond those of the base have the slopes: of the kind n and the target t, (n + 1) * len(base) + t.
     """
 
     trees: list[Tree]
@@ -172,7 +174,13 @@ class Boosting:
     has_single_rows: bool = False
     missing: float = np.nan
     categories: tuple[tuple[str | int, ...], ...] = ()
-    slopes: Array = field(default_factory=lambda: np.empty(0))
+    lines: Array = field(default_factory=lambda: np.empty(0))
+    slopes: tuple[int, ...] = ()
+
+    @property
+    def sums_type(self) -> int:
+        """The ONNX type of what `write_sums` returns: slopes leave the range of 32-bit floats."""
+        return int(TensorProto.DOUBLE if self.slopes else TensorProto.FLOAT)
 
     def edges(self) -> dict[int, Array]:
         """Return the thresholds of each feature by its position."""
@@ -237,15 +245,17 @@ class Boosting:
 
 
 def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add the trees, and return [N, targets] 32-bit floats, the sums of their leaves.
+    """Add the trees, and return [N, targets], the sums of their leaves, of the type `boosting.sums_type`.
 
     Args:
         rows: [N, features], of 32 bits if the boosting has single rows, else of 64.
     """
-    if len(boosting.slopes):
+    if boosting.slopes:
+        return _write_slopes(graph, rows, boosting)
+    if len(boosting.lines):
         known = graph.node("Where", [graph.node("IsNaN", [rows]), np.zeros(1, np.float32), rows])
-        product = graph.node("MatMul", [known, boosting.slopes.astype(np.float32)])
-        return graph.node("Add", [product, boosting.base.astype(np.float32)])
+        product = graph.node("MatMul", [graph.node("Cast", [known], to=TensorProto.DOUBLE), boosting.lines])
+        return graph.node("Cast", [graph.node("Add", [product, boosting.base])], to=TensorProto.FLOAT)
     levels = boosting.levels()
     if levels is None:
         return write_walk(graph, rows, boosting)
@@ -258,6 +268,18 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]])
     graphs = {name: body.finish({}, {sums: (TensorProto.FLOAT, width)}) for name, (body, sums) in branches.items()}
     return graph.node("If", [enough], **graphs)
+
+
+def _write_slopes(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
+    """Add trees whose leaves are lines: the sums of their constants, and those of their slopes times the features."""
+    width, kinds = len(boosting.base), 1 + len(boosting.slopes)
+    walked = write_walk(graph, rows, replace(boosting, base=np.zeros(kinds * width)))
+    sums = graph.node("Reshape", [graph.node("Cast", [walked], to=TensorProto.DOUBLE), [-1, kinds, width]])
+    read = graph.node("Gather", [rows, list(boosting.slopes)], axis=1)
+    factors = graph.node("Unsqueeze", [graph.node("Pad", [read, [0, 1, 0, 0], np.array(1.0)]), [2]])
+    is_none = graph.node("Equal", [sums, np.zeros(1)])  # also where the feature is missing
+    products = graph.node("Where", [is_none, np.zeros(1), graph.node("Mul", [sums, factors])])
+    return graph.node("ReduceSum", [products, [1]], keepdims=0)
 
 
 def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
@@ -377,17 +399,15 @@ def write_answers(graph: NodeBuilder, operator: Any, boosting: Boosting, rows: s
         return
     if graph.option(operator.raw_operator, "raw_scores"):
         link = "Identity"
-    probabilities = operator.outputs[1].full_name
+    likely, number = graph.node(link, [scores]), helper.tensor_dtype_to_np_dtype(boosting.sums_type)
     if len(boosting.base) == 1:
-        chosen = graph.node("Greater", [scores, np.zeros(1, np.float32)])
-        likely = graph.node(link, [scores])
-        one = np.ones(1, np.float32)
-        other = graph.node("Neg", [scores]) if link == "Identity" else graph.node("Sub", [one, likely])
-        graph.node("Concat", [other, likely], probabilities, axis=1)
+        chosen = graph.node("Greater", [scores, np.zeros(1, number)])
+        other = graph.node("Neg", [scores]) if link == "Identity" else graph.node("Sub", [np.ones(1, number), likely])
+        likely = graph.node("Concat", [other, likely], axis=1)
         position = graph.node("Cast", [chosen], to=TensorProto.INT64)
     else:
-        graph.node(link, [scores], probabilities)
         position = graph.node("ArgMax", [scores], axis=1, keepdims=1)
+    graph.node("Cast", [likely], operator.outputs[1].full_name, to=TensorProto.FLOAT)
     write_labels(graph, operator, position)
 
 

@@ -49,7 +49,7 @@ def xgb(kind: str = "Classifier", **options: Any) -> Any:
 
 
 def lgbm(kind: str = "Classifier", **options: Any) -> Any:
-    return getattr(lightgbm, f"LGBM{kind}")(n_estimators=8, n_jobs=1, verbose=-1, **options)
+    return getattr(lightgbm, f"LGBM{kind}")(**{"n_estimators": 8, "n_jobs": 1, "verbose": -1, **options})
 
 
 def cat(kind: str = "Classifier", **options: Any) -> Any:
@@ -114,6 +114,8 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "lightgbm, one against all": (lambda: lgbm(objective="multiclassova").fit(GAPS, TEXT), GAPS),
     "lightgbm, a regressor": (lambda: lgbm("Regressor").fit(GAPS, SCORE), GAPS),
     "lightgbm, gaps that training has not seen": (lambda: lgbm("Regressor").fit(FULL, SCORE), GAPS),
+    "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), GAPS),
+    "lightgbm, linear leaves of classes": (lambda: lgbm(linear_tree=True, n_estimators=40).fit(GAPS, THREE), GAPS),
     "lightgbm, counts": (lambda: lgbm("Regressor", objective="poisson").fit(FULL, COUNTS), FULL),
     "lightgbm, a forest": (
         lambda: lgbm("Regressor", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5).fit(FULL, SCORE),
@@ -162,7 +164,6 @@ REFUSED: dict[str, tuple[Fit, str]] = {
     "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels a row"),
     "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
     "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither texts"),
-    "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), "linear leaves"),
     "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
     "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
     "catboost, categories": (
