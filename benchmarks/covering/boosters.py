@@ -1,4 +1,4 @@
-"""Boosters of XGBoost, LightGBM and CatBoost as cases: forty forms of their estimators."""
+"""Boosters of XGBoost, LightGBM and CatBoost as cases: some fifty forms of their estimators."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

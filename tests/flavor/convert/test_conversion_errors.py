@@ -98,6 +98,12 @@ def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model: Any, 
     assert "at most" not in message
 
 
+def test_a_converter_that_fails_is_said_with_its_error() -> None:
+    reason = explain_failure(KeyError("leaf_weights"), LogisticRegression())
+
+    assert reason.endswith("its converter does not know this form of it (KeyError: 'leaf_weights')")
+
+
 @pytest.mark.parametrize(
     ("model", "called"),
     [
