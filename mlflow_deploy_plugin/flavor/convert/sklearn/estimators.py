@@ -284,7 +284,7 @@ def convertible_copy(fitted: Any) -> Any:
         if isinstance(part, Pipeline):
             both = [step for _, step in part.steps[:2] if hasattr(step, "transformers_")]
             if len(both) == 2 and (steps := _merged(*both)):
-                both[0].transformers_ = steps
+                both[0].transformers_, both[0].output_indices_ = steps, both[1].output_indices_
                 del part.steps[1]
             part.steps[1:] = [
                 (name, LaterColumns.of(step) if hasattr(step, "transformers_") else step)

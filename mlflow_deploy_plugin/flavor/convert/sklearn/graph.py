@@ -147,10 +147,10 @@ def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any
     Joined, all would be texts, and ONNX Runtime writes a number with eight digits.
     """
     joined = _parse_sklearn_column_transformer(scope, model, inputs, custom_parsers)
-    made_by = next(one for one in scope.operators.values() if joined[0] in one.outputs)
-    kinds = {isinstance(part.type, StringTensorType) for part in made_by.inputs}
-    is_mixed = made_by.type == "SklearnConcat" and len(kinds) > 1
-    return list(made_by.inputs) if is_mixed else joined  # nodes that no output needs are dropped
+    joins = {one.outputs[0].full_name: one.inputs for one in scope.operators.values() if one.type == "SklearnConcat"}
+    parts = list(joins.get(joined[0].full_name, joined) if joined else joined)
+    is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
+    return parts if is_mixed else joined  # nodes that no output needs are dropped
 
 
 def label_type(classes: Array) -> Any:

@@ -76,6 +76,13 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool) -> None:
     assert wrap(pipeline, table).report.state == "proven"
 
 
+def test_a_single_column_that_is_passed_on_is_proven() -> None:
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(100, 3)), columns=NAMES)
+    model = make_pipeline(make_column_transformer(("passthrough", ["b"])), Ridge())
+
+    assert wrap(model.fit(table, table.b), table).report.state == "proven"
+
+
 class Sampler(BaseEstimator):  # type: ignore[misc]
     """A sampler as imbalanced-learn has them: its pipeline calls it in training only."""
 

@@ -22,7 +22,7 @@ from sklearn.multioutput import ClassifierChain
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import SeveralTargets, best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import ensembles, features, neighbours, predictors
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, Rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, SCORES, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, label_type, register_converter, write_labels
 
 
@@ -32,6 +32,7 @@ def register() -> None:
         return
     for module in (ensembles, features, neighbours, predictors):
         FORMULAS.update(module.FORMULAS)
+    SCORES.update(ensembles.SCORES)
     for kind in FORMULAS:
         has_labels = issubclass(kind, ClassifierMixin) and kind is not ClassifierChain  # a chain answers a matrix
         register_converter(kind, formula_shapes, convert_formula, has_labels)

@@ -4,6 +4,7 @@ The arithmetic is scikit-learn's own, in its order (https://scikit-learn.org/sta
 …/calibration.html); the estimators within answer by `Rows.ask`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -231,9 +232,7 @@ def voted(model: Any, rows: Rows) -> TracedArray | Decision:
 def bagged(model: Any, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the answers of the members, each of which reads some of the columns; else votes."""
     answers = []
-    for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
-        has_all = np.array_equal(features, np.arange(model.n_features_in_))
-        read = rows if has_all else rows.with_matrix(rows.matrix[:, features])
+    for estimator, read in _members(model, rows):
         if is_regressor(model):
             answers.append(read.ask(estimator, "predict"))
         elif not hasattr(estimator, "predict_proba"):  # the labels of the members are the positions of the classes
@@ -245,6 +244,17 @@ def bagged(model: Any, rows: Rows) -> TracedArray | Decision:
             answers.append(likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_])
     mean = _mean(answers)
     return mean if is_regressor(model) else (np.argmax(mean, axis=1), mean)
+
+
+def bagged_scores(model: BaggingClassifier, rows: Rows) -> TracedArray:
+    return _mean([read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)])
+
+
+def _members(model: Any, rows: Rows) -> Iterator[tuple[Any, Rows]]:
+    """Yield the members of a bag, each with the rows of the columns that it reads."""
+    for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
+        has_all = np.array_equal(features, np.arange(model.n_features_in_))
+        yield estimator, rows if has_all else rows.with_matrix(rows.matrix[:, features])
 
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
@@ -342,3 +352,4 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((StackingClassifier, StackingRegressor), stacked),
     **dict.fromkeys((VotingClassifier, VotingRegressor), voted),
 }
+SCORES: dict[type, Formula] = {BaggingClassifier: bagged_scores}

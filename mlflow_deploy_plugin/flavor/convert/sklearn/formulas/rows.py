@@ -109,6 +109,8 @@ class Rows:
             return rows.ask(last, method)
         if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
+        if method == "decision_function" and type(estimator) in SCORES:
+            return SCORES[type(estimator)](estimator, self)
         if (formula := FORMULAS.get(type(estimator))) is not None:
             answer = formula(estimator, self)
             if not isinstance(answer, tuple):
@@ -219,6 +221,8 @@ _SCORES = ("predict_proba", "decision_function")
 Formula = Callable[[Any, Rows], Any]
 FORMULAS: dict[type, Formula] = {}
 """The formula of each estimator that has one; `formulas.register` fills it."""
+SCORES: dict[type, Formula] = {}
+"""Likewise, those of decision functions that are none of labels and probabilities."""
 
 
 def _learned(step: Any) -> int | str:

@@ -53,6 +53,7 @@ LABELS = np.column_stack([VALUES > 5, ROWS.c > 0]).astype(int)
 
 CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "sigmoid": (CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2), TWO),
+    "scores of a bag": (CalibratedClassifierCV(BaggingClassifier(LogisticRegression(), 3), cv=2), THREE),
     "isotonic": (CalibratedClassifierCV(LogisticRegression(), method="isotonic", cv=2), THREE),
     "temperature of scores": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), THREE),
     "temperature of two": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), TWO),
