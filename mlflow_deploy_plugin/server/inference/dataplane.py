@@ -126,7 +126,9 @@ class DataPlane:
             return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
         if self.cache is not None and variant.loaded.is_deterministic:
             artifact = variant.loaded.predictor.artifact
-            version = variant.loaded.model, variant.loaded.version, artifact.model_id, artifact.run_id
+            loaded = variant.loaded
+            # the folder, too: that of a fetched model is named by its content, and not every model has an id or a run
+            version = loaded.model, loaded.version, artifact.model_id, artifact.run_id, loaded.folder.name
             if (key := request_digest(version, request.inputs)) is not None:
                 outputs = self.cache.get(key)
                 is_cached = outputs is not None

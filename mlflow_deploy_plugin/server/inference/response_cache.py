@@ -44,7 +44,7 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     """Return a digest of everything that the outputs depend on, or None if the feeds hold other objects than texts.
 
     Args:
-        version: identifies the version: names, number, run.
+        version: identifies the version: names, number, run, files.
     """
     packed = _pack({name: feeds[name] for name in sorted(feeds)})
     if packed is None:

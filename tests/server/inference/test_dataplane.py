@@ -152,6 +152,16 @@ def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders:
         assert [found.headers["X-Cache"] for found in (first, second)] == ["miss", "hit"]
 
 
+def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
+    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    # of two registries, or of two workspaces of one, both without a run
+    endpoints = {name: {name: tools.variant(bias_folders[folder], "1")} for name, folder in (("a", "1"), ("b", "2"))}
+    server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
+    answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
+    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
+
+
 def test_random_answers_are_not_cached(serve_here: Serve, tmp_path: Path, tools: Any) -> None:
     folder = write_model(tmp_path / "noisy", NOISY)
     server = serve_here({"e": {"e": tools.variant(folder)}}, {"response_cache_bytes": 1_000_000})
