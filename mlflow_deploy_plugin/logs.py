@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, TextIO
 
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.version import __version__
@@ -29,7 +29,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     Args:
         process: the role of the process in its lines: worker, agent, serve, controller, or one of `_MANY`.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = (_JournalHandler if _writes_to_journal() else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":
         who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
@@ -48,6 +48,22 @@ def configure_logging(settings: Settings, process: str) -> None:
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True
+
+
+def _writes_to_journal() -> bool:
+    """Return True if stderr is journald's, as systemd.exec(5) says it; shells inherit the variable alone."""
+    said = os.environ.get("JOURNAL_STREAM")
+    return said is not None and said == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
+
+
+class _JournalHandler(logging.StreamHandler[TextIO]):
+    """Begins each line with its priority, which journald takes off again (sd-daemon(3))."""
+
+    _PRIORITIES: ClassVar[dict[str, int]] = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = f"<{self._PRIORITIES.get(record.levelname, 6)}>"
+        return priority + super().format(record).replace("\n", f"\n{priority}")
 
 
 class _RepeatFilter(logging.Filter):

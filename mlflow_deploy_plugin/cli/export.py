@@ -1,5 +1,6 @@
 """`onnxserve export`, `build-docker`, `render`: a version as files or an image, an endpoint for other systems."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -182,6 +183,7 @@ def render(
             raise click.UsageError("give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
     spec = apply_config(found, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
+    os.umask(0o022)  # what is written is for other users: the spec of a unit, or of a container, for its server
     for path, text in files.items():
         if output is None:
             click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)

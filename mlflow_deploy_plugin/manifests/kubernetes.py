@@ -16,6 +16,8 @@ from mlflow_deploy_plugin.manifests.served import (
     SERVE,
     SPEC_FILE,
     SPEC_FOLDER,
+    STARTUP_SECONDS,
+    TLS_FILES,
     Document,
     Place,
     dump_documents,
@@ -32,14 +34,10 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
 SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
-_TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
-"""Field of `server` → the name of its file in a pod."""
 _FILES_FOLDER = "/run/secrets/files"
 _SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
 _DRAIN_SECONDS = 5
 """Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
-_STARTUP_SECONDS = 600
-"""For fetching and loading the models; until then the other probes are not asked."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -141,13 +139,13 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
     """Return the spec as the server of a pod reads it, with its certificate and key where they are mounted."""
     served = served_spec(spec)
-    update = {field: f"{TLS_FOLDER}/{_TLS_FILES[field]}" for field in _tls_keys(spec)}
+    update = {field: f"{TLS_FOLDER}/{TLS_FILES[field]}" for field in _tls_keys(spec)}
     return served.model_copy(update={"server": served.server.model_copy(update=update)})
 
 
 def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
     """Return the fields of `server` that name a certificate or a key, with the SECRET/KEY of each."""
-    return {field: key for field in _TLS_FILES if (key := getattr(spec.server, field)) is not None}
+    return {field: key for field in TLS_FILES if (key := getattr(spec.server, field)) is not None}
 
 
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
@@ -165,7 +163,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     said_files = sorted(spec.container.secret_files.items())
     if files := {name: _secret_key(f"container.secret_files.{name}", said) for name, said in said_files}:
         volumes["files"] = (_FILES_FOLDER, _projected(files))
-    if tls := {_TLS_FILES[field]: _secret_key(f"server.{field}", said) for field, said in _tls_keys(spec).items()}:
+    if tls := {TLS_FILES[field]: _secret_key(f"server.{field}", said) for field, said in _tls_keys(spec).items()}:
         volumes["tls"] = (TLS_FOLDER, _projected(tls))
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
@@ -219,7 +217,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
         "env": _environment(spec, place),
         "ports": ports,
         "resources": _resources(spec),
-        "startupProbe": probe("/ping", 2, _STARTUP_SECONDS // 2),
+        "startupProbe": probe("/ping", 2, STARTUP_SECONDS // 2),
         "readinessProbe": probe("/v2/health/ready", 5, 2),
         "livenessProbe": probe("/v2/health/live", 10, 3),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN_SECONDS)]}}},

@@ -20,6 +20,10 @@ STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image."""
 PORT = 8080
+STARTUP_SECONDS = 600
+"""The time to fetch and load the models; pods are not asked by their other probes until then."""
+TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
+"""Field of `server` → the name that its file has in a pod, and for a unit."""
 USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"

@@ -1,7 +1,7 @@
 """An endpoint as a systemd unit: the server under a user id of its own, which sees and writes no more than it needs.
 
 Two files: the unit, and the spec that it serves, whose changes are followed but for its `server` part. systemd reads
-secrets, their files and the private key of TLS as root and hands them to the server as credentials (systemd.exec(5)).
+secrets, their files and those of TLS, whose folders may be root's, and hands them on as credentials (systemd.exec(5)).
 """
 
 import re
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests.served import (
+    STARTUP_SECONDS,
+    TLS_FILES,
     Place,
     environment_of,
     http_port,
@@ -20,7 +22,6 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
 """systemd asks for an absolute path; the virtual environment of the images lies there, too."""
-_KEY = "tls.key"
 _FIRST_FREE_PORT = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,-]*")
 
@@ -29,11 +30,13 @@ _UNIT = """\
 Description=onnxserve: the endpoint {name}
 Wants=network-online.target
 After=network-online.target
-StartLimitIntervalSec=300
-StartLimitBurst=5
+# a registry that is away when the machine starts comes back: it is tried again, without end
+StartLimitIntervalSec=0
 
 [Service]
-Type=exec
+# started once every model answers; one that does not within the time is started anew
+Type=notify
+TimeoutStartSec={start_seconds}
 ExecStart={program} serve --spec /etc/onnxserve/{name}.yaml --state-dir %S/{unit}/server
 Restart=on-failure
 RestartSec=5
@@ -99,10 +102,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     files = [_plain(path) for path in local_files(spec)]
     shown, given = f"/run/credentials/{unit}.service", dict(container.secret_files)
     environment = environment_of(spec, place) | {name: f"{shown}/{name}" for name in given}
-    if server.keyfile is not None:
-        given[_KEY] = server.keyfile
-        keyfile = {"keyfile": f"{shown}/{_KEY}"}
-        served = served.model_copy(update={"server": served.server.model_copy(update=keyfile)})
+    tls = {field: path for field in TLS_FILES if (path := getattr(server, field)) is not None}
+    given |= {TLS_FILES[field]: path for field, path in tls.items()}
+    update = {field: f"{shown}/{TLS_FILES[field]}" for field in tls}
+    served = served.model_copy(update={"server": served.server.model_copy(update=update)})
     for path in given.values():
         files.remove(path)
     credentials |= given
@@ -129,6 +132,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         name=spec.name,
         unit=unit,
         program=PROGRAM,
+        start_seconds=STARTUP_SECONDS,
         stop_seconds=server.stop_seconds,
         capabilities="CAP_NET_BIND_SERVICE" if is_low else "",
         **{name: "\n".join(found) for name, found in lines.items()},

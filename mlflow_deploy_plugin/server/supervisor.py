@@ -132,6 +132,7 @@ class _Supervisor:
         self._started_at = time.time()
         self._children = SupervisedChildren()
         self._wait_for_signal = wait_for_signal
+        self._notify_socket = os.environ.pop("NOTIFY_SOCKET", "")  # gunicorn would say there that it is ready too early
         self._agent: SupervisedChild | None = None
         self._agent_crashes = Crashes()
         self._restart_agent_at = 0.0
@@ -158,10 +159,12 @@ class _Supervisor:
                 self._is_ready = True
                 self._write("serving")
                 self._announce(self._describe())
+                self._notify("READY=1")
                 self._wait_until(refresh)  # which never returns True
             except _Stop:
                 _log.info("ending: requests in flight are finished")
             finally:
+                self._notify("STOPPING=1")
                 with suppress(OSError):  # a full disk does not make an orderly end a failure
                     self._write("stopping")
                 self._end()
@@ -327,6 +330,12 @@ class _Supervisor:
         )
         write_state(self._state_dir / SERVER, state)
         self._phase = phase
+
+    def _notify(self, state: str) -> None:
+        """Tell systemd the state of a service of Type=notify, by sd_notify(3)."""
+        if self._notify_socket:
+            with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+                notified.sendto(state.encode(), self._notify_socket.replace("@", "\0", 1))
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:

@@ -39,8 +39,8 @@ FULL = {
     "container.environment.MLFLOW_TRACKING_URI": "http://mlflow:5000/?a=%20&b='\"\\",
     "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
     "container.secret_files.ONNXSERVE_KEYS_FILE": "/etc/onnxserve/keys.json",
-    "server.certfile": "/etc/ssl/flights.pem",
-    "server.keyfile": "/etc/ssl/private/flights.key",
+    "server.certfile": "/etc/letsencrypt/live/flights/fullchain.pem",
+    "server.keyfile": "/etc/letsencrypt/live/flights/privkey.pem",
     "server.port": "443",
     "server.host": "0.0.0.0",
     "server.api_keys": "true",
@@ -66,8 +66,10 @@ def test_systemd_finds_no_mistake_and_little_exposure(config: dict[str, str], tm
     assert subprocess.run(exposed, capture_output=True, text=True, check=False).returncode == 0
 
 
-def test_a_server_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
+def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
     unit, spec = rendered(FULL, "/home/ada/models/flights")
+    assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])  # to fetch and load
+    assert lines(unit, "StartLimitIntervalSec") == ["0"]  # a registry that is away comes back
     assert lines(unit, "TimeoutStopSec") == ["50"]  # requests in flight, then what was captured
     assert lines(unit, "KillMode") == ["mixed"]
     assert (lines(unit, "CPUQuota"), lines(unit, "MemoryMax")) == (["150%"], ["1073741824"])
@@ -76,17 +78,19 @@ def test_a_server_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
     assert lines(unit, "ProtectSystem") == ["strict"]
     assert lines(unit, "CapabilityBoundingSet") == ["CAP_NET_BIND_SERVICE"]  # for 443, and else none
     assert lines(rendered()[0], "CapabilityBoundingSet") == [""]
-    assert lines(unit, "BindReadOnlyPaths") == ["/home/ada/models/flights", "/etc/ssl/flights.pem"]
+    assert lines(unit, "BindReadOnlyPaths") == ["/home/ada/models/flights"]
     assert lines(unit, "LoadCredential") == [
         "AWS_SECRET_ACCESS_KEY:/etc/onnxserve/secrets/aws",
         "ONNXSERVE_KEYS_FILE:/etc/onnxserve/keys.json",
-        "tls.key:/etc/ssl/private/flights.key",
+        "tls.crt:/etc/letsencrypt/live/flights/fullchain.pem",  # in a folder of root's
+        "tls.key:/etc/letsencrypt/live/flights/privkey.pem",
     ]
     assert "ONNXSERVE_SECRETS=%d" in lines(unit, "Environment")
     keys_file = '"ONNXSERVE_KEYS_FILE=/run/credentials/onnxserve-flights.service/ONNXSERVE_KEYS_FILE"'
     assert keys_file in lines(unit, "Environment")
     (served,) = load_specs(spec)
     assert served.server.keyfile == "/run/credentials/onnxserve-flights.service/tls.key"
+    assert served.server.certfile == "/run/credentials/onnxserve-flights.service/tls.crt"
     assert served.container == EndpointSpec.model_fields["container"].default
 
 

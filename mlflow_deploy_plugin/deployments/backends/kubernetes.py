@@ -145,7 +145,8 @@ class KubernetesBackend:
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})  # until now the autoscaler's
         for document in documents:
             if document["kind"] == "Deployment":
-                document["spec"]["replicas"] = count = pod_count(spec, running)
+                # read again: an autoscaler may have scaled it while the pods were read
+                document["spec"]["replicas"] = count = pod_count(spec, self._cluster.get("Deployment", spec.name))
                 if not is_scaled and count != replicas:
                     kept = f"{spec.name}: keeps the {count} pods that another has scaled it to"
                     progress(f"{kept}; kubernetes.force_conflicts=true makes them {replicas}")
