@@ -1,5 +1,6 @@
 """What a server's processes write to their log, as a log store reads it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,18 @@ def test_what_a_line_quotes_begins_no_line_of_its_own() -> None:
     assert lines[1].endswith("[serve] ERROR it failed")
     assert "\x1b" not in told
     assert "    Traceback (most recent call last):" in told
+
+
+def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> None:
+    read, write = os.pipe()
+    own = os.fstat(write)
+    journal = {**os.environ, "JOURNAL_STREAM": f"{own.st_dev}:{own.st_ino}"}
+    subprocess.run([sys.executable, "-c", _SAYS], stderr=write, env=journal, check=True)
+    os.close(write)
+    with os.fdopen(read) as written:
+        assert {line[:3] for line in written} == {"<3>"}  # of a traceback, too
+    inherited = subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, env=journal, check=True)
+    assert b"<3>" not in inherited.stderr
 
 
 _REPEATS = """

@@ -296,7 +296,8 @@ class KubernetesSpec(SpecPart):
     """The most pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: none, `replicas` stay as they
     are."""
     target_cpu_percent: int = Field(default=70, ge=1, le=100)
-    """Share of container.cpus that the autoscaler keeps the pods at."""
+    """Share of container.cpus that the autoscaler keeps the pods at. A worker with a small model takes one core at
+    most: with fewer workers than cores that share is never reached."""
     gpus: int | None = Field(default=None, ge=0, le=64)
     """GPUs of a pod (nvidia.com/gpu). Default: as many as server.device_ids; 1 for another GPU server."""
     host: HostName | None = None

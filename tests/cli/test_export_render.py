@@ -1,5 +1,6 @@
 """`onnxserve render`: the documents of a new, a stored or a written endpoint."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(tm
     assert (status, run(*model, "-o", str(tmp_path), format_name="systemd")) == (0, (0, ""))
     paths = ["etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"]
     assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
+
+
+def test_other_users_read_what_is_written_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        run("-n", "flights", "-m", "models:/flight-delay/3", "-o", str(tmp_path), format_name="systemd")
+    finally:
+        os.umask(before)
+    spec = tmp_path / "etc" / "onnxserve" / "flights.yaml"  # for the user of the unit
+    assert [one.stat().st_mode & 0o005 for one in (spec.parent, spec)] == [0o005, 0o004]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, own_namespace
 from tests.support.services.faulty_api import faulty_api
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.pod_metrics import pod_metrics
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
@@ -446,6 +447,34 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     client.delete_deployment(scaled.name)
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb,hpa,replicaset,pod"
     wait_until(lambda: cluster.items(kinds, *label) == [], 60, "nothing is left")
+
+
+def test_an_autoscaler_adds_pods_under_load_and_takes_them_away_and_no_request_fails(
+    create: Callable[..., Endpoint], cluster: Cluster, gateway: str, tmp_path: Path
+) -> None:
+    with pod_metrics(cluster, gateway, tmp_path):
+        bounds = {"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "kubernetes.target_cpu_percent": 30}
+        scaled = create(**bounds, **{"container.cpus": 0.5})
+        named = f"--field-selector=metadata.name={scaled.name}"
+        kind = f"hpa.{'v2beta2' if cluster.is_old else 'v2'}.autoscaling"
+        soon = {"spec": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}}}}  # instead of five minutes
+        cluster.kubectl("patch", kind, scaled.name, "--type=merge", "-p", json.dumps(soon))
+
+        def count() -> int:
+            (found,) = cluster.items("deployment", named)
+            return int(found["spec"]["replicas"])
+
+        wait_until(lambda: "<unknown>" not in cluster.kubectl("get", "hpa", scaled.name), 90, "its CPU is known")
+        assert count() == 1  # to load the model was no load
+        with under_load(scaled, kept=2) as load:
+            wait_until(lambda: scaled.ready_pods() == 3, 180, "the pods are as many as may be")
+            scaled.update(server__threads=5)  # other pods, and as many
+            assert (count(), scaled.ready_pods()) == (3, 3)
+            scaled.update(kubernetes__max_replicas=2)
+            wait_until(lambda: len(scaled.pods()) == 2, 90, "the autoscaler takes a pod away")
+        wait_until(lambda: len(scaled.pods()) == 1, 120, "one pod is enough again")
+        assert load.failed == []
+        assert scaled.predict() == 2.0
 
 
 def test_a_model_in_the_image_needs_no_registry(

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,23 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
     assert len(running.members()) == 5
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
     check_end(start("state").wait_ready(), signal.SIGHUP)
+
+
+def test_systemd_is_told_that_the_server_answers_and_that_it_ends_and_nothing_else(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + tmp_path.name)
+        systemd.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + tmp_path.name)
+        running = start("state")
+        assert systemd.recv(100) == b"READY=1"
+        assert answers(running.wait_ready())
+        assert running.end() == 0
+        assert systemd.recv(100) == b"STOPPING=1"
+        systemd.setblocking(False)
+        with pytest.raises(BlockingIOError):  # gunicorn has nothing to say
+            systemd.recv(100)
 
 
 def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -> None:

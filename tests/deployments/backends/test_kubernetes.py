@@ -2,8 +2,11 @@
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.kubernetes import pod_count, pod_environment
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.deployments.backends import kubernetes
+from mlflow_deploy_plugin.deployments.backends.kubernetes import KubernetesBackend, pod_count, pod_environment
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.manifests import Document
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 
 
@@ -91,3 +94,29 @@ def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_anoth
     annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
     running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
     assert pod_count(new_endpoint("f", "models:/f/1", config), None if now is None else running) == found
+
+
+class ScalingCluster:
+    """A cluster whose autoscaler adds a pod while pods are looked at; it refuses a Deployment, with its replicas."""
+
+    def __init__(self, *_: object) -> None:
+        self.replicas = 1
+
+    def get(self, kind: str, name: str) -> Document | None:
+        deployment = {"replicas": self.replicas, "template": {"spec": {"containers": []}}}
+        return {"metadata": {}, "spec": deployment} if kind == "Deployment" else None
+
+    def find(self, kind: str, labels: object) -> list[Document]:
+        self.replicas += 1
+        return []
+
+    def apply(self, document: Document, force: bool) -> None:
+        if document["kind"] == "Deployment":
+            raise DeploymentFailed(f"replicas {document['spec']['replicas']}")
+
+
+def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "Cluster", ScalingCluster)
+    config = {"kubernetes.max_replicas": "9", "container.cpus": "1", "kubernetes.force_conflicts": "true"}
+    with pytest.raises(DeploymentFailed, match="replicas 2"):
+        KubernetesBackend(Settings(), "ml").apply(new_endpoint("f", "/model", config), print)
