@@ -453,7 +453,7 @@ def test_an_autoscaler_adds_pods_under_load_and_takes_them_away_and_no_request_f
     create: Callable[..., Endpoint], cluster: Cluster, gateway: str, tmp_path: Path
 ) -> None:
     with pod_metrics(cluster, gateway, tmp_path):
-        bounds = {"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "kubernetes.target_cpu_percent": 30}
+        bounds = {"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "kubernetes.target_cpu_percent": 5}
         scaled = create(**bounds, **{"container.cpus": 0.5})
         named = f"--field-selector=metadata.name={scaled.name}"
         kind = f"hpa.{'v2beta2' if cluster.is_old else 'v2'}.autoscaling"
