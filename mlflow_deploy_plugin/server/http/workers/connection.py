@@ -164,7 +164,7 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = self._app.now + self._limits.request_seconds
         blocked = self._app.blocked_connections
         blocked[self] = None
-        while len(blocked) > 1 and sum(one._unsent_bytes for one in blocked) > MAX_UNSENT_BYTES:
+        while len(blocked) > 1 and sum(one._transport.get_write_buffer_size() for one in blocked) > MAX_UNSENT_BYTES:
             longest = next(iter(blocked))
             del blocked[longest]
             longest.evict()

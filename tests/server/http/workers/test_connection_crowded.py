@@ -147,6 +147,23 @@ def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_mem
     assert received(slow[0]) < LONG_BYTES < received(slow[-1])
 
 
+def take(connection: socket.socket, size: int) -> int:
+    """Take so many bytes, or fewer if the connection ends; return their number."""
+    count = 0
+    with contextlib.suppress(ConnectionError):
+        while count < size and (piece := connection.recv(min(2**20, size - count))):
+            count += len(piece)
+    return count
+
+
+def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(connect: Connect) -> None:
+    clients, first = [connect() for _ in range(12)], LONG_BYTES // 2
+    for connection in clients:
+        ask_long(connection)
+        assert take(connection, first) == first
+    assert [take(connection, LONG_BYTES - first) for connection in clients] == [LONG_BYTES - first] * 12
+
+
 def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(connect: Connect) -> None:
     connection = connect()
     ask_long(connection, more=PING)
