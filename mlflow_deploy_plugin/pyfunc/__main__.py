@@ -67,9 +67,10 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         raise CannotStart(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
     def answer(question: SideMessage) -> SideMessage:
+        most = question.fields["most_values"]
         if question.kind == "invocations":
-            return scorer.invoke(question.fields["content_type"], question.body)
-        return scorer.predict(question.arrays["feeds"])
+            return scorer.invoke(question.fields["content_type"], question.body, most)
+        return scorer.predict(question.arrays["feeds"], most)
 
     return SideMessage(READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
 

@@ -21,8 +21,8 @@ from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)
 
-RefusalKind = Literal["request", "schema", "media type", "model", "time"]
-"""The part at fault: the body, its data, its type, the model, or the time that it takes."""
+RefusalKind = Literal["request", "schema", "size", "media type", "model", "time"]
+"""The part at fault: the body, its data, the size of its answer, its type, the model, or the time that it takes."""
 Answer = Callable[[SideMessage], SideMessage]
 """Returns the answer to one request, or raises `RequestRefused`."""
 
@@ -80,7 +80,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
         try:
             send_message(connection, answered)
         except ValueError as error:
-            send_message(connection, _refusal("model", f"the answer is too large: {error}"))
+            send_message(connection, _refusal("size", f"the answer is too large: {error}"))
         except OSError:  # the worker has gone
             return
 

@@ -11,7 +11,9 @@ become named arrays.
 import base64
 import json
 import logging
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from mlflow_deploy_plugin.runtime import (
     numpy_dtype,
     object_array,
     read_served_artifact,
+    too_many_values,
 )
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
 
@@ -247,19 +250,35 @@ def _of_pandas(value: Any) -> Array:
     return np.asarray(value.astype(object))
 
 
+def count_values(prediction: Any) -> int:
+    """Return the number of values in what a model answers: numbers, texts or whatever else stands for one."""
+    if (shape := getattr(prediction, "shape", None)) is not None:
+        return math.prod(shape)
+    if isinstance(prediction, Mapping):
+        return sum(map(count_values, prediction.values()))
+    if not isinstance(prediction, list | tuple):
+        return 1
+    is_flat = not prediction or isinstance(prediction[0], int | float | str)  # as a list of a million numbers
+    return len(prediction) if is_flat else sum(map(count_values, prediction))
+
+
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
-    The columns `dates` come as texts. Those of `texts` hold what pandas has for a missing text, alone or among others.
+    The columns `dates` come as texts. Those of `texts` hold what pandas has for a missing text, alone or among others. An
+    output of more values than `most` is refused: as JSON, each takes fifty bytes of memory and more than a microsecond.
     """
 
-    def __init__(self, model: Any, dates: Sequence[Any] = (), is_csv: bool = False, texts: Sequence[Any] = ()) -> None:
-        self._model, self._dates, self._texts = model, dates, texts
+    def __init__(
+        self, model: Any, most: int, dates: Sequence[Any] = (), is_csv: bool = False, texts: Sequence[Any] = ()
+    ) -> None:
+        self._model, self.most, self._dates, self._texts = model, most, dates, texts
         self._date_form = "ISO8601" if is_csv else None  # that of the first text, as MLflow reads JSON
         self.metadata = model.metadata
         self.data: Any = None
         self.prediction: Any = None
         self.error: BaseException | None = None
+        self.is_too_large = False
 
     def predict(self, data: Any, params: Any = None) -> Any:
         self.data = data
@@ -272,6 +291,9 @@ class _Recorder:
         except (Exception, SystemExit) as error:
             self.error = error
             raise RuntimeError from error  # MLflow's server would catch an Exception and hide it
+        if count_values(self.prediction) > self.most:
+            self.is_too_large = True
+            raise RuntimeError
         return self.prediction
 
     def _convert_columns(self, table: pd.DataFrame | dict[Any, Any]) -> None:
@@ -347,12 +369,12 @@ class Scorer:
             return {}
         return {name: array[:0] for name, array in outputs.items()}
 
-    def invoke(self, content_type: str | None, body: bytes) -> SideMessage:
+    def invoke(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> SideMessage:
         """Answer a body of `/invocations`; the message also has its arrays, as far as they are representable."""
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         is_csv = content_type.partition(";")[0].strip() == "text/csv"
-        recorder = _Recorder(self._model, self._dates, is_csv, self._texts)
+        recorder = _Recorder(self._model, most_values, self._dates, is_csv, self._texts)
         try:
             answer = scoring_server.invocations(body, content_type, recorder, self._body_schema)
         except MlflowException as error:
@@ -369,14 +391,14 @@ class Scorer:
             text = json.dumps(json.loads(text, parse_constant=lambda word: None))
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=text.encode())
 
-    def predict(self, feeds: Mapping[str, Array]) -> SideMessage:
+    def predict(self, feeds: Mapping[str, Array], most_values: int = sys.maxsize) -> SideMessage:
         """Return named outputs for named arrays that fit the signature."""
         data = to_model_input(feeds, self._artifact, self._types, self._names)
-        return SideMessage("answer", arrays={"outputs": self.outputs_of(data)})
+        return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values)})
 
-    def outputs_of(self, data: Any) -> dict[str, Array]:
+    def outputs_of(self, data: Any, most_values: int = sys.maxsize) -> dict[str, Array]:
         """Return named outputs for what the model takes: a frame, arrays, a mapping of them."""
-        recorder = _Recorder(self._model, texts=self._texts)
+        recorder = _Recorder(self._model, most_values, texts=self._texts)
         try:
             return to_outputs(recorder.predict(data))
         except (MlflowException, RuntimeError) as error:
@@ -386,6 +408,8 @@ class Scorer:
             raise RequestRefused("model", message) from None
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> RequestRefused:
+        if recorder.is_too_large:
+            return RequestRefused("size", too_many_values(recorder.most))
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
             return RequestRefused("model", f"the model cannot compute this input: {error_summary(recorder.error)}")

@@ -49,6 +49,7 @@ from .model import OnnxModel as OnnxModel
 from .model import OpaqueBody as OpaqueBody
 from .model import OpaqueResponse as OpaqueResponse
 from .model import Predictor as Predictor
+from .model import too_many_values as too_many_values
 from .pyfunc_artifact import UNNAMED_OUTPUT as UNNAMED_OUTPUT
 from .pyfunc_artifact import pyfunc_schema as pyfunc_schema
 from .pyfunc_artifact import read_served_artifact as read_served_artifact

@@ -71,6 +71,7 @@ class Predictor(Protocol):
 
         Raises:
             InferenceError: the model refuses the input.
+            BodyTooLarge: the outputs have more values than `limit_values` allows.
             DeadlineExceeded: its turn did not come.
         """
         ...
@@ -78,6 +79,18 @@ class Predictor(Protocol):
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """Return what `predict` returns, from the outputs of `run`; `of_table`: the request was a table."""
         ...
+
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        """Refuse requests whose outputs have more values than `most`; each of `batch_rows` rows may have so many."""
+        ...
+
+
+def too_many_values(most: int) -> str:
+    """Return why an answer of more values is refused."""
+    return (
+        f"the answer has more than {most} values, which is this server's limit: send fewer rows, or smaller ones (a "
+        "larger server.max_body_bytes allows more)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +184,7 @@ class OnnxModel:
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
         """Return the values of the outputs and those before. Raises BodyTooLarge if they are more than are answered."""
         if (count := already + sum(output.size for output in outputs)) > self._most_values:
-            raise BodyTooLarge(
-                f"the answer has more than {self._most_values} values, which is this server's limit: send fewer rows, "
-                "or smaller ones (a larger server.max_body_bytes allows more)"
-            )
+            raise BodyTooLarge(too_many_values(self._most_values))
         return count
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.runtime import BatchPolicy, OnnxModel, Placement, available_cores
+from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
@@ -108,9 +108,8 @@ def open_server(state_dir: Path) -> Server:
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
             )
-        if isinstance(warm.predictor, OnnxModel):
-            most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
-            warm.predictor.limit_values(most_values, batch_rows)
+        most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
+        warm.predictor.limit_values(most_values, batch_rows)
         return warm
 
     repository = Repository(state_dir, load)

@@ -78,7 +78,7 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     said = ask(ours, "raise").fields
     assert said == {"what": "model", "message": "the model cannot answer: KeyError: '…'"}
     said = ask(ours, "fill").fields
-    assert said == {"what": "model", "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on"}
+    assert said == {"what": "size", "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on"}
     assert ask(ours, "add", n=3).fields["n"] == 3
     ours.close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")

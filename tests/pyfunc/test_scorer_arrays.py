@@ -9,7 +9,14 @@ from mlflow.pyfunc import PythonModel, save_model
 from mlflow.types import ColSpec, Schema
 from scipy.sparse import csr_matrix
 
-from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, load_scorer, to_feeds, to_model_input, to_outputs
+from mlflow_deploy_plugin.pyfunc.scorer import (
+    NotRepresentable,
+    count_values,
+    load_scorer,
+    to_feeds,
+    to_model_input,
+    to_outputs,
+)
 from mlflow_deploy_plugin.runtime import Artifact, Column, pyfunc_schema, read_served_artifact
 
 
@@ -56,6 +63,25 @@ def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, lis
 def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
     with pytest.raises(NotRepresentable):
         to_outputs(prediction)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "count"),
+    [
+        (np.zeros((3, 4)), 12),
+        (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), 4),
+        (csr_matrix((1000, 1000)), 1_000_000),  # which is written with its zeros
+        ({"a": np.zeros(3), "b": [1, 2]}, 5),
+        ([[1, 2], [3, 4, 5]], 5),
+        ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
+        (["a text", "another"], 2),
+        ([], 0),
+        ("a text", 1),
+        (None, 1),
+    ],
+)
+def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction: Any, count: int) -> None:
+    assert count_values(prediction) == count
 
 
 def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:

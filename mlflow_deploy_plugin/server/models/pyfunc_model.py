@@ -34,6 +34,7 @@ class PyfuncPredictor:
 
     def __init__(self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]) -> None:
         self._process = process
+        self._most_values = sys.maxsize
         self.artifact = artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
         self._source = "its signature says"
         self._learn_outputs(answered, "to its own example it answered")
@@ -66,14 +67,20 @@ class PyfuncPredictor:
     def queue_seconds(self) -> float:
         return self._process.queue_seconds
 
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        """Refuse answers as `Predictor.limit_values` says, before they are written or sent here."""
+        self._most_values = most * batch_rows
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Do as `Predictor.run`.
 
         Raises:
             SchemaMismatch, InferenceError: the model refuses the input, or answers with other outputs than before.
+            BodyTooLarge: it answers with more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        answer = self._process.request(SideMessage("predict", arrays={"feeds": feeds}), deadline)
+        message = SideMessage("predict", {"most_values": self._most_values}, {"feeds": feeds})
+        answer = self._process.request(message, deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)
         known = self.artifact.prediction
@@ -95,9 +102,11 @@ class PyfuncPredictor:
 
         Raises:
             InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.
+            BodyTooLarge: it answers with more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        message = SideMessage("invocations", {"content_type": body.content_type}, body=body.content)
+        fields = {"content_type": body.content_type, "most_values": self._most_values}
+        message = SideMessage("invocations", fields, body=body.content)
         answer = self._process.request(message, deadline)
         feeds, outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs", "texts"))
         self._learn_outputs(outputs)

@@ -53,6 +53,7 @@ _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters must 
 _REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {
     "request": InvalidRequest,
     "schema": SchemaMismatch,
+    "size": BodyTooLarge,
     "media type": UnsupportedMediaType,
     "model": InferenceError,
     "time": DeadlineExceeded,
@@ -238,7 +239,7 @@ class SideProcess:
             NotReady: the process is being started, or has ended over this request.
             DeadlineExceeded: the turn did not come in time, or the process did not answer in time and is killed.
             TooManyRequests: other requests have kept the process busy all that time.
-            BodyTooLarge: the message is too large; the process has seen nothing of it.
+            BodyTooLarge: the message is too large, and the process has seen nothing of it; or the answer is.
             InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
         """
         wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))

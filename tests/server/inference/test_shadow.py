@@ -181,6 +181,9 @@ class Slow:
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         return self.model.prediction(outputs)
 
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        self.model.limit_values(most, batch_rows)
+
 
 @pytest.fixture
 def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, ServedVariant, Slow]]:

@@ -176,6 +176,36 @@ def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> N
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
+def tensor(name: str, *texts: str) -> dict[str, Any]:
+    return {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/endpoints/days/invocations", {"dataframe_records": [DAYS] * 3}),
+        ("/predict/batch", [DAYS] * 3),
+        ("/v2/models/days/infer", {"inputs": [tensor("when", *["2013-07-01"] * 3), tensor("name", *"abc")]}),
+    ],
+)
+def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_given(
+    server: Server, ask: Callable[..., RawResponse], path: str, document: Any
+) -> None:
+    predictor = server.dataplane.select_variant("days").loaded.predictor
+    assert isinstance(predictor, PyfuncPredictor)
+    most, process = predictor._most_values, predictor.pid
+    assert most == 16_777_216
+    predictor.limit_values(4)  # values of two rows
+    try:
+        refused = ask(path, document)
+    finally:
+        predictor.limit_values(most)
+    assert refused.status == 413
+    assert message(refused).startswith("the answer has more than 4 values, which is this server's limit: send fewer")
+    assert ask(path, document).status == 200
+    assert predictor.pid == process
+
+
 def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
     server: Server, ask: Callable[..., RawResponse]
 ) -> None:
