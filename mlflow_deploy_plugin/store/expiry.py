@@ -5,12 +5,13 @@ stays: endpoints, the audit trail, rollouts, retrainings, keys.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from mlflow_deploy_plugin.store.alerts import FIRING
 from mlflow_deploy_plugin.store.monitors import MonitorKey
@@ -22,6 +23,9 @@ MIN_DAYS = 7
 KEPT_WINDOWS = 200
 """The newest judged windows of each monitor that stay, however old: alarms in a row are counted over so many."""
 _AT_ONCE = 1000
+_COUNTED = tuple(
+    getattr(MonitorWindowRow, name) for name in ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts")
+)
 _Row = MonitorWindowRow | AlertRow
 
 
@@ -51,27 +55,26 @@ def expire(
         return Expired()
     windows = sum(
         _delete(store, MonitorWindowRow, old, only_count, goes_on)
-        for key in _monitors(store, before)
         for by_hand in (False, True)
+        for key in _monitors(store, by_hand)
         if (old := _old_windows(store, key, by_hand, before)) is not None
     )
     over = and_(AlertRow.state != FIRING, AlertRow.last_at < before)
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
 
 
-def _monitors(store: Store, before: datetime) -> Iterator[MonitorKey]:
-    """Yield the monitors that have old windows; each is a look into the index, as `DISTINCT` would read all of it."""
+def _monitors(store: Store, by_hand: bool) -> Iterator[MonitorKey]:
+    """Yield the monitors that have windows; each is a look into an index, as `DISTINCT` would read all of it."""
     row, last = MonitorWindowRow, ("", "")
-    columns = row.endpoint, row.monitor, row.start
     while True:
-        query = select(*columns).order_by(*columns).limit(1)
+        query = (
+            select(row.endpoint, row.monitor).filter_by(by_hand=by_hand).order_by(row.endpoint, row.monitor).limit(1)
+        )
         with store.transaction(is_read_only=True) as session:
             found = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last)).one_or_none()
         if found is None:
             return
-        last = found.endpoint, found.monitor
-        if found.start < before:
-            yield last
+        yield (last := (found.endpoint, found.monitor))
 
 
 def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime) -> ColumnElement[bool] | None:
@@ -96,32 +99,29 @@ def _delete(
     if only_count:
         with store.transaction(is_read_only=True) as session:
             return session.scalar(select(func.count()).select_from(table).where(old)) or 0
+    some = select(table).where(old).limit(_AT_ONCE).with_for_update(skip_locked=True)
+    if table is MonitorWindowRow:
+        some = some.options(load_only(*_COUNTED))
     deleted = 0
     while goes_on():
         begun = time.monotonic()
         with store.transaction() as session:
-            some = select(table.id).where(old).limit(_AT_ONCE).with_for_update(skip_locked=True)
-            numbers = session.scalars(some).all()
-            if table is MonitorWindowRow:
-                _keep_counts(session, numbers)
-            session.execute(delete(table).where(table.id.in_(numbers)))
-        deleted += len(numbers)
-        if len(numbers) < _AT_ONCE:
+            rows: Sequence[_Row] = session.scalars(some).all()
+            _keep_counts(session, [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand])
+            session.execute(delete(table).where(table.id.in_([row.id for row in rows])))
+        deleted += len(rows)
+        if len(rows) < _AT_ONCE:
             break
         time.sleep(time.monotonic() - begun)
     return deleted
 
 
-def _keep_counts(session: Session, numbers: Sequence[int]) -> None:
-    """Add the scheduled windows of these numbers to those that have expired of their monitors."""
-    row = MonitorWindowRow
-    groups = row.endpoint, row.monitor, row.state, row.verdict
-    counts = select(*groups, func.count(), func.sum(row.attempts)).group_by(*groups)
-    for endpoint, monitor, state, verdict, count, attempts in session.execute(
-        counts.where(row.id.in_(numbers), ~row.by_hand)
-    ).all():
-        kept = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
-        if kept is not None:  # else the monitor was removed, and is not counted on
-            kept.expired_failures += attempts
-            if state == "judged":
-                kept.expired = {**kept.expired, verdict: kept.expired.get(verdict, 0) + count}
+def _keep_counts(session: Session, windows: Sequence[MonitorWindowRow]) -> None:
+    """Add scheduled windows of one monitor to those of it that have expired."""
+    if not windows:
+        return
+    monitor = session.get(MonitorRow, (windows[0].endpoint, windows[0].monitor), with_for_update=True)
+    if monitor is not None:  # else it was removed, and is not counted on
+        monitor.expired_failures += sum(one.attempts for one in windows)
+        verdicts = Counter(one.verdict for one in windows if one.state == "judged")
+        monitor.expired = dict(verdicts + Counter(monitor.expired))
