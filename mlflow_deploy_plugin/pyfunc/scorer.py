@@ -265,8 +265,8 @@ def count_values(prediction: Any) -> int:
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
-    The columns `dates` come as texts. Those of `texts` hold what pandas has for a missing text, alone or among others. An
-    output of more values than `most` is refused: as JSON, each takes fifty bytes of memory and more than a microsecond.
+    The columns `dates` come as texts. Those of `texts` hold what pandas has for a missing text, alone or among others.
+    An output of more values than `most` is refused: as JSON, each takes fifty bytes of memory and over a microsecond.
     """
 
     def __init__(

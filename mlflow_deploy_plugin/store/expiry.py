@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_
 from sqlalchemy.orm import Session, load_only
@@ -106,7 +107,7 @@ def _delete(
     while goes_on():
         begun = time.monotonic()
         with store.transaction() as session:
-            rows: Sequence[_Row] = session.scalars(some).all()
+            rows: Sequence[Any] = session.scalars(some).all()
             _keep_counts(session, [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand])
             session.execute(delete(table).where(table.id.in_([row.id for row in rows])))
         deleted += len(rows)
