@@ -1,5 +1,5 @@
 import json
-from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -298,15 +298,15 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
 def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
     tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prices: Any = [Decimal(number) for number in range(len(table))]
-    decimals = table.assign(price=prices)
-    regression = LinearRegression().fit(decimals, table.a)
+    prices: Any = [Fraction(number) for number in range(len(table))]
+    fractions = table.assign(price=prices)
+    regression = LinearRegression().fit(fractions, table.a)
 
-    info = onnxserve.log_model(regression, name="model", input_example=decimals, pip_requirements=[])
+    info = onnxserve.log_model(regression, name="model", input_example=fractions, pip_requirements=[])
 
-    assert "logged without its input_example, which MLflow cannot save: Object of type Decimal" in caplog.text
-    found = mlflow.pyfunc.load_model(info.model_uri).predict(decimals)
-    np.testing.assert_allclose(found, regression.predict(decimals))
+    assert "logged without its input_example, which MLflow cannot save: Object of type Fraction" in caplog.text
+    found = mlflow.pyfunc.load_model(info.model_uri).predict(fractions)
+    np.testing.assert_allclose(found, regression.predict(fractions))
 
 
 def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
