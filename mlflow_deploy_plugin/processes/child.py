@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.errors import CommandFailed
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCH_SECONDS = 1.0
+_SIGNALS_AT_ONCE = 4096
 _MOST_FILES = 65536
 _STABLE_SECONDS = 60.0
 """A child that has run for longer is not one that crashes again and again."""
@@ -272,23 +273,35 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
     Raises:
         OSError: this process has as many files open as it may.
     """
-    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    numbers = {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
+    numbers = {signal.SIGCHLD, *_ending_signals()}
+    arrived: set[int] = set()
     receiver, sender = socket.socketpair()
     with receiver, sender:
         sender.setblocking(False)
 
         def wait(seconds: float) -> int | None:
-            return receiver.recv(1)[0] if select.select([receiver], [], [], seconds)[0] else None
+            if not arrived and select.select([receiver], [], [], seconds)[0]:
+                receiver.recv(_SIGNALS_AT_ONCE)  # which say only that there are some: the last ones may find no room
+            if not arrived:  # also if the handler is called in a moment
+                return None
+            arrived.remove(number := min(arrived))  # those that end it come before SIGCHLD
+            return number
 
-        before = signal.set_wakeup_fd(sender.fileno())  # gets the number of each signal that has a handler
-        handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # who started this process may have blocked them
         try:
             yield wait
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(before)
+
+
+def _ending_signals() -> set[signal.Signals]:
+    ends = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    return {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
 
 
 def end_on_signals(ended: threading.Event) -> None:
@@ -337,12 +350,19 @@ class SupervisedChildren:
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
         """Start `command`, which inherits the descriptors. It gets SIGTERM when this process dies, even by SIGKILL."""
+        supervisor = os.getpid()
+
+        def prepare() -> None:
+            for number in _ending_signals():  # our handlers would take what comes before the program runs
+                signal.signal(number, signal.SIG_DFL)
+            die_with_parent(signal.SIGTERM, supervisor)
+
         process = subprocess.Popen(
             command,
             env={**_FORKING, **os.environ},
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its children in order
-            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
+            preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
             stdin=subprocess.DEVNULL,
         )
         process.returncode = 0  # reaped by `reap`, not by Popen

@@ -287,6 +287,36 @@ wait(children.start([sys.executable, "-c", code]))
 """) == ["True"]
 
 
+def test_a_signal_that_comes_before_the_program_of_a_child_runs_ends_that_child_alone() -> None:
+    assert run("""
+from mlflow_deploy_plugin.processes import child
+child.die_with_parent = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # as the kernel where the parent ends now
+print(wait(children.start(["sleep", "600"])), wait_for_signal(0))
+""") == ["-15", "None"]
+
+
+def test_the_end_is_asked_for_also_after_more_signals_than_find_room() -> None:
+    assert run("""
+for number in [signal.SIGCHLD] * 1000 + [signal.SIGTERM]:
+    os.kill(os.getpid(), number)
+print(*(int(wait_for_signal(0)) for _ in range(2)), wait_for_signal(0), wait_for_signal(0))
+""") == ["15", "17", "None", "None"]
+
+
+def test_a_process_that_was_started_with_its_signals_blocked_is_ended_by_them() -> None:
+    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+    with subprocess.Popen(
+        [sys.executable, "-c", blocked + WAITS_FOR_SIGNALS], stdout=subprocess.PIPE, text=True
+    ) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "nobody\n"
+        waiting.send_signal(signal.SIGTERM)
+        try:
+            assert waiting.communicate(timeout=20)[0].splitlines()[-1] == "15"
+        finally:
+            waiting.kill()
+
+
 def test_supervised_children_end_with_their_parent(system: str) -> None:
     pids = run(
         """
