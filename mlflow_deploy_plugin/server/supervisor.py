@@ -335,7 +335,8 @@ class _Supervisor:
         """Tell systemd the state of a service of Type=notify, by sd_notify(3)."""
         if self._notify_socket:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-                notified.sendto(state.encode(), self._notify_socket.replace("@", "\0", 1))
+                is_abstract = self._notify_socket.startswith("@")
+                notified.sendto(state.encode(), f"\0{self._notify_socket[1:]}" if is_abstract else self._notify_socket)
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:

@@ -107,13 +107,15 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
     check_end(start("state").wait_ready(), signal.SIGHUP)
 
 
+@pytest.mark.parametrize("is_abstract", [True, False])
 def test_systemd_is_told_that_the_server_answers_and_that_it_ends_and_nothing_else(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_abstract: bool
 ) -> None:
+    said = f"@{tmp_path.name}" if is_abstract else f"{tmp_path}/user@1.s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind("\0" + tmp_path.name)
+        systemd.bind(f"\0{said[1:]}" if is_abstract else said)
         systemd.settimeout(60)
-        monkeypatch.setenv("NOTIFY_SOCKET", "@" + tmp_path.name)
+        monkeypatch.setenv("NOTIFY_SOCKET", said)
         running = start("state")
         assert systemd.recv(100) == b"READY=1"
         assert answers(running.wait_ready())
