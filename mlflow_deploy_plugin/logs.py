@@ -29,7 +29,9 @@ def configure_logging(settings: Settings, process: str) -> None:
     Args:
         process: the role of the process in its lines: worker, agent, serve, controller, or one of `_MANY`.
     """
-    handler = (_JournalHandler if _writes_to_journal() else logging.StreamHandler)(sys.stderr)
+    journal = os.environ.get("JOURNAL_STREAM")  # is stderr journald's? systemd.exec(5); shells inherit the variable
+    is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
+    handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":
         who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
@@ -48,12 +50,6 @@ def configure_logging(settings: Settings, process: str) -> None:
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True
-
-
-def _writes_to_journal() -> bool:
-    """Return True if stderr is journald's, as systemd.exec(5) says it; shells inherit the variable alone."""
-    said = os.environ.get("JOURNAL_STREAM")
-    return said is not None and said == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
 
 
 class _JournalHandler(logging.StreamHandler[TextIO]):
