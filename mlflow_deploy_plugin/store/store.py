@@ -483,7 +483,7 @@ def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     silences = update(SilenceRow).where(SilenceRow.endpoint == endpoint, SilenceRow.until > now)
     session.execute(silences.values(until=now))
-    for table in (MonitorRow, MonitorWindowRow):
+    for table in (MonitorWindowRow, MonitorRow):  # in the order in which windows expire: neither waits for the other
         session.execute(delete(table).where(table.endpoint == endpoint))
 
 

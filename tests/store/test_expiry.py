@@ -1,6 +1,7 @@
 """Windows and alerts of long ago go from the store; what is looked at, waits or fires stays."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, event, text
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, expiry, open_store, read_counts
 from mlflow_deploy_plugin.store.expiry import Expired, expire
+from tests.support.waiting import wait_until
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR, DAY, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=365)
@@ -171,3 +173,31 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, c
         event.remove(Engine, "after_cursor_execute", note)
     assert deletions == [4, 4]
     assert hours(store)[0] == 8
+
+
+@pytest.mark.parametrize("store", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True)
+def test_an_endpoint_can_be_deleted_while_its_windows_expire(store: Store, clock: Clock) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"}))
+    Monitors(store).update_state("flights", "hourly", consecutive=0)
+    judge(store, clock, range(7))
+    clock.now = START + YEAR
+
+    def waits() -> bool:
+        with store.transaction() as session:
+            return bool(session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+    with ThreadPoolExecutor(1) as pool:
+        deleted: list[Future[bool]] = []
+
+        def delete_meanwhile(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+            if "onnxserve_monitor_windows" in statement and statement.endswith("SKIP LOCKED") and not deleted:
+                deleted.append(pool.submit(store.remove_endpoint, "flights"))
+                wait_until(waits, what="the deletion waits for the windows")
+
+        event.listen(Engine, "after_cursor_execute", delete_meanwhile)
+        try:
+            assert expire(store, 30 * DAY).windows == 4
+        finally:
+            event.remove(Engine, "after_cursor_execute", delete_meanwhile)
+        assert deleted[0].result(20)
+    assert Monitors(store).windows() == []
