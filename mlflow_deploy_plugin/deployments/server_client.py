@@ -3,6 +3,7 @@
 import time
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,10 +27,14 @@ class ServerSession(requests.Session):
 
     No proxy stands in between. A certificate names the public host, so it is not verified here. If the server asks for
     a key, that in its state folder is sent, which only the server's user may read.
+
+    Args:
+        deployments: the folder of the state folders; None: that of this process, or thread of an MLflow server.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deployments: Path | None = None) -> None:
         super().__init__()
+        self._deployments = deployments or load_settings().deployments_path
         self.trust_env = False
         self.verify = False
 
@@ -37,21 +42,20 @@ class ServerSession(requests.Session):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureRequestWarning)
             response = super().request(*arguments, **named)
-            if response.status_code == Unauthenticated.http_status and (key := _local_key(response.url)):
+            if response.status_code == Unauthenticated.http_status and (key := self._local_key(response.url)):
                 self.headers["Authorization"] = f"Bearer {key}"
                 response = super().request(*arguments, **named)
             return response
 
-
-def _local_key(url: str) -> str:
-    """Return the key of the deployment that listens on the port of `url`; empty if there is none to be read."""
-    port = urlsplit(url).port
-    for file in load_settings().deployments_path.glob(f"*/{SERVER}"):
-        state = read_state(file, ServerState)
-        if state is not None and state.port == port:
-            with suppress(OSError):
-                return file.with_name(LOCAL_KEY).read_text()
-    return ""
+    def _local_key(self, url: str) -> str:
+        """Return the key of the deployment that listens on the port of `url`; empty if there is none to be read."""
+        port = urlsplit(url).port
+        for file in self._deployments.glob(f"*/{SERVER}"):
+            state = read_state(file, ServerState)
+            if state is not None and state.port == port:
+                with suppress(OSError):
+                    return file.with_name(LOCAL_KEY).read_text()
+        return ""
 
 
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -170,10 +171,10 @@ HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
 """Server → the intervals that it keeps, oldest first, or why it does not say."""
 
 
-def fetch_page(url: str, timeout_seconds: float) -> bytes | Refused:
-    """Return a page of a server, or why it does not give it."""
+def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None) -> bytes | Refused:
+    """Return a page of a server, or why it does not give it; `deployments` as of `ServerSession`."""
     try:
-        with ServerSession() as session:
+        with ServerSession(deployments) as session:
             answer = session.get(url, timeout=timeout_seconds)
         answer.raise_for_status()
         return answer.content

@@ -1,15 +1,22 @@
 """The server's refusals as our errors, and the retries of an overloaded server."""
 
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 import requests
 
+from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_with_retries
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.statedir import LOCAL_KEY, SERVER, ServerState, write_state
 
 
 class Scripted(ServerSession):
@@ -78,3 +85,27 @@ def test_the_last_try_raises_and_another_refusal_is_not_tried_again(monkeypatch:
     with pytest.raises(InvalidRequest):
         send(wrong, tries=2)
     assert (busy.posts, wrong.posts) == (2, 1)
+
+
+class AsksForAKey(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.headers["Authorization"] == "Bearer of-team-a" else 401)
+        self.end_headers()
+        self.wfile.write(b"figures")
+
+
+def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    settings = load_settings()
+    monkeypatch.delenv("MLFLOW_WORKSPACE")  # as in a thread of an MLflow server whose request is for team-a
+    with HTTPServer(("127.0.0.1", 0), AsksForAKey) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        folder, port = settings.state_dir("flights"), server.server_port
+        write_state(folder / SERVER, ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0))
+        (folder / LOCAL_KEY).write_text("of-team-a")
+        spec = new_endpoint("flights", "models:/m/1", {"server.port": port})
+        assert MachineBackend(settings).server_pages(spec, "/metrics", 5.0) == {"flights": b"figures"}
+        server.shutdown()

@@ -37,6 +37,18 @@ def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypat
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
 
+def test_a_job_is_not_told_of_the_databases_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_MODULE", "tests.support.environment")
+    for variable in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"):
+        monkeypatch.setenv(variable, "postgresql://user:password@db")
+    id = Jobs(tmp_path).start(press({}), {"MLFLOW_WORKSPACE": "team-a"}).id
+    wait_until(lambda: found(tmp_path, id, "failed"), 60, "it has ended")
+
+    told = (tmp_path / f"{id}.log").read_text()
+    assert "MLFLOW_WORKSPACE=team-a" in told
+    assert "password" not in told
+
+
 def press(arguments: dict[str, str], **fields: Any) -> Job:
     return Job(description="roll x back", actor="eva", arguments=arguments, **fields)
 

@@ -88,7 +88,8 @@ class MachineBackend:
     settings: Settings
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        return {spec.name: fetch_page(f"{server_url(spec.server)}{path}", timeout_seconds)}
+        url = f"{server_url(spec.server)}{path}"
+        return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
 
     def place(self, name: str) -> str:
         """Return the name of the state folders of this machine, if the endpoint's is one of them.
