@@ -127,8 +127,9 @@ class DataPlane:
         if self.cache is not None and variant.loaded.is_deterministic:
             artifact = variant.loaded.predictor.artifact
             loaded = variant.loaded
-            # the folder, too: that of a fetched model is named by its content, and not every model has an id or a run
-            version = loaded.model, loaded.version, artifact.model_id, artifact.run_id, loaded.folder.name
+            # its files, too: not every model has an id or a run; one without digests is where it is
+            files = artifact.digests.values() or [str(loaded.folder)]
+            version = [loaded.model, loaded.version, artifact.model_id, artifact.run_id, *files]
             if (key := request_digest(version, request.inputs)) is not None:
                 outputs = self.cache.get(key)
                 is_cached = outputs is not None

@@ -1,5 +1,6 @@
 """The data plane below every protocol: deadlines, batches, the cache, limits, and an orderly shutdown."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,16 @@ def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
 ) -> None:
     # of two registries, or of two workspaces of one, both without a run
     endpoints = {name: {name: tools.variant(bias_folders[folder], "1")} for name, folder in (("a", "1"), ("b", "2"))}
+    server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
+    answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
+    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
+
+
+def test_two_folders_of_one_name_do_not_answer_for_each_other(
+    serve_here: Serve, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    copies = {name: shutil.copytree(bias_folders[number], tmp_path / name / "model") for name, number in ("a1", "b2")}
+    endpoints = {name: {name: tools.variant(folder, "unknown")} for name, folder in copies.items()}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
     assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
