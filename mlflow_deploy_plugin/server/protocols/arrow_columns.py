@@ -194,6 +194,7 @@ def _dates(array: Any) -> Array:
     unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
     dates = _view(array.buffers()[1], _DATES[kind], array.offset, len(array)).astype(f"M8[{unit}]")
     texts = np.datetime_as_string(dates, timezone="UTC" if ", tz=" in name else "naive").astype(object)
+    texts[np.isnat(dates)] = None
     if (valid := _valid(array)) is not None:
         texts[~valid] = None
     return texts

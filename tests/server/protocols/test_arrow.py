@@ -135,7 +135,15 @@ def test_dates_are_texts_as_in_json(kind: pa.DataType, text: str, media: str) ->
     assert arrow.decode(media, WRITERS[media](table), schema, LIMIT)["x"].tolist() == [None, text]
 
 
-@pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**62])
+def test_a_time_that_is_none_is_missing_as_null_is() -> None:
+    """numpy's NaT is a number in Arrow's data; pandas writes null."""
+    none = np.array(["NaT"], "M8[us]").view(np.int64)
+    schema = FrameSchema((Column("x", "string"),), (), (Input("x", "str", (-1,), ("x",)),))
+    table = pa.table({"x": pa.array(none).cast(pa.timestamp("us"))})
+    assert arrow.decode(arrow.STREAM, stream(table), schema, LIMIT)["x"].tolist() == [None]
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, 1 - 2**63, 2**62])
 @pytest.mark.parametrize("unit", ["s", "ns"])
 def test_a_time_beyond_all_years_does_no_harm(number: int, unit: str) -> None:
     table = pa.table({"x": pa.array([number]).cast(pa.timestamp(unit))})
