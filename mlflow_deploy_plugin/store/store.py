@@ -499,6 +499,6 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     for secret in (url.password, url.query.get("password")):
         if secret:
             text = text.replace(str(secret), "***")
-    denied = isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", None) in _NOT_WRITABLE
+    denied = isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
     hint = "; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names another" if denied else ""
     return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}")

@@ -14,13 +14,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.command import upgrade
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, make_url, text
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Monitors, Retrainings, Store, open_store, utc_now
 from mlflow_deploy_plugin.store.database import migration_config
+from mlflow_deploy_plugin.store.store import store_unavailable
 from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE, Base
 
 OPEN_AND_ADD = """
@@ -291,6 +292,12 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> Non
 def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_another(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"cannot be used: unable to open .*; ONNXSERVE_HOME, or"):
         open_store(f"sqlite:///{tmp_path}")
+
+
+def test_a_folder_that_takes_no_new_file_is_said_with_the_settings_that_name_another() -> None:
+    denied = sqlite3.OperationalError("attempt to write a readonly database")
+    denied.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY  # of a home of another user
+    assert "; ONNXSERVE_HOME, or" in store_unavailable(make_url("sqlite:///store.db"), denied).message
 
 
 def test_an_unreachable_database_is_named_without_its_password() -> None:
