@@ -26,6 +26,7 @@ from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -240,7 +241,10 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
         by_target = model.predict_proba(estimator_input(model, batch))
         return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
 
-    if hasattr(model, "decision_function"):
+    # a bag decides by the mean of probabilities, and has no scores if its members know different classes
+    if hasattr(model, "decision_function") and not any(
+        isinstance(part, BaggingClassifier) for part in sub_estimators(model)
+    ):
         return decision
     has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(model, "predict_proba")
     return of_several_targets if has_several else None

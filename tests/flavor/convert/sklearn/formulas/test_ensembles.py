@@ -83,6 +83,10 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
         BaggingClassifier(LogisticRegression(), 8, max_samples=12, max_features=2, random_state=0),
         np.digitize(VALUES, [1, 6]),
     ),
+    "votes of a bag that seldom sees a class": (
+        BaggingClassifier(make_pipeline(MinMaxScaler(), LinearSVC()), 8, max_samples=12, random_state=0),
+        np.digitize(VALUES, [1, 6]),
+    ),
     "votes with weights": (
         VotingClassifier([("a", LinearDiscriminantAnalysis()), ("b", GaussianNB())], voting="soft", weights=[2, 1]),
         TWO,
