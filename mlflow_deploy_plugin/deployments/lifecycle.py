@@ -4,7 +4,7 @@ An endpoint is a server; a deployment is a variant in it. Every change is live: 
 is made, and every worker serves it when the call returns. Only a change of the spec's `server` part restarts it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -198,7 +198,7 @@ class Deployments:
             self._require(endpoint)
         return [
             Deployment(name, observed.endpoint, observed.observation)
-            for observed in self.list_endpoints(endpoint)
+            for observed in self.list_endpoints(None if endpoint is None else [endpoint])
             for name in observed.endpoint.spec.variants
         ]
 
@@ -277,7 +277,7 @@ class Deployments:
         """Return an endpoint; raise NotFound if there is none."""
         return self._endpoints.observe(self._require(endpoint))
 
-    def list_endpoints(self, only: str | None = None) -> Sequence[ObservedEndpoint]:
+    def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
         """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read.
 
         They are observed at the same time: a cluster that hangs is waited for once, and holds up no other.
@@ -285,7 +285,9 @@ class Deployments:
         for one in self.store.unreadable():
             self.progress(one.reason)
         with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
-            return [*pool.map(self._endpoints.observe, (one for one in self._seen() if only in (None, one.name)))]
+            return [
+                *pool.map(self._endpoints.observe, (one for one in self._seen() if only is None or one.name in only))
+            ]
 
     def add(
         self,

@@ -209,7 +209,7 @@ class _Console:
             job = self._jobs.start(wanted, _credentials() | workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status, only=page)
-        return make_response(redirect(self._link(job=job.id, endpoint=page), 303))
+        return make_response(redirect(self._link(job=job.id, endpoint=page, beginning=_beginning()), 303))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
@@ -240,7 +240,8 @@ class _Console:
         pages = self._mlflow_pages()
         try:
             registry = handlers._get_model_registry_store()
-            overview = build_overview(self._trail.store(), load_settings(), registry, pages, only, _span())
+            store, settings = self._trail.store(), load_settings()
+            overview = build_overview(store, settings, registry, pages, only, _span(), _beginning())
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
@@ -253,6 +254,7 @@ class _Console:
             csrf_token=form_token(who.user),
             base=self._base,
             link=self._link,
+            act=self._link("/act", beginning=_beginning()),
             workspace=active_workspace(),
             only=only,
             span=_span(),
@@ -280,6 +282,11 @@ class _Console:
 def _span() -> Span:
     """Return the time that ?span= asks for; an hour for anything else."""
     return "day" if request.args.get("span") == "day" else "hour"
+
+
+def _beginning() -> str:
+    """Return a name on the page of endpoints that is asked for; empty for the first page."""
+    return request.args.get("beginning", "")
 
 
 def _credentials() -> dict[str, str]:

@@ -4,6 +4,7 @@ Endpoints come from the store and their servers, models from this MLflow server'
 from their runs in MLflow.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ from mlflow_deploy_plugin.registry import (
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
+from mlflow_deploy_plugin.store import AuditEvent, Monitors, Rollout, Store
 from mlflow_deploy_plugin.ui.access import (
     caller,
     hidden_endpoints,
@@ -62,8 +63,8 @@ _VERSIONS = 6
 _VERDICTS = 4
 _DRAWN = 6
 """Endpoints whose pictures come with the page. The others' are drawn when a reader comes to them."""
-_MODELS = 30
-"""Models whose versions stand on the page of all endpoints. If there are more, they stand on those of the endpoints."""
+_SHOWN = 30
+"""Endpoints of one page, in the order of their names."""
 _METRICS_SECONDS = 1.5
 _ASKED_AT_ONCE = 8
 
@@ -163,13 +164,15 @@ class Overview:
     """The page's content.
 
     Attributes:
-        left_out: models whose versions are not shown; none of `models` is then.
+        pages: the first and the last endpoint of each page.
+        shown: the place of this page among them.
         hidden: endpoints that the caller may not see.
     """
 
     endpoints: tuple[EndpointCard, ...] = ()
+    pages: tuple[tuple[str, str], ...] = ()
+    shown: int = 0
     models: tuple[ModelCard, ...] = ()
-    left_out: int = 0
     updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
     events: tuple[AuditEvent, ...] = ()
@@ -177,13 +180,20 @@ class Overview:
 
 
 def build_overview(
-    store: Store, settings: Settings, registry: Any, pages: MlflowPages, only: str = "", span: Span = "hour"
+    store: Store,
+    settings: Settings,
+    registry: Any,
+    pages: MlflowPages,
+    only: str = "",
+    span: Span = "hour",
+    beginning: str = "",
 ) -> Overview:
     """Return the content that the caller of the request at hand may see.
 
     Args:
         only: the one endpoint to show, with all its pictures; empty: all.
         span: of the pictures.
+        beginning: a name on the page to show of all endpoints, or between two names there.
 
     Raises:
         NotFound: there is no endpoint `only`, or the caller may not see it.
@@ -192,37 +202,39 @@ def build_overview(
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or hidden_endpoints(store, [only])):
         raise no_endpoint(only)
-    observed = deployments.list_endpoints(only or None)
+    stored = [one for one in store.endpoints() if only in ("", one.name)]
     unreadable = [one for one in store.unreadable() if only in ("", one.name)]
+    seen = [one.name for one in stored if all(map(may_read, registered_model_names(one.spec)))]
+    names = sorted([*seen, *(one.name for one in unreadable if is_administrator())])  # nobody knows their models
+    shown = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
+    on_page = names[shown * _SHOWN :][:_SHOWN]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
-    readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
+    readable = deployments.list_endpoints(on_page)
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
         metrics = list(pool.map(partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS), readable))
         draw = partial(endpoint_pictures, deployments=deployments, pages=pages, span=span, only_traffic=not only)
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     has_account = bool(caller().user)
     specs = [one.endpoint.spec for one in readable]
-    named = {name for spec in specs for name in registered_model_names(spec)}
-    left_out = 0 if only or len(named) <= _MODELS else len(named)
-    models = model_cards(registry, [] if left_out else specs, pages.report, has_account)
+    models = model_cards(registry, specs, pages.report, has_account)
     cards = [
         _endpoint_card(one, counted, pages, store, registry, bool(only))
         for one, counted in zip(readable, metrics, strict=True)
     ]
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
-    if is_administrator():  # nobody knows their models
-        cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
+    cards += [EndpointCard(one.name, "unreadable", one.reason, False) for one in unreadable if one.name in on_page]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
+        pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
+        shown=shown,
         models=tuple(models),
-        left_out=left_out,
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        hidden=len(observed) + len(unreadable) - len(cards),
+        hidden=len(stored) + len(unreadable) - len(names),
     )
 
 
@@ -253,13 +265,25 @@ def _endpoint_card(
         reason=reason,
         url=observation.url,
         variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
-        verdicts=() if is_alone else tuple(pages.verdicts(spec.name, one.endpoint.created_at)[:_VERDICTS]),
+        verdicts=() if is_alone else tuple(pages.verdicts_of(_judged_last(store, spec))),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
         no_rollback=no_rollback,
         rollback_to=rollback_to,
     )
+
+
+def _judged_last(store: Store, spec: EndpointSpec) -> list[str]:
+    """Return the runs of the newest windows that the endpoint's monitors have judged, the newest first."""
+    monitors = Monitors(store)
+    windows = [
+        window
+        for monitor in spec.monitors
+        for window in monitors.windows(spec.name, monitor, states=("judged",), limit=_VERDICTS)
+        if window.run_id
+    ]
+    return [one.run_id for one in sorted(windows, key=lambda one: (one.start, one.id), reverse=True)[:_VERDICTS]]
 
 
 def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:

@@ -86,5 +86,5 @@ def endpoint(mlflow_app: Any) -> str:
     model = mlflow_app.model()
     mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
     spec = new_endpoint(f"of-{model}", f"models:/{model}/Production", variant="champion")
-    mlflow_app.store.add_endpoint("onnxserve", apply_config(spec, {"server.port": 65001}))
+    mlflow_app.store.add_endpoint("onnxserve", apply_config(spec, {"server.port": 65001, "monitors.hits.every": "1h"}))
     return spec.name

@@ -47,7 +47,7 @@ def test_the_verdicts_are_the_runs_that_say_so_the_newest_window_first(mlflow_ap
         client.log_metric(run.info.run_id, "labelled_share", 0.5)
     client.create_run(experiment)  # the run of a series, say
 
-    found = MlflowPages(handlers._get_tracking_store(), "/mlflow").verdicts("judged", DAY)
+    found = MlflowPages(handlers._get_tracking_store(), "/mlflow").verdicts("judged", DAY, 20)
 
     odd, new, old = found
     assert (odd.window, odd.mark) == ("?", "undecided")

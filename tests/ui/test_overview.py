@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.registry import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
+from mlflow_deploy_plugin.store import Monitors, Store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
@@ -46,17 +48,21 @@ def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_
     assert "for another one" not in html
 
 
-def test_of_many_models_the_versions_stand_on_the_pages_of_their_endpoints(mlflow_app: Any) -> None:
-    names = [f"one-of-many-{number}" for number in range(31)]
+def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_models(mlflow_app: Any) -> None:
+    names = [f"one-of-many-{number:02}" for number in range(61)]
     for name in names:
         mlflow_app.registry.create_registered_model(name)
         mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, f"models:/{name}/1"))
-    html, alone = (mlflow_app.client.get(PAGE + query).text for query in ("", f"?endpoint={names[0]}"))
+    known = sorted(mlflow_app.store.names())
+    first, second = (mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?beginning={known[31]}"))
     for name in names:
         mlflow_app.store.remove_endpoint(name)
-    assert re.search(r"The versions of \d+ models stand on the pages of their endpoints", html)
-    assert 'data-part="model ' not in html
-    assert f'data-part="model {names[0]}"' in alone
+    for html, shown in ((first, known[:30]), (second, known[30:60])):
+        assert re.findall(r'<h2 id="endpoint-([^"]+)"', html) == shown
+        assert {name for name in names if f'data-part="model {name}"' in html} == {*names} & {*shown}
+        assert f'?beginning={known[30]}"' in html
+        assert re.findall(r'aria-current="page">([^<]+)<', html) == [f"{shown[0]} – {shown[-1]}"]
+    assert f'action="/onnxserve/act?beginning={known[31]}"' in second  # to come back to this page
 
 
 def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(mlflow_app: Any, endpoint: str) -> None:
@@ -178,36 +184,46 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
 def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
     mlflow_app: Any, endpoint: str, state: str, mark: str
 ) -> None:
-    client, name = mlflow.MlflowClient(), f"onnxserve/{endpoint}"
-    experiment = client.get_experiment_by_name(name)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-    reason = f"accuracy: 0.84 (the window before) → 0.71, lower; {state} <since> 2013-07-09"
-    tags = {"verdict": state, "monitor": "hits", "window.start": "2013-07-09T00:00:00+00:00", "reason": reason}
-    run = client.create_run(experiment_id, tags={f"onnxserve.{key}": value for key, value in tags.items()})
+    judged(
+        mlflow_app.store,
+        endpoint,
+        state,
+        f"accuracy: 0.84 (the window before) → 0.71, lower; {state} <since> 2013-07-09",
+    )
 
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
-    client.delete_run(run.info.run_id)
 
     assert "<h3>Monitors</h3>" in html
     assert f'<span class="mark mark-{mark}">{state}</span></a> <span class="muted">accuracy: 0.84 (the' in html
     assert f"lower; {state} &lt;since&gt; 2013-07-09" in html
 
 
-def test_verdicts_on_a_deleted_endpoint_of_the_name_are_not_shown(mlflow_app: Any) -> None:
+def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
+    """Judge the next hour of the monitor `hits`, with a run in MLflow."""
+    client, name = mlflow.MlflowClient(), f"onnxserve/{endpoint}"
+    experiment = client.get_experiment_by_name(name)
+    start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(hours=len(Monitors(store).windows(endpoint)))
+    tags = {"verdict": verdict, "monitor": "hits", "window.start": start.isoformat(), "reason": reason}
+    run = client.create_run(
+        experiment.experiment_id if experiment else client.create_experiment(name),
+        tags={f"onnxserve.{key}": value for key, value in tags.items()},
+    )
+    window = Monitors(store).add(endpoint, "hits", start, start + timedelta(hours=1))
+    assert Monitors(store).update(replace(window, state="judged", verdict=verdict, run_id=run.info.run_id)) is not None
+
+
+def test_the_newest_verdicts_are_shown_and_none_on_a_deleted_endpoint_of_the_name(mlflow_app: Any) -> None:
     name = "made-anew"
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1"))
-    created = mlflow_app.store.require_endpoint(name).created_at.isoformat()
-    client = mlflow.MlflowClient()
-    experiment_id = client.create_experiment(f"onnxserve/{name}")
-    for monitor, of in (("of-the-gone", "2020-01-01T00:00:00+00:00"), ("of-this", created)):
-        tags = {"verdict": "drift", "monitor": monitor, "endpoint.created": of}
-        client.create_run(experiment_id, tags={f"onnxserve.{key}": value for key, value in tags.items()})
+    for verdicts in (["gone"], ["too old", "error", "kept", "violated", "drift"]):
+        mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1h"}))
+        for verdict in verdicts:
+            judged(mlflow_app.store, name, verdict)
+        html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+        mlflow_app.store.remove_endpoint(name)
 
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-    mlflow_app.store.remove_endpoint(name)
-
-    assert "of-this" in html
-    assert "of-the-gone" not in html
+    part = html[html.index(f'data-part="verdicts {name}"') :]
+    part = part[: part.index("</table>")]
+    assert re.findall(r'<span class="mark mark-\w+">([^<]+)</span>', part) == ["drift", "violated", "kept", "error"]
 
 
 def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
