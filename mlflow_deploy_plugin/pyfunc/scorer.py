@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
 _log = logging.getLogger(__name__)
 
 _JSON = "application/json"
-_A_DATE = "a date as 2013-07-01T12:30:00"
+_A_DATE = "a date as 2013-07-01T12:30:00, from 1678 to 2261"
 _TEXTS = pd.Series([""]).dtype
 """The dtype of a column of texts: `str` from pandas 3 on, object before."""
 
@@ -82,7 +82,7 @@ def to_model_input(
 
 
 def _read_dates(texts: Array, form: str | None = "ISO8601") -> pd.DatetimeIndex:
-    return pd.to_datetime(texts, utc=True, format=form).tz_localize(None)
+    return pd.to_datetime(texts, utc=True, format=form).tz_localize(None).as_unit("ns")  # MLflow's unit
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -281,6 +281,8 @@ class _Recorder:
         self.is_too_large = False
 
     def predict(self, data: Any, params: Any = None) -> Any:
+        if self._dates and isinstance(data, list):  # rows, as MLflow takes them
+            data = pd.DataFrame(data)
         self.data = data
         if isinstance(data, pd.DataFrame | dict):
             self._convert_columns(data)
@@ -309,7 +311,8 @@ class _Recorder:
             try:
                 table[name] = _read_dates(column.to_numpy(), self._date_form).to_numpy()
             except ValueError:
-                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}") from None
+                alike = "" if self._date_form else "; in JSON, all texts of a column have the form of the first one"
+                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}{alike}") from None
         for name in [text for text in self._texts if isinstance(table, pd.DataFrame) and text in table]:
             # a column of nothing but null would hold None, where beside other rows the same null is NaN
             if table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype):

@@ -56,6 +56,25 @@ def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
         scorers["days"].invoke(JSON, b'{"inputs": {"when": [1372723200000], "name": ["a"]}}')
 
 
+def test_dates_of_json_have_the_form_of_the_first_one(scorers: dict[str, Any]) -> None:
+    """Python's `isoformat` leaves out microseconds that are 0. MLflow refuses them, too."""
+    texts = "2013-07-01T12:30:00", "2013-07-02T12:30:00.5"
+    with pytest.raises(RequestRefused, match="in JSON, all texts of a column have the form of the first one"):
+        scorers["days"].invoke(JSON, records(*({"when": text, "name": "a"} for text in texts)))
+
+
+def test_dates_are_read_of_a_list_of_rows(scorers: dict[str, Any]) -> None:
+    body = json.dumps({"inputs": [{"when": "2013-07-02", "name": "a"}]}).encode()
+    assert scorers["days"].invoke(JSON, body).body == b'{"predictions": [{"day": 184, "name": "A"}]}'
+
+
+@pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31T00:00:00"])
+def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(scorers: dict[str, Any], text: str) -> None:
+    expected = r"'when' \(datetime\) holds a text that is not a date as 2013-07-01T12:30:00, from 1678 to 2261"
+    with pytest.raises(RequestRefused, match=expected):
+        scorers["days"].invoke(JSON, records({"when": text, "name": "a"}))
+
+
 def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
     kept = scorers["days"].invoke(JSON, records({"when": "2013-07-02T01:00:00.000Z", "name": "a"})).arrays
     assert values(kept["feeds"])["when"] == ["2013-07-02T01:00:00"]
