@@ -289,7 +289,7 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
-        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # who started this process may have blocked them
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # who started this process may have blocked some
         try:
             yield wait
         finally:

@@ -262,8 +262,14 @@ def wait(child):
 """
 
 
-def run(script: str, status: int = 0) -> list[str]:
-    command = [sys.executable, "-c", PRELUDE + script]
+BLOCKED = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+"""
+
+
+def run(script: str, status: int = 0, before: str = "") -> list[str]:
+    command = [sys.executable, "-c", before + PRELUDE + script]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == status
     return done.stdout.split()
@@ -280,11 +286,13 @@ print(signal_group(child.pid, signal.SIGKILL))
 """) == ["3", "-15", "False"]
 
 
-def test_a_child_takes_signals_although_its_parent_waits_for_them(system: str) -> None:
-    assert run("""
+@pytest.mark.parametrize("before", ["", BLOCKED], ids=["", "whose starter blocked them"])
+def test_a_child_takes_signals_although_its_parent_waits_for_them(system: str, before: str) -> None:
+    script = """
 code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())"
 wait(children.start([sys.executable, "-c", code]))
-""") == ["True"]
+"""
+    assert run(script, before=before) == ["True"]
 
 
 def test_a_signal_that_comes_before_the_program_of_a_child_runs_ends_that_child_alone() -> None:
@@ -304,10 +312,8 @@ print(*(int(wait_for_signal(0)) for _ in range(2)), wait_for_signal(0), wait_for
 
 
 def test_a_process_that_was_started_with_its_signals_blocked_is_ended_by_them() -> None:
-    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
-    with subprocess.Popen(
-        [sys.executable, "-c", blocked + WAITS_FOR_SIGNALS], stdout=subprocess.PIPE, text=True
-    ) as waiting:
+    command = [sys.executable, "-c", BLOCKED + WAITS_FOR_SIGNALS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout is not None
         assert waiting.stdout.readline() == "nobody\n"
         waiting.send_signal(signal.SIGTERM)
