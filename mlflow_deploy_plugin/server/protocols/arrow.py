@@ -180,6 +180,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[st
     file = parquet.ParquetFile(
         pa.BufferReader(body),
         read_dictionary=[path for path in texts if not schema.columns or schema.dtypes.get(path) == "str"],
+        coerce_int96_timestamp_unit="us",  # in nanoseconds, a year beyond 2262 overflows
         thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
     )

@@ -135,6 +135,14 @@ def test_dates_are_texts_as_in_json(kind: pa.DataType, text: str, media: str) ->
     assert arrow.decode(media, WRITERS[media](table), schema, LIMIT)["x"].tolist() == [None, text]
 
 
+def test_a_date_of_spark_may_lie_beyond_nanoseconds() -> None:
+    """Parquet's INT96 reads as nanoseconds unless told otherwise, and the year 9999 was 1816."""
+    table = pa.table({"x": pa.array([dt.datetime(9999, 12, 31)], pa.timestamp("us"))})
+    body = parquet_file(table, use_deprecated_int96_timestamps=True)
+    schema = FrameSchema((Column("x", "string"),), (), (Input("x", "str", (-1,), ("x",)),))
+    assert arrow.decode(arrow.PARQUET, body, schema, LIMIT)["x"].tolist() == ["9999-12-31T00:00:00.000000"]
+
+
 def test_a_time_that_is_none_is_missing_as_null_is() -> None:
     """numpy's NaT is a number in Arrow's data; pandas writes null."""
     none = np.array(["NaT"], "M8[us]").view(np.int64)
