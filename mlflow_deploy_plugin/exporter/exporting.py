@@ -126,15 +126,18 @@ def export(
             raise ConversionError(f"{model_uri} has no ONNX form, only code of its own: wrap it (onnxserve wrap)")
         model = OnnxModel.load(folder)
         described = _describe(resolved, model)
-        data = _proof_rows(model, folder, rows)
-        try:
-            feeds = dict(model.schema.from_columns(data))
-            expected = model.run(feeds)
-        except (SchemaMismatch, InferenceError) as error:
+        reason = ""
+        for data in _proof_rows(model, folder, rows):
+            try:
+                feeds = dict(model.schema.from_columns(data))
+                expected = model.run(feeds)
+                break
+            except (SchemaMismatch, InferenceError) as error:
+                reason = error.message
+        else:
             raise InvalidConfig(
-                f"the model does not answer the rows of the proof: {error.message}; give rows that it answers "
-                "(--rows FILE)"
-            ) from None
+                f"the model does not answer the rows of the proof: {reason}; give rows that it answers (--rows FILE)"
+            )
         graph = work / "model.onnx"
         _write_graph(model.artifact.onnx_file, graph, described)
         if format == "tflite":
@@ -224,22 +227,25 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     return target
 
 
-def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:
-    """Return the rows of the proof: those that are known of the model, and others drawn from them.
+def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> list[Rows]:
+    """Return the rows of the proof: those that are known of the model and others drawn from them, or the known alone.
+
+    The model may refuse drawn ones.
 
     Raises InvalidConfig if the given rows cannot be read or do not fit the model.
     """
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, given)
     if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
-        return rows
+        return [rows]
     count = _count(rows)
     drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
     for name, array in drawn.items():
         if array.dtype.kind == "f":  # the same scale, and some far out
             factors = 1 + random.normal(0, 0.1, array.shape) * random.choice([0, 1, 1000], array.shape)
             drawn[name] = (array * factors).astype(array.dtype)
-    return {name: np.concatenate([array[:_GIVEN_ROWS], drawn[name]]) for name, array in rows.items()}
+    known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
+    return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
 
 
 def _known_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:

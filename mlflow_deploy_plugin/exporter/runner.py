@@ -25,6 +25,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read at the import
 import onnxruntime
 
 METADATA_KEY = "onnxserve.model"
+_REFUSED_ROWS = "onnxserve_refused_rows"  # the output that marks them, and the key of the reason
 _COLUMN_TYPES = {"double": "float64", "float": "float32", "integer": "int32", "long": "int64", "boolean": "bool"}
 
 
@@ -76,6 +77,12 @@ class Model:
         """Return every output of the graph by its name; rows as in `predict`."""
         names = [output.name for output in self._session.get_outputs()]
         arrays = self._session.run(names, self._feeds(rows))
+        if _REFUSED_ROWS in names:
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            refused = arrays.pop(names.index(_REFUSED_ROWS))
+            names.remove(_REFUSED_ROWS)
+            if np.count_nonzero(refused):
+                raise ValueError(f"row {int(np.flatnonzero(refused)[0])}: {metadata.get(_REFUSED_ROWS)}")
         return {  # a sequence, as one mapping a row, becomes an array of objects
             name: np.fromiter(values, object) if isinstance(values, list) else values
             for name, values in zip(names, arrays, strict=True)

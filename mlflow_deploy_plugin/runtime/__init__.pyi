@@ -53,6 +53,7 @@ from .model import too_many_values as too_many_values
 from .pyfunc_artifact import UNNAMED_OUTPUT as UNNAMED_OUTPUT
 from .pyfunc_artifact import pyfunc_schema as pyfunc_schema
 from .pyfunc_artifact import read_served_artifact as read_served_artifact
+from .refusals import REFUSED_ROWS as REFUSED_ROWS
 from .schema import Schema as Schema
 from .schema import compile_schema as compile_schema
 from .session import Placement as Placement

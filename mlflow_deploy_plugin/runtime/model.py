@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArt
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,
@@ -136,6 +137,9 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
+        self._marks = [REFUSED_ROWS] if REFUSED_ROWS in names and REFUSED_ROWS not in self._output_names else []
+        if self._marks:
+            self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
         self._row_outputs = [  # a first dimension of another name is none of rows: the frames of a sound, say
             one
@@ -187,18 +191,23 @@ class OnnxModel:
             raise BodyTooLarge(too_many_values(self._most_values))
         return count
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+    def run(
+        self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf, first_row: int = 0
+    ) -> dict[str, Array]:
         """Do as `Predictor.run`. Any number of threads compute a graph at the same time, so nothing waits.
+
+        Args:
+            first_row: the place of the first row in the request, for errors.
 
         Raises:
             BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
         """
-        names = list(outputs) if outputs is not None else self._output_names
+        names = [*(self._output_names if outputs is None else outputs), *self._marks]
         options = self._small_run
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory
                 options = self._large_run
-                if len(array) > self._most_rows and (joined := self._run_in_pieces(names, feeds, len(array))):
+                if len(array) > self._most_rows and (joined := self._run_in_pieces(outputs, feeds, len(array))):
                     return joined
                 break
             if self._has_columns:  # they all have one length
@@ -207,6 +216,9 @@ class OnnxModel:
             values = self._compute(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
+        if self._marks:
+            names.pop()
+            check_rows(values.pop(), self._reason, first_row)
         for position, value in enumerate(values):
             if type(value) is list:
                 values[position] = object_array(value)
@@ -214,7 +226,7 @@ class OnnxModel:
             self._check_values(values)
         return dict(zip(names, values, strict=True))
 
-    def _run_in_pieces(self, names: list[str], feeds: Feeds, rows: int) -> dict[str, Array]:
+    def _run_in_pieces(self, outputs: Sequence[str] | None, feeds: Feeds, rows: int) -> dict[str, Array]:
         """Compute the rows of a table some at a time; return nothing if an output has not one entry a row."""
         if rows > self._answer_rows:
             raise BodyTooLarge(
@@ -223,11 +235,12 @@ class OnnxModel:
             )
         pieces, count = [], 0
         for start in range(0, rows, RUN_ROWS):
-            pieces.append(self.run({name: array[start : start + RUN_ROWS] for name, array in feeds.items()}, names))
+            piece = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
+            pieces.append(self.run(piece, outputs, first_row=start))
             if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
                 return {}
             count = self._check_values(pieces[-1].values(), count)
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
         """Run a new graph for the first time, for at most so many seconds.

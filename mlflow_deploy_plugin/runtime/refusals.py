@@ -4,6 +4,9 @@ scikit-learn raises an error for a missing number where nothing imputes it, for 
 that an encoder without `handle_unknown` has not learned. An ONNX graph answers them: a label made of NaN, a row of
 zeros. The proof of parity finds which columns these are (`flavor/parity.py`), and the schema checks the feeds of each
 request here.
+
+A step within the original may refuse what the steps before it have made, as a regression does with the logarithm of
+a negative number. The graph itself then marks such rows, in the output `REFUSED_ROWS`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,10 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import SchemaMismatch, did_you_mean, join_names
+from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch, did_you_mean, join_names
 from mlflow_deploy_plugin.runtime.artifact import Input, Refusals
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label
+
+REFUSED_ROWS = "onnxserve_refused_rows"
+"""The output of a graph, [N], that is 0 but for rows that the original refuses; and the key of the reason in its
+metadata. It is none of the model's outputs."""
 
 
 class ValueCheck(NamedTuple):
@@ -80,6 +87,16 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
         for position, _, known, _ in categories:
             if not known.issuperset(_column(array, position).tolist()):
                 _refuse(check, array)
+
+
+def check_rows(refused: Array, reason: str, first_row: int) -> None:
+    """Check the rows that a graph has marked; `first_row` is the place of the first one in the request.
+
+    Raises:
+        InferenceError: one is marked.
+    """
+    if np.count_nonzero(refused):  # so is NaN
+        raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")
 
 
 def _refuse(check: ValueCheck, array: Array) -> None:

@@ -15,6 +15,9 @@ import orjson
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import (
@@ -27,7 +30,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.exporter import FORMATS, exporting
 from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
-from mlflow_deploy_plugin.flavor import load_model
+from mlflow_deploy_plugin.flavor import load_model, save_model
 from tests.support.models import write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at
@@ -128,6 +131,19 @@ def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path:
 def test_rows_of_a_file_are_the_rows_of_the_proof(forest: Path, forest_rows: pd.DataFrame, tmp_path: Path) -> None:
     forest_rows.to_csv(tmp_path / "rows.csv", index=False)
     assert onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows == 700
+
+
+def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).lognormal(size=(60, 2))
+    model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(rows, rows[:, 0] > 1)
+    save_model(model, tmp_path / "model", input_example=rows)
+
+    exported = onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "model.onnx")
+
+    runner = Model(exported.path)
+    assert runner.predict(rows).tolist() == model.predict(rows).tolist()
+    with pytest.raises(ValueError, match=r"^row 1: the model computes NaN or infinity of this row, which its Logistic"):
+        runner.predict([[1.0, 1.0], [1.0, -5.0]])
 
 
 def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> None:

@@ -184,6 +184,29 @@ def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
         assert together(state, unproven).tolist() == [rows] * rows, "the rows of any graph may be related"
 
 
+MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
+  y = Log(x)
+  mark = Sub(y, y)
+  onnxserve_refused_rows = ReduceSum<keepdims=0>(mark, axis)
+}"""
+
+
+@pytest.mark.parametrize("row", [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS])
+def test_a_row_that_the_graph_marks_is_refused(tmp_path: Path, row: int) -> None:
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "parity": {"state": "proven"},
+    }
+    model = OnnxModel.load(write_model(tmp_path, MARKED, [column("x")], section))
+    numbers = np.ones(row + 2, np.float32)
+
+    assert list(model.run({"x": numbers[:, None]})) == ["y"]
+    numbers[row:] = -1.0
+    with pytest.raises(InferenceError, match=f"^row {row}: the original refuses it$"):
+        model.run({"x": numbers[:, None]}, ["y"])
+
+
 WIDE = "g (float[N,1] x) => (float[N,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
 
 

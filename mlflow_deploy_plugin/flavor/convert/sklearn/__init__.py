@@ -8,6 +8,7 @@
 | `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
 | `levels.py`                                           | boosted trees for many rows                               |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
+| `refused_rows.py`                                     | rows that a step within the original refuses              |
 | `formulas/`                                           | the others, as formulas of numpy                          |
 """
 
@@ -24,6 +25,7 @@ import pandas as pd
 from onnx import helper
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import BaggingClassifier
@@ -72,8 +74,9 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     round_before_last_step,
     widen,
 )
+from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
-from mlflow_deploy_plugin.runtime import Array, Input
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input
 
 _HEAD = slice(0, 3)
 _DENSE_VALUES = 50_000_000
@@ -278,7 +281,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
-            proto = convert_sklearn(
+            proto, topology = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix; the default is a list of mappings
@@ -287,7 +290,11 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 custom_shape_calculators={kind: shapes for kind, (shapes, _) in own.items()},
                 custom_parsers={ColumnTransformer: parse_columns},
                 target_opset=OPSETS,
+                intermediate=True,
             )
+            refusal = mark_refused_rows(proto.graph, topology)
+            proto = onnx_remove_node_identity(proto)
+            helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
     # skl2onnx lowers the versions to what its nodes need, and does not look into subgraphs

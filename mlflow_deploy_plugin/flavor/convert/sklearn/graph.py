@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     last_step,
     sub_estimators,
 )
-from mlflow_deploy_plugin.runtime import Array, Output, Role
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Output, Role
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 """Said explicitly: with skl2onnx's defaults IsolationForest is not converted, and newer opsets need a newer runtime."""
@@ -306,6 +306,7 @@ def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
         graph.node.append(helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"))
         finished.append(helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]]))
         outputs.append(output)
+    finished += [value for value in graph.output if value.name == REFUSED_ROWS]
     del graph.output[:]
     graph.output.extend(finished)
     _drop_unused(graph)

@@ -1,0 +1,109 @@
+"""Rows that the original refuses in a step behind others: the logarithm of a negative number before a regression.
+
+scikit-learn's estimators raise an error for NaN or infinity; the graph would answer. So a graph whose steps may compute
+such a number of a finite one has one output more, `REFUSED_ROWS`, and `runtime/model.py` refuses the rows that are
+marked there. No other graph has it.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer
+
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS
+
+_PARTIAL = {
+    *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
+}
+"""Operators that compute NaN or infinity of some finite numbers."""
+_Node = tuple[str, list[str], dict[str, int]]
+"""An operator, its inputs, of which an empty one is the node before, and its attributes."""
+_CAST: _Node = ("Cast", [""], {"to": TensorProto.FLOAT})
+
+
+def mark_refused_rows(graph: Any, topology: Any) -> str:
+    """Add the output to the GraphProto of a topology of skl2onnx if a step may refuse a row, and return the reason."""
+    operators = [one for scope in topology.scopes for one in scope.operators.values()]
+    found = [*_not_positive(operators), *_not_finite(graph, operators)]
+    if not found:
+        return ""
+    marks = []
+    for _, nodes in found:  # the last one's numbers [N, k] are 0 but for a refused row
+        name = ""
+        for operator, inputs, attributes in (*nodes, ("ReduceSum", ["", f"{REFUSED_ROWS}_axis"], {"keepdims": 0})):
+            name, before = f"{REFUSED_ROWS}_{len(graph.node)}", name
+            graph.node.append(helper.make_node(operator, [one or before for one in inputs], [name], name, **attributes))
+        marks.append(name)
+    for name, value in (("axis", np.array([1])), ("zero", np.zeros(1))):
+        graph.initializer.append(numpy_helper.from_array(value, f"{REFUSED_ROWS}_{name}"))
+    graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
+    graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
+    return ", or ".join(dict(found))
+
+
+def _not_positive(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
+    """Yield the reason and the nodes that mark a row for each input that has to be positive."""
+    for one in operators:
+        if isinstance(one.raw_operator, PowerTransformer) and one.raw_operator.method == "box-cox":
+            for entry in one.inputs:
+                wide: _Node = ("Cast", [entry.full_name], {"to": TensorProto.DOUBLE})
+                is_below: _Node = ("LessOrEqual", ["", f"{REFUSED_ROWS}_zero"], {})
+                yield "its PowerTransformer takes positive numbers only", [wide, is_below, _CAST]
+
+
+def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
+    """Yield the same for each value behind a function that is not defined everywhere, and before who refuses it."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {entry.name: entry for entry in graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    doubtful: set[str] = set()
+    for one in operators:
+        for entry in one.inputs:
+            readers.setdefault(entry.full_name, []).append(one.raw_operator)
+        if isinstance(one.raw_operator, FunctionTransformer) and _is_partial(one, makers, constants):
+            doubtful.update(entry.full_name for entry in one.outputs)
+    for node in graph.node:
+        if not doubtful.isdisjoint(node.input):
+            doubtful.update(node.output)
+        for name in sorted(doubtful.intersection([*node.input, *node.output])):
+            refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
+            finite = [reader for reader in refusing if not _takes(reader, np.nan)]
+            if finite:
+                reason = f"the model computes NaN or infinity of this row, which its {type(finite[0]).__name__} refuses"
+                yield reason, [("Sub", [name, name], {}), _CAST]  # 0 of a finite number, and NaN
+                doubtful.remove(name)
+            elif refusing:
+                reason = f"the model computes infinity of this row, which its {type(refusing[0]).__name__} refuses"
+                yield reason, [("IsInf", [name], {}), _CAST]
+
+
+def _is_partial(operator: Any, makers: Any, constants: Any) -> bool:
+    """Return True if the nodes of an operator may compute NaN or infinity of finite numbers."""
+    seen, names = {entry.full_name for entry in operator.inputs}, [entry.full_name for entry in operator.outputs]
+    while names:
+        name = names.pop()
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        node = makers[name]
+        divisor = constants.get(node.input[-1]) if node.op_type == "Div" else None
+        if node.op_type in _PARTIAL and (divisor is None or not numpy_helper.to_array(divisor).all()):
+            return True
+        names.extend(node.input)
+    return False
+
+
+def _takes(estimator: Any, number: float) -> bool:
+    """Return False if a fitted estimator refuses a row of such numbers, and answers one of others."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        answer: Any = getattr(estimator, "predict", None) or getattr(estimator, "transform", None)
+        for value in (1.0, number):
+            try:
+                answer(np.full((1, estimator.n_features_in_), value))
+            except Exception:  # noqa: BLE001 - estimators raise anything
+                return value == 1.0
+    return True

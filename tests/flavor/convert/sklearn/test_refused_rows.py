@@ -1,0 +1,84 @@
+"""Rows that a step within the original refuses are refused by the saved model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
+from sklearn.svm import SVC
+
+from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, OnnxModel
+
+RANDOM = np.random.default_rng(0)
+TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})
+IS_LARGE = TABLE.a + TABLE.b > 2
+ASKED = [-999.0, -5.0, -1.0, 0.0, 2.0]
+
+
+def _of_a(transformer: Any) -> Any:
+    return make_column_transformer((transformer, ["a"]), remainder="passthrough")
+
+
+MODELS: dict[str, Any] = {
+    "log1p, linear": make_pipeline(_of_a(FunctionTransformer(np.log1p)), LogisticRegression()),
+    "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
+    "sqrt, a number": make_pipeline(_of_a(FunctionTransformer(np.sqrt)), Ridge()),
+    "log of all": make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()),
+    "a quotient": make_pipeline(FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]), LogisticRegression()),
+    "Box-Cox": make_pipeline(_of_a(PowerTransformer("box-cox")), LogisticRegression()),
+    "Box-Cox, gaps are taken": make_pipeline(_of_a(PowerTransformer("box-cox")), RandomForestClassifier(5)),
+    "a forest takes NaN": make_pipeline(_of_a(FunctionTransformer(np.log1p)), RandomForestClassifier(5)),
+    "gaps are filled": make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), LogisticRegression()),
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the original
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
+    data = TABLE if hasattr(model[0], "transformers") else TABLE.to_numpy()
+    model.fit(data, IS_LARGE)
+    save_model(model, tmp_path / "model", input_example=data)
+    served = OnnxModel.load(tmp_path / "model")
+
+    for number in ASKED:
+        row = np.array([[number, 1.0]])
+        asked = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
+        feeds = served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
+        feeds = feeds or served.schema.from_array(row)
+        try:
+            answer = model.predict(asked)
+        except ValueError:
+            with pytest.raises(InferenceError, match=r"^row 0: "):
+                served.run(feeds)
+        else:
+            assert served.prediction(served.run(feeds)) == pytest.approx(answer)
+
+
+def test_the_reason_names_the_step(tmp_path: Path) -> None:
+    save_model(MODELS["log1p, linear"].fit(TABLE, IS_LARGE), tmp_path / "model", input_example=TABLE)
+    served = OnnxModel.load(tmp_path / "model")
+    feeds = served.schema.from_columns({"a": np.array([1.0, -5.0]), "b": np.ones(2)})
+
+    reason = "^row 1: the model computes NaN or infinity of this row, which its LogisticRegression refuses$"
+    with pytest.raises(InferenceError, match=reason):
+        served.run(feeds)
+    with pytest.raises(InferenceError, match=reason):
+        served.run(feeds, ["label"])
+
+
+def test_steps_that_compute_finite_numbers_mark_no_rows() -> None:
+    halved = make_pipeline(StandardScaler(), FunctionTransformer(lambda x: x / 2), LogisticRegression())
+
+    graph = wrap(halved.fit(TABLE.to_numpy(), IS_LARGE), TABLE.to_numpy()).converted.proto.graph
+
+    assert REFUSED_ROWS not in [value.name for value in graph.output]
