@@ -33,7 +33,8 @@ def active_workspace() -> str:
     context = sys.modules.get("mlflow.utils.workspace_context")  # never imported for this: MLflow takes a second
     name = (context.get_request_workspace() if context else os.environ.get(_MLFLOW_WORKSPACE, "").strip()) or ""
     if name and not _WORKSPACE.fullmatch(name):
-        raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: lower-case letters, digits and - are expected (got {name!r})")
+        expected = "lower-case letters, digits and - within are expected, 63 at most"
+        raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: {expected} (got {name!r})")
     return "" if name == _DEFAULT_WORKSPACE else name
 
 

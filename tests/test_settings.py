@@ -66,9 +66,10 @@ def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch
         _ = load_settings().store_url
 
 
-def test_a_workspace_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "../team-a")
-    with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE: lower-case letters, digits and - are expected"):
+@pytest.mark.parametrize("name", ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64])
+def test_a_workspace_is_no_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", name)
+    with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE: lower-case letters, digits and - within are expected"):
         load_settings()
 
 
