@@ -132,7 +132,7 @@ def check_registered_name(model: str) -> None:
     """Raise InvalidConfig if this is a URI or a path. A folder may have the name of a model, as a project beside it."""
     if "/" in model or ":" in model or model in (".", ".."):
         name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
-        right = f"give name and version: {name} {version if version.isdigit() else 'VERSION'}"
+        right = f"give name and version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
         folder = "mlflow.register_model gives the model in a folder one"
         raise InvalidConfig(
             f"{model!r} is no name of a registered model; {right if model.startswith('models:/') else folder}"

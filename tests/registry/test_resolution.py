@@ -138,6 +138,7 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
         ("models:/tiny/2", "give name and version: tiny 2"),
         ("models:/tiny/Production", "give name and version: tiny VERSION"),
         ("models:/tiny@a", "give name and version: tiny VERSION"),
+        ("models://profile/tiny/2", "give name and version: NAME VERSION"),
     ],
 )
 def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:
