@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import xgboost
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import BaggingRegressor, StackingClassifier
+from sklearn.ensemble import BaggingRegressor, StackingClassifier, VotingRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -147,6 +147,10 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "xgboost in a bag": (lambda: BaggingRegressor(xgb("Regressor"), 2, max_features=0.5).fit(FULL, SCORE), FULL),
     "both in a stack": (
         lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(FULL, TWO),
+        FULL,
+    ),
+    "lines of columns with names in a vote": (
+        lambda: VotingRegressor([("x", xgb("Regressor", booster="gblinear")), ("r", Ridge())]).fit(FULL, SCORE),
         FULL,
     ),
 }

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
     compares_in_64_bits,
     is_linear,
+    library_of,
     passes_on,
     sub_estimators,
 )
@@ -210,7 +211,9 @@ class Rows:
             if method == "transform":
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
-        answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
+        # these rows have no names, and XGBoost's lines ask for those of training
+        options = {"validate_features": False} if library_of(estimator) == "xgboost" else {}
+        answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)), **options)
         answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # a table, by set_output
         if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
             raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
