@@ -250,16 +250,28 @@ def _of_pandas(value: Any) -> Array:
     return np.asarray(value.astype(object))
 
 
+_SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
+
+
 def count_values(prediction: Any) -> int:
     """Return the number of values in what a model answers: numbers, texts or whatever else stands for one."""
-    if (shape := getattr(prediction, "shape", None)) is not None:
-        return math.prod(shape)
+    if isinstance(prediction, pd.DataFrame):
+        places = [place for place, kind in enumerate(prediction.dtypes) if kind == object]  # whose cells may be lists
+        of_cells = count_values(prediction.iloc[:, places].to_numpy()) if places else 0
+        return prediction.size - len(prediction) * len(places) + of_cells
+    parts: Sequence[Any]
     if isinstance(prediction, Mapping):
-        return sum(map(count_values, prediction.values()))
-    if not isinstance(prediction, list | tuple):
-        return 1
-    is_flat = not prediction or isinstance(prediction[0], int | float | str)  # as a list of a million numbers
-    return len(prediction) if is_flat else sum(map(count_values, prediction))
+        parts = [*prediction.values()]
+    elif isinstance(prediction, list | tuple):
+        parts = prediction
+    elif isinstance(prediction, np.ndarray | pd.Series) and prediction.dtype == object:
+        parts = np.ravel(prediction).tolist()
+    else:
+        shape = getattr(prediction, "shape", None)  # an object's own field of that name is none of an array
+        return math.prod(shape) if isinstance(shape, tuple) else 1
+    kinds = set(map(type, parts))  # of a million numbers in no time
+    is_flat = all(kind in _SINGLE or issubclass(kind, np.generic) for kind in kinds)
+    return len(parts) if is_flat else sum(map(count_values, parts))
 
 
 class _Recorder:

@@ -82,12 +82,14 @@ def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime)
     """Return the condition of the windows that go; None if there are none of this monitor."""
     row = MonitorWindowRow
     of_monitor = and_(row.endpoint == key[0], row.monitor == key[1], row.by_hand == by_hand)
-    newest = select(row.start).where(of_monitor).order_by(row.start.desc())
+    starts = select(row.start).where(of_monitor).limit(1)
+    newest = starts.order_by(row.start.desc())
     with store.transaction(is_read_only=True) as session:
-        last = session.scalar(newest.limit(1))
-        oldest_kept = session.scalar(newest.where(row.state == "judged").limit(1).offset(KEPT_WINDOWS - 1))
-    if last is None:
-        return None
+        first = session.scalar(starts.order_by(row.start))
+        if first is None or first >= before:  # as most, each hour; what follows would take three queries
+            return None
+        last = session.scalars(newest).one()
+        oldest_kept = session.scalar(newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1))
     is_done = row.state == "failed"
     if oldest_kept is not None:
         is_done = or_(is_done, and_(row.state == "judged", row.start < oldest_kept))

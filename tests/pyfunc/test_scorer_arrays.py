@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,12 @@ def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
         ([[1, 2], [3, 4, 5]], 5),
         ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
         (["a text", "another"], 2),
+        (pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}), 2 + 2 * 768),
+        (pd.Series([[1, 2], [3]]), 3),
+        (np.array([[1, 2], None], dtype=object), 3),
+        ([1, [2, 3]], 3),
+        ({"shape": [1, 2]}, 2),
+        (SimpleNamespace(shape="round"), 1),
         ([], 0),
         ("a text", 1),
         (None, 1),
