@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
 from mlflow.types import DataType, Schema
+from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary, load_failure
@@ -256,7 +257,7 @@ _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 def count_values(prediction: Any) -> int:
     """Return the number of values in what a model answers: numbers, texts or whatever else stands for one."""
     if isinstance(prediction, pd.DataFrame):
-        places = [place for place, kind in enumerate(prediction.dtypes) if kind == object]  # whose cells may be lists
+        places = [place for place, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)]
         of_cells = count_values(prediction.iloc[:, places].to_numpy()) if places else 0
         return prediction.size - len(prediction) * len(places) + of_cells
     parts: Sequence[Any]
@@ -264,7 +265,7 @@ def count_values(prediction: Any) -> int:
         parts = [*prediction.values()]
     elif isinstance(prediction, list | tuple):
         parts = prediction
-    elif isinstance(prediction, np.ndarray | pd.Series) and prediction.dtype == object:
+    elif isinstance(prediction, np.ndarray | pd.Series) and is_object_dtype(prediction.dtype):  # cells of any kind
         parts = np.ravel(prediction).tolist()
     else:
         shape = getattr(prediction, "shape", None)  # an object's own field of that name is none of an array
