@@ -1,5 +1,6 @@
-"""One real server with models for the pages, the OpenAPI document and what is generated from it."""
+"""A real server with models for the pages, the OpenAPI document and what is generated from it; a certificate."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,14 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
     (state_dir / SPEC).write_text(yaml.safe_dump(document))
     with tools.gunicorn(state_dir) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a self-signed certificate for 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*command, *subject], check=True, capture_output=True)
+    return cert, key

@@ -16,7 +16,7 @@ import heapq
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 _PIPELINED_BYTES = 64 * 1024
 """The bytes behind the current request that are buffered; with more, reading is paused."""
 _LARGE_BYTES = 64 * 1024
+_TLS_WRITE_BYTES = 256 * 1024
 _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 """The seconds and bytes for which a client that is still sending is read before its connection is closed."""
 _UNDERWAY_SECONDS = 1.0
@@ -85,6 +86,7 @@ class HttpConnection(asyncio.Protocol):
         self._connections: set[HttpConnection] = server_state.connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._write_bytes: Callable[[bytes], None]
         self._client = ""
         self._caller = ""
         self._known_head: RequestHead | None = None  # the last head that was answered at once; its bytes below
@@ -109,6 +111,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
         self._transport.set_write_buffer_limits(high=1, low=0)  # reports all that is unsent; 0 would block TLS
+        is_tls = transport.get_extra_info("sslcontext") is not None
+        self._write_bytes = partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._caller = certificate_name(transport.get_extra_info("peercert"))
@@ -282,7 +286,7 @@ class HttpConnection(asyncio.Protocol):
         response = app.answer_inline(request)
         if response is None:
             return False
-        self._transport.write(serialize_response(response, True, head.method != "HEAD"))
+        self._write_bytes(serialize_response(response, True, head.method != "HEAD"))
         if not self._is_blocked:
             self._deadline = app.now + self._limits.keep_alive_seconds
         return True
@@ -414,7 +418,7 @@ class HttpConnection(asyncio.Protocol):
         """Send a part of a response; the client may not have taken all of the parts before."""
         if self._is_blocked:
             self._unsent_bytes += len(data)  # so that what the client has taken shows in what is left
-        self._transport.write(data)
+        self._write_bytes(data)
 
     def _wait_for_response(self) -> None:
         """Set the deadline of a whole request: the model may take any time, but the client has to take what comes."""
@@ -528,3 +532,9 @@ class HttpConnection(asyncio.Protocol):
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+
+def _write_in_pieces(transport: asyncio.Transport, data: bytes) -> None:
+    """Write to a TLS transport, which would count nothing of what it is given whole as unsent."""
+    for start in range(0, len(data), _TLS_WRITE_BYTES):
+        transport.write(data[start : start + _TLS_WRITE_BYTES])

@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,15 +40,35 @@ def kind(request: pytest.FixtureRequest) -> WorkerClass:
 @pytest.fixture
 def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass) -> Iterator[Connect]:
     """Open a connection to a worker with 4 threads, and send something."""
+    with open_connections(tmp_path, bias_folders, tools, ServerSpec(worker_class=kind)) as connected:
+        yield connected
+
+
+@pytest.fixture
+def connect_tls(
+    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any
+) -> Iterator[Connect]:
+    """Open a TLS connection to the fast worker, and send something."""
+    cert, key = map(str, certificate)
+    with open_connections(tmp_path, bias_folders, tools, ServerSpec(certfile=cert, keyfile=key)) as connected:
+        yield connected
+
+
+@contextlib.contextmanager
+def open_connections(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, spec: ServerSpec) -> Iterator[Connect]:
+    tls = ssl.create_default_context(cafile=spec.certfile) if spec.certfile else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
     long = tools.variant(write_model(tmp_path / "model", LONG))
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}, "long": {"v": long}})
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as opened:
+    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as opened:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
 
         def connected(sent: bytes = b"") -> socket.socket:
-            connection = opened.enter_context(socket.create_connection(address, timeout=SECONDS))
+            connection = socket.create_connection(address, timeout=SECONDS)
+            if tls is not None:
+                connection = tls.wrap_socket(connection, server_hostname=address[0])
+            opened.enter_context(connection)
             connection.sendall(sent)
             return connection
 
@@ -139,6 +160,14 @@ def received(connection: socket.socket) -> int:
 
 
 def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(connect: Connect) -> None:
+    check_answers_that_wait(connect)
+
+
+def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(connect_tls: Connect) -> None:
+    check_answers_that_wait(connect_tls)
+
+
+def check_answers_that_wait(connect: Connect) -> None:
     """The answers of eight clients wait at the most: 256 MiB."""
     slow = [connect() for _ in range(12)]
     for connection in slow:
