@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.batch.part import REJECTED, Part, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.statedir import locked
-from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of
+from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of, unfinished_target
 
 MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"
@@ -176,7 +176,7 @@ class BatchOutput:
                 )
             wanted = {part["output"] for part in manifest["parts"].values()}
             gone = {SUCCESS} & files if wanted - files else set()
-            self._remove(gone | {name for name in files if _target_of_unfinished(name) in wanted})
+            self._remove(gone | {name for name in files if unfinished_target(name) in wanted})
             if not known or known["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not known)
@@ -208,12 +208,6 @@ class BatchOutput:
         # the manifest last: without it nobody knows whose the other files are
         for name in sorted(names, key=lambda name: name == MANIFEST):
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
-
-
-def _target_of_unfinished(name: str) -> str:
-    """Return the file whose place `atomic_file` would have given to a file: `a/b.csv` for `a/.b.csv.k2j4`."""
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base[1:].rpartition('.')[0]}" if base.startswith(".") else ""
 
 
 def _difference(known: dict[str, Any], manifest: dict[str, Any], files: set[str]) -> str:

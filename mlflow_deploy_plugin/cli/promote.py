@@ -33,12 +33,7 @@ _PERMANENT_CAUSES = ("artifact", "consent", "load")
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
-def _registered_name(ctx: click.Context, parameter: click.Parameter, model: str) -> str:
-    check_registered_name(model)
-    return model
-
-
-_model_argument = click.argument("model", callback=_registered_name)
+_model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
 """MODEL, checked before click misses VERSION: of models:/flight-delay/7 both are meant."""
 
 

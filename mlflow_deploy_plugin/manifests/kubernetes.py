@@ -59,7 +59,11 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     labels = {"app.kubernetes.io/name": "onnxserve", LABEL: spec.name, **MANAGED_BY}
     selector = {LABEL: spec.name}
-
+    # of `server` as it is served; the Helm chart computes it alike
+    served = json.dumps(
+        spec_document(spec_of_pod(spec))["server"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    digest = hashlib.sha256(served.encode()).hexdigest()[:16]
     document = partial(make_document, spec.name, place, labels=labels)
     documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
@@ -74,7 +78,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
                 "selector": {"matchLabels": selector},
                 "template": {
-                    "metadata": {"labels": labels, "annotations": {"onnxserve/server": _server_digest(spec)}},
+                    "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
                     "spec": pod_of(spec, place),
                 },
             },
@@ -119,13 +123,6 @@ def check_name(spec: EndpointSpec) -> None:
             f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
             "the first a letter"
         )
-
-
-def _server_digest(spec: EndpointSpec) -> str:
-    """Return a digest of `server` as it is served, which the Helm chart computes alike."""
-    fields = spec_document(spec_of_pod(spec))["server"]
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:

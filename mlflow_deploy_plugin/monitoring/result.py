@@ -62,6 +62,14 @@ class Finding:
         return self.state in ALARMS
 
     @property
+    def weight(self) -> float:
+        """How far beyond its threshold it is: 1 at the threshold, and 10 at most."""
+        if self.value is None or not self.threshold:
+            return 1.0
+        ratio = abs(self.value / self.threshold)
+        return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)
+
+    @property
     def history(self) -> str:
         """Return `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`, as far as it is known."""
         if not self.since:

@@ -128,8 +128,11 @@ def check_new_name(model: str) -> None:
         raise InvalidConfig(f"{model!r} is no name for a registered model: it holds neither / nor :")
 
 
-def check_registered_name(model: str) -> None:
-    """Raise InvalidConfig if this is a URI or a path. A folder may have the name of a model, as a project beside it."""
+def check_registered_name(model: str) -> str:
+    """Return the name; raise InvalidConfig if it is a URI or a path.
+
+    A folder may have the name of a model, as a project beside it.
+    """
     if "/" in model or ":" in model or model in (".", ".."):
         name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
         right = f"give name and version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
@@ -137,6 +140,7 @@ def check_registered_name(model: str) -> None:
         raise InvalidConfig(
             f"{model!r} is no name of a registered model; {right if model.startswith('models:/') else folder}"
         )
+    return model
 
 
 def registered_version(model: str, version: str) -> ResolvedModel:

@@ -6,16 +6,16 @@ stays: endpoints, the audit trail, rollouts, retrainings, keys.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, load_only
 
 from mlflow_deploy_plugin.store.alerts import FIRING
-from mlflow_deploy_plugin.store.monitors import MonitorKey
+from mlflow_deploy_plugin.store.monitors import MonitorKey, Monitors
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, MonitorRow, MonitorWindowRow
 
@@ -57,25 +57,11 @@ def expire(
     windows = sum(
         _delete(store, MonitorWindowRow, old, only_count, goes_on)
         for by_hand in (False, True)
-        for key in _monitors(store, by_hand)
+        for key in Monitors(store).with_windows(by_hand)
         if (old := _old_windows(store, key, by_hand, before)) is not None
     )
     over = and_(AlertRow.state != FIRING, AlertRow.last_at < before)
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
-
-
-def _monitors(store: Store, by_hand: bool) -> Iterator[MonitorKey]:
-    """Yield the monitors that have windows; each is a look into an index, as `DISTINCT` would read all of it."""
-    row, last = MonitorWindowRow, ("", "")
-    while True:
-        query = (
-            select(row.endpoint, row.monitor).filter_by(by_hand=by_hand).order_by(row.endpoint, row.monitor).limit(1)
-        )
-        with store.transaction(is_read_only=True) as session:
-            found = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last)).one_or_none()
-        if found is None:
-            return
-        yield (last := (found.endpoint, found.monitor))
 
 
 def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime) -> ColumnElement[bool] | None:

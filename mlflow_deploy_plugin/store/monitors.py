@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import and_, delete, func, null, or_, select
+from sqlalchemy import and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -285,6 +285,27 @@ class Monitors:
         """Return the newest windows, oldest first, without what makes a window large."""
         query = select(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor)
         return self._store.read(query.order_by(*_NEWEST_FIRST).limit(limit), WindowSummary)[::-1]
+
+    def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
+        """Yield the monitors that have windows; each is a look into an index, as `DISTINCT` would read all of it."""
+        row, last = MonitorWindowRow, ("", "")
+        query = select(row.endpoint, row.monitor).filter_by(by_hand=by_hand).order_by(row.endpoint, row.monitor)
+        while True:
+            with self._store.transaction(is_read_only=True) as session:
+                found = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last).limit(1)).one_or_none()
+            if found is None:
+                return
+            yield (last := (found.endpoint, found.monitor))
+
+    def newest_runs(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[str]:
+        """Return the runs of the newest windows that these monitors have judged, the newest first."""
+        windows = [
+            window
+            for monitor in monitors
+            for window in self.windows(endpoint, monitor, states=("judged",), limit=limit)
+            if window.run_id
+        ]
+        return [one.run_id for one in sorted(windows, key=lambda one: (one.start, one.id), reverse=True)[:limit]]
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:

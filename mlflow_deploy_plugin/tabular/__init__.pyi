@@ -11,6 +11,7 @@ from .files import open_output as open_output
 from .files import open_parquet as open_parquet
 from .files import output_format as output_format
 from .files import table_writer as table_writer
+from .files import unfinished_target as unfinished_target
 from .files import value_writer as value_writer
 from .files import values_of as values_of
 from .streams import MAX_BYTES as MAX_BYTES

@@ -115,6 +115,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
+def unfinished_target(name: str) -> str:
+    """Return the file that a file of `atomic_file` would have replaced: `a/b.csv` for `a/.b.csv.k2j4`; empty: none."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base[1:].rpartition('.')[0]}" if base.startswith(".") else ""
+
+
 class CsvRecord(NamedTuple):
     """One record of a CSV file, the header too; blank lines are none.
 

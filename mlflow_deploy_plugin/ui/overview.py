@@ -265,25 +265,15 @@ def _endpoint_card(
         reason=reason,
         url=observation.url,
         variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
-        verdicts=() if is_alone else tuple(pages.verdicts_of(_judged_last(store, spec))),
+        verdicts=()
+        if is_alone
+        else tuple(pages.verdicts_of(Monitors(store).newest_runs(spec.name, spec.monitors, _VERDICTS))),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
         no_rollback=no_rollback,
         rollback_to=rollback_to,
     )
-
-
-def _judged_last(store: Store, spec: EndpointSpec) -> list[str]:
-    """Return the runs of the newest windows that the endpoint's monitors have judged, the newest first."""
-    monitors = Monitors(store)
-    windows = [
-        window
-        for monitor in spec.monitors
-        for window in monitors.windows(spec.name, monitor, states=("judged",), limit=_VERDICTS)
-        if window.run_id
-    ]
-    return [one.run_id for one in sorted(windows, key=lambda one: (one.start, one.id), reverse=True)[:_VERDICTS]]
 
 
 def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:

@@ -188,16 +188,16 @@ def maintain_logs(
     threading.Thread(target=end, daemon=True).start()  # a log may take minutes
     try:
         while not over.wait(every_seconds) and keeper.is_held:
-            _maintain_all(deployments, partial(process.call, seconds=_TIMEOUT_SECONDS))
+            call = partial(process.call, seconds=_TIMEOUT_SECONDS)
+            _maintain_all(deployments, call, lambda: keeper.is_held and not over.is_set())
             process.end_if_idle(0)
-            _expire_store(deployments, lambda: keeper.is_held and not over.is_set())
     except ProcessEnded:
         return
     finally:
         process.end()
 
 
-def _maintain_all(deployments: Deployments, call: Callable[..., Any]) -> None:
+def _maintain_all(deployments: Deployments, call: Callable[..., Any], goes_on: Callable[[], bool]) -> None:
     store, settings = deployments.store, deployments.settings
     now = store.now()
     for endpoint in store.endpoints():
@@ -212,15 +212,11 @@ def _maintain_all(deployments: Deployments, call: Callable[..., Any]) -> None:
         if gone := call(forget_agents, settings, now):
             line = "agents that have said nothing for %d days are forgotten: %s"
             _log.info(line, GONE_AFTER.days, ", ".join(gone))
-
-
-def _expire_store(deployments: Deployments, goes_on: Callable[[], bool]) -> None:
-    store, days = deployments.store, deployments.settings.monitor_retention_days
-    if days is not None:
+    if (days := settings.monitor_retention_days) is not None:
         with _logged_errors("old windows and alerts cannot be deleted from the store"):
-            done = expire(store, timedelta(days=days), goes_on=goes_on)
-            if done.windows or done.alerts:
-                what = f"{done.windows:,} windows and {done.alerts:,} alerts"
+            expired = expire(store, timedelta(days=days), goes_on=goes_on)
+            if expired.windows or expired.alerts:
+                what = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
                 _log.info("%s older than %d days were deleted from the store", what, days)
 
 

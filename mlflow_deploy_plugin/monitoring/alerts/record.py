@@ -196,7 +196,7 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
         endpoint=result.endpoint,
         monitor=result.monitor,
         order=f"{result.window.start.isoformat()} {result.revision:06}",
-        weight=sum(_weight(finding) for finding in alarms) or 1.0,
+        weight=sum(finding.weight for finding in alarms) or 1.0,
         lines=lines,
         link=f"{run_url}/artifacts/report.html" if run_url else "",
         next=actions if result.is_alarm else "",
@@ -217,11 +217,3 @@ def _short(text: str) -> str:
     """Return the text as one short line: columns and categories have names of any length, with anything in them."""
     line = one_line(text)
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
-
-
-def _weight(finding: Finding) -> float:
-    """Return how far beyond its threshold a finding is: 1 at the threshold, and 10 at most."""
-    if finding.value is None or not finding.threshold:
-        return 1.0
-    ratio = abs(finding.value / finding.threshold)
-    return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)

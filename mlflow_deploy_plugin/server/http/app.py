@@ -91,13 +91,16 @@ class ServerApp(Flask):
         path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers = _headers(request)
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+            if is_http_1_1 and "host" not in headers:
+                raise InvalidRequest(MISSING_HOST)
+            check_host(headers.get("host", ""))
             certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # over TLS and gunicorn
             caller = certificate_name(certificate()) if certificate else ""
             is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
             length = request.content_length
             is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
-            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
             if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
                 raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
                 return _stream(self.server, raw, stream, length)
@@ -153,15 +156,6 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
         body = response.get_data()
     kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
     return RawResponse(response.status_code, body, response.content_type or "", kept)
-
-
-def _headers(request: Request) -> dict[str, str]:
-    """Return the headers, names in lower case. Raises InvalidRequest if Host is missing or invalid."""
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
-        raise InvalidRequest(MISSING_HOST)
-    check_host(headers.get("host", ""))
-    return headers
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
