@@ -134,7 +134,7 @@ class OnnxTable:
             feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
             for start in range(0, table.num_rows, RUN_ROWS):
                 run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
-                outputs = self._model.run(run, self._model.artifact.prediction)
+                outputs = self._model.run(run, self._model.artifact.prediction, first_row=start)
                 found = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
                 predicted.append(_one_a_row(found, min(RUN_ROWS, table.num_rows - start)))
         return pa.concat_tables(predicted)

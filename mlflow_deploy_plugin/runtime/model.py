@@ -137,7 +137,7 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
-        self._marks = [REFUSED_ROWS] if REFUSED_ROWS in names and REFUSED_ROWS not in self._output_names else []
+        self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
             self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
@@ -202,7 +202,7 @@ class OnnxModel:
         Raises:
             BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
         """
-        names = [*(self._output_names if outputs is None else outputs), *self._marks]
+        names = self._output_names if outputs is None else list(outputs)
         options = self._small_run
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory
@@ -213,11 +213,10 @@ class OnnxModel:
             if self._has_columns:  # they all have one length
                 break
         try:
-            values = self._compute(names, feeds, options)
+            values = self._compute(names + self._marks, feeds, options)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         if self._marks:
-            names.pop()
             check_rows(values.pop(), self._reason, first_row)
         for position, value in enumerate(values):
             if type(value) is list:
@@ -256,13 +255,15 @@ class OnnxModel:
         timer.daemon = True
         timer.start()
         try:
-            self._session.run(self._output_names, feeds, options)
+            values = self._session.run(self._output_names + self._marks, feeds, options)
         except Exception as error:  # noqa: BLE001 - as above
             if options.terminate:
                 raise InvalidArtifact(f"it has not computed its first answer within {seconds:g} s") from None
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         finally:
             timer.cancel()
+        if self._marks:
+            check_rows(values.pop(), self._reason)
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """Return what `predict` returns: the bare array of the one prediction output, or a mapping of several.
@@ -299,6 +300,7 @@ def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:
         # skl2onnx writes classifiers with ZipMap by default: one mapping from class to probability a row
         Output(node.name, "map" if node.type.startswith("seq(map(") else _dtype(node), _shape(node))
         for node in session.get_outputs()
+        if node.name != REFUSED_ROWS
     )
     tensors = artifact.tensors
     if artifact.columns:

@@ -89,7 +89,7 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
                 _refuse(check, array)
 
 
-def check_rows(refused: Array, reason: str, first_row: int) -> None:
+def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
     """Check the rows that a graph has marked; `first_row` is the place of the first one in the request.
 
     Raises:

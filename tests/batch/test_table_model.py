@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.batch.table_model import body_predictor, load_table_model, predict_block, takes
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock
-from tests.support.models import write_model
+from tests.support.models import columns, write_model
 
 from .conftest import flights, labels
 
@@ -58,6 +59,18 @@ def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
         assert predict("application/json", orjson.dumps({"dataframe_records": [row]})) == labels(flights(1))
         with pytest.raises(InvalidRequest, match="column 'hour'"):
             predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n")
+
+
+def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path: Path) -> None:
+    graph = "g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> " + (
+        "{ y = Sub(x, x) onnxserve_refused_rows = ReduceSum<keepdims=0>(x, axis) }"
+    )
+    model = load_table_model(write_model(tmp_path, graph, columns(x="float")))
+    numbers = np.zeros(5000, np.float32)
+    numbers[4999] = 1.0
+
+    with pytest.raises(InferenceError, match=r"^row 4999: the original refuses it$"):
+        model.predict(pa.table({"x": numbers}))
 
 
 def test_columns_that_a_model_does_not_name_are_not_given_to_it(model: Path) -> None:

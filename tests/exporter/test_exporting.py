@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import onnx
 import onnxruntime
@@ -15,6 +16,7 @@ import orjson
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -23,6 +25,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     ConversionError,
+    InferenceError,
     InvalidConfig,
     NotFound,
     OnnxserveError,
@@ -31,6 +34,7 @@ from mlflow_deploy_plugin.errors import (
 from mlflow_deploy_plugin.exporter import FORMATS, exporting
 from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.flavor import load_model, save_model
+from mlflow_deploy_plugin.runtime import OnnxModel
 from tests.support.models import write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at
@@ -144,6 +148,14 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
     assert runner.predict(rows).tolist() == model.predict(rows).tolist()
     with pytest.raises(ValueError, match=r"^row 1: the model computes NaN or infinity of this row, which its Logistic"):
         runner.predict([[1.0, 1.0], [1.0, -5.0]])
+    graph = onnx.load(exported.path)
+    mlflow.onnx.save_model(graph, tmp_path / "stock", signature=infer_signature(rows.astype(np.float32)))
+    save_model(graph, tmp_path / "wrapped", input_example=rows.astype(np.float32))
+    for name in ("stock", "wrapped"):
+        served = OnnxModel.load(tmp_path / name)
+        assert [output.name for output in served.artifact.outputs] == ["label", "probabilities"]
+        with pytest.raises(InferenceError, match=r"^row 0: the model computes NaN"):
+            served.run(served.schema.from_array(np.array([[1.0, -5.0]])))
 
 
 def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> None:

@@ -205,6 +205,8 @@ def test_a_row_that_the_graph_marks_is_refused(tmp_path: Path, row: int) -> None
     numbers[row:] = -1.0
     with pytest.raises(InferenceError, match=f"^row {row}: the original refuses it$"):
         model.run({"x": numbers[:, None]}, ["y"])
+    with pytest.raises(InferenceError, match=f"^row {row}: the original refuses it$"):
+        model.try_out({"x": numbers[:, None]}, seconds=10)
 
 
 WIDE = "g (float[N,1] x) => (float[N,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
-from mlflow_deploy_plugin.runtime import Array, Input, Output
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input, Output
 
 OriginalModel = Callable[[Batch], dict[str, Array]]
 """A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
@@ -118,7 +118,8 @@ def bind_graph(
         inputs = [replace(one, columns=(one.name,) if one.name in columns else columns) for one in inputs]
     elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
         raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
-    outputs = tuple(Output(value.name, *served_type(value, original)) for value in proto.graph.output)
+    served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
+    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
     return ConvertedModel(
         proto=proto,
         inputs=tuple(inputs),

@@ -38,6 +38,18 @@ def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
     assert warm.batcher.policy.max_batch_size == 8
 
 
+def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph = """g (float[N,2] X) => (float[N,2] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
+      y = Log(X)
+      mark = Sub(y, y)
+      onnxserve_refused_rows = ReduceSum<keepdims=0>(mark, axis)
+    }"""
+    with caplog.at_level(logging.INFO):
+        load_warm(write_model(tmp_path / "model", graph), Placement(), 1)
+
+    assert "no warm-up, since it refuses a row of zeros: row 0: the original refuses it" in caplog.text
+
+
 def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
     assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 

@@ -113,6 +113,12 @@ class NodeBuilder:
         self.node("Identity", [name], variable.full_name)
         return variable
 
+    def declare(self, estimator: Any, inputs: list[Any]) -> None:
+        """Tell skl2onnx that an estimator, which a formula converts, reads these variables: `refused_rows.py` asks."""
+        operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
+        operator.inputs = inputs
+        operator.init_status(is_evaluated=True)  # so it is not converted
+
     def joined(self, inputs: list[Any]) -> str:
         """Return skl2onnx's variables side by side, [N, k]."""
         if len(inputs) == 1:  # skl2onnx does not know the shape of what the last estimator of a stack reads

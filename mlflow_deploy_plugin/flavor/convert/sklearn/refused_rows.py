@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from sklearn.preprocessing import FunctionTransformer, PowerTransformer
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer
 
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS
 
@@ -19,39 +19,47 @@ _PARTIAL = {
     *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
 }
 """Operators that compute NaN or infinity of some finite numbers."""
-_Node = tuple[str, list[str], dict[str, int]]
-"""An operator, its inputs, of which an empty one is the node before, and its attributes."""
+_Node = tuple[str, list[Any], dict[str, int]]
+"""An operator, its inputs, and its attributes; an empty input is the node before, an array is a constant."""
 _CAST: _Node = ("Cast", [""], {"to": TensorProto.FLOAT})
 
 
 def mark_refused_rows(graph: Any, topology: Any) -> str:
     """Add the output to the GraphProto of a topology of skl2onnx if a step may refuse a row, and return the reason."""
     operators = [one for scope in topology.scopes for one in scope.operators.values()]
-    found = [*_not_positive(operators), *_not_finite(graph, operators)]
+    found = [*_out_of_range(operators), *_not_finite(graph, operators)]
     if not found:
         return ""
     marks = []
     for _, nodes in found:  # the last one's numbers [N, k] are 0 but for a refused row
         name = ""
-        for operator, inputs, attributes in (*nodes, ("ReduceSum", ["", f"{REFUSED_ROWS}_axis"], {"keepdims": 0})):
+        for operator, inputs, attributes in (*nodes, ("ReduceSum", ["", np.array([1])], {"keepdims": 0})):
             name, before = f"{REFUSED_ROWS}_{len(graph.node)}", name
-            graph.node.append(helper.make_node(operator, [one or before for one in inputs], [name], name, **attributes))
+            read = [one or before if isinstance(one, str) else f"{name}_constant" for one in inputs]
+            graph.node.append(helper.make_node(operator, read, [name], name, **attributes))
+            constants = [one for one in inputs if not isinstance(one, str)]
+            graph.initializer.extend(numpy_helper.from_array(one, f"{name}_constant") for one in constants)
         marks.append(name)
-    for name, value in (("axis", np.array([1])), ("zero", np.zeros(1))):
-        graph.initializer.append(numpy_helper.from_array(value, f"{REFUSED_ROWS}_{name}"))
     graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
     graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
     return ", or ".join(dict(found))
 
 
-def _not_positive(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
-    """Yield the reason and the nodes that mark a row for each input that has to be positive."""
+def _out_of_range(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
+    """Yield the reason and the nodes that mark a row for each input that has to be within a range."""
     for one in operators:
-        if isinstance(one.raw_operator, PowerTransformer) and one.raw_operator.method == "box-cox":
-            for entry in one.inputs:
-                wide: _Node = ("Cast", [entry.full_name], {"to": TensorProto.DOUBLE})
-                is_below: _Node = ("LessOrEqual", ["", f"{REFUSED_ROWS}_zero"], {})
-                yield "its PowerTransformer takes positive numbers only", [wide, is_below, _CAST]
+        match step := one.raw_operator:
+            case PowerTransformer(method="box-cox"):
+                reason, tests = "takes positive numbers only", [("LessOrEqual", np.zeros(1))]
+            case SplineTransformer(extrapolation="error"):
+                first, last = np.array([(one.t[one.k], one.t[-one.k - 1]) for one in step.bsplines_]).T
+                reason, tests = "takes numbers between its knots only", [("Less", first), ("Greater", last)]
+            case _:
+                continue
+        for entry in one.inputs:
+            wide: _Node = ("Cast", [entry.full_name], {"to": TensorProto.DOUBLE})
+            for test, bound in tests:
+                yield f"its {type(step).__name__} {reason}", [wide, (test, ["", bound], {}), _CAST]
 
 
 def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:

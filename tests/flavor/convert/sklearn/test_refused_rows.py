@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier, VotingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer, StandardScaler
 from sklearn.svm import SVC
 
 from mlflow_deploy_plugin.errors import InferenceError
@@ -21,7 +23,7 @@ from mlflow_deploy_plugin.runtime import REFUSED_ROWS, OnnxModel
 
 RANDOM = np.random.default_rng(0)
 TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})
-IS_LARGE = TABLE.a + TABLE.b > 2
+IS_LARGE = (TABLE.a + TABLE.b > 2).astype(int)
 ASKED = [-999.0, -5.0, -1.0, 0.0, 2.0]
 
 
@@ -29,6 +31,12 @@ def _of_a(transformer: Any) -> Any:
     return make_column_transformer((transformer, ["a"]), remainder="passthrough")
 
 
+def _before(last: Any) -> Any:
+    return make_pipeline(FunctionTransformer(np.log1p), last)
+
+
+LOGARITHM = _before(LogisticRegression())
+FOREST = RandomForestClassifier(5)
 MODELS: dict[str, Any] = {
     "log1p, linear": make_pipeline(_of_a(FunctionTransformer(np.log1p)), LogisticRegression()),
     "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
@@ -39,13 +47,40 @@ MODELS: dict[str, Any] = {
     "Box-Cox, gaps are taken": make_pipeline(_of_a(PowerTransformer("box-cox")), RandomForestClassifier(5)),
     "a forest takes NaN": make_pipeline(_of_a(FunctionTransformer(np.log1p)), RandomForestClassifier(5)),
     "gaps are filled": make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), LogisticRegression()),
+    "splines": make_pipeline(SplineTransformer(extrapolation="error"), LogisticRegression()),
+    "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
+    "in a vote, scaled": make_pipeline(
+        StandardScaler(with_mean=False), VotingClassifier([("log", LOGARITHM)], voting="soft")
+    ),
+    "in a vote, columns": VotingClassifier(
+        [
+            (
+                "log",
+                make_pipeline(
+                    make_column_transformer((FunctionTransformer(np.log1p), [0]), remainder="passthrough"), SVC()
+                ),
+            )
+        ]
+    ),
+    "in a vote, Box-Cox": VotingClassifier(
+        [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)]
+    ),
+    "in a vote, filled": VotingClassifier(
+        [("one", make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), FOREST))]
+    ),
+    "in a stack": StackingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
+    "in a bag": BaggingClassifier(LOGARITHM, 3, random_state=0),
+    "one against the rest": OneVsRestClassifier(LOGARITHM),
+    "calibrated": CalibratedClassifierCV(LOGARITHM, cv=2),
+    "a changed target": TransformedTargetRegressor(_before(Ridge()), func=np.log1p, inverse_func=np.expm1),
 }
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the original
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
-    data = TABLE if hasattr(model[0], "transformers") else TABLE.to_numpy()
+    of_columns = isinstance(model, Pipeline) and hasattr(model[0], "transformers")
+    data = TABLE if of_columns else TABLE.to_numpy()
     model.fit(data, IS_LARGE)
     save_model(model, tmp_path / "model", input_example=data)
     served = OnnxModel.load(tmp_path / "model")

@@ -108,6 +108,7 @@ class Rows:
         if isinstance(estimator, Pipeline):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
+        self._declare([estimator])
         if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if method == "decision_function" and type(estimator) in SCORES:
@@ -139,8 +140,17 @@ class Rows:
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
+    def _declare(self, estimators: list[Any]) -> None:
+        """Tell skl2onnx which estimators read these rows."""
+        if self._graph is not None:
+            kind = DoubleTensorType([None, self._columns])
+            inputs = self._inputs or [self._graph.variable(self.matrix.name, kind)]
+            for one in estimators:
+                self._graph.declare(best_estimator(one), inputs)
+
     def sums(self, estimators: list[Any]) -> TracedArray:
         """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
+        self._declare(estimators)
         linear = [best_estimator(one) for one in estimators]
         weights = [np.atleast_2d(one.coef_).astype(float) for one in linear]
         shifts = [np.broadcast_to(one.intercept_, len(some)) for one, some in zip(linear, weights, strict=True)]
