@@ -63,7 +63,7 @@ class Finding:
 
     @property
     def weight(self) -> float:
-        """How far beyond its threshold it is: 1 at the threshold, and 10 at most."""
+        """The factor by which it is beyond its threshold: 1 at the threshold, and 10 at most."""
         if self.value is None or not self.threshold:
             return 1.0
         ratio = abs(self.value / self.threshold)

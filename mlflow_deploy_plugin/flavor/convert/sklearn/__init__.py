@@ -14,7 +14,6 @@
 
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -30,9 +29,7 @@ from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
-from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
@@ -62,6 +59,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     bind_inputs,
     convertible_copy,
     estimator_input,
+    is_fitted,
     last_step,
     library_of,
     sub_estimators,
@@ -137,7 +135,7 @@ def forms(
         ConversionError: the model has no `predict`.
     """
     model = boosters.as_estimator(model)
-    if not isinstance(model, boosters.NativeBooster) and not _is_fitted(model, batch):
+    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged")
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
@@ -165,17 +163,6 @@ def forms(
         partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
         for one in precisions
     ]
-
-
-def _is_fitted(model: Any, batch: Any) -> bool:
-    """Return True for a fitted estimator, also of a library that names what it learns in its own way (NGBoost)."""
-    with suppress(NotFittedError):
-        check_is_fitted(model)
-        return True
-    with suppress(Exception):  # of a model that is not fitted, about anything
-        model.predict(estimator_input(model, batches.take_rows(batch, _HEAD)))
-        return True
-    return False
 
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:

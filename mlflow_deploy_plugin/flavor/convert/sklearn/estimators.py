@@ -5,6 +5,7 @@ table from which a ColumnTransformer picks becomes one input [N, 1] for each col
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -22,6 +23,7 @@ from sklearn.ensemble import (
     VotingClassifier,
     VotingRegressor,
 )
+from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
 from sklearn.linear_model import LinearRegression
@@ -32,9 +34,10 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.utils.validation import check_is_fitted
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, missing_value
+from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, missing_value, take_rows
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.runtime import Array, Column, Input
 
@@ -260,6 +263,18 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
         dtype = "str" if column.name in texts else "int64" if is_encoded else float_dtype
         inputs.append(Input(column.name, dtype, (-1, 1), (column.name,), missing.get(column.name)))
     return tuple(inputs)
+
+
+def is_fitted(model: Any, batch: Batch | None) -> bool:
+    """Return True for a fitted estimator, also of a library that names what it learns in its own way (NGBoost)."""
+    with suppress(NotFittedError):
+        check_is_fitted(model)
+        return True
+    if batch is not None:
+        with suppress(Exception):  # of a model that is not fitted, about anything
+            model.predict(estimator_input(model, take_rows(batch, slice(0, 1))))
+            return True
+    return False
 
 
 def estimator_input(model: Any, batch: Batch) -> Any:
