@@ -173,7 +173,8 @@ def serve(descriptor: int) -> None:
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:
-        connection.send_bytes(_answer(request))
+        with contextlib.suppress(ConnectionError):  # the parent has gone: this process is about to be ended
+            connection.send_bytes(_answer(request))
 
 
 def _answer(request: bytes) -> bytes:

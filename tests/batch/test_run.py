@@ -92,8 +92,10 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     environment = os.environ | {"TMPDIR": str(temporary)}
     command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
     begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
-    killed = subprocess.run(begin, start_new_session=True, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = subprocess.run(  # until the workers have ended, too: they hold its stderr
+        begin, start_new_session=True, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
     assert not (out / "_SUCCESS").exists()
     (out / "day=1" / ".4.parquet.unfinished").write_bytes(b"half of a file")
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if not path.name.startswith(".")}
