@@ -7,9 +7,9 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from tests.support.clocks import Clock
 from tests.support.fake_registry import Case, World
 from tests.support.models import write_model
-from tests.support.shipping import Clock
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def shipper(tmp_path: Path) -> Shipper:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Clock[float]:
+    return Clock(0.0)
 
 
 @pytest.fixture
-def patient(tmp_path: Path, clock: Clock) -> Shipper:
+def patient(tmp_path: Path, clock: Clock[float]) -> Shipper:
     return Shipper(tmp_path / "spool", str(tmp_path / "log"), clock)

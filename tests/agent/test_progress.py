@@ -22,16 +22,9 @@ from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.observability.exposition import read_capture_counters, save_capture_counters
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.statedir import METRICS, WANTED, Wanted, WantedEndpoint, write_state
+from tests.support.clocks import Clock
 
 MODEL = CapturedModel("m", "1", Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)), ("y",))
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def start_run(state_dir: Path, run: str) -> Metrics:
@@ -49,7 +42,7 @@ class Machine:
     """A state folder with one worker and the agent's parts; `restart` makes anew what a crash of the agent loses."""
 
     folder: Path
-    clock: Clock
+    clock: Clock[float]
     writer: CaptureWriter
     metrics: Metrics
     shipper: Shipper
@@ -85,7 +78,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    clock, metrics = Clock(), start_run(tmp_path, "a")
+    clock, metrics = Clock(1000.0), start_run(tmp_path, "a")
     writer = CaptureWriter(tmp_path / "spool")
     machine = Machine(tmp_path, clock, writer, metrics, None, None)  # type: ignore[arg-type]
     machine.restart()

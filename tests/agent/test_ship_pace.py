@@ -8,8 +8,9 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from tests.support.clocks import Clock
 from tests.support.services.s3 import s3_server
-from tests.support.shipping import Clock, rows, write
+from tests.support.shipping import rows, write
 
 
 def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
@@ -31,7 +32,7 @@ def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
 
 
 def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(tmp_path: Path) -> None:
-    clock, day = Clock(), 86400.0
+    clock, day = Clock(0.0), 86400.0
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
     said = []
     for clock.now in (day, 3 * day, day + 60):
@@ -41,7 +42,7 @@ def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(t
 
 
 def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
-    writer: CaptureWriter, patient: Shipper, clock: Clock
+    writer: CaptureWriter, patient: Shipper, clock: Clock[float]
 ) -> None:
     shipped = []
     for second in range(0, 14, 2):
@@ -67,7 +68,7 @@ def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(writer: CaptureW
 
 
 def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
-    patient: Shipper, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    patient: Shipper, clock: Clock[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     (tmp_path / "log").touch()
@@ -92,7 +93,7 @@ def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
     assert caplog.messages[1:] == ["the inference log is written again"]
 
 
-def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock, tmp_path: Path) -> None:
+def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock[float], tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     writer = CaptureWriter(tmp_path / "spool")
     write(writer, "a", ["AA"])
@@ -108,7 +109,7 @@ def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock,
 def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
     writer: CaptureWriter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
     (tmp_path / "log").write_text("a file where the folder should be")
     written, attempts = 0, 0

@@ -6,7 +6,6 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -21,6 +20,7 @@ from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.query import Query, StatementTimeout, limit_memory, run_query
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View
 from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+from tests.support.clocks import Clock
 from tests.support.inference_log import LogWriter, event_table
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -281,18 +281,8 @@ def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000  # kB; all of it is over 300 MB twice
 
 
-@dataclass
-class Clock:
-    """A clock that the test sets."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_statement_is_over_when_nothing_comes_of_it() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     timeout = StatementTimeout(10.0, clock)
     clock.now = 9
     assert not timeout.is_over
@@ -305,7 +295,7 @@ def test_a_statement_is_over_when_nothing_comes_of_it() -> None:
 
 
 def test_what_the_log_takes_and_what_is_done_with_the_answer_does_not_count() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     timeout = StatementTimeout(10.0, clock)
     with timeout.reading():
         clock.now = 1000

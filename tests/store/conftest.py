@@ -1,6 +1,7 @@
-"""A PostgreSQL server for the tests of the store."""
+"""The databases of the tests of the store."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,3 +12,11 @@ from tests.support.services.postgresql import postgresql_server
 def postgresql_url() -> Iterator[str]:
     with postgresql_server() as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of SQLite's file of the test, then that of PostgreSQL's database, which all tests share."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgresql_url"))
+    return f"sqlite:///{tmp_path}/deep/store.db"

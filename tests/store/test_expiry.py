@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,30 +12,21 @@ from sqlalchemy import Engine, event, text
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, expiry, open_store, read_counts
 from mlflow_deploy_plugin.store.expiry import Expired, expire
+from tests.support.clocks import Clock
 from tests.support.waiting import wait_until
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR, DAY, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=365)
 
 
-class Clock:
-    now = START
-
-    def __call__(self) -> datetime:
-        return self.now
+@pytest.fixture
+def clock() -> Clock[datetime]:
+    return Clock(START)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    url = f"sqlite:///{tmp_path}/store.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    opened = open_store(url, clock)
+def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
+    opened = open_store(store_url, clock)
     with opened.transaction() as session:  # the command is for the whole store, and PostgreSQL's is shared
         for table in ("endpoints", "monitors", "monitor_windows", "alerts"):
             session.execute(text(f"DELETE FROM onnxserve_{table}"))
@@ -51,7 +41,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expiry, "_AT_ONCE", 4)
 
 
-def judge(store: Store, clock: Clock, hours: range, verdict: str = "no drift", *, by_hand: bool = False) -> None:
+def judge(
+    store: Store, clock: Clock[datetime], hours: range, verdict: str = "no drift", *, by_hand: bool = False
+) -> None:
     """Judge the windows of these hours of the monitor `hourly`, each when it is over."""
     monitors = Monitors(store)
     for hour in hours:
@@ -64,7 +56,7 @@ def hours(store: Store, *, by_hand: bool = False) -> list[int]:
     return [(one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)]
 
 
-def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, clock: Clock) -> None:
+def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, clock: Clock[datetime]) -> None:
     judge(store, clock, range(10))
     clock.now = START + YEAR
     judge(store, clock, range(8759, 8760))
@@ -76,7 +68,7 @@ def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, c
     assert expire(store, 30 * DAY) == Expired()
 
 
-def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Clock) -> None:
+def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Clock[datetime]) -> None:
     judge(store, clock, range(3))
     clock.now = START + YEAR
 
@@ -84,7 +76,7 @@ def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Cl
     assert expire(store, timedelta(days=999_999)) == Expired()
 
 
-def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store, clock: Clock) -> None:
+def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store, clock: Clock[datetime]) -> None:
     judge(store, clock, range(5))
     judge(store, clock, range(10, 15), by_hand=True)
     clock.now = START + YEAR
@@ -93,7 +85,7 @@ def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store,
     assert (hours(store), hours(store, by_hand=True)) == ([2, 3, 4], [12, 13, 14])
 
 
-def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, clock: Clock) -> None:
+def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, clock: Clock[datetime]) -> None:
     monitors = Monitors(store)
     waiting, given_up = (monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1))
     monitors.update(replace(given_up, state="failed", attempts=3))
@@ -104,7 +96,7 @@ def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, 
     assert hours(store) == [waiting.revision - 1, 2, 3]
 
 
-def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store: Store, clock: Clock) -> None:
+def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store: Store, clock: Clock[datetime]) -> None:
     old = Monitors(store).add("flights", "hourly", START, START + HOUR)
     judge(store, clock, range(1, 5))
     clock.now = START + YEAR
@@ -114,7 +106,7 @@ def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store:
     assert hours(store) == [0, 2, 3, 4]
 
 
-def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: Clock) -> None:
+def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: Clock[datetime]) -> None:
     spec = new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
     store.add_endpoint("onnxserve", spec)
     monitors, key = Monitors(store), ("flights", "hourly")
@@ -135,7 +127,7 @@ def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: 
         assert after.last_judged == before.last_judged
 
 
-def test_the_windows_of_a_monitor_that_was_removed_go_too(store: Store, clock: Clock) -> None:
+def test_the_windows_of_a_monitor_that_was_removed_go_too(store: Store, clock: Clock[datetime]) -> None:
     monitors = Monitors(store)
     judge(store, clock, range(10))
     monitors.forget("flights", "hourly")
@@ -144,7 +136,7 @@ def test_the_windows_of_a_monitor_that_was_removed_go_too(store: Store, clock: C
     assert expire(store, 30 * DAY).windows == 7
 
 
-def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock) -> None:
+def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock[datetime]) -> None:
     alerts = Alerts(store)
     for number in range(9):
         alerts.add_once(Alert(f"said {number}", "flights", "hourly", "said", START, START))
@@ -156,7 +148,7 @@ def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock) -> Non
     assert [one.fingerprint for one in alerts.recent()] == ["over", "fires"]
 
 
-def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, clock: Clock) -> None:
+def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, clock: Clock[datetime]) -> None:
     judge(store, clock, range(21))
     clock.now = START + YEAR
     asked = iter([True, True, False, False])
@@ -175,8 +167,8 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, c
     assert hours(store)[0] == 8
 
 
-@pytest.mark.parametrize("store", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True)
-def test_an_endpoint_can_be_deleted_while_its_windows_expire(store: Store, clock: Clock) -> None:
+@pytest.mark.parametrize("store_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True)
+def test_an_endpoint_can_be_deleted_while_its_windows_expire(store: Store, clock: Clock[datetime]) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"}))
     Monitors(store).update_state("flights", "hourly", consecutive=0)
     judge(store, clock, range(7))

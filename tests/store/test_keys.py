@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import delete
@@ -10,26 +9,17 @@ from sqlalchemy import delete
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, AuditRow
-
-
-class Clock:
-    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
+from tests.support.clocks import Clock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Clock[datetime]:
+    return Clock(datetime(2026, 11, 20, 12, tzinfo=UTC))
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    opened = open_store(url, clock)
+@pytest.fixture
+def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
+    opened = open_store(store_url, clock)
     with opened.transaction() as session:
         session.execute(delete(ApiKeyRow))
         session.execute(delete(AuditRow))
@@ -37,7 +27,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Itera
     opened.close()
 
 
-def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock) -> None:
+def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock[datetime]) -> None:
     keys = ApiKeys(store)
     for name, lifetime in (("a", None), ("b", timedelta(hours=1)), ("c", timedelta(days=1))):
         keys.create(name, ["infer"], lifetime=lifetime)

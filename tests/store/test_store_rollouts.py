@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -27,12 +26,9 @@ class Machine:
         self.store: Store = open_store(url, lambda: self.wall, lambda: self.monotonic)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def machines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
-    url = f"sqlite:///{tmp_path}/store.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    both = (Machine(url), Machine(url))
+@pytest.fixture
+def machines(store_url: str) -> Iterator[tuple[Machine, Machine]]:
+    both = (Machine(store_url), Machine(store_url))
     yield both
     for machine in both:
         machine.store.close()

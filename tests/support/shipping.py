@@ -1,6 +1,5 @@
 """Requests that are captured, and what of them has come into the log."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,14 +50,6 @@ def files(tmp_path: Path) -> list[Path]:
 
 def rows(tmp_path: Path) -> list[dict[str, Any]]:
     return [row for file in files(tmp_path) for row in pq.ParquetFile(file).read().to_pylist()]
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def forget_what_is_shipped(folder: Path) -> None:

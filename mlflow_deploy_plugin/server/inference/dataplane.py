@@ -124,19 +124,17 @@ class DataPlane:
             seconds, waited = time.perf_counter() - began, predictor.queue_seconds
             self._batch_callback(variant)(rows, waited, seconds - waited)
             return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
-        if self.cache is not None and variant.loaded.is_deterministic:
-            artifact = variant.loaded.predictor.artifact
-            loaded = variant.loaded
-            # its files, too: not every model has an id or a run; one without digests is where it is
-            files = artifact.digests.values() or [str(loaded.folder)]
-            version = [loaded.model, loaded.version, artifact.model_id, artifact.run_id, *files]
-            if (key := request_digest(version, request.inputs)) is not None:
-                outputs = self.cache.get(key)
-                is_cached = outputs is not None
-                if outputs is None:
-                    outputs = self._run(variant, request, deadline)
-                    self.cache.put(key, outputs)
-                return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
+        if (
+            self.cache is not None
+            and variant.loaded.is_deterministic
+            and (key := request_digest(variant.loaded.identity, request.inputs)) is not None
+        ):
+            outputs = self.cache.get(key)
+            is_cached = outputs is not None
+            if outputs is None:
+                outputs = self._run(variant, request, deadline)
+                self.cache.put(key, outputs)
+            return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
         outputs = self._run(variant, request, deadline)
         return self._capture_response(variant, request, arrived, request.inputs, outputs)
 

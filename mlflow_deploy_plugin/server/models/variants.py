@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -27,6 +28,13 @@ class LoadedVersion:
     captured: CapturedModel
     batcher: Batcher | None = None
     is_deterministic: bool = False
+
+    @cached_property
+    def identity(self) -> tuple[str, ...]:
+        """The names, the number, the run and the files, which no other version has; without digests, their folder."""
+        artifact = self.predictor.artifact
+        files = artifact.digests.values() or [str(self.folder)]
+        return self.model, self.version, artifact.model_id, artifact.run_id, *files
 
     @property
     def unavailable_reason(self) -> str:

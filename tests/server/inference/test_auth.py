@@ -18,25 +18,19 @@ from jwt.algorithms import ECAlgorithm
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, make_local_key
+from tests.support.clocks import Clock
 from tests.support.keys import write_keys
 
 NOON = 1_800_000_000.0
 
 
-class Clock:
-    now = NOON
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> Clock[float]:
+    return Clock(NOON)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def auth(tmp_path: Path, clock: Clock) -> Authenticator:
+def auth(tmp_path: Path, clock: Clock[float]) -> Authenticator:
     shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
     write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
     return Authenticator(tmp_path, True, clock=clock)
@@ -61,7 +55,7 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(
 
 
 def test_keys_that_cannot_be_read_leave_those_of_before(
-    auth: Authenticator, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    auth: Authenticator, clock: Clock[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert auth.require(bearer("ops"), "read").name == "ops"
     (tmp_path / KEYS).write_text('{"keys": ')
@@ -154,7 +148,7 @@ def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> 
         alone.require(bearer("nobody"), "infer")
 
 
-def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock) -> None:
+def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock[float]) -> None:
     assert holds(auth, "shop")
     clock.now += 60
     with pytest.raises(Unauthenticated, match="the key 'shop' has expired"):
@@ -162,7 +156,7 @@ def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock) -> None
 
 
 def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
-    auth: Authenticator, clock: Clock, tmp_path: Path
+    auth: Authenticator, clock: Clock[float], tmp_path: Path
 ) -> None:
     assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
     write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
@@ -249,7 +243,7 @@ def test_what_is_no_token_is_refused(of_issuer: Authenticator, sent: str) -> Non
         of_issuer.require(bearer(sent), "infer")
 
 
-def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Authenticator, clock: Clock) -> None:
+def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Authenticator, clock: Clock[float]) -> None:
     clock.now = time.time()
     auth = Authenticator(tmp_path, True, ISSUER, AUDIENCE, clock)
     sent = bearer(token())

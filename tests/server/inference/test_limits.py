@@ -23,15 +23,8 @@ from mlflow_deploy_plugin.server.inference.limits import (
 )
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import KeyEntry
+from tests.support.clocks import Clock
 from tests.support.waiting import free_port
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def sent(client: str = "192.0.2.1", key: str = "") -> RawRequest:
@@ -40,8 +33,8 @@ def sent(client: str = "192.0.2.1", key: str = "") -> RawRequest:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Clock[float]:
+    return Clock(1000.0)
 
 
 def test_without_limits_everybody_may_enter() -> None:
@@ -95,7 +88,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
         five.acquire()
 
 
-def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
+def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
     refused: list[str] = []
     limited = RequestLimits(
         rate="3/minute", count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(3, 60, clock)
@@ -126,7 +119,7 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     ],
 )
 def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
-    clock: Clock, first: str, second: str, is_one_caller: bool
+    clock: Clock[float], first: str, second: str, is_one_caller: bool
 ) -> None:
     limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock))
     limited.check_rates(sent(first), None)
@@ -136,7 +129,7 @@ def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
-def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock, start: float) -> None:
+def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock[float], start: float) -> None:
     clock.now = start
     rate = MemoryRateLimiter(10, 60, clock)
     for _ in range(100):
@@ -147,7 +140,7 @@ def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock, start: float)
         clock.now += 0.7
 
 
-def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock) -> None:
+def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock[float]) -> None:
     limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(0, 60, clock))
 
     class Headers(dict[str, str]): ...
@@ -161,7 +154,7 @@ def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock) -> None:
     assert headers() is None
 
 
-def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock) -> None:
+def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock[float]) -> None:
     rate = MemoryRateLimiter(100, 60, clock)
     passed = []
     for _ in range(3000):
@@ -174,7 +167,7 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock)
     assert 400 <= len(passed) <= 600
 
 
-def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
+def test_a_header_names_the_caller_where_it_is_sent(clock: Clock[float]) -> None:
     limited = RequestLimits(
         rate="1/minute", rate_header="x-api-key", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock)
     )
@@ -187,7 +180,7 @@ def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
             limited.check_rates(sent("192.0.2.1", key), None)
 
 
-def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock) -> None:
+def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock[float]) -> None:
     refused: list[str] = []
     amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
     of_keys = RequestLimits(
@@ -210,7 +203,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
     assert not of_keys.has_rate
 
 
-def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_without_number_take_bounded_memory(clock: Clock[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
     rate = MemoryRateLimiter(1, 60, clock)
     for number in range(1000):
@@ -250,11 +243,11 @@ class FixedWindow:
         return 0, 30.0
 
 
-def share(redis: Any, rate: str, clock: Clock) -> SharedRateLimiter:
+def share(redis: Any, rate: str, clock: Clock[float]) -> SharedRateLimiter:
     return SharedRateLimiter(parse(rate), redis, clock)
 
 
-def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock) -> None:
+def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock[float]) -> None:
     redis = FixedWindow()
     workers = [share(redis, "5000/minute", clock) for _ in range(3)]
     passed = 0
@@ -267,7 +260,7 @@ def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock) 
     assert len(redis.asked) < 30_000 / 20
 
 
-def test_a_slow_client_loses_nothing_to_reservations(clock: Clock) -> None:
+def test_a_slow_client_loses_nothing_to_reservations(clock: Clock[float]) -> None:
     redis = FixedWindow()
     limiter = share(redis, "1000/hour", clock)
     answers = []
@@ -280,7 +273,9 @@ def test_a_slow_client_loses_nothing_to_reservations(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("burst", "pause"), [(5, 0.2), (12, 0.7), (40, 2.3)])
-def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(clock: Clock, burst: int, pause: float) -> None:
+def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(
+    clock: Clock[float], burst: int, pause: float
+) -> None:
     redis = FixedWindow()
     workers = [share(redis, "2000/minute", clock) for _ in range(2)]
     sent = 0
@@ -294,7 +289,7 @@ def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(clock: C
     assert sent <= redis.counted <= sent + 2 * 20
 
 
-def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock) -> None:
+def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock[float]) -> None:
     redis = FixedWindow()
     limiter = share(redis, "1/minute", clock)
     assert limiter(b"a") is None
@@ -307,7 +302,7 @@ def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock) -> None:
     assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
 
 
-def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: Clock) -> None:
+def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: Clock[float]) -> None:
     redis = FixedWindow()
     limiter = share(redis, "300/minute", clock)
     waits = []

@@ -17,16 +17,10 @@ from mlflow_deploy_plugin.server.inference.response_cache import (
     open_cache,
     request_digest,
 )
+from tests.support.clocks import Clock
 from tests.support.waiting import free_port
 
 VERSION = ("m", "1", "", "")
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def texts(*values: str) -> Any:
@@ -76,7 +70,7 @@ def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
 
 
 def test_an_answer_is_kept_for_its_time() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache = MemoryCache(100_000, 60, clock)
     cache.put(b"k", {"y": np.zeros(1)})
     clock.now = 59.9

@@ -1,0 +1,16 @@
+"""A clock that the test sets."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Moment = TypeVar("Moment")
+
+
+@dataclass
+class Clock(Generic[Moment]):
+    """Returns `now`: seconds, or a datetime."""
+
+    now: Moment
+
+    def __call__(self) -> Moment:
+        return self.now
