@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.server.observability.tracing import tracing_is_on
 from tests.support.services.collector import attributes, collector
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -101,6 +103,27 @@ def test_the_last_spans_of_a_worker_are_sent_at_its_end(
     log = running.log.read_text()
     assert "Traceback" not in log
     assert "shutdown" not in log
+
+
+def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    tools: Any,
+    mlflow_server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    client = MlflowClient(mlflow_server.url)
+    experiment = client.create_experiment("traces of a server")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", mlflow_server.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-mlflow-experiment-id={experiment}")
+    with tools.gunicorn(tmp_path) as running:
+        answer = running.post(json={"inputs": [[1, 2, 3]]})
+    found = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
+    (span,) = (span for span in found.data.spans if span.name == "POST /invocations")
+    assert span.attributes["onnxserve.prediction_id"] == answer.headers["X-Prediction-Id"]
+    assert {part.name for part in found.data.spans if part.parent_id == span.span_id} == {"decode", "infer", "encode"}
+    assert (found.info.experiment_id, found.info.status) == (experiment, "OK")
 
 
 def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
