@@ -2,29 +2,43 @@
 
 The new version keeps the signature, input example, metadata, tags, description, run, and the logged model's parameters
 and metrics of the one that it is made of. Aliases, stages and the verdicts of a gate stay with the old one.
+
+The trained model behind an MLmodel folder is loaded by MLflow's own flavor. The installed versions of its packages are
+compared with those of its requirements.txt: another version of the framework may refuse its files, or answer otherwise.
+Files of joblib, pickle, ONNX, Keras and torch are wrapped, too.
 """
 
+import importlib
 import logging
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking.fluent import _get_experiment_id
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, NotFound, ParityError
-from mlflow_deploy_plugin.flavor import original as originals
+from mlflow_deploy_plugin.errors import (
+    CodeRefused,
+    ConversionError,
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    ParityError,
+)
+from mlflow_deploy_plugin.flavor import convert
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
-from mlflow_deploy_plugin.flavor.original import FILE_ENDINGS, Original
 from mlflow_deploy_plugin.flavor.parity import ParityReport
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
+from mlflow_deploy_plugin.pyfunc import error_summary, load_failure, version_differences
 from mlflow_deploy_plugin.registry import (
     CAUSE_TAG,
     DATA_DIGEST_TAG,
@@ -43,7 +57,7 @@ from mlflow_deploy_plugin.registry import (
     resolve,
     with_description_section,
 )
-from mlflow_deploy_plugin.runtime import Input, Output
+from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import temporary_folder
 
@@ -51,8 +65,28 @@ _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
 """Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""
 
 _OTHERS_TAGS = ("onnxserve.", "mlflow.")
+_PICKLES = (".joblib", ".pkl", ".pickle")
+_FILE_ENDINGS = (*_PICKLES, *convert.FILE_ENDINGS)
+_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
+"""Distributions of which another version is worth a warning even if the model could be loaded."""
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+
+@dataclass(frozen=True)
+class Original:
+    """A trained model, as its framework has loaded it.
+
+    Attributes:
+        mlmodel: its MLmodel file; None for a file without one.
+        predict_fn: the method that its pyfunc calls.
+        warnings: what the user should know, a line each.
+    """
+
+    model: Any
+    mlmodel: Model | None = None
+    predict_fn: PredictFunction = "predict"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +150,7 @@ def wrap_registered(
     """
     check_new_name(register or "")
     path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # messages say it as it was typed
-    is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
+    is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise NotFound(f"the file {path} does not exist")
     found = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
@@ -124,11 +158,11 @@ def wrap_registered(
         raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
-            folder, shown, original = path, str(path), originals.load_file(path, allow_pickle)
+            folder, shown, original = path, str(path), load_file(path, allow_pickle)
         else:
             progress(f"reading {found.source}")
             folder = download(found.source, temporary)
-            shown, original = found.source, originals.load_folder(folder, found.source)
+            shown, original = found.source, load_folder(folder, found.source)
         if pyfunc_predict_fn is not None:
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
@@ -261,3 +295,92 @@ def _provenance(provenance: Mapping[str, Any], run: Any) -> dict[str, Any]:
     if inputs := run.inputs.dataset_inputs:
         kept |= {"dataset_digest": inputs[-1].dataset.digest, "dataset_name": inputs[-1].dataset.name}
     return kept
+
+
+def load_folder(folder: Path, shown: str) -> Original:
+    """Load the model of an MLmodel folder; its files may run code, as with MLflow's own `load_model`.
+
+    Args:
+        shown: the name of the model in messages.
+
+    Raises:
+        InvalidArtifact: the folder has no MLmodel file, or MLflow cannot read it.
+        InvalidConfig: it is in our flavor already.
+        ConversionError: it is Python code, its pyfunc answers by another method, or it cannot be loaded here.
+    """
+    if not (folder / MLMODEL).is_file():
+        raise InvalidArtifact(f"{shown} is no model: it has no MLmodel file")
+    try:
+        mlmodel = Model.load(str(folder))
+        flavors: dict[str, Any] = mlmodel.flavors
+        names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
+    except Exception as error:  # noqa: BLE001 - whatever the YAML holds
+        raise InvalidArtifact(f"{shown} is no model: its MLmodel file cannot be read: {error_summary(error)}") from None
+    if FLAVOR in flavors:
+        raise InvalidConfig(f"{shown} is wrapped already: it is served as ONNX as it stands")
+    pyfunc = flavors.get(PYTHON_FUNCTION, {})
+    loader = str(pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"))
+    if not names or not loader.startswith(f"mlflow.{names[0]}"):
+        what = "a Python class" if loader.startswith("mlflow.pyfunc.") else f"Python code, loaded by {loader},"
+        raise ConversionError(
+            f"{shown} cannot be converted to ONNX: it is {what} of its author; it is served as pyfunc as it stands"
+        )
+    predict_fn = pyfunc.get("predict_fn", "predict")
+    if predict_fn not in get_args(PredictFunction):
+        raise ConversionError(
+            f"{shown} cannot be converted to ONNX: it answers by {predict_fn!r}; an ONNX form answers by "
+            f"{' or '.join(get_args(PredictFunction))}; it is served as pyfunc as it stands"
+        )
+    differences = version_differences(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions, which are named below
+            if backend := flavors.get("keras", {}).get("keras_backend"):
+                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
+            model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
+    except Exception as error:
+        raise ConversionError(
+            f"{shown} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
+        ) from error
+    notes = [f"it was logged with {one}" for one in differences if one.split()[0] in _FRAMEWORKS]
+    return Original(model, mlmodel, predict_fn, tuple(notes))
+
+
+def load_file(path: Path, allow_pickle: bool) -> Original:
+    """Load a joblib or pickle file, or a file of a framework's own format.
+
+    Raises:
+        CodeRefused: it is a joblib or pickle file, which can run any code, and `allow_pickle` is false.
+        InvalidConfig: its ending is unknown.
+        InvalidArtifact, ConversionError: it is no such file.
+    """
+    ending = path.suffix.lower()
+    if ending in convert.FILE_ENDINGS:
+        return Original(convert.load_file(str(path)))
+    if ending not in _PICKLES:
+        raise InvalidConfig(
+            f"{path} is no model: a file ends in {', '.join(_FILE_ENDINGS)}; else name a model in MLflow, or the "
+            "folder of an MLmodel file"
+        )
+    if not allow_pickle:
+        raise CodeRefused(
+            f"{path} can run any code while it is loaded; --allow-pickle (in Python allow_pickle=True) says that you "
+            "trust who made it"
+        )
+    import joblib  # here: it comes with scikit-learn, an extra; it reads plain pickles, too
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = joblib.load(path)
+        except Exception as error:
+            raise InvalidArtifact(
+                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
+            ) from error
+    versions = {
+        f"it was saved by scikit-learn {one.message.original_sklearn_version} "  # type: ignore[union-attr]
+        f"({one.message.current_sklearn_version} is installed)"  # type: ignore[union-attr]
+        for one in caught
+        if one.category.__name__ == "InconsistentVersionWarning"
+    }
+    return Original(model, warnings=tuple(sorted(versions)))

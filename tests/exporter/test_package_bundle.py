@@ -13,7 +13,7 @@ import pytest
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.exporter.bundle import write_bundle
+from mlflow_deploy_plugin.exporter.package import write_bundle
 from tests.support.models import columns, write_model
 
 KINDS = "float[N,1] f, double[N,1] d, int64[N,1] l, int32[N,1] i, bool[N,1] b, string[N,1] s"

@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.flavor.original import load_file, load_folder
+from mlflow_deploy_plugin.flavor.registered import load_file, load_folder
 
 
 @pytest.mark.parametrize(
