@@ -1,6 +1,7 @@
 """Opening the store: migrations, races, and failures that say what is wrong without a password."""
 
 import json
+import os
 import socket
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.command import upgrade
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.settings import Settings
@@ -334,6 +335,24 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
 
     assert store.endpoints() == []  # the next one connects anew
     store.close()
+
+
+@pytest.mark.postgresql
+def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(postgresql_url: str) -> None:
+    """Only a firewall could make one vanish here: the socket says how long it waits."""
+    waits: list[int] = []
+
+    def connected(connection: Any, _record: object) -> None:
+        with socket.socket(fileno=os.dup(connection.fileno())) as opened:
+            waits.append(opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    event.listen(Engine, "connect", connected)
+    try:
+        open_store(postgresql_url).close()
+    finally:
+        event.remove(Engine, "connect", connected)
+
+    assert waits == [20_000]
 
 
 @pytest.mark.parametrize(
