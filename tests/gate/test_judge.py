@@ -56,6 +56,7 @@ def test_a_version_that_is_as_good_passes_every_check(
     ]
     assert evaluated is not None
     assert evaluated.current is not None
+    assert "noise_loss" in checks["robustness"].figures
 
 
 def test_a_worse_one_fails_with_the_figures(version: Callable[[str], ResolvedModel], policy: GatePolicy) -> None:
@@ -80,6 +81,18 @@ def test_without_a_dataset_the_reference_is_disturbed(version: Callable[[str], R
     assert (checks["evaluation"].state, checks["evaluation"].reason) == ("skipped", "the policy names no dataset")
     assert checks["robustness"].figures["rows"] == 400
     assert evaluated is None
+
+
+def test_a_version_without_rows_is_disturbed_on_those_of_what_is_served_and_costs_are_measured_on_a_blank_one(
+    version: Callable[[str], ResolvedModel],
+) -> None:
+    policy = parse_policy("skip: [evaluation, budget]\nparity: any", "it")
+    _, checks, _, _ = judged(version("unproven"), version("good"), policy)
+    assert checks["robustness"].figures["rows"] == 400
+
+    _, checks, _, _ = judged(version("unproven"), None, parse_policy("skip: [evaluation]\nbudget: {batch: 8}", "it"))
+    assert checks["robustness"].state == "skipped"
+    assert checks["budget"].figures["row_p50_ms_candidate"] > 0
 
 
 def test_costs_are_measured_beside_what_is_served(version: Callable[[str], ResolvedModel]) -> None:

@@ -72,10 +72,10 @@ def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> P
 def parity_of(registry: object, folders: dict[str, Path], tmp_path: Path) -> Callable[..., CheckResult]:
     """The check of a form of `toy` 1 by the whole gate."""
 
-    def check(where: str, base: str = "good") -> CheckResult:
+    def check(where: str, base: str = "good", policy: GatePolicy = POLICY) -> CheckResult:
         folder = write_classifier(tmp_path / "form", (4.0, -2.0), parity="warned")
         candidate = resolve(str(optimized(folder, loaded(folders[base]), where)))
-        return judge(candidate, None, POLICY, "a test")[0].checks[0]
+        return judge(candidate, None, policy, "a test")[0].checks[0]
 
     return check
 
@@ -84,6 +84,14 @@ def test_the_gate_fetches_the_base_from_the_registry(parity_of: Callable[..., Ch
     result = parity_of("models:/toy/1")
     assert result.state == "passed", result.reason
     assert result.figures["rows"] == 400  # of the base's reference
+
+
+def test_the_loss_is_measured_on_the_dataset_of_the_policy(
+    parity_of: Callable[..., CheckResult], folders: dict[str, Path]
+) -> None:
+    evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
+    judged = GatePolicy(evaluation=evaluation, skip=("robustness", "budget"))
+    assert "accuracy 0." in parity_of("models:/toy/1", policy=judged).reason
 
 
 @pytest.mark.parametrize(

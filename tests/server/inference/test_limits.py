@@ -55,6 +55,8 @@ def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     assert error.value.retry_after == 1
     assert refused == ["concurrency"]
     two.release()
+    with suppress(ValueError), two.admitted(sent()):
+        raise ValueError
     two.acquire()
 
 
@@ -203,14 +205,18 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
     assert not of_keys.has_rate
 
 
-def test_clients_without_number_take_bounded_memory(clock: Clock[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_is_not_forgotten(
+    clock: Clock[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
-    rate = MemoryRateLimiter(1, 60, clock)
+    rate, shared = MemoryRateLimiter(1000, 60, clock), share(FixedWindow(), "1000/minute", clock)
     for number in range(1000):
+        assert rate(b"busy") is None
         assert rate(str(number).encode()) is None
+        assert shared(str(number).encode()) is None
 
-    assert len(rate._clients) == 100
-    assert rate(b"999") is not None
+    assert len(rate._clients) == len(shared._clients) == 100
+    assert rate(b"busy") is not None
 
 
 @pytest.mark.parametrize(
@@ -315,6 +321,12 @@ def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: 
     assert 0 < sum(waits) <= 300 / 2
     clock.now += 0.1
     assert limiter.may_wait(b"a")
+    own = RequestLimits(
+        rate="9/second", open_rate=lambda rate: limiter if "minute" in rate else open_rate_limiter(rate, None)
+    )
+    assert not own.may_wait(sent(), KeyEntry(name="shop", scopes=()))
+    assert own.may_wait(sent(), KeyEntry(name="shop", scopes=(), limits=("300/minute",)))
+    assert RequestLimits(rate="300/minute", open_rate=lambda rate: limiter).may_wait(sent(), None)
     redis.is_away = True
     assert not limiter.may_wait(b"a")
 
