@@ -148,8 +148,6 @@ def from_json(head: TensorHeader, data: Any) -> Array:
         if not found <= _JSON_TYPES[dtype.kind]:
             index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
             raise SchemaMismatch(f"{head}: element {index} is {short_repr(values[index])}, which is no {head.datatype}")
-        if dtype.kind == "f" and type(None) in found:
-            values = [np.nan if value is None else value for value in values]
     else:
         raise SchemaMismatch(f"{head} has as its data {short_repr(data)}; an array is expected")
     try:

@@ -45,8 +45,9 @@ def test_a_torn_frame_ends_the_segment(length: int) -> None:
     assert payload_at(REQUEST[:length], 0) is None
 
 
-def test_damage_costs_only_the_damaged_frame() -> None:
-    damaged = REQUEST[:-1] + b"y"
+@pytest.mark.parametrize("value", [b"xxxx", MAGIC])
+def test_damage_costs_only_the_damaged_frame(value: bytes) -> None:
+    damaged = frame(b"R" + value + b"x" * 16)[:-1] + b"y"
     frames = find_frames(REQUEST + damaged + REQUEST, min_request_bytes=20)
     assert (frames.requests.tolist(), frames.lost_bytes) == ([0, 2 * len(REQUEST)], len(REQUEST))
 

@@ -34,7 +34,7 @@ def schema() -> Schema:
 
 MODEL = CapturedModel("m", "7", schema(), ("y",))
 FEEDS = MODEL.schema.from_columns(
-    {"s": ["a", 'ü"', None], "d": [1.5, None, 2], "n": [1, 2, 3], "b": [True, False, True]}
+    {"s": ["a", 'ü"', None], "d": [0.1, None, 2], "n": [1, 2, 3], "b": [True, False, True]}
 )
 OUTPUTS = {
     "y": np.array(["x", "", "z"], dtype=object),
@@ -56,6 +56,7 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(request.feeds[name], array)
     assert set(request.outputs) == {"y", "p"}
     rows = to_log_columns(request.model.schema, request.model.prediction, request.feeds, request.outputs)
+    assert rows["d"][0] == 0.1  # as it was sent, of which the graph gets 0.1 in 32 bits
     assert {name: array.tolist() for name, array in rows.items() if name != "d"} == {
         "s": ["a", 'ü"', None],
         "n": [1, 2, 3],
@@ -77,8 +78,10 @@ def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) 
     for rows in (1, 3, 1, 2, 3):
         for width in (1, 2):
             other = RECORD._replace(variant=f"v{width}", request_id="ü" * rows, event_time=-rows)
-            feeds = {"X": np.arange(rows * width * 2.0).reshape(rows, width, 2), "s": np.array(["a"] * rows, object)}
-            outputs = {"one": np.array([1.5]), "y": np.ones(rows, np.int8)}
+            feeds = {"X": np.arange(rows * width * 2.0).reshape(rows, width, 2)}
+            outputs = {"y": np.ones(rows, np.int8)}
+            if width == 1:
+                feeds, outputs = feeds | {"s": np.array(["a"] * rows, object)}, {"one": np.array([1.5])} | outputs
             assert writer.write(other, MODEL, feeds, outputs, 2)[-1]
             written.append((other, feeds, outputs))
     requests, _ = read_segment(segments(tmp_path)[0])
