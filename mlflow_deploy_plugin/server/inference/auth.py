@@ -58,6 +58,8 @@ class Authenticator:
         issuer / audience: of tokens; None: there are none.
         needs_certificate: callers need a client certificate.
         takes_keys: callers need a key or a token.
+        clock: seconds since 1970, by which keys expire.
+        monotonic: seconds by which the files are looked at: with a clock that was set back, revoked keys would hold on.
         count: counts a request of this key.
     """
 
@@ -66,6 +68,7 @@ class Authenticator:
     issuer: str | None = None
     audience: str | None = None
     clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
     needs_certificate: bool = False
     takes_keys: bool = True
     count: Callable[[KeyEntry], None] = lambda key: None
@@ -132,8 +135,7 @@ class Authenticator:
         authorization = headers.get("authorization", "")
         if self.needs_certificate and not (certificate or authorization):
             raise Unauthenticated(_NO_CERTIFICATE)
-        now = self.clock()
-        if now >= self._look_at:
+        if (now := self.monotonic()) >= self._look_at:
             self._read_keys()
             self._look_at = now + _LOOK_SECONDS  # not before: another thread would find no key yet
         known = self._known
@@ -144,7 +146,7 @@ class Authenticator:
                 known.popitem(last=False)
         if self.needs_certificate and not certificate and entry is not _LOCAL:
             raise Unauthenticated(_NO_CERTIFICATE)
-        if entry.expires_at is not None and entry.expires_at <= now:
+        if entry.expires_at is not None and entry.expires_at <= self.clock():
             raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
         return entry
 
