@@ -160,11 +160,11 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
+        if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
+            data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):
-            return {entry.name: np.asarray(data[entry.name]).astype(entry.dtype) for entry in artifact.inputs}
-        if len(artifact.tensors) == 1:
-            entry = artifact.inputs[0]
-            return {entry.name: np.asarray(data).astype(numpy_dtype(entry.dtype))}
+            dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in artifact.inputs}
+            return {name: np.asarray(data[name]).astype(dtype) for name, dtype in dtypes.items()}
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body is not what the signature describes")

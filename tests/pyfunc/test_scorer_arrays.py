@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc import PythonModel, save_model
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, Schema, TensorSpec
 from scipy.sparse import csr_matrix
 
 from mlflow_deploy_plugin.pyfunc.scorer import (
@@ -156,6 +157,30 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
 def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders: dict[str, Path], data: Any) -> None:
     kept = to_feeds(data, read_served_artifact(pyfunc_folders["days"]), {"when": "datetime", "name": "string"})
     assert {name: array.tolist() for name, array in kept.items()} == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "inputs"),
+    [
+        ({"title": str, "votes": "float32"}, {"title": ["a", "bcd"], "votes": [1, 2]}),
+        ({"title": str}, {"title": ["a", "bcd"]}),
+        ({None: str}, ["a", "bcd"]),
+    ],
+    ids=["several tensors", "one tensor", "a tensor without a name"],
+)
+def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], inputs: Any, tmp_path: Path) -> None:
+    """As strings in object arrays: the worker takes no other texts."""
+
+    class Zeros(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return np.zeros(2)
+
+    schema = Schema([TensorSpec(np.dtype(kind), (-1,), name) for name, kind in tensors.items()])
+    signature = ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
+    save_model(tmp_path / "zeros", python_model=Zeros(), signature=signature, pip_requirements=[])
+    answer = load_scorer(tmp_path / "zeros").invoke("application/json", json.dumps({"inputs": inputs}).encode())
+    texts = next(iter(answer.arrays["feeds"].values()))
+    assert (texts.dtype, texts.tolist()) == (np.dtype(object), ["a", "bcd"])
 
 
 @pytest.mark.parametrize(("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)])

@@ -62,7 +62,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             if answer.ndim == 1:
                 answer = np.stack([-answer, answer], axis=1)
             elif method == "predict_proba":
-                answer = np.log(answer + np.finfo(np.float64).eps)
+                answer = np.log(answer + 1e-12)  # as in scikit-learn, for probabilities of 0
             found.append(softmax(answer * part.calibrators[0].beta_))
         mean: TracedArray = sum(found[1:], found[0]) / float(len(parts))
         return np.argmax(mean, axis=1), mean

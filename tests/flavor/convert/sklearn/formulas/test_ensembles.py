@@ -57,6 +57,10 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "isotonic": (CalibratedClassifierCV(LogisticRegression(), method="isotonic", cv=2), THREE),
     "temperature of scores": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), THREE),
     "temperature of two": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), TWO),
+    "temperature of probabilities that may be 0": (
+        CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), method="temperature", cv=2),
+        THREE,
+    ),
     "calibrated after training": (CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(ROWS, TWO))), TWO),
     "a threshold for no": (FixedThresholdClassifier(LogisticRegression(), threshold=0.3, pos_label="no"), TWO),
     "a threshold for scores": (FixedThresholdClassifier(LinearSVC()), THREE > 1),
