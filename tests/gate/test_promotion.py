@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store import AuditEvent, open_store
 
 
 @pytest.fixture
@@ -22,12 +22,16 @@ def stages(client: MlflowClient) -> dict[int, str]:
     return {v.version: v.current_stage for v in client.search_model_versions("name='toy'")}
 
 
-def actions() -> list[tuple[str, str, str]]:
+def events() -> list[AuditEvent]:
     store = open_store(load_settings().store_url)
     try:
-        return [(event.action, event.version, event.actor) for event in store.events(model="toy")]
+        return store.events(model="toy")
     finally:
         store.close()
+
+
+def actions() -> list[tuple[str, str, str]]:
+    return [(event.action, event.version, event.actor) for event in events()]
 
 
 def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> None:
@@ -37,6 +41,9 @@ def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> Non
     assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
     assert said[-1] == "moving version 2 to Production"
+    event = events()[-1]
+    assert (event.before, event.after) == ("version 1 in Production", "version 2 in Production")
+    assert (event.detail["report"], event.detail["moved"]) == (found.report, {"place": "Production", "before": "1"})
 
 
 def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: MlflowClient) -> None:
@@ -44,6 +51,8 @@ def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: Mlflow
         promote("toy", "4", "Production", actor="eva")
     assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
     assert actions() == [("gate", "4", "eva"), ("refused", "4", "eva")]
+    assert events()[-1].after == ""
+    assert "moved" not in events()[-1].detail
 
 
 def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
@@ -57,9 +66,7 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     assert tags["onnxserve.gate.reason"].startswith(
         "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned"
     )
-    store = open_store(load_settings().store_url)
-    event = store.events(model="toy")[-1]
-    store.close()
+    event = events()[-1]
     assert (event.action, event.actor, event.why) == ("promote", "eva", "the old one is broken")
     assert event.detail["forced"] is True
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     after_success,
     decide,
     paused,
+    progress_event,
     progress_of,
     resumed,
     step_weights,
@@ -185,7 +187,17 @@ def test_a_paused_step_lasts_and_is_still_judged(plan: RolloutPlan, seen: See, f
             {"variants": variants(10) | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})}},
             "the model of champion was changed to m meanwhile",
         ),
-        ({"variants": variants(None)}, "somebody has removed the candidate"),
+        (
+            {
+                "variants": {"champion": variants(10)["champion"]}
+                | {"candidate-shadow": variants(10)["candidate-shadow"]}
+            },
+            "somebody has removed the candidate",
+        ),
+        (
+            {"variants": {"champion": variants(10)["champion"]} | {"candidate": variants(10)["candidate"]}},
+            "somebody has removed the candidate",
+        ),
         ({"errors": {"candidate": "out of memory"}}, "version 7 cannot be served any more: out of memory"),
     ],
 )
@@ -197,10 +209,24 @@ def test_what_others_have_changed_ends_it(
     assert (turned.action, turned.progress.reason) == ("roll_back", said)
 
 
-def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(plan: RolloutPlan, first_step: Progress) -> None:
+def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
     gone = decide(plan, first_step, None, 1)
+    without_main = decide(plan, first_step, seen(10, variants={"candidate": variants(10)["candidate"]}), 1)
 
     assert (gone.action, gone.progress.state, gone.progress.reason) == ("wait", "abandoned", "the endpoint was deleted")
+    assert without_main.progress == replace(gone.progress, reason="the deployment champion was deleted")
+
+
+def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    turned = aborted(first_step, "aborted by ada@laptop")
+    assert turned is not None
+
+    for snapshot in (seen(10), seen(None)):  # it may have failed before or after it changed the endpoint
+        again = decide(plan, turned, snapshot, 1)
+        assert (again.action, again.progress) == ("roll_back", turned)
+        assert again.then == replace(turned, state="rolled_back")
 
 
 def test_what_does_not_come_in_time_goes_back(plan: RolloutPlan, seen: See) -> None:
@@ -275,7 +301,7 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(
     )
     now = datetime(2026, 11, 21, tzinfo=UTC)
     begun = Rollout(1, plan.endpoint, plan.to_json(), "starting", 0, now, {}, "", now, now)
-    row = with_progress(begun, looked.progress, now)
+    row = with_progress(begun, replace(looked.progress, trouble="no answer", failures=2), now)
     written = json.loads(json.dumps(row.figures))
 
     read = progress_of(replace(row, figures=written))
@@ -285,6 +311,29 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(
     assert decide(plan, read, later, 1).progress.reason == decide(plan, looked.progress, later, 1).progress.reason
     assert decide(plan, read, later, 1).action == "roll_back"
     assert written["candidate"] == {"requests": 30, "errors": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "event"),
+    [
+        ({"step": 1}, ("rollout.step", "10 %", "100 %")),
+        ({"state": "paused"}, ("rollout.step", "stepping", "paused")),
+        ({"state": "promoted"}, ("rollout.end", "version 6", "version 7")),
+        ({"state": "rolled_back"}, ("rollout.end", "version 6", "version 6")),
+        ({"elapsed": 9.0}, None),
+    ],
+)
+def test_the_trail_has_each_step_pause_and_end(
+    plan: RolloutPlan, first_step: Progress, fields: dict[str, Any], event: tuple[str, str, str] | None
+) -> None:
+    now, later = datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 22, tzinfo=UTC)
+    row = Rollout(1, plan.endpoint, plan.to_json(), "stepping", 0, now, {}, "", now, now)
+    progress = replace(first_step, **fields)
+    found = progress_event(row, progress, "ada@laptop", later)
+
+    assert (found and (found.action, found.before, found.after)) == event
+    assert found is None or found.detail["state"] == progress.state
+    assert with_progress(row, progress, later).step_at == (later if event else now)
 
 
 def test_the_evidence_of_all_looks_is_kept_in_bounded_space(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
