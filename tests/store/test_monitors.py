@@ -116,6 +116,8 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     monitors.update_state(name, "daily", note=MonitorNote("left_out", "3 windows are left out"))
     monitors.pause(name, "daily", actor="ada")
     Silences(store).add(name, "", timedelta(days=3650))
+    firing = Alert(f"{name}/drift", name, "daily", "firing", START, START)
+    assert Alerts(store).add_once(firing)
     running = monitors.add(name, "daily", START, START + DAY)
     assert monitors.states(name) == [
         MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out")
@@ -128,6 +130,7 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
 
     assert written is None
     assert (monitors.states(name), monitors.windows(name), Silences(store).active(name)) == ([], [], [])
+    assert Alerts(store).firing(name) == []
     assert [event.action for event in store.events(name)] == ["create", "monitor.pause", "silence", "delete", "create"]
 
 

@@ -31,6 +31,7 @@ def test_steps_rise_from_one_to_a_hundred_percent() -> None:
         ("1,x", "whole percentages"),
         ("0,100", "must rise"),
         ("10,5", "must rise"),
+        ("10,5,20", "must rise"),
         ("50,50", "must rise"),
         ("50,101", "must rise"),
     ],

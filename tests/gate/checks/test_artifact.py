@@ -83,6 +83,11 @@ def test_what_callers_would_notice(candidate: Any, state: str, said: str) -> Non
     assert re.search(said, result.reason), result.reason
 
 
+def test_what_has_no_signature_and_is_served_is_not_compared_with() -> None:
+    result = check_signature(SERVED, replace(SERVED, undescribed="objects"))
+    assert (result.state, result.reason[:14]) == ("skipped", "what is served")
+
+
 def tensors(*given: Tensor) -> Artifact:
     return replace(SERVED, columns=(), tensors=given)
 

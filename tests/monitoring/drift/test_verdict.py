@@ -105,6 +105,10 @@ def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
         "its earlier 29 alone: "
     ) in verdict.notes[0]
     assert verdict.figures["blocks"] == DAYS
+    assert (verdict.figures["threshold"], verdict.figures["independent_blocks"]) == (
+        verdict.threshold,
+        verdict.effective_n,
+    )
     assert verdict.figures["drift_distance/temperature"] > 0
 
 

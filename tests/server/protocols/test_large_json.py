@@ -105,9 +105,18 @@ def test_plain_numbers_are_read_without_the_exact_way(
 
 
 @pytest.mark.parametrize(
-    "rows", [b"[[1,[2]],[3,4]]", b"[[[1],2],[3,4]]", b"[[],[1,2,3,4]]", b"[[1],[2,3]]", b"[1,[2]]"]
+    "rows",
+    [
+        b"[[1,[2]],[3,4]]",
+        b"[[[1],2],[3,4]]",
+        b"[[],[1,2,3,4]]",
+        b"[[1],[2,3]]",
+        b"[[1,2],[3],[4,5,6]]",
+        b"[1,[2]]",
+        b'[[1,2]],"inputs":[[3,4]]',
+    ],
 )
-def test_what_is_ragged_is_left_alone(rows: bytes) -> None:
+def test_what_is_ragged_or_stands_twice_is_left_alone(rows: bytes) -> None:
     body = b'{"inputs":' + rows + b"}" + b" " * large_json.LARGE_BYTES
     assert large_json.read_large_feeds(body, SCHEMAS["pairs"]) is None
 
