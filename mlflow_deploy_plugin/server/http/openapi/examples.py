@@ -24,7 +24,7 @@ MAX_ROWS = 3
 MAX_VALUES = 1024
 _MAX_DOCUMENT_BYTES = 64 * 1024
 _MAX_FILE_BYTES = 4 * 1024 * 1024
-_BLANKS = {"str": "", "bool": False}
+_BLANKS = {"str": "text", "bool": False}  # CSV has no empty text: an empty field is null
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _plain_lists(value: Any) -> Any:
 
 
 def _zeros(schema: Schema) -> Example:
-    """Return a row of zeros and empty strings, if that is small enough."""
+    """Return a row of zeros and texts, if that is small enough."""
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)

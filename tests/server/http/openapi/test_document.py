@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
-from tests.support.models import write_model
+from tests.support.models import columns, write_model
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
@@ -59,6 +59,11 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
         "tensor": model_folders["tensor"],
         "single": model_folders["single"],
         "stock": model_folders["stock"],
+        "texts": write_model(
+            tmp_path / "texts",
+            "texts (float[N,1] votes, string[N,1] title) => (string[N,1] y) { y = Identity(title) }",
+            columns(votes="float", title="string"),
+        ),
         "masked": write_model(
             tmp_path / "masked", "masked (bool[N,2] mask, string[N] s) => (bool[N,2] y) { y = Not(mask) }"
         ),
