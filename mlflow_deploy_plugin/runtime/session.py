@@ -216,8 +216,7 @@ def check_device_libraries(ort: Any, device: Device) -> None:
             f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded here; "
             "a container is given it by docker run --gpus all"
         ) from None
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
+    ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
 
 
 def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:

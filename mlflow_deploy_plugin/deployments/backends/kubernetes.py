@@ -211,7 +211,7 @@ class KubernetesBackend:
 
         def read(pod: Document) -> bytes | Refused:
             try:
-                return self._cluster.execute(pod["metadata"]["name"], CONTAINER, command).encode()
+                return self._cluster.execute(pod["metadata"]["name"], command).encode()
             except DeploymentFailed as error:
                 return Refused(error.message)
 
@@ -265,13 +265,13 @@ class KubernetesBackend:
     def poll_registry(self, name: str) -> None:
         with suppress(OnnxserveError):  # their next poll comes anyway
             for pod in self._living_pods(name):
-                self._cluster.execute(pod["metadata"]["name"], CONTAINER, ["touch", f"{STATE_FOLDER}/{LOOK}"])
+                self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of every pod's log, each with the pod's name, and with `follow` those to come."""
         names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
         for pod in names:
-            yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, CONTAINER, lines))
+            yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
         if not follow:
             return
         written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
@@ -281,7 +281,7 @@ class KubernetesBackend:
             try:
                 while self._cluster.get("Pod", pod) is not None:
                     begun = time.monotonic()
-                    for line in self._cluster.follow_log(pod, CONTAINER, since):
+                    for line in self._cluster.follow_log(pod, since):
                         stamp, _, text = line.partition(" ")
                         if stamp > last:  # after a cut the last lines come again
                             last = stamp
@@ -369,7 +369,7 @@ class KubernetesBackend:
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
-            files = json.loads(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
+            files = json.loads(self._cluster.execute(pod["metadata"]["name"], command))
             return ServedState(
                 spec=load_specs(files[SPEC])[0] if SPEC in files else None,
                 agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
@@ -461,8 +461,8 @@ class KubernetesBackend:
     def _last_words(self, pod: Document) -> str:
         """Return the line of a pod's log that says best why it has ended or is not ready."""
         name = pod["metadata"]["name"]
-        lines = self._cluster.pod_log(name, CONTAINER, _LOG_LINES, previous=True)
-        line = error_line(lines or self._cluster.pod_log(name, CONTAINER, _LOG_LINES))
+        lines = self._cluster.pod_log(name, _LOG_LINES, previous=True)
+        line = error_line(lines or self._cluster.pod_log(name, _LOG_LINES))
         return f": {line}" if line else ""
 
     def _wait_until_gone(self, name: str, deployment: Document) -> None:

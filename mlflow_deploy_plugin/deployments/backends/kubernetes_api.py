@@ -30,7 +30,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names, one_line
-from mlflow_deploy_plugin.manifests import Document
+from mlflow_deploy_plugin.manifests import CONTAINER, Document
 
 MANAGER = "onnxserve"
 """The field manager of all that is applied."""
@@ -206,17 +206,17 @@ class Cluster:
             if error.status != 404:
                 raise
 
-    def pod_log(self, pod: str, container: str, lines: int, previous: bool = False) -> list[str]:
-        """Return the last lines of a container's log; none if it has not begun."""
-        query = {"container": container, "tailLines": str(lines), "previous": str(previous).lower()}
+    def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
+        """Return the last lines of our container's log; none if it has not begun."""
+        query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
         except ApiRefused:
             return []
 
-    def follow_log(self, pod: str, container: str, since_seconds: int) -> Iterator[str]:
-        """Yield the lines that a container writes, until it ends or the connection is cut."""
-        query = {"container": container, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
+    def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
+        """Yield the lines that our container writes, until it ends or the connection is cut."""
+        query = {"container": CONTAINER, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
         path = f"{self._path('Pod')}/{pod}/log"
         with (
             suppress(ApiRefused, requests.RequestException),
@@ -225,8 +225,8 @@ class Cluster:
             for line in response.iter_lines():
                 yield line.decode(errors="replace")
 
-    def execute(self, pod: str, container: str, command: Sequence[str]) -> str:
-        """Run a command in a container and return what it prints.
+    def execute(self, pod: str, command: Sequence[str]) -> str:
+        """Run a command in our container and return what it prints.
 
         The official client would wait for a node that hangs without end, and decodes each frame alone.
 
@@ -235,7 +235,7 @@ class Cluster:
             DeploymentFailed: it ends with an error.
         """
         query = [
-            ("container", container),
+            ("container", CONTAINER),
             ("stdout", "true"),
             ("stderr", "true"),
             *(("command", one) for one in command),

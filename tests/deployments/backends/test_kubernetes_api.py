@@ -197,19 +197,19 @@ def test_without_a_cluster_one_line_says_what_is_missing(
 def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api: ScriptedApi) -> None:
     text = "möglich".encode()
     api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
-    assert Cluster("ml").execute("flights-1", "onnxserve", ["cat", "note"]) == "möglich"
+    assert Cluster("ml").execute("flights-1", ["cat", "note"]) == "möglich"
 
 
 def test_a_command_whose_connection_is_cut_has_not_run(api: ScriptedApi) -> None:
     api.frames = [STDOUT + b"half"]
     with pytest.raises(ApiRefused, match="no command can be run in pod flights-1: Connection to remote host was lost"):
-        Cluster("ml").execute("flights-1", "onnxserve", ["cat", "note"])
+        Cluster("ml").execute("flights-1", ["cat", "note"])
 
 
 def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(api: ScriptedApi) -> None:
     api.script = [(403, {"message": 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'})]
     with pytest.raises(ApiRefused) as refused:
-        Cluster("ml").execute("flights-1", "onnxserve", ["true"])
+        Cluster("ml").execute("flights-1", ["true"])
     assert (refused.value.status, refused.value.may_pass) == (403, False)
     assert refused.value.message == (
         'the Kubernetes API forbids it: pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
