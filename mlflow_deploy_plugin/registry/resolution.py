@@ -54,6 +54,7 @@ class ResolvedModel:
         followed: the URI can move to another version (a stage, an alias or a tag).
         aspects: what else is known: stage, alias, tag, gate, run_id, model_id, parity, git_commit.
         gate_status: the verdict of the model's gate. Only a registered version can pass one.
+        registered_at: when the version was registered, in milliseconds since 1970; 0 if it is not registered.
     """
 
     model_uri: str
@@ -63,6 +64,7 @@ class ResolvedModel:
     followed: bool = False
     aspects: dict[str, str] = field(default_factory=dict)
     gate_status: GateStatus = _UNREGISTERED
+    registered_at: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a name with line ends: MLflow allows them, and the name goes into headers, metrics and logs.
@@ -77,7 +79,7 @@ class ResolvedModel:
     @property
     def identity(self) -> str:
         """A text that differs between versions, also if one was deleted and registered again under its number."""
-        return " ".join((self.source, self.aspects.get("model_id", ""), self.aspects.get("run_id", "")))
+        return f"{self.source} {self.registered_at}"
 
 
 Resolution = ResolvedModel | OnnxserveError
@@ -170,7 +172,8 @@ def _resolved_version(model_uri: str, uri: ModelURI, found: "ModelVersion") -> R
     )
     version = str(found.version)
     source = f"models:/{uri.name}/{version}"
-    return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status_of(found.tags))
+    gate_status, registered_at = gate_status_of(found.tags), found.creation_timestamp or 0
+    return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
 
 
 def _non_empty(**aspects: str | None) -> dict[str, str]:
@@ -226,7 +229,15 @@ def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
 
 
 def _quoted(text: str) -> str:
-    """Return the text as MLflow's filters take it, which know two quotes and no escape."""
+    """Return the text as MLflow's filters take it, which know two quotes and no escape.
+
+    Raises:
+        InvalidConfig: it has both quotes.
+    """
+    if {"'", '"'} <= set(text):
+        raise InvalidConfig(
+            f"{text!r} has both kinds of quotes: MLflow cannot be asked for the versions of such a name"
+        )
     quote = '"' if "'" in text else "'"
     return f"{quote}{text}{quote}"
 

@@ -36,6 +36,28 @@ def test_a_registered_model_becomes_one_version(
     assert resolved.aspects == {"run_id": store.run_id, "model_id": store.model_id, **aspects}
 
 
+def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_the_same_numbers(store: Any) -> None:
+    identities = set()
+    for place in ("before", "after", "after"):
+        client = mlflow.MlflowClient()
+        client.create_registered_model("anew")
+        client.create_model_version("anew", f"s3://bucket/{place}")
+        identities.add(resolve("models:/anew/1").identity)
+        client.delete_registered_model("anew")
+    assert len(identities) == 3
+
+
+def test_a_name_that_mlflow_cannot_search_for_is_told(store: Any) -> None:
+    name = """it's "it\""""
+    client = mlflow.MlflowClient()
+    client.create_registered_model(name)
+    try:
+        with pytest.raises(InvalidConfig, match=r"has both kinds of quotes: MLflow cannot be asked for the versions"):
+            resolve(f"models:/{name}/Staging")
+    finally:
+        client.delete_registered_model(name)
+
+
 def test_a_logged_model_is_its_own_version(store: Any) -> None:
     resolved = resolve(f"models:/{store.model_id}")
     assert (resolved.name, resolved.version, resolved.followed) == ("model", store.model_id, False)
