@@ -138,6 +138,26 @@ def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket: Bucket) -> None:
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
+def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+    def write_as(key: str) -> None:
+        (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\n")
+        write_file(locate_log("s3://b/log"), "f", b"x")
+
+    write_as("OLD")
+    bucket.refusals = [403]
+    with pytest.raises(OSError, match="AccessDenied"):
+        write_as("NEW")
+    write_as("NEW")
+    used = [headers["authorization"].split("Credential=")[1][:3] for headers in bucket.headers_of("PUT", "f")]
+    assert used == ["OLD", "OLD", "NEW"]
+
+
 def test_half_an_upload_leaves_nothing(bucket: Bucket) -> None:
     location = locate_log("s3://b/log")
     write_file(location, "f", b"before")
