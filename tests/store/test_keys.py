@@ -61,4 +61,7 @@ def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     assert first != second
     assert len(first) > 40
     assert first not in repr([one, other, store.events()])
-    assert [event.action for event in store.events()] == ["key.create", "key.create"]
+    assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
+        ("key.create", "ada", "key a")
+    ]
+    assert store.events()[0].detail == {"scopes": ["infer"], "endpoints": [], "limits": []}

@@ -113,6 +113,28 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
     assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
 
 
+@pytest.mark.parametrize(
+    ("action", "endpoint", "to"),
+    [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
+)
+def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
+    store: Store, model: str, action: str, endpoint: str, to: str
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
+
+    assert rollback("flights")["to"] == to
+
+
+@pytest.mark.parametrize("action", ["rename", "delete"])
+def test_the_trail_of_another_model_that_had_the_name_does_not_count(store: Store, model: str, action: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+    store.record(action, model=model)
+
+    assert rollback("flights")["to"] == "1"
+
+
 def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
     """What MLflow's server has seen of the alias: which version it was given to, and which one had it then."""
     for version, stood in moves:
