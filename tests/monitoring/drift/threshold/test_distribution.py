@@ -24,10 +24,13 @@ from benchmarks.drifting.worlds import (
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     HoldOutAlarms,
+    NullDistribution,
+    count_alarms,
     needed_windows,
     scores,
     threshold,
 )
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import TestResult as PositionOfWindow
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
 
 
@@ -49,6 +52,53 @@ def test_the_threshold_leaves_the_stated_share_beyond_it() -> None:
 
     assert threshold(statistics, 0.05) == 37.0
     assert threshold(np.arange(19.0), 0.05) == 18.0
+
+
+@pytest.mark.parametrize(("missing", "is_judged"), [(2, True), (3, False)])
+def test_a_figure_is_judged_if_nine_in_ten_windows_have_it(missing: int, is_judged: bool) -> None:
+    figures = np.random.default_rng(0).normal(size=(20, 2, 4))
+    figures[:missing, 0, 3] = np.nan
+    null = NullDistribution("contiguous", figures, np.ones((2, 4)), np.full(4, 0.1), 20)
+    window = np.zeros((2, 4))
+    window[0, 3], window[1, 0] = 100.0, np.nan
+
+    tested = null.test(window, 0.05)
+
+    assert tested.is_drifted == (tested.scores[0, 3] > 10) == is_judged
+    assert tested.scores[1, 0] == -np.inf
+    mean, deviation = null.mean_and_deviation()
+    assert np.allclose([mean, deviation], [np.nanmean(figures, axis=0), np.nanstd(figures, axis=0)])
+
+
+def test_windows_that_overlap_count_as_their_effective_number() -> None:
+    figures = np.random.default_rng(0).normal(size=(20, 1, 4))
+    null = NullDistribution(
+        "overlapping", figures, np.ones((1, 4)), np.full(4, 0.1), 10, starts=np.arange(20), length=2
+    )
+
+    assert null.test(np.full((1, 4), -100.0), 0.1).p_value == 1
+    assert null.test(np.full((1, 4), 100.0), 0.1).p_value == pytest.approx(1 / 11)
+    assert 1 / 11 < null.test(np.full((1, 4), 1.5), 0.1).p_value < 0.9
+
+
+@pytest.mark.parametrize(
+    ("judges", "alarms", "chance"),
+    [
+        (38.0, 0, 1.0),
+        (38.0, 1, 20 / 58),  # that the largest of 58 alike is one of the 20 that are judged
+        (38.0, 2, 20 * 19 / (58 * 57)),
+        (float("inf"), 1, 1 - 0.95**20),
+    ],
+)
+def test_so_many_alarms_are_as_probable_as_by_chance(judges: float, alarms: int, chance: float) -> None:
+    tests = [
+        PositionOfWindow(np.full((1, 4), float(place < alarms)), float(place < alarms), 0.5, 1) for place in range(20)
+    ]
+
+    counted = count_alarms(tests, ["x"], 0.05, judges, len(tests), "", persistence=1)
+
+    assert (counted.alarms, counted.windows) == (alarms, 20)
+    assert counted.p_value == pytest.approx(chance)
 
 
 DAYS, ROWS = 90, 60
