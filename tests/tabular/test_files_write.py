@@ -1,7 +1,7 @@
 """Values and batches as files of each format."""
 
 import io
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -97,6 +97,14 @@ def test_values_without_a_schema(kind: FileFormat, rows: list[Any], content: byt
         for row in rows:
             write([row])
     assert file.getvalue().replace(b'""\n', b"\n") == content
+
+
+def test_dates_and_times_within_values_are_texts() -> None:
+    table = pa.table({"a": [{"day": date(2026, 1, 2), "at": datetime(2026, 1, 2, 3), "n": Decimal("1.50")}]})
+    assert written("jsonl", table) == b'{"a":{"day":"2026-01-02","at":"2026-01-02T03:00:00","n":"1.50"}}\n'
+    assert written("csv", table) == (
+        b'"a"\n"{""day"": ""2026-01-02"", ""at"": ""2026-01-02T03:00:00"", ""n"": ""1.50""}"\n'
+    )
 
 
 def test_rows_of_different_columns_have_no_csv() -> None:

@@ -200,6 +200,16 @@ def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
     assert max(block.table.nbytes for block in blocks) < 20e6
 
 
+def test_a_page_of_a_parquet_file_that_was_damaged_is_told_by_its_checksum() -> None:
+    file = io.BytesIO()
+    table = pa.table({"x": range(1000)})
+    pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
+    content = bytearray(file.getvalue())
+    content[4000] ^= 1
+    with pytest.raises(InvalidRequest, match=r"what follows row 0 cannot be read: .*checksum"):
+        list(stream(bytes(content), "parquet").blocks(["x"]))
+
+
 def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(tmp_path: Path) -> None:
     rows = pa.table(
         {
