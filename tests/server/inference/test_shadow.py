@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
 from tests.support.handling import handle
 from tests.support.models import write_model
+from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.spool import CapturedRequest, read_segment
 from tests.support.waiting import wait_until
@@ -370,3 +371,15 @@ def test_endpoints_that_share_their_versions_are_counted_apart(
         handle(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
     compared(server, 30)
     assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]
+
+
+def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(serve: Serve, tmp_path: Path) -> None:
+    folder = save_pyfuncs(tmp_path)["days"]
+    server = serve(folder, folder)
+    wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side processes")
+    body = orjson.dumps(
+        {"dataframe_records": [{"when": "2013-07-01", "name": "a"}, {"when": "2013-07-02", "name": "b"}]}
+    )
+    assert handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)).status == 200
+    compared(server, 1)
+    assert shadowed(server, "rows") == shadowed(server, "rows", agreement="same") == 2
