@@ -137,6 +137,18 @@ def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
     assert (folders[0] / "model.onnx").exists()
 
 
+def test_what_an_agent_that_was_killed_had_begun_to_fetch_is_deleted_after_a_day(
+    cache: ModelCache, tmp_path: Path
+) -> None:
+    for name, hours in (("killed", 25), ("at-work", 1)):
+        begun = tmp_path / "cache" / f"fetching-{name}"
+        begun.mkdir()
+        os.utime(begun, (time.time() - hours * 3600,) * 2)
+
+    cache.prune()
+    assert [folder.name for folder in (tmp_path / "cache").glob("fetching-*")] == ["fetching-at-work"]
+
+
 def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Path) -> None:
     ModelCache(tmp_path / "cache", tmp_path / "never-made")
     cache = ModelCache(tmp_path / "cache", tmp_path)

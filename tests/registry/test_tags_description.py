@@ -14,6 +14,7 @@ def test_the_section_stands_at_the_end_and_is_replaced(own: str) -> None:
     second = with_description_section(first, CALM)
 
     assert first.startswith(own)
+    assert first == first.strip()
     assert "| daily | drift |" in first
     assert second == with_description_section(own, CALM)
     assert with_description_section(second, []) == own
