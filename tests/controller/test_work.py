@@ -84,19 +84,24 @@ def test_a_failure_that_cannot_be_handled_stops_no_other_work() -> None:
     wait_until(lambda: work.is_free("one"), SECONDS, "it may be tried again")
 
 
-def test_an_unexpected_exception_pauses_the_work_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     now, defects = [0.0], list[tuple[Hashable, str, int]]()
     work = WorkRunner("test", 1, 30, lambda key, error, count: defects.append((key, str(error), count)), lambda: now[0])
 
-    def attempt() -> float:
-        raise RuntimeError("a bug")
+    fails = iter([True, True, False, True])
 
-    for count in (1, 2):
+    def attempt() -> float:
+        if next(fails):
+            raise RuntimeError("a bug")
+        return 30.0
+
+    for _ in range(4):
         work.start("one", attempt)
-        wait_until(lambda count=count: len(defects) == count, SECONDS, "it has failed")  # type: ignore[misc]
         wait_until(work.finished.is_set, SECONDS, "it has ended")
         work.finished.clear()
         assert not work.is_free("one")
         now[0] += 30
-    assert defects == [("one", "a bug", 1), ("one", "a bug", 2)]
+    assert defects == [("one", "a bug", 1), ("one", "a bug", 2), ("one", "a bug", 1)]  # in a row
     assert "test one cannot be taken further; again in 30 s" in caplog.text
