@@ -98,6 +98,15 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
     )
 
 
+def test_what_the_account_may_not_read_is_told_in_words() -> None:
+    error = MlflowException(
+        "API request to endpoint /api/2.0/mlflow/registered-models/alias failed with error code 403 != 200. "
+        "Response body: 'Permission denied'"
+    )
+    with pytest.raises(RegistryUnavailable, match=r": the account has no permission for it"), registry_errors("m"):
+        raise error
+
+
 def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
     error = MlflowException(
         "API request failed (Caused by ResponseError('too many 503 error responses')) Max retries exceeded"
