@@ -209,6 +209,14 @@ def test_what_others_have_changed_ends_it(
     assert (turned.action, turned.progress.reason) == ("roll_back", said)
 
 
+def test_a_rollout_may_have_no_shadow(plan: RolloutPlan, seen: See) -> None:
+    plan = replace(plan, shadow="", abort_on="error_rate>1%")
+    alone = {name: variant for name, variant in variants(10).items() if name != "candidate-shadow"}
+    begun = decide(plan, Progress(), seen(0), 0).progress
+
+    assert decide(plan, begun, seen(10, variants=alone), 1).action == "wait"
+
+
 def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
     gone = decide(plan, first_step, None, 1)
     without_main = decide(plan, first_step, seen(10, variants={"candidate": variants(10)["candidate"]}), 1)
@@ -314,20 +322,21 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(
 
 
 @pytest.mark.parametrize(
-    ("fields", "event"),
+    ("state", "fields", "event"),
     [
-        ({"step": 1}, ("rollout.step", "10 %", "100 %")),
-        ({"state": "paused"}, ("rollout.step", "stepping", "paused")),
-        ({"state": "promoted"}, ("rollout.end", "version 6", "version 7")),
-        ({"state": "rolled_back"}, ("rollout.end", "version 6", "version 6")),
-        ({"elapsed": 9.0}, None),
+        ("stepping", {"step": 1}, ("rollout.step", "10 %", "100 %")),
+        ("stepping", {"state": "paused"}, ("rollout.step", "stepping", "paused")),
+        ("paused", {"state": "stepping"}, ("rollout.step", "paused", "stepping")),
+        ("stepping", {"state": "promoted"}, ("rollout.end", "version 6", "version 7")),
+        ("stepping", {"state": "rolled_back"}, ("rollout.end", "version 6", "version 6")),
+        ("stepping", {"elapsed": 9.0}, None),
     ],
 )
 def test_the_trail_has_each_step_pause_and_end(
-    plan: RolloutPlan, first_step: Progress, fields: dict[str, Any], event: tuple[str, str, str] | None
+    plan: RolloutPlan, first_step: Progress, state: str, fields: dict[str, Any], event: tuple[str, str, str] | None
 ) -> None:
     now, later = datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 22, tzinfo=UTC)
-    row = Rollout(1, plan.endpoint, plan.to_json(), "stepping", 0, now, {}, "", now, now)
+    row = Rollout(1, plan.endpoint, plan.to_json(), state, 0, now, {}, "", now, now)
     progress = replace(first_step, **fields)
     found = progress_event(row, progress, "ada@laptop", later)
 
