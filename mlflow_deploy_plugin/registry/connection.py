@@ -25,7 +25,7 @@ _SERVICE_SETTINGS = {
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
-_HTTP_FAILURE = re.compile(r"API request to endpoint (\S+) failed with error code (401|403|404)\b")
+_HTTP_FAILURE = re.compile(r"API request to endpoint (\S+) failed with error code (\d{3})\b")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -229,7 +229,12 @@ def _reason(error: Exception) -> str:
         if failure[2] == "401":
             names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
             return f"it refuses the account: {names} are missing or wrong"
+        if failure[2] == "404":
+            return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
+        if "Response body: '<" in text:
+            return (
+                f"its answer is a web page with the status {failure[2]}, as of a proxy before it: MLflow answers JSON"
+            )
         if failure[2] == "403":
             return "the account has no permission for it there, or it does not exist (403)"
-        return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
     return text if len(text) <= 300 else text[:297] + "…"

@@ -107,6 +107,17 @@ def test_what_the_account_may_not_read_is_told_in_words() -> None:
         raise error
 
 
+@pytest.mark.parametrize("status", [302, 403, 413])
+def test_a_page_of_a_proxy_is_told_by_its_status(status: int) -> None:
+    error = MlflowException(
+        f"API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code {status} != 200. "
+        f"Response body: '<html><body>{'nginx ' * 50}</body></html>'"
+    )
+    said = rf": its answer is a web page with the status {status}, as of a proxy before it: MLflow answers JSON$"
+    with pytest.raises(RegistryUnavailable, match=said), registry_errors("m"):
+        raise error
+
+
 def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
     error = MlflowException(
         "API request failed (Caused by ResponseError('too many 503 error responses')) Max retries exceeded"
