@@ -267,6 +267,8 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
     give(store, "models:/X/2")
 
     assert (done := pinned())["to"] == "models:/X/1", done
+    with pytest.raises(NotFound, match="no earlier model"):
+        pinned()  # the one that was taken back is not given again
     give(store, "models:/X/2")  # it was taken back, and is wanted after all
     give(store, "models:/X/3")
     assert pinned()["to"] == "models:/X/2"
