@@ -7,6 +7,7 @@
 | `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
 | `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
 | `levels.py`                                           | boosted trees for many rows                               |
+| `category_tables.py`                                  | encoders of other libraries, by what they make of categories |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 | `refused_rows.py`                                     | rows that a step within the original refuses              |
 | `formulas/`                                           | the others, as formulas of numpy                          |
@@ -54,6 +55,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn import (
     trees,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.category_tables import with_category_tables
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
     bind_inputs,
@@ -156,7 +158,7 @@ def forms(
         return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
 
     precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
-    fitted = best_estimator(model)
+    fitted = with_category_tables(best_estimator(model))
     names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
     known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
     return [
@@ -167,7 +169,7 @@ def forms(
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:
     """Return the values of the columns with these names that a fitted model has learned or decides by."""
-    return boundary_values_of(best_estimator(boosters.as_estimator(model)), names)
+    return boundary_values_of(with_category_tables(best_estimator(boosters.as_estimator(model))), names)
 
 
 def _convert(
@@ -264,7 +266,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     if precision == "double_until_last_step":
         copy = round_before_last_step(copy)
     last = last_step(copy)
-    own = _OWN | formulas.PRECISE if precision == "double" else _OWN
+    own = _OWN | formulas.PRECISE | categories.PRECISE if precision == "double" else _OWN
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, CategoryTables
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 from mlflow_deploy_plugin.runtime import Array
 
@@ -95,6 +95,23 @@ def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], 
     return [float(code) for code in codes], float(infrequent) if takes_unknown else _NO_COLUMN, int(codes.max()) + 1
 
 
+def convert_tables(scope: Any, operator: Any, container: Any) -> None:
+    """Add the numbers of each column's category."""
+    graph = NodeBuilder(scope, container)
+    encoder: CategoryTables = operator.raw_operator
+    dtype = np.float64 if isinstance(operator.outputs[0].type, DoubleTensorType) else np.float32
+    parts = []
+    for column, categories, table in zip(columns_of(graph, operator), encoder.categories_, encoder.tables, strict=True):
+        code = encode(graph, column, categories, [*map(float, range(len(categories)))], float(len(categories)))
+        place = graph.node("Cast", [graph.node("Reshape", [code, [-1]])], to=TensorProto.INT32)
+        parts.append(graph.node("Gather", [table.astype(dtype), place], axis=0))
+    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
+
+
+def _numbers(encoder: CategoryTables) -> int:
+    return sum(table.shape[1] for table in encoder.tables)
+
+
 def columns_of(graph: NodeBuilder, operator: Any) -> list[tuple[str, type]]:
     """Return each column [N, 1] of all inputs, and its type."""
     found = []
@@ -139,4 +156,7 @@ CONVERTERS = {
         convert_one_hot,
     ),
     TargetEncoder: (float_columns(lambda encoder: len(encoder.encodings_)), convert_target),
+    CategoryTables: (float_columns(_numbers), convert_tables),
 }
+PRECISE = {CategoryTables: (float_columns(_numbers, DoubleTensorType), convert_tables)}
+"""Instead of the same in `CONVERTERS`, where everything is computed in 64 bits."""

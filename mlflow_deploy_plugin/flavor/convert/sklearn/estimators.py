@@ -45,7 +45,6 @@ MISSING = "⟨missing⟩"
 """The value of a missing text in the graph: ONNX strings have no missing value. Nobody types its brackets."""
 
 MATRIX = "X"
-_ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
 class _Fitted(BaseEstimator):  # type: ignore[misc]
@@ -82,6 +81,25 @@ class LaterColumns(TransformerMixin, _Fitted):  # type: ignore[misc]
             if step != "drop" and column_names(columns, names)
         ]
         return cls(parts, model.n_features_in_)
+
+
+class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """An encoder of any library, by what it makes of each category: numbers that are looked up.
+
+    `tables` has an array [categories + 1, numbers] for each column, in the order of `categories_`; the last row is for
+    what is unknown.
+    """
+
+    def __init__(self, categories_: list[Array], tables: list[Array]) -> None:
+        self.categories_, self.tables = categories_, tables
+        self.n_features_in_ = len(categories_)
+
+    def transform(self, rows: pd.DataFrame) -> Array:
+        columns = zip(rows.columns, self.categories_, self.tables, strict=True)
+        return np.hstack([table[pd.Index(known).get_indexer(pd.Index(rows[name]))] for name, known, table in columns])
+
+
+_ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
 
 
 class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]

@@ -203,11 +203,11 @@ Values = dict[str, tuple[int, list[int | None]]]
 """The ONNX type and shape of values by name; the size None is free."""
 
 
-def float_columns(width: Callable[[Any], int]) -> Callable[[Any], None]:
-    """Return a shape calculator that sets the output type to `width` (of the estimator) columns of 32-bit floats."""
+def float_columns(width: Callable[[Any], int], kind: Any = FloatTensorType) -> Callable[[Any], None]:
+    """Return a shape calculator that sets the output type to `width` (of the estimator) columns, of 32-bit floats."""
 
     def set_type(operator: Any) -> None:
-        operator.outputs[0].type = FloatTensorType([None, width(operator.raw_operator)])
+        operator.outputs[0].type = kind([None, width(operator.raw_operator)])
 
     return set_type
 

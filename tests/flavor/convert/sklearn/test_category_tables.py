@@ -1,0 +1,103 @@
+from typing import Any
+
+import category_encoders
+import numpy as np
+import pandas as pd
+import pytest
+from feature_engine import encoding
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn import category_tables
+from mlflow_deploy_plugin.flavor.convert.sklearn.category_tables import with_category_tables
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+COLUMNS = ["city", "zip", "sex"]
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    """Numbers beside texts with gaps, and categories that are whole numbers."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "distance": random.random(300),
+            "city": random.choice(["oslo", "lima", "São Paulo"], 300),
+            "hour": random.normal(size=300),
+            "zip": random.choice([10, 20, 30], 300),
+            "sex": random.choice(["m", "f"], 300),
+        }
+    )
+    return table.assign(city=table.city.mask(random.random(300) < 0.1))
+
+
+@pytest.fixture(scope="module")
+def delayed(table: pd.DataFrame) -> pd.Series:
+    return (table.distance + (table.city == "oslo") + 0.2 * (table.zip == 20) > 0.9).astype(int)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        category_encoders.OrdinalEncoder(cols=COLUMNS),
+        category_encoders.OneHotEncoder(cols=COLUMNS),
+        category_encoders.BinaryEncoder(cols=COLUMNS, handle_unknown="indicator", handle_missing="indicator"),
+        category_encoders.HelmertEncoder(cols=COLUMNS),  # has an intercept
+        category_encoders.WOEEncoder(cols=COLUMNS),
+        category_encoders.CountEncoder(cols=COLUMNS, normalize=True, min_group_size=0.2),
+        category_encoders.TargetEncoder(cols=COLUMNS, handle_unknown="error"),
+        encoding.MeanEncoder(variables=COLUMNS, ignore_format=True, missing_values="ignore", unseen="encode"),
+        encoding.OneHotEncoder(variables=COLUMNS, ignore_format=True),
+    ],
+    ids=lambda encoder: type(encoder).__module__.split(".")[0] + "." + type(encoder).__name__,
+)
+def test_an_encoder_of_a_table_is_proven(encoder: Any, table: pd.DataFrame, delayed: pd.Series) -> None:
+    if "feature_engine" in type(encoder).__module__:
+        table = table.assign(city=table.city.fillna("none").astype(object), sex=table.sex.astype(object))
+    model = make_pipeline(encoder, StandardScaler(), LogisticRegression()).fit(table, delayed)
+
+    assert wrap(model, table).report.state == "proven"
+
+
+def test_numbers_between_which_a_tree_splits_have_64_bits(table: pd.DataFrame, delayed: pd.Series) -> None:
+    """The mean of the target stands for an unknown category, and for the first row of each in training."""
+    encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
+    model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
+
+    assert wrap(model, table).report.state == "proven"
+
+
+def test_a_step_of_a_column_transformer_is_one_table_for_each_column(table: pd.DataFrame, delayed: pd.Series) -> None:
+    columns = make_column_transformer(
+        (category_encoders.TargetEncoder(), ["city", "sex"]), (StandardScaler(), ["distance", "hour"])
+    )
+
+    assert wrap(make_pipeline(columns, LogisticRegression()).fit(table, delayed), table).report.state == "proven"
+
+
+def test_an_encoder_without_a_table_has_no_graph(
+    table: pd.DataFrame, delayed: pd.Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = category_encoders.OneHotEncoder(cols=COLUMNS).fit(table, delayed)
+    with monkeypatch.context() as patch:
+        patch.setattr(category_tables, "_MOST_NUMBERS", 10)
+        with pytest.raises(ConversionError, match="OneHotEncoder makes more than 10 numbers of its categories"):
+            with_category_tables(encoder)
+    monkeypatch.setattr(encoder, "transform", lambda rows: rows[["distance"]] * 2)
+    with pytest.raises(ConversionError, match="OneHotEncoder makes of 'distance' what is no table of its categories"):
+        with_category_tables(encoder)
+    hashing = make_pipeline(category_encoders.HashingEncoder(), LogisticRegression()).fit(table[["zip"]], delayed)
+    with pytest.raises(ConversionError, match=r"no converter for category_encoders\.hashing\.HashingEncoder"):
+        wrap(hashing, table[["zip"]])
+
+
+def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: pd.Series) -> None:
+    table = pd.DataFrame({"city": [None] * 300, "sex": ["m", "f", "m"] * 100})
+    model = make_pipeline(category_encoders.TargetEncoder(cols=["city", "sex"]), LogisticRegression())
+    model.fit(table, delayed)
+
+    assert wrap(model, table).report.state == "proven"
