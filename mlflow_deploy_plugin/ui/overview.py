@@ -248,8 +248,7 @@ def _endpoint_card(
     total = total_metrics(metrics)
     silent = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]
     if observation.state == "running":
-        lost = observation.shipping_error and f"captured requests do not get into the log: {observation.shipping_error}"
-        reason = "; ".join(silent) or reason or lost
+        reason = "; ".join(silent) or reason or observation.shipping_error
         is_silent = bool(silent) and len(silent) == len(metrics)
         health = "silent" if is_silent else "degraded" if reason else "healthy"
     no_rollback = rollback_to = ""

@@ -149,7 +149,9 @@ def test_a_server_that_does_not_answer_is_silent(
 def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
     mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observation = Observation("running", url="http://f.ml.svc:8080", shipping_error="s3://rows refuses the key")
+    observation = Observation(
+        "running", url="http://f.ml.svc:8080", shipping_error="the inference log s3://rows cannot be written: 403"
+    )
     one = ObservedEndpoint(mlflow_app.store.endpoint(endpoint), observation)
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
@@ -157,7 +159,7 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
     assert '<span class="mark mark-degraded">degraded</span>' in html
-    assert "captured requests do not get into the log: s3://rows refuses the key" in html
+    assert "the inference log s3://rows cannot be written: 403" in html
 
 
 @pytest.mark.parametrize(
