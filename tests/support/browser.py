@@ -3,9 +3,11 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = [
@@ -24,3 +26,19 @@ def chromium(*options: str) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *options])
         yield browser
         browser.close()
+
+
+def accessibility_findings(page: Page) -> list[str]:
+    """Return what axe-core finds against the page in front of a person with a phone and the dark scheme, or a desk.
+
+    The rules are those of WCAG 2.2 A and AA, and axe's good practice.
+    """
+    found = []
+    places: tuple[tuple[int, Literal["dark", "light"]], ...] = ((360, "dark"), (1280, "light"))
+    for width, scheme in places:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        options = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
+        for violation in Axe().run(page, options=options).response["violations"]:
+            found += [f"{violation['id']} ({scheme}): {one['html'][:200]}" for one in violation["nodes"]]
+    return found

@@ -13,7 +13,7 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
-from tests.support.browser import NEEDS_CHROMIUM, chromium
+from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.page_models import HOSTILE, QUOTED
 
 pytestmark = NEEDS_CHROMIUM
@@ -311,6 +311,16 @@ def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
     page.get_by_label("late").select_option("true")
     page.get_by_role("button", name="Predict").click()
     expect(page.locator(".single .value")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/digits", "/endpoints/nope"])
+def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
+    page.goto(path)
+    assert accessibility_findings(page) == []
+    if page.get_by_role("button", name="Predict").count():
+        page.get_by_role("button", name="Predict").click()
+        page.locator("#told-headers").wait_for()
+        assert accessibility_findings(page) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])

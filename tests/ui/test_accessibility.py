@@ -1,0 +1,145 @@
+"""The pages that MLflow's server shows, in every state they have, break no rule of axe-core."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import mlflow
+import orjson
+import pytest
+from werkzeug.serving import make_server
+
+from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
+from mlflow_deploy_plugin.monitoring.reports import build_report
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import VariantSpec, apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
+from mlflow_deploy_plugin.store import Monitors
+from mlflow_deploy_plugin.store.tables import EndpointRow
+from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
+from tests.support.console import PAGE
+from tests.support.metrics_page import PAGE as METRICS
+from tests.support.metrics_page import serving
+from tests.support.results import result_of
+
+pytestmark = NEEDS_CHROMIUM
+ENDPOINT = "of-" + "a-long-name" * 5
+VERDICTS = ("no drift", "drift", "cannot tell", "violated")
+STATES: tuple[Literal["starting", "failed", "stopped"], ...] = ("starting", "failed", "stopped")
+
+
+@pytest.fixture(scope="module")
+def url(mlflow_app: Any) -> Iterator[str]:
+    """Yield the address of a console that shows all of its states."""
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        populate(mlflow_app)
+        stored = mlflow_app.store.endpoint(ENDPOINT)
+        model = stored.spec.variants["v0"].model.split("/")[1]
+        counted = METRICS.replace('"f",variant="main",model="X"', f'"{ENDPOINT}",variant="v0",model="{model}"')
+        address = stack.enter_context(serving({"/metrics": counted}))
+        spec = apply_config(stored.spec, {"server.port": urlsplit(address).port})
+        worker = WorkerState(pid=1, generation=1, endpoints={ENDPOINT: {"v0": LoadedVariant(version="6")}})
+        busy = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=address, workers=(worker,)))
+        others = [
+            ObservedEndpoint(mlflow_app.store.endpoint(state), Observation(state, reason=f"it is {state}"))
+            for state in STATES
+        ]
+        observed = {one.endpoint.name: one for one in (busy, *others)}
+        patch.setattr(Deployments, "list_endpoints", lambda _, on: [observed[name] for name in on if name in observed])
+        patch.setattr(Deployments, "get_endpoint", lambda _, name: observed[name])
+        server = make_server("127.0.0.1", 0, mlflow_app.app, threaded=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}{PAGE}"
+        server.shutdown()
+        thread.join()
+
+
+def populate(mlflow_app: Any) -> None:
+    store, model = mlflow_app.store, mlflow_app.model(versions=4)
+    mlflow_app.stands(model, "1", "passed", "every check passed")
+    mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
+    mlflow_app.stands(model, "3", "forced", "by hand")
+    mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
+    spec = new_endpoint(ENDPOINT, f"models:/{model}/Production", {"monitors.drift.every": "1h"}, variant="v0")
+    others = {f"v{number}": VariantSpec(model=f"models:/{model}/{number % 4 + 1}", weight=0) for number in range(1, 11)}
+    shadow = VariantSpec(model=f"models:/{model}/2", shadow=True, weight=0)
+    store.add_endpoint("onnxserve", spec.model_copy(update={"variants": {**spec.variants, **others, "copy": shadow}}))
+    for state in STATES:
+        store.add_endpoint("onnxserve", new_endpoint(state, "models:/مرحبا 🙂/Production"))
+    store.add_endpoint("onnxserve", new_endpoint("unreadable", "models:/m/1"))
+    with store.transaction() as session:
+        session.get(EndpointRow, "unreadable").spec += "sampling: often\n"
+    store.record("promote", model=model, version="2", why="a long reason " * 35, before="1", after="2")
+    criteria = {"error_rate>1%": {"figures": "2 % of 100 requests to version 7 failed"}, "p99>2x": {"figures": "4 ms"}}
+    trace = [[at, 0, {"error_rate>1%": at / 100, "p99>2x": at / 200}] for at in range(0, 91, 10)]
+    planned = {
+        "steps": [1, 10, 100],
+        "version": "2",
+        "before_version": "1",
+        "min_requests": 100,
+        "to_uri": "models:/m/2",
+    }
+    rollout = store.add_rollout(ENDPOINT, planned, "stepping")
+    figures = {"criteria": criteria, "trace": trace, "candidate": {"requests": 100}}
+    store.update_rollout(replace(rollout, figures=figures), None)
+    folder = load_settings().state_dir(ENDPOINT) / "history"
+    folder.mkdir(parents=True)
+    (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361))))
+    experiment, monitors = mlflow.MlflowClient().create_experiment(f"onnxserve/{ENDPOINT}"), Monitors(store)
+    for hour, outcome in enumerate((*VERDICTS, "pending", "failed")):
+        start = datetime(2026, 11, 20, hour, tzinfo=UTC)
+        window = monitors.add(ENDPOINT, "drift", start, start + timedelta(hours=1))
+        if outcome in VERDICTS:
+            tags = {"verdict": outcome, "monitor": "drift", "reason": "no reason at all"}
+            times = {"window.start": start.isoformat(), "window.end": window.end.isoformat()}
+            tags = {f"onnxserve.{key}": tag for key, tag in {**tags, **times}.items()}
+            run = mlflow.MlflowClient().create_run(experiment, tags=tags)
+            window = replace(window, state="judged", verdict=outcome, run_id=run.info.run_id)
+        monitors.update(replace(window, state="failed", reason="a timeout") if outcome == "failed" else window)
+
+
+def history_line(model: str, ago: int) -> bytes:
+    counted = [[ENDPOINT, "v0", model, str(version), "200", 70 * version] for version in range(1, 7)]
+    counted += [[ENDPOINT, "v0", model, "6", "500", 3]]
+    durations = [[ENDPOINT, "v0", model, str(version), {"0.002": 30, "0.004": 60}] for version in range(1, 7)]
+    line = {"at": time.time() - ago, "seconds": 10, "requests": counted, "durations": durations}
+    return orjson.dumps({**line, "rows": {ENDPOINT: 70}, "labels": 2})
+
+
+@pytest.fixture(scope="module")
+def page(url: str) -> Iterator[Any]:
+    with chromium() as running:
+        yield running.new_page(base_url=url)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", f"?endpoint={ENDPOINT}", "?endpoint=failed", "?endpoint=unreadable", "?endpoint=nobody"],
+    ids=["overview", "endpoint", "failed", "unreadable", "nobody"],
+)
+def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
+    page.goto(path)
+    assert accessibility_findings(page) == []
+
+
+def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
+    page.set_content(str(build_report(result_of(size=9.0, distance=1.0))["report.html"]))
+    assert accessibility_findings(page) == []
+
+
+def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
+    figures = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "margin": 0.01}
+    checks = (
+        CheckResult("parity", "passed", "the ONNX form is proven"),
+        CheckResult("evaluation", "failed", "worse", figures, ("a note",), ReportTable(("class",), (("a",),))),
+        CheckResult("budget", "skipped", "the policy skips it"),
+    )
+    page.set_content(verdict_as_html(GateVerdict("m", "2", "models:/m/1", datetime.now(UTC), checks, {}, "", "")))
+    assert accessibility_findings(page) == []
