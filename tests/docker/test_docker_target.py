@@ -372,6 +372,21 @@ def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refuse
         client.delete_deployment(other)
 
 
+@pytest.mark.long
+def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_deployment(name, models.once, config={"container.image": image})
+    with monkeypatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(tmp_path))
+        other = get_deploy_client("onnxserve:/docker")
+        with pytest.raises(MlflowException, match=f"a container '{name}' is there already, of ONNXSERVE_HOME="):
+            other.create_deployment(name, models.once, config={"container.image": image})
+
+    assert not (tmp_path / "docker" / name).exists()
+    assert predictions(client, name) == [{"y": 3.0}]
+
+
 def test_no_engine_is_one_line(
     client: BaseDeploymentClient, flights: str, name: str, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,8 +90,10 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
         return Decision(replace(progress, reason=f"waits for the server: {snapshot.reason or 'it is stopped'}"))
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
-    if reason := _moved(plan, progress, snapshot):
+    if reason := _moved(plan, snapshot):
         return _roll_back(progress, reason)
+    if progress.state != "promoting" and _is_promoted(plan, snapshot):  # by a person, or by another endpoint's rollout
+        progress = replace(progress, state="promoting", elapsed=0.0, reason="")
     match progress.state:
         case "starting":
             return _start(plan, progress, snapshot, seconds)
@@ -142,15 +144,20 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
     return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
 
 
-def _moved(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot) -> str:
-    """Say what somebody has changed of the rollout's starting point; empty if nothing."""
+def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
+    """Say where else than to the rollout's version somebody has moved the main deployment; empty if nowhere."""
     model, version = snapshot.variants[plan.main].model, snapshot.versions.get(plan.main, plan.before_version)
-    is_promoting = progress.state == "promoting"
-    if model != plan.before_uri and not (is_promoting and model == plan.to_uri):
+    if model not in (plan.before_uri, plan.to_uri):
         return f"the model of {plan.main} was changed to {model} meanwhile"
-    if version != plan.before_version and not (is_promoting and version == plan.version):
+    if version not in (plan.before_version, plan.version):
         return f"version {version} was promoted meanwhile"
     return ""
+
+
+def _is_promoted(plan: RolloutPlan, snapshot: EndpointSnapshot) -> bool:
+    if plan.kind == "pinned":
+        return snapshot.variants[plan.main].model == plan.to_uri
+    return snapshot.versions.get(plan.main) == plan.version
 
 
 def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
@@ -198,8 +205,7 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
 
 
 def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
-    is_moved = plan.kind != "pinned" or snapshot.variants[plan.main].model == plan.to_uri
-    if is_moved and snapshot.versions.get(plan.main) == plan.version:
+    if _is_promoted(plan, snapshot) and snapshot.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served in place of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
     if refusal := snapshot.refused.get((plan.main, plan.version)):

@@ -146,8 +146,9 @@ class DockerBackend(MachineBackend):
                 server.remove(v=True, force=True)
             if (listener := self._listener(name)) is not None:
                 listener.remove(v=True, force=True)
-            with suppress(NotFound):
-                self._engine.volumes.get(volume_name(name)).remove()
+            unused = {"name": f"^{volume_name(name)}$", "dangling": True}  # another home's containers may use it
+            for volume in self._engine.volumes.list(filters=unused):
+                volume.remove()
         self.settings.state_dir(name).unlink(missing_ok=True)
         shutil.rmtree(home_folder(name, self.settings), ignore_errors=True)
 

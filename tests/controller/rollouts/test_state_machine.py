@@ -209,6 +209,27 @@ def test_what_others_have_changed_ends_it(
     assert (turned.action, turned.progress.reason) == ("roll_back", said)
 
 
+@pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
+def test_what_somebody_else_promotes_of_its_own_version_ends_it_as_promoted(
+    plan: RolloutPlan, seen: See, progress: Progress
+) -> None:
+    reached = decide(plan, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
+
+    assert (reached.action, reached.then and reached.then.state) == ("finish", "promoted")
+
+
+def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    plan = replace(plan, kind="pinned", selector="")
+    changed = variants(10)["champion"].model_copy(update={"model": plan.to_uri})
+    moved = seen(10, variants=variants(10) | {"champion": changed})
+
+    waiting = decide(plan, first_step, moved, 1)
+
+    assert (waiting.action, waiting.progress.state) == ("promote", "promoting")
+
+
 def test_a_rollout_may_have_no_shadow(plan: RolloutPlan, seen: See) -> None:
     plan = replace(plan, shadow="", abort_on="error_rate>1%")
     alone = {name: variant for name, variant in variants(10).items() if name != "candidate-shadow"}
