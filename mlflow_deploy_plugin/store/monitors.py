@@ -299,13 +299,12 @@ class Monitors:
 
     def newest_runs(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[str]:
         """Return the runs of the newest windows that these monitors have judged, the newest first."""
-        windows = [
-            window
-            for monitor in monitors
-            for window in self.windows(endpoint, monitor, states=("judged",), limit=limit)
-            if window.run_id
-        ]
-        return [one.run_id for one in sorted(windows, key=lambda one: (one.start, one.id), reverse=True)[:limit]]
+        row = MonitorWindowRow
+        query = select(row.start, row.id, row.run_id).filter_by(endpoint=endpoint, state="judged")
+        query = query.where(row.run_id != "").order_by(*_NEWEST_FIRST).limit(limit)
+        with self._store.transaction(is_read_only=True) as session:
+            found = [one for monitor in monitors for one in session.execute(query.filter_by(monitor=monitor))]
+        return [run_id for *_, run_id in sorted(found, reverse=True)[:limit]]
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:

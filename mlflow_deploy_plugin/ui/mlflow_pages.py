@@ -1,4 +1,4 @@
-"""Addresses within MLflow's UI, and the runs there that judge the windows of monitors."""
+"""Addresses within MLflow's UI, and the windows of monitors with their reports there."""
 
 import re
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import workspace_query
+from mlflow_deploy_plugin.store import MonitorWindow
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 
@@ -101,34 +102,27 @@ class MlflowPages:
                     found.append(self._verdict(run))
         return found
 
-    def verdicts(self, endpoint: str, created_at: datetime, looked_at: int) -> list[MonitorVerdict]:
-        """Return the latest verdicts of the endpoint's monitors, the newest window first.
-
-        MLflow reads the tags of all runs that it has for it: a second for 100,000 runs.
-
-        Args:
-            created_at: of the endpoint, to tell it from an earlier one of its name.
-            looked_at: so many of the newest runs.
-        """
-        from mlflow.entities import ViewType
+    def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
+        """Return windows of the endpoint as the page shows them, with the reports of those that have a run."""
         from mlflow.exceptions import MlflowException
 
-        try:
+        experiment = None
+        with suppress(MlflowException):
             experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
-            if experiment is None:
-                return []
-            runs = self.tracking.search_runs(
-                [experiment.experiment_id],
-                "tags.`onnxserve.verdict` != ''",
-                ViewType.ACTIVE_ONLY,
-                looked_at,
-                ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
-            )
-        except MlflowException:
-            return []
-        created = created_at.isoformat()
         return [
-            self._verdict(run) for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created
+            MonitorVerdict(
+                monitor=one.monitor,
+                start=one.start,
+                end=one.end,
+                state=one.verdict or one.state,
+                mark=_verdict_mark(one.verdict) if one.verdict else "failed" if one.state == "failed" else "waiting",
+                reason=one.reason,
+                report=self.artifact(experiment.experiment_id, one.run_id, "report.html")
+                if experiment is not None and one.run_id
+                else "",
+                labelled_share=one.figures.get("labelled_share"),
+            )
+            for one in windows
         ]
 
     def _verdict(self, run: Any) -> MonitorVerdict:
@@ -138,7 +132,7 @@ class MlflowPages:
             start=_moment(tags.get("onnxserve.window.start", "")),
             end=_moment(tags.get("onnxserve.window.end", "")),
             state=state,
-            mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
+            mark=_verdict_mark(state),
             reason=tags.get("onnxserve.reason", ""),
             version=tags.get("onnxserve.version", ""),
             run=self.run(run.info.experiment_id, run.info.run_id),
@@ -148,6 +142,10 @@ class MlflowPages:
 
     def _run(self, experiment_id: str, run_id: str) -> str:
         return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+
+
+def _verdict_mark(verdict: str) -> Mark:
+    return "alarm" if verdict in ALARMS else "undecided" if verdict in UNDECIDED else "fine"
 
 
 def _moment(tag: str) -> datetime | None:

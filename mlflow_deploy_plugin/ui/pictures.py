@@ -1,8 +1,8 @@
 """The pictures of an endpoint: traffic, latency and errors by version, labels, a rollout's evidence, monitors' windows.
 
 The figures of the traffic come from the server's own history, which is there whether anybody looks or not
-(`server/observability/history.py`); a rollout's evidence and windows that wait from the store; judged windows from
-their runs in MLflow.
+(`server/observability/history.py`); a rollout's evidence and the windows of monitors come from
+the store.
 """
 
 import math
@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.deployments import (
 )
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.server import HISTORY_INTERVALS, Span
-from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Rollout
+from mlflow_deploy_plugin.store import Monitors, Rollout
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
-from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
 _LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "day": (14400, 28800, 43200, 86400)}
@@ -36,7 +36,7 @@ _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
 _CLOCK_SECONDS = 60.0
 """Two machines' clocks differ by less."""
 _HISTORY_SECONDS = 1.5
-_BARS, _RUNS = 60, 300
+_BARS, _WINDOWS = 60, 300
 _QUANTILES = {"p99": 0.99, "median": 0.5}
 
 _Version = tuple[str, str]
@@ -108,10 +108,7 @@ def endpoint_pictures(
         charts=charts,
         notice=notice,
         rollout=rollout_picture(rollouts[-1], now) if rollouts else None,
-        timelines=timelines(
-            pages.verdicts(name, one.endpoint.created_at, _RUNS),
-            Monitors(store).windows(name, states=("pending", "running", "failed"), limit=_RUNS),
-        ),
+        timelines=timelines(pages.windows(name, Monitors(store).windows(name, limit=_WINDOWS))),
     )
 
 
@@ -285,22 +282,17 @@ def _evidence(trace: Sequence[Any], criteria: Sequence[str], until: float, secon
     return [Series(text, values, colour) for colour, (text, values) in enumerate(shown.items())]
 
 
-def timelines(judged: Iterable[MonitorVerdict], waiting: Iterable[MonitorWindow]) -> tuple[Timeline, ...]:
+def timelines(windows: Iterable[MonitorVerdict]) -> tuple[Timeline, ...]:
     """Return the timeline of each monitor, by name.
 
     Args:
-        judged: the windows that have a run; of several for one window, the newest first.
-        waiting: the windows that are still to be judged, or were given up.
+        windows: a window's revisions in their order. The last one that is judged is shown, else the last one.
     """
-    others = []
-    for one in waiting:
-        mark: Mark = "failed" if one.state == "failed" else "waiting"
-        others.append(MonitorVerdict(one.monitor, one.start, one.end, one.state, mark, one.reason))
-    found: dict[tuple[str, datetime, datetime], MonitorVerdict] = {}
-    for window in (*judged, *others):
-        if window.start is not None and window.end is not None:
-            found.setdefault((window.monitor, window.end, window.start), window)
-    by_monitor: defaultdict[str, list[MonitorVerdict]] = defaultdict(list)
-    for (monitor, *_), window in sorted(found.items(), key=lambda item: item[0]):
-        by_monitor[monitor].append(window)
-    return tuple(Timeline(name, tuple(all_of[-_BARS:])) for name, all_of in by_monitor.items())
+    by_monitor: defaultdict[str, dict[tuple[datetime, datetime], MonitorVerdict]] = defaultdict(dict)
+    for one in sorted(windows, key=lambda one: one.mark not in ("waiting", "failed")):
+        if one.start is not None and one.end is not None:
+            by_monitor[one.monitor][one.end, one.start] = one
+    return tuple(
+        Timeline(name, tuple(found[times] for times in sorted(found)[-_BARS:]))
+        for name, found in sorted(by_monitor.items())
+    )

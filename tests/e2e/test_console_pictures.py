@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, 
 from mlflow_deploy_plugin.deployments import open_deployments
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import FAILING, adder, parse_graph
+from tests.support.monitors import judged_window
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
@@ -202,9 +204,10 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
 def test_a_window_opens_its_report_by_the_keyboard(console: Console) -> None:
     client = MlflowClient()
     experiment = client.create_experiment(f"onnxserve/{ENDPOINT}")
-    tags = {"monitor": "drift", "verdict": "drift", "reason": "temp: out of range"}
-    times = {"window.start": "2026-11-19T00:00:00+00:00", "window.end": "2026-11-20T00:00:00+00:00"}
-    run = client.create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in {**tags, **times}.items()})
+    run = client.create_run(experiment)
+    judged = datetime(2026, 11, 19, tzinfo=UTC), "drift", run.info.run_id, "temp: out of range"
+    with open_deployments(print) as deployments:
+        judged_window(deployments.store, ENDPOINT, "drift", *judged)
     client.log_text(run.info.run_id, "<h1>drift of the 19th</h1>", "report.html")
 
     page = console.open()

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,15 @@ from tests.support.waiting import wait_until
 SECONDS = 60.0
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+
+
+def judged_window(
+    store: Store, endpoint: str, monitor: str, start: datetime, verdict: str, run_id: str, reason: str = ""
+) -> None:
+    """Store a day that was judged."""
+    window = Monitors(store).add(endpoint, monitor, start, start + timedelta(days=1))
+    given = replace(window, state="judged", verdict=verdict, reason=reason, run_id=run_id)
+    assert Monitors(store).update(given) is not None
 
 
 @dataclass

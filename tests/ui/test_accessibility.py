@@ -92,16 +92,13 @@ def populate(mlflow_app: Any) -> None:
     folder = load_settings().state_dir(ENDPOINT) / "history"
     folder.mkdir(parents=True)
     (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361))))
-    experiment, monitors = mlflow.MlflowClient().create_experiment(f"onnxserve/{ENDPOINT}"), Monitors(store)
+    mlflow.MlflowClient().create_experiment(f"onnxserve/{ENDPOINT}")
+    monitors = Monitors(store)
     for hour, outcome in enumerate((*VERDICTS, "pending", "failed")):
         start = datetime(2026, 11, 20, hour, tzinfo=UTC)
         window = monitors.add(ENDPOINT, "drift", start, start + timedelta(hours=1))
         if outcome in VERDICTS:
-            tags = {"verdict": outcome, "monitor": "drift", "reason": "no reason at all"}
-            times = {"window.start": start.isoformat(), "window.end": window.end.isoformat()}
-            tags = {f"onnxserve.{key}": tag for key, tag in {**tags, **times}.items()}
-            run = mlflow.MlflowClient().create_run(experiment, tags=tags)
-            window = replace(window, state="judged", verdict=outcome, run_id=run.info.run_id)
+            window = replace(window, state="judged", verdict=outcome, reason="no reason at all", run_id="a-run")
         monitors.update(replace(window, state="failed", reason="a timeout") if outcome == "failed" else window)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import mlflow
@@ -11,6 +12,7 @@ from werkzeug.serving import make_server
 
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.console import PAGE
+from tests.support.monitors import judged_window
 
 pytestmark = NEEDS_CHROMIUM
 SOON = 7_000  # milliseconds until the page has looked again
@@ -82,12 +84,11 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
     assert page.locator('.versions td[data-label="Gate"]').first.bounding_box()["width"] > 200
 
 
-def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(page: Any, url: str, endpoint: str) -> None:
-    client = mlflow.MlflowClient()
-    experiment = client.create_experiment(f"onnxserve/{endpoint}")
-    times = {"window.start": "2026-11-19T00:00:00+00:00", "window.end": "2026-11-20T00:00:00+00:00"}
-    tags = {"monitor": "drift", "verdict": "drift", **times}
-    client.create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in tags.items()})
+def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
+    page: Any, url: str, mlflow_app: Any, endpoint: str
+) -> None:
+    mlflow.MlflowClient().create_experiment(f"onnxserve/{endpoint}")
+    judged_window(mlflow_app.store, endpoint, "drift", datetime(2026, 11, 19, tzinfo=UTC), "drift", "a-run")
     page.goto(f"{url}?endpoint={endpoint}")
     page.get_by_role("link", name="report").focus()
     page.locator("figure.chart").first.evaluate("figure => { figure.dataset.isOld = '' }")

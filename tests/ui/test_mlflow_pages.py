@@ -6,6 +6,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from mlflow_deploy_plugin.store import MonitorWindow
+from mlflow_deploy_plugin.store.monitors import WindowState
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
 DAY = datetime(2026, 11, 20, tzinfo=UTC)
@@ -32,26 +34,30 @@ def test_a_window_in_words() -> None:
     assert one.words == "accuracy, 2026-11-20: violated, labels for 84% of its rows. 0.84 → 0.71"
 
 
-def test_the_verdicts_are_the_runs_that_say_so_the_newest_window_first(mlflow_app: Any) -> None:
+def window(state: WindowState, **more: Any) -> MonitorWindow:
+    return MonitorWindow(1, "judged", "hits", DAY, DAY + timedelta(days=1), 1, False, state, DAY, DAY, **more)
+
+
+def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app: Any) -> None:
     from mlflow.server import handlers
 
-    client = mlflow.MlflowClient()
-    experiment = client.create_experiment("onnxserve/judged")
-    for monitor, state, start in (
-        ("accuracy", "kept", "2026-11-19T00:00:00+00:00"),
-        ("accuracy", "violated", "2026-11-20T00:00:00+00:00"),
-        ("odd", "cannot tell", "yesterday"),
-    ):
-        tags = {"monitor": monitor, "verdict": state, "window.start": start, "window.end": "2026-11-21T01:00:00+01:00"}
-        run = client.create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in tags.items()})
-        client.log_metric(run.info.run_id, "labelled_share", 0.5)
-    client.create_run(experiment)  # the run of a series, say
+    experiment = mlflow.MlflowClient().create_experiment("onnxserve/judged")
+    pages = MlflowPages(handlers._get_tracking_store(), "/mlflow")
+    violated = window("judged", verdict="violated", run_id="a-run", figures={"labelled_share": 0.5})
+    given = [violated, window("judged", verdict="cannot tell"), window("running"), window("failed", reason="a timeout")]
 
-    found = MlflowPages(handlers._get_tracking_store(), "/mlflow").verdicts("judged", DAY, 20)
+    judged, undecided, running, failed = pages.windows("judged", given)
 
-    odd, new, old = found
-    assert (odd.window, odd.mark) == ("?", "undecided")
-    assert (new.state, new.mark, new.window, new.labelled_share) == ("violated", "alarm", "2026-11-20", 0.5)
-    assert old.window == "2026-11-19 – 2026-11-20"
-    assert new.report.startswith(f"/mlflow/#/experiments/{experiment}/runs/")
-    assert new.report.endswith("/artifacts/report.html")
+    assert (judged.state, judged.mark, judged.window, judged.labelled_share) == ("violated", "alarm", "2026-11-20", 0.5)
+    assert judged.report == f"/mlflow/#/experiments/{experiment}/runs/a-run/artifacts/report.html"
+    assert (undecided.state, undecided.mark, undecided.report) == ("cannot tell", "undecided", "")
+    assert (running.state, running.mark) == ("running", "waiting")
+    assert (failed.state, failed.mark, failed.reason) == ("failed", "failed", "a timeout")
+
+
+def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:
+    from mlflow.server import handlers
+
+    pages = MlflowPages(handlers._get_tracking_store(), "")
+    (found,) = pages.windows("nobody", [window("judged", verdict="no drift", run_id="a-run")])
+    assert (found.state, found.mark, found.report) == ("no drift", "fine", "")

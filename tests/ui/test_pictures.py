@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 from mlflow_deploy_plugin.ui.pictures import Timeline, endpoint_pictures, rollout_picture, timelines, traffic_charts
 from tests.support.console import PAGE
 from tests.support.metrics_page import serving
+from tests.support.monitors import judged_window
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = [NOW.timestamp() - 10 * left for left in reversed(range(360))]
@@ -190,8 +191,9 @@ def verdict(monitor: str, day: int, state: str = "no drift", **more: Any) -> Mon
 
 
 def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:
-    judged = [verdict("drift", 3), verdict("drift", 2, "drift"), verdict("drift", 2), verdict("hits", 1)]
-    (drift, hits) = timelines(judged, [])
+    again = replace(verdict("drift", 2), mark="waiting")
+    windows = [verdict("hits", 1), verdict("drift", 2), verdict("drift", 2, "drift"), again, verdict("drift", 3)]
+    (drift, hits) = timelines(windows)
     assert [(one.window, one.state) for one in drift.windows] == [("2026-01-03", "drift"), ("2026-01-04", "no drift")]
     assert (hits.monitor, len(hits.windows)) == ("hits", 1)
 
@@ -208,7 +210,7 @@ def test_while_a_window_waits_the_verdict_before_it_is_the_latest() -> None:
 
 
 def test_of_a_thousand_windows_sixty_are_shown() -> None:
-    (found,) = timelines([verdict("drift", day) for day in range(1000)], [])
+    (found,) = timelines([verdict("drift", day) for day in range(1000)])
     assert (len(found.windows), found.latest.window) == (60, "2028-09-26")
 
 
@@ -250,9 +252,7 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlf
     start = datetime(2026, 11, 20, tzinfo=UTC)
     Monitors(mlflow_app.store).add("f", "drift", start, start + timedelta(days=1))
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/f")
-    times = {"start": "2026-11-19T00:00:00+00:00", "end": "2026-11-20T00:00:00+00:00"}
-    tags = {"verdict": "drift", "monitor": "drift", **{f"window.{at}": time for at, time in times.items()}}
-    run = mlflow.MlflowClient().create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in tags.items()})
+    judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=1), "drift", "a-run")
 
     small = mlflow_app.client.get(PAGE).get_data(as_text=True)
     whole = mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
@@ -263,7 +263,7 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlf
     assert f'data-live="{PAGE}/pictures?endpoint=f&amp;whole=1&amp;span=hour"' in whole
     assert "Rollout from version 3 to 4" in whole
     assert "nothing was judged yet" in whole
-    report = f'href="/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html"'
+    report = f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"'
     assert re.search(rf'class="window window-alarm" {report} title="drift, 2026-11-19: drift"', whole)
     assert 'class="window window-waiting" title="drift, 2026-11-20: pending"' in whole
 
