@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a process
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.covering import boosters, estimators, nets, pipelines
+from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
 
 _WIDTH = 150
@@ -33,7 +33,7 @@ _TOGETHER = 12
 
 
 def every_case() -> dict[str, Callable[[], Case]]:
-    return dict([*estimators.cases(), *pipelines.cases(), *boosters.cases(), *nets.cases()])
+    return dict([*estimators.cases(), *pipelines.cases(), *boosters.cases(), *nets.cases(), *libraries.cases()])
 
 
 def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
