@@ -24,7 +24,7 @@ _CITIES = ["rome", "oslo", "lima", "São Paulo", "Łódź", "ulm"]
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     """Names with what makes the case; that raises `LookupError` where the library is not installed."""
     for name, (make, kind) in _CASES.items():
-        yield f"library {name}", partial(_case, name.split()[0], make, kind)
+        yield f"library {name}", partial(_case, name.partition(":")[0], make, kind)
 
 
 def _case(library: str, make: Callable[[Any], Any], kind: str) -> Case:
@@ -153,7 +153,7 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda library: make_pipeline(
             StandardScaler(), library.UMAP(n_components=2, random_state=0), RandomForestClassifier(10, random_state=0)
         ),
-        "numbers labels",
+        "numbers classes",
     ),
 }
 

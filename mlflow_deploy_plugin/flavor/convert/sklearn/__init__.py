@@ -8,6 +8,7 @@
 | `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
 | `levels.py`                                           | boosted trees for many rows                               |
 | `category_tables.py`                                  | encoders of other libraries, by what they make of categories |
+| `additive.py`                                         | the explainable boosting machines of interpret            |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 | `refused_rows.py`                                     | rows that a step within the original refuses              |
 | `formulas/`                                           | the others, as formulas of numpy                          |
@@ -262,12 +263,12 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     boosters.register()
     formulas.register()
     update_registered_converter(HashingVectorizer, "OnnxserveHashingVectorizer", *_OWN[HashingVectorizer])
-    copy = convertible_copy(fitted)
-    if precision == "double_until_last_step":
-        copy = round_before_last_step(copy)
-    last = last_step(copy)
     own = _OWN | formulas.PRECISE | categories.PRECISE if precision == "double" else _OWN
     try:
+        copy = convertible_copy(fitted)
+        if precision == "double_until_last_step":
+            copy = round_before_last_step(copy)
+        last = last_step(copy)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
             proto, topology = convert_sklearn(

@@ -20,7 +20,13 @@ from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransform
 
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of, passes_on
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    AdditiveModel,
+    best_estimator,
+    column_names,
+    library_of,
+    passes_on,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
 from mlflow_deploy_plugin.runtime import Array
@@ -156,7 +162,13 @@ def _thresholds(estimator: Any) -> dict[int, Array]:
     return histogram_boosting(estimator).edges() if hasattr(estimator, "_predictors") else {}
 
 
+def _cuts(model: AdditiveModel) -> Iterator[Array]:
+    for position in range(model.n_features_in_):
+        yield np.concatenate([[], *(cuts for place, cuts in model.cuts if place == position and cuts is not None)])
+
+
 _EDGES: dict[type, Callable[[Any], Any]] = {
+    AdditiveModel: _cuts,
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,

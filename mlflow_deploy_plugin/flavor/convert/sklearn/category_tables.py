@@ -1,4 +1,4 @@
-"""The encoders of category_encoders and feature-engine, as tables of what they make of each category.
+"""The encoders of category_encoders, feature-engine and skrub, as tables of what they make of each category.
 
 They have some thirty formulas, and one form: each number depends on one column. So the fitted encoder is asked for the
 numbers of each category that it has learned, of a missing one and of an unknown one, and the graph looks these up. The
@@ -15,6 +15,7 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn.additive import as_additive, is_additive
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import CategoryTables, sub_estimators
 from mlflow_deploy_plugin.runtime import Array
 
@@ -27,15 +28,16 @@ _MOST_NUMBERS = 20_000_000
 
 
 def with_category_tables(fitted: Any) -> Any:
-    """Return the estimator, or a copy with tables in the place of the encoders of other libraries.
+    """Return the estimator, or a copy with tables in the place of the encoders and additive models of other libraries.
 
     Raises:
         ConversionError: an encoder makes one number of several columns, changes a column without categories, or has
-            more than `_MOST_NUMBERS`.
+            more than `_MOST_NUMBERS`; or as `as_additive`.
     """
     found = [part for part in sub_estimators(fitted) if _learned(part)]
     within = {id(getattr(part, "ordinal_encoder", None)) for part in found}
-    tables = {id(part): _as_tables(part) for part in found if id(part) not in within}
+    tables: dict[int, Any] = {id(part): _as_tables(part) for part in found if id(part) not in within}
+    tables |= {id(part): as_additive(part) for part in sub_estimators(fitted) if is_additive(part)}
     return deepcopy(fitted, tables) if tables else fitted
 
 
@@ -47,6 +49,11 @@ def _learned(part: Any) -> dict[str, list[Any]]:
         learned = getattr(getattr(part, "ordinal_encoder", part), "mapping", None) or {}
     elif module.startswith("feature_engine.encoding."):
         learned = getattr(part, "encoder_dict_", {})
+    elif module.startswith("skrub."):
+        steps = getattr(part, "transformers_", {})
+        learned = {name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")}
+        if any(type(step).__name__ != "PassThrough" for name, step in steps.items() if name not in learned):
+            learned = {}  # dates, and texts of many words
     if isinstance(learned, list):
         learned = {one["col"]: one["mapping"] for one in learned}
     known = {

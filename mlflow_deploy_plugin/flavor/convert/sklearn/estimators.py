@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, TransformerMixin, is_regressor
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, is_regressor
 from sklearn.calibration import CalibratedClassifierCV, _CalibratedClassifier
 from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -97,6 +97,37 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
     def transform(self, rows: pd.DataFrame) -> Array:
         columns = zip(rows.columns, self.categories_, self.tables, strict=True)
         return np.hstack([table[pd.Index(known).get_indexer(pd.Index(rows[name]))] for name, known, table in columns])
+
+
+class AdditiveModel(_Fitted):
+    """A sum of numbers that are looked up: one for each term, by the bins of one column or several.
+
+    Attributes:
+        cuts: the position of each binned column, and its ascending cuts; None where it has the number of its bin.
+        strides: how many rows of `scores` the next bin of each binned column is further, [binned, terms].
+        offsets: the row of `scores` at which each term begins, [terms].
+        scores: the numbers of all terms, [rows, 1 or classes].
+        intercept / link: what is added, and the function of the sums that is answered.
+    """
+
+    def __init__(
+        self,
+        cuts: list[tuple[int, Array | None]],
+        strides: Array,
+        offsets: Array,
+        scores: Array,
+        intercept: Array,
+        link: str,
+    ) -> None:
+        self.cuts, self.strides, self.offsets, self.scores = cuts, strides, offsets, scores
+        self.intercept, self.link = intercept, link
+        self.n_features_in_ = 1 + max(position for position, _ in cuts)
+
+
+class AdditiveClassifier(ClassifierMixin, AdditiveModel):  # type: ignore[misc]
+    """Likewise, of classes: by the sign of the sum, or the largest of several."""
+
+    classes_: Array
 
 
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
@@ -315,12 +346,12 @@ def convertible_copy(fitted: Any) -> Any:
         _prepare(part)
     for part in sub_estimators(copy):
         if isinstance(part, Pipeline):
-            both = [step for _, step in part.steps[:2] if hasattr(step, "transformers_")]
+            both = [step for _, step in part.steps[:2] if isinstance(step, ColumnTransformer)]
             if len(both) == 2 and (steps := _merged(*both)):
                 both[0].transformers_, both[0].output_indices_ = steps, both[1].output_indices_
                 del part.steps[1]
             part.steps[1:] = [
-                (name, LaterColumns.of(step) if hasattr(step, "transformers_") else step)
+                (name, LaterColumns.of(step) if isinstance(step, ColumnTransformer) else step)
                 for name, step in part.steps[1:]
             ]
     transformers = column_transformers(copy)

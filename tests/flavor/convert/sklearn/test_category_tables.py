@@ -4,6 +4,7 @@ import category_encoders
 import numpy as np
 import pandas as pd
 import pytest
+import skrub
 from feature_engine import encoding
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -101,3 +102,13 @@ def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: 
     model.fit(table, delayed)
 
     assert wrap(model, table).report.state == "proven"
+
+
+def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(table: pd.DataFrame, delayed: pd.Series) -> None:
+    model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(table, delayed)
+    assert wrap(model, table).report.state == "proven"
+
+    dated = table.assign(day=pd.date_range("2026-01-01", periods=300).astype(str))
+    model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(dated, delayed)
+    with pytest.raises(ConversionError, match=r"there is no converter for skrub.*TableVectorizer"):
+        wrap(model, dated)

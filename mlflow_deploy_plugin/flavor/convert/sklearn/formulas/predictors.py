@@ -16,9 +16,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import AdditiveClassifier, AdditiveModel
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, interpolated
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, logistic, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, interpolated, take
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -73,6 +74,26 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[Trace
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
     scores = np.stack([_latent(one, rows.matrix)[1] for one in base.estimators_], axis=1)
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
+
+
+def additive(model: AdditiveModel, rows: Rows) -> Any:
+    """Return sums of scores by bins: 0 for a missing number, then as many as there are cuts up to it, and 1."""
+    places, all_cuts = zip(*model.cuts, strict=True)
+    x = rows.matrix[:, list(places)]
+    longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
+    known = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
+    table = np.stack([np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in known], axis=1)
+    found = counted(table, np.less_equal, x).astype(np.float64) + 1.0
+    found = np.minimum(found, np.array([1.0 + len(cuts) for cuts in known]))  # infinity is not beyond the last bin
+    found = np.where(np.isnan(x), 0.0, found)
+    bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, found)
+    scores = take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1) + model.intercept
+    if model.link in ("identity", "log"):
+        return scores if model.link == "identity" else np.exp(scores)
+    if model.link == "mlogit":
+        return np.argmax(scores, axis=1), softmax(scores)
+    likely = logistic(scores)
+    return (scores[:, 0] > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1)
 
 
 def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
@@ -156,6 +177,7 @@ FORMULAS: dict[type, Formula] = {
     EllipticEnvelope: elliptic,
     **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
     GaussianProcessClassifier: process_classes,
+    **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
 """The formulas of estimators whose operator is faster, and has 32 bits."""

@@ -1,0 +1,84 @@
+"""The explainable boosting machines of interpret, as sums of numbers that are looked up.
+
+Each term depends on the bins of one column or of several. Texts have bins by their category, so these are a step with
+`CategoryTables` before it. The bins of numbers are counted in the graph.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import Pipeline
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import AdditiveClassifier, AdditiveModel, CategoryTables
+from mlflow_deploy_plugin.runtime import Array
+
+_LINKS = ("identity", "log", "logit", "mlogit")
+
+
+def is_additive(part: Any) -> bool:
+    return type(part).__module__.startswith("interpret.") and hasattr(part, "term_scores_")
+
+
+def as_additive(machine: Any) -> Pipeline:
+    """Return the step that has the bins of categories, and the sums behind it.
+
+    Raises:
+        ConversionError: the predictions are another function of the sums than those of `_LINKS`.
+    """
+    if machine.link_ not in _LINKS:
+        raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
+    names = [str(name) for name in machine.feature_names_in_]
+    used = sorted({key for term in machine.term_features_ for key in _levels(machine, term)})
+    columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
+    steps: list[tuple[str, Any, list[str]]] = [("numbers", "passthrough", columns)]
+    row: dict[str, Any] = dict.fromkeys(columns, 0.0)
+    place: dict[tuple[int, int], int] = {}
+    cuts: list[tuple[int, Array | None]] = []
+    for key in used:
+        feature, level = key
+        bins, name = machine.bins_[feature][level], names[feature]
+        place[key] = len(place)
+        if name in columns:
+            cuts.append((columns.index(name), np.asarray(bins, np.float64)))
+            continue
+        known = {_category(text): code for text, code in bins.items()}
+        codes = [*known.values(), 0, max(known.values(), default=0) + 1]
+        is_text = any(isinstance(one, str) for one in known)
+        categories = np.array([*known, np.nan], object if is_text else np.float64)
+        row[name] = next(iter(known))
+        cuts.append((len(columns) + len(steps) - 1, None))
+        steps.append((f"{name} {level}", CategoryTables([categories], [np.array(codes, float)[:, None]]), [name]))
+    strides = np.zeros((len(place), len(machine.term_features_)))
+    offsets: list[int] = []
+    tables: list[Array] = []
+    for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
+        sizes = scores.shape[: len(features)]
+        for axis, key in enumerate(_levels(machine, features)):
+            strides[place[key], term] += np.prod(sizes[axis + 1 :])
+        offsets.append(sum(len(table) for table in tables))
+        tables.append(scores.reshape(int(np.prod(sizes)), -1))
+    kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
+    sums = kind(
+        cuts, strides, np.array(offsets, float), np.concatenate(tables), np.ravel(machine.intercept_), machine.link_
+    )
+    if hasattr(machine, "classes_"):
+        sums.classes_ = machine.classes_
+    if len(steps) == 1:
+        return Pipeline([("sums", sums)])
+    return Pipeline([("bins", ColumnTransformer(steps).fit(pd.DataFrame([row]))), ("sums", sums)])
+
+
+def _levels(machine: Any, features: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the features of a term, each with its level: those of pairs may have fewer bins than single ones."""
+    return [(feature, min(len(machine.bins_[feature]), len(features)) - 1) for feature in features]
+
+
+def _category(text: str) -> Any:
+    """Return the number or boolean that interpret knows by its text, or the text."""
+    try:
+        return float({"True": "1", "False": "0"}.get(text, text))
+    except ValueError:
+        return text
