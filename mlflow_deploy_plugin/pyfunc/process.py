@@ -138,7 +138,10 @@ def version_differences(folder: Path) -> list[str]:
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
-    """Return a message of MLflow or of a model in one line of at most `most` characters, without paths."""
+    """Return a message of MLflow or of a model in one line of at most `most` characters, without paths.
+
+    A lone surrogate, which messages quote from bodies and no JSON can hold, is spelled as its escape.
+    """
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
     if text.startswith("Failed to enforce schema of data"):  # and then all of the data, and the whole signature
@@ -146,4 +149,5 @@ def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
     for tail in _TAILS:
         text = text.partition(tail)[0]
     text = " ".join(_PATH.sub("…", text[: 4 * _MAX_CHARACTERS]).split())
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -132,6 +132,10 @@ def test_a_long_message_is_cut() -> None:
     assert clean_message("x" * 10_000) == "x" * 499 + "…"
 
 
+def test_half_a_surrogate_pair_that_a_message_quotes_is_spelled() -> None:
+    assert clean_message("schema of 'a\ud800'") == "schema of 'a\\ud800'"
+
+
 def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_bytes(
         b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\nother==1; python_version < '3'\n"
