@@ -33,6 +33,7 @@
     ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed, or one too old
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
+    │   └── RegistryRefused                                      it does not let this account
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
     ├── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
     ├── BuildFailed                 500 INTERNAL_ERROR           an image that was not built or not pushed
@@ -214,6 +215,10 @@ class DeviceUnavailable(OnnxserveError):
 
 class RegistryUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
     """The MLflow server (or the artifact store behind it) does not answer."""
+
+
+class RegistryRefused(RegistryUnavailable):
+    """The MLflow server does not take the account, or lacks its permission; somebody has to put that right."""
 
 
 class StoreUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.errors import (
     ModelError,
     NotFound,
     OnnxserveError,
+    RegistryRefused,
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.processes import backoff_seconds
@@ -209,8 +210,8 @@ class VersionResolver:
                 model.error = resolution
                 if isinstance(resolution, NotFound):
                     model.error = NotFound(f"{ref.uri}: {resolution.message}")
-                # what is not found or wrong may be put right by somebody at any moment
-                if not isinstance(resolution, NotFound | InvalidConfig):
+                # what is not found, wrong or not permitted may be put right by somebody at any moment
+                if not isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
                     model.poll_failures += 1
                     model.next_poll = now + self.polling.pause(model.poll_failures)
             if is_wanted_again:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -183,7 +183,8 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
 
     Raises:
         NotFound: the server answers that the thing does not exist.
-        RegistryUnavailable: the server does not answer, refuses the request, or fails.
+        RegistryUnavailable: the server does not answer, or fails.
+        RegistryRefused: it refuses the account.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -195,13 +196,13 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{error.error_code}: ')}") from None
-        raise RegistryUnavailable(unavailable_message(what, where, error)) from None
+        raise registry_failure(what, where, error) from None
     except (RequestException, OSError) as error:
-        raise RegistryUnavailable(unavailable_message(what, where, error)) from None
+        raise registry_failure(what, where, error) from None
 
 
-def unavailable_message(what: str, where: str, error: Exception) -> str:
-    """Return the message for a `RegistryUnavailable`, in one line and without credentials."""
+def registry_failure(what: str, where: str, error: Exception) -> RegistryUnavailable:
+    """Return an error of MLflow, or of an artifact store, as ours: in one line and without credentials."""
     from requests.utils import get_environ_proxies, select_proxy  # what MLflow's client goes by
 
     if not where:
@@ -210,7 +211,21 @@ def unavailable_message(what: str, where: str, error: Exception) -> str:
         if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
             host = proxy.rpartition("@")[2]  # without its user and password
             where += f" (asked through the proxy {host}; NO_PROXY names the hosts that need none)"
-    return f"{what}: {where} does not answer as it should: {_reason(error)}"
+    if refusal := _refusal(error):
+        return RegistryRefused(f"{what}: {where} refuses {refusal}")
+    return RegistryUnavailable(f"{what}: {where} does not answer as it should: {_reason(error)}")
+
+
+def _refusal(error: Exception) -> str:
+    """Return what MLflow refuses, and why; empty if the error is another one, as the page of a proxy is."""
+    failure = _HTTP_FAILURE.match(str(error))
+    code = failure[2] if failure else getattr(error, "error_code", "")
+    if code in ("401", "UNAUTHENTICATED"):
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+        return f"the account: {names} are missing or wrong"
+    if code in ("403", "PERMISSION_DENIED") and "Response body: '<" not in str(error):
+        return "this: the account has no permission for it there, or it does not exist"
+    return ""
 
 
 def _reason(error: Exception) -> str:
@@ -226,15 +241,10 @@ def _reason(error: Exception) -> str:
             return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
         return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
-        if failure[2] == "401":
-            names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
-            return f"it refuses the account: {names} are missing or wrong"
         if failure[2] == "404":
             return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
         if "Response body: '<" in text:
             return (
                 f"its answer is a web page with the status {failure[2]}, as of a proxy before it: MLflow answers JSON"
             )
-        if failure[2] == "403":
-            return "the account has no permission for it there, or it does not exist (403)"
     return text if len(text) <= 300 else text[:297] + "…"

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.registry.connection import (
     redact_credentials,
     registry_client,
     registry_errors,
-    unavailable_message,
+    registry_failure,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 
@@ -143,7 +143,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
             f"{what} need a package that is not installed here ({error.name}): pip install {needed}"
         ) from None
     except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
-        raise RegistryUnavailable(unavailable_message(what, where, error)) from None
+        raise registry_failure(what, where, error) from None
 
 
 def _copy(folder: Path, destination: Path) -> Path:

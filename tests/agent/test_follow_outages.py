@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.statedir import (
     AGENT,
@@ -40,6 +40,21 @@ def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(cas
     case.now += 30
     assert follower.round().error == ""
     assert case.versions == {"v1": "2"}
+
+
+@pytest.mark.parametrize("error", [NotFound("no model"), RegistryRefused("no permission")])
+def test_what_somebody_may_put_right_at_any_moment_is_polled_as_often_as_ever(
+    case: Case, error: OnnxserveError
+) -> None:
+    follower = case.serving("1")
+    case.world.versions[STAGE] = error
+    before = len(case.world.resolved)
+    for _ in range(600):
+        case.now += 0.1
+        state = follower.round()
+    assert error.message in state.error
+    assert len(case.world.resolved) - before >= 25  # every other second
+    assert case.versions == {"v1": "1"}
 
 
 @pytest.mark.parametrize("error", [NotFound("no such model"), RegistryUnavailable("MLflow is down")])

@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
     no_request_timeout,
     redact_addresses,
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.registry.connection import (
 from tests.support.tracking import tracking_at
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+FAILED = "API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code"
 
 
 @pytest.fixture
@@ -98,21 +99,25 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
     )
 
 
-def test_what_the_account_may_not_read_is_told_in_words() -> None:
-    error = MlflowException(
-        "API request to endpoint /api/2.0/mlflow/registered-models/alias failed with error code 403 != 200. "
-        "Response body: 'Permission denied'"
-    )
-    with pytest.raises(RegistryUnavailable, match=r": the account has no permission for it"), registry_errors("m"):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            MlflowException(f"{FAILED} 403 != 200. Response body: 'Permission denied'"),
+            "this: the account has no permis",
+        ),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), "this: the account has no permission"),
+        (MlflowException(f"{FAILED} 401 != 200. Response body: ''"), "the account: MLFLOW_TRACKING_USERNAME and"),
+    ],
+)
+def test_what_the_account_may_not_read_is_no_outage(error: MlflowException, said: str) -> None:
+    with pytest.raises(RegistryRefused, match=f"^m: MLflow at [^ ]+ refuses {said}"), registry_errors("m"):
         raise error
 
 
 @pytest.mark.parametrize("status", [302, 403, 413])
 def test_a_page_of_a_proxy_is_told_by_its_status(status: int) -> None:
-    error = MlflowException(
-        f"API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code {status} != 200. "
-        f"Response body: '<html><body>{'nginx ' * 50}</body></html>'"
-    )
+    error = MlflowException(f"{FAILED} {status} != 200. Response body: '<html><body>{'nginx ' * 50}</body></html>'")
     said = rf": its answer is a web page with the status {status}, as of a proxy before it: MLflow answers JSON$"
     with pytest.raises(RegistryUnavailable, match=said), registry_errors("m"):
         raise error

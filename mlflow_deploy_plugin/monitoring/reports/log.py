@@ -40,8 +40,8 @@ from mlflow_deploy_plugin.registry import (
     project_run_id,
     registry_client,
     registry_errors,
+    registry_failure,
     tag_version,
-    unavailable_message,
     write_description_section,
 )
 
@@ -251,9 +251,7 @@ def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | by
         except (MlflowException, RequestException, OSError):
             raise
         except Exception as error:  # noqa: BLE001 — of the artifact store's own library: boto3, google, azure, …
-            raise RegistryUnavailable(
-                unavailable_message("the files of the report", "MLflow's artifact store", error)
-            ) from None
+            raise registry_failure("the files of the report", "MLflow's artifact store", error) from None
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:
