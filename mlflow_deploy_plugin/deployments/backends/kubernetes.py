@@ -69,6 +69,8 @@ _KINDS = (
 )
 """All that may belong to an endpoint, in the order in which it is deleted."""
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
+_CUSTOM = ("HTTPRoute", "ServiceMonitor")
+"""Kinds that are no part of Kubernetes: its role `edit` gives no right to them."""
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
@@ -348,7 +350,12 @@ class KubernetesBackend:
 
     def _delete(self, kind: str, name: str) -> bool:
         """Delete an object if it is ours; return True if it was there."""
-        found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
+        try:
+            found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
+        except ApiRefused as error:
+            if error.status != 403 or kind not in _CUSTOM:
+                raise
+            return False  # who may not see it has not made it
         if found is None or not self._is_ours(found):
             return False
         self._cluster.delete(kind, name)

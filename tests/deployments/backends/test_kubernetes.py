@@ -4,6 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.backends import kubernetes
 from mlflow_deploy_plugin.deployments.backends.kubernetes import KubernetesBackend, pod_count, pod_environment
+from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.settings import Settings
@@ -120,3 +121,27 @@ def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch:
     config = {"kubernetes.max_replicas": "9", "container.cpus": "1", "kubernetes.force_conflicts": "true"}
     with pytest.raises(DeploymentFailed, match="replicas 2"):
         KubernetesBackend(Settings(), "ml").apply(new_endpoint("f", "/model", config), print)
+
+
+class ClosedCluster:
+    """An empty cluster that has all kinds, and forbids this user to read one of them."""
+
+    def __init__(self, forbidden: str) -> None:
+        self.forbidden = forbidden
+
+    def serves(self, kind: str) -> bool:
+        return True
+
+    def get(self, kind: str, name: str) -> None:
+        if kind == self.forbidden:
+            raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
+
+
+def test_who_has_the_role_edit_need_not_see_what_operators_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("HTTPRoute", "ServiceMonitor"):
+        monkeypatch.setattr(kubernetes, "Cluster", lambda *_, kind=kind: ClosedCluster(kind))
+        KubernetesBackend(Settings(), "ml").remove("f")
+
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: ClosedCluster("Ingress"))
+    with pytest.raises(ApiRefused, match="forbids it: Ingress"):
+        KubernetesBackend(Settings(), "ml").remove("f")
