@@ -36,7 +36,7 @@ def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any)
     mlflow_app.store.record("transition", model="stepped", version="7", before="None", after="Production")
     mlflow_app.store.record("promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun})
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-    assert re.findall(r'data-label="What">(\w+)</td>\s*<td data-label="Of"> stepped', html) == ["promote"]
+    assert re.findall(r'data-label="What">(\w+)</td>\s*<td data-label="Of"> <bdi>stepped', html) == ["promote"]
 
 
 def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:
@@ -240,6 +240,11 @@ def test_the_newest_verdicts_are_shown_and_none_on_a_deleted_endpoint_of_the_nam
     part = html[html.index(f'data-part="verdicts {name}"') :]
     part = part[: part.index("</table>")]
     assert re.findall(r'<span class="mark mark-\w+">([^<]+)</span>', part) == ["drift", "violated", "kept", "error"]
+
+
+def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app: Any) -> None:
+    mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
+    assert "<bdi>مرحبا</bdi> 2" in mlflow_app.client.get(PAGE).get_data(as_text=True)
 
 
 def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
