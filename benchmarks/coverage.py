@@ -23,7 +23,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a process
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.append(sys.path.pop(1))  # this folder comes last: numba imports a `coverage`, too
+if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba would take this file for the package `coverage`
 
 from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
