@@ -85,6 +85,11 @@ def _numeric_engineered(library: Any) -> Any:
     )
 
 
+def _additive(library: Any, kind: str) -> Any:
+    # one process: joblib's own would keep that of the cases from ending
+    return _part(library, f"glassbox.ExplainableBoosting{kind}", max_rounds=50, outer_bags=2, n_jobs=1)
+
+
 def _columns() -> Any:
     numeric = make_pipeline(SimpleImputer(), StandardScaler())
     return make_column_transformer((numeric, _NUMBERS), (OneHotEncoder(handle_unknown="ignore"), ["city", "sex"]))
@@ -120,18 +125,9 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "skrub: TableVectorizer": (lambda library: make_pipeline(library.TableVectorizer(), Ridge()), ""),
     "skrub: tabular_pipeline": (lambda library: library.tabular_pipeline("classifier"), "gaps labels"),
-    "interpret: EBM, classes": (
-        lambda library: _part(library, "glassbox.ExplainableBoostingClassifier", max_rounds=50, outer_bags=2),
-        "numbers gaps classes",
-    ),
-    "interpret: EBM, regression of numbers": (
-        lambda library: _part(library, "glassbox.ExplainableBoostingRegressor", max_rounds=50, outer_bags=2),
-        "numbers",
-    ),
-    "interpret: EBM, labels of texts": (
-        lambda library: _part(library, "glassbox.ExplainableBoostingClassifier", max_rounds=50, outer_bags=2),
-        "gaps labels",
-    ),
+    "interpret: EBM, classes": (partial(_additive, kind="Classifier"), "numbers gaps classes"),
+    "interpret: EBM, regression of numbers": (partial(_additive, kind="Regressor"), "numbers"),
+    "interpret: EBM, labels of texts": (partial(_additive, kind="Classifier"), "gaps labels"),
     "ngboost: NGBRegressor": (lambda library: library.NGBRegressor(n_estimators=20, verbose=False), "numbers"),
     "ngboost: NGBClassifier": (
         lambda library: library.NGBClassifier(

@@ -71,7 +71,7 @@ def _as_tables(encoder: Any) -> CategoryTables | ColumnTransformer:
     row = pd.DataFrame({name: learned.get(name, [0.0])[:1] for name in names})
     first = _answers(encoder, row, names[0], row[names[0]].tolist())
     if first is None:
-        raise ConversionError(f"{type(encoder).__name__} refuses categories that it has learned")
+        raise ConversionError(f"{type(encoder).__name__} makes no numbers of the categories that it has learned")
     if first.size * max(map(len, learned.values())) > _MOST_NUMBERS:
         raise ConversionError(f"{type(encoder).__name__} makes more than {_MOST_NUMBERS:,} numbers of its categories")
     source = np.full(first.shape[1], -1)  # the position of the column that each number depends on
