@@ -26,6 +26,8 @@ from tests.support.raising import raise_it
 from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
+LONG_DELAY = 60_000_000
+"""Microseconds, more than a test waits for a result: one that comes was not waiting for the delay."""
 
 
 class Model:
@@ -224,24 +226,20 @@ def test_a_request_above_the_limit_runs_alone(model: Model, ask: Ask) -> None:
 
 
 def test_an_idle_model_waits_for_company_until_the_batch_is_full(model: Model, ask: Ask) -> None:
-    batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=10_000_000))
-    began = time.monotonic()
+    batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=LONG_DELAY))
     futures = [ask(batcher, rows(2, float(number))) for number in range(4)]
 
     assert [future.result(30)["y"][0, 0] for future in futures] == [0.0, 2.0, 4.0, 6.0]
     assert model.begun == [8]
-    assert time.monotonic() - began < 8
 
 
 def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model: Model, ask: Ask) -> None:
-    batcher = Batcher(model, BatchPolicy(8, (4,), 10_000_000))
-    began = time.monotonic()
+    batcher = Batcher(model, BatchPolicy(8, (4,), LONG_DELAY))
     futures = [ask(batcher, rows(2)) for _ in range(4)]
 
     for future in futures:
         future.result(30)
     assert model.begun == [4, 4]
-    assert time.monotonic() - began < 8
 
 
 def test_the_delay_ends(model: Model) -> None:
@@ -249,7 +247,7 @@ def test_the_delay_ends(model: Model) -> None:
     began = time.monotonic()
     batcher.run({"x": rows(1)})
 
-    assert 0.02 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.02
     assert model.begun == [1]
 
 
