@@ -1,4 +1,4 @@
-"""What a graph and its runner are packed into: a wheel, or a bundle for machines without network.
+"""The packages of a graph and its runner: a wheel, or a bundle for machines without network.
 
 The wheel has the graph inside: `pip install flight_delay-3-py3-none-any.whl`, `flight_delay.predict(rows)`
 (https://packaging.python.org/en/latest/specifications/binary-distribution-format/). The bundle is a folder:

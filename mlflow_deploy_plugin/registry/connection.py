@@ -25,7 +25,10 @@ _SERVICE_SETTINGS = {
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
-_HTTP_FAILURE = re.compile(r"API request to endpoint (\S+) failed with error code (\d{3})\b")
+_HTTP_FAILURE = re.compile(
+    r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
+)
+"""The route, the status, and the beginning of a web page, as of a proxy."""
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -211,21 +214,15 @@ def registry_failure(what: str, where: str, error: Exception) -> RegistryUnavail
         if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
             host = proxy.rpartition("@")[2]  # without its user and password
             where += f" (asked through the proxy {host}; NO_PROXY names the hosts that need none)"
-    if refusal := _refusal(error):
-        return RegistryRefused(f"{what}: {where} refuses {refusal}")
-    return RegistryUnavailable(f"{what}: {where} does not answer as it should: {_reason(error)}")
-
-
-def _refusal(error: Exception) -> str:
-    """Return what MLflow refuses, and why; empty if the error is another one, as the page of a proxy is."""
     failure = _HTTP_FAILURE.match(str(error))
     code = failure[2] if failure else getattr(error, "error_code", "")
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
-        return f"the account: {names} are missing or wrong"
-    if code in ("403", "PERMISSION_DENIED") and "Response body: '<" not in str(error):
-        return "this: the account has no permission for it there, or it does not exist"
-    return ""
+        return RegistryRefused(f"{what}: {where} refuses the account: {names} are missing or wrong")
+    if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
+        reason = "the account has no permission for it there, or it does not exist"
+        return RegistryRefused(f"{what}: {where} refuses this: {reason}")
+    return RegistryUnavailable(f"{what}: {where} does not answer as it should: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
@@ -243,7 +240,7 @@ def _reason(error: Exception) -> str:
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":
             return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
-        if "Response body: '<" in text:
+        if failure[3]:
             return (
                 f"its answer is a web page with the status {failure[2]}, as of a proxy before it: MLflow answers JSON"
             )

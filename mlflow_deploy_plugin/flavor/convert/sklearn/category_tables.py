@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import CategoryTable
 from mlflow_deploy_plugin.runtime import Array
 
 _NUMBERS = [0.0, 1.0, -7.5, 1e9]
-"""What is asked of a column without categories, which has to stay as it is."""
+"""The values by which a column without categories is tried: it has to stay as it is."""
 _UNKNOWN = "⟨unknown⟩"
 _REFUSED = -1.0
 """The numbers of a category that the encoder refuses, as in the graphs of scikit-learn's encoders."""
