@@ -9,6 +9,7 @@ A plain pydantic model does: pydantic-settings would cost each process of a serv
 import os
 import re
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,16 @@ def active_workspace() -> str:
         InvalidConfig: it is no name of a workspace.
     """
     context = sys.modules.get("mlflow.utils.workspace_context")  # never imported for this: MLflow takes a second
-    name = (context.get_request_workspace() if context else os.environ.get(_MLFLOW_WORKSPACE, "").strip()) or ""
+    return workspace_of({_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ)
+
+
+def workspace_of(environment: Mapping[str, str]) -> str:
+    """Return the MLflow workspace of a process with these variables; empty for the default one.
+
+    Raises:
+        InvalidConfig: it is no name of a workspace.
+    """
+    name = environment.get(_MLFLOW_WORKSPACE, "").strip()
     if name and not _WORKSPACE.fullmatch(name):
         expected = "lower-case letters, digits and - within are expected, 63 at most"
         raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: {expected} (got {name!r})")

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.manifests.served import (
     environment_of,
     http_port,
     local_files,
+    machine_name,
     refuse_strangers,
     served_spec,
 )
@@ -74,7 +75,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         **_network(spec),
     }
     document: Document = {
-        "name": spec.name.lower().replace(".", "-"),
+        "name": machine_name(spec, place).lower().replace(".", "-"),
         "services": {spec.name: {key: value for key, value in service.items() if value not in ({}, [])}},
         "volumes": {"state": {}},
     }

@@ -15,12 +15,14 @@ _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a values file with this endpoint; the namespace is the release's. Raises as `kubernetes_documents`."""
+    """Return a values file with this endpoint; the namespace is the release's. Raises as `kubernetes_documents`.
+
+    The variables of the place stand with the endpoint: others of the release may be of another workspace.
+    """
     kubernetes_documents(spec, place)
-    values: Document = {"endpoints": {spec.name: _without(spec_document(spec))}}
-    if place.environment:
-        values["environment"] = dict(place.environment)
-    return {f"{spec.name}.values.yaml": dump_documents([values])}
+    environment = {**place.environment, **spec.container.environment}
+    placed = spec.model_copy(update={"container": spec.container.model_copy(update={"environment": environment})})
+    return {f"{spec.name}.values.yaml": dump_documents([{"endpoints": {spec.name: _without(spec_document(placed))}}])}
 
 
 def values_schema() -> Document:

@@ -8,7 +8,7 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import parse_model_uri
-from mlflow_deploy_plugin.settings import workspace_environment
+from mlflow_deploy_plugin.settings import workspace_environment, workspace_of
 from mlflow_deploy_plugin.spec import EndpointSpec
 
 Document = dict[str, Any]
@@ -122,6 +122,12 @@ def asks_mlflow(spec: EndpointSpec) -> bool:
 def lacks_mlflow_address(spec: EndpointSpec) -> bool:
     """Return True if MLFLOW_TRACKING_URI is needed (`asks_mlflow`), and the spec does not set it."""
     return "MLFLOW_TRACKING_URI" not in {**spec.container.environment, **spec.container.secrets} and asks_mlflow(spec)
+
+
+def machine_name(spec: EndpointSpec, place: Place) -> str:
+    """Return the endpoint's name on a machine, where another MLflow workspace may have an endpoint of the same name."""
+    workspace = workspace_of(environment_of(spec, place))
+    return f"{workspace}_{spec.name}" if workspace else spec.name
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.manifests.served import (
     environment_of,
     http_port,
     local_files,
+    machine_name,
     refuse_strangers,
     served_spec,
 )
@@ -96,7 +97,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         raise InvalidConfig("container.network: a unit has the network of its machine; leave it out")
     if not is_loopback(spec.server.host):
         refuse_strangers(spec, f"server.host {spec.server.host}")
-    unit, container, server = f"onnxserve-{spec.name}", spec.container, spec.server
+    name, container, server = machine_name(spec, place), spec.container, spec.server
+    unit = f"onnxserve-{name}"
     served = served_spec(spec, server.host)
     credentials = {name: _plain(path) for name, path in container.secrets.items()}
     files = [_plain(path) for path in local_files(spec)]
@@ -129,7 +131,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     }
     is_low = min(http_port(spec), server.grpc_port or _FIRST_FREE_PORT) < _FIRST_FREE_PORT
     text = _UNIT.format(
-        name=spec.name,
+        name=name,
         unit=unit,
         program=PROGRAM,
         start_seconds=STARTUP_SECONDS,
@@ -137,7 +139,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         capabilities="CAP_NET_BIND_SERVICE" if is_low else "",
         **{name: "\n".join(found) for name, found in lines.items()},
     )
-    return {f"etc/systemd/system/{unit}.service": text, f"etc/onnxserve/{spec.name}.yaml": dump_spec(served)}
+    return {f"etc/systemd/system/{unit}.service": text, f"etc/onnxserve/{name}.yaml": dump_spec(served)}
 
 
 def _quoted(text: str) -> str:

@@ -92,6 +92,13 @@ def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
     )  # of a container that loopback alone reaches
 
 
+def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rendered()[0]["name"] == "flights"
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    assert rendered()[0]["name"] == "team-a_flights"
+    assert rendered({"container.environment.MLFLOW_WORKSPACE": "team-b"})[0]["name"] == "team-b_flights"
+
+
 def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
     document, spec = rendered({"container.network": "host"})
     assert document["services"]["flights"]["network_mode"] == "host"

@@ -72,7 +72,7 @@ def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpe
     for spec in specs:
         (text,) = FORMATS["helm"](spec, PLACE).values()
         rendered = yaml.safe_load(text)
-        values = {**rendered, "endpoints": {**values["endpoints"], **rendered["endpoints"]}}
+        values["endpoints"] |= rendered["endpoints"]
     found = [with_parsed_spec(document) for document in template(values)]
     assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
 
@@ -114,6 +114,25 @@ def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
         "own": "other:1",
     }
     assert {pod["resources"]["limits"]["cpu"] for pod in pods.values()} == {"2000m"}
+
+
+@NEEDS_HELM
+def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of_one() -> None:
+    values: Document = {"endpoints": {}}
+    for name, place in (("plain", Place("ml")), ("of-a", Place("ml", {"MLFLOW_WORKSPACE": "team-a"}))):
+        (text,) = FORMATS["helm"](new_endpoint(name, "models:/x/1"), place).values()
+        values["endpoints"] |= yaml.safe_load(text)["endpoints"]
+    pods = {
+        document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]["env"]
+        for document in template(values)
+        if document["kind"] == "Deployment"
+    }
+    assert pods == {"plain": None, "of-a": [{"name": "MLFLOW_WORKSPACE", "value": "team-a"}]}
+    del values["endpoints"]["plain"]
+    values["controller"] = {"enabled": True}
+    refused = helm("template", "shipped", str(CHART), values=values)
+    assert "endpoints.of-a is of the MLflow workspace team-a, and the controllers and" in refused.stderr
+    assert template({**values, "environment": {"MLFLOW_WORKSPACE": "team-a"}})
 
 
 WHOLE = {

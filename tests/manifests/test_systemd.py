@@ -94,6 +94,16 @@ def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -
     assert served.container == EndpointSpec.model_fields["container"].default
 
 
+def test_a_unit_of_another_workspace_has_a_name_a_spec_and_a_state_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    files = FORMATS["systemd"](new_endpoint("flights", "models:/flight-delay/Production"), Place())
+    unit, spec = "etc/systemd/system/onnxserve-team-a_flights.service", "etc/onnxserve/team-a_flights.yaml"
+    assert set(files) == {unit, spec}
+    assert lines(files[unit], "StateDirectory") == ["onnxserve-team-a_flights"]
+    assert f"--spec /{spec} " in files[unit]
+    assert load_specs(files[spec])[0].name == "flights"
+
+
 def test_without_auth_it_listens_on_this_machine_alone() -> None:
     (served,) = load_specs(rendered()[1])
     assert (served.server.host, served.server.port, served.server.insecure) == ("127.0.0.1", 8080, False)
@@ -117,6 +127,11 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
         ("models:/x/1", {"container.secrets.A": "store/uri"}, "'store/uri' cannot stand in a unit: an absolute path"),
         ("models:/x/1", {"container.image": "flights:3"}, "container.image: a unit runs /opt/onnxserve/bin/onnx"),
         ("models:/x/1", {"container.network": "front"}, "container.network: a unit has the network of its machine"),
+        (
+            "models:/x/1",
+            {"container.environment.MLFLOW_WORKSPACE": "../team"},
+            "MLFLOW_WORKSPACE: lower-case letters, digits and - within are expected",
+        ),
         ("models:/x/1", {"server.host": "0.0.0.0"}, "everybody who reaches server.host 0.0.0.0 could use the"),
     ],
 )
