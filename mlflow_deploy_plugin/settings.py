@@ -118,7 +118,7 @@ class Settings(BaseModel):
     older than so many days. Default: never."""
     mlflow_url: str = ""
     """Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page starts. Default:
-    its own port, else the address that the browser uses."""
+    its own port, else the address that the browser uses, if `--allowed-hosts` names it without a *."""
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 

@@ -231,7 +231,7 @@ def _reachable(servers: tuple[str, ...]) -> str:
         except requests.RequestException:
             continue
     raise RegistryUnavailable(
-        f"this MLflow server reaches itself neither at {' nor at '.join(servers)}: "
+        f"this MLflow server does not reach itself{' at ' * bool(servers)}{' or at '.join(servers)}: "
         "start it with ONNXSERVE_MLFLOW_URL set to its own address"
     )
 

@@ -271,12 +271,22 @@ class _Console:
         return f"{self._base}{path}{'?' if given else ''}{urlencode(given)}"
 
     def _servers(self) -> tuple[str, ...]:
-        """Return addresses of this MLflow server for a process of this machine, the best first."""
+        """Return addresses of this MLflow server for a process of this machine, the best first.
+
+        The process takes what answers there for MLflow. A caller can send any Host, so it counts only where the
+        operator has named it.
+        """
+        from mlflow.server.security_utils import get_allowed_hosts_from_env
+
         if known := load_settings().mlflow_url:
             return (known.rstrip("/"),)
-        host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
-        local = f"{reachable_url(host, port)}{self._prefix}"
-        return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))
+        found = []
+        if request.remote_addr:  # none at a Unix socket, where gunicorn takes SERVER_NAME from Host
+            host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
+            found.append(reachable_url(host, port))
+        if request.host in (get_allowed_hosts_from_env() or ()):
+            found.append(request.host_url.rstrip("/"))
+        return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in found))
 
 
 def _span() -> Span:

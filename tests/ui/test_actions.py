@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.ui.actions import (
     server_blocker,
     traffic_blocker,
 )
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from tests.support.console import PAGE, form, open_page
 from tests.support.waiting import wait_until
 
@@ -39,7 +40,39 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     html = wait_until(lambda: ended(browser, answer.headers["Location"]), 90, "the job has ended")
     assert 'role="alert"' in html
     # nobody listens where the test's app says it is: the one thing that this process can do is to say so
-    assert f"Not done: change the traffic of {endpoint} to champion 100. this MLflow server reaches itself" in html
+    assert f"Not done: change the traffic of {endpoint} to champion 100. this MLflow server does not reach" in html
+    assert "itself at http://localhost:80: start it" in html
+
+
+@pytest.mark.parametrize(
+    ("allowed", "sent_from", "servers"),
+    [
+        ("", "127.0.0.1", ("http://127.0.0.1:5000",)),
+        ("", "", ()),  # at a Unix socket, where gunicorn names the server after Host
+        ("10.*", "", ()),
+        ("10.6.6.6,mlflow.example", "127.0.0.1", ("http://127.0.0.1:5000", "http://10.6.6.6")),
+    ],
+)
+def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
+    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch, allowed: str, sent_from: str, servers: Any
+) -> None:
+    started: list[Job] = []
+    monkeypatch.setattr(Jobs, "start", lambda _, job, secret: started.append(job) or job)
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", allowed)
+    browser, _, token = open_page(mlflow_app)
+    browser.set_cookie(*session_of(browser), domain="10.6.6.6")
+    browser.post(
+        f"{PAGE}/act",
+        data=form(endpoint, token),
+        base_url="http://10.6.6.6",
+        environ_overrides={"REMOTE_ADDR": sent_from, "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "5000"},
+    )
+    assert [job.servers for job in started] == [servers]
+
+
+def session_of(browser: Any) -> tuple[str, str]:
+    (cookie,) = browser._cookies.values()
+    return cookie.key, cookie.value
 
 
 def ended(browser: Any, path: str) -> str:
