@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 
 _PREFIX = "ONNXSERVE_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_MLFLOW_WORKSPACE, _DEFAULT_WORKSPACE = "MLFLOW_WORKSPACE", "default"
+_MLFLOW_WORKSPACE, DEFAULT_WORKSPACE = "MLFLOW_WORKSPACE", "default"
 _WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # as MLflow has it
 _OF_WORKSPACE = "{workspace}"
 
@@ -45,7 +45,7 @@ def workspace_of(environment: Mapping[str, str]) -> str:
     if name and not _WORKSPACE.fullmatch(name):
         expected = "lower-case letters, digits and - within are expected, 63 at most"
         raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: {expected} (got {name!r})")
-    return "" if name == _DEFAULT_WORKSPACE else name
+    return "" if name == DEFAULT_WORKSPACE else name
 
 
 def workspace_query() -> str:
@@ -142,7 +142,7 @@ class Settings(BaseModel):
                 f"{_OF_WORKSPACE} into it, where their names differ, as in postgresql+psycopg://user@host/{_OF_WORKSPACE}"
             )
         file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
-        return self.store_uri.replace(_OF_WORKSPACE, self._workspace or _DEFAULT_WORKSPACE) or f"sqlite:///{file}"
+        return self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE) or f"sqlite:///{file}"
 
     @property
     def inference_log(self) -> str:

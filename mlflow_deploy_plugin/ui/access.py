@@ -80,6 +80,26 @@ def is_administrator() -> bool:
     return bool(g.onnxserve_administrator)
 
 
+def seen_workspaces() -> list[str]:
+    """Return the workspaces that the caller may see, as MLflow lists them, and that of the request; none without any.
+
+    MLflow's basic auth filters its list in the response.
+    """
+    from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
+    from mlflow.protos.service_pb2 import ListWorkspaces
+    from mlflow.server.handlers import _get_workspace_store, _wrap_response
+    from mlflow.utils.workspace_context import get_request_workspace
+
+    if not MLFLOW_ENABLE_WORKSPACES.get():
+        return []
+    found = _get_workspace_store().list_workspaces()
+    answer = _wrap_response(ListWorkspaces.Response(workspaces=[one.to_proto() for one in found]))
+    if (auth := _auth_module()) is not None:
+        auth.filter_list_workspaces(answer)
+    names = {one["name"] for one in answer.get_json().get("workspaces", ())}
+    return sorted({*names, get_request_workspace()} - {None})
+
+
 def allow_pages(method: str, *paths: str) -> None:
     """Open these paths to everybody who has an account.
 

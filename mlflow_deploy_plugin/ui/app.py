@@ -21,7 +21,13 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.server import Span
-from mlflow_deploy_plugin.settings import active_workspace, load_settings, workspace_environment, workspace_query
+from mlflow_deploy_plugin.settings import (
+    DEFAULT_WORKSPACE,
+    active_workspace,
+    load_settings,
+    workspace_environment,
+    workspace_query,
+)
 from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.access import (
@@ -34,6 +40,7 @@ from mlflow_deploy_plugin.ui.access import (
     form_token,
     hidden_endpoints,
     may_act_on,
+    seen_workspaces,
     visible_events,
 )
 from mlflow_deploy_plugin.ui.actions import no_endpoint, parse_form
@@ -255,7 +262,8 @@ class _Console:
             base=self._base,
             link=self._link,
             act=self._link("/act", beginning=_beginning()),
-            workspace=active_workspace(),
+            workspace=active_workspace() or DEFAULT_WORKSPACE,
+            workspaces=seen_workspaces(),
             only=only,
             span=_span(),
             spans=SPANS,

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask
+from mlflow.entities import Workspace
+from werkzeug.datastructures import Authorization
 
 from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
 from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
@@ -54,6 +57,26 @@ def test_a_password_is_checked_once_a_request(monkeypatch: pytest.MonkeyPatch) -
     for number in (1, 2):
         with Flask(__name__).test_request_context():
             assert [auth.authenticate_request() for _ in range(3)] == [number] * 3
+
+
+@pytest.mark.parametrize(
+    ("is_admin", "seen"), [(True, ["default", "team-a", "team-b"]), (False, ["default", "team-b"])]
+)
+def test_an_account_is_offered_the_workspaces_that_mlflow_lists_for_it_and_the_one_at_hand(
+    monkeypatch: pytest.MonkeyPatch, is_admin: bool, seen: list[str]
+) -> None:
+    from mlflow.server import auth, handlers
+
+    assert access.seen_workspaces() == []
+    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
+    known = Mock(**{"list_workspaces.return_value": [Workspace(name) for name in ("team-b", "team-a", "default")]})
+    monkeypatch.setattr(handlers, "_get_workspace_store", lambda: known)
+    monkeypatch.setattr(auth, "_auth_initialized", True)
+    monkeypatch.setattr(auth, "sender_is_admin", lambda: is_admin)
+    monkeypatch.setattr(auth, "authenticate_request", lambda: Authorization("basic", {"username": "bob"}))
+    monkeypatch.setattr(auth, "store", Mock(**{"list_accessible_workspace_names.return_value": {"team-b"}}))
+    assert access.seen_workspaces() == seen
 
 
 @pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])

@@ -11,10 +11,12 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import WorkspaceContext
+from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, open_store
+from tests.support.browser import CHROMIUM, accessibility_findings, chromium
 from tests.support.deployments import SIGNATURE, weighted_sum, working_in
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
@@ -98,12 +100,30 @@ def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_i
 
     page = workspaces.page(GATED)
     assert page.status_code == 200
-    assert "Workspace team-a" in page.text
     assert "/onnxserve?endpoint=of-a&amp;workspace=team-a" in page.text
     assert "/onnxserve/act?workspace=team-a" in page.text
     assert "/#/models/X/versions/1?workspace=team-a" in page.text
     assert "of-a" not in workspaces.page(FREE).text
     assert "of-a" not in requests.get(f"{workspaces.url}/onnxserve", timeout=60).text
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
+def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Workspaces) -> None:
+    with chromium() as browser:
+        page = browser.new_page(java_script_enabled=False)
+        page.goto(f"{workspaces.url}/onnxserve?workspace={GATED}&endpoint=of-a")
+        switch = page.get_by_label("Workspace")
+        expect(switch).to_have_value(GATED)
+        assert switch.locator("option").all_inner_texts() == ["default", GATED, FREE]
+        for wanted in (FREE, "default"):
+            switch.select_option(wanted)
+            page.get_by_role("button", name="Switch").click()
+            page.wait_for_url(f"{workspaces.url}/onnxserve?workspace={wanted}")
+            expect(switch).to_have_value(wanted)
+        scripted = browser.new_page()
+        scripted.goto(f"{workspaces.url}/onnxserve")
+        assert accessibility_findings(scripted) == []
 
 
 def test_a_workspace_that_is_not_there_is_said(workspaces: Workspaces) -> None:
