@@ -70,3 +70,21 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
     assert "<img" not in message
     assert "&lt;img src=x&gt; - wind, unseen 6 (threshold 3): new is &lt;b&gt;" in message.replace("&nbsp;", " ")
     assert "<br" in message
+
+
+def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
+    store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    value = "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
+    found = Finding("carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0)
+    assert settings.alert_config is not None
+    settings.alert_config.write_text(f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n")
+
+    record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+    send_due(store, settings)
+
+    text = next(iter(receiver.got.values()))[0]["text"]
+    for active in ("@everyone", "<!channel>", "](", "https://evil"):
+        assert active not in text
+    assert f"new values as {value!r}" in text.replace("\u200b", "")
+    assert f"{RUN}/artifacts/report.html" in text  # our own link stays one
