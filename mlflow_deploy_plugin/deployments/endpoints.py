@@ -127,14 +127,14 @@ class Endpoints:
                 raise  # the lease ended while this machine slept, and another one has changed the endpoint since
             detail = {"undone": True}  # a rollback passes over the change and its undoing
             self.store.replace_spec(old, **{**audit, "why": _undo_reason(error), "detail": detail})
-            if was_running:
-                self.progress(f"{old.name}: going back to what was served before")
-                with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
+            with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
+                if was_running:
+                    self.progress(f"{old.name}: going back to what was served before")
                     backend.apply(old, lambda line: None)
-            elif old.variants:
-                backend.stop(old.name)
-            else:
-                backend.remove(old.name)
+                elif old.variants:
+                    backend.stop(old.name)
+                else:
+                    backend.remove(old.name)
             raise
 
     def _serve(self, backend: Backend, spec: EndpointSpec) -> None:

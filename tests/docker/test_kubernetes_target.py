@@ -406,6 +406,9 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
         MlflowException, match=r"a ConfigMap .gitops. is in namespace .* already, which onnxserve has not made"
     ):
         client.create_deployment("gitops", "models:/adder/1")
+    with pytest.raises(MlflowException, match="/nosuch does not exist"):
+        client.create_deployment("gitops", "/nosuch", config={"kubernetes.force_conflicts": True})
+    assert "models:/adder/1" in cluster.kubectl("get", "configmap", "gitops", "-o", "yaml")
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
     assert len(cluster.items(kinds, "-l", "app.kubernetes.io/instance=gitops")) == 6
     cluster.kubectl("delete", "-f", "-", given=old)

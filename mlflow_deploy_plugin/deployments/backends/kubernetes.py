@@ -125,7 +125,7 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`; after a failure pods that were ready go on.
+        """Serve `spec`; after a failure pods that were ready go on, and objects taken over from others are as before.
 
         Raises as `Backend.apply`, and AlreadyExists if objects of its name are somebody else's.
         """
@@ -134,8 +134,27 @@ class KubernetesBackend:
         documents = kubernetes_documents(
             spec, Place(self.namespace, environment | workspace_environment(), self._owner)
         )
-        if not spec.kubernetes.force_conflicts:
-            self._refuse_others(documents)
+        others = self._others(documents)
+        if others and not spec.kubernetes.force_conflicts:
+            kind, owner = others[0]["kind"], _owner_of(others[0])
+            raise AlreadyExists(
+                f"a {kind} {spec.name!r} is in namespace {self.namespace} already, which "
+                f"{f'belongs to the store {owner}' if owner else 'onnxserve has not made'}; "
+                "kubernetes.force_conflicts=true takes it over"
+            )
+        try:
+            self._serve(spec, running, documents, progress)
+        except BaseException:  # also Ctrl-C
+            for document in others:
+                with suppress(DeploymentFailed):  # the first failure is the one to report
+                    self._cluster.put_back(document)
+            raise
+        return self._url(spec)
+
+    def _serve(
+        self, spec: EndpointSpec, running: Document | None, documents: list[Document], progress: Progress
+    ) -> None:
+        """Apply the documents, and wait until every pod serves `spec`."""
         pods = self._living_pods(spec.name) if running is not None else []
         before = {
             pod["metadata"]["name"]: state
@@ -165,10 +184,9 @@ class KubernetesBackend:
             with suppress(DeploymentFailed):  # it is gone, or we may not
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
-        return self._url(spec)
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        deployment = self._cluster.get("Deployment", spec.name)
+        deployment = self._own_deployment(spec.name)
         if deployment is None:
             gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` makes it again"
             return Observation("failed", gone)
@@ -208,6 +226,7 @@ class KubernetesBackend:
         They are asked from within, with the key that only the server's user reads: the API server's proxy passes no
         `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
         """
+        self._own_deployment(spec.name)
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
         command = ["python", "-c", _READ_PAGE, url, f"{STATE_FOLDER}/{LOCAL_KEY}", str(timeout_seconds)]
 
@@ -231,23 +250,17 @@ class KubernetesBackend:
 
         Raises:
             NotReady: it has no Deployment of this name: that is in another cluster, or was deleted.
-            InvalidConfig: the Deployment belongs to another store.
+            InvalidConfig: the Deployment is another's.
             DeploymentFailed: the API server does not answer, or forbids it.
         """
-        deployment = self._cluster.get("Deployment", name)
-        if deployment is None:
+        if self._own_deployment(name) is None:
             raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
-        if not self._is_ours(deployment):
-            raise InvalidConfig(
-                f"the Deployment {name!r} in namespace {self.namespace} is not of the store {self._owner}: "
-                "ONNXSERVE_STORE_URI has to be the same text as for the command that made it"
-            )
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
         """Scale to no pod, and wait until the pods have finished their requests."""
-        deployment = self._cluster.get("Deployment", name)
-        if deployment is not None and self._is_ours(deployment):
+        deployment = self._own_deployment(name)
+        if deployment is not None:
             self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
             self._wait_until_gone(name, deployment)
 
@@ -266,11 +279,13 @@ class KubernetesBackend:
 
     def poll_registry(self, name: str) -> None:
         with suppress(OnnxserveError):  # their next poll comes anyway
+            self._own_deployment(name)
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of every pod's log, each with the pod's name, and with `follow` those to come."""
+        self._own_deployment(name)
         names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
         for pod in names:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
@@ -313,6 +328,7 @@ class KubernetesBackend:
         Raises:
             NotReady: no pod is ready.
         """
+        self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
             raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
@@ -333,20 +349,30 @@ class KubernetesBackend:
         return f"{url.render_as_string(hide_password=True)}{where}"
 
     def _is_ours(self, document: Document) -> bool:
-        return bool(document["metadata"].get("annotations", {}).get(OWNER) == self._owner)
+        return _owner_of(document) == self._owner
 
-    def _refuse_others(self, documents: list[Document]) -> None:
-        """Raise AlreadyExists if an object is there that another has made: what is applied would be merged into it."""
-        for document in documents:
-            kind, name = document["kind"], document["metadata"]["name"]
-            found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
-            if found is not None and not self._is_ours(found):
-                owner = found["metadata"].get("annotations", {}).get(OWNER)
-                raise AlreadyExists(
-                    f"a {kind} {name!r} is in namespace {self.namespace} already, which "
-                    f"{f'belongs to the store {owner}' if owner else 'onnxserve has not made'}; "
-                    "kubernetes.force_conflicts=true takes it over"
-                )
+    def _others(self, documents: list[Document]) -> list[Document]:
+        """Return the objects there that others have made: what is applied would be merged into them."""
+        kinds = [(one["kind"], one["metadata"]["name"]) for one in documents if self._cluster.serves(one["kind"])]
+        found = [self._cluster.get(kind, name) for kind, name in kinds]
+        return [one for one in found if one is not None and not self._is_ours(one)]
+
+    def _own_deployment(self, name: str) -> Document | None:
+        """Return the endpoint's Deployment; None if there is none.
+
+        Raises:
+            InvalidConfig: it is another's, as are its pods: another store or GitOps has taken it over, for example.
+        """
+        found = self._cluster.get("Deployment", name)
+        if found is not None and not self._is_ours(found):
+            owner = _owner_of(found)
+            whose = f"belongs to the store {owner}" if owner else "belongs to no store"
+            raise InvalidConfig(
+                f"the Deployment {name!r} in namespace {self.namespace} {whose}, and not to {self._owner}: "
+                "ONNXSERVE_STORE_URI has to be the same text as for the command that made it, or "
+                "kubernetes.force_conflicts=true to take it over"
+            )
+        return found
 
     def _delete(self, kind: str, name: str) -> bool:
         """Delete an object if it is ours; return True if it was there."""
@@ -478,6 +504,12 @@ class KubernetesBackend:
         deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
         while self._cluster.find("Pod", {LABEL: name}) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+
+
+def _owner_of(document: Document) -> str:
+    """Return the store that an object belongs to; empty for one that onnxserve has not applied."""
+    owner: str = document["metadata"].get("annotations", {}).get(OWNER, "")
+    return owner
 
 
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:

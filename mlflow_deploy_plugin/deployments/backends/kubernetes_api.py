@@ -186,7 +186,16 @@ class Cluster:
         """Change fields of an object. Raises DeploymentFailed as `apply`."""
         self._patch(kind, name, change, "application/merge-patch+json")
 
-    def _patch(self, kind: str, name: str, change: Document, content_type: str, **query: str) -> None:
+    def put_back(self, document: Document) -> None:
+        """Make an object what it was when it was read. Raises DeploymentFailed as `apply`."""
+        metadata, kind = document["metadata"], document["kind"]
+        content = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
+        left_out = ("apiVersion", "kind", "metadata", "status")
+        content |= {f"/{name}": value for name, value in document.items() if name not in left_out}
+        changes = [{"op": "add", "path": path, "value": value} for path, value in content.items()]
+        self._patch(kind, metadata["name"], changes, "application/json-patch+json")
+
+    def _patch(self, kind: str, name: str, change: Document | list[Document], content_type: str, **query: str) -> None:
         """Change an object, again if it was changed at the same moment."""
         path = f"{self._path(kind)}/{name}"
         for attempt in range(_CONFLICT_TRIES):
@@ -332,7 +341,7 @@ class Cluster:
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        body: Document | None = None,
+        body: Document | list[Document] | None = None,
         content_type: str = "application/json",
         stream: bool = False,
         is_endless: bool = False,

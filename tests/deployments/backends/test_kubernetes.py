@@ -1,5 +1,9 @@
 """How many pods there are, and where they find MLflow. On a real cluster: tests/docker/test_kubernetes_target.py."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends import kubernetes
@@ -103,9 +107,12 @@ class ScalingCluster:
     def __init__(self, *_: object) -> None:
         self.replicas = 1
 
+    def serves(self, kind: str) -> bool:
+        return True
+
     def get(self, kind: str, name: str) -> Document | None:
         deployment = {"replicas": self.replicas, "template": {"spec": {"containers": []}}}
-        return {"metadata": {}, "spec": deployment} if kind == "Deployment" else None
+        return {"kind": kind, "metadata": {}, "spec": deployment} if kind == "Deployment" else None
 
     def find(self, kind: str, labels: object) -> list[Document]:
         self.replicas += 1
@@ -114,6 +121,8 @@ class ScalingCluster:
     def apply(self, document: Document, force: bool) -> None:
         if document["kind"] == "Deployment":
             raise DeploymentFailed(f"replicas {document['spec']['replicas']}")
+
+    def put_back(self, document: Document) -> None: ...
 
 
 def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +154,73 @@ def test_who_has_the_role_edit_need_not_see_what_operators_brought(monkeypatch: 
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: ClosedCluster("Ingress"))
     with pytest.raises(ApiRefused, match="forbids it: Ingress"):
         KubernetesBackend(Settings(), "ml").remove("f")
+
+
+class SharedCluster:
+    """A cluster with objects of another, which refuses the last object that is applied."""
+
+    def __init__(self, owner: str = "") -> None:
+        metadata: Document = {"name": "f", **({"annotations": {"onnxserve/owner": owner}} if owner else {})}
+        pod = {"replicas": 2, "template": {"spec": {"containers": []}}}
+        self.objects: dict[str, Document] = {
+            "ConfigMap": {"kind": "ConfigMap", "metadata": metadata, "data": {"spec.yaml": "of another"}},
+            "Deployment": {"kind": "Deployment", "metadata": metadata, "spec": pod},
+        }
+
+    def serves(self, kind: str) -> bool:
+        return True
+
+    def get(self, kind: str, name: str) -> Document | None:
+        return deepcopy(self.objects.get(kind))
+
+    def find(self, kind: str, labels: object) -> list[Document]:
+        return []
+
+    def apply(self, document: Document, force: bool) -> None:
+        if document["kind"] == "NetworkPolicy":
+            raise DeploymentFailed("the NetworkPolicy is refused")
+        self.objects[document["kind"]] = document
+
+    def put_back(self, document: Document) -> None:
+        self.objects[document["kind"]] = document
+
+    def delete(self, kind: str, name: str) -> None:
+        del self.objects[kind]
+
+
+def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SharedCluster()
+    before = deepcopy(cluster.objects)
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
+    backend = KubernetesBackend(Settings(), "ml")
+    with pytest.raises(DeploymentFailed, match="the NetworkPolicy is refused"):
+        backend.apply(new_endpoint("f", "/model", {"kubernetes.force_conflicts": "true"}), print)
+    assert {"Service", *before} < set(cluster.objects)
+    backend.remove("f")  # as `create` does when it has failed
+    assert cluster.objects == before
+
+
+SPEC = new_endpoint("f", "/model")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda backend: backend.observe(SPEC),
+        lambda backend: backend.server_pages(SPEC, "/metrics", 1.0),
+        lambda backend: backend.place("f"),
+        lambda backend: backend.stop("f"),
+        lambda backend: list(backend.logs("f", 10, False)),
+        lambda backend: backend.reached(SPEC).__enter__(),
+    ],
+    ids=["observe", "server_pages", "place", "stop", "logs", "reached"],
+)
+@pytest.mark.parametrize(
+    ("owner", "whose"), [("sqlite:///b.db on b", "belongs to the store sqlite:///b.db on b"), ("", "to no store")]
+)
+def test_pods_of_another_are_not_taken_for_the_endpoints(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[KubernetesBackend], Any], owner: str, whose: str
+) -> None:
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
+    with pytest.raises(InvalidConfig, match=f"the Deployment 'f' in namespace ml .*{whose}, and not to "):
+        ask(KubernetesBackend(Settings(), "ml"))

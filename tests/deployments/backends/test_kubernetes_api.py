@@ -35,6 +35,7 @@ class ScriptedApi:
         self.frames: list[bytes] = []
         """What a web socket gets: each with its channel first."""
         self.asked: list[str] = []
+        self.bodies: list[bytes] = []
 
     def next_answer(self, path: str) -> Answer:
         return (200, APIS) if path == "/apis" else self.script.pop(0) if self.script else (200, {})
@@ -46,7 +47,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            made.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             if self.path != "/apis":
                 made.asked.append(f"{self.command} {self.path}")
             if self.headers.get("Upgrade") == "websocket" and made.frames:
@@ -120,6 +121,17 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
         '"onnxserve" using v1: .spec.type conflict with "kubectl-edit" using v1: .spec.type; '
         "kubernetes.force_conflicts=true takes them over"
     )
+
+
+def test_an_object_is_put_back_whole_but_for_what_the_cluster_says_of_it(api: ScriptedApi) -> None:
+    metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
+    Cluster("ml").put_back({**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}})
+    assert api.asked == ["PATCH /api/v1/namespaces/ml/services/flights?fieldManager=onnxserve"]
+    assert {one["path"]: one["value"] for one in json.loads(api.bodies[-1])} == {
+        "/metadata/labels": {"app": "f"},
+        "/metadata/annotations": {},
+        "/spec": {"type": "ClusterIP"},
+    }
 
 
 def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> None:
