@@ -70,7 +70,7 @@ _LOADING = threading.Lock()
 """The client writes certificates and keys of a configuration to files, one for all who load it, and removes them at the
 end. Of two who load it at once, one would find a file empty, or leave a key behind."""
 _CONFLICT_TRIES = 6
-_CONFLICT = re.compile(r'conflict with "(?P<manager>[^"]+)"')
+_CONFLICT = re.compile(r'conflicts? with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
 
 
@@ -175,9 +175,9 @@ class Cluster:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:
                 raise
-            if not all(owner in _OUR_MANAGERS for owner in owners):
+            if others := [owner for owner in owners if owner not in _OUR_MANAGERS]:
                 raise DeploymentFailed(
-                    f"{kind} {name} has fields that {join_names(owners)} has set: {error.message}; "
+                    f"{kind} {name} has fields that {join_names(others)} has set: {error.message}; "
                     "kubernetes.force_conflicts=true takes them over"
                 ) from None
             self._patch(kind, name, document, "application/apply-patch+yaml", force="true")

@@ -89,8 +89,10 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
 
 def conflict(*managers: str) -> Answer:
     """Return the answer of an API server where others own fields of an applied document."""
-    causes = " ".join(f'conflict with "{one}" using v1: .spec.type' for one in managers)
-    return 409, {"message": f"Apply failed with {len(managers)} conflict: {causes}"}
+    if len(managers) == 1:
+        return 409, {"message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type'}
+    causes = "\n".join(f'conflicts with "{one}" using v1:\n- .spec.type' for one in managers)
+    return 409, {"message": f"Apply failed with {len(managers)} conflicts: {causes}"}
 
 
 def test_what_is_busy_or_broken_is_asked_again(api: ScriptedApi) -> None:
@@ -110,15 +112,16 @@ def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> No
 
 def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: ScriptedApi) -> None:
     cluster = Cluster("ml")
-    api.script = [conflict("onnxserve"), (200, {})]
-    cluster.apply(SERVICE)
-    assert [one.rpartition("force=")[2] for one in api.asked] == ["false", "true"]
+    for owners in (["onnxserve"], ["onnxserve", "before-first-apply"]):
+        api.script, api.asked = [conflict(*owners), (200, {})], []
+        cluster.apply(SERVICE)
+        assert [one.rpartition("force=")[2] for one in api.asked] == ["false", "true"]
     api.script = [conflict("onnxserve", "kubectl-edit")]
     with pytest.raises(DeploymentFailed) as refused:
         cluster.apply(SERVICE)
     assert str(refused.value) == (
-        "Service flights has fields that onnxserve, kubectl-edit has set: Apply failed with 2 conflict: conflict with "
-        '"onnxserve" using v1: .spec.type conflict with "kubectl-edit" using v1: .spec.type; '
+        "Service flights has fields that kubectl-edit has set: Apply failed with 2 conflicts: conflicts with "
+        '"onnxserve" using v1: - .spec.type conflicts with "kubectl-edit" using v1: - .spec.type; '
         "kubernetes.force_conflicts=true takes them over"
     )
 
