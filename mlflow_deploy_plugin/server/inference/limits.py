@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     import_redis,
 )
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import KeyEntry
 
@@ -242,7 +243,7 @@ class RedisRates:
         import_redis(url)
         storage = RedisStorage(
             url,
-            key_prefix="onnxserve:rate",
+            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # each has keys of its own
             wrap_exceptions=True,
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,

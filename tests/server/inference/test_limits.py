@@ -354,6 +354,19 @@ def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
         workers[0].check_rates(sent(), shop)
 
 
+@pytest.mark.redis
+def test_a_key_of_another_workspace_does_not_use_up_the_limit_of_one_of_its_name(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wholesale = KeyEntry(name="wholesale", scopes=("infer",), limits=("1/day",))
+    for workspace in ("team-a", "team-b", ""):
+        monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
+        limits = RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url)))
+        limits.check_rates(sent(), wholesale)
+        with pytest.raises(TooManyRequests):
+            limits.check_rates(sent(), wholesale)
+
+
 def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
     workers = [open_rate_limiter("4/minute", RedisRates(redis_url)) for _ in range(2)]
     answers = [workers[number % 2](b"shared caller") for number in range(6)]
