@@ -297,14 +297,18 @@ class Monitors:
                 return
             yield (last := (found.endpoint, found.monitor))
 
-    def newest_runs(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[str]:
-        """Return the runs of the newest windows that these monitors have judged, the newest first."""
+    def newest_of_each(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[MonitorWindow]:
+        """Return as many of the newest windows of each of these monitors, with their revisions, each oldest first."""
         row = MonitorWindowRow
-        query = select(row.start, row.id, row.run_id).filter_by(endpoint=endpoint, state="judged")
-        query = query.where(row.run_id != "").order_by(*_NEWEST_FIRST).limit(limit)
+        found: list[MonitorWindow] = []
         with self._store.transaction(is_read_only=True) as session:
-            found = [one for monitor in monitors for one in session.execute(query.filter_by(monitor=monitor))]
-        return [run_id for *_, run_id in sorted(found, reverse=True)[:limit]]
+            for monitor in monitors:
+                of = {"endpoint": endpoint, "monitor": monitor}
+                starts = select(row.start).filter_by(**of).distinct().order_by(row.start.desc()).limit(limit).subquery()
+                since = select(func.min(starts.c.start)).scalar_subquery()
+                query = select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
+                found += read_rows(session, query, MonitorWindow)
+        return found[::-1]
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -23,29 +23,24 @@ class MonitorVerdict:
     """One window of a monitor, judged or not.
 
     Attributes:
-        start / end: None if its run does not say.
         state: of the verdict; of a window without one, of the work on it.
         mark: how the page shows the state.
-        run / report: addresses within MLflow's pages; empty if there is none.
+        report: its address within MLflow's pages; empty if there is none.
         labelled_share: the share of the rows looked at that have a label, if the monitor counts them.
     """
 
     monitor: str
-    start: datetime | None
-    end: datetime | None
+    start: datetime
+    end: datetime
     state: str
     mark: Mark
     reason: str = ""
-    version: str = ""
-    run: str = ""
     report: str = ""
     labelled_share: float | None = None
 
     @property
     def window(self) -> str:
         """Return `2013-07-04` for a day, `2013-07-01 – 2013-07-03` for days, or `2013-07-04 14:00 – 15:00`."""
-        if self.start is None or self.end is None:
-            return "?"
         if self.start.time() == self.end.time() == time() and self.start < self.end:
             last = self.end - timedelta(days=1)
             return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (self.start, last)))
@@ -90,18 +85,6 @@ class MlflowPages:
             return ""
         return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
 
-    def verdicts_of(self, run_ids: Iterable[str]) -> list[MonitorVerdict]:
-        """Return the verdicts of these runs that are there, however many runs there are beside them."""
-        from mlflow.exceptions import MlflowException
-
-        found = []
-        for run_id in run_ids:
-            with suppress(MlflowException):
-                run = self.tracking.get_run(run_id)
-                if run.info.lifecycle_stage == "active":
-                    found.append(self._verdict(run))
-        return found
-
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
         """Return windows of the endpoint as the page shows them, with the reports of those that have a run."""
         from mlflow.exceptions import MlflowException
@@ -114,8 +97,8 @@ class MlflowPages:
                 monitor=one.monitor,
                 start=one.start,
                 end=one.end,
-                state=one.verdict or one.state,
-                mark=_verdict_mark(one.verdict) if one.verdict else "failed" if one.state == "failed" else "waiting",
+                state=one.verdict or ("failing" if one.attempts and one.state != "failed" else one.state),
+                mark=_mark(one),
                 reason=one.reason,
                 report=self.artifact(experiment.experiment_id, one.run_id, "report.html")
                 if experiment is not None and one.run_id
@@ -125,32 +108,11 @@ class MlflowPages:
             for one in windows
         ]
 
-    def _verdict(self, run: Any) -> MonitorVerdict:
-        tags, state = run.data.tags, run.data.tags.get("onnxserve.verdict", "")
-        return MonitorVerdict(
-            monitor=tags.get("onnxserve.monitor", ""),
-            start=_moment(tags.get("onnxserve.window.start", "")),
-            end=_moment(tags.get("onnxserve.window.end", "")),
-            state=state,
-            mark=_verdict_mark(state),
-            reason=tags.get("onnxserve.reason", ""),
-            version=tags.get("onnxserve.version", ""),
-            run=self.run(run.info.experiment_id, run.info.run_id),
-            report=self.artifact(run.info.experiment_id, run.info.run_id, "report.html"),
-            labelled_share=run.data.metrics.get("labelled_share"),
-        )
-
     def _run(self, experiment_id: str, run_id: str) -> str:
         return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
 
 
-def _verdict_mark(verdict: str) -> Mark:
-    return "alarm" if verdict in ALARMS else "undecided" if verdict in UNDECIDED else "fine"
-
-
-def _moment(tag: str) -> datetime | None:
-    """Return the time of a tag in UTC; None for anything else."""
-    try:
-        return datetime.fromisoformat(tag).astimezone(UTC)
-    except ValueError:
-        return None
+def _mark(window: MonitorWindow) -> Mark:
+    if not window.verdict:
+        return "failed" if window.state == "failed" or window.attempts else "waiting"
+    return "alarm" if window.verdict in ALARMS else "undecided" if window.verdict in UNDECIDED else "fine"

@@ -1,7 +1,7 @@
 """The content of the page: endpoints, versions, traffic, health, monitors, models, rollouts, audit trail.
 
-Endpoints come from the store and their servers, models from this MLflow server's own registry, and verdicts of monitors
-from their runs in MLflow.
+Endpoints come from the store and their servers, verdicts of monitors from the store, and models from this MLflow
+server's own registry.
 """
 
 from bisect import bisect_right
@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.registry import (
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.store import AuditEvent, Monitors, Rollout, Store
+from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.ui.access import (
     caller,
     hidden_endpoints,
@@ -54,13 +54,14 @@ from mlflow_deploy_plugin.ui.actions import (
     rollback_target_of,
     traffic_blocker,
 )
-from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
-from mlflow_deploy_plugin.ui.pictures import Pictures, endpoint_pictures
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
+from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
 
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
-_VERDICTS = 4
+_LOOKED_AT = 4
+"""Windows of a monitor among which its latest verdict is looked for."""
 _DRAWN = 6
 """Endpoints whose pictures come with the page. The others' are drawn when a reader comes to them."""
 _SHOWN = 30
@@ -141,7 +142,7 @@ class EndpointCard:
         no_traffic: why a change of traffic would be refused now; empty if it would not.
         no_rollback: why a rollback would be refused now; empty if it would not.
         rollback_to: the version or model that a rollback brings back; empty if that is not known.
-        verdicts: the latest of its monitors; none where it stands alone, with a picture of all.
+        monitors: with their newest windows; none where it stands alone, with a picture of all.
         pictures: None if the page's script gets them once they are in sight.
     """
 
@@ -151,7 +152,7 @@ class EndpointCard:
     may_act: bool
     url: str = ""
     variants: tuple[VariantRow, ...] = ()
-    verdicts: tuple[MonitorVerdict, ...] = ()
+    monitors: tuple[Timeline, ...] = ()
     pictures: Pictures | None = None
     gate_required: bool = False
     no_traffic: str = ""
@@ -265,9 +266,7 @@ def _endpoint_card(
         reason=reason,
         url=observation.url,
         variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
-        verdicts=()
-        if is_alone
-        else tuple(pages.verdicts_of(Monitors(store).newest_runs(spec.name, spec.monitors, _VERDICTS))),
+        monitors=() if is_alone else monitor_timelines(spec, store, pages, _LOOKED_AT),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",

@@ -23,7 +23,8 @@ from mlflow_deploy_plugin.deployments import (
 )
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.server import HISTORY_INTERVALS, Span
-from mlflow_deploy_plugin.store import Monitors, Rollout
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.store import Monitors, Rollout, Store
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
@@ -36,7 +37,7 @@ _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
 _CLOCK_SECONDS = 60.0
 """Two machines' clocks differ by less."""
 _HISTORY_SECONDS = 1.5
-_BARS, _WINDOWS = 60, 300
+_BARS = 60
 _QUANTILES = {"p99": 0.99, "median": 0.5}
 
 _Version = tuple[str, str]
@@ -45,15 +46,17 @@ _Version = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The newest windows of a monitor, oldest first."""
+    """The newest windows of a monitor, oldest first; `note` says why there will be no more, or what is amiss."""
 
     monitor: str
     windows: tuple[MonitorVerdict, ...]
+    note: str = ""
 
     @property
-    def latest(self) -> MonitorVerdict:
-        """Return the newest window that does not wait for its verdict; the newest one if all do."""
-        return next((one for one in reversed(self.windows) if one.mark != "waiting"), self.windows[-1])
+    def latest(self) -> MonitorVerdict | None:
+        """Return the newest window that does not wait for its verdict, else the newest one; None if there is none."""
+        newest = self.windows[::-1]
+        return next((one for one in newest if one.mark != "waiting"), newest[0] if newest else None)
 
     @property
     def alarms(self) -> int:
@@ -108,7 +111,7 @@ def endpoint_pictures(
         charts=charts,
         notice=notice,
         rollout=rollout_picture(rollouts[-1], now) if rollouts else None,
-        timelines=timelines(pages.windows(name, Monitors(store).windows(name, limit=_WINDOWS))),
+        timelines=monitor_timelines(one.endpoint.spec, store, pages, _BARS),
     )
 
 
@@ -282,17 +285,26 @@ def _evidence(trace: Sequence[Any], criteria: Sequence[str], until: float, secon
     return [Series(text, values, colour) for colour, (text, values) in enumerate(shown.items())]
 
 
-def timelines(windows: Iterable[MonitorVerdict]) -> tuple[Timeline, ...]:
-    """Return the timeline of each monitor, by name.
+def monitor_timelines(spec: EndpointSpec, store: Store, pages: MlflowPages, count: int) -> tuple[Timeline, ...]:
+    """Return the newest windows of each monitor of an endpoint, by name."""
+    monitors = Monitors(store)
+    notes = {
+        one.monitor: f"paused by {one.paused_by}" if one.paused else one.note for one in monitors.states(spec.name)
+    }
+    found = pages.windows(spec.name, monitors.newest_of_each(spec.name, spec.monitors, count))
+    return tuple(
+        Timeline(name, newest_verdicts([one for one in found if one.monitor == name], count), notes.get(name, ""))
+        for name in sorted(spec.monitors)
+    )
+
+
+def newest_verdicts(windows: Iterable[MonitorVerdict], count: int) -> tuple[MonitorVerdict, ...]:
+    """Return one verdict for each of the newest windows: of the last revision that is judged, else of the last one.
 
     Args:
-        windows: a window's revisions in their order. The last one that is judged is shown, else the last one.
+        windows: of one monitor, a window's revisions in their order.
     """
-    by_monitor: defaultdict[str, dict[tuple[datetime, datetime], MonitorVerdict]] = defaultdict(dict)
-    for one in sorted(windows, key=lambda one: one.mark not in ("waiting", "failed")):
-        if one.start is not None and one.end is not None:
-            by_monitor[one.monitor][one.end, one.start] = one
-    return tuple(
-        Timeline(name, tuple(found[times] for times in sorted(found)[-_BARS:]))
-        for name, found in sorted(by_monitor.items())
-    )
+    found = {
+        (one.end, one.start): one for one in sorted(windows, key=lambda one: one.mark not in ("waiting", "failed"))
+    }
+    return tuple(found[times] for times in sorted(found)[-count:])

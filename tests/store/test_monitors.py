@@ -94,6 +94,27 @@ def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(store: Sto
     assert monitors.windows(name, states=["judged"]) == []
 
 
+def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(store: Store, name: str) -> None:
+    monitors, minute = Monitors(store), timedelta(minutes=1)
+    for number in range(5):
+        monitors.add(name, "busy", START + 9 * DAY + number * minute, START + 9 * DAY + (number + 1) * minute)
+        monitors.add(name, "daily", START + number * DAY, START + (number + 1) * DAY)
+    monitors.add(name, "daily", START + 4 * DAY, START + 5 * DAY)
+    monitors.add(name, "removed", START, START + DAY)
+
+    found = monitors.newest_of_each(name, ["busy", "daily", "new"], 2)
+
+    assert [one.start for one in found if one.monitor == "busy"] == [
+        START + 9 * DAY + number * minute for number in (3, 4)
+    ]
+    assert [(one.start, one.revision) for one in found if one.monitor == "daily"] == [
+        (START + 3 * DAY, 1),
+        (START + 4 * DAY, 1),
+        (START + 4 * DAY, 2),
+    ]
+    assert len(found) == 5
+
+
 def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> None:
     monitors = Monitors(store)
 

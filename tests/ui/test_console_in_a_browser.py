@@ -88,7 +88,7 @@ def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
     page: Any, url: str, mlflow_app: Any, endpoint: str
 ) -> None:
     mlflow.MlflowClient().create_experiment(f"onnxserve/{endpoint}")
-    judged_window(mlflow_app.store, endpoint, "drift", datetime(2026, 11, 19, tzinfo=UTC), "drift", "a-run")
+    judged_window(mlflow_app.store, endpoint, "hits", datetime(2026, 11, 19, tzinfo=UTC), "drift", "a-run")
     page.goto(f"{url}?endpoint={endpoint}")
     page.get_by_role("link", name="report").focus()
     page.locator("figure.chart").first.evaluate("figure => { figure.dataset.isOld = '' }")

@@ -44,15 +44,17 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/judged")
     pages = MlflowPages(handlers._get_tracking_store(), "/mlflow")
     violated = window("judged", verdict="violated", run_id="a-run", figures={"labelled_share": 0.5})
-    given = [violated, window("judged", verdict="cannot tell"), window("running"), window("failed", reason="a timeout")]
+    given = [violated, window("judged", verdict="cannot tell"), window("running")]
+    given += [window("failed", reason="a timeout", attempts=5), window("pending", reason="no column", attempts=1)]
 
-    judged, undecided, running, failed = pages.windows("judged", given)
+    judged, undecided, running, failed, failing = pages.windows("judged", given)
 
     assert (judged.state, judged.mark, judged.window, judged.labelled_share) == ("violated", "alarm", "2026-11-20", 0.5)
     assert judged.report == f"/mlflow/#/experiments/{experiment}/runs/a-run/artifacts/report.html"
     assert (undecided.state, undecided.mark, undecided.report) == ("cannot tell", "undecided", "")
     assert (running.state, running.mark) == ("running", "waiting")
     assert (failed.state, failed.mark, failed.reason) == ("failed", "failed", "a timeout")
+    assert (failing.state, failing.mark, failing.reason) == ("failing", "failed", "no column")
 
 
 def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:

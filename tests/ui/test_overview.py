@@ -17,10 +17,12 @@ from mlflow_deploy_plugin.registry import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.store import Monitors, Store
+from mlflow_deploy_plugin.store.monitors import MonitorNote
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving
+from tests.support.monitors import judged_window
 
 
 def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
@@ -210,36 +212,43 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
 
     assert "<h3>Monitors</h3>" in html
-    assert f'<span class="mark mark-{mark}">{state}</span></a> <span class="muted">accuracy: 0.84 (the' in html
+    assert f'<span class="mark mark-{mark}">{state}</span> <span class="muted">accuracy: 0.84 (the' in html
     assert f"lower; {state} &lt;since&gt; 2013-07-09" in html
 
 
 def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
-    """Judge the next hour of the monitor `hits`, with a run in MLflow."""
-    client, name = mlflow.MlflowClient(), f"onnxserve/{endpoint}"
-    experiment = client.get_experiment_by_name(name)
-    start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(hours=len(Monitors(store).windows(endpoint)))
-    tags = {"verdict": verdict, "monitor": "hits", "window.start": start.isoformat(), "reason": reason}
-    run = client.create_run(
-        experiment.experiment_id if experiment else client.create_experiment(name),
-        tags={f"onnxserve.{key}": value for key, value in tags.items()},
-    )
-    window = Monitors(store).add(endpoint, "hits", start, start + timedelta(hours=1))
-    assert Monitors(store).update(replace(window, state="judged", verdict=verdict, run_id=run.info.run_id)) is not None
+    """Judge the next day of the monitor `hits`."""
+    start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(days=len(Monitors(store).windows(endpoint)))
+    judged_window(store, endpoint, "hits", start, verdict, "", reason)
 
 
-def test_the_newest_verdicts_are_shown_and_none_on_a_deleted_endpoint_of_the_name(mlflow_app: Any) -> None:
-    name = "made-anew"
-    for verdicts in (["gone"], ["too old", "error", "kept", "violated", "drift"]):
-        mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1h"}))
-        for verdict in verdicts:
-            judged(mlflow_app.store, name, verdict)
-        html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-        mlflow_app.store.remove_endpoint(name)
+def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(mlflow_app: Any) -> None:
+    name, store, monitors = "made-anew", mlflow_app.store, {f"monitors.{one}.every": "1d" for one in ("hits", "new")}
+    experiment = mlflow.MlflowClient().create_experiment(f"onnxserve/{name}")
+    store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
+    judged(store, name, "gone")
+    Monitors(store).update_state(name, "new", note=MonitorNote("cannot_run", "no column 'delay'"))
+    store.remove_endpoint(name)
+    store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
+    before = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    for day, verdict in enumerate(("kept", "violated")):
+        judged_window(store, name, "hits", datetime(2013, 7, 9 + day, tzinfo=UTC), verdict, "a-run")
+    Monitors(store).update_state(name, "new", note=MonitorNote("cannot_run", "no column 'arr_delay'"))
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    store.remove_endpoint(name)
 
-    part = html[html.index(f'data-part="verdicts {name}"') :]
-    part = part[: part.index("</table>")]
-    assert re.findall(r'<span class="mark mark-\w+">([^<]+)</span>', part) == ["drift", "violated", "kept", "error"]
+    assert rows_of_monitors(before, name) == ["hits no window yet", "new no window yet"]
+    assert rows_of_monitors(html, name) == [
+        "hits 2013-07-10 violated report",
+        "new no window yet no column &#39;arr_delay&#39;",
+    ]
+    assert f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"' in html
+
+
+def rows_of_monitors(html: str, endpoint: str) -> list[str]:
+    part = html[html.index(f'data-part="monitors {endpoint}"') :]
+    rows = re.findall("<tr>(.*?)</tr>", part[part.index("<tbody>") : part.index("</table>")], re.DOTALL)
+    return [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows]
 
 
 def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app: Any) -> None:

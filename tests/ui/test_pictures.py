@@ -28,7 +28,13 @@ from mlflow_deploy_plugin.store import Endpoint, Monitors, Rollout
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
-from mlflow_deploy_plugin.ui.pictures import Timeline, endpoint_pictures, rollout_picture, timelines, traffic_charts
+from mlflow_deploy_plugin.ui.pictures import (
+    Timeline,
+    endpoint_pictures,
+    newest_verdicts,
+    rollout_picture,
+    traffic_charts,
+)
 from tests.support.console import PAGE
 from tests.support.metrics_page import serving
 from tests.support.monitors import judged_window
@@ -185,33 +191,27 @@ def test_a_rollout_that_has_ended_has_no_step_now() -> None:
     assert ended.chart.axis.ticks[-1] == "2 min"
 
 
-def verdict(monitor: str, day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
+def verdict(day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
     start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)
-    return MonitorVerdict(monitor, start, start + timedelta(days=1), state, "fine", **more)
+    return MonitorVerdict("drift", start, start + timedelta(days=1), state, "fine", **more)
 
 
 def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:
-    again = replace(verdict("drift", 2), mark="waiting")
-    windows = [verdict("hits", 1), verdict("drift", 2), verdict("drift", 2, "drift"), again, verdict("drift", 3)]
-    (drift, hits) = timelines(windows)
-    assert [(one.window, one.state) for one in drift.windows] == [("2026-01-03", "drift"), ("2026-01-04", "no drift")]
-    assert (hits.monitor, len(hits.windows)) == ("hits", 1)
+    again = replace(verdict(2), mark="waiting")
+    found = newest_verdicts([verdict(1), verdict(2), verdict(2, "drift"), again, verdict(3)], 2)
+    assert [(one.window, one.state) for one in found] == [("2026-01-03", "drift"), ("2026-01-04", "no drift")]
 
 
 def test_while_a_window_waits_the_verdict_before_it_is_the_latest() -> None:
-    def latest(*windows: MonitorVerdict) -> MonitorVerdict:
+    def latest(*windows: MonitorVerdict) -> MonitorVerdict | None:
         return Timeline("drift", windows).latest
 
-    waiting = replace(verdict("drift", 5), mark="waiting")
-    alarm, failed = verdict("drift", 4, "drift"), replace(verdict("drift", 4), mark="failed")
+    waiting = replace(verdict(5), mark="waiting")
+    alarm, failed = verdict(4, "drift"), replace(verdict(4), mark="failed")
     assert latest(alarm, waiting) == alarm
     assert latest(failed, waiting, waiting) == failed
     assert latest(waiting) == waiting
-
-
-def test_of_a_thousand_windows_sixty_are_shown() -> None:
-    (found,) = timelines([verdict("drift", day) for day in range(1000)])
-    assert (len(found.windows), found.latest.window) == (60, "2028-09-26")
+    assert latest() is None
 
 
 def history_line(at: float, **requests: int) -> bytes:
@@ -240,7 +240,8 @@ def drawn(mlflow_app: Any) -> Iterator[str]:
     folder.mkdir(parents=True)
     lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
     (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("f", f"models:/{mlflow_app.model()}/1"))
+    monitors = {"monitors.drift.every": "1d", "monitors.hits.every": "1h"}
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("f", f"models:/{mlflow_app.model()}/1", monitors))
     yield "f"
     mlflow_app.store.remove_endpoint("f")
     (folder / "hour.jsonl").unlink()
@@ -266,6 +267,24 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlf
     report = f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"'
     assert re.search(rf'class="window window-alarm" {report} title="drift, 2026-11-19: drift"', whole)
     assert 'class="window window-waiting" title="drift, 2026-11-20: pending"' in whole
+
+
+def test_each_monitor_has_its_newest_windows_and_says_why_there_will_be_no_more(mlflow_app: Any, drawn: str) -> None:
+    monitors, start, hour = Monitors(mlflow_app.store), datetime(2026, 11, 20, tzinfo=UTC), timedelta(hours=1)
+    judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=30), "drift", "")
+    for number in range(70):
+        monitors.add("f", "hits", start + number * hour, start + (number + 1) * hour)
+    monitors.pause("f", "drift", actor="ada")
+
+    html = mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
+
+    assert re.findall(r"<h4>(\w+) <span[^>]*>([^<]*)<", html) == [
+        ("drift", "1 window, 1 alarm"),
+        ("hits", "60 windows"),
+    ]
+    assert '<p class="reason">paused by ada</p>' in html
+    assert html.count('title="hits, ') == 60
+    assert 'title="hits, 2026-11-22 21:00 – 22:00: pending"' in html
 
 
 def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None:
