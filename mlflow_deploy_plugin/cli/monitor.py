@@ -165,12 +165,12 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
     if window is not None or output != "text" or engine != "local":
         raise click.UsageError("--due judges what is due, in lines and here: it takes no --window, -o or --engine")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import find_monitor, retrain_on_alarm, run_due
+        from mlflow_deploy_plugin.controller import find_monitor, run_due
         from mlflow_deploy_plugin.monitoring import send_due
 
         found = find_monitor(deployments, name, monitor_name)
         try:
-            states = [taken.state for taken in run_due(deployments, found, click.echo, retrain_on_alarm)]
+            states = [taken.state for taken in run_due(deployments, found, click.echo)]
         finally:
             send_due(deployments.store, deployments.settings)
     if not states:

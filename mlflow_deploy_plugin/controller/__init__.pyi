@@ -14,7 +14,6 @@ from .monitors.schedule import MonitorOverview as MonitorOverview
 from .monitors.schedule import overviews as overviews
 from .retraining.plan import retraining_summary as retraining_summary
 from .retraining.trigger import request_retraining as request_retraining
-from .retraining.trigger import retrain_on_alarm as retrain_on_alarm
 from .rollouts.commands import RolloutRequest as RolloutRequest
 from .rollouts.commands import command_rollout as command_rollout
 from .rollouts.commands import controller_status as controller_status

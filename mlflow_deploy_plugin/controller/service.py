@@ -7,14 +7,11 @@ from functools import partial
 from mlflow_deploy_plugin.controller.leadership import LEASE_SECONDS, controller_name, lead_store, process_name, repeat
 from mlflow_deploy_plugin.controller.monitors.maintenance import maintain_logs
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
-from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
-from mlflow_deploy_plugin.store import Rollout
 
 _REPEAT_SECONDS = 5.0
 _AWAITED_SECONDS = 0.5
@@ -31,14 +28,9 @@ def run_controller(
         judge_seconds: a judgement that takes longer is ended.
     """
     store, say = deployments.store, deployments.progress
-    context = retraining_context(deployments, controller_name())
+    context = RetrainingContext(deployments, controller_name())
     scheduler = MonitorScheduler(
-        deployments,
-        process_name(),
-        on_alarm=retrain_on_alarm,
-        at_once=judge_at_once,
-        judging_seconds=judge_seconds,
-        lease_seconds=lease_seconds,
+        deployments, process_name(), at_once=judge_at_once, judging_seconds=judge_seconds, lease_seconds=lease_seconds
     )
     store_tasks = (
         scheduler.run,
@@ -64,18 +56,6 @@ def run_controller(
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
     """Run the retrainings of the store until `ended` is set, while no controller does."""
-    runner = RetrainingRunner(retraining_context(deployments, controller_name()))
+    runner = RetrainingRunner(RetrainingContext(deployments, controller_name()))
     task = repeat(runner.advance, _AWAITED_SECONDS)
     lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)
-
-
-def retraining_context(deployments: Deployments, actor: str) -> RetrainingContext:
-    """Return the context of retrainings whose versions are served by rollouts."""
-
-    def start(plan: RetrainPlan, version: str, why: str) -> Rollout:
-        request = RolloutRequest(
-            f"models:/{plan.model}/{version}", plan.steps, plan.step_every, min_requests=plan.min_requests, why=why
-        )
-        return start_rollout(deployments, plan.endpoint, request, actor)
-
-    return RetrainingContext(deployments, actor, start)

@@ -9,7 +9,6 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
-from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Watermark, locate_log, write_watermark
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
@@ -125,7 +124,7 @@ class MonitoredWorld:
         deployments = Deployments(store, self.settings, self.said.append)
         evaluator = Evaluator(self.answer, more.pop("count", count_rows))
         given: dict[str, Any] = {"evaluator": evaluator, "look_seconds": 0.1}
-        given |= {"lease_seconds": lease_seconds, "on_alarm": retrain_on_alarm, **more}
+        given |= {"lease_seconds": lease_seconds, **more}
         scheduler = MonitorScheduler(deployments, "the test", **given)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)
         assert lease is not None

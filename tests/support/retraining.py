@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import try_step
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import LABELS, Label, Window, labels_table
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, State
@@ -91,7 +90,7 @@ class RetrainingWorld:
 
     @property
     def context(self) -> RetrainingContext:
-        return retraining_context(self.deployments, "controller@here")
+        return RetrainingContext(self.deployments, "controller@here")
 
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}

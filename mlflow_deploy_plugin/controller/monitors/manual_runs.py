@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
     Idle,
-    OnAlarm,
     WindowRunner,
     as_judged,
     unsaved_window,
@@ -183,10 +182,8 @@ def backfill(
             yield number, len(starts), _judge_by_hand(deployments, monitor, window, judge_as_selected), True
 
 
-def run_due(
-    deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None], on_alarm: OnAlarm
-) -> Iterator[MonitorWindow]:
-    """Judge every window of the monitor that is due, oldest first, as the controller would, with its alerts.
+def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
+    """Judge every window of the monitor that is due, oldest first, as the controller would, with what follows.
 
     This is for a command that runs at its own times instead of a controller, as a CronJob does. A failed attempt ends
     it: the window stands in the store, and the next call tries again. A call before that attempt's pause is over yields
@@ -200,7 +197,7 @@ def run_due(
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
     stored.spec.monitor(monitor.name)
-    runner = WindowRunner(deployments, Evaluator(judge_and_log), say, on_alarm)
+    runner = WindowRunner(deployments, Evaluator(judge_and_log), say)
     while True:
         with _hold_lease(deployments, monitor) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
 from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
-from mlflow_deploy_plugin.controller.monitors.window_runner import MAX_ATTEMPTS, Idle, OnAlarm, WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import MAX_ATTEMPTS, Idle, WindowRunner
 from mlflow_deploy_plugin.controller.work import WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -55,7 +55,6 @@ class MonitorScheduler:
 
     Attributes:
         holder: the name under which monitors' leases are held.
-        on_alarm: begins what follows from a verdict beside alerts.
         judging_seconds: a judgement that takes longer is ended, and tried again.
         at_once: judgements at the same time, each in a process of its own.
         max_catch_up: of the windows that nobody looked at in time, only so many are judged, the newest.
@@ -65,7 +64,6 @@ class MonitorScheduler:
     deployments: Deployments
     holder: str
     _: KW_ONLY
-    on_alarm: OnAlarm
     at_once: int = AT_ONCE
     judging_seconds: float = JUDGING_SECONDS
     lease_seconds: float = 15.0
@@ -84,9 +82,7 @@ class MonitorScheduler:
         """Work until the lease is lost or `over` is set. The next leader takes over the windows being judged then."""
         workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
         evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
-        windows = WindowRunner(
-            self.deployments, evaluator, self.deployments.progress, self.on_alarm, max_catch_up=self.max_catch_up
-        )
+        windows = WindowRunner(self.deployments, evaluator, self.deployments.progress, max_catch_up=self.max_catch_up)
         work = WorkRunner("monitor", self.at_once, _FAILURE_SECONDS, monotonic=self.monotonic)
         self._watched.clear()
         try:

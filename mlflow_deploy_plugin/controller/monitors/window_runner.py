@@ -27,13 +27,13 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
     oldest_pending,
     readiness,
 )
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import Window, locate_log, microseconds, read_watermarks, window_at
-from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, MonitorResult, record_failure, record_result
+from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, record_failure, record_result
 from mlflow_deploy_plugin.processes import ProcessEnded
-from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, MonitorNote, Monitors, MonitorState, MonitorWindow
 
@@ -46,9 +46,6 @@ NO_ROWS = "the window has no rows"
 KILLED = "whoever judged it was killed, or lost the lease, in the middle of it"
 
 _LOOKED_BACK = 200
-
-OnAlarm = Callable[[Deployments, MonitorResult, LoggedRun, MonitorSpec], object]
-"""Begins what follows from a verdict beside alerts: a retraining. It is called with every verdict that is reported."""
 
 
 class Idle(Enum):
@@ -73,7 +70,6 @@ class WindowRunner:
     deployments: Deployments
     evaluator: Evaluator
     say: Callable[[str], None]
-    on_alarm: OnAlarm = lambda *_: None
     by_hand: bool = False
     max_catch_up: int = MAX_CATCH_UP
 
@@ -225,7 +221,7 @@ class WindowRunner:
             return
         try:
             record_result(store, settings, result.result, result.run.url, spec)
-            self.on_alarm(self.deployments, result.result, result.run, spec)
+            retrain_on_alarm(self.deployments, result.result, result.run, spec)
         except TRANSIENT_ERRORS:
             raise  # the next attempt sends it again
         except Exception:  # noqa: BLE001 — the window is judged, whatever keeps its verdict from being followed

@@ -1,6 +1,6 @@
 """The plan of a retraining, made once when it is asked for and never changed; and the context of its steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.monitoring import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, WaitsFor
+from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, WaitsFor
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
@@ -106,10 +106,6 @@ def retraining_summary(retraining: Retraining) -> str:
     return f"{line}; {retraining.reason}" if retraining.reason else line
 
 
-StartRollout = Callable[[RetrainPlan, str, str], Rollout]
-"""Starts the rollout of a plan's version, with the reason. Raises as `rollouts.commands.start_rollout`."""
-
-
 @dataclass(frozen=True)
 class RetrainingContext:
     """The tools of every step: it is written down, waited for, ended and announced through them.
@@ -120,7 +116,6 @@ class RetrainingContext:
 
     deployments: Deployments
     actor: str
-    start_rollout: StartRollout
 
     def now(self) -> datetime:
         """Return the time by the store's clock."""

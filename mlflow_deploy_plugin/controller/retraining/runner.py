@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.controller.leadership import reaches
 from mlflow_deploy_plugin.controller.retraining import training
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
+from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.errors import (
@@ -142,8 +143,15 @@ def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) ->
         why = "its server is out of reach from here, and no controller that reaches it has begun the rollout"
         _wait_for_server(context, one, why, "local_controller")
     else:
+        request = RolloutRequest(
+            to=f"models:/{plan.model}/{one.version}",
+            steps=plan.steps,
+            every=plan.step_every,
+            min_requests=plan.min_requests,
+            why=f"retraining {one.id}: {one.cause['why']}",
+        )
         try:
-            rollout = context.start_rollout(plan, one.version, f"retraining {one.id}: {one.cause['why']}")
+            rollout = start_rollout(context.deployments, plan.endpoint, request, context.actor)
         except AlreadyExists as error:  # another one has begun just now
             context.wait(one, error.message)
         except NotReady as error:

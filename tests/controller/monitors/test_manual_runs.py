@@ -330,7 +330,7 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
     def due() -> list[tuple[str, int]]:
         world.said.clear()
         found = find_monitor(deployments(world), "flights", None)
-        taken = manual_runs.run_due(deployments(world), found, world.said.append, lambda *_: None)
+        taken = manual_runs.run_due(deployments(world), found, world.said.append)
         return [(window.state, window.attempts) for window in taken]
 
     def fails(asked: WindowRequest) -> str:
@@ -390,4 +390,4 @@ def test_what_is_due_is_known_of_endpoints_of_the_store_alone(world: MonitoredWo
     found = find_monitor(deployments(world), "flights", None)
 
     with pytest.raises(NotFound, match="no endpoint 'flights' in the store"):
-        next(manual_runs.run_due(deployments(world), found, world.said.append, lambda *_: None))
+        next(manual_runs.run_due(deployments(world), found, world.said.append))

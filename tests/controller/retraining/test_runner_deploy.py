@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
-from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
@@ -82,13 +82,13 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
 def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     assert world.take().reason.startswith("waits for the endpoint: its server is out of reach from here")
-    start_rollouts_at(retraining_context(world.deployments, "controller@away"), "elsewhere")
+    start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
     assert "out of reach" in world.latest().reason
 
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
-    start_rollouts_at(retraining_context(world.deployments, "controller@away"), "elsewhere")
+    start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
     assert "out of reach" in world.latest().reason
-    start_rollouts_at(retraining_context(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT))
+    start_rollouts_at(RetrainingContext(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT))
 
     assert world.latest().reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
 
