@@ -18,8 +18,12 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
+from onnxscript import ir
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
@@ -163,12 +167,15 @@ def _to_onnx(
                 }
                 torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
                 return onnx.load_from_string(buffer.getvalue())
+            # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
+            silenced.enter_context(sdpa_kernel(SDPBackend.MATH))
             if isinstance(model, ExportedProgram):
                 return torch.onnx.export(model, **options).model_proto
             rows = Dim("batch")
             shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
             is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
             options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
+            options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
             if _leaves_out(_parameters(model), names):
                 options["kwargs"] = dict(zip(names, arguments, strict=True))
                 options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
@@ -181,6 +188,18 @@ def _to_onnx(
         if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
             reason = f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
         raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
+
+
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
+    """Translate torch's attention, which answers 0 where a mask of booleans allows nothing, as before a padded text.
+
+    The exporter's own translation answers the mean of all values there (torch 2.13).
+    """
+    answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
+    if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
+        return answer
+    allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
+    return op.Where(op.Cast(allowed, to=ir.DataType.BOOL), answer, op.CastLike(0.0, answer))
 
 
 @contextmanager

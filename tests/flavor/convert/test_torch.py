@@ -52,6 +52,20 @@ class Nested(torch.nn.Module):
         return x.sum(1), (x * 2, {"inner": x + 1})
 
 
+class Attention(torch.nn.Module):
+    """One layer of transformers: four heads under a mask of booleans, and a `reshape` that may copy or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = torch.nn.Linear(8, 24)
+
+    def forward(self, states: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.projections(states).view(*states.shape[:2], 3, 4, 2).permute(2, 0, 3, 1, 4)
+        mask = allowed[:, None, None, :].to(torch.bool)
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+        return attended.transpose(1, 2).reshape(*states.shape[:2], -1)
+
+
 class NoBatch(torch.nn.Module):
     def forward(self, x: Any) -> Any:
         return x.mean()
@@ -123,6 +137,22 @@ def test_nested_outputs_are_named_by_their_way() -> None:
 
     assert wrapped.converted.prediction == ("output_0", "output_1_0", "output_1_1.inner")
     assert wrapped.report.state == "proven"
+
+
+def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
+    def drawn(rows: int, length: int) -> dict[str, Any]:
+        random = np.random.default_rng(length)
+        return {
+            "states": random.normal(size=(rows, length, 8)).astype(np.float32),
+            "allowed": random.integers(0, 2, (rows, length)),
+        }
+
+    save_model(Attention(), tmp_path / "model", input_example=drawn(6, 5), parity_data=drawn(6, 9))
+
+    model = load_model(str(tmp_path / "model"))
+    nothing_allowed: dict[str, Any] = {"states": np.ones((1, 4, 8), np.float32), "allowed": np.zeros((1, 4), np.int64)}
+    assert model.artifact.parity_state == "proven"
+    assert not model.run(nothing_allowed)["output"].any()
 
 
 def test_table_becomes_one_input() -> None:
