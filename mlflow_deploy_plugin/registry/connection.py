@@ -7,8 +7,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable, one_line
 
@@ -140,6 +141,7 @@ def registry_client() -> "MlflowClient":
             getattr(known, variable).get()  # which the first call would do
         if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
             raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
+        withhold_credentials()
         return mlflow.MlflowClient()
     except ValueError as error:
         raise InvalidConfig(str(error)) from None
@@ -149,6 +151,35 @@ def registry_client() -> "MlflowClient":
                 "MLFLOW_TRACKING_URI is not set: the address of the MLflow server is expected, as http://mlflow:5000"
             ) from None
         raise InvalidConfig(f"MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
+
+
+@cache  # MLflow's modules are changed once
+def withhold_credentials() -> None:
+    """Make MLflow's client send its account to the hosts of its own addresses alone.
+
+    MLflow 3.17 sends it wherever the source of a version or the folder of a run leads, which authors of models choose.
+    """
+    import mlflow
+    from mlflow.store.artifact import http_artifact_repo, mlflow_artifacts_repo
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import MlflowHostCreds
+
+    def credentials(uri: str) -> Any:
+        known = get_default_host_creds(uri)
+        if _origin(uri) in map(_origin, (mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+            return known
+        tls = {name: getattr(known, name) for name in ("ignore_tls_verification", "server_cert_path")}
+        return MlflowHostCreds(uri, **tls)
+
+    for module in (http_artifact_repo, mlflow_artifacts_repo):
+        module.get_default_host_creds = credentials
+
+
+def _origin(uri: str) -> tuple[str | None, str | None, int | None]:
+    from urllib3.util import parse_url  # as requests reads it: another parser may find another host
+
+    parsed = parse_url(uri)
+    return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
 
 
 def registry_address() -> str:

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.registry.connection import (
     registry_client,
     registry_errors,
     registry_failure,
+    withhold_credentials,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 
@@ -132,6 +133,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
         raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
+    withhold_credentials()
     try:
         with registry_errors(what, where), no_request_timeout:
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,6 +21,7 @@ from mlflow_deploy_plugin.registry.connection import (
     registry_errors,
     set_service_timeouts,
 )
+from mlflow_deploy_plugin.registry.model_files import fetch
 from tests.support.tracking import tracking_at
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -77,22 +80,35 @@ def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
     assert redact_addresses(text) == public
 
 
-def test_a_server_without_a_route_is_told_without_its_page() -> None:
-    class Page(SimpleHTTPRequestHandler):
+@contextmanager
+def http_server() -> Iterator[tuple[str, list[str | None]]]:
+    """A server that finds nothing: its host with its port, and the Authorization of each request."""
+    sent: list[str | None] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(self.headers["Authorization"])
+            self.send_error(404)
+
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever).start()
         try:
-            with (
-                tracking_at(f"http://127.0.0.1:{server.server_port}"),
-                pytest.raises(RegistryUnavailable) as refused,
-                registry_errors("model x"),
-            ):
-                registry_client().get_registered_model("x")
+            yield f"127.0.0.1:{server.server_port}", sent
         finally:
             server.shutdown()
+
+
+def test_a_server_without_a_route_is_told_without_its_page() -> None:
+    with (
+        http_server() as (host, _),
+        tracking_at(f"http://{host}"),
+        pytest.raises(RegistryUnavailable) as refused,
+        registry_errors("model x"),
+    ):
+        registry_client().get_registered_model("x")
 
     assert refused.value.message.endswith(
         "it has no /api/2.0/mlflow/registered-models/get: it is an MLflow before 3, or another address is meant"
@@ -219,3 +235,33 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.stdout == "False\n1\n", ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("location", "is_own"),
+    [
+        ("mlflow-artifacts:/x", True),
+        ("http://{own}/api/2.0/mlflow-artifacts/artifacts/x", True),
+        ("http://{other}/api/2.0/mlflow-artifacts/artifacts/x", False),
+        ("mlflow-artifacts://{other}/x", False),
+        ("http://{other}\\@{own}/api/2.0/mlflow-artifacts/artifacts/x", False),  # urllib.parse finds the own host
+    ],
+)
+def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_lie(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_own: bool
+) -> None:
+    for name, value in {"USERNAME": "agent", "PASSWORD": "s3cret"}.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        http_server() as (own, sent_to_own),
+        http_server() as (other, sent_to_other),
+        tracking_at(f"http://{own}"),
+        pytest.raises(RegistryUnavailable),
+    ):
+        fetch(location.format(own=own, other=other), tmp_path, "the files")
+
+    assert bool(sent_to_own) is is_own
+    assert set(sent_to_own) <= {"Basic YWdlbnQ6czNjcmV0"}
+    assert bool(sent_to_other) is not is_own
+    assert set(sent_to_other) <= {None}
