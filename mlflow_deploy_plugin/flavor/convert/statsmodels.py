@@ -32,8 +32,13 @@ _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """Return a table, or one [N, k] array in the order of the parameters."""
-    return data if isinstance(data, pd.DataFrame) else {"": np.asarray(data, dtype=np.float64)}
+    """Return a table, of a formula's own columns, or one [N, k] array in the order of the parameters."""
+    if not isinstance(data, pd.DataFrame):
+        return {"": np.asarray(data, dtype=np.float64)}
+    if getattr(model.model, "formula", None) is None:
+        return data
+    read = {name for term in model.model.exog_names if term != "Intercept" for name in term.split(":")}
+    return data[[name for name in data if name in read]] if read and read <= set(data) else data  # else Python computes
 
 
 def forms(

@@ -87,6 +87,13 @@ def test_what_is_computed_otherwise_is_refused_with_its_flavor(name: str) -> Non
         wrap(make(), DATA)
 
 
+def test_a_formula_reads_its_own_columns_of_a_table_with_texts() -> None:
+    wrapped = wrap(MODELS["OLS by interactions"](), DATA)
+
+    assert wrapped.signature.inputs.input_names() == ["a", "b", "c"]
+    assert wrapped.report.state == "proven"
+
+
 def test_a_formula_needs_a_table() -> None:
     with pytest.raises(InvalidConfig, match="the model has a formula; give a table with its columns"):
         wrap(smf.ols("value ~ a", DATA).fit(), ROWS.to_numpy())
