@@ -16,7 +16,7 @@ from sklearn.compose import ColumnTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn.additive import as_additive, is_additive
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import CategoryTables, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import CategoryTables, sub_estimators, thawed
 from mlflow_deploy_plugin.runtime import Array
 
 _NUMBERS = [0.0, 1.0, -7.5, 1e9]
@@ -34,6 +34,7 @@ def with_category_tables(fitted: Any) -> Any:
         ConversionError: an encoder makes one number of several columns, changes a column without categories, or has
             more than `_MOST_NUMBERS`; or as `as_additive`.
     """
+    fitted = thawed(fitted)
     found = [part for part in sub_estimators(fitted) if _learned(part)]
     within = {id(getattr(part, "ordinal_encoder", None)) for part in found}
     tables: dict[int, Any] = {id(part): _as_tables(part) for part in found if id(part) not in within}

@@ -7,6 +7,7 @@ table from which a ColumnTransformer picks becomes one input [N, 1] for each col
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,13 @@ def _transforming(step: Any) -> Any:
     return Transforming(step) if replaced else step
 
 
+def _weighted(step: Any, weight: float) -> Any:
+    """Return a step of a ColumnTransformer with its weight as a step behind it."""
+    if weight == 1 or step == "drop":
+        return step
+    return Pipeline([("make", step), ("weigh", FunctionTransformer(partial(np.multiply, weight)))])
+
+
 def passes_on(step: Any) -> bool:
     """Return True if a step of a pipeline or a ColumnTransformer changes nothing."""
     return step in (None, "passthrough") or (isinstance(step, FunctionTransformer) and step.func is None)
@@ -180,6 +188,13 @@ def best_estimator(model: Any) -> Any:
             model = model.best_estimator_
         else:
             return model
+
+
+def thawed(fitted: Any) -> Any:
+    """Return the estimator, or a copy in which the frozen estimators stand themselves, as steps too."""
+    while frozen := [part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"]:
+        fitted = deepcopy(fitted, {id(part): part.estimator for part in frozen})
+    return fitted
 
 
 def is_linear(estimator: Any) -> bool:
@@ -381,7 +396,7 @@ def _merged(first: ColumnTransformer, second: ColumnTransformer) -> list[tuple[s
     for later, positions in LaterColumns.of(second).parts:
         name, step, columns = made_by[positions[0]]
         made = _places(first.output_indices_[name])
-        if first.transformer_weights or second.transformer_weights or not {*positions} <= {*made}:
+        if not {*positions} <= {*made}:
             return []
         columns, inside = column_names(columns, names), [made.index(position) for position in positions]
         if passes_on(step):
@@ -422,7 +437,11 @@ def _prepare(part: Any) -> None:
         threshold = part.tree_.threshold
         threshold[np.isinf(threshold)] = np.finfo(np.float32).max
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
-        part.transformers_ = [(name, _transforming(step), columns) for name, step, columns in part.transformers_]
+        weights, part.transformer_weights = part.transformer_weights or {}, None
+        part.transformers_ = [
+            (name, _weighted(_transforming(step), weights.get(name, 1)), columns)
+            for name, step, columns in part.transformers_
+        ]
     if isinstance(part, FeatureUnion):
         part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
     if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing; samplers of imblearn only train

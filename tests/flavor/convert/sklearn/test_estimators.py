@@ -4,14 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
-from sklearn.compose import make_column_transformer
+from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.ensemble import BaggingClassifier, GradientBoostingRegressor, RandomForestClassifier, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -52,6 +54,36 @@ def test_a_pipeline_is_looked_into() -> None:
     assert last_step(model) is model[1]
     assert estimator_input(model, table) is table
     assert isinstance(estimator_input(make_pipeline(CountVectorizer(), LogisticRegression()), table[["c"]]), pd.Series)
+
+
+@pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
+def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
+    table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": ["x", "y", "z"] * 20})
+    scaler, encoder = StandardScaler().fit(table[["a"]]), OneHotEncoder(handle_unknown="ignore").fit(table[["c"]])
+    steps: dict[str, Any] = {
+        "a scaler": FrozenEstimator(scaler),
+        "a ColumnTransformer": FrozenEstimator(make_column_transformer((scaler, ["a"]), (encoder, ["c"])).fit(table)),
+        "its steps": make_column_transformer(
+            (FrozenEstimator(make_pipeline(FrozenEstimator(scaler))), ["a"]), (FrozenEstimator(encoder), ["c"])
+        ),
+    }
+    rows = table[["a"]] if frozen == "a scaler" else table
+    model = make_pipeline(steps[frozen], LogisticRegression()).fit(rows, table.c == "x")
+
+    assert wrap(model, rows).report.state == "proven"
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(100, 3)), columns=NAMES)
+    weighted = ColumnTransformer(
+        [("scaled", StandardScaler(), [0, 1]), ("as it is", "passthrough", [2])],
+        transformer_weights={"scaled": 2.0, "as it is": 0.5},
+    )
+    steps = [make_column_transformer((MinMaxScaler(), NAMES)), weighted] if second else [weighted]
+    model = make_pipeline(*steps, KNeighborsRegressor()).fit(table, table.a)
+
+    assert wrap(model, table).report.state == "proven"
 
 
 @pytest.mark.parametrize("as_table", [True, False], ids=["by names", "by positions"])
