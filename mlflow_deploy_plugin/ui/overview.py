@@ -1,4 +1,4 @@
-"""The content of the page: endpoints, versions, traffic, health, monitors, models, rollouts, audit trail.
+"""The content of the page: alerts, endpoints, versions, traffic, health, monitors, models, rollouts, audit trail.
 
 Endpoints come from the store and their servers, verdicts of monitors from the store, and models from this MLflow
 server's own registry.
@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.registry import (
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
+from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.ui.access import (
     caller,
     hidden_endpoints,
@@ -167,12 +167,14 @@ class Overview:
     Attributes:
         pages: the first and the last endpoint of each page.
         shown: the place of this page among them.
+        alerts: all that are firing, whichever page their endpoints are on; the oldest first.
         hidden: endpoints that the caller may not see.
     """
 
     endpoints: tuple[EndpointCard, ...] = ()
     pages: tuple[tuple[str, str], ...] = ()
     shown: int = 0
+    alerts: tuple[Alert, ...] = ()
     models: tuple[ModelCard, ...] = ()
     updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
@@ -211,6 +213,7 @@ def build_overview(
     on_page = names[shown * _SHOWN :][:_SHOWN]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
+    alerts = Alerts(store).firing(only or None)
     readable = deployments.list_endpoints(on_page)
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
         metrics = list(pool.map(partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS), readable))
@@ -226,11 +229,13 @@ def build_overview(
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
     cards += [EndpointCard(one.name, "unreadable", one.reason, False) for one in unreadable if one.name in on_page]
-    hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
+    named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
+    hidden = hidden_endpoints(store, named)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
         shown=shown,
+        alerts=tuple(one for one in alerts if one.endpoint not in hidden),
         models=tuple(models),
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.monitoring.reports import build_report
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import VariantSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
-from mlflow_deploy_plugin.store import Monitors
+from mlflow_deploy_plugin.store import Alert, Alerts, Monitors
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.console import PAGE
@@ -93,6 +93,9 @@ def populate(mlflow_app: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361))))
     mlflow.MlflowClient().create_experiment(f"onnxserve/{ENDPOINT}")
+    detail = {"lines": ["drift", "- a_long_name_of_a_column" * 9], "next": f"next: onnxserve monitor list {ENDPOINT}"}
+    firing = Alert("alert", ENDPOINT, "drift", "firing", store.now(), store.now(), detail=detail)
+    Alerts(store).add_once(firing)
     monitors = Monitors(store)
     for hour, outcome in enumerate((*VERDICTS, "pending", "failed")):
         start = datetime(2026, 11, 20, hour, tzinfo=UTC)

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.registry import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
-from mlflow_deploy_plugin.store import Monitors, Store
+from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store
 from mlflow_deploy_plugin.store.monitors import MonitorNote
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE
@@ -243,6 +243,28 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
         "new no window yet no column &#39;arr_delay&#39;",
     ]
     assert f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"' in html
+
+
+def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_endpoint_is_on(mlflow_app: Any) -> None:
+    store, since = mlflow_app.store, datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
+    for number in range(31):
+        store.add_endpoint("onnxserve", new_endpoint(f"alerted-{number:02}", "models:/m/1"))
+    detail = {"lines": ["m version 3: drift", "- <delay>"], "next": "next: onnxserve retrain alerted-30"}
+    Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
+    page, own, other = (
+        mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
+    )
+    for number in range(31):
+        store.remove_endpoint(f"alerted-{number:02}")
+
+    assert 'id="endpoint-alerted-30"' not in page
+    assert '<span class="mark mark-alarm">1 firing</span>' in page
+    assert '<a href="/onnxserve?endpoint=alerted-30">alerted-30</a> <b>daily</b> since' in page
+    said = own[own.index('<ul class="alerts">') :]
+    assert " ".join(re.sub("<[^>]*>", " ", said[: said.index("</ul>")]).split()) == (
+        "daily since 2026-11-20 03:10 UTC m version 3: drift - &lt;delay&gt; next: onnxserve retrain alerted-30"
+    )
+    assert "firing" not in other
 
 
 def rows_of_monitors(html: str, endpoint: str) -> list[str]:

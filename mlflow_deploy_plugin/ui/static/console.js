@@ -82,7 +82,7 @@ class Page {
     const parts = [...document.querySelectorAll("[data-part]")];
     const found = new Map([...fresh.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
     if (found.size !== parts.length || parts.some((part) => !found.has(part.dataset.part))) {
-      if (reading === null && !isUsed(document.querySelector("main"))) location.reload();
+      if (reading === null && ![...document.querySelectorAll("main, header form")].some(isUsed)) location.reload();
     }
     for (const part of parts) {
       const now = found.get(part.dataset.part);
