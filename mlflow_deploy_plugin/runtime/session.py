@@ -227,6 +227,12 @@ def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
     options.log_severity_level = 3
     # Spinning threads take the core from the other workers: measured, it matters from two sessions on few cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
+
+
+def operators_of(session: Any) -> set[str]:
+    """Return the operators that a session of `session_options` runs, after its optimizations."""
+    return {node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()}

@@ -29,6 +29,12 @@ ZIPMAP = (
 FIXED = "g (float[2,2] X) => (float[2,2] y) { y = Neg(X) }"
 
 
+RECURRENT = """g (float[N,L,1] x) => (float[1,N,1] h) <float[1,3,1] w = {1, 1, 1}> {
+  steps = Transpose<perm = [1, 0, 2]>(x)
+  every, h = GRU<hidden_size = 1>(steps, w, w)
+}"""
+
+
 def column(name: str, kind: str = "double") -> dict[str, Any]:
     return {"name": name, "type": kind, "required": True}
 
@@ -100,6 +106,17 @@ def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
         with pytest.raises(InferenceError, match="running Cast node"):
             model.run({"s": np.full((rows, 1), "no number", dtype=object)})
     assert capfd.readouterr().err == ""  # else callers could fill the log, with lines of another format
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
+def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, RECURRENT))
+
+    with pytest.raises(InferenceError, match="'x' is empty, which its GRU does not take"):
+        model.run({"x": np.zeros(shape, np.float32)})
+    assert model.run({"x": np.zeros((2, 5, 1), np.float32)})["h"].shape == (1, 2, 1)
 
 
 def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
