@@ -8,7 +8,6 @@ from .connection import redact_credentials as redact_credentials
 from .connection import registry_address as registry_address
 from .connection import registry_client as registry_client
 from .connection import registry_errors as registry_errors
-from .connection import registry_failure as registry_failure
 from .connection import set_service_timeouts as set_service_timeouts
 from .model_files import LoggedColumns as LoggedColumns
 from .model_files import download as download

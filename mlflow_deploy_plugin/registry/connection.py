@@ -30,6 +30,18 @@ _HTTP_FAILURE = re.compile(
     r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
 )
 """The route, the status, and the beginning of a web page, as of a proxy."""
+_PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
+"""The answer of an MLflow server about a file in an artifact store of its own."""
+_FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
+_STATUS = re.compile(r"\b(\d{3}) Client Error")
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_STORE = "the artifact store"
+_STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
+_STORE_LACKS = re.compile(r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound")
+_STORE_REFUSES = re.compile(
+    r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
+    r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed"
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -208,45 +220,48 @@ def ignore_warnings() -> None:
 
 
 @contextmanager
-def registry_errors(what: str, where: str = "") -> Iterator[None]:
-    """Turn MLflow's errors into ours.
+def registry_errors(what: str) -> Iterator[None]:
+    """Turn the errors of MLflow, and of the artifact store that its client writes to, into ours.
 
     Args:
         what: the thing that is requested, for the message, e.g. "run 1a2b".
-        where: the server, if it is not the registry.
 
     Raises:
         NotFound: the server answers that the thing does not exist.
         RegistryUnavailable: the server does not answer, or fails.
         RegistryRefused: it refuses the account.
     """
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
+    from mlflow.exceptions import MlflowException, RestException
 
     try:
         with warnings.catch_warnings():
             ignore_warnings()
             yield
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{error.error_code}: ')}") from None
-        raise registry_failure(what, where, error) from None
-    except (RequestException, OSError) as error:
-        raise registry_failure(what, where, error) from None
+    except (MlflowException, OSError) as error:
+        code = getattr(error, "error_code", "")
+        is_answer = isinstance(error, RestException | OSError) or _HTTP_FAILURE.match(str(error))
+        if code in _REFUSED and not is_answer:  # MLflow's client found it at the artifact store
+            raise store_failure(what, _STORE, error) from None
+        raise _registry_failure(what, error) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _STORE_LIBRARIES:
+            raise
+        raise store_failure(what, _STORE, error) from None
 
 
-def registry_failure(what: str, where: str, error: Exception) -> RegistryUnavailable:
-    """Return an error of MLflow, or of an artifact store, as ours: in one line and without credentials."""
+def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
     from requests.utils import get_environ_proxies, select_proxy  # what MLflow's client goes by
 
-    if not where:
-        address = registry_address()
-        where = f"MLflow at {address}"
-        if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
-            host = proxy.rpartition("@")[2]  # without its user and password
-            where += f" (asked through the proxy {host}; NO_PROXY names the hosts that need none)"
-    failure = _HTTP_FAILURE.match(str(error))
-    code = failure[2] if failure else getattr(error, "error_code", "")
+    code = getattr(error, "error_code", "")
+    if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{code}: ')}")
+    failure, status = _HTTP_FAILURE.match(str(error)), _STATUS.search(str(error))
+    code = failure[2] if failure else status[1] if status else code
+    address = registry_address()
+    where = f"MLflow at {address}"
+    if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
+        host = proxy.rpartition("@")[2]  # without its user and password
+        where += f" (asked through the proxy {host}; NO_PROXY names the hosts that need none)"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
         return RegistryRefused(f"{what}: {where} refuses the account: {names} are missing or wrong")
@@ -256,8 +271,32 @@ def registry_failure(what: str, where: str, error: Exception) -> RegistryUnavail
     return RegistryUnavailable(f"{what}: {where} does not answer as it should: {_reason(error)}")
 
 
-def _reason(error: Exception) -> str:
+def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
+    """Return an error of an artifact store as ours, in one line and without credentials.
+
+    Args:
+        store: the store that was asked; empty if MLflow's server was asked for the files.
+    """
+    text, code = one_line(error), getattr(error, "error_code", "")
+    account = "the account"
+    if not store:
+        if (answer := _PROXIED.search(text)) is None:
+            return _registry_failure(what, error)
+        store, account = f"the artifact store of MLflow at {registry_address()}", "the account of MLflow's server"
+        code, text = answer[1], answer[2]
+    elif store.startswith("s3:") or "boto" in type(error).__module__:
+        account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
+    if code == "RESOURCE_DOES_NOT_EXIST" or _STORE_LACKS.search(text):
+        return NotFound(f"{what}: {store} does not have it: {_reason(text)}")
+    if code in _REFUSED or _STORE_REFUSES.search(text):
+        return RegistryRefused(f"{what}: {store} refuses {account}: {_reason(text)}")
+    return RegistryUnavailable(f"{what}: {store} does not answer as it should: {_reason(text)}")
+
+
+def _reason(error: object) -> str:
     text = redact_credentials(one_line(error))
+    if failed := _FAILED_FILE.match(text):
+        text = f"{failed[1]}: {failed[2]}"
     if "Max retries exceeded" in text or "Connection refused" in text:
         if "Connection refused" in text:
             return "connection refused"

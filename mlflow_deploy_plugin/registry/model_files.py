@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +14,16 @@ from mlflow_deploy_plugin.errors import (
     InvalidConfig,
     NotFound,
     NotInstalled,
-    OnnxserveError,
     RegistryUnavailable,
     did_you_mean,
 )
 from mlflow_deploy_plugin.registry.connection import (
+    ignore_warnings,
     no_request_timeout,
     redact_credentials,
     registry_client,
     registry_errors,
-    registry_failure,
+    store_failure,
     withhold_credentials,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
@@ -118,7 +119,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         what: the thing that is fetched, for the message.
 
     Raises:
-        NotFound: MLflow's server says that it does not exist.
+        NotFound: MLflow's server, or the artifact store, says that it does not exist.
         InvalidConfig: MLflow knows no artifact store of this scheme.
         NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
@@ -128,24 +129,23 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
     scheme = urlparse(location).scheme
-    where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
+    store = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
     stores = get_registered_artifact_repositories()
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
         raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
     withhold_credentials()
     try:
-        with registry_errors(what, where), no_request_timeout:
+        with warnings.catch_warnings(), no_request_timeout:
+            ignore_warnings()
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
-    except OnnxserveError:
-        raise
     except ImportError as error:
         needed = _PACKAGES.get(scheme, error.name or "another package")
         raise NotInstalled(
             f"{what} need a package that is not installed here ({error.name}): pip install {needed}"
         ) from None
     except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
-        raise registry_failure(what, where, error) from None
+        raise store_failure(what, store, error) from None
 
 
 def _copy(folder: Path, destination: Path) -> Path:

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -9,10 +10,14 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import NoCredentialsError
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
+from requests import HTTPError
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.errors import InvalidConfig, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
     no_request_timeout,
     redact_addresses,
@@ -20,6 +25,7 @@ from mlflow_deploy_plugin.registry.connection import (
     registry_client,
     registry_errors,
     set_service_timeouts,
+    store_failure,
 )
 from mlflow_deploy_plugin.registry.model_files import fetch
 from tests.support.tracking import tracking_at
@@ -129,6 +135,88 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
 def test_what_the_account_may_not_read_is_no_outage(error: MlflowException, said: str) -> None:
     with pytest.raises(RegistryRefused, match=f"^m: MLflow at [^ ]+ refuses {said}"), registry_errors("m"):
         raise error
+
+
+FILES = "The following failures occurred while downloading one or more artifacts from s3://b/1:\n"
+HEAD = "An error occurred ({}) when calling the HeadObject operation: {}"
+KEYS = r"\(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role\)"
+ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "kind", "said"),
+    [
+        (
+            "s3://b",
+            MlflowException(
+                f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'Forbidden')}\n##### File b #####\nno"
+            ),
+            RegistryRefused,
+            rf"s3://b refuses the account {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
+        ),
+        (
+            "s3://b",
+            MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
+            RegistryRefused,
+            rf"s3://b refuses the account {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
+        ),
+        ("s3://b", NoCredentialsError(), RegistryRefused, rf"s3://b refuses the account {KEYS}: Unable to locate cr.*"),
+        (
+            "gs://b",
+            OSError("403 GET https://storage/b/o: sa@x does not have storage.objects.list access"),
+            RegistryRefused,
+            "gs://b refuses the account: 403 GET .*list access",
+        ),
+        (
+            "s3://b",
+            MlflowException(f"{FILES}##### File x #####\n{HEAD.format(404, 'Not Found')}"),
+            NotFound,
+            r"s3://b does not have it: x: An error occurred \(404\) .*",
+        ),
+        (
+            "s3://b",
+            MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST),
+            NotFound,
+            "s3://b does not have it: no bucket",
+        ),
+        (
+            "",
+            HTTPError(ANSWER.format(403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}')),
+            RegistryRefused,
+            "the artifact store of MLflow at [^ ]+ refuses the account of MLflow's server: Access Denied",
+        ),
+        (
+            "",
+            HTTPError(ANSWER.format(401, "You are not authenticated.")),
+            RegistryRefused,
+            "MLflow at [^ ]+ refuses the account: MLFLOW_TRACKING_USERNAME .*",
+        ),
+        ("s3://b", OSError("Connection refused"), RegistryUnavailable, "s3://b does not answer as it should: conn.*"),
+    ],
+)
+def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
+    store: str, error: Exception, kind: type[Exception], said: str
+) -> None:
+    failure = store_failure("the files", store, error)
+    assert type(failure) is kind
+    assert re.fullmatch(f"the files: {said}", failure.message), failure.message
+
+
+def test_a_store_that_takes_no_files_is_told_in_one_line_and_not_taken_for_mlflow() -> None:
+    for error in (
+        S3UploadFailedError("Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied"),
+        MlflowException("Failed to list artifacts in s3://b: Access Denied", PERMISSION_DENIED),
+    ):
+        with (
+            pytest.raises(RegistryRefused, match=r"^run r: the artifact store refuses the account.*: Failed to"),
+            registry_errors("run r"),
+        ):
+            raise error
+
+
+def test_an_error_of_nobody_else_is_not_taken_for_one_of_mlflow() -> None:
+    with pytest.raises(ZeroDivisionError), registry_errors("run r"):
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("status", [302, 403, 413])

@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.registry import (
     project_run_id,
     registry_client,
     registry_errors,
-    registry_failure,
     tag_version,
     write_description_section,
 )
@@ -238,20 +237,12 @@ def _time(text: str) -> datetime | None:
 
 
 def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | bytes]) -> None:
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-
     with TemporaryDirectory() as folder:
         for name, content in files.items():
             target = Path(folder) / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content.encode() if isinstance(content, str) else content)
-        try:
-            client.log_artifacts(run_id, folder)
-        except (MlflowException, RequestException, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 — of the artifact store's own library: boto3, google, azure, …
-            raise registry_failure("the files of the report", "MLflow's artifact store", error) from None
+        client.log_artifacts(run_id, folder)
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from boto3.exceptions import S3UploadFailedError
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
@@ -290,15 +291,12 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
 def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class UploadFailed(Exception):
-        """An error like boto3's."""
-
     def fail(*_arguments: Any) -> Any:
-        raise UploadFailed("Could not connect to the endpoint URL: http://s3.example/reports")
+        raise S3UploadFailedError("Could not connect to the endpoint URL: http://s3.example/reports")
 
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
 
-    with pytest.raises(RegistryUnavailable, match=r"MLflow's artifact store does not answer .* http://s3\.example"):
+    with pytest.raises(RegistryUnavailable, match=r"the artifact store does not answer .* http://s3\.example"):
         log_result(result_of(endpoint="artifacts"), {"a.txt": "a"})
 
 
