@@ -42,6 +42,7 @@ _STORE_REFUSES = re.compile(
     r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
     r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed"
 )
+_SQL = re.compile(r"\(raised as a result of [^)]*\) | \[SQL: .*")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -294,7 +295,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
 
 
 def _reason(error: object) -> str:
-    text = redact_credentials(one_line(error))
+    text = _SQL.sub("", redact_credentials(one_line(error)))
     if failed := _FAILED_FILE.match(text):
         text = f"{failed[1]}: {failed[2]}"
     if "Max retries exceeded" in text or "Connection refused" in text:

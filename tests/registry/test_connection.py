@@ -238,6 +238,20 @@ def test_a_proxy_whose_mlflow_is_away_is_told_by_its_status() -> None:
         raise error
 
 
+def test_a_database_that_mlflow_cannot_write_is_told_without_its_sql() -> None:
+    error = RestException(
+        {
+            "error_code": "BAD_REQUEST",
+            "message": "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+            "(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction\n"
+            "[SQL: INSERT INTO runs (run_uuid) VALUES (%(run_uuid)s)]\n[parameters: {'run_uuid': 'a'}]",
+        }
+    )
+    said = r"as it should: BAD_REQUEST: \(psycopg.errors.ReadOnlySqlTransaction\) cannot .* read-only transaction$"
+    with pytest.raises(RegistryUnavailable, match=said), registry_errors("m"):
+        raise error
+
+
 def test_a_certificate_that_is_not_trusted_is_told_with_the_setting_that_names_its_authority() -> None:
     error = MlflowException(
         "Max retries exceeded with url: /x (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
@@ -345,7 +359,7 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
         http_server() as (own, sent_to_own),
         http_server() as (other, sent_to_other),
         tracking_at(f"http://{own}"),
-        pytest.raises(RegistryUnavailable),
+        pytest.raises((NotFound, RegistryUnavailable)),
     ):
         fetch(location.format(own=own, other=other), tmp_path, "the files")
 
