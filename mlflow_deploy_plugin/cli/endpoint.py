@@ -287,7 +287,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     from mlflow_deploy_plugin.store import unknown_endpoint
 
     with opened_store() as store:
-        if name is not None and name not in store.names() and not store.events(name, limit=1):
+        if name is not None and name not in store.names() and next(store.events(name), None) is None:
             raise unknown_endpoint(name, store.names(deleted=True))
         events = event_history(store, name, model, limit)
         lines = map(event_as_json, events)

@@ -39,11 +39,11 @@ def event_history(store: "Store", endpoint: str | None, model: str | None, limit
     The events of an endpoint include those of the registered models that it serves, unless `model` names one.
     """
     newest_first = limit is not None
-    found = [store.iter_events(endpoint, model, newest_first=newest_first)]
+    found = [store.events(endpoint, model, newest_first=newest_first)]
     if endpoint is not None and model is None:
         for name in models_served_by(store, endpoint) or ():
             # an event of a model that names an endpoint belongs to that endpoint's trail
-            events = store.iter_events(None, name, newest_first=newest_first)
+            events = store.events(None, name, newest_first=newest_first)
             found.append(event for event in events if not event.endpoint)
     ordered = merge(*found, key=attrgetter("at"), reverse=newest_first)
     return ordered if limit is None else reversed([*islice(ordered, limit)])
@@ -94,7 +94,7 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
         from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
 
         spec = None
-        for event in store.iter_events(endpoint, newest_first=True):
+        for event in store.events(endpoint, newest_first=True):
             if text := event.detail.get("spec"):
                 try:
                     spec = load_specs(text, may_be_empty=True)[0]

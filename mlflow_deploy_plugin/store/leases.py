@@ -120,4 +120,4 @@ def held_row(session: Session, lease: Lease) -> LeaseRow | None:
     What this transaction writes is then written under the lease.
     """
     row = session.get(LeaseRow, lease.name, with_for_update=True)
-    return row if row is not None and row.token == lease.token and row.holder else None
+    return row if row is not None and row.token == lease.token else None

@@ -263,22 +263,12 @@ class Store:
                 write_event(session, event)
 
     def events(
-        self, endpoint: str | None = None, model: str | None = None, limit: int | None = None
-    ) -> list[AuditEvent]:
-        """Return the audit events of this endpoint and model (None: of any), oldest first; with `limit` the newest.
-
-        Events outlive their endpoint and model.
-        """
-        query = select(AuditRow).filter_by(**given(endpoint=endpoint, model=model))
-        query = query.order_by(AuditRow.id.desc()).limit(limit)
-        return self.read(query, AuditEvent)[::-1]
-
-    def iter_events(
         self, endpoint: str | None = None, model: str | None = None, *, newest_first: bool = False
     ) -> Iterator[AuditEvent]:
-        """Yield the events that `events` returns, read a thousand at a time: the trail may be larger than the memory.
+        """Yield the audit events of this endpoint and model (None: of any), oldest first. Events outlive both.
 
-        Between two reads the store is not held, so that an event that is written meanwhile may come, too.
+        They are read a thousand at a time, as the trail may be larger than the memory. Between two reads the store is
+        not held, so that an event that is written meanwhile may come, too.
         """
         query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
@@ -350,7 +340,7 @@ class Store:
                 row = session.get(LeaseRow, name, with_for_update=True)
                 if row is None:
                     session.add(row := LeaseRow(name=name))
-                elif row.holder:  # one without was given back by an onnxserve that kept such rows
+                else:
                     current = row.token, row.renewals
                     seen, since = self._leases_seen.get(name, (current, monotonic))
                     since = since if seen == current else monotonic
@@ -386,7 +376,7 @@ class Store:
         """Return the lease of this name as others see it; None if nobody holds it."""
         with self.transaction(is_read_only=True) as session:
             row = session.get(LeaseRow, name)
-            return from_row(row, LeaseView) if row is not None and row.holder else None
+            return None if row is None else from_row(row, LeaseView)
 
     def close(self) -> None:
         self._engine.dispose()

@@ -321,7 +321,7 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
     """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
     with suppress(OnnxserveError):
-        for event in trail.store().iter_events(model=model, newest_first=True):
+        for event in trail.store().events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 return False  # another model had this name: its numbers are not those of this one
             moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None

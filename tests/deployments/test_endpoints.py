@@ -39,7 +39,7 @@ def silently(line: str) -> None:
 
 def events(endpoint: str) -> list[AuditEvent]:
     with open_deployments(silently) as deployments:
-        return deployments.store.events(endpoint)
+        return [*deployments.store.events(endpoint)]
 
 
 def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:

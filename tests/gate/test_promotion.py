@@ -25,7 +25,7 @@ def stages(client: MlflowClient) -> dict[int, str]:
 def events() -> list[AuditEvent]:
     store = open_store(load_settings().store_url)
     try:
-        return store.events(model="toy")
+        return [*store.events(model="toy")]
     finally:
         store.close()
 

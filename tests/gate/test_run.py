@@ -24,7 +24,7 @@ def policy(folders: dict[str, Path], registry: MlflowClient) -> None:
 def events() -> list[AuditEvent]:
     store = open_store(load_settings().store_url)
     try:
-        return store.events(model="toy")
+        return [*store.events(model="toy")]
     finally:
         store.close()
 

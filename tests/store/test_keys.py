@@ -60,8 +60,8 @@ def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     (one, first), (other, second) = keys.create("a", ["infer"], actor="ada"), keys.create("b", ["infer"])
     assert first != second
     assert len(first) > 40
-    assert first not in repr([one, other, store.events()])
+    assert first not in repr([one, other, *store.events()])
     assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
         ("key.create", "ada", "key a")
     ]
-    assert store.events()[0].detail == {"scopes": ["infer"], "endpoints": [], "limits": []}
+    assert next(store.events()).detail == {"scopes": ["infer"], "endpoints": [], "limits": []}

@@ -107,7 +107,7 @@ def test_a_change_is_written_together_with_its_event(machines: tuple[Machine, Ma
     with pytest.raises(AlreadyExists):
         store.add_rollout(name, {}, "starting", begun)
 
-    assert store.events(name) == [begun, replace(begun, action="rollout.step")]
+    assert [*store.events(name)] == [begun, replace(begun, action="rollout.step")]
 
 
 def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, Machine], name: str) -> None:

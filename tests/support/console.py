@@ -11,8 +11,7 @@ API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"
 
 
 def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
-    found: list[AuditEvent] = mlflow_app.store.events(model=model)
-    return found
+    return [*mlflow_app.store.events(model=model)]
 
 
 def move(mlflow_app: Any, model: str, version: str, stage: str, base: str = API, **more: Any) -> Any:

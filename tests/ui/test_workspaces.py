@@ -43,7 +43,7 @@ class Workspaces:
         with WorkspaceContext(workspace):
             store = open_store(load_settings().store_url)
         try:
-            return store.events(model="X")
+            return [*store.events(model="X")]
         finally:
             store.close()
 

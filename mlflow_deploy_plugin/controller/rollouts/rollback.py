@@ -254,7 +254,7 @@ class _Follower:
         earlier moves do.
         """
         versions: list[str] = []
-        for event in self.store.iter_events(model=self.reference.name, newest_first=True):
+        for event in self.store.events(model=self.reference.name, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
             if (moved := event.detail.get("moved")) is None:
@@ -274,7 +274,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
     """
     taken_back: set[str] = set()
     models: list[str] = []
-    for event in store.iter_events(endpoint):
+    for event in store.events(endpoint):
         if event.action == "create":
             taken_back, models = set(), []
         if event.action == "rollback":

@@ -79,7 +79,7 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world: 
     said = "its plan in the store cannot be read (project: Field required; sampling: Unexpected keyword argument)"
     assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts another")
     assert world.said[-1] == f"{ENDPOINT}: retraining {ended.id} of {MODEL}: failed; {ended.reason}"
-    assert world.deployments.store.events(ENDPOINT)[-1].action == "retrain.end"
+    assert next(world.deployments.store.events(ENDPOINT, newest_first=True)).action == "retrain.end"
     assert state == "waiting" or process.get_run(ended.run_id).status == "KILLED"
 
 

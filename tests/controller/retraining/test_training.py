@@ -56,7 +56,7 @@ def trained(world: RetrainingWorld, model: str, rows: Path) -> Retraining:
 
 def history(world: RetrainingWorld) -> tuple[str, str]:
     """What the last event says has come of it, and why."""
-    last = world.deployments.store.events(ENDPOINT)[-1]
+    last = next(world.deployments.store.events(ENDPOINT, newest_first=True))
     assert last.action == "retrain.end"
     return last.after, last.why
 

@@ -33,7 +33,7 @@ def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorl
     assert (begun.endpoint, begun.model, begun.state) == (ENDPOINT, MODEL, "waiting")
     assert begun.spec["mode"] == "incremental"
     assert begun.cause["report"] == "http://mlflow/report"
-    event = world.deployments.store.events(ENDPOINT)[-1]
+    event = next(world.deployments.store.events(ENDPOINT, newest_first=True))
     assert event.action == "retrain.start"
     assert event.why == f"monitor accuracy, {DAY}: violated: accuracy is 0.5"
 

@@ -72,7 +72,7 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
     assert (stage(model, "1"), stage(model, "3")) == ("Production", "Archived")
     tags = MlflowClient().get_model_version(model, "3").tags
     assert tags["onnxserve.rolled_back"] == "flights: too slow"
-    event = store.events("flights")[-1]
+    event = next(store.events("flights", newest_first=True))
     assert (event.action, event.before, event.after, event.why) == ("rollback", "version 3", "version 1", "too slow")
     assert (event.model, event.actor, event.detail["source"]) == (model, "ada@laptop", done["source"])
 
