@@ -10,7 +10,7 @@ before an incomplete one, then the older one.
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -262,15 +262,12 @@ class IdempotentRun:
         experiment: the name of the experiment, which is created if needed.
         identity: tags that identify the thing; their values hold no quotes.
         done: the tag of a complete run, and its value; it is set last.
-        optional_identity: further tags of the identity, which a run of an older onnxserve lacks: a run is for this
-            thing unless it has one of the tags with another value.
     """
 
     what: str
     experiment: str
     identity: Mapping[str, str]
     done: tuple[str, str]
-    optional_identity: Mapping[str, str] = field(default_factory=dict)
 
     def log(
         self, name: str, tags: Mapping[str, str], log_content: "Callable[[MlflowClient, str, int], None]"
@@ -305,7 +302,7 @@ class IdempotentRun:
         """
         from mlflow.exceptions import MlflowException
 
-        tags = {**tags, **self.identity, **self.optional_identity}
+        tags = {**tags, **self.identity}
         run, is_new = self._find_or_create(client, name, tags)
         if is_new and self._primary(client, run) != run.info.run_id:
             client.delete_run(run.info.run_id)
@@ -350,12 +347,7 @@ class IdempotentRun:
         """Return the runs for this thing that are not superseded, the primary first."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
         found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
-        runs = [
-            run
-            for run in found
-            if SUPERSEDED not in run.data.tags
-            and all(run.data.tags.get(key, value) == value for key, value in self.optional_identity.items())
-        ]
+        runs = [run for run in found if SUPERSEDED not in run.data.tags]
         return sorted(runs, key=lambda run: (self.done[0] not in run.data.tags, run.info.start_time, run.info.run_id))
 
     def _finish(self, client: "MlflowClient", run: "Run") -> None:

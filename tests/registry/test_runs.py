@@ -23,7 +23,7 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
-WINDOW = IdempotentRun("the run of the window", "drift", {"window": "3"}, ("state", "done"), {"revision": "1"})
+WINDOW = IdempotentRun("the run of the window", "drift", {"window": "3", "revision": "1"}, ("state", "done"))
 
 
 @pytest.fixture

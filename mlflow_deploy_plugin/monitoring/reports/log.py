@@ -151,11 +151,12 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
         _log_files(client, run_id, files)
 
-    created = {CREATED_TAG: result.endpoint_created} if result.endpoint_created else {}
+    monitor = {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor}
+    if result.endpoint_created:
+        monitor[CREATED_TAG] = result.endpoint_created
     end = result.window.end.isoformat()
     identity = {
-        ENDPOINT_TAG: result.endpoint,
-        MONITOR_TAG: result.monitor,
+        **monitor,
         START_TAG: result.window.start.isoformat(),
         **({END_TAG: end, TRIED_TAG: result.tried} if result.tried else {REVISION_TAG: str(result.revision)}),
     }
@@ -172,10 +173,9 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
         f"onnxserve/{result.endpoint}",
         identity,
         (TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state),
-        created,
     ).log(" ".join(filter(None, name)), tags, log_content)
     if not result.tried:
-        _log_series(result, figures, created)
+        _log_series(result, figures, monitor)
         _link_report_to_version(result, run.page_of(PAGE))
     return run
 
@@ -196,7 +196,7 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
             continue
         if start >= result.window.start or SUPERSEDED in tags:
             continue
-        if result.endpoint_created and tags.get(CREATED_TAG, result.endpoint_created) != result.endpoint_created:
+        if result.endpoint_created not in ("", tags.get(CREATED_TAG)):
             continue
         revision = tags.get(REVISION_TAG, "")
         number = int(revision) if revision.isdigit() else 0
@@ -245,14 +245,14 @@ def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | by
         client.log_artifacts(run_id, folder)
 
 
-def _log_series(result: MonitorResult, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:
+def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
     """Add the window's metrics to the run that has all windows of the monitor; doing it again changes nothing.
 
     MLflow draws the metrics of one run over time, and of the run of a single window only a point. Here each metric
     stands at the window's end, with the number of the window as the step.
 
     Args:
-        optional_identity: as in `IdempotentRun`.
+        monitor: the tags that identify it.
     """
     if project_run_id():
         return  # there, everything would go to the run of the project
@@ -264,9 +264,8 @@ def _log_series(result: MonitorResult, figures: Mapping[str, float], optional_id
     IdempotentRun(
         f"the experiment of endpoint {result.endpoint}",
         f"onnxserve/{result.endpoint}",
-        {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor, SERIES_TAG: "windows"},
+        {**monitor, SERIES_TAG: "windows"},
         (SERIES_UNTIL_TAG, result.window.end.isoformat()),
-        optional_identity,
     ).log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
 
 
