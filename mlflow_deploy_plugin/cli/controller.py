@@ -222,7 +222,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from mlflow_deploy_plugin.controller import rollback as go_back
 
     with opened_deployments() as deployments:
-        done = go_back(name, why=why, to=to, deployments=deployments)
+        done = go_back(deployments, name, why=why, to=to)
     click.echo(
         f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} s; {done['source']}"
     )

@@ -248,7 +248,7 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
         to = job.arguments["to"]
         if to:
             require_shown_target(store, observed, to, deployments.server_metrics(observed))
-        done = rollback(endpoint, why, job.actor, to or None, deployments)
+        done = rollback(deployments, endpoint, why, job.actor, to or None)
         return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
     weights = job.arguments["weights"]
     deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)

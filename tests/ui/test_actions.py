@@ -144,14 +144,16 @@ def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(m
     assert target(mlflow_app, one) == "1"
 
 
-def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(mlflow_app: Any) -> None:
+def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
+    mlflow_app: Any, deployments: Deployments
+) -> None:
     model = mlflow_app.model(versions=3)
     one = followed(mlflow_app, model, "1", "2", "3")
     shown = target(mlflow_app, one)
     assert shown == "2"
     require_shown_target(mlflow_app.store, one, shown, {})
 
-    rollback(one.endpoint.name, to="2")
+    rollback(deployments, one.endpoint.name, to="2")
 
     with pytest.raises(
         InvalidConfig, match=r"since the page showed that it goes back to 2: by now, it would go back to 1"
@@ -180,7 +182,7 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
     for each in (one, pinned):
         said = refusal(mlflow_app, each)
         with pytest.raises(NotFound) as refused:
-            rollback(each.endpoint.name, deployments=deployments)
+            rollback(deployments, each.endpoint.name)
         assert said == redact_addresses(refused.value.message)
         assert "sqlite" not in said
         assert f": say `onnxserve rollback {each.endpoint.name} --to " in said
@@ -203,7 +205,7 @@ def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments
     said = refusal(mlflow_app, one)
 
     with pytest.raises(InvalidConfig) as refused:
-        rollback(one.endpoint.name, deployments=deployments)
+        rollback(deployments, one.endpoint.name)
     assert said == refused.value.message
     assert "and one is expected" in said
 

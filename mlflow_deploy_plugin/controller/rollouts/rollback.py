@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -11,13 +10,7 @@ from typing import Any
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
-from mlflow_deploy_plugin.deployments import (
-    Deployments,
-    MetricsByServer,
-    ObservedEndpoint,
-    open_deployments,
-    total_metrics,
-)
+from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, total_metrics
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
@@ -40,11 +33,7 @@ _POLL_SECONDS = 0.05
 
 
 def rollback(
-    endpoint: str,
-    why: str = "",
-    actor: str | None = None,
-    to: str | None = None,
-    deployments: Deployments | None = None,
+    deployments: Deployments, endpoint: str, why: str = "", actor: str | None = None, to: str | None = None
 ) -> dict[str, str]:
     """Bring back what `endpoint` served before, and return when it answers.
 
@@ -64,41 +53,36 @@ def rollback(
         DeploymentFailed: the earlier version does not come back; the newer one stays, in the registry and in service.
     """
     by = actor or current_actor()
-    with ExitStack() as stack:
-        opened = deployments or stack.enter_context(open_deployments(lambda line: None))
-        begun = time.monotonic()
-        observed = opened.get_endpoint(endpoint)
-        try:
-            aborted = abort_rollout(opened, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by)
-        except NotFound:
-            if opened.store.rollouts(endpoint, live=True):
-                raise
-            aborted = None  # there was none, or it has just ended by itself
-        if aborted is None:
-            done = _move_back(opened, observed, why, by, to)
-        else:
-            plan = plan_of(aborted)
-            done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
-        figures = {
-            "model": done.model,
-            "from": done.before,
-            "to": done.after,
-            "source": done.source,
-            "seconds": f"{time.monotonic() - begun:.1f}",
-        }
-        before, after = (f"version {one}" if one.isdigit() else one for one in (done.before, done.after))
-        opened.store.record(
-            "rollback",
-            endpoint=endpoint,
-            model=done.model,
-            version=done.after,
-            before=before,
-            after=after,
-            why=why,
-            detail=figures | done.detail,
-            actor=by,
-        )
-        return figures
+    begun, store = time.monotonic(), deployments.store
+    observed = deployments.get_endpoint(endpoint)
+    try:
+        plan = plan_of(abort_rollout(deployments, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by))
+    except NotFound:
+        if store.rollouts(endpoint, live=True):
+            raise
+        done = _move_back(deployments, observed, why, by, to)  # there was none, or it has just ended by itself
+    else:
+        done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
+    figures = {
+        "model": done.model,
+        "from": done.before,
+        "to": done.after,
+        "source": done.source,
+        "seconds": f"{time.monotonic() - begun:.1f}",
+    }
+    before, after = (f"version {one}" if one.isdigit() else one for one in (done.before, done.after))
+    store.record(
+        "rollback",
+        endpoint=endpoint,
+        model=done.model,
+        version=done.after,
+        before=before,
+        after=after,
+        why=why,
+        detail=figures | done.detail,
+        actor=by,
+    )
+    return figures
 
 
 def rollback_target(

@@ -58,6 +58,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     opened.close()
 
 
+def roll_back(endpoint: str, **asked: Any) -> dict[str, str]:
+    with open_deployments(print) as deployments:
+        return rollback(deployments, endpoint, **asked)
+
+
 def stage(model: str, version: str) -> str:
     return str(MlflowClient().get_model_version(model, version).current_stage)
 
@@ -65,7 +70,7 @@ def stage(model: str, version: str) -> str:
 def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
-    done = rollback("flights", why="too slow", actor="ada@laptop")
+    done = roll_back("flights", why="too slow", actor="ada@laptop")
 
     assert (done["model"], done["from"], done["to"]) == (model, "3", "1")
     assert done["source"] == "it was archived last, says the registry"
@@ -81,7 +86,7 @@ def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))  # whatever its texts say
 
-    done = rollback("flights")
+    done = roll_back("flights")
 
     assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
 
@@ -97,7 +102,7 @@ def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Stor
 
             return {"f-1": answered("3", 300), "f-2": answered("2", 200), "f-3": Refused("no command can be run there")}
 
-    done = rollback("flights", deployments=Counted(store, load_settings(), print))
+    done = rollback(Counted(store, load_settings(), print), "flights")
 
     assert done["to"] == "2"
     assert done["source"].startswith("it has answered last before version 3, says the server; passed over is version 1")
@@ -108,7 +113,7 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
         store.record("transition", model=model, version="3", detail=move_detail(stage_moved_to, stood))
 
-    done = rollback("flights")
+    done = roll_back("flights")
 
     assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
 
@@ -123,7 +128,7 @@ def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
 
-    assert rollback("flights")["to"] == to
+    assert roll_back("flights")["to"] == to
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
@@ -132,7 +137,7 @@ def test_the_trail_of_another_model_that_had_the_name_does_not_count(store: Stor
     store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record(action, model=model)
 
-    assert rollback("flights")["to"] == "1"
+    assert roll_back("flights")["to"] == "1"
 
 
 def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
@@ -160,7 +165,7 @@ def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
     by_hand(store, model, *moves)
 
-    done = rollback("flights")
+    done = roll_back("flights")
 
     assert (done["from"], done["to"]) == ("3", served)
     assert done["source"] == "it stood there before version 3, says the audit trail"
@@ -176,7 +181,7 @@ def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(stor
     ):
         store.record("transition", model=model, version=version, detail=move_detail(place, stood))
 
-    assert rollback("flights")["to"] == "2"
+    assert roll_back("flights")["to"] == "2"
 
 
 def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(store: Store, model: str) -> None:
@@ -196,21 +201,21 @@ def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(store: S
 def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
-    assert [rollback("flights")["to"] for _ in range(2)] == ["1", "2"]
+    assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
     with pytest.raises(
         NotFound, match=f"MLflow at .* served before version 2 of {model}: say `onnxserve rollback .* --to VERSION`"
     ):
-        rollback("flights")
+        roll_back("flights")
 
 
 def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
 
     with pytest.raises(NotFound, match="--to VERSION`"):
-        rollback("flights")
+        roll_back("flights")
     with pytest.raises(InvalidConfig, match="is version 3 already"):
-        rollback("flights", to="3")
-    done = rollback("flights", to="2")
+        roll_back("flights", to="3")
+    done = roll_back("flights", to="2")
 
     assert (done["to"], done["source"]) == ("2", "it was asked for")
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
@@ -229,7 +234,7 @@ def test_what_a_rollout_has_promoted_just_now_is_taken_back(
 
     monkeypatch.setattr(store, "rollouts", ends_after_the_first_look)
 
-    done = rollback("flights", deployments=Deployments(store, load_settings(), print))
+    done = rollback(Deployments(store, load_settings(), print), "flights")
 
     assert (done["from"], done["to"]) == ("3", "1")
 
@@ -239,8 +244,8 @@ def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: st
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     with pytest.raises(InvalidConfig, match=f"a version of {model}, which the endpoint follows, is expected, like 6"):
-        rollback("flights", to="models:/other/2")
-    assert rollback("flights", to=to.format(model))["to"] == "2"
+        roll_back("flights", to="models:/other/2")
+    assert roll_back("flights", to=to.format(model))["to"] == "2"
 
 
 @pytest.fixture
@@ -253,7 +258,7 @@ def pinned(store: Store) -> Callable[..., dict[str, str]]:
             assert stored is not None
             self.store.replace_spec(apply_config(stored.spec, config), why=why)
 
-    return lambda **asked: rollback("flights", deployments=Written(store, load_settings(), print), **asked)
+    return lambda **asked: rollback(Written(store, load_settings(), print), "flights", **asked)
 
 
 def give(store: Store, model_uri: str) -> None:
@@ -293,7 +298,7 @@ def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store
     store.add_endpoint("onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}))
 
     with pytest.raises(InvalidConfig, match="is answered by flights and new, and one is expected"):
-        rollback("flights")
+        roll_back("flights")
 
 
 def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
@@ -307,4 +312,4 @@ def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None
 
 def test_what_does_not_exist_is_said(store: Store) -> None:
     with pytest.raises(NotFound, match="there is no endpoint 'flights'"):
-        rollback("flights")
+        roll_back("flights")
