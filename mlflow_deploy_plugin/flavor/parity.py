@@ -267,7 +267,12 @@ class _ParityProof:
         return self._model.run(batches.to_feeds(self._model.schema, batch))
 
     def _answers_in_parts(self, batch: Batch, size: int) -> dict[str, Array]:
-        answers = [self._answers(part) for part in batches.chunks(batch, size)]
+        answers = []
+        for part in batches.chunks(batch, size):
+            answers.append(self._answers(part))
+            for name, array in answers[-1].items():
+                if array.shape[:1] != (rows := batches.row_count(part),):
+                    raise InferenceError(f"output {name!r} has the shape {list(array.shape)} if it is asked for {rows}")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _compare_small_batches(self, batch: Batch, want: dict[str, Array]) -> None:

@@ -38,8 +38,8 @@ _DTYPES = {
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
 """The name that tf2onnx and shape inference give to each size they know nothing of: it tells none from another."""
-_RECURRENT = {"GRU", "LSTM", "DynamicQuantizeLSTM"}
-"""The operators that end the process, without an exception, if they are given no rows or no steps (1.31)."""
+_FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
+"""The operators that end the process, without an exception, if they are given no rows, steps or pixels (1.31)."""
 _SMALL_RUN = (16,)
 """The largest first dimension of a run after which the arena is not shrunk. A scalar has none, and compares as less."""
 RUN_ROWS = 2**12
@@ -149,7 +149,7 @@ class OnnxModel:
             for one in self.artifact.outputs
             if self._has_columns or (self.schema.has_rows and names.get(one.name, ())[:1] in of_rows)
         ]
-        self._recurrent = min(_RECURRENT & operators_of(session), default="")
+        self._fatal_if_empty = min(_FATAL_IF_EMPTY & operators_of(session), default="")
         self.limit_values(sys.maxsize)
         self._compute = session.run
         self._small_run = self._large_run = None
@@ -207,10 +207,9 @@ class OnnxModel:
             BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
         """
         names = self._output_names if outputs is None else list(outputs)
-        if self._recurrent and (empty := next((name for name, array in feeds.items() if not array.size), None)):
-            raise InferenceError(
-                f"the model cannot compute this input: {empty!r} is empty, which its {self._recurrent} does not take"
-            )
+        if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
+            reason = f"{empty!r} is empty, which its {self._fatal_if_empty} does not take"
+            raise InferenceError(f"the model cannot compute this input: {reason}")
         options = self._small_run
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory

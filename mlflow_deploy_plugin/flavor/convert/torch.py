@@ -43,6 +43,8 @@ _EXAMPLE_ROWS = 3
 """The least rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with as
 many rows as an inner size has, the exporter may take that for the batch."""
 
+_NO_BFLOAT16 = "which neither numpy nor a request has; model.float() makes it a module of float32"
+
 
 def read_batch(model: Any, data: Any) -> Batch:
     """Return a table of numbers, or tensors by name from an array, a tuple in the order of `forward`, or a mapping."""
@@ -237,6 +239,8 @@ def original_model(model: Any) -> OriginalModel:
 def by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
     """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping."""
     if isinstance(answer, torch.Tensor):
+        if answer.dtype == torch.bfloat16:
+            raise ConversionError(f"the module's forward answers bfloat16, {_NO_BFLOAT16}")
         return {name or "output": answer}
     if isinstance(answer, dict):
         parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
@@ -278,4 +282,6 @@ def _signature(model: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _array(values: Any) -> Array:
+    if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
+        raise InvalidConfig(f"input_example: it holds bfloat16, {_NO_BFLOAT16}")
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

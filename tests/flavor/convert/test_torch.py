@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -186,6 +186,24 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
 def test_answer_without_a_batch_is_refused() -> None:
     with pytest.raises(ConversionError, match="first dimension as the batch"):
         wrap(NoBatch(), torch.randn(4, 3))
+
+
+def test_a_module_whose_answer_to_one_row_is_no_row_is_refused() -> None:
+    class Squeezed(torch.nn.Linear):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return super().forward(rows).squeeze()
+
+    with pytest.raises(ParityError, match=r"'output' has the shape \[\] if it is asked for 1"):
+        wrap(Squeezed(4, 1), np.ones((8, 4), np.float32))
+
+
+def test_bfloat16_is_refused_with_the_way_to_float32() -> None:
+    net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten()).bfloat16()
+
+    with pytest.raises(ConversionError, match=r"answers bfloat16.*model\.float\(\)"):
+        wrap(net, np.ones((8, 3), np.int64))
+    with pytest.raises(InvalidConfig, match=r"input_example: it holds bfloat16.*model\.float\(\)"):
+        wrap(torch.nn.Linear(2, 1).bfloat16(), torch.ones(8, 2, dtype=torch.bfloat16))
 
 
 def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
