@@ -89,20 +89,6 @@ class VersionCounters:
             low, below = bound, count
         return None
 
-    def to_json(self) -> dict[str, object]:
-        return {
-            "requests": self.requests,
-            "errors": self.errors,
-            "timed": [[str(bound), count] for bound, count in self.timed.items()],
-            "same": self.same,
-            "different": self.different,
-        }
-
-    @staticmethod
-    def from_json(document: Mapping[str, object]) -> "VersionCounters":
-        timed = {float(bound): count for bound, count in document["timed"]}  # type: ignore[attr-defined]
-        return VersionCounters(**{**document, "timed": timed})  # type: ignore[arg-type]
-
 
 CountersByVersion = Mapping[tuple[str, str], VersionCounters]
 """By variant and version."""

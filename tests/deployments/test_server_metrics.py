@@ -55,12 +55,6 @@ def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones(
     assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "Y") == ["4"]
 
 
-def test_counts_survive_being_written_down() -> None:
-    counted = parse_server_metrics(PAGE).by_version("f")["main", "6"]
-
-    assert VersionCounters.from_json(counted.to_json()) == counted
-
-
 def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
     with serving({"/metrics": PAGE}) as url:
         assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()

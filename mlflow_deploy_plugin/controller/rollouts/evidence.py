@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
@@ -17,6 +18,7 @@ _MIN_TIMED = 100
 _UNREAD = 100
 """The number of silent servers whose counters are kept: some come back, others have ended."""
 _ROLES = ("current", "candidate", "shadow")
+_COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,9 @@ class StepEvidence:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "last": {server: _roles_to_json(roles) for server, roles in self.last.items()},
-            "step": _roles_to_json(self.step),
-            "history": self.history.to_json(),
-            "before_step": self.before_step.to_json(),
+            "last": {server: _COUNTERS.dump_python(roles, mode="json") for server, roles in self.last.items()},
+            "step": _COUNTERS.dump_python(self.step, mode="json"),
+            "current": _COUNTERS.dump_python({"all": self.history, "before": self.before_step}, mode="json"),
             "tests": {
                 text: [test.above_threshold.tolist(), test.above_current.tolist()] for text, test in self.tests.items()
             },
@@ -53,12 +54,10 @@ class StepEvidence:
     def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "StepEvidence":
         if not document:
             return StepEvidence()
-        evidence = StepEvidence(
-            last={server: _roles_from_json(roles) for server, roles in document["last"].items()},
-            step=_roles_from_json(document["step"]),
-            history=VersionCounters.from_json(document["history"]),
-            before_step=VersionCounters.from_json(document["before_step"]),
-        )
+        last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
+        current = _COUNTERS.validate_python(document["current"])
+        step_counts = _COUNTERS.validate_python(document["step"])
+        evidence = StepEvidence(last, step_counts, history=current["all"], before_step=current["before"])
         tests = _new_tests(plan, step, evidence)
         for text, (above_threshold, above_current) in document["tests"].items():
             tests[text].above_threshold, tests[text].above_current = np.array(above_threshold), np.array(above_current)
@@ -167,14 +166,6 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> dict[str, Any]:
     if plan.shadow:
         counted["shadow"] = {"same": evidence.step["shadow"].same, "different": evidence.step["shadow"].different}
     return {**counted, "criteria": judged}
-
-
-def _roles_to_json(roles: Mapping[str, VersionCounters]) -> dict[str, Any]:
-    return {role: counted.to_json() for role, counted in roles.items()}
-
-
-def _roles_from_json(document: Mapping[str, Any]) -> dict[str, VersionCounters]:
-    return {role: VersionCounters.from_json(counted) for role, counted in document.items()}
 
 
 def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:

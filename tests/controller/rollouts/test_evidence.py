@@ -1,5 +1,6 @@
 """What a step is judged by: the counts since it began, bounds from before the look, and counters that begin anew."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -137,3 +138,14 @@ def test_a_look_leaves_the_ledger_before_it_as_it_was() -> None:
     add_counters(ERRORS, 0, first, numbers(counted(100), counted(200, 150)))
 
     assert float(first.tests["error_rate>1%"].log_evidence) == pytest.approx(evidence)
+
+
+def test_evidence_survives_being_written_down() -> None:
+    evidence = looked(SLOW, numbers(counted(500)), numbers(counted(800, slow=1), counted(1000, slow=10)))
+
+    written = json.loads(json.dumps(evidence.to_json()))
+
+    read = StepEvidence.from_json(SLOW, 0, written)
+    assert replace(read, tests={}) == replace(evidence, tests={})
+    assert read.tests["p99>2x"].log_evidence == evidence.tests["p99>2x"].log_evidence != 0
+    assert StepEvidence.from_json(SLOW, 0, {}) == StepEvidence()
