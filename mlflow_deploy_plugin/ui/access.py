@@ -215,7 +215,7 @@ def form_refusal(user: str) -> str:
     try:
         validate_csrf(request.form.get(TOKEN_FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))
     except ValidationError:
-        return "the page is out of date: load it again and repeat what you wanted"
+        return "nothing was done, since the page was out of date: repeat what you wanted"
     return ""
 
 

@@ -103,7 +103,7 @@ def extend(app: Flask) -> None:
     base = f"{prefix}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
     pages.add_url_rule(base, "page", console.page, methods=["GET"])
-    pages.add_url_rule(f"{base}/act", "act", console.act, methods=["POST"])
+    pages.add_url_rule(base, "act", console.act, methods=["POST"])
     pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
     pages.add_url_rule(f"{base}/pictures", "pictures", console.pictures, methods=["GET"])
 
@@ -139,7 +139,7 @@ def extend(app: Flask) -> None:
 
     app.register_blueprint(pages)
     allow_pages("GET", base, *(f"{base}/{name}" for name in ("history.jsonl", "pictures", *_ASSETS)))
-    allow_pages("POST", f"{base}/act")
+    allow_pages("POST", base)
     app.extensions[_EXTENSION] = trail
 
 
@@ -176,7 +176,7 @@ class _Console:
 
     def page(self) -> Response:
         """Return the page, with the job that it follows."""
-        return self._render(job=self._jobs.get(request.args.get("job", "")), only=request.args.get("endpoint", ""))
+        return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
         """Return the pictures of ?endpoint= as HTML, which the page's script puts in place of those that it has.
@@ -193,10 +193,10 @@ class _Console:
         return make_response(render_template("onnxserve_pictures.html", pictures=found), 200)
 
     def act(self) -> Response:
-        """Start the action of a form, and show the page, which follows its job."""
-        who, page = caller(), request.form.get("page", "")
+        """Start the action of a form, and show the page that it was on, which follows its job."""
+        who = caller()
         if refusal := form_refusal(who.user):
-            return self._render(error=refusal, status=403, only=page)
+            return self._render(error=refusal, status=403)
         try:
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
             if endpoint and hidden_endpoints(store, [endpoint]):
@@ -205,7 +205,7 @@ class _Console:
             if not may_act_on(action.models):
                 models = " and ".join(action.models) or "what is not registered"
                 error = f"you may not {action.description}: that takes the permission to edit {models}"
-                return self._render(error=error, status=403, only=page)
+                return self._render(error=error, status=403)
             wanted = Job(
                 description=action.description,
                 actor=who.actor,
@@ -215,8 +215,8 @@ class _Console:
             )
             job = self._jobs.start(wanted, _credentials() | workspace_environment())
         except OnnxserveError as failure:
-            return self._render(error=failure.message, status=failure.http_status, only=page)
-        return make_response(redirect(self._link(job=job.id, endpoint=page, beginning=_beginning()), 303))
+            return self._render(error=failure.message, status=failure.http_status)
+        return make_response(redirect(self._here(job=job.id), 303))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
@@ -240,10 +240,10 @@ class _Console:
 
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
-    def _render(self, job: Job | None = None, error: str = "", status: int = 200, only: str = "") -> Response:
+    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
         from mlflow.server import handlers
 
-        who = caller()
+        who, only = caller(), request.args.get("endpoint", "")
         pages = self._mlflow_pages()
         try:
             registry = handlers._get_model_registry_store()
@@ -261,7 +261,7 @@ class _Console:
             csrf_token=form_token(who.user),
             base=self._base,
             link=self._link,
-            act=self._link("/act", beginning=_beginning()),
+            act=self._here(),
             workspace=active_workspace() or DEFAULT_WORKSPACE,
             workspaces=seen_workspaces(),
             only=only,
@@ -277,6 +277,11 @@ class _Console:
         """Return the address of a page of the console in this workspace, without what is empty in the query."""
         given = {name: value for name, value in {**query, "workspace": active_workspace()}.items() if value}
         return f"{self._base}{path}{'?' if given else ''}{urlencode(given)}"
+
+    def _here(self, job: str = "") -> str:
+        """Return the address of the page at hand, with a job that it follows."""
+        kept = {name: request.args.get(name, "") for name in ("endpoint", "beginning", "span")}
+        return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
         """Return addresses of this MLflow server for a process of this machine, the best first.

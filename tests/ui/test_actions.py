@@ -32,9 +32,9 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
 ) -> None:
     browser, _, token = open_page(mlflow_app)
     begun = time.monotonic()
-    pressed = form(endpoint, token, page=endpoint)  # on the endpoint's own page, to which it leads back
-    answer = browser.post(f"{PAGE}/act", data=pressed, headers={"Origin": "http://localhost"})
-    assert answer.headers["Location"].endswith(f"&endpoint={endpoint}")
+    page = f"{PAGE}?endpoint={endpoint}&span=day"  # to which it leads back
+    answer = browser.post(page, data=form(endpoint, token), headers={"Origin": "http://localhost"})
+    assert answer.headers["Location"].endswith(f"&endpoint={endpoint}&span=day")
     assert time.monotonic() - begun < 30  # the process goes on without the answer
     assert answer.status_code == 303
     html = wait_until(lambda: ended(browser, answer.headers["Location"]), 90, "the job has ended")
@@ -62,7 +62,7 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
     browser, _, token = open_page(mlflow_app)
     browser.set_cookie(*session_of(browser), domain="10.6.6.6")
     browser.post(
-        f"{PAGE}/act",
+        PAGE,
         data=form(endpoint, token),
         base_url="http://10.6.6.6",
         environ_overrides={"REMOTE_ADDR": sent_from, "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "5000"},
@@ -97,7 +97,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
     mlflow_app: Any, endpoint: str, changed: dict[str, str], status: int, said: str
 ) -> None:
     browser, _, token = open_page(mlflow_app)
-    answer = browser.post(f"{PAGE}/act", data={**form(endpoint, token), **changed})
+    answer = browser.post(PAGE, data={**form(endpoint, token), **changed})
     assert answer.status_code == status
     assert said in answer.get_data(as_text=True)
 

@@ -1,5 +1,6 @@
 """The console in headless Chromium: what a person with a keyboard, a screen reader or a small screen meets."""
 
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ import pytest
 from playwright.sync_api import expect
 from werkzeug.serving import make_server
 
+from mlflow_deploy_plugin.ui.jobs import Jobs
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.console import PAGE
 from tests.support.monitors import judged_window
@@ -102,3 +104,18 @@ def test_an_address_with_user_and_password_is_kept_up_to_date(page: Any, url: st
     with page.expect_response("**/pictures?*") as drawn:
         page.clock.run_for(SOON)
     assert drawn.value.ok
+
+
+def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_works_the_next_time(
+    page: Any, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Jobs, "start", lambda _, job, secret: job)
+    address = f"{url}?endpoint={endpoint}"
+    promote = page.get_by_role("button", name="Promote version 1 of")
+    page.goto(address)
+    page.context.clear_cookies()
+    promote.click()
+    expect(page.get_by_role("alert")).to_have_text(re.compile("repeat what you wanted"))
+    assert page.url == address
+    promote.click()
+    page.wait_for_url(f"{url}?job=*&endpoint={endpoint}")

@@ -101,7 +101,7 @@ def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_i
     page = workspaces.page(GATED)
     assert page.status_code == 200
     assert "/onnxserve?endpoint=of-a&amp;workspace=team-a" in page.text
-    assert "/onnxserve/act?workspace=team-a" in page.text
+    assert 'method="post" action="/onnxserve?workspace=team-a"' in page.text
     assert "/#/models/X/versions/1?workspace=team-a" in page.text
     assert "of-a" not in workspaces.page(FREE).text
     assert "of-a" not in requests.get(f"{workspaces.url}/onnxserve", timeout=60).text
