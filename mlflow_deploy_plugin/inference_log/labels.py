@@ -19,8 +19,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, lru_cache
+from itertools import islice, pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -77,7 +77,10 @@ _CLOCK_SKEW = timedelta(days=1)
 _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
-_HELD_KINDS = 8
+MOST_KEY_SETS = 64
+"""The sets of key columns that name rows, those of the first labels. Each row is looked up by each of them, and a
+caller can send thousands."""
+_HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
 
@@ -219,7 +222,8 @@ class EndpointLabels:
             kinds = self._index.kinds
         else:
             tables = _grouped(self.batches(columns=["_key"]))
-            kinds = {kind for table in tables for kind in _key_kinds(table.column("_key").drop_null())[0]}
+            found = (kind for table in tables for kind in _key_kinds(table.column("_key").drop_null())[0])
+            kinds = set(islice(dict.fromkeys(found), MOST_KEY_SETS))
         return {column for kind in kinds for column in kind}
 
     def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
@@ -263,6 +267,7 @@ class LabelIndex:
 
     def __init__(self, labels: Iterable[pa.Table], rows: "RowKeys | None" = None) -> None:
         self.kinds: set[Kind] = set()
+        self._key_sets: set[Kind] = set()
         self._parts = _merge(part for table in _grouped(labels) for part in self._named(table, rows))
 
     @property
@@ -281,6 +286,10 @@ class LabelIndex:
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
         """Yield the labels with the hash of their key in `_name`; with `rows`, those that name one of them."""
         for kind, which, hashes in label_keys(labels):
+            if kind not in (_BY_ID, _BY_ROW):
+                if kind not in self._key_sets and len(self._key_sets) == MOST_KEY_SETS:
+                    continue
+                self._key_sets.add(kind)
             if rows is not None:
                 is_known = rows.contain(kind, hashes)
                 which, hashes = which[is_known], hashes[is_known]
@@ -339,6 +348,7 @@ class RowKeys:
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
+        self._texts = lru_cache(_HELD_COLUMNS)(lambda name: _key_texts(table.column(name)))
         self._kinds: dict[Kind, tuple[Array, Array]] = {}
         self._matched: set[Kind] = set()
 
@@ -409,7 +419,7 @@ class RowKeys:
                     if kind == _BY_ROW:
                         hashes = combine_hashes(hashes, _unsigned(self._table.column("_row")))
                 elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
-                    hashes = _hash_keys(row_keys(self._table, kind))
+                    hashes = _hash_keys(_row_keys({name: self._texts(name) for name in sorted(kind)}))
             order = np.argsort(hashes)
             self._kinds[kind] = order, hashes[order]
         return self._kinds[kind]
@@ -497,23 +507,31 @@ def _hash_keys(texts: pa.ChunkedArray) -> Array:
     return splitmix64(hash_ids(texts))
 
 
-def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
-    """Return [N] the keys of the rows as `canonical_key` writes them."""
-    parts: list[pa.Array | pa.ChunkedArray | str] = []
-    for position, name in enumerate(sorted(columns)):
-        start = ("{" if position == 0 else ",") + json.dumps(name, ensure_ascii=False) + ":"
-        encoded = table.column(name).combine_chunks()
-        if pa.types.is_float16(encoded.type):
-            encoded = encoded.cast(pa.float32())
-        if not pa.types.is_dictionary(encoded.type):
-            encoded = encoded.dictionary_encode()
-        values = encoded.dictionary
-        is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
-        plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
-        texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in plain], pa.string())
-        parts += [pa.scalar(start), pc.fill_null(texts.take(encoded.indices), "null")]
-    joined = pc.binary_join_element_wise(*parts, pa.scalar("}"), "")
-    return joined if isinstance(joined, pa.ChunkedArray) else pa.chunked_array([joined])
+def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
+    """Return [N] the keys of rows as `canonical_key` writes them.
+
+    Args:
+        columns: the values of each key column in JSON, in the order of the names.
+    """
+    parts: list[pa.Array | str] = []
+    for name, texts in columns.items():
+        start = ("," if parts else "{") + json.dumps(name, ensure_ascii=False) + ":"
+        parts += [pa.scalar(start), pc.fill_null(texts.dictionary.take(texts.indices), "null")]
+    return pa.chunked_array([pc.binary_join_element_wise(*parts, pa.scalar("}"), "")])
+
+
+def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """Return [N] the values of a column as they stand in keys."""
+    encoded = column.combine_chunks()
+    if pa.types.is_float16(encoded.type):
+        encoded = encoded.cast(pa.float32())
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    values = encoded.dictionary
+    is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
+    plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
+    texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in plain], pa.string())
+    return pa.DictionaryArray.from_arrays(encoded.indices, texts)
 
 
 def _latest_labels(labels: pa.Table) -> pa.Table:
