@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry import (
     ERROR_TAG,
     BatchResolver,
@@ -203,7 +203,7 @@ class MlflowRegistry:
         """Tag the registered version `source` with the error, or remove the tag if the error is empty.
 
         Returns:
-            False if the registry does not answer.
+            False if the registry does not answer. An account that may not write tags is refused for good.
         """
         reference = parse_model_uri(source)
         if reference.kind != "version":
@@ -217,7 +217,7 @@ class MlflowRegistry:
             return True
         except RegistryUnavailable as unreachable:
             _log.warning("the version could not be tagged with its error: %s", unreachable)
-            return False
+            return isinstance(unreachable, RegistryRefused)
         return True
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
-from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.errors import InvalidArtifact, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 
 MakeModel = Callable[..., Path]
@@ -86,3 +86,16 @@ def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
 
 def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(registry: MlflowRegistry, tmp_path: Path) -> None:
     assert registry.report_failure(str(tmp_path), "it does not load")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"), [(RegistryRefused("no permission"), True), (RegistryUnavailable("down"), False)]
+)
+def test_an_account_that_may_not_tag_a_version_does_not_try_without_end(
+    registry: MlflowRegistry, monkeypatch: pytest.MonkeyPatch, error: Exception, is_final: bool
+) -> None:
+    def refuse(*_: str) -> None:
+        raise error
+
+    monkeypatch.setattr("mlflow_deploy_plugin.agent.fetch.tag_version", refuse)
+    assert registry.report_failure("models:/tiny/2", "it does not load") is is_final
