@@ -8,8 +8,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
 
+from mlflow_deploy_plugin.cli import main
 from tests.support.guides import ROOT, blocks, section
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -51,6 +53,19 @@ def test_every_link_to_another_page_leads_to_a_file_and_to_a_heading(page: Path)
         assert not heading or heading in _anchors(target), link
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
+    """What is written between them is tried by the tests that run pages (tests/support/guides.py)."""
+    for words in _commands(page.read_text()):
+        command: click.Command | None = main
+        while isinstance(command, click.Group) and words and words[0][0] not in "-…":
+            command = command.get_command(click.Context(command), words.pop(0))
+        assert command is not None, words
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        given = {option for word in words for option in re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word)}
+        assert given <= known | {"--help", "--version"}, f"onnxserve {command.name} {words}"
+
+
 def test_every_folder_and_module_of_the_glossary_is_there() -> None:
     named = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py)?)`", (DOCS / "glossary.md").read_text())
     roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]
@@ -75,6 +90,13 @@ def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_
     for group in tomllib.loads(document)["project"]["entry-points"].values():
         for entry in group.values():
             assert f"{entry.partition(':')[0]}.py" in zipfile.ZipFile(wheel).namelist()
+
+
+def _commands(page: str) -> list[list[str]]:
+    """Return the words behind `onnxserve` of each command in a block or between back-ticks."""
+    code = re.findall(r"^```\w*\n(.*?)^```$|`([^`\n]+)`", page.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
+    start = r"(?:^|[$&|<] |\(|=\S+ )onnxserve ([^|<>&;#$)\n]+)"
+    return [command.split() for pair in code for command in re.findall(start, "\n".join(pair), re.MULTILINE)]
 
 
 def _anchors(page: Path) -> set[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow.deployments import BaseDeploymentClient
 
-from tests.support.guides import run_page
+from tests.support.guides import page_reader, run_page
 
 
 @pytest.mark.long
@@ -52,12 +52,12 @@ def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back
 
 
 @pytest.mark.long
-def test_the_page_of_protocols_runs_as_it_stands(
+def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
     client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
 ) -> None:
-    _, _, mlflow, v2, triton, grpc, load, tensorflow, _, lines, guides = run_page(
-        "protocols.md", tmp_path, new_database(tmp_path)
-    )
+    reader = page_reader(tmp_path, new_database(tmp_path))
+    _, _, mlflow, v2, triton, grpc, load, tensorflow, _, lines, guides = reader.run_page("protocols.md")
+    asked, together, refused = reader.run_page("client.md")
     client.delete_deployment("flights")
 
     label = json.loads(mlflow)["predictions"][0]
@@ -68,6 +68,9 @@ def test_the_page_of_protocols_runs_as_it_stands(
     assert json.loads(tensorflow)["predictions"][0]["label"] is label
     assert lines.splitlines() == [json.dumps(label), "false"]
     assert json.loads(guides)["prediction"] is label
+    assert asked == f"[{label} False] three-columns 1\n"
+    assert together == f"[array([{label}]), array([{label}, {label}])]\n"
+    assert refused.startswith("columns 'distance', 'hour' are missing; the model needs carrier, distance, hour 400 ")
 
 
 @pytest.mark.long

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -117,27 +119,49 @@ def _running_in(group: int) -> list[int]:
 _TIMEOUT_SECONDS = 300
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A reader who types what pages say, one page after the other, in one folder and at the same ports."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    ports: Mapping[str, str] = field(default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")})
+
+    def run_page(self, name: str) -> list[str]:
+        """Return the output of each `sh` and `python` block of docs/NAME; each has to end with status 0."""
+        page = (ROOT / "docs" / name).read_text()
+        return [
+            self.run(code, language)
+            for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+        ]
+
+    def run(self, code: str, language: str = "sh") -> str:
+        """Return the output of that block, which has to end with status 0."""
+        for port, free in self.ports.items():
+            code = code.replace(port, free)
+        command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+        ran = subprocess.run(
+            command, check=False, cwd=self.folder, env=self.environment,
+            capture_output=True, text=True, timeout=_TIMEOUT_SECONDS,
+        )  # fmt: skip
+        assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
+
+
 def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
     """Return the output of each `sh` and `python` block of docs/NAME; each has to end with status 0.
 
     Args:
         folder: where they run; deployments are in the home that this process's environment names.
     """
-    environment = {
-        **os.environ,
+    return page_reader(folder, tracking_uri).run_page(name)
+
+
+def page_reader(folder: Path, tracking_uri: str) -> Reader:
+    """Return a reader whose deployments are in the home that this process's environment names."""
+    own = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": tracking_uri,
         "PIP_NO_INDEX": "1",  # what a page installs is here already
     }
-    page = (ROOT / "docs" / name).read_text()
-    for port in ("8123", "8124"):
-        page = page.replace(port, str(free_port()))
-    printed = []
-    for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
-        command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
-        ran = subprocess.run(
-            command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
-        )
-        assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}"
-        printed.append(ran.stdout)
-    return printed
+    return Reader(folder, {**os.environ, **own})

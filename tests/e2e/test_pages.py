@@ -1,0 +1,57 @@
+"""The pages that begin with README's deployment `flights`: their blocks are run in the order of this table."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.guides import ROOT, Reader, blocks, section, shell
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+PAGES = {
+    "traffic.md": [r"flights +95 +models:/flight-delay/Production", r"challenger +5 +models:/flight-delay/2"],
+    "promote.md": [r"^flight-delay version 2 is in Production", r"^  flights/flights serves it after"],
+    "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
+    "log.md": [
+        r"^\d+ flights, [\d.]+% predicted right",
+        r"of 500 rows that they name, 500 are in the log",
+        r"of 1 rows that they name, 1 are in the log",
+        r"rows were answered, \d+ of them captured, 0 dropped",
+    ],
+    "monitor.md": [r"^flights daily 2013-07-04/2013-07-05: (no )?drift$"],
+    "batching.md": [r"Deployment flights is updated"],
+    "observe.md": [r"^onnxserve_agent_up 1"],
+    "robustness.md": [r"^noise +1 +0\.9711 +\+0\.0228$", r"^scale +10 +0\.6900 +\+0\.3039 +mean symmetry$"],
+    "explain.md": [r'^\{"columns": \["carrier"', r"^worst concavity +0\.05426 +\+0\.0049 ± 0\.0018$"],
+    "gate.md": [
+        r"^gated-cancer version 2: passed, compared with models:/gated-cancer/1$",
+        r"^refused$",
+        "^gate: forced$",
+    ],
+    "console.md": [r"promote +flight-delay version 2: version 1 in Production → version 2 in Production$"],
+}
+"""Each page with lines of what its commands print."""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """Has trained twice, and deployed version 1 as README says."""
+    folder = tmp_path_factory.mktemp("reader")
+    checkout = {"PYTHONPATH": str(ROOT), "PIP_NO_INDEX": "1"}  # what a page installs is here already
+    reader = Reader(folder, shell(Path(sys.prefix), folder) | checkout)
+    _, promote_and_deploy, ask, *_ = blocks("sh", section("By hand"))
+    for _ in range(2):
+        reader.run(f"mlflow run {ROOT} -e train --env-manager local")
+    reader.run(promote_and_deploy)
+    reader.run(ask)
+    yield reader
+    reader.run("mlflow deployments delete -t onnxserve --name flights")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_it_stands(reader: Reader, page: str) -> None:
+    printed = "\n".join(reader.run_page(page))
+    assert [line for line in PAGES[page] if not re.search(line, printed, re.MULTILINE)] == [], printed
