@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.settings import load_secrets
 from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
-    "wrap": ("mlflow_deploy_plugin.cli.wrap", "Turn a registered model into the next version, as checked ONNX."),
+    "wrap": ("mlflow_deploy_plugin.cli.wrap", "Make the next version of a registered model, as checked ONNX."),
     "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
     "list": ("mlflow_deploy_plugin.cli.endpoint", "List the deployments, their servers and their monitors."),
     "start": ("mlflow_deploy_plugin.cli.endpoint", "Start the server of the deployment NAME again."),

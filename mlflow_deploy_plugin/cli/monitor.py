@@ -119,10 +119,11 @@ def list_(name: str | None, output: str) -> None:
 @option("--keep", required=True, metavar="DURATION", help="Age up to which windows and alerts stay: 90d, 400d.")
 @option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 def expire(keep: str, dry_run: bool) -> None:
-    """Delete old windows that are judged, and old alerts that are over.
+    """Delete old windows and alerts of all monitors.
 
-    All monitors are meant; controllers may run, and do so once an hour if ONNXSERVE_MONITOR_RETENTION_DAYS is set. The
-    newest 200 windows of each monitor stay, and so do the runs in MLflow, the audit trail, rollouts and retrainings.
+    Controllers may run, and do so once an hour if ONNXSERVE_MONITOR_RETENTION_DAYS is set. What waits to be judged or
+    still alarms stays, as do the newest 200 windows of each monitor, the runs in MLflow, the audit trail, rollouts and
+    retrainings.
     """
     from mlflow_deploy_plugin.inference_log import parse_duration
     from mlflow_deploy_plugin.store import MIN_DAYS

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @option("--dry-run", is_flag=True, help="Convert and prove, and register nothing.")
 @output_option
 def wrap(model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
-    """Turn a registered model into the next version, as checked ONNX.
+    """Make the next version of a registered model, as checked ONNX.
 
     MODEL is a version that any of MLflow's flavors has logged; a run's model, the folder of an MLmodel file, or a
     joblib, pickle, ONNX, Keras or torch file do with --register. The new version keeps signature, input example, tags,

@@ -302,10 +302,10 @@ def agent_metrics_page(state_dir: Path) -> bytes:
     def gauge(name: str, value: float, text: str) -> MetricFamily:
         return MetricFamily(name, "gauge", text, {(): MetricSeries({}, float(value))})
 
-    checked = "When a look at the registry has last ended, well or not, since 1970."
-    shipped = "Every row that was answered before is in the inference log, or was dropped; since 1970, by tens."
+    checked = "Time of the last look at the registry, successful or not, since 1970."
+    shipped = "Time until which every answered row is in the inference log or was dropped, since 1970, by tens."
     families = [
-        gauge("onnxserve_agent_up", is_alive(state.pid), "Whether the agent lives."),
+        gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent lives."),
         gauge("onnxserve_agent_errors", state.errors, "Things that keep what the spec names from being served."),
         gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
         gauge("onnxserve_log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),

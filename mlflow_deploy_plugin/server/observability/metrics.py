@@ -45,19 +45,17 @@ _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
 
 _REQUESTS = Metric(REQUESTS, "Requests answered.")
-_REQUEST_DURATION = Metric(REQUEST_DURATION, "From the body's arrival to the finished answer.", _SECONDS_BOUNDS)
+_REQUEST_DURATION = Metric(REQUEST_DURATION, "Time from the body's arrival to the finished answer.", _SECONDS_BOUNDS)
 _PREDICTION_LATENCY = Metric(
-    "ml_prediction_latency_seconds", "The same for predictions that succeeded, by version alone.", _SECONDS_BOUNDS
+    "ml_prediction_latency_seconds", "Latency of predictions that succeeded, by version alone.", _SECONDS_BOUNDS
 )
-_LAST_REQUEST = Metric(
-    "onnxserve_last_request_timestamp_seconds", "When the last request was answered, since 1970.", kind="gauge"
-)
+_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "Time of the last answer, since 1970.", kind="gauge")
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
 _KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of the API key that let them in.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
 _BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows of one run of a graph.", _ROWS_BOUNDS)
-_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "How long the oldest request waited for its run.", _SECONDS_BOUNDS)
-_COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "How long one run of a graph took.", _SECONDS_BOUNDS)
+_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "Time that the oldest request waited for its run.", _SECONDS_BOUNDS)
+_COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time of one run of a graph.", _SECONDS_BOUNDS)
 _CAPTURE_REQUESTS = Metric(
     "onnxserve_capture_requests", "Requests written to the spool, and those lost because it could not be written."
 )
@@ -87,7 +85,7 @@ _SHADOW_DIFFERENCE = Metric(
     tuple(f"{bound:g}" for bound in _DIFFERENCES),
 )
 _SHADOW_DURATION = Metric(
-    "onnxserve_shadow_duration_seconds", "How long one run of a shadow took.", tuple(f"{bound:g}" for bound in SECONDS)
+    "onnxserve_shadow_duration_seconds", "Time of one run of a shadow.", tuple(f"{bound:g}" for bound in SECONDS)
 )
 
 Label = str | int | float | bool
