@@ -1,6 +1,7 @@
 """The actions of the console: what blocks them, forms that make no sense, and the process of a button."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +58,12 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
     mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch, allowed: str, sent_from: str, servers: Any
 ) -> None:
     started: list[Job] = []
-    monkeypatch.setattr(Jobs, "start", lambda _, job, secret: started.append(job) or job)
+
+    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
+        started.append(job)
+        return job
+
+    monkeypatch.setattr(Jobs, "start", start)
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", allowed)
     browser, _, token = open_page(mlflow_app)
     browser.set_cookie(*session_of(browser), domain="10.6.6.6")
