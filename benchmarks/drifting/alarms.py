@@ -105,9 +105,9 @@ def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
     judge = Judge(reference_of(rows.take(~is_held), start_us, DAY_US))
     verdict = judge(rows.take(is_held).table, start_us)
     judge.close()
-    if verdict.p_value is None:
+    if "p_value" not in verdict.figures:
         return None, None
-    return verdict.p_value <= RATE, verdict.p_value <= 0.1
+    return verdict.figures["p_value"] <= RATE, verdict.figures["p_value"] <= 0.1
 
 
 def _held_out_hours(tenth: int) -> Flags:

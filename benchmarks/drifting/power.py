@@ -189,6 +189,6 @@ def _whole(days: Array) -> str:
     judge = Judge(reference_of(calm(), start_us, length_us))
     verdict = judge(flights().between(start_us, start_us + length_us).table, start_us)
     judge.close()
-    if verdict.p_value is None:
+    if "p_value" not in verdict.figures:
         return verdict.reason
-    return f"{verdict.state} ({verdict.null}; {verdict.p_value:.3f})"
+    return f"{verdict.state} ({verdict.null}; {verdict.figures['p_value']:.3f})"

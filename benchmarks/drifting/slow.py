@@ -96,7 +96,9 @@ def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
     verdicts = [judge(_day(rows, day), day * DAY_US) for day in range(_DAYS, _DAYS + _LATER)]
     judge.close()
     told = verdicts[0].held_out
-    is_warned = verdicts[0].effective_n < needed_windows(RATE) or (not isinstance(told, Refused) and told.is_beyond)
+    is_warned = verdicts[0].figures.get("independent_blocks", 0.0) < needed_windows(RATE) or (
+        not isinstance(told, Refused) and told.is_beyond
+    )
     rolling: Flags = []
     for day in range(_DAYS, _DAYS + _LATER, _STEP):
         past = rows.between((day - _BEFORE) * DAY_US, day * DAY_US)

@@ -20,7 +20,7 @@ A column that is gone, new, of another type or constant is drift by itself (`col
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -60,61 +60,20 @@ class DriftVerdict:
 
     Attributes:
         reason: why it is in this state, in a sentence.
-        rows: rows of the window; compared_rows: those of every side of every comparison.
-        null: which windows of the reference the threshold comes from; windows: how many.
-        effective_n: how many independent windows they stand for, since some depend on those before them.
-        p_value, statistic, threshold: None if nothing is judged; the latter two in standard deviations.
-        false_alarm_rate: the stated rate.
-        held_out: how many of the reference's later windows are called drifted by its earlier ones.
-        column_figures: the metrics of the columns, by falling score, and the share of those that drifted.
         findings: the worst first; every column has its outcome, or why it was not judged.
+        figures: the names of metrics and their values; those of columns by falling score.
         notes: further lines for the reader.
+        null: which windows of the reference the threshold comes from; None if distributions are not judged.
+        held_out: how many of the reference's later windows are called drifted by its earlier ones.
     """
 
     state: State
-    rows: int
-    reference_rows: int
-    false_alarm_rate: float
-    reason: str = ""
-    compared_rows: int = 0
-    null: NullKind | None = None
-    windows: int = 0
-    effective_n: float = 0.0
-    p_value: float | None = None
-    statistic: float | None = None
-    threshold: float | None = None
-    held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
-    column_figures: Mapping[str, float] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
+    reason: str
+    findings: tuple[Finding, ...]
+    figures: Mapping[str, float]
     notes: tuple[str, ...] = ()
-
-    @property
-    def measured_false_alarm_rate(self) -> float | None:
-        return None if isinstance(self.held_out, Refused) else self.held_out.share
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The names of metrics and their values."""
-        if self.null is None:  # distributions are not judged
-            drift = {"is_drift": 1.0} if self.state == "drift" else {}
-            return {"rows": float(self.rows), "reference_rows": float(self.reference_rows), **drift}
-        tested = {
-            "p_value": self.p_value,
-            "statistic": self.statistic,
-            "threshold": self.threshold,
-            "measured_false_alarm_rate": self.measured_false_alarm_rate,
-        }
-        return {
-            "rows": self.rows,
-            "reference_rows": self.reference_rows,
-            "is_drift": float(self.state == "drift"),
-            **{name: value for name, value in tested.items() if value is not None},
-            "blocks": self.windows,
-            "independent_blocks": self.effective_n,
-            "compared_rows": self.compared_rows,
-            "false_alarm_rate": self.false_alarm_rate,
-            **self.column_figures,
-        }
+    null: NullKind | None = None
+    held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +103,7 @@ def judge_profile(
         segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
     """
     schema = schema_findings(reference, window, spec.columns)
-    base = DriftVerdict("not judged", window.rows, reference.pieces.total.rows, spec.false_alarm_rate)
+    rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
     unjudged: list[Finding] = []
     for name, part in {"": SegmentProfiles(reference, window), **(segments or {})}.items():
@@ -158,34 +117,42 @@ def judge_profile(
         unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
             # too few rows say nothing at all, not even about the columns that they have
-            return _unjudged(base, reason, [] if window.rows < spec.min_rows else schema, unjudged)
+            return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
         whole = [finding for finding in unjudged if not finding.segment]
         whole += not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
-        return _unjudged(base, null.reason, schema, whole)
-    return _conclude(base, groups, null, start_us, [*schema, *unjudged])
+        return _unjudged(rows, null.reason, schema, whole)
+    return _conclude(rows, groups, null, spec.false_alarm_rate, start_us, [*schema, *unjudged])
 
 
-def _unjudged(base: DriftVerdict, reason: str, schema: Sequence[Finding], others: Sequence[Finding]) -> DriftVerdict:
+def _unjudged(
+    rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
+) -> DriftVerdict:
     """Return no verdict on distributions; the findings of `schema_findings` are drift all the same."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     if not alarms:
-        return replace(base, reason=reason, findings=findings)
+        return DriftVerdict("not judged", reason, findings, rows)
     worst = describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
-    return replace(base, state="drift", reason=f"{worst}; distributions are not judged: {reason}", findings=findings)
+    reason = f"{worst}; distributions are not judged: {reason}"
+    return DriftVerdict("drift", reason, findings, {**rows, "is_drift": 1.0})
 
 
 def _conclude(
-    base: DriftVerdict, groups: Sequence[ColumnGroup], null: NullDistribution, start_us: int, others: Sequence[Finding]
+    rows: Mapping[str, float],
+    groups: Sequence[ColumnGroup],
+    null: NullDistribution,
+    rate: float,
+    start_us: int,
+    others: Sequence[Finding],
 ) -> DriftVerdict:
     window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
-    test = null.test(window, base.false_alarm_rate)
+    test = null.test(window, rate)
     checked, column_figures = judge_columns(groups, null, window, test.scores, test.threshold)
     findings = sort_findings([*others, *checked])
     alarms = [finding for finding in findings if finding.is_alarm]
-    is_fewer = null.independent_n < needed_windows(base.false_alarm_rate)
+    is_fewer = null.independent_n < needed_windows(rate)
     worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
     beside = f"p = {test.p_value:.3g} beside {len(null.figures)} {NULLS[null.kind].description}{worth}"
     reason = "no column differs from the reference more than its own windows do"
@@ -194,21 +161,28 @@ def _conclude(
         reason = describe_worst(subjects, alarms[0].reason)
         if not test.is_drifted:  # a column that is gone, new, of another type or constant has no p-value
             beside = f"all other checks: {beside}"
-    return replace(
-        base,
-        state="drift" if test.is_drifted or any(finding.is_alarm for finding in others) else "no drift",
+    is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
+    held_out = null.held_out
+    return DriftVerdict(
+        state="drift" if is_drift else "no drift",
         reason=f"{reason} ({beside})",
-        compared_rows=groups[0].compared,
-        null=null.kind,
-        windows=len(null.figures),
-        effective_n=null.independent_n,
-        p_value=test.p_value,
-        statistic=test.statistic,
-        threshold=test.threshold,
-        held_out=null.held_out,
-        column_figures=column_figures,
         findings=findings,
-        notes=tuple(_notes(null, base.false_alarm_rate, groups[0].reference.pieces)),
+        figures={
+            **rows,
+            "is_drift": float(is_drift),
+            "p_value": test.p_value,
+            "statistic": test.statistic,
+            "threshold": test.threshold,
+            **({} if isinstance(held_out, Refused) else {"measured_false_alarm_rate": held_out.share}),
+            "blocks": float(len(null.figures)),
+            "independent_blocks": null.independent_n,
+            "compared_rows": float(groups[0].compared),
+            "false_alarm_rate": rate,
+            **column_figures,
+        },
+        notes=tuple(_notes(null, rate, groups[0].reference.pieces)),
+        null=null.kind,
+        held_out=held_out,
     )
 
 

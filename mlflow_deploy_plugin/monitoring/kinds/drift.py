@@ -115,7 +115,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
             checked.append(Finding(one.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(one.state == "drift" for one in checked):
-        verdict = replace(verdict, state="no drift")  # of distributions alone
+        # of distributions alone
+        verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
 
@@ -154,9 +155,7 @@ class WindowComparison:
         if self.reference is None or not chosen:
             reason = self.missing_reason or _NOTHING_LEFT
             findings = self._not_judged(dict.fromkeys(self.names, reason), columns)
-            return DriftVerdict(
-                "not judged", self.profile.rows, 0, request.spec.false_alarm_rate, reason, findings=findings
-            )
+            return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         verdict = judge_profile(
             self.reference,

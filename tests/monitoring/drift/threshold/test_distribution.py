@@ -202,18 +202,18 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
 def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said() -> None:
     verdicts = [verdict_on_next_day(persistent_days, seed) for seed in range(6)]
 
-    fewer = [verdict for verdict in verdicts if verdict.effective_n < 19]
+    fewer = [verdict for verdict in verdicts if verdict.figures["independent_blocks"] < 19]
     assert len(fewer) >= 4
     for verdict in fewer:
-        assert verdict.windows == 90
+        assert verdict.figures["blocks"] == 90
         supported = re.search(
             r"more windows than 5\.0% may be called drifted: those of the reference depend on each other, most in x\d, "
             r"and 90 that are worth ([\d.]+) support no rate below ([\d.]+)%; reference rolling:7d",
             verdict.notes[1],
         )
         assert supported
-        assert float(supported[1]) == pytest.approx(verdict.effective_n, rel=0.1)
-        assert float(supported[2]) == pytest.approx(100 / (1 + verdict.effective_n), abs=0.1)
+        assert float(supported[1]) == pytest.approx(verdict.figures["independent_blocks"], rel=0.1)
+        assert float(supported[2]) == pytest.approx(100 / (1 + verdict.figures["independent_blocks"]), abs=0.1)
         assert f"beside 90 windows of the reference, worth {supported[1]} independent ones)" in verdict.reason
 
 
@@ -246,7 +246,7 @@ def test_independent_rows_are_refused_where_the_references_own_windows_contradic
     for seed in range(3):
         verdict = verdict_on_next_day(rows_that_depend, seed, days=40, lag=lag, independent_rows=True)
 
-        assert (verdict.state, verdict.p_value) == ("not judged", None)
+        assert (verdict.state, verdict.figures.get("p_value")) == ("not judged", None)
         assert re.match(
             r"the reference contradicts independent_rows: its own \d+ windows vary more than windows of independent "
             r"rows do, those of 60 rows by so many times the variance: x\d [\d.]+, x\d [\d.]+; so calm ones would be "
