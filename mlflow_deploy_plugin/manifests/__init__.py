@@ -7,6 +7,7 @@ from mlflow_deploy_plugin.manifests.helm import values_schema
 from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import (
     HOME_FOLDER,
+    NAMESPACE,
     OWNER,
     STATE_FOLDER,
     USER,
@@ -35,6 +36,7 @@ __all__ = [
     "FORMATS",
     "HOME_FOLDER",
     "LABEL",
+    "NAMESPACE",
     "OWNER",
     "STATE_FOLDER",
     "USER",

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
+from mlflow_deploy_plugin.spec import SECRET_KEY, EndpointSpec, dump_spec, spec_document
 
 LABEL = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
@@ -35,7 +35,6 @@ CONTAINER = "onnxserve"
 SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
 _FILES_FOLDER = "/run/secrets/files"
-_SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
 _DRAIN_SECONDS = 5
 """Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
 
@@ -110,7 +109,12 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
             ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
-        scraped = {"port": "http", "path": "/metrics", **({"scheme": "https"} if spec.server.certfile else {})}
+        scraped: Document = {"port": "http", "path": "/metrics"}
+        if spec.server.certfile:  # pods are asked by their addresses, which no certificate names
+            scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+        if kubernetes.service_monitor_key is not None:
+            key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
+            scraped["authorization"] = {"credentials": key}
         monitor = {"selector": {"matchLabels": selector}, "endpoints": [scraped]}
         documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
     return documents
@@ -243,10 +247,10 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
 
 def _secret_key(field: str, said: str) -> Document:
     """Return the Secret and its key that a field names, or raise InvalidConfig."""
-    found = _SECRET.fullmatch(said)
-    if found is None:
+    if re.search(SECRET_KEY, said) is None:
         raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {said!r})")
-    return {"name": found["secret"], "key": found["key"]}
+    name, _, key = said.partition("/")
+    return {"name": name, "key": key}
 
 
 def _projected(files: Mapping[str, Document]) -> Document:

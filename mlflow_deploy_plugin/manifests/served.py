@@ -1,5 +1,6 @@
 """The parts that every format shares: where a container finds its files, the spec that it serves, and YAML."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
 """The annotation that names the store whose endpoint an object belongs to."""
+NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""The names that a Kubernetes namespace can have."""
 _NOT_SERVED = ("monitors", "container", "kubernetes")
 
 
@@ -39,11 +42,20 @@ class Place:
         namespace: the Kubernetes namespace.
         environment: variables that the server gets besides those of the spec, which win.
         owner: the store that the objects belong to; empty for files that others apply.
+
+    Raises:
+        InvalidConfig: no namespace can have this name.
     """
 
     namespace: str = "default"
     environment: Mapping[str, str] = field(default_factory=workspace_environment)
     owner: str = ""
+
+    def __post_init__(self) -> None:
+        if not NAMESPACE.fullmatch(self.namespace):
+            raise InvalidConfig(
+                f"namespace: small letters, digits and - within are expected, at most 63 (got {self.namespace!r})"
+            )
 
 
 def make_document(

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.spec.types import (
     DNS_NAME,
     NETWORK,
     NODE_LABEL,
+    SECRET_KEY,
     TAINT,
     VARIABLE,
     Name,
@@ -312,6 +313,8 @@ class KubernetesSpec(SpecPart):
     """Namespaces whose pods may call the endpoint, besides its own; * for all. With `host` all may."""
     service_monitor: bool = False
     """Makes a ServiceMonitor, for the Prometheus operator."""
+    service_monitor_key: str | None = Field(default=None, pattern=SECRET_KEY)
+    """API key of scope `read` that Prometheus sends, where callers need one: SECRET/KEY."""
     service_account: DnsName | None = None
     """ServiceAccount of the pods. Default: one of their own, without any right."""
     image_pull_secrets: TextList = ()
@@ -335,6 +338,8 @@ class KubernetesSpec(SpecPart):
             raise ValueError(
                 f"max_replicas {self.max_replicas} is to be more than replicas, {self.replicas}, and those 1 or more"
             )
+        if self.service_monitor_key is not None and not self.service_monitor:
+            raise ValueError("service_monitor_key goes with `service_monitor`, which is not set")
         for name in ("ingress_class", "tls_secret", "gateway"):
             if getattr(self, name) is not None and self.host is None:
                 raise ValueError(f"{name} goes with `host`, which is not set")

@@ -84,7 +84,12 @@ TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "serve
 @pytest.mark.parametrize(
     "config",
     [
-        {**TLS, "kubernetes.host": "f.example", "kubernetes.service_monitor": "true"},
+        {
+            **TLS,
+            "kubernetes.host": "f.example",
+            "kubernetes.service_monitor": "true",
+            "kubernetes.service_monitor_key": "prometheus/key",
+        },
         {"server.host": "10.0.0.1", "server.insecure": "true", "capture.fraction": "0.25", "sticky.header": "x-user"},
         {"server.jwt_issuer": "https://i.example/?a=1&b=<c>", "server.jwt_audience": "ä", "kubernetes.gpus": "0"},
         {"server.device": "cuda", "server.device_ids": "0,1", "server.workers": "2", "server.rate_limit": "10/minute"},

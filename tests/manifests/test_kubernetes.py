@@ -296,3 +296,26 @@ def test_fields_that_do_not_fit_are_refused_in_one_line(config: dict[str, str], 
 def test_a_name_that_no_service_can_have_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="'Flights_1' cannot name a Service of Kubernetes: small letters"):
         kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
+
+
+def test_prometheus_gets_past_auth_and_certificates() -> None:
+    def scraped(config: dict[str, str]) -> Document:
+        (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
+        return endpoint  # type: ignore[no-any-return]
+
+    plain = {"port": "http", "path": "/metrics"}
+    asked = {"kubernetes.service_monitor": "true"}
+    assert scraped(asked) == plain
+    keyed = {**asked, "server.api_keys": "true", "kubernetes.service_monitor_key": "prometheus/key"}
+    assert scraped(keyed) == {**plain, "authorization": {"credentials": {"name": "prometheus", "key": "key"}}}
+    tls = {**asked, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
+    assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    with pytest.raises(InvalidConfig, match="service_monitor_key goes with `service_monitor`, which is not set"):
+        rendered({"kubernetes.service_monitor_key": "prometheus/key"})
+    with pytest.raises(InvalidConfig, match=r"kubernetes.service_monitor_key: SECRET/KEY is expected"):
+        rendered({**asked, "kubernetes.service_monitor_key": "key"})
+
+
+def test_no_namespace_is_written_that_cannot_be() -> None:
+    with pytest.raises(InvalidConfig, match=r"namespace: small letters, digits and - .* \(got 'Bad Name'\)"):
+        Place("Bad Name")

@@ -5,7 +5,6 @@ onnxserve:/docker                a container of this machine's Docker engine
 onnxserve:/kubernetes/NAMESPACE  a Deployment of the cluster that kubectl reaches
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import Literal, Protocol
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, Refused
+from mlflow_deploy_plugin.manifests import NAMESPACE
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 
 Progress = Callable[[str], None]
 """Takes one line for each long step."""
 
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _BACKENDS = {
     "local": "mlflow_deploy_plugin.deployments.backends.local:LocalBackend",
     "docker": "mlflow_deploy_plugin.deployments.backends.docker:DockerBackend",
@@ -118,7 +117,7 @@ def parse_target(uri: str) -> Target:
             return LOCAL
         case ["onnxserve:", "docker"]:
             return Target("docker")
-        case ["onnxserve:", "kubernetes", namespace] if _NAMESPACE.fullmatch(namespace):
+        case ["onnxserve:", "kubernetes", namespace] if NAMESPACE.fullmatch(namespace):
             return Target("kubernetes", namespace)
     raise InvalidConfig(
         f"there is no target {uri!r}: it is onnxserve (this machine), onnxserve:/docker or "
