@@ -8,6 +8,7 @@
 | `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
 | `levels.py`                                           | boosted trees for many rows                               |
 | `category_tables.py`                                  | encoders of other libraries, by what they make of categories |
+| `engineered.py`                                       | the transformers of feature-engine, as scikit-learn's     |
 | `additive.py`                                         | the explainable boosting machines of interpret            |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 | `refused_rows.py`                                     | rows that a step within the original refuses              |

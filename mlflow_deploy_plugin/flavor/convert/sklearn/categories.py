@@ -13,7 +13,7 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, CategoryTables
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, CategoryTables, GroupedCategories
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 from mlflow_deploy_plugin.runtime import Array
 
@@ -108,6 +108,20 @@ def convert_tables(scope: Any, operator: Any, container: Any) -> None:
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
+def grouped_shapes(operator: Any) -> None:
+    """Set the output type: texts."""
+    operator.outputs[0].type = StringTensorType([None, sum(entry.type.shape[1] for entry in operator.inputs)])
+
+
+def convert_grouped(scope: Any, operator: Any, container: Any) -> None:
+    """Add the known categories as they are, and one text for all others."""
+    graph = NodeBuilder(scope, container)
+    grouped: GroupedCategories = operator.raw_operator
+    known = [text.encode() for text in [*grouped.known, MISSING]]
+    attributes = {"keys_strings": known, "values_strings": known, "default_string": grouped.fill_value}
+    graph.node("LabelEncoder", [graph.joined(operator.inputs)], operator.outputs[0].full_name, **attributes)
+
+
 def _numbers(encoder: CategoryTables) -> int:
     return sum(table.shape[1] for table in encoder.tables)
 
@@ -157,6 +171,7 @@ CONVERTERS = {
     ),
     TargetEncoder: (float_columns(lambda encoder: len(encoder.encodings_)), convert_target),
     CategoryTables: (float_columns(_numbers), convert_tables),
+    GroupedCategories: (grouped_shapes, convert_grouped),
 }
 PRECISE = {CategoryTables: (float_columns(_numbers, DoubleTensorType), convert_tables)}
 """Instead of the same in `CONVERTERS`, where everything is computed in 64 bits."""

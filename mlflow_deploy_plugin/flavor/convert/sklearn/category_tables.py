@@ -16,6 +16,7 @@ from sklearn.compose import ColumnTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn.additive import as_additive, is_additive
+from mlflow_deploy_plugin.flavor.convert.sklearn.engineered import as_column_steps
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import CategoryTables, sub_estimators, thawed
 from mlflow_deploy_plugin.runtime import Array
 
@@ -38,6 +39,7 @@ def with_category_tables(fitted: Any) -> Any:
     found = [part for part in sub_estimators(fitted) if _learned(part)]
     within = {id(getattr(part, "ordinal_encoder", None)) for part in found}
     tables: dict[int, Any] = {id(part): _as_tables(part) for part in found if id(part) not in within}
+    tables |= {id(part): steps for part in sub_estimators(fitted) if (steps := as_column_steps(part))}
     tables |= {id(part): as_additive(part) for part in sub_estimators(fitted) if is_additive(part)}
     return deepcopy(fitted, tables) if tables else fitted
 
@@ -48,7 +50,7 @@ def _learned(part: Any) -> dict[str, list[Any]]:
     learned: Any = {}
     if module.startswith("category_encoders."):
         learned = getattr(getattr(part, "ordinal_encoder", part), "mapping", None) or {}
-    elif module.startswith("feature_engine.encoding."):
+    elif module.startswith("feature_engine.encoding.") and type(part).__name__ != "RareLabelEncoder":
         learned = getattr(part, "encoder_dict_", {})
     elif module.startswith("skrub."):
         steps = getattr(part, "transformers_", {})

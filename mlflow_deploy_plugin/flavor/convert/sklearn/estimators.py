@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -75,13 +77,17 @@ class LaterColumns(TransformerMixin, _Fitted):  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: ColumnTransformer) -> "LaterColumns":
+        return cls([(step, positions) for _, step, positions in cls.named_parts(model)], model.n_features_in_)
+
+    @staticmethod
+    def named_parts(model: ColumnTransformer) -> list[tuple[str, Any, list[int]]]:
+        """Return the name of each step that reads columns, the step, and their positions."""
         names = [str(name) for name in getattr(model, "feature_names_in_", range(model.n_features_in_))]
-        parts = [
-            (step, [names.index(str(name)) for name in column_names(columns, names)])
-            for _, step, columns in model.transformers_
+        return [
+            (entry, step, [names.index(str(name)) for name in column_names(columns, names)])
+            for entry, step, columns in model.transformers_
             if step != "drop" and column_names(columns, names)
         ]
-        return cls(parts, model.n_features_in_)
 
 
 class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
@@ -98,6 +104,16 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
     def transform(self, rows: pd.DataFrame) -> Array:
         columns = zip(rows.columns, self.categories_, self.tables, strict=True)
         return np.hstack([table[pd.Index(known).get_indexer(pd.Index(rows[name]))] for name, known, table in columns])
+
+
+class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """Texts, of which all but the known categories become one; a missing text stays so."""
+
+    def __init__(self, known: list[str], fill_value: str) -> None:
+        self.known, self.fill_value = known, fill_value
+
+    def transform(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows.where(rows.isin(self.known), self.fill_value)
 
 
 class AdditiveModel(_Fitted):
@@ -151,13 +167,6 @@ def _transforming(step: Any) -> Any:
         step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
     replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
     return Transforming(step) if replaced else step
-
-
-def _weighted(step: Any, weight: float) -> Any:
-    """Return a step of a ColumnTransformer with its weight as a step behind it."""
-    if weight == 1 or step == "drop":
-        return step
-    return Pipeline([("make", step), ("weigh", FunctionTransformer(partial(np.multiply, weight)))])
 
 
 def passes_on(step: Any) -> bool:
@@ -361,9 +370,9 @@ def convertible_copy(fitted: Any) -> Any:
         _prepare(part)
     for part in sub_estimators(copy):
         if isinstance(part, Pipeline):
-            both = [step for _, step in part.steps[:2] if isinstance(step, ColumnTransformer)]
-            if len(both) == 2 and (steps := _merged(*both)):
-                both[0].transformers_, both[0].output_indices_ = steps, both[1].output_indices_
+            while all(isinstance(step, ColumnTransformer) for _, step in part.steps[:2]) and len(part.steps) > 1:
+                if not _merged(part.steps[0][1], part.steps[1][1]):
+                    break
                 del part.steps[1]
             part.steps[1:] = [
                 (name, LaterColumns.of(step) if isinstance(step, ColumnTransformer) else step)
@@ -385,28 +394,39 @@ def convertible_copy(fitted: Any) -> Any:
     return copy
 
 
-def _merged(first: ColumnTransformer, second: ColumnTransformer) -> list[tuple[str, Any, list[Any]]]:
-    """Return the steps of two ColumnTransformers in turn as those of one; none if a step reads what several have made.
+def _merged(first: ColumnTransformer, second: ColumnTransformer) -> bool:
+    """Make the first ColumnTransformer do the second one's steps, too; False if a step reads what several have made.
 
     So the texts that the first one fills in stay apart from numbers until the second one encodes them.
     """
     names = list(getattr(first, "feature_names_in_", range(first.n_features_in_)))
     made_by = {place: entry for entry in first.transformers_ for place in _places(first.output_indices_[entry[0]])}
     merged: list[tuple[str, Any, list[Any]]] = []
-    for later, positions in LaterColumns.of(second).parts:
-        name, step, columns = made_by[positions[0]]
-        made = _places(first.output_indices_[name])
-        if not {*positions} <= {*made}:
-            return []
-        columns, inside = column_names(columns, names), [made.index(position) for position in positions]
-        if passes_on(step):
-            columns, step = [columns[place] for place in inside], later
-        elif inside != list(range(len(made))):
-            step = Pipeline([("first", step), ("then", LaterColumns([(later, inside)], len(made)))])
-        elif not passes_on(later):
-            step = Pipeline([("first", step), ("then", later)])
-        merged.append((f"step {len(merged)}", step, columns))
-    return merged
+    outputs: dict[str, slice] = {}
+    width = 0
+    for entry, later, positions in LaterColumns.named_parts(second):
+        makers = [made_by[place][0] for place in positions]
+        passed = [
+            [place for _, place in some] for _, some in groupby(zip(makers, positions, strict=True), itemgetter(0))
+        ]
+        for read in passed if passes_on(later) else [positions]:
+            name, step, columns = made_by[read[0]]
+            made = _places(first.output_indices_[name])
+            if not {*read} <= {*made}:
+                return False
+            columns, inside = column_names(columns, names), [made.index(position) for position in read]
+            if passes_on(step):
+                columns, step = [columns[place] for place in inside], later
+            elif inside != list(range(len(made))):
+                step = Pipeline([("first", step), ("then", LaterColumns([(later, inside)], len(made)))])
+            elif not passes_on(later):
+                step = Pipeline([("first", step), ("then", later)])
+            count = len(read) if passes_on(later) else len(_places(second.output_indices_[entry]))
+            outputs[f"step {len(merged)}"] = slice(width, width + count)
+            merged.append((f"step {len(merged)}", step, columns))
+            width += count
+    first.transformers_, first.output_indices_ = merged, outputs
+    return True
 
 
 def _places(made: slice) -> range:
@@ -437,11 +457,12 @@ def _prepare(part: Any) -> None:
         threshold = part.tree_.threshold
         threshold[np.isinf(threshold)] = np.finfo(np.float32).max
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
-        weights, part.transformer_weights = part.transformer_weights or {}, None
-        part.transformers_ = [
-            (name, _weighted(_transforming(step), weights.get(name, 1)), columns)
-            for name, step, columns in part.transformers_
-        ]
+        weights, part.transformer_weights = dict(part.transformer_weights or {}), None
+        part.transformers_ = [(name, _transforming(step), columns) for name, step, columns in part.transformers_]
+        for place, (name, step, columns) in enumerate(part.transformers_):
+            if name in weights and step != "drop":
+                weigh = FunctionTransformer(partial(np.multiply, weights[name]))
+                part.transformers_[place] = name, Pipeline([("make", step), ("weigh", weigh)]), columns
     if isinstance(part, FeatureUnion):
         part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
     if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing; samplers of imblearn only train

@@ -182,19 +182,20 @@ def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
     return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
 
 
+def box_cox(x: Any, powers: Array) -> Any:
+    none = np.abs(powers) < np.spacing(1.0)
+    return np.where(none, np.log(x), (x**powers - 1.0) / np.where(none, 1.0, powers))
+
+
+def yeo_johnson(x: Any, powers: Array) -> Any:
+    """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
+    upper, lower = np.where(x >= 0, x, 0.0) + 1.0, 1.0 - np.where(x >= 0, 0.0, x)
+    return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
+
+
 def powered(model: PowerTransformer, rows: Rows) -> TracedArray:
-    """Return Box-Cox or Yeo-Johnson, https://doi.org/10.1093/biomet/87.4.954, standardised."""
-
-    def bent(base: TracedArray, powers: Array) -> TracedArray:
-        none = np.abs(powers) < np.spacing(1.0)
-        return np.where(none, np.log(base), (base**powers - 1.0) / np.where(none, 1.0, powers))
-
-    x, powers = rows.matrix, model.lambdas_
-    if model.method == "box-cox":
-        found = bent(x, powers)
-    else:
-        upper, lower = np.where(x >= 0, x, 0.0) + 1.0, 1.0 - np.where(x >= 0, 0.0, x)
-        found = np.where(x >= 0, bent(upper, powers), -bent(lower, 2 - powers))
+    """Return Box-Cox or Yeo-Johnson, standardised."""
+    found = (box_cox if model.method == "box-cox" else yeo_johnson)(rows.matrix, model.lambdas_)
     return (found - model._scaler.mean_) / model._scaler.scale_ if model.standardize else found
 
 

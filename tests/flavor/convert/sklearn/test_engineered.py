@@ -1,0 +1,93 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from feature_engine import discretisation, encoding, imputation, outliers, scaling, selection, transformation
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+
+def _numbers() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    return pd.DataFrame({"a": random.normal(size=300), "b": random.gamma(2, size=300) + 0.1, "c": random.random(300)})
+
+
+NUMBERS = _numbers()
+TABLE = NUMBERS.assign(
+    city=np.random.default_rng(1).choice(["oslo", "lima", "rome", "ulm"], 300, p=[0.5, 0.3, 0.17, 0.03]),
+    sex=np.random.default_rng(2).choice(["m", "f"], 300),
+).mask(np.random.default_rng(3).random((300, 5)) < 0.1)
+TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        outliers.Winsorizer(capping_method="iqr", tail="both", fold=0.5),
+        outliers.ArbitraryOutlierCapper(max_capping_dict={"a": 1.0}, min_capping_dict={"b": 0.5}),
+        discretisation.EqualFrequencyDiscretiser(q=5),
+        discretisation.EqualWidthDiscretiser(variables=["b"]),
+        discretisation.ArbitraryDiscretiser({"a": [-9, 0, 0.5, 9]}),
+        transformation.LogTransformer(variables=["b"], base="10"),
+        transformation.LogCpTransformer(),
+        transformation.ReciprocalTransformer(variables=["b"]),
+        transformation.PowerTransformer(variables=["b", "c"]),
+        transformation.BoxCoxTransformer(variables=["b"]),
+        transformation.YeoJohnsonTransformer(),
+        transformation.ArcSinhTransformer(loc=0.5, scale=2.0),
+        scaling.MeanNormalizationScaler(),
+        selection.DropFeatures(["b"]),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_a_step_of_numbers_is_proven(step: Any) -> None:
+    rows = NUMBERS.clip(-5, 5) if isinstance(step, discretisation.ArbitraryDiscretiser) else NUMBERS
+    model = make_pipeline(step, Ridge()).fit(rows, TARGET)
+
+    assert wrap(model, rows).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [encoding.OrdinalEncoder(encoding_method="arbitrary", unseen="encode"), encoding.OneHotEncoder()],
+    ids=lambda encoder: type(encoder).__name__,
+)
+def test_a_pipeline_of_a_table_is_one_step_a_column(encoder: Any) -> None:
+    model = make_pipeline(
+        imputation.MeanMedianImputer(),
+        imputation.CategoricalImputer(),
+        encoding.RareLabelEncoder(tol=0.05, n_categories=2),
+        encoder,
+        outliers.Winsorizer(variables=["a"]),
+        discretisation.EqualFrequencyDiscretiser(variables=["b"]),
+        selection.DropFeatures(["c"]),
+        HistGradientBoostingRegressor(max_iter=10, random_state=0),
+    ).fit(TABLE, TARGET)
+
+    assert wrap(model, TABLE).report.state == "proven"
+
+
+def test_a_number_without_a_logarithm_is_refused_before_a_model_that_takes_gaps() -> None:
+    model = make_pipeline(
+        transformation.LogTransformer(variables=["b"]), HistGradientBoostingRegressor(max_iter=5, random_state=0)
+    ).fit(NUMBERS, TARGET)
+
+    wrapped = wrap(model, NUMBERS)
+
+    assert wrapped.report.state == "proven"
+    assert [output.name for output in wrapped.converted.proto.graph.output][-1] == "onnxserve_refused_rows"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [outliers.Winsorizer(add_indicators=True), imputation.RandomSampleImputer()],
+    ids=lambda step: type(step).__name__,
+)
+def test_another_form_has_no_graph(step: Any) -> None:
+    with pytest.raises(ConversionError, match=f"there is no converter for feature_engine.*{type(step).__name__}"):
+        wrap(make_pipeline(step, Ridge()).fit(NUMBERS, TARGET), NUMBERS)
