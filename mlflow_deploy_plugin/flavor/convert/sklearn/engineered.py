@@ -28,20 +28,15 @@ def as_column_steps(part: Any) -> ColumnTransformer | None:
     if family[2].startswith("selection."):
         dropped = set(map(str, part.features_to_drop_))
         steps = {name: "passthrough" for name in names if name not in dropped}
+    elif getattr(part, "add_indicators", False) or getattr(part, "return_boundaries", False):
+        return None
     elif make := _STEPS.get(type(part).__name__):
-        if _has_other_form(part):
-            return None
         steps = {name: make(part, name) if name in part.variables_ else "passthrough" for name in names}
     else:
         return None
     # a row that each step takes: texts for texts
     row = {name: getattr(steps.get(name), "fill_value", 1.0) for name in names}
     return ColumnTransformer([(name, step, [name]) for name, step in steps.items()]).fit(pd.DataFrame([row]))
-
-
-def _has_other_form(part: Any) -> bool:
-    """Return True if a transformer adds indicators, or makes texts of intervals."""
-    return getattr(part, "add_indicators", False) or getattr(part, "return_boundaries", False)
 
 
 def _defined(compute: Callable[[Any], Any]) -> Pipeline:
@@ -98,4 +93,4 @@ _STEPS: dict[str, Callable[[Any, str], Any]] = {
     "MeanNormalizationScaler": _normalized,
     "RareLabelEncoder": lambda part, name: GroupedCategories(part.encoder_dict_[name], part.replace_with),
 }
-"""What a transformer makes of a column of its own, by the name of its class."""
+"""Functions by the class of a transformer: each returns the step for one of its columns."""

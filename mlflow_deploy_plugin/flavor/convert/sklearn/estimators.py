@@ -107,7 +107,7 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 
 class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """Texts, of which all but the known categories become one; a missing text stays so."""
+    """A step that makes one text of all but the known categories; a missing text stays so."""
 
     def __init__(self, known: list[str], fill_value: str) -> None:
         self.known, self.fill_value = known, fill_value
