@@ -224,15 +224,21 @@ def main(path: Path) -> int:
 
 def _reachable(servers: tuple[str, ...]) -> str:
     """Return the first address at which this MLflow takes our requests; it may refuse a host that it does not know."""
+    from mlflow.utils.credentials import get_default_host_creds
+
+    remedy = "ONNXSERVE_MLFLOW_URL set to its own address"
     for server in servers:
         try:
-            if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS).status_code != 403:
+            trusted = get_default_host_creds(server).verify  # as MLflow's client, which takes over from here
+            if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code != 403:
                 return server
+        except requests.exceptions.SSLError:
+            remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH naming the file of the authority that signed its certificate"
         except requests.RequestException:
             continue
     raise RegistryUnavailable(
         f"this MLflow server does not reach itself{' at ' * bool(servers)}{' or at '.join(servers)}: "
-        "start it with ONNXSERVE_MLFLOW_URL set to its own address"
+        f"start it with {remedy}"
     )
 
 

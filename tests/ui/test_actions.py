@@ -1,8 +1,13 @@
 """The actions of the console: what blocks them, forms that make no sense, and the process of a button."""
 
+import ssl
+import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +19,11 @@ from mlflow_deploy_plugin.gate import GatePolicy, promote
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import read_state, write_state
 from mlflow_deploy_plugin.ui.actions import (
     ALREADY_THERE,
     gate_blocker,
+    main,
     promotion_blocker,
     require_shown_target,
     rollback_target_of,
@@ -74,6 +81,48 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
         environ_overrides={"REMOTE_ADDR": sent_from, "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "5000"},
     )
     assert [job.servers for job in started] == [servers]
+
+
+@pytest.fixture
+def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield an address behind TLS, and the certificate of its private authority."""
+    certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, "-keyout", str(keyfile), "-out", str(certfile)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certfile, keyfile)
+    with ThreadingHTTPServer(("localhost", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://localhost:{server.server_port}", certfile
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("is_trusted", "said"),
+    [
+        (True, "there is no endpoint 'x'"),
+        (False, "does not reach itself at {}: start it with MLFLOW_TRACKING_SERVER_CERT_PATH naming the file of"),
+    ],
+)
+def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
+    private_mlflow: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool, said: str
+) -> None:
+    address, certfile = private_mlflow
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "replaced")
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    if is_trusted:
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certfile))
+    arguments = {"action": "rollback", "endpoint": "x", "why": ""}
+    job = tmp_path / "job.json"
+    write_state(job, Job(description="roll x back", actor="me", arguments=arguments, servers=(address,)))
+
+    main(job)
+
+    ended = read_state(job, Job)
+    assert ended is not None
+    assert said.format(address) in ended.message
 
 
 def session_of(browser: Any) -> tuple[str, str]:
