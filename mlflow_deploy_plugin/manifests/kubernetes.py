@@ -247,7 +247,7 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
 
 def _secret_key(field: str, said: str) -> Document:
     """Return the Secret and its key that a field names, or raise InvalidConfig."""
-    if re.search(SECRET_KEY, said) is None:
+    if re.fullmatch(SECRET_KEY, said) is None:
         raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {said!r})")
     name, _, key = said.partition("/")
     return {"name": name, "key": key}
