@@ -61,7 +61,20 @@ def caller() -> Caller:
 
 def may_read(model: str) -> bool:
     """Return True if the caller may read this registered model."""
-    return is_administrator() or _permissions(model)[0]
+    return is_administrator() or (may_list(model) and _permissions(model)[0])
+
+
+def may_list(model: str) -> bool:
+    """Return True if MLflow would list a registered model of this name for the caller.
+
+    That takes a query for all names together. `may_read` also looks whether there is such a model, and takes nine.
+    """
+    if is_administrator():
+        return True
+    if "onnxserve_is_listed" not in g:
+        auth: Any = _auth_module()
+        g.onnxserve_is_listed = auth._role_based_read_predicate(caller().user, "registered_model")
+    return bool(g.onnxserve_is_listed(model))
 
 
 def may_act_on(models: Sequence[str]) -> bool:

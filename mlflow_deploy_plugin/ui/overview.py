@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.ui.access import (
     hidden_endpoints,
     is_administrator,
     may_act_on,
-    may_read,
+    may_list,
     visible_events,
 )
 from mlflow_deploy_plugin.ui.actions import (
@@ -207,10 +207,12 @@ def build_overview(
         raise no_endpoint(only)
     stored = [one for one in store.endpoints() if only in ("", one.name)]
     unreadable = [one for one in store.unreadable() if only in ("", one.name)]
-    seen = [one.name for one in stored if all(map(may_read, registered_model_names(one.spec)))]
+    seen = [one.name for one in stored if all(map(may_list, registered_model_names(one.spec)))]
     names = sorted([*seen, *(one.name for one in unreadable if is_administrator())])  # nobody knows their models
     shown = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
-    on_page = names[shown * _SHOWN :][:_SHOWN]
+    listed = names[shown * _SHOWN :][:_SHOWN]
+    unseen = hidden_endpoints(store, listed)  # such as those whose model was deleted
+    on_page = [name for name in listed if name not in unseen]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
@@ -240,7 +242,7 @@ def build_overview(
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        hidden=len(stored) + len(unreadable) - len(names),
+        hidden=len(stored) + len(unreadable) - len(names) + len(unseen),
     )
 
 

@@ -79,6 +79,19 @@ def test_an_account_is_offered_the_workspaces_that_mlflow_lists_for_it_and_the_o
     assert access.seen_workspaces() == seen
 
 
+def test_models_are_listed_for_an_account_without_a_look_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server import auth
+
+    monkeypatch.setattr(auth, "_auth_initialized", True)
+    monkeypatch.setattr(auth, "sender_is_admin", lambda: False)
+    monkeypatch.setattr(auth, "store", Mock(**{"list_grants.return_value": []}))
+    monkeypatch.setattr(auth, "_get_model_registry_store", Mock(side_effect=AssertionError("three more queries")))
+    with Flask(__name__).test_request_context():
+        assert access.may_list("X")  # by MLflow's default permission
+        assert access.may_list("Y")
+    auth.store.list_grants.assert_called_once()
+
+
 @pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])
 def test_of_a_deleted_endpoint_counts_what_it_served_last(store: Store, models: list[str], hidden: bool) -> None:
     deleted(store, *models)
