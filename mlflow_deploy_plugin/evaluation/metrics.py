@@ -179,17 +179,16 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
-    labels = np.unique(truth)
-    scored = labels[-1:] if len(labels) == 2 else np.unique(np.concatenate([labels, np.unique(predicted)]))
-    sides = [((truth == label).astype(np.float64), (predicted == label).astype(np.float64)) for label in scored]
-    both = [true * found for true, found in sides]
+    labels = np.unique(np.concatenate([truth, predicted]))
+    true, called = np.searchsorted(labels, truth), np.searchsorted(labels, predicted)
+    seen = np.unique(true)
+    scored = seen[-1:] if len(seen) == 2 else slice(None)
+    hit = np.where(true == called, true, len(labels))  # the last place has the rows without a hit
 
     def f1(weights: Array) -> float:
-        values = []
-        for (true, found), hit in zip(sides, both, strict=True):
-            total = weights @ true + weights @ found
-            values.append(2 * (weights @ hit) / total if total else 0.0)
-        return float(np.mean(values))
+        total = np.bincount(true, weights, len(labels)) + np.bincount(called, weights, len(labels))
+        hits = np.bincount(hit, weights, len(labels) + 1)[:-1]
+        return float(np.divide(2 * hits, total, out=np.zeros(len(labels)), where=total > 0)[scored].mean())
 
     return f1
 

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -184,3 +185,14 @@ def test_scores_of_classes_are_the_label_of_the_highest() -> None:
     assert weighted_metric("accuracy", truth, answers)(np.ones(4)) == 0.75
     for other in (truth + 0.5, truth + 1, truth[:, None], np.array(["a", "c", "b", "b"], dtype=object)):
         assert default_metric(other, answers) == "rmse"
+
+
+def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
+    truth = np.array([f"made up {row}" for row in range(5000)])
+    tracemalloc.start()
+    f1 = weighted_metric("f1", truth, ModelPredictions(np.where(np.arange(5000) % 2, truth, truth[0]), True))
+    found = f1(np.ones(5000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == pytest.approx(0.5, abs=0.001)
+    assert peak < 50 * 2**20  # a comparison of each row with each label takes 600 MB

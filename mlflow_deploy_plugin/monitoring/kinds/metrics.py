@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.runtime import Array
 
 EPSILON = float(np.finfo(np.float64).eps)
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
-_MOST_CLASSES = 200
+MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 
 Metrics = Mapping[str, "MetricInterval | Refused"]
@@ -40,7 +40,8 @@ class ClassPredictions:
         predicted: [N] int64.
         probabilities: [N, C] float64, rows sum to 1; None: the model gives none.
         classes: their names as text, the model's own in ascending order before those that only labels name.
-        unknown: how many of the last are such: the model never answers them, and gives them no probability.
+        unknown: how many of the last are such: the model never answers them, and gives them no probability. Beyond
+            `MOST_CLASSES`, the last one stands for all others.
     """
 
     predicted: Array
@@ -136,8 +137,8 @@ def _confusion_metric(
         if name != "f1":
             return share_interval(name, (true & called)[rows], sampling.of(rows))
     classes = len(answers.classes)
-    if classes > _MOST_CLASSES:
-        return Refused(f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}")
+    if classes > MOST_CLASSES:
+        return Refused(f"there are more than {MOST_CLASSES} different labels, and the mean over labels is of no more")
     cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)

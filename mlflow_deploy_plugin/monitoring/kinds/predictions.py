@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.inference_log import LABEL, LABEL_NUMBER, InferenceLog, WindowRows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats
-from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
+from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPredictions
 from mlflow_deploy_plugin.monitoring.result import ModelVersion, WindowRequest
 from mlflow_deploy_plugin.runtime import (
     OUTPUT_PREFIX,
@@ -186,9 +186,11 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
     own = _ascending({*columns, *_seen(predicted)})
     others = _ascending({*_seen(truth)} - {*own})
     # where nothing says which classes the model has, it may know those that it has not answered here
-    unknown = len(others) if columns else 0
-    classes = [*own, *others] if columns else _ascending({*own, *others})
-    places = {name: place for place, name in enumerate(classes)}
+    named = [*own, *others] if columns else _ascending({*own, *others})
+    # a caller may send a text of its own for each row, and each class takes room for the probability of every row
+    classes = named[: len(own) + MOST_CLASSES + 1] if columns else named
+    unknown = len(classes) - len(own) if columns else 0
+    places = {name: place for place, name in enumerate(named)}
     if probabilities is not None and columns:
         probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
         total = probabilities.sum(axis=1, keepdims=True)
@@ -197,7 +199,7 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
         probabilities = ordered if np.isfinite(ordered).all() else None
     else:
         probabilities = None
-    called, true = _places(predicted, places), _places(truth, places)
+    called, true = _places(predicted, places), np.minimum(_places(truth, places), len(classes) - 1)
     label_mismatch = ""
     if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(columns)):
         label_mismatch = (

@@ -1,6 +1,7 @@
 """Performance by labels, by estimates before the labels are in, and windows that cannot be judged."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -562,7 +563,32 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.8", "f1>=0.8"]})))
 
     assert found(judged, "accuracy").state == "kept"
-    assert "20,000 different labels" in found(judged, "f1").reason
+    assert "more than 200 different labels" in found(judged, "f1").reason
+
+
+def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(
+    endpoint: EndpointWorld, found: Callable[..., Any]
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    rows, right = 6000, 2000
+    endpoint.answer(
+        {
+            "flight": np.arange(rows),
+            "prediction": np.arange(rows) % 2,
+            "output.probabilities": [[1.0, 0.0], [0.0, 1.0]] * (rows // 2),
+        }
+    )
+    endpoint.label("flight", {row: row % 2 if row < right else f"made up {row}" for row in range(rows)})
+    tracemalloc.start()
+
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.3", "brier<=0.7", "f1>=0.1"]})))
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20  # a probability of each label for each row takes 192 MB
+    assert judged.figures["accuracy"] == pytest.approx(right / rows)
+    assert judged.figures["brier"] == pytest.approx(1 - right / rows)
+    assert "more than 200 different labels" in found(judged, "f1").reason
 
 
 def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint: EndpointWorld) -> None:
