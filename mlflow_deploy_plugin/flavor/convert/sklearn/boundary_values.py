@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryVa
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     AdditiveModel,
+    Intervals,
     best_estimator,
     column_names,
     library_of,
@@ -170,6 +171,7 @@ def _cuts(model: AdditiveModel) -> Iterator[Array]:
 _EDGES: dict[type, Callable[[Any], Any]] = {
     AdditiveModel: _cuts,
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
+    Intervals: lambda step: [step.edges[1:-1]],
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
     QuantileTransformer: lambda step: step.quantiles_.T,

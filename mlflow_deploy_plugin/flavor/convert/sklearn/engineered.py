@@ -14,7 +14,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import GroupedCategories
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import GroupedCategories, Intervals
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
 from mlflow_deploy_plugin.runtime import Array
 
@@ -54,16 +54,6 @@ def _capped(part: Any, name: str) -> FunctionTransformer:
     return FunctionTransformer(partial(np.clip, a_min=low, a_max=high))
 
 
-def _binned(part: Any, name: str) -> FunctionTransformer:
-    edges = np.asarray(part.binner_dict_[name], float)
-
-    def codes(x: Any) -> Any:
-        outside = (x < edges[0]) | (x > edges[-1])
-        return np.where(outside, np.nan, np.digitize(x, edges[1:-1], right=True).astype(np.float64))
-
-    return FunctionTransformer(codes)
-
-
 def _logarithm(part: Any, name: str) -> Pipeline:
     logarithm, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
@@ -82,8 +72,10 @@ def _powers(part: Any, name: str) -> Array:
 _STEPS: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"), _filled),
     **dict.fromkeys(("Winsorizer", "ArbitraryOutlierCapper"), _capped),
-    **dict.fromkeys(("EqualFrequencyDiscretiser", "EqualWidthDiscretiser"), _binned),
-    **dict.fromkeys(("GeometricWidthDiscretiser", "ArbitraryDiscretiser"), _binned),
+    **dict.fromkeys(
+        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")),
+        lambda part, name: Intervals(np.asarray(part.binner_dict_[name], float)),
+    ),
     **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
     "ReciprocalTransformer": lambda part, name: _defined(np.reciprocal),
     "PowerTransformer": lambda part, name: FunctionTransformer(lambda x: x**part.exp),

@@ -116,6 +116,19 @@ class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
         return rows.where(rows.isin(self.known), self.fill_value)
 
 
+class Intervals(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A step that makes of one column the position of its interval, each with its upper edge; NaN outside of all."""
+
+    n_features_in_ = 1
+
+    def __init__(self, edges: Array) -> None:
+        self.edges = edges
+
+    def transform(self, rows: Any) -> Any:
+        outside = (rows < self.edges[0]) | (rows > self.edges[-1])
+        return np.where(outside, np.nan, np.digitize(rows, self.edges[1:-1], right=True).astype(np.float64))
+
+
 class AdditiveModel(_Fitted):
     """A sum of numbers that are looked up: one for each term, by the bins of one column or several.
 

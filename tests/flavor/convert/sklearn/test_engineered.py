@@ -52,6 +52,16 @@ def test_a_step_of_numbers_is_proven(step: Any) -> None:
     assert wrap(model, rows).report.state == "proven"
 
 
+def test_the_edges_of_intervals_are_asked_in_64_bits() -> None:
+    rows = NUMBERS.clip(-5, 5)
+    model = make_pipeline(discretisation.ArbitraryDiscretiser({"a": [-5, 0, 0.1, 5]}), Ridge()).fit(rows, TARGET)
+
+    wrapped = wrap(model, rows)
+
+    assert 0.1 in wrapped.converted.boundary_values.edges["a"]
+    assert "64 bits" in wrapped.report.repair
+
+
 @pytest.mark.parametrize(
     "encoder",
     [encoding.OrdinalEncoder(encoding_method="arbitrary", unseen="encode"), encoding.OneHotEncoder()],

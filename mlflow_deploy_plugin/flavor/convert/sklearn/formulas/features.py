@@ -35,6 +35,7 @@ from sklearn.preprocessing import (
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Intervals,
     LaterColumns,
     Selection,
     Transforming,
@@ -309,6 +310,7 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(SCALERS, scaled),
     Binarizer: binarized,
     KBinsDiscretizer: binned,
+    Intervals: lambda model, rows: model.transform(rows.matrix),
     PowerTransformer: powered,
     QuantileTransformer: ranked,
     AdditiveChi2Sampler: additive_chi2,
