@@ -121,6 +121,8 @@ def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Works
             page.get_by_role("button", name="Switch").click()
             page.wait_for_url(f"{workspaces.url}/onnxserve?workspace={wanted}")
             expect(switch).to_have_value(wanted)
+        page.go_back()
+        expect(switch).to_have_value(FREE)  # the workspace of that page, not what was chosen there
         scripted = browser.new_page()
         scripted.goto(f"{workspaces.url}/onnxserve")
         assert accessibility_findings(scripted) == []
