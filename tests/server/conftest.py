@@ -106,7 +106,7 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             (state_dir / SPEC).write_text(yaml.safe_dump(spec))
         opened.append(open_server(state_dir))
         repository = opened[-1].repository
-        seconds = 30 + len(endpoints) / 10  # beside other work, 1,300 models took a minute
+        seconds = 60 + len(endpoints) / 10  # beside other work, 1,300 models took a minute
         wait_until(lambda: not repository.not_ready_reason(), seconds, "the server")
         return opened[-1]
 
