@@ -149,3 +149,5 @@ def test_evidence_survives_being_written_down() -> None:
     assert replace(read, tests={}) == replace(evidence, tests={})
     assert read.tests["p99>2x"].log_evidence == evidence.tests["p99>2x"].log_evidence != 0
     assert StepEvidence.from_json(SLOW, 0, {}) == StepEvidence()
+    of_an_earlier_checkout: dict[str, object] = {"last": {}, "step": {}, "history": {}, "before_step": {}, "tests": {}}
+    assert StepEvidence.from_json(SLOW, 0, of_an_earlier_checkout) == StepEvidence()
