@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
 from mlflow_deploy_plugin.manifests.helm import values_schema
-from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, kubernetes_documents
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, endpoint_labels, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import (
     HOME_FOLDER,
     NAMESPACE,
@@ -35,7 +35,6 @@ __all__ = [
     "CONTAINER",
     "FORMATS",
     "HOME_FOLDER",
-    "LABEL",
     "NAMESPACE",
     "OWNER",
     "STATE_FOLDER",
@@ -44,6 +43,7 @@ __all__ = [
     "Place",
     "asks_mlflow",
     "dump_documents",
+    "endpoint_labels",
     "http_port",
     "kubernetes_documents",
     "lacks_mlflow_address",

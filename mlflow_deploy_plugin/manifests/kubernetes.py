@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.manifests.served import (
 )
 from mlflow_deploy_plugin.spec import SECRET_KEY, EndpointSpec, dump_spec, spec_document
 
-LABEL = "app.kubernetes.io/instance"
+_INSTANCE = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
 SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -56,8 +56,8 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
-    labels = {"app.kubernetes.io/name": "onnxserve", LABEL: spec.name, **MANAGED_BY}
-    selector = {LABEL: spec.name}
+    selector = endpoint_labels(spec.name)
+    labels = {**selector, **MANAGED_BY}
     # of `server` as it is served; the Helm chart computes it alike
     served = json.dumps(
         spec_document(spec_of_pod(spec))["server"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
@@ -75,7 +75,8 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
             spec={
                 **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "selector": {"matchLabels": selector},
+                # cannot be changed: Deployments that run have this one; what pods are its own their hash says, too
+                "selector": {"matchLabels": {_INSTANCE: spec.name}},
                 "template": {
                     "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
                     "spec": pod_of(spec, place),
@@ -118,6 +119,14 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         monitor = {"selector": {"matchLabels": selector}, "endpoints": [scraped]}
         documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
     return documents
+
+
+def endpoint_labels(name: str) -> dict[str, str]:
+    """Return the labels that the objects and pods of an endpoint have, and no others of the namespace.
+
+    The instance alone does not tell: any Helm release of the endpoint's name has it on its pods.
+    """
+    return {"app.kubernetes.io/name": "onnxserve", _INSTANCE: name}
 
 
 def check_name(spec: EndpointSpec) -> None:
@@ -178,7 +187,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
                 "maxSkew": 1,
                 "topologyKey": key,
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {LABEL: spec.name}},
+                "labelSelector": {"matchLabels": {_INSTANCE: spec.name}},
             }
             for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
         ],

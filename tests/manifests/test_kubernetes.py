@@ -319,3 +319,16 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
 def test_no_namespace_is_written_that_cannot_be() -> None:
     with pytest.raises(InvalidConfig, match=r"namespace: small letters, digits and - .* \(got 'Bad Name'\)"):
         Place("Bad Name")
+
+
+def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own() -> None:
+    documents, own = rendered({"kubernetes.service_monitor": "true"}), "app.kubernetes.io/name"
+    selectors = [
+        documents[kind]["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget", "ServiceMonitor")
+    ]
+    selectors += [
+        documents["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        documents["Service"]["spec"]["selector"],
+    ]
+    assert {one[own] for one in selectors} == {"onnxserve"}
+    assert documents["Deployment"]["spec"]["template"]["metadata"]["labels"][own] == "onnxserve"

@@ -50,11 +50,11 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.manifests import (
     CONTAINER,
-    LABEL,
     OWNER,
     STATE_FOLDER,
     Document,
     Place,
+    endpoint_labels,
     http_port,
     kubernetes_documents,
     lacks_mlflow_address,
@@ -236,7 +236,7 @@ class KubernetesBackend:
             except DeploymentFailed as error:
                 return Refused(error.message)
 
-        pods = [pod for pod in self._cluster.find("Pod", {LABEL: spec.name}) if is_ready(pod)]
+        pods = [pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             found = zip(pods, pool.map(read, pods), strict=True)
         return {
@@ -389,7 +389,7 @@ class KubernetesBackend:
 
     def _living_pods(self, name: str) -> list[Document]:
         """Return the pods that are not ending; while the Deployment rolls, also those of before."""
-        pods = self._cluster.find("Pod", {LABEL: name})
+        pods = self._cluster.find("Pod", endpoint_labels(name))
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def _read_pods(self, pods: list[Document]) -> list[ServedState | None]:
@@ -469,7 +469,7 @@ class KubernetesBackend:
         """Return the living pods of the newest revision of a Deployment."""
         name = deployment["metadata"]["name"]
         revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
-        sets = self._cluster.find("ReplicaSet", {LABEL: name})
+        sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
         newest = [one for one in sets if one["metadata"].get("annotations", {}).get(_REVISION) == revision]
         hashes = {one["metadata"]["labels"].get(_HASH) for one in newest}
         return [pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes]
@@ -480,7 +480,7 @@ class KubernetesBackend:
         found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
         if found:
             refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
-            all_pods = self._cluster.find("Pod", {LABEL: name})
+            all_pods = self._cluster.find("Pod", endpoint_labels(name))
             ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
             found = [replace(one, is_final=refused.is_final(ending, time.monotonic())) for one in found]
         else:
@@ -502,7 +502,7 @@ class KubernetesBackend:
         """Wait until no pod is left, or their time is up."""
         seconds = deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
-        while self._cluster.find("Pod", {LABEL: name}) and time.monotonic() < deadline:
+        while self._cluster.find("Pod", endpoint_labels(name)) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
 
