@@ -285,6 +285,8 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
             return _registry_failure(what, error)
         store, account = f"the artifact store of MLflow at {registry_address()}", "the account of MLflow's server"
         code, text = answer[1], answer[2]
+    elif store.startswith("http"):  # an author says where, and would read in the version's tag what anybody answers
+        text = text.partition(" Response text: ")[0]
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
     if code == "RESOURCE_DOES_NOT_EXIST" or _STORE_LACKS.search(text):

@@ -359,7 +359,7 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
         http_server() as (own, sent_to_own),
         http_server() as (other, sent_to_other),
         tracking_at(f"http://{own}"),
-        pytest.raises((NotFound, RegistryUnavailable)),
+        pytest.raises((NotFound, RegistryUnavailable)) as failed,
     ):
         fetch(location.format(own=own, other=other), tmp_path, "the files")
 
@@ -367,3 +367,4 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     assert set(sent_to_own) <= {"Basic YWdlbnQ6czNjcmV0"}
     assert bool(sent_to_other) is not is_own
     assert set(sent_to_other) <= {None}
+    assert is_own or "Response text" not in failed.value.message  # which the author would read in the version's tag
