@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from mlflow_deploy_plugin.evaluation import require_matplotlib
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.reports import add_history, build_report, log_result, past_windows
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, ReportData, WindowRequest
@@ -25,9 +26,11 @@ def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
     Faults of the rows, the reference or the labels are an outcome: "not judged", with the reason.
 
     Raises:
+        NotInstalled: matplotlib, which draws the report, is missing.
         OnnxserveError: the log is down.
         RegistryUnavailable: MLflow does not answer.
     """
+    require_matplotlib()
     found = KINDS[request.spec.kind](request)
     past = past_windows(found)
     result = add_history(found, past)

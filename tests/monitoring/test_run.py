@@ -8,6 +8,7 @@ from typing import Any, get_args
 import mlflow
 import pytest
 
+from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorKind, MonitorSpec
@@ -58,6 +59,13 @@ def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
 
     assert (result.state, result.reason) == ("not judged", "the window has no rows")
     assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == "the window has no rows"
+
+
+def test_without_what_draws_the_report_nothing_is_read_first(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mlflow_deploy_plugin.monitoring.run.KINDS", {})
+    with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[monitoring\]'"):
+        run(world)
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
