@@ -290,7 +290,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
     if code == "RESOURCE_DOES_NOT_EXIST" or _STORE_LACKS.search(text):
-        return NotFound(f"{what}: {store} does not have it: {_reason(text)}")
+        return NotFound(f"{what}: not found in {store}: {_reason(text)}")
     if code in _REFUSED or _STORE_REFUSES.search(text):
         return RegistryRefused(f"{what}: {store} refuses {account}: {_reason(text)}")
     return RegistryUnavailable(f"{what}: {store} does not answer as it should: {_reason(text)}")

@@ -171,13 +171,13 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             "s3://b",
             MlflowException(f"{FILES}##### File x #####\n{HEAD.format(404, 'Not Found')}"),
             NotFound,
-            r"s3://b does not have it: x: An error occurred \(404\) .*",
+            r"not found in s3://b: x: An error occurred \(404\) .*",
         ),
         (
             "s3://b",
             MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST),
             NotFound,
-            "s3://b does not have it: no bucket",
+            "not found in s3://b: no bucket",
         ),
         (
             "",
