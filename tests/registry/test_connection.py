@@ -173,12 +173,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             NotFound,
             r"not found in s3://b: x: An error occurred \(404\) .*",
         ),
-        (
-            "s3://b",
-            MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST),
-            NotFound,
-            "not found in s3://b: no bucket",
-        ),
+        ("s3://b", MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST), NotFound, "not found in s3://b: no bucket"),
         (
             "",
             HTTPError(ANSWER.format(403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}')),
