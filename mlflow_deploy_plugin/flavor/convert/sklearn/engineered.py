@@ -3,7 +3,7 @@
 They take a table and return one, in which some columns are changed, dropped or added, each by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,35 +14,53 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from mlflow_deploy_plugin.errors import ConversionError, one_line
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import GroupedCategories, Intervals
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
 from mlflow_deploy_plugin.runtime import Array
 
 
 def as_column_steps(part: Any) -> ColumnTransformer | None:
-    """Return a fitted transformer of feature-engine as a step for each column; None for any other estimator."""
+    """Return a fitted transformer of feature-engine as a step for each column; None for any other estimator.
+
+    Raises:
+        ConversionError: its options make something else of a column.
+    """
     family = type(part).__module__.partition(".")
     if family[0] != "feature_engine" or not hasattr(part, "feature_names_in_"):
         return None
     names = [str(name) for name in part.feature_names_in_]
+    kind = type(part).__name__
+    dropped: list[str] = []
+    added: list[tuple[Any, list[str]]] = []
     if family[2].startswith("selection."):
-        dropped = set(map(str, part.features_to_drop_))
-        steps = {name: "passthrough" for name in names if name not in dropped}
-    elif getattr(part, "add_indicators", False) or getattr(part, "return_boundaries", False):
+        dropped = part.features_to_drop_
+    elif kind not in _STEPS | _FEATURES or getattr(part, "add_indicators", False):
         return None
-    elif make := _STEPS.get(type(part).__name__):
-        steps = {name: make(part, name) if name in part.variables_ else "passthrough" for name in names}
-    else:
-        return None
-    # a row that each step takes: texts for texts
-    row = {name: getattr(steps.get(name), "fill_value", 1.0) for name in names}
-    return ColumnTransformer([(name, step, [name]) for name, step in steps.items()]).fit(pd.DataFrame([row]))
+    try:
+        if kind in _FEATURES:
+            added = [(step, list(columns)) for step, columns in _FEATURES[kind](part)]
+            dropped = [*part.variables_, *getattr(part, "reference", [])] if part.drop_original else []
+        changed = part.variables_ if kind in _STEPS else ()
+        kept = {name: _STEPS[kind](part, name) if name in changed else "passthrough" for name in names}
+        steps = [(name, step, [name]) for name, step in kept.items() if name not in dropped]
+        steps += [(f"{kind} {place}", step, columns) for place, (step, columns) in enumerate(added)]
+        # a row that each step takes: texts for texts
+        row = {name: getattr(step, "fill_value", 1.0) for name, step in kept.items()}
+        return ColumnTransformer(steps).fit(pd.DataFrame([row]))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {one_line(error, 100)}"
+        raise ConversionError(f"its step {kind} has options that no graph has ({reason})") from error
 
 
-def _defined(compute: Callable[[Any], Any]) -> Pipeline:
+def _matrix(compute: Callable[[Any], Any]) -> FunctionTransformer:
+    """Return a function of an array of [rows, columns], which a table becomes."""
+    return FunctionTransformer(compute, validate=True)
+
+
+def _defined(step: FunctionTransformer) -> Pipeline:
     """Return a function that refuses the numbers for which it is not defined, as feature-engine does."""
-    steps = [("compute", FunctionTransformer(compute)), ("refuse", FunctionTransformer(np.positive, validate=True))]
-    return Pipeline(steps)
+    return Pipeline([("compute", step), ("refuse", _matrix(np.positive))])
 
 
 def _filled(part: Any, name: str) -> SimpleImputer:
@@ -54,10 +72,16 @@ def _capped(part: Any, name: str) -> FunctionTransformer:
     return FunctionTransformer(partial(np.clip, a_min=low, a_max=high))
 
 
+def _intervals(part: Any, name: str) -> Intervals:
+    if part.return_boundaries:
+        raise ValueError("return_boundaries=True makes texts")
+    return Intervals(np.asarray(part.binner_dict_[name], float))
+
+
 def _logarithm(part: Any, name: str) -> Pipeline:
     logarithm, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
-    return _defined(lambda x: logarithm(x + added))
+    return _defined(_matrix(lambda x: logarithm(x + added)))
 
 
 def _normalized(part: Any, name: str) -> FunctionTransformer:
@@ -69,20 +93,70 @@ def _powers(part: Any, name: str) -> Array:
     return np.array([part.lambda_dict_[name]])
 
 
+def _cycles(part: Any) -> "_Features":
+    for name in part.variables_:
+        turns = FunctionTransformer(partial(np.multiply, 2 * np.pi / part.max_values_[name]))
+        for wave in (np.sin, np.cos):
+            yield Pipeline([("turns", turns), ("wave", FunctionTransformer(wave))]), [name]
+
+
+def _across(part: Any) -> "_Features":
+    """Yield sums, means and the like of each row; pandas' `std` is that of a sample."""
+    for function in part.func if isinstance(part.func, list) else [part.func]:
+        name = function if isinstance(function, str) else function.__name__
+        reduce = partial(getattr(np, name), axis=1, **({"ddof": 1} if name == "std" else {}))
+        yield _matrix(_column(reduce)), part.variables_
+
+
+def _column(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda x: reduce(x)[:, None]
+
+
+def _relations(part: Any) -> "_Features":
+    for function in part.func:
+        for reference in part.reference:
+            for name in part.variables_:
+                yield _RELATIONS[function](part), [name, reference]
+
+
+def _quotient(part: Any) -> Any:
+    if part.fill_value is None:
+        return _defined(_matrix(lambda x: x[:, :1] / x[:, 1:]))
+
+    def filled(x: Any) -> Any:
+        none = x[:, 1:] == 0
+        return np.where(none, part.fill_value, x[:, :1] / np.where(none, 1.0, x[:, 1:]))
+
+    return _matrix(filled)
+
+
 _STEPS: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"), _filled),
     **dict.fromkeys(("Winsorizer", "ArbitraryOutlierCapper"), _capped),
     **dict.fromkeys(
-        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")),
-        lambda part, name: Intervals(np.asarray(part.binner_dict_[name], float)),
+        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
     ),
     **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
-    "ReciprocalTransformer": lambda part, name: _defined(np.reciprocal),
+    "ReciprocalTransformer": lambda part, name: _defined(_matrix(np.reciprocal)),
     "PowerTransformer": lambda part, name: FunctionTransformer(lambda x: x**part.exp),
-    "BoxCoxTransformer": lambda part, name: _defined(lambda x: box_cox(x, _powers(part, name))),
+    "BoxCoxTransformer": lambda part, name: _defined(_matrix(lambda x: box_cox(x, _powers(part, name)))),
     "YeoJohnsonTransformer": lambda part, name: FunctionTransformer(lambda x: yeo_johnson(x, _powers(part, name))),
     "ArcSinhTransformer": lambda part, name: FunctionTransformer(lambda x: np.arcsinh((x - part.loc) / part.scale)),
     "MeanNormalizationScaler": _normalized,
     "RareLabelEncoder": lambda part, name: GroupedCategories(part.encoder_dict_[name], part.replace_with),
 }
 """Functions by the class of a transformer: each returns the step for one of its columns."""
+
+_Features = Iterator[tuple[Any, list[str]]]
+_RELATIONS: dict[str, Callable[[Any], Any]] = {
+    "add": lambda part: _matrix(lambda x: x[:, :1] + x[:, 1:]),
+    "sub": lambda part: _matrix(lambda x: x[:, :1] - x[:, 1:]),
+    "mul": lambda part: _matrix(lambda x: x[:, :1] * x[:, 1:]),
+    **dict.fromkeys(("div", "truediv"), _quotient),
+}
+_FEATURES: dict[str, Callable[[Any], _Features]] = {
+    "CyclicalFeatures": _cycles,
+    "MathFeatures": _across,
+    "RelativeFeatures": _relations,
+}
+"""Functions by the class of a transformer: each yields the steps that add columns, with the columns that they read."""

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from feature_engine import discretisation, encoding, imputation, outliers, scaling, selection, transformation
+from feature_engine import creation, discretisation, encoding, imputation, outliers, scaling, selection, transformation
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
@@ -42,6 +42,10 @@ TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
         transformation.ArcSinhTransformer(loc=0.5, scale=2.0),
         scaling.MeanNormalizationScaler(),
         selection.DropFeatures(["b"]),
+        creation.CyclicalFeatures(variables=["a"], drop_original=True),
+        creation.MathFeatures(variables=["a", "b"], func=["sum", "mean", "std", "min", "max", "prod"]),
+        creation.RelativeFeatures(variables=["a", "c"], reference=["b"], func=["add", "sub", "mul", "div"]),
+        creation.RelativeFeatures(variables=["a"], reference=["c"], func=["div"], fill_value=0.0),
     ],
     ids=lambda step: type(step).__name__,
 )
@@ -91,6 +95,14 @@ def test_a_number_without_a_logarithm_is_refused_before_a_model_that_takes_gaps(
 
     assert wrapped.report.state == "proven"
     assert [output.name for output in wrapped.converted.proto.graph.output][-1] == "onnxserve_refused_rows"
+
+
+def test_options_without_a_graph_are_said() -> None:
+    step = discretisation.EqualWidthDiscretiser(return_boundaries=True)
+    model = make_pipeline(step, encoding.OrdinalEncoder(), Ridge()).fit(NUMBERS, TARGET)
+
+    with pytest.raises(ConversionError, match=r"its step EqualWidthDiscretiser has options .*return_boundaries=True"):
+        wrap(model, NUMBERS)
 
 
 @pytest.mark.parametrize(
