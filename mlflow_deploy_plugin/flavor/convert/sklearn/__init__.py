@@ -10,6 +10,7 @@
 | `category_tables.py`                                  | encoders of other libraries, by what they make of categories |
 | `engineered.py`                                       | the transformers of feature-engine, as scikit-learn's     |
 | `additive.py`                                         | the explainable boosting machines of interpret            |
+| `nets.py`                                             | nets of skorch, and TabNet's regressor                    |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 | `refused_rows.py`                                     | rows that a step within the original refuses              |
 | `formulas/`                                           | the others, as formulas of numpy                          |
@@ -53,6 +54,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn import (
     elementwise,
     formulas,
     levels,
+    nets,
     texts,
     trees,
 )
@@ -263,6 +265,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     """
     boosters.register()
     formulas.register()
+    nets.register()
     update_registered_converter(HashingVectorizer, "OnnxserveHashingVectorizer", *_OWN[HashingVectorizer])
     own = _OWN | formulas.PRECISE | categories.PRECISE if precision == "double" else _OWN
     try:
