@@ -7,9 +7,11 @@ A ScriptModule keeps its control flow in the legacy exporter (`If`, `Loop`). The
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import fields, is_dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -43,6 +45,7 @@ _EXAMPLE_ROWS = 3
 """The least rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with as
 many rows as an inner size has, the exporter may take that for the batch."""
 
+_FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)")
 _NO_BFLOAT16 = "which neither numpy nor a request has; model.float() makes it a module of float32"
 
 
@@ -187,6 +190,8 @@ def _to_onnx(
         cause = error.__cause__ or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         reason = plain_reason(lines[0]) if lines else type(error).__name__
+        if fixed := _FIXED_SIZE.search(str(cause)):
+            reason = f"its forward fixes a size that differs between the data ({fixed['size']} of {fixed['place']})"
         if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
             reason = f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
         raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
@@ -237,11 +242,15 @@ def original_model(model: Any) -> OriginalModel:
 
 
 def by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
-    """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping."""
+    """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping, fields."""
     if isinstance(answer, torch.Tensor):
         if answer.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward answers bfloat16, {_NO_BFLOAT16}")
         return {name or "output": answer}
+    if is_dataclass(answer) and not isinstance(answer, dict):
+        with suppress(ValueError):  # it is registered already
+            torch.export.register_dataclass(type(answer))  # else the exporter does not know it
+        answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
     if isinstance(answer, dict):
         parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
     elif isinstance(answer, list | tuple):

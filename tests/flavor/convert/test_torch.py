@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,17 @@ class Attention(torch.nn.Module):
         mask = allowed[:, None, None, :].to(torch.bool)
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
         return attended.transpose(1, 2).reshape(*states.shape[:2], -1)
+
+
+@dataclass
+class Estimate:
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+class Estimating(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> Estimate:
+        return Estimate(x.mean(1), x.std(1))
 
 
 class NoBatch(torch.nn.Module):
@@ -137,6 +149,22 @@ def test_nested_outputs_are_named_by_their_way() -> None:
 
     assert wrapped.converted.prediction == ("output_0", "output_1_0", "output_1_1.inner")
     assert wrapped.report.state == "proven"
+
+
+def test_the_fields_of_a_dataclass_are_outputs() -> None:
+    wrapped = wrap(Estimating(), torch.randn(4, 3))
+
+    assert wrapped.converted.prediction == ("mean", "spread")
+    assert wrapped.report.state == "proven"
+
+
+def test_a_size_that_the_forward_fixes_is_named() -> None:
+    class Steps(torch.nn.Module):
+        def forward(self, steps: torch.Tensor) -> torch.Tensor:
+            return torch.stack([steps[:, step] * step for step in range(steps.shape[1])]).sum(0)
+
+    with pytest.raises(ConversionError, match=r"fixes a size that differs between the data \(5 of .*shape\[1\]\)"):
+        wrap(Steps(), np.ones((4, 5), np.float32), parity_data=np.ones((4, 7), np.float32))
 
 
 def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
