@@ -312,7 +312,7 @@ def _reason(error: object) -> str:
         return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":
-            return f"it has no {failure[1]}: it is an MLflow before 3, or another address is meant"
+            return f"it has no {failure[1]}: another address is meant, or it is an MLflow before 3"
         if failure[3]:
             return (
                 f"its answer is a web page with the status {failure[2]}, as of a proxy before it: MLflow answers JSON"

@@ -117,7 +117,7 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
         registry_client().get_registered_model("x")
 
     assert refused.value.message.endswith(
-        "it has no /api/2.0/mlflow/registered-models/get: it is an MLflow before 3, or another address is meant"
+        "it has no /api/2.0/mlflow/registered-models/get: another address is meant, or it is an MLflow before 3"
     )
 
 
