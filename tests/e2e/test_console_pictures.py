@@ -79,7 +79,7 @@ def console(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pa
                     mlflow.onnx.log_model(
                         graph, name="model", registered_model_name=MODEL, pip_requirements=["onnxruntime"]
                     )
-            url = client.create_deployment(ENDPOINT, f"models:/{MODEL}/1")["url"]
+            url = client.create_deployment(ENDPOINT, f"models:/{MODEL}/1", config={"monitors.drift.every": "1d"})["url"]
             with chromium() as browser:
                 page = browser.new_page()
                 page.set_default_timeout(60_000)
