@@ -7,9 +7,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable, one_line
 
@@ -43,6 +44,11 @@ _STORE_REFUSES = re.compile(
     r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed"
 )
 _SQL = re.compile(r"\(raised as a result of [^)]*\) | \[SQL: .*")
+_AZURE = re.compile(
+    r"abfss://[^@/?#\\]+@[a-z0-9.-]+\.dfs\."
+    r"(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|fabric\.microsoft\.com|storage\.azure\.net)(?=[/?#]|$)",
+    re.IGNORECASE,
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -168,12 +174,12 @@ def registry_client() -> "MlflowClient":
 
 @cache  # MLflow's modules are changed once
 def withhold_credentials() -> None:
-    """Make MLflow's client send its account to the hosts of its own addresses alone.
+    """Make MLflow's client send its account to the hosts of its own addresses alone, and that of Azure to Azure's.
 
-    MLflow 3.17 sends it wherever the source of a version or the folder of a run leads, which authors of models choose.
+    MLflow 3.17 sends them where the source of a version or the folder of a run leads, which authors of models choose.
     """
     import mlflow
-    from mlflow.store.artifact import http_artifact_repo, mlflow_artifacts_repo
+    from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
 
@@ -186,6 +192,17 @@ def withhold_credentials() -> None:
 
     for module in (http_artifact_repo, mlflow_artifacts_repo):
         module.get_default_host_creds = credentials
+    data_lake: Any = azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository
+    open_lake = data_lake.__init__
+
+    @wraps(open_lake)
+    def open_own(self: Any, artifact_uri: str, *arguments: Any, **options: Any) -> None:
+        if not _AZURE.match(artifact_uri):
+            host = urlsplit(artifact_uri).netloc.rpartition("@")[2]
+            raise InvalidConfig(f"{host} is no storage of Azure: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/… is")
+        open_lake(self, artifact_uri, *arguments, **options)
+
+    data_lake.__init__ = open_own
 
 
 def _origin(uri: str) -> tuple[str | None, str | None, int | None]:

@@ -139,6 +139,8 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         with warnings.catch_warnings(), no_request_timeout:
             ignore_warnings()
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{what}: {error.message}") from None
     except ImportError as error:
         needed = _PACKAGES.get(scheme, error.name or "another package")
         raise NotInstalled(

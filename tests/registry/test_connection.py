@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EX
 from requests import HTTPError
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotInstalled, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
     no_request_timeout,
     redact_addresses,
@@ -363,3 +363,24 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     assert bool(sent_to_other) is not is_own
     assert set(sent_to_other) <= {None}
     assert is_own or "Response text" not in failed.value.message  # which the author would read in the version's tag
+
+
+@pytest.mark.parametrize(
+    ("location", "is_azure"),
+    [
+        ("abfss://models@team.dfs.core.windows.net/x", True),
+        ("abfss://workspace%20a@onelake.dfs.fabric.microsoft.com/x", True),
+        ("abfss://models@team.elsewhere.test/x", False),
+        ("abfss://models@team.dfs.core.windows.net.elsewhere.test/x", False),
+        ("abfss://models@elsewhere.test\\@team.dfs.core.windows.net/x", False),
+    ],
+)
+def test_the_account_of_azure_goes_to_azure_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_azure: bool
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
+    monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # which would ask the host
+    refusal = NotInstalled if is_azure else InvalidConfig
+    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is no storage of Azure: "
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
+        fetch(location, tmp_path, "the files")
