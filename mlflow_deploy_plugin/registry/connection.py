@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ _HTTP_FAILURE = re.compile(
 """The route, the status, and the beginning of a web page, as of a proxy."""
 _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
 """The answer of an MLflow server about a file in an artifact store of its own."""
+_ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -178,14 +179,13 @@ def withhold_credentials() -> None:
 
     MLflow 3.17 sends them where the source of a version or the folder of a run leads, which authors of models choose.
     """
-    import mlflow
     from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
 
     def credentials(uri: str) -> Any:
         known = get_default_host_creds(uri)
-        if _origin(uri) in map(_origin, (mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+        if is_mlflow(uri):
             return known
         tls = {name: getattr(known, name) for name in ("ignore_tls_verification", "server_cert_path")}
         return MlflowHostCreds(uri, **tls)
@@ -205,11 +205,20 @@ def withhold_credentials() -> None:
     data_lake.__init__ = open_own
 
 
-def _origin(uri: str) -> tuple[str | None, str | None, int | None]:
+def is_mlflow(uri: str) -> bool:
+    """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
+    import mlflow
+    from mlflow.utils.uri import is_http_uri
     from urllib3.util import parse_url  # as requests reads it: another parser may find another host
 
-    parsed = parse_url(uri)
-    return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
+    def origin(address: str) -> tuple[str | None, str | None, int | None]:
+        parsed = parse_url(address)
+        return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
+
+    own = filter(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
+    with suppress(ValueError):  # requests refuses it, too
+        return origin(uri) in map(origin, own)
+    return False
 
 
 def registry_address() -> str:
@@ -295,15 +304,18 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     Args:
         store: the store that was asked; empty if MLflow's server was asked for the files.
     """
-    text, code = one_line(error), getattr(error, "error_code", "")
+    text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     account = "the account"
+    if answered := _ANSWERED.search(text):  # who did so: a run's files may lie anywhere, too
+        store = "" if is_mlflow(answered[0]) else answered[1]
     if not store:
         if (answer := _PROXIED.search(text)) is None:
             return _registry_failure(what, error)
         store, account = f"the artifact store of MLflow at {registry_address()}", "the account of MLflow's server"
         code, text = answer[1], answer[2]
-    elif store.startswith("http"):  # an author says where, and would read in the version's tag what anybody answers
+    elif answered:  # the author would read in the version's tag what anybody answers
         text = text.partition(" Response text: ")[0]
+        account += " (MLflow's is for MLflow's own addresses; ~/.netrc may have one for this host)"
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
     if code == "RESOURCE_DOES_NOT_EXIST" or _STORE_LACKS.search(text):

@@ -128,8 +128,8 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
-    scheme, host = urlparse(location).scheme, urlparse(location).hostname
-    store = f"{scheme.replace('mlflow-artifacts', 'http')}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
+    scheme, host = urlparse(location).scheme, urlparse(redact_credentials(location)).netloc
+    store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "it knows s3, gs and others")

@@ -182,6 +182,12 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         ),
         (
             "",
+            HTTPError(ANSWER.replace("//m/", "//other:5000/").format(401, '{"error_code": "X", "message": "secret"}')),
+            RegistryRefused,
+            r"http://other:5000 refuses the account \(.* ~/.netrc may have one for this host\): 401 Client .*api\.",
+        ),
+        (
+            "",
             HTTPError(ANSWER.format(401, "You are not authenticated.")),
             RegistryRefused,
             "MLflow at [^ ]+ refuses the account: MLFLOW_TRACKING_USERNAME .*",
@@ -192,7 +198,8 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
 def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
     store: str, error: Exception, kind: type[Exception], said: str
 ) -> None:
-    failure = store_failure("the files", store, error)
+    with tracking_at("http://m"):
+        failure = store_failure("the files", store, error)
     assert type(failure) is kind
     assert re.fullmatch(f"the files: {said}", failure.message), failure.message
 
@@ -384,3 +391,17 @@ def test_the_account_of_azure_goes_to_azure_alone(
     said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is no storage of Azure: "
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
         fetch(location, tmp_path, "the files")
+
+
+@pytest.mark.parametrize("address", ["databricks://profile:prefix", "postgresql://h1:1,h2:2/db"])
+def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
+    with (
+        http_server() as (other, sent),
+        tracking_at(address),
+        pytest.raises(NotFound, match=f"not found in http://{other}"),
+    ):
+        fetch(f"http://{other}/api/2.0/mlflow-artifacts/artifacts/x", tmp_path, "the files")
+    assert set(sent) == {None}
