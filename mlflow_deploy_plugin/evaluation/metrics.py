@@ -183,7 +183,7 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     true, called = np.searchsorted(labels, truth), np.searchsorted(labels, predicted)
     seen = np.unique(true)
     scored = seen[-1:] if len(seen) == 2 else slice(None)
-    hit = np.where(true == called, true, len(labels))  # the last place has the rows without a hit
+    hit = np.where(predicted == truth, true, len(labels))  # the last place has the rows without a hit, as NaN for NaN
 
     def f1(weights: Array) -> float:
         total = np.bincount(true, weights, len(labels)) + np.bincount(called, weights, len(labels))

@@ -187,6 +187,12 @@ def test_scores_of_classes_are_the_label_of_the_highest() -> None:
         assert default_metric(other, answers) == "rmse"
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_no_number_is_no_hit_where_the_target_has_none_either(metric: MetricName) -> None:
+    truth = np.array([0.0, 1.0, 2.0, np.nan])
+    assert weighted_metric(metric, truth, ModelPredictions(truth, True))(np.ones(4)) == 0.75
+
+
 def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
     truth = np.array([f"made up {row}" for row in range(5000)])
     tracemalloc.start()
