@@ -40,7 +40,7 @@ _DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
-_MAX_KNOWN = 10_000
+_MAX_KNOWN, _MAX_KNOWN_CHARACTERS = 10_000, 200
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
@@ -76,7 +76,7 @@ class Authenticator:
     def __post_init__(self) -> None:
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str, KeyEntry] = OrderedDict()  # by the header's text, until the keys change
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by `_short`, until the keys change
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
@@ -138,10 +138,10 @@ class Authenticator:
         if (now := self.monotonic()) >= self._look_at:
             self._read_keys()
             self._look_at = now + _LOOK_SECONDS  # not before: another thread would find no key yet
-        known = self._known
-        entry = known.get(authorization)
+        known, sent = self._known, _short(authorization)
+        entry = known.get(sent)
         if entry is None:
-            entry = known[authorization] = self._find(authorization)
+            entry = known[sent] = self._find(authorization)
             while len(known) > _MAX_KNOWN:
                 known.popitem(last=False)
         if self.needs_certificate and not certificate and entry is not _LOCAL:
@@ -154,7 +154,7 @@ class Authenticator:
         """Return the caller's key if an earlier request has used it; it may have been revoked since."""
         if request.caller and not self.takes_keys:
             return _of_certificate(request.caller)
-        return self._known.get(request.headers.get("authorization", ""))
+        return self._known.get(_short(request.headers.get("authorization", "")))
 
     def _find(self, authorization: str) -> KeyEntry:
         """Return the key in the header, or raise Unauthenticated."""
@@ -254,6 +254,13 @@ def certificate_name(certificate: Mapping[str, Any] | None) -> str:
     names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
     others = [value for _, value in certificate.get("subjectAltName", ())]
     return str(names.get("commonName") or next(iter(others), "") or UNNAMED)[:100]
+
+
+def _short(authorization: str) -> str | bytes:
+    """Return the header, or its digest: a caller can send a key with ever new long user names."""
+    if len(authorization) <= _MAX_KNOWN_CHARACTERS:
+        return authorization
+    return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
 
 
 def _sent_key(authorization: str) -> bytes:

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,16 @@ def basic(text: str) -> dict[str, str]:
 )
 def test_a_key_comes_as_bearer_or_as_a_password(auth: Authenticator, headers: dict[str, str]) -> None:
     assert auth.require(headers, "read").name == "ops"
+
+
+def test_long_user_names_beside_a_key_take_no_memory(auth: Authenticator) -> None:
+    auth.require(bearer("ops"), "read")
+    tracemalloc.start()
+    for number in range(500):
+        auth.require(basic(f"{number:06000}:ops"), "read")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
 
 
 @pytest.mark.parametrize(
