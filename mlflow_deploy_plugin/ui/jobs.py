@@ -21,7 +21,8 @@ from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.statedir import State, is_alive, read_state, write_state
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
-_MAX_RUNNING = 4
+_MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
+"""Jobs of all people, and of one: nobody can keep the others from rolling back."""
 _KEPT_SECONDS = 24 * 3600
 _MAX_SECONDS = 3600.0
 """A gate takes minutes; a job that hangs must not block the others."""
@@ -88,7 +89,7 @@ class Jobs:
         Raises:
             TooManyRequests: too many jobs run.
         """
-        running = 0
+        actors: list[str] = []
         for path in self.folder.glob("*.json"):
             known = self.get(path.stem)
             if known is None or time.time() - known.started_at >= _KEPT_SECONDS:
@@ -97,9 +98,10 @@ class Jobs:
             elif known.state == "running":
                 if known.arguments == job.arguments:
                     return known
-                running += 1
-        if running >= _MAX_RUNNING:
-            raise TooManyRequests(f"{_MAX_RUNNING} actions are running: wait until one has ended")
+                actors.append(known.actor)
+        if (own := actors.count(job.actor)) >= _MAX_RUNNING_OF_ONE or len(actors) >= _MAX_RUNNING:
+            those = f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
+            raise TooManyRequests(f"{those} are running: wait until one has ended")
         path = self.folder / f"{job.id}.json"
         write_state(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}

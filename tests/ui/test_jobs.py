@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.statedir import is_alive, write_state
 from mlflow_deploy_plugin.ui import jobs
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
@@ -37,6 +38,17 @@ def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypat
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
 
+def test_one_person_cannot_take_the_places_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
+    for place in range(4):
+        write_state(tmp_path / f"{place:016}.json", press({"version": str(place)}, id=f"{place:016}", actor="mallory"))
+
+    with pytest.raises(TooManyRequests, match=r"^4 of your actions are running: wait until one has ended$"):
+        Jobs(tmp_path).start(press({"version": "4"}, actor="mallory"), {})
+    started = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
+    wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")
+
+
 def test_a_job_is_not_told_of_the_databases_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.environment")
     for variable in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"):
@@ -49,8 +61,8 @@ def test_a_job_is_not_told_of_the_databases_of_the_server(tmp_path: Path, monkey
     assert "password" not in told
 
 
-def press(arguments: dict[str, str], **fields: Any) -> Job:
-    return Job(description="roll x back", actor="eva", arguments=arguments, **fields)
+def press(arguments: dict[str, str], actor: str = "eva", **fields: Any) -> Job:
+    return Job(description="roll x back", actor=actor, arguments=arguments, **fields)
 
 
 def found(folder: Path, id: str, state: str) -> Job | None:
