@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
-from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
+from mlflow_deploy_plugin.spec import IMAGE, EndpointSpec, spec_document
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
 """Fields of a spec that its values leave out: the chart's own key has the name, and monitors are in the store."""
@@ -49,7 +49,7 @@ def values_schema() -> Document:
         "controller": _closed(
             {
                 "enabled": {"type": "boolean"},
-                "image": name,
+                "image": {"type": "string", "pattern": IMAGE},
                 "imagePullSecrets": names,
                 "serviceAccount": {"type": "string"},
                 "replicas": {"type": "integer", "minimum": 1},
@@ -57,7 +57,8 @@ def values_schema() -> Document:
                 "podMonitor": {"type": "boolean"},
                 "rollouts": names,
                 "resources": {"type": "object"},
-            }
+            },
+            required=("image", "metricsPort", "replicas"),
         ),
         "migration": _closed(
             {
@@ -69,15 +70,18 @@ def values_schema() -> Document:
         "monitors": {
             "type": "object",
             "propertyNames": {"pattern": "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"},
-            "additionalProperties": {**_closed(monitor), "required": ["endpoint", "monitor", "schedule"]},
+            "additionalProperties": _closed(monitor, required=("endpoint", "monitor", "schedule")),
         },
     }
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **_closed(properties), "$defs": definitions}
+    needed = ("controller", "defaults", "endpoints", "environment", "migration", "secret")
+    whole = _closed(properties, needed)
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **whole, "$defs": definitions}
 
 
 def _without(fields: Mapping[str, Any]) -> Document:
     return {name: value for name, value in fields.items() if name not in _NOT_OF_VALUES}
 
 
-def _closed(properties: Document) -> Document:
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+def _closed(properties: Document, required: tuple[str, ...] = ()) -> Document:
+    """Return the schema of an object with these fields alone. Helm takes a default away where values say null."""
+    return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}

@@ -28,6 +28,7 @@ from .parts import ServerSpec as ServerSpec
 from .parts import StickySpec as StickySpec
 from .parts import VariantSpec as VariantSpec
 from .parts import WorkerClass as WorkerClass
+from .types import IMAGE as IMAGE
 from .types import SECRET_KEY as SECRET_KEY
 from .types import SMALLEST_ROLLING_RATE as SMALLEST_ROLLING_RATE
 from .types import Name as Name

@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
 from mlflow_deploy_plugin.spec.types import (
     DNS_NAME,
+    IMAGE,
     NETWORK,
     NODE_LABEL,
     SECRET_KEY,
@@ -216,7 +217,7 @@ class ServerSpec(SpecPart):
 class ContainerSpec(SpecPart):
     """The container of an endpoint's server, on every target that runs an image."""
 
-    image: str | None = Field(default=None, min_length=1)
+    image: str | None = Field(default=None, pattern=IMAGE)
     """Image of the server, as docker/Dockerfile or `onnxserve build-docker` makes it. Default: onnxserve:cpu, for a GPU
     onnxserve:gpu."""
     cpus: float | None = Field(default=None, ge=0.01, le=1024)

@@ -33,11 +33,13 @@ _LABEL = r"([A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?
 _LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
 NODE_LABEL = f"^{_LABEL}={_LABEL_VALUE}$"
 TAINT = f"^{_LABEL}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
+IMAGE = r"^\S+$"
 SECRET_KEY = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$"
 PATTERNS_IN_WORDS = {
     DNS_NAME: "the name of a Kubernetes object is expected: small letters, digits, - and .",
     NODE_LABEL: "a label of Kubernetes is expected, as pool=gpu",
     TAINT: "a taint of Kubernetes is expected, as dedicated=ml:NoSchedule",
+    IMAGE: "the name of an image is expected, which has no spaces",
     SECRET_KEY: "SECRET/KEY is expected",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
     NETWORK: "the name of a docker network is expected, or host",

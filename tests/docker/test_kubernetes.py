@@ -41,20 +41,20 @@ def cluster(two_days: TwoDays) -> Iterator[Cluster]:
         yield made
 
 
-def shipped(name: str, image: str) -> tuple[Manifest, Manifest]:
-    """A manifest as it is shipped, but for the image, and its container."""
-    manifest = yaml.safe_load((MANIFESTS / name).read_text())
+def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
+    """What runs pods as it is shipped, but for the image, its container, and what stands around them."""
+    manifest, *around = yaml.safe_load_all((MANIFESTS / name).read_text())
     spec = manifest["spec"]
     pods = spec["jobTemplate"]["spec"] if manifest["kind"] == "CronJob" else spec
     (container,) = pods["template"]["spec"]["containers"]
     container["image"] = image
-    return manifest, container
+    return manifest, container, around
 
 
 def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
     two_days: TwoDays, cluster: Cluster, controller_image: str
 ) -> None:
-    manifest, container = shipped("monitor-cronjob.yaml", controller_image)
+    manifest, container, _ = shipped("monitor-cronjob.yaml", controller_image)
     name = manifest["metadata"]["name"]
     manifest["spec"] |= {"schedule": "* * * * *"}
     manifest["spec"]["jobTemplate"]["spec"]["backoffLimit"] = 1
@@ -91,10 +91,12 @@ def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
 def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
     two_days: TwoDays, cluster: Cluster, controller_image: str
 ) -> None:
-    manifest, _ = shipped("controller.yaml", controller_image)
-    cluster.apply(manifest)
+    manifest, _, around = shipped("controller.yaml", controller_image)
+    for document in (manifest, *around):
+        cluster.apply(document)
     name = manifest["metadata"]["name"]
     cluster.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={SECONDS}s")
+    wait_until(lambda: cluster.items("pdb")[0]["status"]["expectedPods"] == 2, 30, "its budget is that of both")
 
     wait_until(lambda: two_days.verdicts("daily") == ["no drift", "drift"], SECONDS, "both days are judged")
     for pod in cluster.items("pod"):

@@ -176,6 +176,18 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
 
 
 @NEEDS_HELM
+def test_what_stands_around_controllers_takes_no_pods_of_another_release() -> None:
+    documents = {kind: one["spec"] for one in template({"controller": WHOLE["controller"]}) if (kind := one["kind"])}
+    labels = {"app.kubernetes.io/name": "onnxserve", "app.kubernetes.io/instance": "shipped-controller"}
+    for selector in (
+        documents["PodDisruptionBudget"]["selector"],
+        documents["NetworkPolicy"]["podSelector"],
+        documents["PodMonitor"]["selector"],
+    ):
+        assert selector == {"matchLabels": labels}
+
+
+@NEEDS_HELM
 @pytest.mark.parametrize("account", ["", "judge"])
 def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_token_otherwise(account: str) -> None:
     controller = {"enabled": True, "serviceAccount": account}
@@ -211,6 +223,7 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
         ({"kubernetes": {"max_replicas": 9}}, "kubernetes.max_replicas scales by CPU: say container.cpus"),
         ({"variants": None}, "variants"),
         ({"server": {"certfile": "/c.pem"}}, "endpoints.flights.server.certfile: SECRET/KEY is expected (got /c.pem)"),
+        ({"container": {"image": "bad image"}}, "/container/image': 'bad image' does not match pattern"),
     ],
 )
 def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, message: str) -> None:
@@ -218,6 +231,22 @@ def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, messa
     done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
     assert done.returncode != 0
     assert message in done.stderr.replace("endpoints.flights.server.port", "/server/port")
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({part: None} for part in ("controller", "defaults", "endpoints", "environment", "migration", "secret")),
+        *({"controller": {name: None}} for name in ("image", "metricsPort", "replicas")),
+        {"controller": {"image": "bad image"}},
+    ],
+    ids=str,
+)
+def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Document) -> None:
+    """Helm takes a default away where a value is null, as below a key with nothing but comments."""
+    done = helm("template", "shipped", str(CHART), values=values)
+    assert "values don't meet the specifications of the schema" in done.stderr
 
 
 def test_the_chart_is_of_this_version() -> None:
