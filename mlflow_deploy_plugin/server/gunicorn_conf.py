@@ -123,7 +123,7 @@ def post_worker_init(worker: Any) -> None:
     if server.spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only if it is asked for
 
-        worker.grpc = GrpcServer(server, server.spec)
+        worker.grpc = GrpcServer(server)
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:

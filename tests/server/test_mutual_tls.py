@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_grpc_needs_one_too(
 ) -> None:
     server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, settings)
     spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
-    listener = GrpcServer(server, spec)
+    listener = GrpcServer(replace(server, spec=spec))
     root, (certificate, key) = Path(ours.certificate).read_bytes(), ours.issue("shop")
     mutual = grpc.ssl_channel_credentials(root, Path(key).read_bytes(), Path(certificate).read_bytes())
     index = service_pb2.RepositoryIndexRequest()

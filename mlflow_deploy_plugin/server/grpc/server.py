@@ -1,6 +1,5 @@
 """The gRPC server of one worker: made after the fork, ended together with HTTP."""
 
-import logging
 import threading
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads
 from mlflow_deploy_plugin.spec import ServerSpec
-
-logger = logging.getLogger(__name__)
 
 _MAX_STREAMS = 32
 """The streams of a worker, and its public ones; each has a thread of its own beside those of unary calls."""
@@ -37,10 +34,6 @@ _OPTIONS = {
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
 }
 
-_BOUNDED_SINCE = (1, 84)
-"""Older grpcio holds a whole message in memory, decompressed, before it finds that it exceeds the limit. Measured with
-300 MB and a limit of 16 MB: 1.67, 1.73, 1.76, 1.80 and 1.83 took more than 300 MB, 1.84 and 1.85 took 20 MB."""
-
 
 class GrpcServer:
     """Serves on `grpc_port` until `drain`.
@@ -49,7 +42,8 @@ class GrpcServer:
         InvalidConfig: the port cannot be bound, or the certificate cannot be read.
     """
 
-    def __init__(self, server: Server, spec: ServerSpec) -> None:
+    def __init__(self, server: Server) -> None:
+        spec = server.spec
         self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # after that gunicorn kills
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
         threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
@@ -59,11 +53,6 @@ class GrpcServer:
             "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
             "grpc.max_concurrent_streams": most,  # else calls that one client resets at once cancel those of all others
         }
-        if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
-            logger.warning(
-                "grpcio %s takes memory for messages of any size; from 1.84 on it does not", grpc.__version__
-            )
-            options["grpc.compression_enabled_algorithms_bitset"] = 1  # else 1 MB may become 1 GB
         self._grpc = grpc.server(
             RequestThreads(threads),
             handlers=handlers(server, self._calls),

@@ -346,8 +346,7 @@ def gpu_metrics_page() -> bytes:
     try:
         for number in range(nvml.nvmlDeviceGetCount()):
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-            uuid = nvml.nvmlDeviceGetUUID(gpu)  # bytes before nvidia-ml-py 12
-            labels = {"gpu": str(number), "uuid": uuid.decode() if isinstance(uuid, bytes) else uuid}
+            labels = {"gpu": str(number), "uuid": nvml.nvmlDeviceGetUUID(gpu)}
             for name, text, read in _gpu_gauges(nvml, gpu):
                 with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
                     series = MetricSeries(labels, float(read()))

@@ -255,11 +255,11 @@ class Metrics:
         with self._lock:
             self._values.cells[self._captures[is_written]] += 1
 
-    def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome, requests: int = 1) -> None:
-        """Count requests whose copies were compared, failed, or were dropped."""
+    def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome) -> None:
+        """Count a request whose copy was compared, failed, or was dropped."""
         with self._lock:
             slot = self._shadow_slots(shadow)[outcome]  # first: the file may have to grow
-            self._values.cells[slot] += requests
+            self._values.cells[slot] += 1
 
     def count_shadow_comparison(
         self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float

@@ -107,7 +107,7 @@ def test_calls_are_answered_by_the_threads_that_there_are(
         start(thread)
 
     port = free_port()
-    served = GrpcServer(serve_here(endpoints), ServerSpec(grpc_port=port))
+    served = GrpcServer(replace(serve_here(endpoints), spec=ServerSpec(grpc_port=port)))
     monkeypatch.setattr(threading.Thread, "start", start_no_other_of_ours)
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -274,7 +274,7 @@ def test_the_port_speaks_tls_where_the_server_does(
 ) -> None:
     certfile, keyfile = certificate
     spec = ServerSpec(host="localhost", grpc_port=free_port(), certfile=str(certfile), keyfile=str(keyfile))
-    listener = GrpcServer(serve_here(endpoints), spec)
+    listener = GrpcServer(replace(serve_here(endpoints), spec=spec))
     credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -289,7 +289,7 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
     serve_here: Any, endpoints: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = ServerSpec(grpc_port=free_port())
-    listener = GrpcServer(replace(serve_here(endpoints), logs_requests=True), spec)
+    listener = GrpcServer(replace(serve_here(endpoints), spec=spec, logs_requests=True))
     with caplog.at_level("INFO"), grpc.insecure_channel(f"127.0.0.1:{spec.grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=20)
@@ -308,4 +308,4 @@ def test_a_certificate_that_is_not_there_is_told(serve_here: Any, endpoints: dic
     missing = str(tmp_path / "none.pem")
     spec = ServerSpec(grpc_port=free_port(), certfile=missing, keyfile=missing)
     with pytest.raises(InvalidConfig, match="No such file"):
-        GrpcServer(serve_here(endpoints), spec)
+        GrpcServer(replace(serve_here(endpoints), spec=spec))

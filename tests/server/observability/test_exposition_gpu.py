@@ -36,8 +36,8 @@ class FakeNvml(ModuleType):
     def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
         return number
 
-    def nvmlDeviceGetUUID(self, gpu: int) -> str | bytes:
-        return "GPU-a" if gpu else b"GPU-b"
+    def nvmlDeviceGetUUID(self, gpu: int) -> str:
+        return f"GPU-{gpu}"
 
     def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:
         return SimpleNamespace(used=2**30 * (gpu + 1), total=2**34)
