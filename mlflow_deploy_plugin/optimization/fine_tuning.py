@@ -76,9 +76,12 @@ def pruned_and_tuned(
         example = pd.DataFrame({column.name: some[column.name] for column in base.artifact.columns})
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         save_model(module.eval(), folder, input_example=example)
-        graph = onnx.load(str(read_artifact(Path(folder)).onnx_file))
-    names = [sorted(entry.name for entry in side) for side in (graph.graph.input, graph.graph.output)]
-    if names != [sorted(entry.name for entry in side) for side in (base.artifact.inputs, base.artifact.outputs)]:
+        made = read_artifact(Path(folder))
+        graph = onnx.load(str(made.onnx_file))
+    names, others = (
+        [sorted(entry.name for entry in side) for side in (one.inputs, one.outputs)] for one in (made, base.artifact)
+    )
+    if names != others:
         raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the version it is to replace")
     return graph
 

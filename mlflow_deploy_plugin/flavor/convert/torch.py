@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
+from onnx import TensorProto
 from onnxscript import ir
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
@@ -39,7 +40,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     call_original,
     require_example,
 )
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array
 
 _EXAMPLE_ROWS = 3
 """The least rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with as
@@ -86,7 +87,7 @@ def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedMod
             )
     original = original_model(model)
     with _eval_mode(model):
-        proto = export(model, batch, names, dynamic_axes, original)
+        proto = _mark_unknown_ids(export(model, batch, names, dynamic_axes, original))
     return bind_graph(proto, batch, "torch", str(torch.__version__), original)
 
 
@@ -123,6 +124,55 @@ def export(
                     if size != other and value.type.tensor_type.shape.dim[axis].dim_value:
                         value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
     return proto
+
+
+def _mark_unknown_ids(proto: Any) -> Any:
+    """Add the output `REFUSED_ROWS` to a graph that embeds ids, and return the graph.
+
+    torch refuses an id that its embedding does not have. ONNX counts negative ones from the end, and CUDA's Gather
+    answers zeros for all others.
+    """
+    graph = proto.graph
+    values = {one.name: one.type.tensor_type for one in (*graph.input, *graph.value_info)}
+    batch = graph.input[0].type.tensor_type.shape.dim[:1]
+    sizes = {one.name: one.dims[0] for one in graph.initializer if one.dims}
+    nodes = list(graph.node)
+    marks: list[str] = []
+    reasons: list[str] = []
+    del graph.node[:]
+    for node in nodes:
+        table, ids = (*node.input, "", "")[:2]
+        # the legacy exporter's Gather has no axis if it is an embedding's
+        embeds = any("aten.embedding" in entry.value for entry in node.metadata_props) or not node.attribute
+        is_lookup = node.op_type == "Gather" and embeds and table in sizes
+        if is_lookup and ids in values and values[ids].shape.dim[:1] == batch:
+            last = sizes[table] - 1
+            marks.append(_mark_ids(graph, ids, values[ids].elem_type, last, f"{REFUSED_ROWS}_{len(marks)}"))
+            node.input[1] = f"{marks[-1]}_ids"
+            is_sent = any(one.name == ids for one in graph.input)
+            reasons.append(f"{repr(ids) if is_sent else 'an embedding'} takes the ids 0 to {last}")
+        graph.node.append(node)
+    if marks:
+        graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
+        graph.output.append(onnx.helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
+        onnx.helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
+    return proto
+
+
+def _mark_ids(graph: Any, ids: str, kind: int, last: int, mark: str) -> str:
+    """Add the nodes of a mark, [N], that is 0 if all ids of a row are from 0 to `last`; `{mark}_ids` are all so."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    constants = {f"{mark}_least": np.array(0, dtype), f"{mark}_most": np.array(last, dtype), f"{mark}_axis": [1]}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(one), name) for name, one in constants.items())
+    for operator, inputs, output, options in (
+        ("Clip", (ids, f"{mark}_least", f"{mark}_most"), f"{mark}_ids", {}),
+        ("Sub", (ids, f"{mark}_ids"), f"{mark}_excess", {}),
+        ("Flatten", (f"{mark}_excess",), f"{mark}_flat", {}),
+        ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
+        ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
+    ):
+        graph.node.append(onnx.helper.make_node(operator, inputs, [output], output, **options))
+    return mark
 
 
 def _traced_rows(batch: Batch) -> Batch:

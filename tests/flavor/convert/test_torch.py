@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -301,6 +301,48 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
             wanted = module(*map(torch.from_numpy, rows.values()))
         found = model.run(model.schema.from_columns(rows))
         np.testing.assert_allclose(found["tokens"], wanted["tokens"].numpy(), atol=1e-5)
+
+
+class Fields(torch.nn.Module):
+    """Fields of categories in one table, each at its offset, as recommenders have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(30, 8)
+        self.register_buffer("offsets", torch.tensor([0, 10, 20]))
+
+    def forward(self, fields: Any) -> Any:
+        return self.embedding(fields + self.offsets).sum(1)
+
+
+@pytest.mark.parametrize("program", ["module", "exported", "traced"])
+@pytest.mark.parametrize("unknown", [30, -1, -30])
+def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
+    program: str, unknown: int, tmp_path: Path
+) -> None:
+    module: Any = torch.nn.Sequential(torch.nn.Embedding(30, 8), torch.nn.Flatten())
+    ids = np.random.default_rng(0).integers(0, 30, (20, 7))
+    if program == "exported":
+        sizes = ({0: torch.export.Dim("rows")},)
+        module = torch.export.export(module, (torch.from_numpy(ids),), dynamic_shapes=sizes)
+    elif program == "traced":
+        module = torch.jit.trace(module, torch.from_numpy(ids))
+    save_model(module, tmp_path / "model", input_example=ids)
+    model = load_model(str(tmp_path / "model"))
+    ids[2, 3] = unknown
+
+    with pytest.raises(InferenceError, match="row 2: 'input' takes the ids 0 to 29"):
+        model.run(model.schema.from_array(ids))
+
+
+def test_ids_are_checked_where_the_embedding_reads_them(tmp_path: Path) -> None:
+    fields = np.random.default_rng(0).integers(0, 10, (20, 3))
+    save_model(Fields(), tmp_path / "model", input_example=fields)
+    model = load_model(str(tmp_path / "model"))
+
+    assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)  # as torch does
+    with pytest.raises(InferenceError, match="row 1: an embedding takes the ids 0 to 29"):
+        model.run(model.schema.from_array(np.array([[0, 0, 0], [-1, 0, 0]])))
 
 
 @pytest.mark.long
