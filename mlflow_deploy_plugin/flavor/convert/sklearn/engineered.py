@@ -63,63 +63,45 @@ def _defined(step: FunctionTransformer) -> Pipeline:
     return Pipeline([("compute", step), ("refuse", _matrix(np.positive))])
 
 
-def _filled(part: Any, name: str) -> SimpleImputer:
-    return SimpleImputer(strategy="constant", fill_value=part.imputer_dict_[name])
-
-
-def _capped(part: Any, name: str) -> FunctionTransformer:
-    low, high = part.left_tail_caps_.get(name), part.right_tail_caps_.get(name)
-    return FunctionTransformer(partial(np.clip, a_min=low, a_max=high))
-
-
-def _intervals(part: Any, name: str) -> Intervals:
+def intervals(part: Any, name: str) -> Intervals:
     if part.return_boundaries:
         raise ValueError("return_boundaries=True makes texts")
     return Intervals(np.asarray(part.binner_dict_[name], float))
 
 
-def _logarithm(part: Any, name: str) -> Pipeline:
-    logarithm, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
+def logarithm(part: Any, name: str) -> Pipeline:
+    log, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
-    return _defined(_matrix(lambda x: logarithm(x + added)))
-
-
-def _normalized(part: Any, name: str) -> FunctionTransformer:
-    mean, width = part.mean_[name], part.range_[name]
-    return FunctionTransformer(lambda x: (x - mean) / width)
+    return _defined(_matrix(lambda x: log(x + added)))
 
 
 def _powers(part: Any, name: str) -> Array:
     return np.array([part.lambda_dict_[name]])
 
 
-def _cycles(part: Any) -> "_Features":
+def cycles(part: Any) -> "_Features":
     for name in part.variables_:
         turns = FunctionTransformer(partial(np.multiply, 2 * np.pi / part.max_values_[name]))
         for wave in (np.sin, np.cos):
             yield Pipeline([("turns", turns), ("wave", FunctionTransformer(wave))]), [name]
 
 
-def _across(part: Any) -> "_Features":
-    """Yield sums, means and the like of each row; pandas' `std` is that of a sample."""
+def across(part: Any) -> "_Features":
+    """Yield sums, means and the like of each row; pandas' `std` and `var` are those of a sample."""
     for function in part.func if isinstance(part.func, list) else [part.func]:
         name = function if isinstance(function, str) else function.__name__
-        reduce = partial(getattr(np, name), axis=1, **({"ddof": 1} if name == "std" else {}))
-        yield _matrix(_column(reduce)), part.variables_
+        options = {"axis": 1, "keepdims": True, **({"ddof": 1} if name in ("std", "var") else {})}
+        yield _matrix(partial(getattr(np, name), **options)), part.variables_
 
 
-def _column(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda x: reduce(x)[:, None]
-
-
-def _relations(part: Any) -> "_Features":
+def relations(part: Any) -> "_Features":
     for function in part.func:
         for reference in part.reference:
             for name in part.variables_:
                 yield _RELATIONS[function](part), [name, reference]
 
 
-def _quotient(part: Any) -> Any:
+def quotient(part: Any) -> Any:
     if part.fill_value is None:
         return _defined(_matrix(lambda x: x[:, :1] / x[:, 1:]))
 
@@ -131,18 +113,28 @@ def _quotient(part: Any) -> Any:
 
 
 _STEPS: dict[str, Callable[[Any, str], Any]] = {
-    **dict.fromkeys(("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"), _filled),
-    **dict.fromkeys(("Winsorizer", "ArbitraryOutlierCapper"), _capped),
     **dict.fromkeys(
-        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
+        ("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"),
+        lambda part, name: SimpleImputer(strategy="constant", fill_value=part.imputer_dict_[name]),
     ),
-    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
+    **dict.fromkeys(
+        ("Winsorizer", "ArbitraryOutlierCapper"),
+        lambda part, name: FunctionTransformer(
+            partial(np.clip, a_min=part.left_tail_caps_.get(name), a_max=part.right_tail_caps_.get(name))
+        ),
+    ),
+    **dict.fromkeys(
+        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), intervals
+    ),
+    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), logarithm),
     "ReciprocalTransformer": lambda part, name: _defined(_matrix(np.reciprocal)),
     "PowerTransformer": lambda part, name: FunctionTransformer(lambda x: x**part.exp),
     "BoxCoxTransformer": lambda part, name: _defined(_matrix(lambda x: box_cox(x, _powers(part, name)))),
     "YeoJohnsonTransformer": lambda part, name: FunctionTransformer(lambda x: yeo_johnson(x, _powers(part, name))),
     "ArcSinhTransformer": lambda part, name: FunctionTransformer(lambda x: np.arcsinh((x - part.loc) / part.scale)),
-    "MeanNormalizationScaler": _normalized,
+    "MeanNormalizationScaler": lambda part, name: FunctionTransformer(
+        lambda x: (x - part.mean_[name]) / part.range_[name]
+    ),
     "RareLabelEncoder": lambda part, name: GroupedCategories(part.encoder_dict_[name], part.replace_with),
 }
 """Functions by the class of a transformer: each returns the step for one of its columns."""
@@ -152,11 +144,11 @@ _RELATIONS: dict[str, Callable[[Any], Any]] = {
     "add": lambda part: _matrix(lambda x: x[:, :1] + x[:, 1:]),
     "sub": lambda part: _matrix(lambda x: x[:, :1] - x[:, 1:]),
     "mul": lambda part: _matrix(lambda x: x[:, :1] * x[:, 1:]),
-    **dict.fromkeys(("div", "truediv"), _quotient),
+    **dict.fromkeys(("div", "truediv"), quotient),
 }
 _FEATURES: dict[str, Callable[[Any], _Features]] = {
-    "CyclicalFeatures": _cycles,
-    "MathFeatures": _across,
-    "RelativeFeatures": _relations,
+    "CyclicalFeatures": cycles,
+    "MathFeatures": across,
+    "RelativeFeatures": relations,
 }
 """Functions by the class of a transformer: each yields the steps that add columns, with the columns that they read."""

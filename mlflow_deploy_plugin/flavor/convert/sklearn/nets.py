@@ -22,17 +22,17 @@ def register() -> None:
     """Tell skl2onnx about the estimators of the libraries in use: a fitted one has imported its own."""
     for library, names in _ESTIMATORS.items():
         for name in names if library in sys.modules else ():
-            register_converter(getattr(sys.modules[library], name), _set_types, _convert, name.endswith("Classifier"))
+            register_converter(getattr(sys.modules[library], name), net_types, convert_net, name.endswith("Classifier"))
 
 
-def _set_types(operator: Any) -> None:
+def net_types(operator: Any) -> None:
     *labels, values = operator.outputs
     values.type = FloatTensorType([None, None])
     for label in labels:
         label.type = Int64TensorType([None])  # skorch answers the places of the classes
 
 
-def _convert(scope: Any, operator: Any, container: Any) -> None:
+def convert_net(scope: Any, operator: Any, container: Any) -> None:
     estimator, graph = operator.raw_operator, NodeBuilder(scope, container)
     answer = _add_net(graph, container, estimator, operator.inputs)
     *labels, values = (output.full_name for output in operator.outputs)

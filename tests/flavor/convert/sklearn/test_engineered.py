@@ -43,7 +43,7 @@ TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
         scaling.MeanNormalizationScaler(),
         selection.DropFeatures(["b"]),
         creation.CyclicalFeatures(variables=["a"], drop_original=True),
-        creation.MathFeatures(variables=["a", "b"], func=["sum", "mean", "std", "min", "max", "prod"]),
+        creation.MathFeatures(variables=["a", "b"], func=["sum", "mean", "std", "var", "min", "max", "prod"]),
         creation.RelativeFeatures(variables=["a", "c"], reference=["b"], func=["add", "sub", "mul", "div"]),
         creation.RelativeFeatures(variables=["a"], reference=["c"], func=["div"], fill_value=0.0),
     ],
