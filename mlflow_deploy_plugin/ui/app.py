@@ -248,7 +248,8 @@ class _Console:
         try:
             registry = handlers._get_model_registry_store()
             store, settings = self._trail.store(), load_settings()
-            overview = build_overview(store, settings, registry, pages, only, _span(), _beginning())
+            beginning = request.args.get("beginning", "")
+            overview = build_overview(store, settings, registry, pages, only, _span(), beginning)
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
@@ -305,11 +306,6 @@ class _Console:
 def _span() -> Span:
     """Return the time that ?span= asks for; an hour for anything else."""
     return "day" if request.args.get("span") == "day" else "hour"
-
-
-def _beginning() -> str:
-    """Return a name on the page of endpoints that is asked for; empty for the first page."""
-    return request.args.get("beginning", "")
 
 
 def _credentials() -> dict[str, str]:
