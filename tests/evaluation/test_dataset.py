@@ -227,7 +227,8 @@ def test_a_dataset_whose_source_is_code_is_not_loaded(artifact: Artifact, regist
 
 def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name, value in {"MAX_ATTEMPTS": "1", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(RegistryUnavailable, match=r"the dataset s3://bucket/d\.csv: s3://bucket does not answer"):
         load("s3://bucket/d.csv", artifact)
     with pytest.raises(InvalidConfig, match="MLflow knows no store ftps:"):
