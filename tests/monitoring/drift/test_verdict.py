@@ -1,6 +1,7 @@
 """The verdict: how often it is wrong if nothing changed, that it sees what changed, and what it says of the rest."""
 
 import datetime
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,8 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
         ("noise", np.tile([-2.5, 2.5], ROWS // 2), "distribution", r"mean .* → 0, deviation [\d.]+ → 2\.5, wider"),
         ("noise", np.full(ROWS, 0.1), "distribution", r"mean .* → 0\.1, deviation .* → 0, narrower"),
         ("noise", np.tile([-0.01, 0.01], ROWS // 2), "distribution", r"mean .* → .*, deviation .* → 0\.01, narrower"),
+        ("noise", [math.inf] * 6 + [-0.3, 0.3] * 27, "distribution", r"infinite values 0\.0% → 10\.0%, more often"),
+        ("noise", [-math.inf] * ROWS, "distribution", r"infinite values 0\.0% → 100\.0%, more often"),
         ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
         ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
         ("carrier", ["z"] * 6 + ["a", "b", "c"] * 18, "distribution", r"new value 'z' 0\.0% → 10\.0%, more often"),
