@@ -140,7 +140,7 @@ class RowGroup:
 
     Attributes:
         generated: the original may refuse them.
-        block: if the original refuses, this many consecutive rows are dropped together; 0: all.
+        block: if the original refuses, this many consecutive rows are dropped together.
         columns: the column that was changed in each block; a single one: in all blocks.
         may_tie: the rows were made to lie between two predictions, so that a rounding decides: a row is a tie if the
             original itself predicts otherwise once its input moves by one 32-bit step.
@@ -151,7 +151,7 @@ class RowGroup:
     source: str
     batch: Batch
     generated: bool = True
-    block: int = 0
+    block: int = 2
     columns: tuple[str, ...] = ()
     may_tie: bool = False
     alone: bool = False
@@ -221,8 +221,7 @@ class _ParityProof:
         if self._add_answered(group):
             return
         count = batches.row_count(group.batch)
-        block = group.block or count
-        start, size = 0, block
+        start, size = 0, (block := group.block)
         while start < count:
             named = group.columns
             if len(named) > 1:

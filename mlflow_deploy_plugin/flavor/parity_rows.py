@@ -118,8 +118,9 @@ class _TableRows:
             if names := self.some_columns(fits, count):
                 table = self.one_changed(dict.fromkeys(names, count), change)
                 yield RowGroup(source, table, block=count, columns=tuple(map(str, names)), compared=compared)
-        if any(_is_number(self.example[name]) for name in self.example):
-            yield RowGroup("far together", self.far_together(), block=len(_FAR_TOGETHER), alone=True)
+        if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
+            yield RowGroup("far", self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far))
+            yield RowGroup("far together", self.far_together(), alone=True)
 
     def at_boundaries(self, boundary_values: BoundaryValues) -> Iterator[RowGroup]:
         """Yield rows at the boundary values of the model."""
@@ -366,7 +367,6 @@ _CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
         lambda column, _: _as([np.inf, -np.inf], column.dtype),
         False,
     ),
-    ("far", _is_number, 4 * len(_FAR), _far, True),
 )
 """Changes of one column in each row: the source, a test of the columns, rows for each column, the change, and whether
 the answers are compared."""

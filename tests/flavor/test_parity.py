@@ -142,6 +142,19 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved
     assert report.sources == {"unseen": 8}
 
 
+def test_a_row_that_the_original_refuses_takes_few_others_along(regressor: Saved, table: pd.DataFrame) -> None:
+    def picky(batch: Any) -> Any:
+        if (batch.a > 100).any():
+            raise ValueError("too much")
+        return regressor[1].original(batch)
+
+    rows = table.assign(a=table.a.where(np.arange(len(table)) != 7, 200.0))
+    report = _proof(regressor, RowGroup("thresholds", rows), original=picky)
+
+    assert report.refused_by_original == {"thresholds": 2}
+    assert report.sources == {"thresholds": len(rows) - 2}
+
+
 @pytest.mark.parametrize(("smallest", "refused", "most_calls"), [(0.0, 64, 65), (63.0, 1, 20), (200.0, 0, 1)])
 def test_blocks_that_the_original_refuses_take_few_calls(
     regressor: Saved, table: pd.DataFrame, smallest: float, refused: int, most_calls: int
@@ -240,13 +253,13 @@ def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table: pd.DataFram
 
 
 def test_too_few_rows_prove_nothing(regressor: Saved, table: pd.DataFrame) -> None:
-    def never_many(batch: Any) -> Any:
-        if len(batch) > 100:
-            raise ValueError("too many rows")
+    def picky(batch: Any) -> Any:
+        if (batch.a > 100).any():
+            raise ValueError("too much")
         return regressor[1].original(batch)
 
-    groups = (RowGroup("example", table), RowGroup("ranges", pd.concat([table] * 3)))
-    report = _proof(regressor, *groups, original=never_many, at_least=1000)
+    groups = (RowGroup("example", table), RowGroup("ranges", table.assign(a=200.0)))
+    report = _proof(regressor, *groups, original=picky, at_least=1000)
 
     assert report.state == "warned"
     assert "only 50 rows" in parity_error(report).message
