@@ -193,23 +193,22 @@ def environment_lock() -> str:
     return "".join(f"{installed[name]}\n" for name in sorted(installed))
 
 
-def provenance_section(batch: Batch | None, lock: str, folder: Path | None = None) -> dict[str, Any]:
-    """Return `provenance` of the MLmodel file: git commit, dataset digest, the exact environment.
+def provenance_section(batch: Batch | None, lock: str) -> dict[str, Any]:
+    """Return `provenance` of the MLmodel file: git commit of the current folder, dataset digest, the environment.
 
     Args:
         batch: the data the model is judged by. Its digest is used if the active run has logged no dataset.
         lock: text of the environment lock.
-        folder: the folder of the code; default: the current directory.
     """
     dataset = {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": "reference"}
     run = mlflow.active_run()
     if run is not None and (inputs := mlflow.get_run(run.info.run_id).inputs.dataset_inputs):
         logged = inputs[-1].dataset
         dataset = {"dataset_digest": logged.digest, "dataset_name": logged.name}
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = _git("rev-parse", "HEAD")
     found = {
         "git_commit": commit,
-        "git_dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         **dataset,
         "environment": LOCK_FILE,
         "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
@@ -218,11 +217,10 @@ def provenance_section(batch: Batch | None, lock: str, folder: Path | None = Non
     return {name: value for name, value in found.items() if value not in (None, "")}
 
 
-def _git(folder: Path | None, *arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     """Return what git prints; None if it fails, or is not there."""
-    command = ["git", *arguments]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

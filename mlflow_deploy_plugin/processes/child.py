@@ -123,13 +123,10 @@ class Child:
         return self.pid
 
 
-def signal_process(pid: int, number: int) -> bool:
-    """Send a signal to one process. Return False if it has ended."""
-    try:
+def signal_process(pid: int, number: int) -> None:
+    """Send a signal to one process, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def signal_group(leader: int, number: int) -> bool:

@@ -46,8 +46,8 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """Return the same rows with numbers in the types of the signature; fractions are rounded.
 
-    A CSV file has all numbers in 64 bits, and old files of the log have whole numbers and booleans as the graph takes
-    them. A whole number that would change stays as it is, to be refused by name. The log must not round: it takes
+    A CSV file has all numbers in 64 bits, and whole numbers and booleans that were stacked among floats are floats. A
+    whole number that would change stays as it is, to be refused by name. The log must not round: it takes
     `cast_columns_losslessly`.
 
     Args:

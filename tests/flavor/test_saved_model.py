@@ -78,22 +78,24 @@ def test_digest_follows_the_values() -> None:
     assert data_digest({"x": np.ones(2)}) != data_digest({"x": np.zeros(2)})
 
 
-def test_commit_and_uncommitted_changes_are_recorded(tmp_path: Path) -> None:
+def test_commit_and_uncommitted_changes_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "train.py").write_text("1")
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
-        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+        subprocess.run([*git, *arguments], check=True)
 
-    clean = provenance_section(None, "", tmp_path)
+    clean = provenance_section(None, "")
     (tmp_path / "train.py").write_text("2")
-    dirty = provenance_section(None, "", tmp_path)
+    dirty = provenance_section(None, "")
 
     assert len(clean["git_commit"]) == 40
     assert (clean["git_dirty"], dirty["git_dirty"]) == (False, True)
 
 
-def test_without_git_there_is_no_commit(tmp_path: Path) -> None:
-    found = provenance_section(pd.DataFrame({"a": [1]}), "x==1\n", tmp_path)
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = provenance_section(pd.DataFrame({"a": [1]}), "x==1\n")
 
     assert "git_commit" not in found
     assert found["dataset_name"] == "reference"

@@ -52,7 +52,7 @@ class StepEvidence:
 
     @staticmethod
     def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "StepEvidence":
-        if "current" not in document:  # nothing was counted yet, or in the form of an earlier checkout: begin anew
+        if "current" not in document:  # nothing was counted yet
             return StepEvidence()
         last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
         current = _COUNTERS.validate_python(document["current"])

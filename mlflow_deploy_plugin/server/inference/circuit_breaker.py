@@ -1,7 +1,6 @@
 """Redis as an optional dependency: a request never waits long for a Redis that is down."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,6 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 5.0
-_LOG_SECONDS = 60.0
 
 CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
 """The timeouts of Redis. A request waits for them once per pause, then goes on without Redis."""
@@ -45,16 +43,14 @@ class CircuitBreaker:
     """Keeps requests from a Redis that has failed, for some seconds after each failure.
 
     Args:
-        consequence: what happens meanwhile; the log says it once a minute.
+        consequence: what happens meanwhile, for the log, which says the same once a minute (`logs.py`).
         clock: seconds, monotonic.
     """
 
     def __init__(self, consequence: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._consequence = consequence
         self._clock = clock
-        self._lock = threading.Lock()
         self._until = float("-inf")
-        self._quiet_until = float("-inf")
 
     @property
     def is_open(self) -> bool:
@@ -62,12 +58,6 @@ class CircuitBreaker:
 
     def record_failure(self, error: Exception) -> None:
         """Open the circuit: Redis has just failed."""
-        now = self._clock()
-        with self._lock:
-            self._until = now + _PAUSE_SECONDS
-            is_quiet, self._quiet_until = now < self._quiet_until, max(self._quiet_until, now)
-            if not is_quiet:
-                self._quiet_until = now + _LOG_SECONDS
-        if not is_quiet:
-            # not the message: it may hold the address with its password
-            logger.error("Redis does not answer (%s): %s", type(error).__name__, self._consequence)
+        self._until = self._clock() + _PAUSE_SECONDS
+        # not the message: it may hold the address with its password
+        logger.error("Redis does not answer (%s): %s", type(error).__name__, self._consequence)

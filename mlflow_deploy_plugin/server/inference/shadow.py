@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -96,14 +96,12 @@ class Shadows:
 
     Attributes:
         capture: writes the shadows' rows. It is a writer of its own, so that no response waits for it.
-        clock: monotonic seconds, for the log's one line a minute.
     """
 
     capture: CaptureWriter
     metrics: Metrics
     max_copies: int = MAX_COPIES
     max_bytes: int = MAX_BYTES
-    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -235,7 +233,7 @@ class Shadows:
                     self._process([copy])
                 return
             self.metrics.count_shadow(shadow, "failed")
-            if (now := self.clock()) >= self._quiet_until:
+            if (now := time.monotonic()) >= self._quiet_until:
                 self._quiet_until = now + _LOG_SECONDS
                 traceback = None if isinstance(error, OnnxserveError) else error
                 logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
