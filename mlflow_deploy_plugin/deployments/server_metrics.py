@@ -8,7 +8,7 @@ One rule says what counts, for the rollouts that are judged and for the page tha
 
 - An answer without success is an error. A refusal of the input (4xx) is one, too: a rollout has to find a model that no
   longer takes what its callers send.
-- A request whose caller left before the answer (499, over gRPC CANCELLED) is not counted.
+- A request whose caller left before the answer (499) is not counted.
 """
 
 import math
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.errors import Refused
 _LATEST = 4e9
 """Seconds since 1970, in 2096: no clock is so wrong."""
 ParsedT = TypeVar("ParsedT")
-_CALLER_LEFT = ("499", "CANCELLED")
+_CALLER_LEFT = "499"
 _REQUESTS = "onnxserve_requests_total"
 _DURATIONS = "onnxserve_request_duration_seconds_bucket"
 _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
@@ -256,7 +256,7 @@ def _interval(document: Mapping[str, Any], bounds: Sequence[float]) -> CountedIn
 
 def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
     """Count requests that were answered with this status; see the rule above."""
-    if status not in _CALLER_LEFT:
+    if status != _CALLER_LEFT:
         sums["requests"] += requests
-        if status != "OK" and not status.startswith("2"):
+        if not status.startswith("2"):
             sums["errors"] += requests

@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parents[2] / "mlflow_deploy_plugin"
 
 PAGE = """# TYPE onnxserve_requests_total counter
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="mlflow",status="200"} 90
-onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="OK"} 5
+onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="200"} 5
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="mlflow",status="400"} 3
-onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="INTERNAL"} 2
-onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="CANCELLED"} 7
+onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="500"} 2
+onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="499"} 7
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="5",protocol="mlflow",status="200"} 8
 onnxserve_requests_total{endpoint="f",variant="main",model="Y",version="4",protocol="mlflow",status="200"} 1
 onnxserve_requests_total{endpoint="f",variant="new",model="X",version="7",protocol="mlflow",status="200"} 4

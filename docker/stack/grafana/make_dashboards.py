@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _OF = 'endpoint=~"$endpoint"'
 _REFUSED = 'status=~"4..|INVALID_ARGUMENT"'
-_FAILED = 'status=~"5..|INTERNAL|UNAVAILABLE|UNKNOWN|DEADLINE_EXCEEDED"'
+_FAILED = 'status=~"5.."'
 
 
 @dataclass(frozen=True)

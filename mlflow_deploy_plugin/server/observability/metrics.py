@@ -90,8 +90,8 @@ _SHADOW_DURATION = Metric(
 
 Label = str | int | float | bool
 RequestLabels = tuple[str, str, str, str, str, str]
-"""Endpoint, variant, model, version, protocol, status (HTTP's, or "OK"). All but the last two are empty if no variant
-was selected."""
+"""Endpoint, variant, model, version, protocol, status (HTTP's, over gRPC too). All but the last two are empty if no
+variant was selected."""
 
 _RequestSlots = tuple[int, int, tuple[int, ...]]
 """The slots of the requests and of the last one's time, and the histograms of the seconds."""
@@ -311,7 +311,7 @@ class Metrics:
 
         for found, requests in series_of(_REQUESTS):
             found.requests += int(requests.value)
-            found.failures += 0 if _is_success(requests.labels["status"]) else int(requests.value)
+            found.failures += 0 if requests.labels["status"] == "200" else int(requests.value)
         for found, durations in series_of(_REQUEST_DURATION):
             found.request_seconds += durations.value
         for found, last in series_of(_LAST_REQUEST):
@@ -344,7 +344,7 @@ class Metrics:
         requests = self._values.slot(_REQUESTS, {**named, "status": status})
         last = self._values.slot(_LAST_REQUEST, version_of)
         histograms = [self._values.slot(_REQUEST_DURATION, named)]
-        if _is_success(status):
+        if status == "200":
             histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": version}))
         slots = self._requests[labels] = requests, last, tuple(histograms)
         return slots
@@ -391,10 +391,6 @@ class Metrics:
         named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
         slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
         return slot
-
-
-def _is_success(status: str) -> bool:
-    return status in ("200", "OK")
 
 
 def count_response(
