@@ -224,13 +224,13 @@ def _to_onnx(
                 return onnx.load_from_string(buffer.getvalue())
             # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
             silenced.enter_context(sdpa_kernel(SDPBackend.MATH))
+            options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
             if isinstance(model, ExportedProgram):
                 return torch.onnx.export(model, **options).model_proto
             rows = Dim("batch")
             shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
             is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
             options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
-            options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
             if _leaves_out(_parameters(model), names):
                 options["kwargs"] = dict(zip(names, arguments, strict=True))
                 options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))

@@ -183,6 +183,14 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
     assert not model.run(nothing_allowed)["output"].any()
 
 
+def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
+    batch = {"states": np.ones((6, 5, 8), np.float32), "allowed": np.tril(np.ones((6, 5), np.int64), -1)}
+    rows = ({0: torch.export.Dim("batch")},) * 2
+    program = torch.export.export(Attention(), tuple(map(torch.tensor, batch.values())), dynamic_shapes=rows)
+
+    assert wrap(program, batch).report.state == "proven"
+
+
 def test_table_becomes_one_input() -> None:
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 4)), columns=list("abcd"))
 
