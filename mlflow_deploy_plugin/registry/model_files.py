@@ -51,7 +51,7 @@ def download(source: str, destination: Path) -> Path:
     Raises:
         NotFound: the registry knows the version, but its files are gone.
         InvalidArtifact: there is a link among the files.
-        InvalidConfig: MLflow knows no artifact store of this scheme.
+        InvalidConfig: MLflow knows no artifact store of this scheme, or the path has a segment `..`.
         NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
@@ -120,7 +120,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
 
     Raises:
         NotFound: MLflow's server, or the artifact store, says that it does not exist.
-        InvalidConfig: MLflow knows no artifact store of this scheme.
+        InvalidConfig: MLflow knows no artifact store of this scheme, or the path has a segment `..`.
         NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
@@ -134,6 +134,9 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
         raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
+    # MLflow's client follows it out of a run whose files lie on this machine
+    if scheme != "file" and ".." in unquote(location).split("/"):
+        raise InvalidConfig(f"{what}: the path of {redact_credentials(location)} has a segment ..; say the path itself")
     withhold_credentials()
     try:
         with warnings.catch_warnings(), no_request_timeout:

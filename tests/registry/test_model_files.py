@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_files import download, fetch_mlmodel, refuse_links
+from mlflow_deploy_plugin.registry.model_files import download, fetch, fetch_mlmodel, refuse_links
 from tests.support.models import IDENTITY, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
@@ -32,6 +32,20 @@ def test_the_files_of_a_version_are_copied(store: Any, artifacts: Path, tmp_path
 def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="the folder /no/such of the model's files does not exist"):
         download("file:///no/such", tmp_path)
+
+
+@pytest.mark.parametrize("step", ["..", "%2e%2E", "x/../.."])
+def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(tmp_path: Path, step: str) -> None:
+    """Whoever edits a model names the dataset of its gate, which MLflow's server runs for them."""
+    (tmp_path / "secret.csv").write_text("of this machine")
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+        client = MlflowClient()
+        run_id = client.create_run(client.create_experiment("x", f"{tmp_path}/artifacts")).info.run_id
+        client.log_text(run_id, "of the run", "held_out.csv")
+        assert fetch(f"runs:/{run_id}/held_out.csv", tmp_path / "copy", "it").read_text() == "of the run"
+        for location in (f"runs:/{run_id}/{step}/../../secret.csv", f"models:/m/1/{step}/../../secret.csv"):
+            with pytest.raises(InvalidConfig, match=r"^the dataset: the path of .* has a segment \.\.; say the path"):
+                fetch(location, tmp_path / "copy", "the dataset")
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
