@@ -119,6 +119,8 @@ def judge(request: WindowRequest) -> MonitorResult:
         return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
     if predictions.unusable:
         notes = (*notes, f"{predictions.unusable:,} labels are no numbers and are left out")
+    if predictions.unanswered:
+        notes = (*notes, f"{predictions.unanswered:,} rows with a label have an answer that is no number: left out")
     unknown, names = predictions.unknown
     if unknown and not predictions.label_mismatch:
         named = f"{unknown:,} labels name a class that the model does not know ({quote_names(names)})"

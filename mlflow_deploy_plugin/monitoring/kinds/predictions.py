@@ -66,6 +66,11 @@ class Predictions:
         return known
 
     @property
+    def unanswered(self) -> int:
+        """Return how many labelled rows a regressor has answered with no finite number."""
+        return 0 if self.numbers is None else int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
+
+    @property
     def unknown(self) -> tuple[int, tuple[str, ...]]:
         """Return how many labels name a class that the model does not know, and these classes."""
         if self.classified is None or not self.classified.unknown:
@@ -93,7 +98,10 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        why = f": capture.mask writes hashes of {', '.join(hashed)} into it" if hashed else ""
+        answers = [name for name in table.column_names if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))]
+        why = f": it has {quote_names(answers)}" if answers else ""
+        if hashed:
+            why = f": capture.mask writes hashes of {', '.join(hashed)} into it"
         return Refused(f"the log has no column that holds one answer a row{why}")
     truth = as_numbers(table, LABEL_NUMBER)
     labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0

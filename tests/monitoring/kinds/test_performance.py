@@ -601,6 +601,34 @@ def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint:
     assert (result.version, result.rows) == ("1", 5)
 
 
+@pytest.mark.parametrize(
+    ("answers", "names"),
+    [
+        ({"output.price": [1.0] * 5, "output.days": [2.0] * 5}, "'output.days', 'output.price'"),
+        ({"prediction": [[1.0, 2.0]] * 5}, "'prediction.0', 'prediction.1'"),
+    ],
+)
+def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
+    endpoint: EndpointWorld, answers: dict[str, Any], names: str
+) -> None:
+    endpoint.answer({"flight": np.arange(5), **answers})
+
+    judged = judge(endpoint.ask(kind="performance", require=["mae<=1"]))
+
+    assert judged.reason == f"the log has no column that holds one answer a row: it has {names}"
+
+
+def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointWorld) -> None:
+    endpoint.serve(REGRESSOR)
+    endpoint.answer({"flight": np.arange(100), "prediction": [np.nan, np.inf, None] + [1.0] * 97})
+    endpoint.label("flight", dict.fromkeys(range(99), 1.5))
+
+    judged = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=50))
+
+    assert judged.figures["mae"] == 0.5
+    assert "3 rows with a label have an answer that is no number: left out" in judged.notes
+
+
 def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(endpoint: EndpointWorld) -> None:
     answers = np.arange(200) % 2
     endpoint.answer({"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)})

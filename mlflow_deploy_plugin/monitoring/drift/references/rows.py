@@ -7,7 +7,7 @@ is Parquet or CSV, in a folder, behind a URI of MLflow's, or in its artifact sto
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -68,9 +68,14 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
         raise pa.ArrowInvalid(f"{values.null_count} rows have no {column}")
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         raise pa.ArrowInvalid(f"{column} holds {values.type}, of which the unit is not known; a timestamp is expected")
-    if pa.types.is_timestamp(values.type) and values.type.tz is None:
-        values = values.cast(pa.timestamp("us"), safe=False)
-    return microseconds_of(values)
+    try:
+        if not (pa.types.is_timestamp(values.type) and values.type.tz):
+            with suppress(pa.ArrowInvalid):  # a text may name its zone
+                values = values.cast(pa.timestamp("us"), safe=False)
+        return microseconds_of(values)
+    except pa.ArrowException as error:
+        held = f"{column} holds {values.type}: {str(error).partition(' as a scalar')[0]}"
+        raise pa.ArrowInvalid(f"{held}; a timestamp is expected, or a text like 2013-07-01T14:00:00Z") from None
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:

@@ -100,6 +100,17 @@ def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
     assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+def test_the_times_of_a_dataset_may_be_texts(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, form: str
+) -> None:
+    table = reference_of_days(days)
+    texts = pa.array([time.strftime(form) for time in table["_event_time"].to_pylist()])
+    pq.write_table(table.drop_columns("_event_time").append_column("_event_time", texts), tmp_path / "calm.parquet")
+
+    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
@@ -109,6 +120,7 @@ def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
         (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, r"several columns of times \(a, b\): name the"),
         (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, "1 rows have no _event_time"),
         (pa.table({"_event_time": [1372636800]}), InvalidConfig, "_event_time holds int64, of which the unit"),
+        (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, "'31.07.2013'; a timestamp is expected, or a text"),
     ],
 )
 def test_a_dataset_that_is_none_is_a_clear_error(
