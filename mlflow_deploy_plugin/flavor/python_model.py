@@ -140,7 +140,8 @@ def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[
     # the distribution may be tensorflow-cpu, and the version of torch end in +cpu
     used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
     installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
-    if is_one and is_logged and len(answers) == 1:
+    answers_one = len(answers) == 1 and (framework != "torch" or "output" in answers)  # and no mapping of it
+    if is_one and is_logged and answers_one:
         if framework != "keras":
             return None
         if not is_table and rows[""].dtype.kind in "fiub":

@@ -342,6 +342,10 @@ def load_folder(folder: Path, shown: str) -> Original:
         raise ConversionError(
             f"{shown} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
         ) from error
+    try:
+        convert.converter_for(model)
+    except ConversionError as error:
+        raise ConversionError(f"{error.message}; {shown} is served as pyfunc as it stands") from error
     notes = [f"it was logged with {one}" for one in differences if one.split()[0] in _FRAMEWORKS]
     return Original(model, mlmodel, predict_fn, tuple(notes))
 

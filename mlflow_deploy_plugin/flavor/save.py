@@ -21,7 +21,14 @@ from mlflow.models.utils import _Example
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelError, OnnxserveError, ParityError
+from mlflow_deploy_plugin.errors import (
+    ConversionError,
+    InvalidConfig,
+    ModelError,
+    OnnxserveError,
+    ParityError,
+    one_line,
+)
 from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
@@ -225,6 +232,8 @@ def _log_as_pyfunc(
         rows = {key: values[:EXAMPLE_ROWS] for key, values in rows.items()}
     elif rows is not None:
         rows = rows[:EXAMPLE_ROWS]
+    if hasattr(rows, "numpy"):  # a tensor
+        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
     arguments: dict[str, Any] = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
         # MLflow infers the outputs from `predict` all the same
@@ -235,7 +244,9 @@ def _log_as_pyfunc(
         try:
             _Example(rows if rows is not None else {})
         except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
-            _logger.warning("the model is logged without its input_example, which MLflow cannot save: %s", problem)
+            _logger.warning(
+                "the model is logged without its input_example, which MLflow cannot save: %s", one_line(problem)
+            )
             arguments["input_example"] = None
     else:
         flavor, arguments = own

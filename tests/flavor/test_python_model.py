@@ -55,6 +55,36 @@ def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
     assert "decides by the values of its tensors" in reason
 
 
+def test_a_tensor_as_example_keeps_signature_and_example(tracking: Path) -> None:
+    class Repeated(Longest):
+        def forward(self, left: Any) -> Any:  # type: ignore[override]
+            return super().forward(left)["product"]
+
+    info = onnxserve.log_model(Repeated(), name="model", input_example=torch.from_numpy(ROWS).requires_grad_())
+
+    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 3)}
+    assert info.saved_input_example_info is not None
+
+
+class Cache:
+    pass
+
+
+class Decoder(torch.nn.Module):
+    """It answers a cache beside its tensor, as those of transformers do."""
+
+    def forward(self, *, tokens: Any) -> Any:
+        return {"logits": tokens * 2.0, "past": Cache()}
+
+
+@pytest.mark.parametrize("example", [ROWS, {"tokens": ROWS}], ids=["array", "named"])
+def test_what_is_no_tensor_is_left_out_of_the_answer(example: Any, tracking: Path) -> None:
+    found, reason = _served(Decoder(), example)
+
+    np.testing.assert_allclose(found, ROWS * 2)
+    assert reason.startswith("the module's forward answers a Cache, which is not a tensor")
+
+
 def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
 

@@ -47,3 +47,16 @@ def test_the_flavor_of_the_folder_loads_its_model(model: Pipeline, tmp_path: Pat
     mlflow.sklearn.save_model(model, tmp_path / "saved", **options)
     loaded = load_folder(tmp_path / "saved", "it")
     assert (type(loaded.model), loaded.predict_fn, loaded.warnings) == (Pipeline, "predict_proba", ())
+
+
+class Rule:
+    def predict(self, rows: pd.DataFrame) -> pd.Series:  # type: ignore[type-arg]
+        return rows.sum(axis=1)
+
+
+def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path: Path) -> None:
+    options = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
+    mlflow.sklearn.save_model(Rule(), tmp_path / "saved", **options)
+
+    with pytest.raises(ConversionError, match=r"Rule is of no framework .*; it is served as pyfunc as it stands"):
+        load_folder(tmp_path / "saved", "it")

@@ -85,7 +85,7 @@ def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedMod
                 f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
                 f"it has {', '.join(parameters)}; a graph takes an array for each, and no mapping or list of them"
             )
-    original = original_model(model)
+    original = original_model(model, of_tensors=True)
     with _eval_mode(model):
         proto = _mark_unknown_ids(export(model, batch, names, dynamic_axes, original))
     return bind_graph(proto, batch, "torch", str(torch.__version__), original)
@@ -231,7 +231,7 @@ def _to_onnx(
             shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
             is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
             options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
-            if _leaves_out(_parameters(model), names):
+            if _by_keyword(model, names):
                 options["kwargs"] = dict(zip(names, arguments, strict=True))
                 options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
                 arguments = ()
@@ -275,23 +275,30 @@ def _eval_mode(module: Any) -> Iterator[None]:
             layer.training = training
 
 
-def original_model(model: Any) -> OriginalModel:
-    """Return the predictions of a module or a program by output name."""
+def original_model(model: Any, of_tensors: bool = False) -> OriginalModel:
+    """Return the predictions of a module or a program by output name.
+
+    Args:
+        of_tensors: refuse an answer with anything else, as a graph has it; else that is left out, as a decoder's cache.
+    """
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 
     def original(batch: Batch) -> dict[str, Array]:
-        order = [name for name in parameters if name in batch] or [str(name) for name in batch]
+        if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+            order = parameters[:1]
+        else:
+            order = [name for name in parameters if name in batch] or list(batch)
         tensors = _tensors(batch, order, model)
         with _eval_mode(model), torch.no_grad():
-            named = dict(zip(order, tensors, strict=True)) if _leaves_out(parameters, order) else {}
-            answers = by_name(module(**named) if named else module(*tensors))
+            named = dict(zip(order, tensors, strict=True)) if _by_keyword(model, order) else {}
+            answers = by_name(module(**named) if named else module(*tensors), of_tensors)
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original
 
 
-def by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
+def by_name(answer: Any, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
     """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping, fields."""
     if isinstance(answer, torch.Tensor):
         if answer.dtype == torch.bfloat16:
@@ -305,13 +312,15 @@ def by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
         parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
     elif isinstance(answer, list | tuple):
         parts = {f"{name or 'output'}_{position}": part for position, part in enumerate(answer)}
-    elif answer is None:
+    elif answer is None or (name and not of_tensors):
         return {}
     else:
         kind = type(answer).__name__
         way = "; model.config.use_cache = False leaves it out" if kind.endswith("Cache") else ""  # of transformers
         raise ConversionError(f"the module's forward answers a {kind}, which is not a tensor{way}")
-    return {key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, part_name).items()}
+    return {
+        key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, of_tensors, part_name).items()
+    }
 
 
 def _tensors(batch: Batch, names: list[str], model: Any) -> tuple[torch.Tensor, ...]:
@@ -331,9 +340,15 @@ def _parameters(model: Any) -> list[str]:
     return list(_signature(model))
 
 
-def _leaves_out(parameters: list[str], names: list[str]) -> bool:
-    """Return True if an earlier parameter of `forward` keeps its default, so that the inputs have to be named."""
-    return set(names) <= set(parameters) and parameters[: len(names)] != names
+def _by_keyword(model: Any, names: list[str]) -> bool:
+    """Return True if `forward` takes the inputs by their names: an earlier parameter keeps its default, or needs it."""
+    parameters = _parameters(model)
+    if not set(names) <= set(parameters):
+        return False
+    needed = not isinstance(model, ExportedProgram | torch.jit.ScriptModule) and any(
+        _signature(model)[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names
+    )
+    return needed or parameters[: len(names)] != names
 
 
 def _signature(model: Any) -> Mapping[str, inspect.Parameter]:

@@ -468,3 +468,20 @@ def test_a_parameter_that_is_left_out_keeps_its_default() -> None:
     assert wrapped.report.state == "proven"
     assert [node.op_type for node in wrapped.converted.proto.graph.node] == ["Add"]
     assert [entry.name for entry in wrapped.converted.inputs] == ["x", "shift"]
+
+
+class Named(torch.nn.Module):
+    def forward(self, *, x: Any, shift: Any = 0) -> Any:
+        return x + shift
+
+
+@pytest.mark.parametrize("names", [["x"], ["shift", "x"], []])
+def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names: list[str]) -> None:
+    rows = torch.randn(20, 3)
+
+    wrapped = wrap(Named(), dict.fromkeys(names, rows) if names else rows)
+
+    assert wrapped.report.state == "proven"
+    assert [entry.name for entry in wrapped.converted.inputs] == [name for name in ("x", "shift") if name in names] or [
+        "x"
+    ]
