@@ -33,9 +33,9 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.controller.leadership import reached_places
 from mlflow_deploy_plugin.deployments import ServerMetrics, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
-from tests.docker.conftest import ROOT, run_docker
+from tests.docker.conftest import BASE_IMAGE, ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
-from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
 from tests.support.services.faulty_api import faulty_api
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.pod_metrics import pod_metrics
@@ -387,6 +387,18 @@ def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint:
     assert endpoint.ready_pods() == 2
 
 
+def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
+    """Return what the objects with an endpoint's name say, without what the cluster itself keeps of them."""
+    kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
+    found = {}
+    for one in cluster.items(kinds, "-l", f"app.kubernetes.io/instance={name}"):
+        metadata, kept = one.pop("metadata"), ("status", "secrets")
+        said = {key: metadata.get(key, {}) for key in ("labels", "annotations")}
+        said["annotations"].pop("deployment.kubernetes.io/revision", None)
+        found[one["kind"], metadata["name"]] = {key: value for key, value in one.items() if key not in kept} | said
+    return found
+
+
 def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymentClient, cluster: Cluster) -> None:
     rendered = [
         "render",
@@ -402,16 +414,46 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
     documents = CliRunner().invoke(main, rendered).stdout
     old = documents.replace("policy/v1\n", "policy/v1beta1\n")
     cluster.kubectl("apply", "-f", "-", given=old)
+    before = objects_of("gitops", cluster)
+    assert {kind for kind, _ in before} == {
+        "ConfigMap",
+        "Deployment",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+        "ServiceAccount",
+    }
     with pytest.raises(
         MlflowException, match=r"a ConfigMap .gitops. is in namespace .* already, which onnxserve has not made"
     ):
         client.create_deployment("gitops", "models:/adder/1")
     with pytest.raises(MlflowException, match="/nosuch does not exist"):
         client.create_deployment("gitops", "/nosuch", config={"kubernetes.force_conflicts": True})
-    assert "models:/adder/1" in cluster.kubectl("get", "configmap", "gitops", "-o", "yaml")
-    kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
-    assert len(cluster.items(kinds, "-l", "app.kubernetes.io/instance=gitops")) == 6
+    assert objects_of("gitops", cluster) == before
     cluster.kubectl("delete", "-f", "-", given=old)
+
+
+def test_pods_of_a_helm_release_of_its_name_are_none_of_its_own(
+    endpoint: Endpoint, client: BaseDeploymentClient, cluster: Cluster
+) -> None:
+    labels = {"app.kubernetes.io/name": "shop", "app.kubernetes.io/instance": endpoint.name}
+    own = endpoint.pods()
+    pod: Manifest = {"name": "shop", "image": BASE_IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "600"]}
+    pod["ports"] = [{"name": "http", "containerPort": 8080}]
+    metadata = {"name": "shop", "labels": labels}
+    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [pod]}})
+    try:
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/shop", "--timeout=60s")
+        endpoint.update(server__threads=7)
+        (found,) = cluster.items("endpoints", f"--field-selector=metadata.name={endpoint.name}")
+        asked = {one["targetRef"]["name"] for part in found["subsets"] for one in part["addresses"]}
+        assert asked == endpoint.pods() - {"shop"}
+        assert not asked & own
+        assert {endpoint.predict() for _ in range(20)} == {2.0}
+        assert len(client.get_deployment(endpoint.name)["workers"]) == 2
+        assert "shop: " not in CliRunner().invoke(main, ["logs", endpoint.name]).output
+    finally:
+        cluster.kubectl("delete", "pod", "shop", "--grace-period=0", "--force")
 
 
 def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
