@@ -39,6 +39,8 @@ _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _STORE = "the artifact store"
 _STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
+_TELL_ANSWERS = ("ftplib", "paramiko")
+"""The libraries whose errors are in the server's own words."""
 _STORE_LACKS = re.compile(r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound")
 _STORE_REFUSES = re.compile(
     r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
@@ -316,6 +318,8 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     elif answered:  # the author would read in the version's tag what anybody answers
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's is for MLflow's own addresses; ~/.netrc may have one for this host)"
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # likewise, be it the greeting of a database
+        text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
     if code == "RESOURCE_DOES_NOT_EXIST" or _STORE_LACKS.search(text):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Thread
 
 import pytest
@@ -405,3 +406,23 @@ def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_a
     ):
         fetch(f"http://{other}/api/2.0/mlflow-artifacts/artifacts/x", tmp_path, "the files")
     assert set(sent) == {None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"5.7.44-log\0mysql_native_password\r\n", "error_perm"), (b"530 of staff\r\n", "error_perm 530")],
+)
+def test_what_a_server_says_that_an_author_names_stands_in_no_error(tmp_path: Path, answer: bytes, said: str) -> None:
+    class Service(StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Service) as server, tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+        Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(
+                RegistryUnavailable, match=rf"ftp://127\.0\.0\.1:\d+ does not answer as it should: {said}$"
+            ):
+                fetch(f"ftp://127.0.0.1:{server.server_address[1]}/x", tmp_path, "the files")
+        finally:
+            server.shutdown()
