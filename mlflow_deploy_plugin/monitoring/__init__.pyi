@@ -13,6 +13,7 @@ from .result import UNDECIDED as UNDECIDED
 from .result import Engine as Engine
 from .result import MonitorResult as MonitorResult
 from .result import WindowRequest as WindowRequest
+from .result import mark_of as mark_of
 from .result import to_document as to_document
 from .run import run_monitor as run_monitor
 

@@ -31,6 +31,11 @@ UNDECIDED = ("cannot tell", "not judged")
 breaks it: the data do not say on which side the figure lies, or there was nothing to judge."""
 
 
+def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
+    """Return how pages show a state."""
+    return "alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at: a check of a column, or a criterion.

@@ -8,7 +8,7 @@ from datetime import datetime, time, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.monitoring import mark_of
 from mlflow_deploy_plugin.settings import workspace_query
 from mlflow_deploy_plugin.store import MonitorWindow
 
@@ -98,7 +98,9 @@ class MlflowPages:
                 start=one.start,
                 end=one.end,
                 state=one.verdict or ("failing" if one.attempts and one.state != "failed" else one.state),
-                mark=_mark(one),
+                mark=mark_of(one.verdict)
+                if one.verdict
+                else ("failed" if one.attempts or one.state == "failed" else "waiting"),
                 reason=one.reason,
                 report=self.artifact(experiment.experiment_id, one.run_id, "report.html")
                 if experiment is not None and one.run_id
@@ -110,9 +112,3 @@ class MlflowPages:
 
     def _run(self, experiment_id: str, run_id: str) -> str:
         return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
-
-
-def _mark(window: MonitorWindow) -> Mark:
-    if not window.verdict:
-        return "failed" if window.state == "failed" or window.attempts else "waiting"
-    return "alarm" if window.verdict in ALARMS else "undecided" if window.verdict in UNDECIDED else "fine"

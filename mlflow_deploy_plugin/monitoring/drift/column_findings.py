@@ -236,7 +236,7 @@ class _JudgedColumn:
         if before is None or len(before.counts) != len(given.counts):
             return ""
         if isinstance(self.bins, OrderedBins):
-            infinite = [_infinite_share(column) for column in (before, given)]
+            infinite = [before.infinite_share, given.infinite_share]
             reach = np.ptp(self.bins.positions) / self.bins.scale  # an infinite value lies in the first or last bin
             if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
                 return _share_change("infinite values", *infinite)
@@ -284,11 +284,6 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
     """Return the share of missing values. Rows that lack the column count as missing."""
     known = column.rows - column.missing if column else 0
     return (rows - known) / max(rows, 1)
-
-
-def _infinite_share(column: ColumnSketch) -> float:
-    known = int(column.counts[:-1].sum())
-    return (known - column.finite) / max(known, 1)
 
 
 def _share_change(name: str, first: float, now: float) -> str:

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
     to_metrics,
     trend_lines,
 )
-from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorResult, format_time, to_document
+from mlflow_deploy_plugin.monitoring.result import MonitorResult, format_time, mark_of, to_document
 from mlflow_deploy_plugin.registry import (
     MAX_TAG_LENGTH,
     SUPERSEDED,
@@ -106,7 +106,7 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    pages.filters |= {"number": _number, "time": format_time, "class": _class}
+    pages.filters |= {"number": _number, "time": format_time, "class": mark_of}
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
     main = pages.get_template("report.html").render(
         title=title,
@@ -120,10 +120,6 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     page = (drawn.page or _EMPTY).replace("</head>", f"<title>{html.escape(title)}</title></head>", 1)
     end = page.find(">", page.find("<body")) + 1
     return page[:end] + main + page[end:]
-
-
-def _class(state: str) -> str:
-    return "alarm" if state in ALARMS else "open" if state in UNDECIDED else "fine"
 
 
 def _number(value: float | None) -> str:

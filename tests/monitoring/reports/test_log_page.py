@@ -196,8 +196,8 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
 
     page = str(build_report(given)["report.html"])
 
-    assert "<span class='open'>cannot tell</span>" in page
-    assert "<td class='s open'>cannot tell" in page
+    assert "<span class='undecided'>cannot tell</span>" in page
+    assert "<td class='s undecided'>cannot tell" in page
 
 
 def test_what_is_not_judged_has_a_page_that_says_why() -> None:

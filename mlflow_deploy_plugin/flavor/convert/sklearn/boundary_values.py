@@ -163,13 +163,11 @@ def _thresholds(estimator: Any) -> dict[int, Array]:
     return histogram_boosting(estimator).edges() if hasattr(estimator, "_predictors") else {}
 
 
-def _cuts(model: AdditiveModel) -> Iterator[Array]:
-    for position in range(model.n_features_in_):
-        yield np.concatenate([[], *(cuts for place, cuts in model.cuts if place == position and cuts is not None)])
-
-
 _EDGES: dict[type, Callable[[Any], Any]] = {
-    AdditiveModel: _cuts,
+    AdditiveModel: lambda model: [
+        np.concatenate([[], *(cuts for place, cuts in model.cuts if place == position and cuts is not None)])
+        for position in range(model.n_features_in_)
+    ],
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
     Intervals: lambda step: [step.edges[1:-1]],
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,

@@ -99,6 +99,12 @@ class ColumnSketch:
         return math.sqrt(self.m2 / self.finite) if self.finite else math.nan
 
     @property
+    def infinite_share(self) -> float:
+        """The share of infinite numbers among those that are not missing."""
+        known = int(self.counts[:-1].sum())
+        return (known - self.finite) / max(known, 1)
+
+    @property
     def unseen_values(self) -> dict[str, int]:
         """At most 20 of the categories that the reference lacks, the most frequent first, with their rows."""
         return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
