@@ -365,6 +365,38 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
     assert verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason == "the reference has no rows"
 
 
+def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_drift() -> None:
+    rng = np.random.default_rng(6)
+    rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
+    nulls = {f"n{number}": np.where(rng.random(2000) < 0.001, np.nan, rng.normal(size=2000)) for number in range(30)}
+    table = pa.table({**rare, **nulls})
+    calm = 0
+    for _ in range(12):
+        order = rng.permutation(len(table))
+        reference = reference_of(table.take(order[1000:]), None)
+        calm += verdict_on(table.take(order[:1000]), reference, independent_rows=True).state != "drift"
+
+    assert calm >= 10
+
+
+@pytest.mark.parametrize(
+    ("values", "check"),
+    [
+        ([2.0] * 20 + [1.0] * 480, "distribution"),
+        ([None] * 20 + [1.0] * 480, "missing"),
+        ([2.0] * 500, "distribution"),
+        ([None] * 500, "missing"),
+    ],
+)
+def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
+    values: list[float | None], check: str
+) -> None:
+    reference = reference_of(pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}), None)
+    table = pa.table({"a": np.arange(0, 1000.0, 2), "constant": values})
+
+    assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
+
+
 def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})

@@ -165,7 +165,7 @@ class NullDistribution:
         figures: [M, F, FIGURES] of M windows and F columns, in the order of the groups and their columns; NaN where a
             window is too small or the figure not known.
         scales: [F, FIGURES] by which a judged window's figures are divided before they stand beside these.
-        floors: [FIGURES] the smallest deviations that are believed.
+        floors: [FIGURES] or [F, FIGURES] the smallest deviations that are believed.
         effective_n: how many windows they stand for.
         widening: the weight in the p-value of each window beyond the judged one.
         block_length: mean length of a drawn stretch in seconds; 0 if nothing is drawn.

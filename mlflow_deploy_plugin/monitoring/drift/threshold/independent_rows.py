@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -32,8 +33,8 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     DISTANCE,
-    FIGURES,
     MIN_COMPARED_ROWS,
+    MISSING,
     SEED,
     ColumnGroup,
     Null,
@@ -57,7 +58,6 @@ _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
 """Each pair of windows shares one with two other pairs; the correlation of their chi-squares is 1/4."""
 _ROW_FLOOR = 1e-6
-"""The smallest believed deviation: drawn rows are a fair sample, so that every deviation counts."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ class IndependentRows(Null):
             sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.grid.lag_windows else [])]
             sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
             parts += [_drawn_figures(group, features[name], sides) for name in group.columns]
-        figures = np.stack(parts, axis=1)
-        floors = np.full(FIGURES, _ROW_FLOOR)
-        floors[2:] = FLOORS[2:]
-        return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), floors, float(self.draws))
+        drawn, floors = zip(*parts, strict=True)
+        figures = np.stack(drawn, axis=1)
+        return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge all windows of the reference by samples of its rows: where rows are independent, each is such a
@@ -153,8 +152,8 @@ def _window_figures(
     return windows.subsampled(group.compared, rng).figures(bins, complements)
 
 
-def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> Array:
-    """Return [draws, FIGURES] of one column.
+def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
+    """Return [draws, FIGURES] of one column, and its smallest deviations, [FIGURES].
 
     Args:
         sides: [draws, N] weights of the rows: those of the windows, of the whole reference, which says what is out of
@@ -177,7 +176,31 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
         rng = column_rng(feature.name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
     outside = out_of_reference(bins, windows, histograms[1]).outside
-    return WindowCounts(windows, unseen, outside).figures(bins, histograms[-1])
+    floors = _smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
+    return WindowCounts(windows, unseen, outside).figures(bins, histograms[-1]), floors
+
+
+def _smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
+    """Return [FIGURES]: the smallest deviations of a column that are believed.
+
+    Drawn rows are a fair sample, so that every deviation counts. They have none where no row is missing, or all are, or
+    all have one value: there the next of N rows may be otherwise with a chance of 1 / (N + 1) (Laplace's rule of
+    succession), and no less than a row of the window.
+
+    Args:
+        present: the bins that have some of the `rows`, ascending.
+        window, others: how many rows the window has, and what it is compared with.
+    """
+    floors = np.array([_ROW_FLOOR, _ROW_FLOOR, *FLOORS[2:]])
+    odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
+    known = present[present < bins.size]
+    if len(known) == 1 and bins.size > 1:
+        usual = np.eye(bins.size)[known[0]]
+        another = np.eye(bins.size)[-1 if known[0] < bins.size - 1 else 0]
+        floors[DISTANCE] = bins.distance(usual, (1 - odd) * usual + odd * another)
+    if len(known) == len(present) or not len(known):
+        floors[MISSING] = odd
+    return floors
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
