@@ -193,6 +193,8 @@ class Cluster:
         left_out = ("apiVersion", "kind", "metadata", "status")
         content |= {f"/{name}": value for name, value in document.items() if name not in left_out}
         changes = [{"op": "add", "path": path, "value": value} for path, value in content.items()]
+        new = (self.get(kind, metadata["name"]) or {}).keys() - document.keys() - {"status"}
+        changes += [{"op": "remove", "path": f"/{name}"} for name in sorted(new)]
         self._patch(kind, metadata["name"], changes, "application/json-patch+json")
 
     def _patch(self, kind: str, name: str, change: Document | list[Document], content_type: str, **query: str) -> None:

@@ -128,9 +128,13 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
 
 def test_an_object_is_put_back_whole_but_for_what_the_cluster_says_of_it(api: ScriptedApi) -> None:
     metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
+    api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
     Cluster("ml").put_back({**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}})
-    assert api.asked == ["PATCH /api/v1/namespaces/ml/services/flights?fieldManager=onnxserve"]
-    assert {one["path"]: one["value"] for one in json.loads(api.bodies[-1])} == {
+    service = "/api/v1/namespaces/ml/services/flights"
+    assert api.asked == [f"GET {service}", f"PATCH {service}?fieldManager=onnxserve"]
+    *added, removed = json.loads(api.bodies[-1])
+    assert removed == {"op": "remove", "path": "/ours"}
+    assert {one["path"]: one["value"] for one in added} == {
         "/metadata/labels": {"app": "f"},
         "/metadata/annotations": {},
         "/spec": {"type": "ClusterIP"},
