@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from mlflow_deploy_plugin.flavor.batch import signature_of
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
+from mlflow_deploy_plugin.runtime import Array, Input, Output
 from mlflow_deploy_plugin.version import __version__
 
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
@@ -116,11 +118,14 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
     return "pyfunc", {"python_model": python_model, "input_example": plain}
 
 
-def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[str, Any]] | None:
+def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tuple[str, dict[str, Any]] | None:
     """Return the flavor that logs a net as pyfunc, and its arguments; None if it is `flavor`, as for all other models.
 
+    Args:
+        others: more data or None; a size that differs between them and the example is free in the signature.
+
     Raises:
-        InvalidConfig: the model refuses the example.
+        InvalidConfig: the model refuses the example, or other data.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
     if not framework or input_example is None:
@@ -128,13 +133,19 @@ def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # it is of another distribution
         return None
-    rows = batches.take_rows(converter.read_batch(model, input_example), slice(0, EXAMPLE_ROWS))
-    if isinstance(rows, pd.DataFrame):
+    original, head = converter.original_model(model), slice(0, EXAMPLE_ROWS)
+    rows: Any = batches.take_rows(converter.read_batch(model, input_example), head)
+    if is_table := isinstance(rows, pd.DataFrame):
         rows = rows.rename(columns=str)  # as signatures have them
-    answers = call_original(converter.original_model(model), rows)
+    answers = call_original(original, rows)
     prediction = next(iter(answers.values())) if len(answers) == 1 else answers
     signature = signature_of(rows, prediction)
-    is_table = isinstance(rows, pd.DataFrame)
+    if not is_table and (given := [one for one in others if one is not None]):
+        more: list[Any] = [batches.take_rows(converter.read_batch(model, one), head) for one in given]
+        inputs = [Input(name, str(rows[name].dtype), sizes) for name, sizes in _sizes(rows, *more)]
+        other_answers = (call_original(original, one) for one in more)
+        outputs = [Output(name, str(answers[name].dtype), sizes) for name, sizes in _sizes(answers, *other_answers)]
+        signature = signature_of(rows, prediction, tuple(inputs), tuple(outputs))
     is_one = is_table or set(rows) == {""}
     is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
     # the distribution may be tensorflow-cpu, and the version of torch end in +cpu
@@ -153,3 +164,10 @@ def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[
         "signature": signature,
         "pip_requirements": [f"mlflow-onnxserve=={__version__}", *installed],
     }
+
+
+def _sizes(*arrays: dict[str, Array]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the shape of each array: -1 for the rows, and for a size that differs from another's of its name."""
+    for name in arrays[0]:
+        sizes = zip(*(one[name].shape[1:] for one in arrays), strict=False)
+        yield name, (-1, *(found[0] if len({*found}) == 1 else -1 for found in sizes))

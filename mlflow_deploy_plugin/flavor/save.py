@@ -199,7 +199,8 @@ def log_model(
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
         flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
-        return _log_as_pyfunc(model, error, flavor[0], input_example, flavor_options)
+        others = (as_pandas(parity_data), as_pandas(reference_data))
+        return _log_as_pyfunc(model, error, flavor[0], input_example, others, flavor_options)
     info = log_wrapped(wrapped, **mlflow_options)
     if explain:
         try:
@@ -221,7 +222,7 @@ def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, Any], **mlflow_options
 
 
 def _log_as_pyfunc(
-    model: Any, error: ModelError, flavor: str, input_example: Any, options: dict[str, Any]
+    model: Any, error: ModelError, flavor: str, input_example: Any, others: tuple[Any, ...], options: dict[str, Any]
 ) -> ModelInfo:
     """Log a model without an ONNX form by MLflow's own flavor, and say why.
 
@@ -239,7 +240,7 @@ def _log_as_pyfunc(
         # MLflow infers the outputs from `predict` all the same
         options["signature"] = infer_signature(rows, model.predict_proba(rows))
     predict_fn = options.get("pyfunc_predict_fn", "predict")
-    own = net_options(flavor, model, input_example) or typed_columns_options(model, predict_fn, rows)
+    own = net_options(flavor, model, input_example, *others) or typed_columns_options(model, predict_fn, rows)
     if own is None:
         try:
             _Example(rows if rows is not None else {})

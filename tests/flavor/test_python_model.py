@@ -85,6 +85,16 @@ def test_what_is_no_tensor_is_left_out_of_the_answer(example: Any, tracking: Pat
     assert reason.startswith("the module's forward answers a Cache, which is not a tensor")
 
 
+def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
+    example, longer = {"tokens": ROWS}, {"tokens": np.tile(ROWS, 3)}
+
+    info = onnxserve.log_model(Decoder(), name="model", input_example=example, parity_data=longer)
+
+    found = mlflow.pyfunc.load_model(info.model_uri).predict({"tokens": np.tile(ROWS, 2)})
+    np.testing.assert_allclose(found, np.tile(ROWS, 2) * 2)
+    assert [one.shape for one in (*info.signature.inputs, *info.signature.outputs)] == [(-1, -1), (-1, -1)]
+
+
 def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
 
