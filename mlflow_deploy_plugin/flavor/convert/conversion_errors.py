@@ -97,8 +97,8 @@ def explain_failure(error: BaseException, model: Any) -> str:
         reason = f"its converter does not know this form of it ({type(cause).__name__}: {reason})"
     place = ""
     if part is not None and type(part) is not type(model):
+        kind = getattr(part, "stands_for", type(part).__name__)  # of one of ours
         way = next((name for name, one in _parts(model) if type(one) is type(part)), "")
-        kind = type(part).__name__
         place = f"its step {' → '.join(way.split('__'))!r} ({kind}): " if way else f"its {kind}: "
     return f"{type(model).__name__} cannot be converted to ONNX: {place}{reason}"
 

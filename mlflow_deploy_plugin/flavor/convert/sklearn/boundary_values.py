@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryVa
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     AdditiveModel,
+    Computed,
     Intervals,
     best_estimator,
     column_names,
@@ -169,7 +170,9 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
         for position in range(model.n_features_in_)
     ],
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
-    Intervals: lambda step: [step.edges[1:-1]],
+    # a division by a number beside 0 is no more in 32-bit floats: only who reads 64 bits could answer that
+    Computed: lambda step: [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]],
+    Intervals: lambda step: [step.edges[np.isfinite(step.edges)]],
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
     QuantileTransformer: lambda step: step.quantiles_.T,

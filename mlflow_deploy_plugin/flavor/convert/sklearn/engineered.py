@@ -3,6 +3,7 @@
 They take a table and return one, in which some columns are changed, dropped or added, each by itself.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,13 +12,10 @@ import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError, one_line
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import GroupedCategories, Intervals
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Computed, GroupedCategories, Intervals
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
-from mlflow_deploy_plugin.runtime import Array
 
 
 def as_column_steps(part: Any) -> ColumnTransformer | None:
@@ -39,78 +37,84 @@ def as_column_steps(part: Any) -> ColumnTransformer | None:
         return None
     try:
         if kind in _FEATURES:
-            added = [(step, list(columns)) for step, columns in _FEATURES[kind](part)]
+            added = list(_FEATURES[kind](part))
             dropped = [*part.variables_, *getattr(part, "reference", [])] if part.drop_original else []
         changed = part.variables_ if kind in _STEPS else ()
         kept = {name: _STEPS[kind](part, name) if name in changed else "passthrough" for name in names}
         steps = [(name, step, [name]) for name, step in kept.items() if name not in dropped]
         steps += [(f"{kind} {place}", step, columns) for place, (step, columns) in enumerate(added)]
+        for _, step, _ in steps:
+            if isinstance(step, Computed | Intervals):
+                step.stands_for = kind
         # a row that each step takes: texts for texts
         row = {name: getattr(step, "fill_value", 1.0) for name, step in kept.items()}
         return ColumnTransformer(steps).fit(pd.DataFrame([row]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {one_line(error, 100)}"
-        raise ConversionError(f"its step {kind} has options that no graph has ({reason})") from error
+        raise ConversionError(f"its step {kind} has options that no graph has ({one_line(error, 100)})") from error
 
 
-def _matrix(compute: Callable[[Any], Any]) -> FunctionTransformer:
-    """Return a function of an array of [rows, columns], which a table becomes."""
-    return FunctionTransformer(compute, validate=True)
+def _known(table: dict[str, Any], function: str) -> Any:
+    if function not in table:
+        raise ValueError(f"func={function!r}")
+    return table[function]
 
 
-def _defined(step: FunctionTransformer) -> Pipeline:
-    """Return a function that refuses the numbers for which it is not defined, as feature-engine does."""
-    return Pipeline([("compute", step), ("refuse", _matrix(np.positive))])
-
-
-def intervals(part: Any, name: str) -> Intervals:
+def _intervals(part: Any, name: str) -> Intervals:
     if part.return_boundaries:
         raise ValueError("return_boundaries=True makes texts")
-    return Intervals(np.asarray(part.binner_dict_[name], float))
+    edges = np.asarray(part.binner_dict_[name], float)
+    refused = {"Less": edges[:1], "Greater": edges[-1:]} if getattr(part, "errors", "") == "raise" else None
+    return Intervals(edges, refused)
 
 
-def logarithm(part: Any, name: str) -> Pipeline:
-    log, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
+def _logarithm(part: Any, name: str) -> Computed:
+    logarithm, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
-    return _defined(_matrix(lambda x: log(x + added)))
+    reason = f"takes numbers above {0.0 - added:.6g} only"
+    return Computed(lambda x: logarithm(x + added), reason, {"LessOrEqual": [-added]})
 
 
-def _powers(part: Any, name: str) -> Array:
-    return np.array([part.lambda_dict_[name]])
+def _grouped(part: Any, name: str) -> GroupedCategories:
+    known = part.encoder_dict_[name]
+    if not known or not all(isinstance(one, str) for one in [*known, part.replace_with]):
+        raise ValueError("no texts among its categories")
+    return GroupedCategories(known, part.replace_with)
 
 
-def cycles(part: Any) -> "_Features":
+def _cycles(part: Any) -> "_Features":
     for name in part.variables_:
-        turns = FunctionTransformer(partial(np.multiply, 2 * np.pi / part.max_values_[name]))
-        for wave in (np.sin, np.cos):
-            yield Pipeline([("turns", turns), ("wave", FunctionTransformer(wave))]), [name]
+        turn = 2 * np.pi / part.max_values_[name]
+        yield Computed(lambda x, turn=turn: np.concatenate([np.sin(x * turn), np.cos(x * turn)], axis=1)), [name]
 
 
-def across(part: Any) -> "_Features":
-    """Yield sums, means and the like of each row; pandas' `std` and `var` are those of a sample."""
+def _across(part: Any) -> "_Features":
     for function in part.func if isinstance(part.func, list) else [part.func]:
-        name = function if isinstance(function, str) else function.__name__
-        options = {"axis": 1, "keepdims": True, **({"ddof": 1} if name in ("std", "var") else {})}
-        yield _matrix(partial(getattr(np, name), **options)), part.variables_
+        reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
+        yield Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]), part.variables_
 
 
-def relations(part: Any) -> "_Features":
+def _relations(part: Any) -> "_Features":
     for function in part.func:
+        related, divides = _known(_RELATIONS, function), function in _DIVISIONS
+        if divides and part.fill_value is not None:
+            related = partial(_filled, related, part.fill_value)
         for reference in part.reference:
             for name in part.variables_:
-                yield _RELATIONS[function](part), [name, reference]
+                columns = list(dict.fromkeys([name, reference]))
+                tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and part.fill_value is None else None
+                yield (Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), "takes no divisor of 0", tests), columns)
 
 
-def quotient(part: Any) -> Any:
-    if part.fill_value is None:
-        return _defined(_matrix(lambda x: x[:, :1] / x[:, 1:]))
+def _filled(divided: Any, fill: float, left: Any, right: Any) -> Any:
+    return np.where(right == 0, fill, divided(left, np.where(right == 0, 1.0, right)))
 
-    def filled(x: Any) -> Any:
-        none = x[:, 1:] == 0
-        return np.where(none, part.fill_value, x[:, :1] / np.where(none, 1.0, x[:, 1:]))
 
-    return _matrix(filled)
-
+_REDUCTIONS: dict[str, Any] = {
+    **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
+    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # of a sample, as pandas has them
+}
+_DIVISIONS: dict[str, Any] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
+_RELATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow} | _DIVISIONS
 
 _STEPS: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(
@@ -119,36 +123,33 @@ _STEPS: dict[str, Callable[[Any, str], Any]] = {
     ),
     **dict.fromkeys(
         ("Winsorizer", "ArbitraryOutlierCapper"),
-        lambda part, name: FunctionTransformer(
+        lambda part, name: Computed(
             partial(np.clip, a_min=part.left_tail_caps_.get(name), a_max=part.right_tail_caps_.get(name))
         ),
     ),
     **dict.fromkeys(
-        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), intervals
+        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
     ),
-    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), logarithm),
-    "ReciprocalTransformer": lambda part, name: _defined(_matrix(np.reciprocal)),
-    "PowerTransformer": lambda part, name: FunctionTransformer(lambda x: x**part.exp),
-    "BoxCoxTransformer": lambda part, name: _defined(_matrix(lambda x: box_cox(x, _powers(part, name)))),
-    "YeoJohnsonTransformer": lambda part, name: FunctionTransformer(lambda x: yeo_johnson(x, _powers(part, name))),
-    "ArcSinhTransformer": lambda part, name: FunctionTransformer(lambda x: np.arcsinh((x - part.loc) / part.scale)),
-    "MeanNormalizationScaler": lambda part, name: FunctionTransformer(
-        lambda x: (x - part.mean_[name]) / part.range_[name]
+    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
+    "ReciprocalTransformer": lambda part, name: Computed(np.reciprocal, "takes no 0", {"Equal": [0.0]}),
+    "PowerTransformer": lambda part, name: Computed(lambda x: x**part.exp),
+    "BoxCoxTransformer": lambda part, name: Computed(
+        lambda x: box_cox(x, np.array([part.lambda_dict_[name]])), "takes positive numbers only", {"LessOrEqual": [0.0]}
     ),
-    "RareLabelEncoder": lambda part, name: GroupedCategories(part.encoder_dict_[name], part.replace_with),
+    "YeoJohnsonTransformer": lambda part, name: Computed(lambda x: yeo_johnson(x, np.array([part.lambda_dict_[name]]))),
+    "ArcsinTransformer": lambda part, name: Computed(
+        lambda x: np.arcsin(np.sqrt(x)), "takes numbers from 0 to 1 only", {"Less": [0.0], "Greater": [1.0]}
+    ),
+    "ArcSinhTransformer": lambda part, name: Computed(lambda x: np.arcsinh((x - part.loc) / part.scale)),
+    "MeanNormalizationScaler": lambda part, name: Computed(lambda x: (x - part.mean_[name]) / part.range_[name]),
+    "RareLabelEncoder": _grouped,
 }
 """Functions by the class of a transformer: each returns the step for one of its columns."""
 
 _Features = Iterator[tuple[Any, list[str]]]
-_RELATIONS: dict[str, Callable[[Any], Any]] = {
-    "add": lambda part: _matrix(lambda x: x[:, :1] + x[:, 1:]),
-    "sub": lambda part: _matrix(lambda x: x[:, :1] - x[:, 1:]),
-    "mul": lambda part: _matrix(lambda x: x[:, :1] * x[:, 1:]),
-    **dict.fromkeys(("div", "truediv"), quotient),
-}
 _FEATURES: dict[str, Callable[[Any], _Features]] = {
-    "CyclicalFeatures": cycles,
-    "MathFeatures": across,
-    "RelativeFeatures": relations,
+    "CyclicalFeatures": _cycles,
+    "MathFeatures": _across,
+    "RelativeFeatures": _relations,
 }
 """Functions by the class of a transformer: each yields the steps that add columns, with the columns that they read."""

@@ -72,6 +72,8 @@ class LaterColumns(TransformerMixin, _Fitted):  # type: ignore[misc]
     skl2onnx picks by names and positions of the graph's inputs only.
     """
 
+    stands_for = "ColumnTransformer"
+
     def __init__(self, parts: list[tuple[Any, list[int]]], n_features_in_: int) -> None:
         self.parts, self.n_features_in_ = parts, n_features_in_
 
@@ -116,13 +118,33 @@ class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
         return rows.where(rows.isin(self.known), self.fill_value)
 
 
+class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A step of another library, as a function of columns [N, k].
+
+    Attributes:
+        refuses: why it refuses a row.
+        tests: the numbers that it refuses: ONNX's tests, each with a bound for all columns or one for each.
+        stands_for: the class of that library, which errors name.
+    """
+
+    def __init__(self, compute: Any, refuses: str = "", tests: Any = None, stands_for: str = "") -> None:
+        self.compute, self.refuses, self.tests, self.stands_for = compute, refuses, tests, stands_for
+
+    def transform(self, rows: Any) -> Any:
+        return self.compute(np.asarray(rows, np.float64))
+
+
 class Intervals(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A step that makes of one column the position of its interval, each with its upper edge; NaN outside of all."""
+    """A step that makes of one column the position of its interval, each with its upper edge.
+
+    What is outside of all intervals is NaN, or refused as `tests` say; all but `edges` is as in `Computed`.
+    """
 
     n_features_in_ = 1
+    refuses = "takes numbers within its intervals only"
 
-    def __init__(self, edges: Array) -> None:
-        self.edges = edges
+    def __init__(self, edges: Array, tests: Any = None, stands_for: str = "") -> None:
+        self.edges, self.tests, self.stands_for = edges, tests, stands_for
 
     def transform(self, rows: Any) -> Any:
         outside = (rows < self.edges[0]) | (rows > self.edges[-1])

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Computed, Intervals
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS
 
 _PARTIAL = {
@@ -50,16 +51,22 @@ def _out_of_range(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
     for one in operators:
         match step := one.raw_operator:
             case PowerTransformer(method="box-cox"):
-                reason, tests = "takes positive numbers only", [("LessOrEqual", np.zeros(1))]
+                reason, tests = "takes positive numbers only", {"LessOrEqual": np.zeros(1)}
             case SplineTransformer(extrapolation="error"):
                 first, last = np.array([(one.t[one.k], one.t[-one.k - 1]) for one in step.bsplines_]).T
-                reason, tests = "takes numbers between its knots only", [("Less", first), ("Greater", last)]
+                reason, tests = "takes numbers between its knots only", {"Less": first, "Greater": last}
+            case Computed() | Intervals():
+                reason, tests = step.refuses, step.tests or {}
             case _:
                 continue
+        name, start = getattr(step, "stands_for", type(step).__name__), 0
         for entry in one.inputs:
             wide: _Node = ("Cast", [entry.full_name], {"to": TensorProto.DOUBLE})
-            for test, bound in tests:
-                yield f"its {type(step).__name__} {reason}", [wide, (test, ["", bound], {}), _CAST]
+            end = start + entry.type.shape[1]
+            for test, bound in tests.items():
+                own = np.asarray(bound, float)[start:end] if len(bound) > 1 else np.asarray(bound, float)
+                yield f"its {name} {reason}", [wide, (test, ["", own], {}), _CAST]
+            start = end
 
 
 def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
@@ -71,7 +78,7 @@ def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_N
     for one in operators:
         for entry in one.inputs:
             readers.setdefault(entry.full_name, []).append(one.raw_operator)
-        if isinstance(one.raw_operator, FunctionTransformer) and _is_partial(one, makers, constants):
+        if isinstance(one.raw_operator, FunctionTransformer | Computed) and _is_partial(one, makers, constants):
             doubtful.update(entry.full_name for entry in one.outputs)
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):

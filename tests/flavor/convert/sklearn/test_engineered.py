@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from feature_engine import creation, discretisation, encoding, imputation, outliers, scaling, selection, transformation
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -45,7 +47,8 @@ TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
         creation.CyclicalFeatures(variables=["a"], drop_original=True),
         creation.MathFeatures(variables=["a", "b"], func=["sum", "mean", "std", "var", "min", "max", "prod"]),
         creation.RelativeFeatures(variables=["a", "c"], reference=["b"], func=["add", "sub", "mul", "div"]),
-        creation.RelativeFeatures(variables=["a"], reference=["c"], func=["div"], fill_value=0.0),
+        creation.RelativeFeatures(variables=["b"], reference=["b", "c"], func=["pow", "mod"], fill_value=0.0),
+        transformation.ArcsinTransformer(variables=["c"]),
     ],
     ids=lambda step: type(step).__name__,
 )
@@ -86,23 +89,47 @@ def test_a_pipeline_of_a_table_is_one_step_a_column(encoder: Any) -> None:
     assert wrap(model, TABLE).report.state == "proven"
 
 
-def test_a_number_without_a_logarithm_is_refused_before_a_model_that_takes_gaps() -> None:
-    model = make_pipeline(
-        transformation.LogTransformer(variables=["b"]), HistGradientBoostingRegressor(max_iter=5, random_state=0)
-    ).fit(NUMBERS, TARGET)
+def test_the_least_number_with_a_logarithm_has_one() -> None:
+    model = make_pipeline(transformation.LogTransformer(variables=["b"]), Ridge()).fit(NUMBERS, TARGET)
 
-    wrapped = wrap(model, NUMBERS)
+    report = wrap(model, NUMBERS).report
 
-    assert wrapped.report.state == "proven"
-    assert [output.name for output in wrapped.converted.proto.graph.output][-1] == "onnxserve_refused_rows"
+    assert report.state == "proven"
+    assert "64 bits" in report.repair
 
 
-def test_options_without_a_graph_are_said() -> None:
-    step = discretisation.EqualWidthDiscretiser(return_boundaries=True)
-    model = make_pipeline(step, encoding.OrdinalEncoder(), Ridge()).fit(NUMBERS, TARGET)
+def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> None:
+    step = creation.RelativeFeatures(variables=["a"], reference=["b"], func=["div"], missing_values="ignore")
+    rows = TABLE[["a", "b", "c"]]
+    model = make_pipeline(step, HistGradientBoostingRegressor(max_iter=5, random_state=0)).fit(rows, TARGET)
 
-    with pytest.raises(ConversionError, match=r"its step EqualWidthDiscretiser has options .*return_boundaries=True"):
+    assert wrap(model, rows).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    ("step", "option"),
+    [
+        (discretisation.EqualWidthDiscretiser(return_boundaries=True), "return_boundaries=True makes texts"),
+        (creation.MathFeatures(variables=["a", "b"], func="median"), "func='median'"),
+        (creation.RelativeFeatures(variables=["a"], reference=["b"], func=["floordiv"]), "func='floordiv'"),
+        (encoding.RareLabelEncoder(variables=["a"], ignore_format=True), "no texts among its categories"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_options_without_a_graph_are_said(step: Any, option: str) -> None:
+    model = make_pipeline(step, encoding.OrdinalEncoder(ignore_format=True), Ridge()).fit(NUMBERS, TARGET)
+
+    with pytest.raises(ConversionError, match=rf"its step {type(step).__name__} has options .*{option}"):
         wrap(model, NUMBERS)
+
+
+def test_texts_that_a_step_reads_with_what_others_made_are_named_by_the_users_class() -> None:
+    columns = make_column_transformer((StandardScaler(), ["a", "b"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"]))
+    step = creation.MathFeatures(variables=["a", "b"], func="sum")
+    rows = NUMBERS.assign(sex=["m", "f"] * 150)
+
+    with pytest.raises(ConversionError, match="its ColumnTransformer: columns of texts"):
+        wrap(make_pipeline(step, columns, Ridge()).fit(rows, TARGET), rows)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from feature_engine.creation import RelativeFeatures
+from feature_engine.discretisation import ArbitraryDiscretiser
+from feature_engine.transformation import BoxCoxTransformer, LogCpTransformer, ReciprocalTransformer
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier, VotingClassifier
@@ -48,6 +51,14 @@ MODELS: dict[str, Any] = {
     "a forest takes NaN": make_pipeline(_of_a(FunctionTransformer(np.log1p)), RandomForestClassifier(5)),
     "gaps are filled": make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), LogisticRegression()),
     "splines": make_pipeline(SplineTransformer(extrapolation="error"), LogisticRegression()),
+    "splines of two columns": make_pipeline(
+        make_column_transformer((SplineTransformer(extrapolation="error"), ["a", "b"])), LogisticRegression()
+    ),
+    "feature-engine's Box-Cox": make_pipeline(BoxCoxTransformer(variables=["a"]), FOREST),
+    "feature-engine's logarithm": make_pipeline(LogCpTransformer(variables=["a"], C=1), FOREST),
+    "feature-engine's reciprocal": make_pipeline(ReciprocalTransformer(variables=["a"]), FOREST),
+    "feature-engine's quotient": make_pipeline(RelativeFeatures(["b"], reference=["a"], func=["div"]), FOREST),
+    "feature-engine's intervals": make_pipeline(ArbitraryDiscretiser({"a": [0, 1, 99]}, errors="raise"), FOREST),
     "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a vote, scaled": make_pipeline(
         StandardScaler(with_mean=False), VotingClassifier([("log", LOGARITHM)], voting="soft")
@@ -79,7 +90,8 @@ MODELS: dict[str, Any] = {
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the original
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
-    of_columns = isinstance(model, Pipeline) and hasattr(model[0], "transformers")
+    first = model[0] if isinstance(model, Pipeline) else model
+    of_columns = hasattr(first, "transformers") or type(first).__module__.startswith("feature_engine")
     data = TABLE if of_columns else TABLE.to_numpy()
     model.fit(data, IS_LARGE)
     save_model(model, tmp_path / "model", input_example=data)

@@ -35,6 +35,7 @@ from sklearn.preprocessing import (
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Computed,
     Intervals,
     LaterColumns,
     Selection,
@@ -310,6 +311,7 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(SCALERS, scaled),
     Binarizer: binarized,
     KBinsDiscretizer: binned,
+    Computed: lambda model, rows: model.compute(rows.matrix),
     Intervals: lambda model, rows: model.transform(rows.matrix),
     PowerTransformer: powered,
     QuantileTransformer: ranked,
