@@ -37,7 +37,6 @@ _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
-_STORE = "the artifact store"
 _STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
 _TELL_ANSWERS = ("ftplib", "paramiko")
 """The libraries whose errors are in the server's own words."""
@@ -260,22 +259,26 @@ def registry_errors(what: str) -> Iterator[None]:
         RegistryUnavailable: the server does not answer, or fails.
         RegistryRefused: it refuses the account.
     """
-    from mlflow.exceptions import MlflowException, RestException
+    from mlflow.exceptions import MlflowException
 
     try:
         with warnings.catch_warnings():
             ignore_warnings()
             yield
-    except (MlflowException, OSError) as error:
-        code = getattr(error, "error_code", "")
-        is_answer = isinstance(error, RestException | OSError) or _HTTP_FAILURE.match(str(error))
-        if code in _REFUSED and not is_answer:  # MLflow's client found it at the artifact store
-            raise store_failure(what, _STORE, error) from None
-        raise _registry_failure(what, error) from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _STORE_LIBRARIES:
+        if not isinstance(error, MlflowException | OSError) and not _is_of_store(error):
             raise
-        raise store_failure(what, _STORE, error) from None
+        raise store_failure(what, "", error) from None
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Return True for an error that MLflow's client found at an artifact store, without a word of MLflow's server."""
+    from mlflow.exceptions import RestException
+
+    if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
+        return True
+    is_answer = isinstance(error, RestException | OSError) or _HTTP_FAILURE.match(str(error))
+    return getattr(error, "error_code", "") in _REFUSED and not is_answer
 
 
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
@@ -304,12 +307,14 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     """Return an error of an artifact store as ours, in one line and without credentials.
 
     Args:
-        store: the store that was asked; empty if MLflow's server was asked for the files.
+        store: the store that was asked; empty if MLflow's server was asked, or where the files of a run lie.
     """
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     account = "the account"
     if answered := _ANSWERED.search(text):  # who did so: a run's files may lie anywhere, too
         store = "" if is_mlflow(answered[0]) else answered[1]
+    elif not store and _is_of_store(error):
+        store = "the artifact store"
     if not store:
         if (answer := _PROXIED.search(text)) is None:
             return _registry_failure(what, error)

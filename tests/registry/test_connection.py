@@ -193,6 +193,13 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             RegistryRefused,
             "MLflow at [^ ]+ refuses the account: MLFLOW_TRACKING_USERNAME .*",
         ),
+        ("", NoCredentialsError(), RegistryRefused, rf"the artifact store refuses the account {KEYS}: Unable to .*"),
+        (
+            "",
+            MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
+            RegistryRefused,
+            r"the artifact store refuses the account: Failed to list artifacts in s3://b/1: Access Denied",
+        ),
         ("s3://b", OSError("Connection refused"), RegistryUnavailable, "s3://b does not answer as it should: conn.*"),
     ],
 )
