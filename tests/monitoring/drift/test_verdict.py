@@ -397,6 +397,18 @@ def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
     assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
 
 
+@pytest.mark.parametrize(("odd", "state"), [(1, "no drift"), (50, "drift")])
+def test_beside_drawn_stretches_the_first_odd_row_of_a_constant_column_is_no_drift(odd: int, state: str) -> None:
+    rng = np.random.default_rng(3)
+    times = np.repeat(np.arange(8) * DAY, 300) + np.tile(np.arange(300) * (DAY // 300), 8)
+    reference = reference_of(pa.table({"a": rng.normal(size=2400), "constant": np.ones(2400)}), times)
+    table = pa.table({"a": rng.normal(size=300), "constant": [2.0] * odd + [1.0] * (300 - odd)})
+
+    verdict = verdict_on(table, reference)
+
+    assert (verdict.null, verdict.state) == ("bootstrap", state)
+
+
 def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})

@@ -18,12 +18,10 @@ import numpy as np
 from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
-    FLOORS,
     HoldOutAlarms,
     NullDistribution,
     NullKind,
@@ -34,7 +32,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     DISTANCE,
     MIN_COMPARED_ROWS,
-    MISSING,
     SEED,
     ColumnGroup,
     Null,
@@ -44,6 +41,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     column_rng,
     count_windows,
     out_of_reference,
+    smallest_deviations,
     subsample,
 )
 from mlflow_deploy_plugin.runtime import Array
@@ -57,7 +55,6 @@ _MAX_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
 """Each pair of windows shares one with two other pairs; the correlation of their chi-squares is 1/4."""
-_ROW_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -176,31 +173,8 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
         rng = column_rng(feature.name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
     outside = out_of_reference(bins, windows, histograms[1]).outside
-    floors = _smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
+    floors = smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
     return WindowCounts(windows, unseen, outside).figures(bins, histograms[-1]), floors
-
-
-def _smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
-    """Return [FIGURES]: the smallest deviations of a column that are believed.
-
-    Drawn rows are a fair sample, so that every deviation counts. They have none where no row is missing, or all are, or
-    all have one value: there the next of N rows may be otherwise with a chance of 1 / (N + 1) (Laplace's rule of
-    succession), and no less than a row of the window.
-
-    Args:
-        present: the bins that have some of the `rows`, ascending.
-        window, others: how many rows the window has, and what it is compared with.
-    """
-    floors = np.array([_ROW_FLOOR, _ROW_FLOOR, *FLOORS[2:]])
-    odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
-    known = present[present < bins.size]
-    if len(known) == 1 and bins.size > 1:
-        usual = np.eye(bins.size)[known[0]]
-        another = np.eye(bins.size)[-1 if known[0] < bins.size - 1 else 0]
-        floors[DISTANCE] = bins.distance(usual, (1 - odd) * usual + odd * another)
-    if len(known) == len(present) or not len(known):
-        floors[MISSING] = odd
-    return floors
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:

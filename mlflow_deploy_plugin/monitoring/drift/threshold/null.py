@@ -55,6 +55,7 @@ side lacks, share of rows with a number beyond the other side's range."""
 MIN_COMPARED_ROWS = 30
 MAX_WINDOWS = 500
 SEED = 0
+_DRAWN_FLOOR = 1e-6
 """The seed of all that nulls draw at random, so that the same reference has the same threshold."""
 
 
@@ -304,6 +305,29 @@ class WindowNull(Null):
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows = group.reference.pieces.windows
         return slowest_column({name: column_level(group, name, windows) for name in group.columns})
+
+
+def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
+    """Return [FIGURES]: the smallest deviations of a column that are believed.
+
+    Drawn rows, and stretches of rows, are a fair sample, so that every deviation counts. They have none where no row is
+    missing, or all are, or all have one value: there the next of N rows may be otherwise with a chance of 1 / (N + 1)
+    (Laplace's rule of succession), and no less than a row of the window.
+
+    Args:
+        present: the bins that have some of the `rows`, ascending.
+        window, others: how many rows the window has, and what it is compared with.
+    """
+    floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
+    odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
+    known = present[present < bins.size]
+    if len(known) == 1 and bins.size > 1:
+        usual = np.eye(bins.size)[known[0]]
+        another = np.eye(bins.size)[-1 if known[0] < bins.size - 1 else 0]
+        floors[DISTANCE] = bins.distance(usual, (1 - odd) * usual + odd * another)
+    if len(known) == len(present) or not len(known):
+        floors[MISSING] = odd
+    return floors
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:

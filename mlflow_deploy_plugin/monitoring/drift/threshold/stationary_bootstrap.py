@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     column_names,
     out_of_reference,
     row_counts,
+    smallest_deviations,
 )
 from mlflow_deploy_plugin.runtime import Array
 
@@ -112,9 +113,14 @@ class StationaryBootstrap(WindowNull):
         )
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
+        made, floors = super().compare(groups), []
+        for column in self.columns(groups):
+            total = column.total()[0]
+            rows = int(total.sum())
+            floors.append(smallest_deviations(column.bins, total.nonzero()[0], rows, column.group.compared, rows))
         return replace(
-            super().compare(groups),
-            floors=_SCALED_FLOORS,
+            made,
+            floors=np.maximum(_SCALED_FLOORS, np.stack(floors) / made.scales),
             widening=_WIDENING,
             block_length=self.block_length * (groups[0].reference.pieces.grid.step_us // 1_000_000),
         )
