@@ -140,7 +140,8 @@ def _own(estimator: Any) -> _Collected:
         found.values.append(("edges", feature, np.concatenate([thresholds, middle])))
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
-            found.values += [("edges", p, np.asarray(edges, float)) for p, edges in enumerate(edges_of(estimator))]
+            known = enumerate(edges_of(estimator))
+            found.values += [("edges", p, np.asarray(edges, float)) for p, edges in known if len(edges)]
     if hasattr(estimator, "categories_"):
         found.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
     if hasattr(estimator, "_predictors"):

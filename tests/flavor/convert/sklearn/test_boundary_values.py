@@ -1,8 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from feature_engine.outliers import Winsorizer
 from sklearn.ensemble import BaggingRegressor
+from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
@@ -28,3 +32,11 @@ def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -
     edges = boundary_values_of(bag, ["a", "b"]).edges["ab"[drawn[0]]]
 
     assert set(thresholds) <= set(edges)
+
+
+def test_a_step_without_edges_has_none_before_its_scaler_either() -> None:
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"])
+    scaler = StandardScaler().set_output(transform="pandas")
+    model = make_pipeline(scaler, Winsorizer(variables=["a"]), Ridge()).fit(rows, rows.a)
+
+    assert wrap(model, rows).report.state == "proven"
