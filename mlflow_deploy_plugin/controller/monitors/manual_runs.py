@@ -279,7 +279,7 @@ def run_files(
     found, against = load_dataset(rows), load_dataset(reference)
     without = [one.shown for one in (found, against) if one.times is None]
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
-    notes = [_INDEPENDENT.format(neither)] if without else []
+    notes = [*found.notes, *([_INDEPENDENT.format(neither)] if without else [])]
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
     monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
     now = datetime.now(UTC)

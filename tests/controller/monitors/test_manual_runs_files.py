@@ -72,6 +72,14 @@ def test_too_few_rows_are_not_judged() -> None:
     assert (answer.result.state, answer.result.reason) == ("not judged", "the window has 50 rows; min_rows is 200")
 
 
+def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.monitoring.drift.references.rows.MAX_ROWS", 400)
+
+    notes = judged(table(1000), table(300)).result.notes
+
+    assert "the dataset rows.parquet has 1,000 rows, of which 400 are read" in notes
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "error", "said"),
     [

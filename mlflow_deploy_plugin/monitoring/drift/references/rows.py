@@ -196,10 +196,8 @@ def load_dataset(uri: str) -> ReferenceRows:
         times = event_times(table, name) if name else None
     if not len(table):
         raise InvalidConfig(f"{shown} has no rows")
-    notes = [f"{shown} has {count:,} rows, of which {len(table):,} are compared with"] if count > len(table) else []
-    if times is None:
-        notes.append(f"{shown} has no event times (a column {EVENT_TIME}), so there are no windows to compare with")
-    elif name != EVENT_TIME:
+    notes = [f"{shown} has {count:,} rows, of which {len(table):,} are read"] if count > len(table) else []
+    if times is not None and name != EVENT_TIME:
         table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
     return ReferenceRows(table, times, "", shown, tuple(notes))
 
