@@ -224,7 +224,7 @@ def _to_onnx(
                 return onnx.load_from_string(buffer.getvalue())
             # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
             silenced.enter_context(sdpa_kernel(SDPBackend.MATH))
-            options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+            options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: attention}
             if isinstance(model, ExportedProgram):
                 return torch.onnx.export(model, **options).model_proto
             rows = Dim("batch")
@@ -247,7 +247,7 @@ def _to_onnx(
         raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
 
 
-def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
+def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
     """Translate torch's attention, which answers 0 where a mask of booleans allows nothing, as before a padded text.
 
     The exporter's own translation answers the mean of all values there (torch 2.13).

@@ -59,7 +59,7 @@ def _known(table: dict[str, Any], function: str) -> Any:
     return table[function]
 
 
-def _intervals(part: Any, name: str) -> Intervals:
+def intervals(part: Any, name: str) -> Intervals:
     if part.return_boundaries:
         raise ValueError("return_boundaries=True makes texts")
     edges = np.asarray(part.binner_dict_[name], float)
@@ -67,33 +67,33 @@ def _intervals(part: Any, name: str) -> Intervals:
     return Intervals(edges, refused)
 
 
-def _logarithm(part: Any, name: str) -> Computed:
-    logarithm, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
+def logarithm(part: Any, name: str) -> Computed:
+    log, added = {"e": np.log, "10": np.log10}[part.base], getattr(part, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
     reason = f"takes numbers above {0.0 - added:.6g} only"
-    return Computed(lambda x: logarithm(x + added), reason, {"LessOrEqual": [-added]})
+    return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
 
 
-def _grouped(part: Any, name: str) -> GroupedCategories:
+def grouped(part: Any, name: str) -> GroupedCategories:
     known = part.encoder_dict_[name]
     if not known or not all(isinstance(one, str) for one in [*known, part.replace_with]):
         raise ValueError("no texts among its categories")
     return GroupedCategories(known, part.replace_with)
 
 
-def _cycles(part: Any) -> "_Features":
+def cycles(part: Any) -> "_Features":
     for name in part.variables_:
         turn = 2 * np.pi / part.max_values_[name]
         yield Computed(lambda x, turn=turn: np.concatenate([np.sin(x * turn), np.cos(x * turn)], axis=1)), [name]
 
 
-def _across(part: Any) -> "_Features":
+def across(part: Any) -> "_Features":
     for function in part.func if isinstance(part.func, list) else [part.func]:
         reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
         yield Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]), part.variables_
 
 
-def _relations(part: Any) -> "_Features":
+def relations(part: Any) -> "_Features":
     for function in part.func:
         related, divides = _known(_RELATIONS, function), function in _DIVISIONS
         if divides and part.fill_value is not None:
@@ -128,9 +128,9 @@ _STEPS: dict[str, Callable[[Any, str], Any]] = {
         ),
     ),
     **dict.fromkeys(
-        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
+        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), intervals
     ),
-    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
+    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), logarithm),
     "ReciprocalTransformer": lambda part, name: Computed(np.reciprocal, "takes no 0", {"Equal": [0.0]}),
     "PowerTransformer": lambda part, name: Computed(lambda x: x**part.exp),
     "BoxCoxTransformer": lambda part, name: Computed(
@@ -142,14 +142,14 @@ _STEPS: dict[str, Callable[[Any, str], Any]] = {
     ),
     "ArcSinhTransformer": lambda part, name: Computed(lambda x: np.arcsinh((x - part.loc) / part.scale)),
     "MeanNormalizationScaler": lambda part, name: Computed(lambda x: (x - part.mean_[name]) / part.range_[name]),
-    "RareLabelEncoder": _grouped,
+    "RareLabelEncoder": grouped,
 }
 """Functions by the class of a transformer: each returns the step for one of its columns."""
 
 _Features = Iterator[tuple[Any, list[str]]]
 _FEATURES: dict[str, Callable[[Any], _Features]] = {
-    "CyclicalFeatures": _cycles,
-    "MathFeatures": _across,
-    "RelativeFeatures": _relations,
+    "CyclicalFeatures": cycles,
+    "MathFeatures": across,
+    "RelativeFeatures": relations,
 }
 """Functions by the class of a transformer: each yields the steps that add columns, with the columns that they read."""
