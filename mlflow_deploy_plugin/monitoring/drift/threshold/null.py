@@ -55,8 +55,9 @@ side lacks, share of rows with a number beyond the other side's range."""
 MIN_COMPARED_ROWS = 30
 MAX_WINDOWS = 500
 SEED = 0
-_DRAWN_FLOOR = 1e-6
 """The seed of all that nulls draw at random, so that the same reference has the same threshold."""
+_DRAWN_FLOOR = 1e-6
+"""The smallest believed deviation: drawn rows are a fair sample, so that every deviation counts."""
 
 
 @dataclass(frozen=True, eq=False)
