@@ -36,10 +36,12 @@ def with_category_tables(fitted: Any) -> Any:
             more than `_MOST_NUMBERS`; or as `as_additive`.
     """
     fitted = thawed(fitted)
-    found = [part for part in sub_estimators(fitted) if _learned(part)]
+    tables: dict[int, Any] = {
+        id(part): steps for part in sub_estimators(fitted) if (steps := as_column_steps(part)) is not None
+    }
+    found = [part for part in sub_estimators(fitted) if id(part) not in tables and _learned(part)]
     within = {id(getattr(part, "ordinal_encoder", None)) for part in found}
-    tables: dict[int, Any] = {id(part): _as_tables(part) for part in found if id(part) not in within}
-    tables |= {id(part): steps for part in sub_estimators(fitted) if (steps := as_column_steps(part))}
+    tables |= {id(part): _as_tables(part) for part in found if id(part) not in within}
     tables |= {id(part): as_additive(part) for part in sub_estimators(fitted) if is_additive(part)}
     return deepcopy(fitted, tables) if tables else fitted
 
@@ -50,7 +52,7 @@ def _learned(part: Any) -> dict[str, list[Any]]:
     learned: Any = {}
     if module.startswith("category_encoders."):
         learned = getattr(getattr(part, "ordinal_encoder", part), "mapping", None) or {}
-    elif module.startswith("feature_engine.encoding.") and type(part).__name__ != "RareLabelEncoder":
+    elif module.startswith("feature_engine.encoding."):
         learned = getattr(part, "encoder_dict_", {})
     elif module.startswith("skrub."):
         steps = getattr(part, "transformers_", {})
