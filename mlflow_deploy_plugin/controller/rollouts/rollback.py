@@ -60,7 +60,9 @@ def rollback(
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
-        done = _move_back(deployments, observed, why, by, to)  # there was none, or it has just ended by itself
+        plan = None  # there was none, or it has just ended by itself
+    if plan is None:
+        done = _move_back(deployments, observed, why, by, to)
     else:
         done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
     figures = {
