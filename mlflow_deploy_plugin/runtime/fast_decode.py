@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
 
@@ -47,14 +47,30 @@ _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The columns of one type, how to pick them from a row, and the type of their array."""
+    """The columns of one type.
 
+    Attributes:
+        pick: takes their values out of a row of all columns.
+        accepted: the Python types of their values.
+        dtype: of their array.
+    """
+
+    column_type: ColumnType
+    names: list[str]
     pick: _Pick
     accepted: frozenset[type]
     dtype: np.dtype[Any]
 
-    def takes(self, values: Array) -> bool:
-        """Return True if values of columns that came as arrays convert to this type, whatever they are."""
+    def join(self, columns: Sequence[Array]) -> Array | None:
+        """Return the group's columns, given as arrays, one after the other; None if they may not convert."""
+        values = self.pick(columns)
+        if len({array.dtype for array in values}) != 1:
+            return None
+        joined = np.concatenate(values)
+        return joined if self._takes(joined) else None
+
+    def _takes(self, values: Array) -> bool:
+        """Return True if every value of such an array converts to this type."""
         given = values.dtype
         if self.dtype.kind == "O":
             return given.kind == "O" and set(map(type, values)) == {str}
@@ -63,77 +79,32 @@ class _Group:
         return given == self.dtype or (given.kind in "iu" and np.can_cast(given, self.dtype))
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """One input of the graph.
-
-    Attributes:
-        groups, order: the groups of several columns, and their places among the columns of these groups, one group
-            after the other.
-        cast, place: of a single column: the position of its group in `FastDecoder._casts`, and its place in there; -1
-            for several columns.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    groups: tuple[int, ...]
-    order: Array
-    cast: int
-    place: int
-
-
 class FastDecoder:
     """Turns tables that fit into feeds; every method returns None for one that may not fit.
 
     Args:
-        columns: those of the signature; a text feeds an input of texts, and only such.
-        blocks: those of `type_blocks`, if the types of the graph are narrower than the signature's.
+        columns: those of the signature. A text column feeds an input of texts, and nothing else does.
+        blocks: those of `type_blocks` if the types of the graph are narrower than the signature's.
 
     Attributes:
-        order: the columns that feed the graph, in the signature's order.
-        array_kinds: the numpy kinds that `from_array` takes; none if the columns are not one type and one input.
-        _names: the same as a list, which is how JSON brings it.
-        _casts: (group, dtype, whether its columns are vectors): columns that are inputs by themselves are converted
-            with the others of their type.
-        _pack_row: decodes a row of numbers that are the only block.
-        _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for a group of texts. No names at all if
-            the graph takes the types of the signature.
-        _texts: the inputs of texts.
+        order: the names of the columns, in the signature's order.
+        array_kinds: the numpy kinds that `from_array` takes; empty if it takes none.
     """
 
     def __init__(self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
         self.order = order = tuple(column.name for column in columns)
-        self._names = list(order)
+        self._names = list(order)  # as JSON brings them
         self._by_name = _picker(order)
-        types = {column.name: column.type for column in columns}
-        kinds = tuple(dict.fromkeys(types.values()))
-        members = {kind: [name for name in order if types[name] == kind] for kind in kinds}
-        self._groups = [
-            _Group(_picker([order.index(name) for name in names]), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind]))
-            for kind, names in members.items()
-        ]
-        self._casts: list[tuple[int, np.dtype[Any], bool]] = []
-        self._targets: list[_Target] = []
-        for entry in inputs:
-            groups = tuple(sorted({kinds.index(types[name]) for name in entry.columns}))
-            places = {name: place for place, name in enumerate(chain(*(members[kinds[group]] for group in groups)))}
-            sources = np.array([places[name] for name in entry.columns], dtype=np.intp)
-            dtype, cast, place = numpy_dtype(entry.dtype), -1, -1
-            if len(entry.columns) == 1:
-                place = int(sources[0])
-                if (wanted := (groups[0], dtype, len(entry.shape) == 1)) not in self._casts:
-                    self._casts.append(wanted)
-                cast = self._casts.index(wanted)
-            self._targets.append(_Target(entry.name, dtype, groups, sources, cast, place))
-        called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
-        self._blocks = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
-        self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
-        self._is_one_block = len(kinds) == 1 and kinds[0] != "string" and [e.columns for e in inputs] == [order]
-        self._is_one_block = self._is_one_block and len(inputs[0].shape) == 2
-        self.array_kinds = _ARRAY_KINDS.get(kinds[0], "") if self._is_one_block else ""
-        packed = _PACKED.get((kinds[0], inputs[0].dtype)) if self._is_one_block else None
-        block = blocks[0].name if blocks else ""
-        self._pack_row = _row_packer(self._targets[0], packed, len(order), block) if packed else None
+        groups = _group_by_type(columns)
+        first = groups[0]
+        is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
+        self._matrix: _MatrixDecoder | None = None
+        if is_matrix and len(groups) == 1 and first.column_type != "string":
+            self._matrix = _MatrixDecoder(first, inputs[0], blocks[0].name if blocks else "")
+        decoder = self._matrix or _ColumnDecoder(groups, inputs, blocks)
+        self._feeds: Callable[[_Rows], Feeds | None] = decoder.from_rows
+        self._from_arrays: Callable[[Sequence[Array]], Feeds | None] = decoder.from_arrays
+        self.array_kinds = _ARRAY_KINDS.get(first.column_type, "") if self._matrix else ""
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
         """Decode rows that are lists in the order of `names`."""
@@ -165,6 +136,8 @@ class FastDecoder:
             return None
         kinds = set(map(type, columns))
         if kinds == {np.ndarray}:
+            if {array.ndim for array in columns} != {1} or len(set(map(len, columns))) != 1 or not len(columns[0]):
+                return None
             return self._from_arrays(columns)
         if kinds != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
             return None
@@ -174,20 +147,117 @@ class FastDecoder:
 
     def from_array(self, values: Array) -> Feeds | None:
         """Decode numbers of [N, columns] in the signature's order, for one input of one type of column."""
+        if self._matrix is None or values.dtype.kind not in self.array_kinds or values.dtype.itemsize > 8:
+            return None
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
             return None
-        if values.dtype.kind not in self.array_kinds or values.dtype.itemsize > 8:
-            return None
-        return self._one_block(values, self._groups[0].dtype)
+        return self._matrix.from_matrix(values)
 
-    def _feeds(self, rows: _Rows) -> Feeds | None:
-        if self._is_one_block:
-            group, is_row = self._groups[0], len(rows) == 1
-            if not group.accepted.issuperset(map(type, rows[0] if is_row else chain.from_iterable(rows))):
-                return None
-            if is_row and self._pack_row is not None and (feeds := self._pack_row(rows[0])) is not None:
-                return feeds
-            return self._one_block(rows, group.dtype)
+
+class _MatrixDecoder:
+    """Decodes tables of one type of number or boolean whose columns, in their order, are the graph's only input.
+
+    Args:
+        block: the name of the table in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
+    """
+
+    def __init__(self, group: _Group, entry: Input, block: str) -> None:
+        self._group = group
+        self._name, self._dtype = entry.name, numpy_dtype(entry.dtype)
+        self._block = block
+        form = _PACKED.get((group.column_type, entry.dtype))
+        self._pack_row = _row_packer(entry, form, block) if form else None
+
+    def from_rows(self, rows: _Rows) -> Feeds | None:
+        is_row = len(rows) == 1
+        if not self._group.accepted.issuperset(map(type, rows[0] if is_row else chain.from_iterable(rows))):
+            return None
+        if is_row and self._pack_row is not None and (feeds := self._pack_row(rows[0])) is not None:
+            return feeds
+        return self.from_matrix(rows)
+
+    def from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
+        joined = self._group.join(columns)
+        return None if joined is None else self.from_matrix(joined.reshape(len(columns), -1).T)
+
+    def from_matrix(self, rows: _Rows | Array) -> Feeds | None:
+        try:
+            with np.errstate(over="raise"):
+                exact = np.asarray(rows, dtype=self._group.dtype)
+                feeds = {self._name: exact.astype(self._dtype, order="C", copy=False)}
+        except (OverflowError, FloatingPointError):
+            return None
+        return narrowed_feeds(feeds, {self._block: exact}) if self._block else feeds
+
+
+@dataclass(frozen=True, slots=True)
+class _SingleColumn:
+    """An input of the graph that takes one column.
+
+    Attributes:
+        cast: the position of the column's group in `_ColumnDecoder._casts`.
+        place: the position of the column in its group.
+    """
+
+    name: str
+    cast: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class _StackedColumns:
+    """An input of the graph that takes several columns.
+
+    Attributes:
+        groups: the positions of their groups.
+        order: the positions of the columns among those of all these groups, one group after the other.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    groups: tuple[int, ...]
+    order: Array
+
+    def stack(self, blocks: Sequence[Array]) -> Array:
+        """Return [N, columns] from the groups' blocks of [columns, N, 1]."""
+        columns = np.concatenate([blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups])
+        return np.ascontiguousarray(columns[self.order].T)
+
+
+class _ColumnDecoder:
+    """Decodes tables of several types or inputs: an array for each type, cut into the inputs.
+
+    Attributes:
+        _casts: (group, dtype, whether its inputs are vectors). Columns that are inputs by themselves are converted
+            together with the others of their type.
+        _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for the group of texts. No names at all
+            if the graph takes the types of the signature.
+        _texts: the inputs of texts.
+    """
+
+    def __init__(self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
+        self._groups = groups
+        self._casts: list[tuple[int, np.dtype[Any], bool]] = []
+        self._inputs = [self._bind(entry) for entry in inputs]
+        names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
+        self._blocks = tuple(names.get(group.column_type, "") for group in groups) if blocks else ()
+        self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
+
+    def _bind(self, entry: Input) -> _SingleColumn | _StackedColumns:
+        dtype = numpy_dtype(entry.dtype)
+        wanted = set(entry.columns)
+        groups = tuple(position for position, group in enumerate(self._groups) if not wanted.isdisjoint(group.names))
+        joined = [name for group in groups for name in self._groups[group].names]
+        places = {name: place for place, name in enumerate(joined)}
+        if len(entry.columns) > 1:
+            order = np.array([places[name] for name in entry.columns], dtype=np.intp)
+            return _StackedColumns(entry.name, dtype, groups, order)
+        cast = (groups[0], dtype, len(entry.shape) == 1)
+        if cast not in self._casts:
+            self._casts.append(cast)
+        return _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
+
+    def from_rows(self, rows: _Rows) -> Feeds | None:
         picked = []
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
@@ -197,7 +267,7 @@ class FastDecoder:
             picked.append(values)
         try:
             with np.errstate(over="raise"):
-                return self._of_blocks(
+                return self._to_feeds(
                     [
                         np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                         for group, values in zip(self._groups, picked, strict=True)
@@ -206,26 +276,21 @@ class FastDecoder:
         except (OverflowError, FloatingPointError):
             return None
 
-    def _from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
-        """Decode columns that are arrays of [N]. Those of one type are converted together."""
-        if {array.ndim for array in columns} != {1} or len(set(map(len, columns))) != 1 or not len(columns[0]):
-            return None
+    def from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
         blocks = []
         try:
             with np.errstate(over="raise"):
                 for group in self._groups:
-                    values = group.pick(columns)
-                    if len({array.dtype for array in values}) != 1 or not group.takes(joined := np.concatenate(values)):
+                    joined = group.join(columns)
+                    if joined is None:
                         return None
-                    if self._is_one_block:
-                        return self._one_block(joined.reshape(len(values), -1).T, group.dtype)
-                    blocks.append(joined.astype(group.dtype, copy=False).reshape(len(values), -1, 1))
-                return self._of_blocks(blocks)
+                    blocks.append(joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1))
+                return self._to_feeds(blocks)
         except FloatingPointError:
             return None
 
-    def _of_blocks(self, blocks: Sequence[Array]) -> Feeds:
-        """Return the feeds of the groups, each an array of [columns, N, 1] in its type.
+    def _to_feeds(self, blocks: Sequence[Array]) -> Feeds:
+        """Return the feeds of the groups' blocks, each of [columns, N, 1] in the type of its group.
 
         Raises:
             FloatingPointError: a number is too large for its input.
@@ -235,8 +300,8 @@ class FastDecoder:
             cast = blocks[source].astype(dtype, copy=False)
             casts.append(cast[:, :, 0] if is_vector else cast)
         feeds = {
-            target.name: casts[target.cast][target.place] if target.cast >= 0 else _stack(target, blocks)
-            for target in self._targets
+            entry.name: casts[entry.cast][entry.place] if isinstance(entry, _SingleColumn) else entry.stack(blocks)
+            for entry in self._inputs
         }
         if not self._blocks:
             return feeds
@@ -244,17 +309,6 @@ class FastDecoder:
         for name in self._texts:
             sent[name] = feeds[name]
         return narrowed_feeds(feeds, sent)
-
-    def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> Feeds | None:
-        """Decode rows of which all columns, in their order, are the one input of the graph."""
-        target = self._targets[0]
-        try:
-            with np.errstate(over="raise"):
-                exact = np.asarray(rows, dtype=dtype)
-                feeds = {target.name: exact.astype(target.dtype, order="C", copy=False)}
-        except (OverflowError, FloatingPointError):
-            return None
-        return narrowed_feeds(feeds, {self._blocks[0]: exact}) if self._blocks else feeds
 
 
 def compile_fast_tensor_decoder(
@@ -306,17 +360,18 @@ def compile_fast_decoder(
     return FastDecoder(columns, inputs, blocks)
 
 
-def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[[Sequence[Any]], Feeds | None]:
-    """Return a decoder of a single row as `_one_block` decodes it, in a quarter of the time.
+def _row_packer(entry: Input, form: str, block: str) -> Callable[[Sequence[Any]], Feeds | None]:
+    """Return a decoder of a single row that does as `_MatrixDecoder.from_matrix`, in a quarter of the time.
 
     It returns None for a null, and for a number that is too large.
 
     Args:
         form: the `struct` format of a number of the graph's.
-        block: the name of the row as it was sent; empty if the graph takes it as it is.
+        block: the name of the row in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
     """
+    width = len(entry.columns)
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
-    name, dtype, shape, exact = target.name, target.dtype, (1, width), np.dtype("float64")
+    name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")
 
     def pack(row: Sequence[Any]) -> Feeds | None:
         try:
@@ -328,10 +383,21 @@ def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[
     return pack
 
 
-def _stack(target: _Target, blocks: Sequence[Array]) -> Array:
-    """Return the array of an input of several columns, [N, columns], from blocks of [columns of one type, N, 1]."""
-    columns = np.concatenate([blocks[group][:, :, 0].astype(target.dtype, copy=False) for group in target.groups])
-    return np.ascontiguousarray(columns[target.order].T)
+def _group_by_type(columns: Sequence[Column]) -> list[_Group]:
+    """Return the columns of each type, in the order in which the types come first."""
+    positions: dict[ColumnType, list[int]] = {}
+    for position, column in enumerate(columns):
+        positions.setdefault(column.type, []).append(position)
+    return [
+        _Group(
+            kind,
+            [columns[position].name for position in places],
+            _picker(places),
+            _ACCEPTED[kind],
+            numpy_dtype(COLUMN_TYPES[kind]),
+        )
+        for kind, places in positions.items()
+    ]
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:

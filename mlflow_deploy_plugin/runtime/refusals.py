@@ -9,9 +9,9 @@ A step within the original may refuse what the steps before it have made, as a r
 a negative number. The graph itself then marks such rows, in the output `REFUSED_ROWS`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -21,54 +21,82 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label
 
 REFUSED_ROWS = "onnxserve_refused_rows"
-"""The output of a graph, [N], that is 0 but for rows that the original refuses; and the key of the reason in its
-metadata. It is none of the model's outputs."""
+"""The name of the graph's output, [N], that marks the rows which the original refuses; all others are 0.
+
+It is none of the model's outputs. The graph's metadata has the reason under the same name."""
+
+
+class CheckedColumn(NamedTuple):
+    """A column of an array, or a tensor, for which `position` is None."""
+
+    position: int | None
+    name: str
+
+    @property
+    def label(self) -> str:
+        return tensor_label(self.name) if self.position is None else f"column {self.name!r}"
+
+    def values(self, array: Array) -> Array:
+        return array if self.position is None or array.ndim == 1 else array[:, self.position]
+
+
+class CategoryCheck(NamedTuple):
+    """A column that takes only known values; an error shows them as `shown`."""
+
+    column: CheckedColumn
+    known: frozenset[Any]
+    shown: list[str]
 
 
 class ValueCheck(NamedTuple):
-    """An array of a request, and the columns of it that are checked.
+    """The checks of one array of a request.
 
     Attributes:
         input: the name of an input of the graph, or of a block of sent numbers.
-        whole: (position, column) of those that take no missing number; the position is -1 for a tensor.
-        finite: the same of those that take no infinite number.
-        categories: (position, column, the values that it takes, the same for an error).
+        complete: the columns that take no missing number.
+        finite: the columns that take no infinite number.
+        categories: the columns that take only known values.
     """
 
     input: str
-    whole: list[tuple[int, str]]
-    finite: list[tuple[int, str]]
-    categories: list[tuple[int, str, frozenset[Any], list[str]]]
+    complete: list[CheckedColumn]
+    finite: list[CheckedColumn]
+    categories: list[CategoryCheck]
 
 
 def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
     """Return the checks of the arrays of a request.
 
     Args:
-        inputs: of the graph, or the blocks of what was sent.
+        inputs: those of the graph, or the blocks of sent numbers.
         tensors: input → the tensor of the signature that feeds it; empty for a signature of columns.
     """
     checks: list[ValueCheck] = []
     if not (refusals.missing or refusals.infinite or refusals.categories):
         return checks
     for entry in inputs:
-        columns = list(enumerate(entry.columns)) or [(-1, tensors[entry.name])]
-        kind = numpy_dtype(entry.dtype).kind
-        whole, finite = (
-            [(position, name) for position, name in columns if kind == "f" and name in refused]
-            for refused in (refusals.missing, refusals.infinite)
-        )
-        categories = []
-        for position, name in columns:
-            known = refusals.categories.get(name, ()) if entry.columns else ()
-            # an input of texts may hold the digits of numbers, as its encoder learned them
-            if known and all(isinstance(value, str) == (kind == "O") for value in known):
-                missing = [] if entry.missing is None else [entry.missing]
-                shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
-                categories.append((position, name, frozenset([*known, *missing]), shown))
-        if whole or finite or categories:
-            checks.append(ValueCheck(entry.name, whole, finite, categories))
+        columns = [CheckedColumn(position, name) for position, name in enumerate(entry.columns)]
+        categories = [check for column in columns if (check := _category_check(refusals, entry, column))]
+        numbers = columns or [CheckedColumn(None, tensors[entry.name])]
+        if numpy_dtype(entry.dtype).kind != "f":
+            numbers = []
+        complete = [column for column in numbers if column.name in refusals.missing]
+        finite = [column for column in numbers if column.name in refusals.infinite]
+        if complete or finite or categories:
+            checks.append(ValueCheck(entry.name, complete, finite, categories))
     return checks
+
+
+def _category_check(refusals: Refusals, entry: Input, column: CheckedColumn) -> CategoryCheck | None:
+    known = refusals.categories.get(column.name, ())
+    takes_texts = entry.dtype == "str"
+    # an input of texts may hold the digits of numbers, as its encoder learned them: these are not compared
+    if not known or any(isinstance(value, str) != takes_texts for value in known):
+        return None
+    shown = sorted(map(str, known))
+    if entry.missing is None:
+        return CategoryCheck(column, frozenset(known), shown)
+    return CategoryCheck(column, frozenset([*known, entry.missing]), [*shown, "null"])
 
 
 def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> None:
@@ -77,47 +105,41 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     Raises:
         SchemaMismatch: a number is missing or infinite, or a value is no category of its column.
     """
-    for check in checks:
-        name, whole, finite, categories = check
+    for name, complete, finite, categories in checks:
         array = arrays[name]
         # the product is NaN or infinite if one number is; it takes half the time of `isnan` and `any`, and warns of no
         # overflow
-        if (whole or finite) and not np.vdot(array, array) < inf:
-            _refuse(check, array)
-        for position, _, known, _ in categories:
-            if not known.issuperset(_column(array, position).tolist()):
-                _refuse(check, array)
+        if (complete or finite) and not np.vdot(array, array) < inf:
+            _refuse_numbers(complete, np.isnan(array), "null or NaN; the model takes no missing value")
+            _refuse_numbers(finite, np.isinf(array), "infinite; the model takes finite numbers")
+        for check in categories:
+            values = check.column.values(array).tolist()
+            if not check.known.issuperset(values):
+                _refuse_category(check, values)
+
+
+def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:
+    """Raise SchemaMismatch if one of the columns has a number that is marked in `refused`."""
+    if not refused.any():
+        return
+    for column in columns:
+        rows = np.argwhere(column.values(refused))
+        if len(rows):
+            raise SchemaMismatch(f"{column.label}, row {rows[0][0]}: {reason}")
+
+
+def _refuse_category(check: CategoryCheck, values: Sequence[Any]) -> NoReturn:
+    row, value = next((row, value) for row, value in enumerate(values) if value not in check.known)
+    near = check.shown if isinstance(value, str) else ()  # 17 is not meant by 18
+    hint = did_you_mean(str(value), near, f"it takes {join_names(check.shown)}")
+    raise SchemaMismatch(f"{check.column.label}, row {row}: the model does not know {short_repr(value)}{hint}")
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
-    """Check the rows that a graph has marked; `first_row` is the place of the first one in the request.
+    """Check that the graph has marked no row. `first_row` is the position of its first row in the request.
 
     Raises:
         InferenceError: one is marked.
     """
     if np.count_nonzero(refused):  # so is NaN
         raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")
-
-
-def _refuse(check: ValueCheck, array: Array) -> None:
-    for columns, is_refused, reason in (
-        (check.whole, np.isnan, "null or NaN; the model takes no missing value"),
-        (check.finite, np.isinf, "infinite; the model takes finite numbers"),
-    ):
-        if not columns or not is_refused(array).any():
-            continue
-        for position, column in columns:
-            values = array if position < 0 else _column(array, position)
-            if len(found := np.argwhere(is_refused(values))):
-                called = f"column {column!r}" if position >= 0 else tensor_label(column)
-                raise SchemaMismatch(f"{called}, row {found[0][0]}: {reason}")
-    for position, column, known, shown in check.categories:
-        for row, value in enumerate(_column(array, position).tolist()):
-            if value not in known:
-                near = shown if isinstance(value, str) else ()  # 17 is not meant by 18
-                hint = did_you_mean(str(value), near, f"it takes {join_names(shown)}")
-                raise SchemaMismatch(f"column {column!r}, row {row}: the model does not know {short_repr(value)}{hint}")
-
-
-def _column(array: Array, position: int) -> Array:
-    return array if array.ndim == 1 else array[:, position]
