@@ -3,15 +3,19 @@
 The flavor (`flavor/save.py`) writes the section `flavors.onnxserve` that is read here. A model that only has MLflow's
 own `onnx` section is read too; its inputs are bound to the signature when the graph is loaded (`runtime/model.py`).
 
-Everything is read with libyaml, since PyYAML's own reader takes most of the load time of a small model: 5.8 ms a file
-against 1.7 ms here, measured with 200 models of 30 columns. Several readers ask for the same file one after the other,
-so the last few documents are kept.
+libyaml reads everything. PyYAML's own reader would take most of the load time of a small model: 5.8 ms a file instead
+of 1.7 ms, measured with 200 models of 30 columns. Several readers ask for the same file one after the other, so the
+last few documents are kept.
 
-YAML is checked for its depth and its aliases before anything is built of it. PyYAML's own reader takes time that grows
-with the square of the depth (16 s for 5,000 brackets). libyaml builds nested values by unbounded recursion in C, which
-200,000 brackets end with the process. With aliases, a few hundred characters may stand for gigabytes once a value is
-written as text. A number of YAML 1.1 may be written with colons (1:59:59), in time that grows with the square of their
-number. Both readers go through the events of a document safely.
+`check_yaml` looks at the events of a document before anything is built of it, which is safe with both readers. It
+refuses four kinds of document:
+
+- Deep nesting. PyYAML's own reader takes time that grows with the square of the depth (16 s for 5,000 brackets).
+  libyaml recurses in C without a limit; 200,000 brackets end the process.
+- Aliases that stand for too much. A few hundred characters may become gigabytes once a value is written as text.
+- Aliases within what they name.
+- Long numbers with colons. YAML 1.1 has such numbers (1:59:59), and reading one takes time that grows with the square
+  of its parts.
 """
 
 import hashlib
@@ -35,7 +39,7 @@ _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
 _MAX_DEPTH = 100
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""The errors of reading a document that has something else where a mapping, a list or a text should be."""
+"""The errors that reading a document raises if it has anything but the expected mapping, list or text."""
 _MAX_ALIASED = 1_000_000
 """The characters and values that the aliases of a document may stand for."""
 _MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
@@ -297,7 +301,6 @@ def read_artifact(folder: Path) -> Artifact:
         )
     try:
         columns, tensors = _read_signature(document.get("signature"))
-        refused = section.get("refused") or {}
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -307,16 +310,9 @@ def read_artifact(folder: Path) -> Artifact:
             run_id=str(document.get("run_id") or ""),
             columns=columns,
             tensors=tensors,
-            inputs=tuple(
-                Input(*_read_array(e, e), tuple(map(checked_name, e.get("columns") or ())), e.get("missing"))
-                for e in section.get("inputs") or ()
-            ),
-            outputs=tuple(Output(*_read_array(e, e), e["role"]) for e in section.get("outputs") or ()),
-            refusals=Refusals(
-                frozenset(map(str, refused.get("missing") or ())),
-                frozenset(map(str, refused.get("infinite") or ())),
-                {str(name): tuple(dict.fromkeys(known)) for name, known in (refused.get("categories") or {}).items()},
-            ),
+            inputs=tuple(map(_read_input, section.get("inputs") or ())),
+            outputs=tuple(map(_read_output, section.get("outputs") or ())),
+            refusals=_read_refusals(section.get("refused") or {}),
             prediction=tuple(section.get("prediction") or ()),
             classes=tuple(section.get("classes") or ()),
             framework=str(section.get("framework", "onnx")),
@@ -379,6 +375,24 @@ def checked_name(name: Any) -> str:
 def read_tensor(entry: Mapping[str, Any]) -> Tensor:
     """Return a tensor of a signature; raise one of `MALFORMED` if it is none that numpy has."""
     return Tensor(*_read_array({"name": "", **entry}, entry["tensor-spec"]))
+
+
+def _read_input(entry: Mapping[str, Any]) -> Input:
+    columns = tuple(map(checked_name, entry.get("columns") or ()))
+    return Input(*_read_array(entry, entry), columns, entry.get("missing"))
+
+
+def _read_output(entry: Mapping[str, Any]) -> Output:
+    return Output(*_read_array(entry, entry), entry["role"])
+
+
+def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
+    categories = refused.get("categories") or {}
+    return Refusals(
+        frozenset(map(str, refused.get("missing") or ())),
+        frozenset(map(str, refused.get("infinite") or ())),
+        {str(name): tuple(dict.fromkeys(known)) for name, known in categories.items()},
+    )
 
 
 def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...]]:

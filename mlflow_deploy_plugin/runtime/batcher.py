@@ -31,7 +31,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, repeat_row
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, concatenate_feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.runtime.model import Predictor
 
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-6
@@ -368,9 +368,9 @@ def _row_counts(feeds: Feeds) -> set[int]:
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     """Return why the rows of several requests cannot be computed together; an empty text if they can.
 
-    Every input needs a free first dimension and every output one entry a row, and the answer to a row must not depend
-    on the rows beside it, before it and after it. Batches of one size are computed by the same operations, so that the
-    answer to a row is then equal to the bit, whatever is beside it; also a range of dynamic quantization depends on it.
+    Every input needs a free first dimension, and every output one entry a row. The answer to a row must not depend on
+    the row before or behind it, as it does with the ranges of dynamic quantization. Two batches of one size are
+    computed by the same operations, so the answers to a row in both have to be equal to the bit.
 
     Args:
         feeds: one row or more that the model computes.
@@ -383,25 +383,28 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         return "its example has no rows"
     first = repeat_row(feeds, 0)
 
-    def compute(one: Feeds, other: Feeds) -> dict[str, Array]:
-        return predictor.run({name: np.concatenate([one[name], other[name]]) for name in first})
+    def compute(*rows: Feeds) -> dict[str, Array]:
+        return predictor.run(concatenate_feeds(rows))
 
     try:
         neighbours = _different_rows(predictor, first)
         row = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else neighbours[0]
-        alone, twins, again = predictor.run(row), compute(row, row), compute(row, row)
-        batches = [(compute(row, other), compute(other, row)) for other in (first, *neighbours)]
+        alone, twins, again = compute(row), compute(row, row), compute(row, row)
+        before = [compute(row, other) for other in (first, *neighbours)]
+        behind = [compute(other, row) for other in (first, *neighbours)]
     except InferenceError as error:
         return f"it cannot compute two rows together: {error.message}"
     for name, array in alone.items():
-        pairs = [twins[name], again[name], *(batch[name] for pair in batches for batch in pair)]
+        both = twins[name]
+        pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
         if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
             return f"its output {name!r} does not have one entry a row"
-        is_same = _is_equal if _is_equal(twins[name], again[name]) else _is_close  # a GPU may sum in any order
-        if not all(_is_close(part, array) for part in np.split(twins[name], 2)) or not all(
-            is_same(batch[name][place : place + 1], twins[name][place : place + 1])
-            for pair in batches
-            for place, batch in enumerate(pair)
+        is_same = _is_equal if _is_equal(both, again[name]) else _is_close  # a GPU may sum in any order
+        if not (
+            _is_close(both[:1], array)
+            and _is_close(both[1:], array)
+            and all(is_same(outputs[name][:1], both[:1]) for outputs in before)
+            and all(is_same(outputs[name][1:], both[1:]) for outputs in behind)
         ):
             return f"its output {name!r} depends on the rows beside it"
     return ""

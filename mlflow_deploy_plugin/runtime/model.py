@@ -37,7 +37,7 @@ _DTYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
-"""The name that tf2onnx and shape inference give to each size they know nothing of: it tells none from another."""
+"""The names that tf2onnx and shape inference give to sizes they know nothing of. They are not dimension names."""
 _FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
 """The operators that end the process, without an exception, if they are given no rows, steps or pixels (1.31)."""
 _SMALL_RUN = (16,)
@@ -127,28 +127,34 @@ class OnnxModel:
     def __init__(self, artifact: Artifact, session: Any, placement: Placement) -> None:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
-        names = {  # of the dimensions, which only the graph knows
-            node.name: tuple(
-                size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
-            )
-            for node in (*session.get_inputs(), *session.get_outputs())
-        }
-        inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)
+        dimensions = _dimension_names(session)
+        inputs = tuple(replace(entry, dimension_names=dimensions.get(entry.name, ())) for entry in artifact.inputs)
         self.artifact = replace(artifact, inputs=inputs)
         self.schema: Schema = compile_schema(
             artifact.columns, artifact.tensors, inputs, artifact.outputs, artifact.refusals
         )
-        self._output_names = [output.name for output in self.artifact.outputs]
+        outputs = self.artifact.outputs
+        self._output_names = [output.name for output in outputs]
         self._has_columns = bool(self.artifact.columns)
+        # without a proof, which tries rows beside others, they may be related
+        self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
             self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
+        # an output whose first dimension has another name has no rows: the frames of a sound, say
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
-        self._row_outputs = [  # a first dimension of another name is none of rows: the frames of a sound, say
-            one
-            for one in self.artifact.outputs
-            if self._has_columns or (self.schema.has_rows and names.get(one.name, ())[:1] in of_rows)
+        row_outputs = [
+            output
+            for output in outputs
+            if self._has_columns or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
         ]
+        self._row_values = sum(  # a free size counts as one, until it is computed
+            _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:])) for output in row_outputs
+        )
+        self._has_free_sizes = any(
+            not output.shape or -1 in (output.shape[1:] if output in row_outputs else output.shape)
+            for output in outputs
+        )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & operators_of(session), default="")
         self.limit_values(sys.maxsize)
         self._compute = session.run
@@ -176,22 +182,21 @@ class OnnxModel:
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
         """Refuse requests whose outputs have more values than `most`; each of `batch_rows` rows may have so many."""
-        self._row_values = sum(  # a free size counts as one, until it is computed
-            _VALUES_OF_ONE.get(one.dtype, 1) * abs(math.prod(one.shape[1:])) for one in self._row_outputs
-        )
-        self._has_free_sizes = any(
-            -1 in one.shape[one in self._row_outputs :] or not one.shape for one in self.artifact.outputs
-        )
         self._most_values = most * batch_rows
         self._answer_rows = max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
-        # without a proof, which tries rows beside others, they may be related
-        self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
+    def _check_not_empty(self, feeds: Feeds) -> None:
+        for name, array in feeds.items():
+            if not array.size:
+                reason = f"{name!r} is empty, which its {self._fatal_if_empty} does not take"
+                raise InferenceError(f"the model cannot compute this input: {reason}")
+
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
-        """Return the values of the outputs and those before. Raises BodyTooLarge if they are more than are answered."""
-        if (count := already + sum(output.size for output in outputs)) > self._most_values:
+        """Return `already` and the number of values of the outputs. Raises BodyTooLarge if the limit is passed."""
+        count = already + sum(output.size for output in outputs)
+        if count > self._most_values:
             raise BodyTooLarge(too_many_values(self._most_values))
         return count
 
@@ -207,9 +212,8 @@ class OnnxModel:
             BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
         """
         names = self._output_names if outputs is None else list(outputs)
-        if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
-            reason = f"{empty!r} is empty, which its {self._fatal_if_empty} does not take"
-            raise InferenceError(f"the model cannot compute this input: {reason}")
+        if self._fatal_if_empty:
+            self._check_not_empty(feeds)
         options = self._small_run
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory
@@ -284,7 +288,10 @@ class OnnxModel:
             named = {name: outputs[name] for name in names}
             is_table = bool(self.artifact.columns) or (of_table and not self.artifact.has_signature)
             rows = {len(array) if array.ndim else -1 for array in named.values()}
-            if not is_table or len(rows) != 1 or any(a.size != len(a) for a in named.values() if a.ndim):
+            has_one_value_a_row = len(rows) == 1 and all(
+                array.size == len(array) for array in named.values() if array.ndim
+            )
+            if not is_table or not has_one_value_a_row:
                 return named
             columns = [array.reshape(-1).tolist() for array in named.values()]
             return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
@@ -298,6 +305,16 @@ class OnnxModel:
             blank = "" if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
+
+
+def _dimension_names(session: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of the dimensions of each input and output; an empty text for a dimension without one."""
+    return {
+        node.name: tuple(
+            size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
+        )
+        for node in (*session.get_inputs(), *session.get_outputs())
+    }
 
 
 def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:

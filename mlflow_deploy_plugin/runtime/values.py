@@ -15,7 +15,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Tensor
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.feeds import Array, object_array
 
 LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
@@ -70,21 +70,22 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     listed: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
-    strings = np.empty(len(listed), dtype=object)
     if set(map(type, listed)) == {str}:  # nearly always, and ten times as fast
-        if isinstance(values, np.ndarray):
-            return values.astype(object, copy=False)
-        strings[:] = listed
-        return strings
+        return values.astype(object, copy=False) if isinstance(values, np.ndarray) else object_array(listed)
+    strings = np.empty(len(listed), dtype=object)
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value
-        # NaN is how a frame writes a missing string
-        elif missing is not None and (value is None or (not isinstance(value, np.ndarray) and value != value)):
+        elif missing is not None and _is_missing(value):
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
             raise SchemaMismatch(_mistyped(column, row, value))
     return strings
+
+
+def _is_missing(value: Any) -> bool:
+    """Return True for None, and for NaN, which is how a frame writes a missing string."""
+    return value is None or (not isinstance(value, np.ndarray) and bool(value != value))
 
 
 def convert_tensor(tensor: Tensor, values: Any) -> Array:
@@ -95,20 +96,13 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
     """
     label = tensor_label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
-    if not isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray):
+        array = _as_array(label, values, dtype)
+    else:
         _check_nesting(label, tensor, values)
-    array = _as_array(label, values, dtype)
-    if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        # An integer beside a fractional number has become a float already, which above 2**53 may be another number.
-        limits = np.iinfo(dtype)
-        low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
-        if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
-            array = array.astype(dtype)
-        elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
-            try:  # numpy makes floats of integers beyond int64 beside smaller ones
-                array = np.array(values, dtype=dtype)
-            except OverflowError:
-                raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}") from None
+        array = _as_array(label, values, dtype)
+        if dtype.kind in "iu" and array.dtype.kind == "f":
+            array = _to_integers(label, values, array, dtype)
     if len(array.shape) != len(tensor.shape) or any(
         want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
     ):
@@ -172,6 +166,24 @@ def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
         raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
 
 
+def _to_integers(label: str, values: Any, array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return integers for lists that numpy has read as floats; the floats themselves if one has a fraction.
+
+    An integer beside a fractional number has become a float already, which above 2**53 may be another number. numpy
+    also makes floats of integers beyond int64 beside smaller ones: those are read again from `values`.
+    """
+    limits = np.iinfo(dtype)
+    low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
+    if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
+        return array.astype(dtype)
+    if any(_kind_of(type(value)) != "i" for value in np.array(values, dtype=object).flat):
+        return array
+    try:
+        return np.array(values, dtype=dtype)
+    except OverflowError:
+        raise SchemaMismatch(f"{label} holds a number that does not fit {dtype}") from None
+
+
 def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
     """Return an array as numpy reads it: of objects for texts, with NaN for null if `dtype` is floating-point."""
     try:
@@ -210,20 +222,18 @@ def _kind_of(kind: type) -> str:
 
 def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
     """Convert a list of numbers or booleans. In a floating-point column, null is NaN."""
-    kinds = set(map(_kind_of, set(map(type, values))))
-    if "n" in kinds and dtype.kind == "f":
+    accepted = _ACCEPTED[_KINDS[dtype.kind]]
+    kinds = _kinds_of(values)
+    if dtype.kind == "f" and "n" in kinds:
         values = [np.nan if value is None else value for value in values]
         kinds.discard("n")
-    if "f" in kinds and dtype.kind in "iu":
-        # above 2**53 a float may have been another integer, as JSON's beyond 64 bits
-        values = [
-            int(v) if _kind_of(type(v)) == "f" and float(v).is_integer() and abs(v) < 2**53 else v for v in values
-        ]
-        kinds = set(map(_kind_of, set(map(type, values))))
-    if not kinds <= _ACCEPTED[_KINDS[dtype.kind]]:
-        row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in _ACCEPTED[_KINDS[dtype.kind]])
-        is_whole = _kind_of(type(values[row])) == "f" and float(values[row]).is_integer()
-        raise SchemaMismatch((_unfit if is_whole and dtype.kind in "iu" else _mistyped)(column, row, values[row]))
+    elif dtype.kind == "i" and "f" in kinds:
+        values = list(map(_whole_number, values))
+        kinds = _kinds_of(values)
+    if not kinds <= accepted:
+        row, value = next((row, value) for row, value in enumerate(values) if _kind_of(type(value)) not in accepted)
+        is_too_large = dtype.kind == "i" and _kind_of(type(value)) == "f" and float(value).is_integer()
+        raise SchemaMismatch(_unfit(column, row, value) if is_too_large else _mistyped(column, row, value))
     try:
         return np.array(values, dtype=dtype)
     except (OverflowError, FloatingPointError):
@@ -233,6 +243,19 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
             except (OverflowError, FloatingPointError):
                 raise SchemaMismatch(_unfit(column, row, value)) from None
         raise
+
+
+def _kinds_of(values: Sequence[Any]) -> set[str]:
+    return set(map(_kind_of, set(map(type, values))))
+
+
+def _whole_number(value: Any) -> Any:
+    """Return 20 for 20.0, and every other value as it is.
+
+    A float above 2**53 may have been another integer, as one of JSON's beyond 64 bits.
+    """
+    is_whole = _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
 
 
 def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
