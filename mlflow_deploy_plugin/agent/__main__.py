@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.statedir import AGENT, METRICS, SPEC, SPOOL, AgentStat
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
 _SHIP_SECONDS = 2.0
-_POLL_THREADS, _FETCH_THREADS = 4, 2
+_POLL_THREADS, _FETCH_THREADS = 4, 32
 _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 _PARENT_END_SECONDS = 2.0

@@ -72,6 +72,8 @@ class ModelCache:
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root
         self._models = root / "models"
+        self._downloads: dict[str, Path] = {}
+        """The folders of the downloads under way, by source."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # a copied file's mode is its original's
@@ -97,6 +99,7 @@ class ModelCache:
             folder = self._find_cached(entry)
             if folder is None:
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
+                    self._downloads[source] = Path(temporary)
                     fetched = download(source, Path(temporary))
                     folder = self._models / verify_files(fetched)
                     try:
@@ -110,6 +113,12 @@ class ModelCache:
         except OSError as error:
             raise OnnxserveError(f"the model cache {self._root} cannot take {source}: {error.strerror}") from None
         return folder
+
+    def received_bytes(self, source: str) -> int:
+        """Return the size of the files on this disk of the latest download of `source`; 0 if there was none."""
+        folder = self._downloads.get(source)
+        paths = folder.rglob("*") if folder is not None else ()
+        return sum(status.st_size for status in map(_status, paths) if status is not None)
 
     def prune(self, now: float | None = None) -> None:
         """Delete the models that no server uses any more, and forget the servers whose state folder is gone."""
@@ -199,6 +208,10 @@ class MlflowRegistry:
             runs_code=artifact.flavor == PYTHON_FUNCTION,
         )
 
+    def received_bytes(self, resolved: ResolvedModel) -> int:
+        """Return how many bytes of a version that is being fetched are on this disk."""
+        return self.cache.received_bytes(resolved.source)
+
     def report_failure(self, source: str, error: str) -> bool:
         """Tag the registered version `source` with the error, or remove the tag if the error is empty.
 
@@ -225,11 +238,17 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _modified_at(path: Path) -> float:
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of a file; None if somebody has removed it meanwhile."""
     try:
-        return path.stat().st_mtime
+        return path.stat()
     except FileNotFoundError:
-        return 0.0
+        return None
+
+
+def _modified_at(path: Path) -> float:
+    status = _status(path)
+    return 0.0 if status is None else status.st_mtime
 
 
 def verify_files(folder: Path) -> str:

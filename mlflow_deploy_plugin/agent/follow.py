@@ -46,7 +46,6 @@ _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
 """Between two rounds, and while a command is under way, whose caller waits."""
-_FOREVER_SECONDS = 1e9
 _FIRST_POLL_SECONDS = 5.0
 """A restart waits so long for the registry before it serves the versions of before."""
 _MOST_DEATHS = 2
@@ -100,9 +99,9 @@ class Follower:
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         if is_first:  # without a version to serve there is nothing else to do
-            deadline = time.monotonic() + (_FOREVER_SECONDS if self._lacks_versions() else _FIRST_POLL_SECONDS)
-            while (pending := self.resolver.pending()) and (left := deadline - time.monotonic()) > 0:
-                wait(pending, left, FIRST_COMPLETED)
+            deadline = time.monotonic() + _FIRST_POLL_SECONDS
+            while (pending := self.resolver.pending()) and (time.monotonic() < deadline or self._waits_for_versions()):
+                wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
                 self.resolver.advance()
         fatal = is_first and not has_restored and self._lacks_versions()
         if not fatal:
@@ -160,6 +159,10 @@ class Follower:
         if len(self._specs) > 1:
             return all(lacking)
         return not self._own_specs or any(lacking)
+
+    def _waits_for_versions(self) -> bool:
+        """Return True if there is nothing to start with yet, and an answer or a download may still bring it."""
+        return self._lacks_versions() and not all(model.is_settled for model in self.resolver.models.values())
 
     def _write_wanted(self) -> None:
         before, endpoints = self._wanted, {}

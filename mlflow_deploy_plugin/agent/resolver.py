@@ -3,6 +3,9 @@
 Polls of the registry and fetches run in threads of their own. One that hangs delays neither another model nor a change
 that needs no registry (of weights, a roll-back, a command). Their results are taken in here, in the one thread that
 owns the agent's state.
+
+A few fetches run at a time. One that takes longer than a turn goes on, and the next begins: a slow line brings its
+model in the end, and holds up no other. A fetch of which nothing arrives for minutes is told as a failure, and goes on.
 """
 
 import logging
@@ -31,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
+_TURNS, _TURN_SECONDS = 2, 30.0
+_STALL_SECONDS = 600.0
+"""MLflow's server may take minutes over a large file before it sends the first byte."""
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 """Aspects that change while the version stays the same."""
 
@@ -40,6 +46,7 @@ class Registry(Protocol):
 
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
+    def received_bytes(self, resolved: ResolvedModel) -> int: ...
     def report_failure(self, source: str, error: str) -> bool: ...
 
 
@@ -108,11 +115,22 @@ def pyfunc_policy(specs: Sequence[EndpointSpec]) -> PyfuncPolicy:
 
 
 @dataclass
+class _Fetch:
+    """A fetch of one version, by the clock of `PollPolicy`. `received` bytes have come, the last ones at `moved_at`."""
+
+    future: "Future[FetchedVersion]"
+    started_at: float
+    moved_at: float
+    received: int = 0
+
+
+@dataclass
 class VersionResolver:
     """Brings every followed model to the version that the registry names.
 
     Args:
-        poll_pool, fetch_pool: threads that ask the registry, and threads that fetch files.
+        poll_pool, fetch_pool: threads that ask the registry, and threads that fetch files, of which those that take
+            long keep theirs.
 
     Attributes:
         finished_polls: counts polls, failed ones too.
@@ -127,12 +145,12 @@ class VersionResolver:
     models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     finished_polls: int = 0
     has_reported: bool = False
-    _fetches: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
+    _fetches: dict[str, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
         """Return the polls and fetches under way."""
         polls = [model.poll for model in self.models.values() if model.poll is not None]
-        return [*dict.fromkeys(polls), *self._fetches.values()]
+        return [*dict.fromkeys(polls), *(fetch.future for fetch in self._fetches.values())]
 
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
         """Take a new policy, and try again the versions that it no longer refuses."""
@@ -172,15 +190,17 @@ class VersionResolver:
             if model.target is not None and model.poll is None and self._fetch_unless_served(ref, model, model.target)
         ]
         # asked once: the result of a fetch that ends from here on is taken the next time, by all that wait for it
-        ended = {identity: fetch for identity, fetch in self._fetches.items() if fetch.done()}
+        ended = {identity: fetch.future for identity, fetch in self._fetches.items() if fetch.future.done()}
         for ref, model, target in waiting:
             if target.identity in ended:
                 self._take_fetched(ref, model, target, ended[target.identity])
+            elif target.identity in self._fetches:
+                self._tell_stall(model, target, self._fetches[target.identity])
         targets = {model.target.identity for model in self.models.values() if model.target is not None}
         for identity in ended:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
-            self._fetches.pop(identity).cancel()  # the reference has moved on; a fetch that runs ends by itself
+            self._fetches.pop(identity).future.cancel()  # the reference has moved on; a fetch that runs ends by itself
         self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
@@ -219,7 +239,7 @@ class VersionResolver:
         self.finished_polls += len(pauses)
 
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
-        """Start fetching the target, unless it is served already or may not be; return True if it is being fetched."""
+        """Fetch the target in its turn, unless it is served already or may not be; return True if it is fetched."""
         rejection = model.rejection
         is_rejected = rejection is not None and rejection.identity == target.identity and rejection.cause != "gate"
         if is_rejected and rejection is not None and self.polling.clock() < rejection.retry_at:
@@ -234,9 +254,23 @@ class VersionResolver:
             reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
             model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
             return False
-        if target.identity not in self._fetches:
-            self._fetches[target.identity] = self.fetch_pool.submit(self._fetch, target)
+        now = self.polling.clock()
+        under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
+        turns = sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way)
+        if target.identity not in self._fetches and turns < _TURNS:
+            self._fetches[target.identity] = _Fetch(self.fetch_pool.submit(self._fetch, target), now, now)
         return True
+
+    def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
+        """Say of a fetch under way that nothing of it arrives, and take that back when something does."""
+        now = self.polling.clock()
+        if now - fetch.started_at < _TURN_SECONDS:
+            return
+        if (received := self.registry.received_bytes(target)) != fetch.received:
+            fetch.received, fetch.moved_at, model.rejection = received, now, None
+        elif now - fetch.moved_at >= _STALL_SECONDS:
+            reason = f"its download stalls: of its files {received:,} bytes have come, and none for ten minutes"
+            model.rejection = _rejection(target, "fetch", reason, retry_at=0.0, error_class=RegistryUnavailable)
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
         try:

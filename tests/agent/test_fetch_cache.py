@@ -200,3 +200,21 @@ def test_files_that_are_not_those_that_were_saved_are_not_taken(
     assert not left_overs(tmp_path)
     (source / "model.onnx").write_bytes(saved)
     assert (cache.fetch(str(source), "registry x 1") / "model.onnx").read_bytes() == saved
+
+
+def test_the_bytes_of_a_download_are_counted_while_it_runs(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_model(tmp_path / "source")
+    counted = []
+
+    def download(location: str, destination: Path) -> Path:
+        (destination / "part").write_bytes(b"x" * 100)
+        counted.append(cache.received_bytes(location))
+        raise RegistryUnavailable("it breaks off")
+
+    monkeypatch.setattr("mlflow_deploy_plugin.agent.fetch.download", download)
+    assert cache.received_bytes(str(source)) == 0
+    with pytest.raises(RegistryUnavailable):
+        cache.fetch(str(source), "registry x 1")
+    assert (counted, cache.received_bytes(str(source))) == ([100], 0)

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from threading import Thread
 
 import pytest
 
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.statedir import (
     write_state,
 )
 from tests.support.fake_registry import STAGE, Case, Later
+from tests.support.waiting import wait_until
 
 
 def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(case: Case) -> None:
@@ -138,6 +140,48 @@ def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_
     (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}")
     follower.round()
     assert case.wanted.endpoints["e"].variants["v1"].weight == 7
+
+
+def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_from_being_served(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.agent.follow._FIRST_POLL_SECONDS", 0.1)
+    fetches = Later()
+    (case.state_dir / SPEC).write_text(
+        "---\n".join(f"name: e{version}\nvariants: {{v: {{model: 'models:/tiny/{version}'}}}}\n" for version in "12")
+    )
+    case.world.versions = {f"models:/tiny/{version}": version for version in "12"}
+    follower = case.follower(fetches=fetches)
+
+    def bring_the_second() -> None:
+        wait_until(lambda: len(fetches.waiting) == 2)
+        slow, fetches.waiting = fetches.waiting[:1], fetches.waiting[1:]
+        fetches.go_on()
+        fetches.waiting = slow
+
+    bringing = Thread(target=bring_the_second)
+    bringing.start()
+    assert not follower.round().fatal
+    bringing.join()
+    assert {name: list(one.variants) for name, one in case.wanted.endpoints.items()} == {"e1": [], "e2": ["v"]}
+
+
+def test_at_a_first_start_a_download_that_stalls_is_fatal(case: Case) -> None:
+    fetches = Later()
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower(fetches=fetches)
+
+    def let_time_go_by() -> None:
+        wait_until(lambda: fetches.waiting)
+        case.now += 601
+
+    passing = Thread(target=let_time_go_by)
+    passing.start()
+    state = follower.round()
+    passing.join()
+    assert state.fatal
+    assert "version 1 cannot be fetched: its download stalls: of its files 0 bytes have come" in state.error
 
 
 def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Case) -> None:

@@ -71,6 +71,59 @@ def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
+def test_fetches_that_take_long_leave_their_turns_to_others(case: Case) -> None:
+    fetches = Later()
+    resolver = case.follower(fetches=fetches).resolver
+    refs = [ModelRef(f"models:/tiny/{version}") for version in "1234"]
+    resolver.models = {ref: FollowedModel() for ref in refs}
+    case.world.versions = {ref.uri: ref.uri[-1] for ref in refs}
+    resolver.advance()
+    long = fetches.waiting[:]
+    assert len(long) == 2
+
+    case.now += 29
+    resolver.advance()
+    assert fetches.waiting == long
+
+    case.now += 2
+    resolver.advance()
+    fetches.waiting = fetches.waiting[2:]
+    fetches.go_on()
+    resolver.advance()
+    assert [bool(resolver.models[ref].version) for ref in refs] == [False, False, True, True]
+
+    fetches.waiting = long
+    fetches.go_on()
+    resolver.advance()
+    assert all(model.is_settled and model.version for model in resolver.models.values())
+
+
+def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: Case) -> None:
+    fetches = Later()
+    resolver = case.follower(fetches=fetches).resolver
+    model = FollowedModel()
+    resolver.models = {ModelRef(STAGE): model}
+    case.world.versions[STAGE] = "1"
+
+    def after(seconds: float, received: int) -> str:
+        case.now, case.world.received = case.now + seconds, received
+        resolver.advance()
+        return model.message(STAGE)
+
+    assert after(0, 0) == after(500, 1000) == after(590, 1000) == ""
+    told = (
+        f"{STAGE}: version 1 cannot be fetched: its download stalls: of its files 1,000 bytes have come, and none for"
+    )
+    assert after(20, 1000) == after(20, 1000) == f"{told} ten minutes"
+    assert len(fetches.waiting) == 1
+    assert after(20, 2000) == ""
+    assert told.replace("1,000", "2,000") in after(600, 2000)
+    assert model.is_settled
+    fetches.go_on()
+    assert after(0, 2000) == ""
+    assert model.version is not None
+
+
 class EndsBetweenTwoLooks(AtOnce):
     """Its futures have ended from the second time on that somebody asks."""
 

@@ -80,6 +80,7 @@ class World:
     failures: list[tuple[str, str]] = field(default_factory=list)
     gates: dict[str, str] = field(default_factory=dict)
     calls: int = 0
+    received: int = 0
     is_deaf: bool = False
 
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
@@ -111,6 +112,9 @@ class World:
             source=resolved.source,
             runs_code=runs_code,
         )
+
+    def received_bytes(self, resolved: ResolvedModel) -> int:
+        return self.received
 
     def report_failure(self, source: str, error: str) -> bool:
         if self.is_deaf:
