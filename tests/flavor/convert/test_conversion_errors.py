@@ -139,6 +139,10 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "a kernel that is computed before it (kernel='precomputed')",
         ),
         ("The detected shape was (2,) + inhomogeneous part.", "its targets have different numbers of classes"),
+        (
+            "Unable to find a shape calculator for type '<class 'notebook.train.<locals>.Ratio'>'.",
+            "there is no converter for notebook.train.<locals>.Ratio",
+        ),
         ("No. You may raise an issue at https://github.com/onnx/sklearn-onnx/issues.", "No"),
         ("loss is not supported, please fill an isue at https://github.com/x/issues", "loss is not supported"),
         ("No Op registered for Svd with domain_version of 18 ==> Context: Bad node", "ONNX has no operator for Svd"),

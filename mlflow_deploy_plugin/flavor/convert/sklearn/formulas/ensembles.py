@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy import special
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
@@ -315,15 +316,21 @@ def _inverse(transformer: Any, y: TracedArray) -> TracedArray:
             y = _inverse(transformer._scaler, y) if transformer.standardize else y
             columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
             y = np.stack(columns, axis=1)
-        case QuantileTransformer(output_distribution="uniform"):
-            known = transformer.quantiles_.T
-            columns = [np.interp(y[:, n], transformer.references_, values) for n, values in enumerate(known)]
-            y = np.stack(columns, axis=1)
+        case QuantileTransformer():
+            y = _at_shares(transformer, y)
         case _:
             raise NotImplementedError(f"the inverse of {type(transformer).__name__} as transformer of the target")
     if not isinstance(y, Traced):
         raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which is no function of its numbers")
     return y
+
+
+def _at_shares(transformer: QuantileTransformer, y: TracedArray) -> TracedArray:
+    """Return the values whose shares of the training targets, or the normal deviates of these, are y [N, k]."""
+    if transformer.output_distribution == "normal":
+        y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
+    known = transformer.quantiles_.T
+    return np.stack([np.interp(y[:, n], transformer.references_, values) for n, values in enumerate(known)], axis=1)
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
