@@ -16,11 +16,12 @@ does not grow with the labels in the log: a large index lies in temporary files,
 import json
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -78,8 +79,9 @@ _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
-"""The sets of key columns that name rows, those of the first labels. Each row is looked up by each of them, and a
+"""The sets of key columns that name rows, those that most labels have. Each row is looked up by each of them, and a
 caller can send thousands."""
+_MOST_COUNTED_SETS = 4096
 _HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
@@ -205,26 +207,34 @@ class EndpointLabels:
         """
         if self._index is None and not self._was_joined:
             self._was_joined = True
-            return LabelIndex(self.batches(rows.earliest_label), rows).latest(rows)
+            return LabelIndex(self.batches(rows.earliest_label), self.key_sets, rows).latest(rows)
         return self.index.latest(rows)
 
     @property
     def index(self) -> "LabelIndex":
         """The index of all labels."""
         if self._index is None:
-            self._index = LabelIndex(self.batches())
+            self._index = LabelIndex(self.batches(), self.key_sets)
         return self._index
+
+    @cached_property
+    def key_sets(self) -> set[Kind]:
+        """The sets of columns by which labels name their rows, those of most labels.
+
+        They are counted in bounded memory: of many sets, the rarest so far are forgotten.
+        """
+        counts = Counter[Kind]()
+        for table in _grouped(self.batches(columns=["_key"])):
+            kinds, which = _key_kinds(table.column("_key").drop_null())
+            counts.update(dict(zip(kinds, np.bincount(which, minlength=len(kinds)).tolist(), strict=True)))
+            if len(counts) > _MOST_COUNTED_SETS:
+                counts = Counter(dict(counts.most_common(_MOST_COUNTED_SETS // 2)))
+        return {kind for kind, _ in counts.most_common(MOST_KEY_SETS)}
 
     @property
     def key_columns(self) -> set[str]:
         """The columns by which labels name their rows."""
-        if self._index is not None:
-            kinds = self._index.kinds
-        else:
-            tables = _grouped(self.batches(columns=["_key"]))
-            found = (kind for table in tables for kind in _key_kinds(table.column("_key").drop_null())[0])
-            kinds = set(islice(dict.fromkeys(found), MOST_KEY_SETS))
-        return {column for kind in kinds for column in kind}
+        return {column for kind in self.key_sets for column in kind}
 
     def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
         """Yield the labels as `read_labels` does; few are kept, and have all columns."""
@@ -262,12 +272,13 @@ class LabelIndex:
 
     Args:
         labels: tables of `SCHEMA`.
+        key_sets: the sets of key columns that count.
         rows: only labels of these rows are kept; None keeps all.
     """
 
-    def __init__(self, labels: Iterable[pa.Table], rows: "RowKeys | None" = None) -> None:
+    def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind], rows: "RowKeys | None" = None) -> None:
         self.kinds: set[Kind] = set()
-        self._key_sets: set[Kind] = set()
+        self._counted = {_BY_ID, _BY_ROW} | key_sets
         self._parts = _merge(part for table in _grouped(labels) for part in self._named(table, rows))
 
     @property
@@ -286,10 +297,8 @@ class LabelIndex:
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
         """Yield the labels with the hash of their key in `_name`; with `rows`, those that name one of them."""
         for kind, which, hashes in label_keys(labels):
-            if kind not in (_BY_ID, _BY_ROW):
-                if kind not in self._key_sets and len(self._key_sets) == MOST_KEY_SETS:
-                    continue
-                self._key_sets.add(kind)
+            if kind not in self._counted:
+                continue
             if rows is not None:
                 is_known = rows.contain(kind, hashes)
                 which, hashes = which[is_known], hashes[is_known]

@@ -368,15 +368,27 @@ def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log: InferenceLog, 
     assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
 
 
-def test_the_first_64_sets_of_key_columns_name_rows_since_a_caller_can_send_thousands(
+def test_the_64_sets_of_key_columns_that_most_labels_have_name_rows_since_a_caller_can_send_thousands(
     log: InferenceLog, writer: LogWriter
 ) -> None:
     columns = {f"c{place}": [place, place + 1] for place in range(66)}
     writer.write(request(2, **columns))
-    writer.label(by_key("known", c0=0), name="a")
-    writer.label(*(by_key("nobody's", **{name: -1}) for name in [*columns][1:65]), name="b")
-    writer.label(by_key("too late", c65=66, at=1), by_key("known too", c0=1), by_id("by id", row=0, at=1), name="c")
+    writer.label(*(by_key("nobody's", **{name: -1}) for name in [*columns][1:65]), name="a")
+    writer.label(by_key("of a rare set", c65=66, at=1), by_id("by id", row=0, at=1), name="b")
+    writer.label(by_key("known", c0=0), by_key("known too", c0=1), name="c")
     assert labels(log) == ["by id", "known too"]
+
+
+def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "_MOST_COUNTED_SETS", 100)
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 50)
+    writer.write(request(1, flight=[7]))
+    for file in range(10):
+        made_up = (by_key("nobody's", **{f"made-up-{file}-{place}": 1}) for place in range(40))
+        writer.label(*made_up, by_key("another's", flight=8), by_key("late", flight=7), name=str(file))
+    assert labels(log) == ["late"]
 
 
 def test_a_key_of_a_column_of_half_floats_names_its_rows(log: InferenceLog, writer: LogWriter) -> None:
