@@ -65,6 +65,7 @@ from .session import import_onnxruntime as import_onnxruntime
 from .session import open_session as open_session
 from .session import session_options as session_options
 from .values import NO_ROWS as NO_ROWS
+from .values import fits_shape as fits_shape
 from .values import numpy_dtype as numpy_dtype
 from .values import short_repr as short_repr
 

@@ -48,6 +48,11 @@ def is_lossless_cast(wide: np.dtype[Any], values: np.dtype[Any]) -> bool:
     return np.can_cast(values, wide) and not is_rounded
 
 
+def fits_shape(wanted: Sequence[int], shape: Sequence[int]) -> bool:
+    """Return True if an array of this shape fits one in which -1 stands for any size."""
+    return len(wanted) == len(shape) and all(want in (-1, have) for want, have in zip(wanted, shape, strict=True))
+
+
 def short_repr(value: Any) -> str:
     """Return a value as an error message may show it: in the words of JSON, short, a few levels deep."""
     if value is None or value is True or value is False:
@@ -103,9 +108,7 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
         array = _as_array(label, values, dtype)
         if dtype.kind in "iu" and array.dtype.kind == "f":
             array = _to_integers(label, values, array, dtype)
-    if len(array.shape) != len(tensor.shape) or any(
-        want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
-    ):
+    if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
         raise SchemaMismatch(f"{label} has the shape {_sizes(array.shape)}; {_sizes(tensor.shape)} is expected")

@@ -1,9 +1,9 @@
 """The model that a captured request refers to: it binds arrays to the columns of the log, and says which are kept.
 
-Masking: a masked column holds a keyed hash in the spool and in the log, equal where the values are equal.
+A masked column holds keyed hashes instead of values, in the spool and in the log. Equal values have equal hashes, in
+every column, version and server with the same key. Without the key nobody can find a value by trying.
 
-The hash is keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal. Without the key nobody can try
-out values. The same value has the same hash in every column, version and server that has the same key.
+The hash is keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class ColumnMask:
             OSError: the key cannot be read or made.
             InvalidConfig: the file holds no key.
         """
-        if values.shape == (1,):  # most requests: what follows takes thrice as long
+        if values.shape == (1,):  # most requests: the general way takes thrice as long
             return [self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item())]
         # `tolist` turns a float32's 0.1 into another number
         rows = list(values) if values.dtype == np.float32 else values.tolist()
@@ -110,9 +110,9 @@ class CapturedModel:
         schema: with the columns that are kept, and the names of the arrays that hold them as they were sent.
         outputs: the names of the graph's outputs; None if they are not known.
         mask: columns of the log that are masked; their values are in none of the arrays that are kept.
-        cuts: by input of the graph, [columns] intp: the places of the columns that are kept; None if none is.
+        cuts: for each input that is not kept whole: the places of the columns that are kept, [columns] intp.
         left_out: outputs that are not kept.
-        masked: by input of the graph, its masked columns as (name, place); place None if the input is the column.
+        masked: for each input with masked columns: (column, place), place None if the whole input is the column.
     """
 
     model: str
@@ -121,7 +121,7 @@ class CapturedModel:
     prediction: tuple[str, ...]
     outputs: tuple[str, ...] | None = None
     mask: tuple[str, ...] = ()
-    cuts: Mapping[str, Array | None] = field(default_factory=dict)
+    cuts: Mapping[str, Array] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
     masked: Mapping[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)
 
@@ -148,35 +148,32 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
     _check_names("drop", drop, model)
     _check_names("mask", mask, model)
     excluded = {*drop, *mask}
-    inputs: list[Input] = []
-    cuts: dict[str, Array | None] = {}
-    for entry in model.schema.inputs:
-        names = entry.columns or (entry.name,)
-        places = [place for place, name in enumerate(names) if name not in excluded]
-        if not places:
-            cuts[entry.name] = None
-        elif len(places) == len(names):
-            inputs.append(entry)
-        else:
-            cuts[entry.name] = np.array(places, dtype=np.intp)
-            inputs.append(replace(entry, columns=tuple(names[place] for place in places)))
-    schema = Schema(
-        tuple(column for column in model.schema.columns if column.name not in excluded),
-        tuple(tensor for tensor in model.schema.tensors if tensor.name not in excluded),
-        tuple(inputs),
-        model.schema.has_rows,
-    )
     left_out = {name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)}
     only_answer = only_answer_columns(model.prediction)
     if PREDICTION in excluded & only_answer:
         left_out.update(model.prediction)
     if not only_answer.isdisjoint(mask):
         mask = tuple(sorted({*mask} | only_answer))
+    inputs: list[Input] = []
+    cuts: dict[str, Array] = {}
     masked: dict[str, tuple[tuple[str, int | None], ...]] = {}
     for entry in model.schema.inputs:
-        named: list[tuple[str, int | None]] = [(name, place) for place, name in enumerate(entry.columns)]
-        if columns := tuple(one for one in named or [(entry.name, None)] if one[0] in mask):
-            masked[entry.name] = columns
+        names = entry.columns or (entry.name,)
+        places = [place for place, name in enumerate(names) if name not in excluded]
+        if len(places) < len(names):
+            cuts[entry.name] = np.array(places, dtype=np.intp)
+            masked[entry.name] = tuple(
+                (name, place if entry.columns else None) for place, name in enumerate(names) if name in mask
+            )
+            entry = replace(entry, columns=tuple(names[place] for place in places))
+        if places:
+            inputs.append(entry)
+    schema = Schema(
+        tuple(column for column in model.schema.columns if column.name not in excluded),
+        tuple(tensor for tensor in model.schema.tensors if tensor.name not in excluded),
+        tuple(inputs),
+        model.schema.has_rows,
+    )
     return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
 
 

@@ -1,9 +1,9 @@
 """One captured request as bytes; and feedback, the labels that callers report for earlier predictions.
 
-What repeats is written once, in the layout: JSON that names the arrays in order, with their dtypes and the shape of a
-row. The request itself is a head of fixed size, both ids, and the arrays: numbers as they lie in memory, strings as
-JSON after its length. `RequestEncoder` keeps a plan for each kind of request, so that writing one costs a comparison
-and one copy an array.
+The layout holds what many requests share, and is written once: JSON that names the arrays in order, with their dtypes
+and the shape of a row. A request is a head of fixed size, both ids, and the arrays: numbers as they lie in memory,
+strings as JSON after its length. `RequestEncoder` keeps a plan for each kind of request, so that writing one costs a
+comparison and one copy an array.
 """
 
 import struct
@@ -24,10 +24,10 @@ FIRST_ERROR_STATUS = 400
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
+_NO_COLUMNS: Array = np.empty(0, dtype=np.intp)
 _MAX_PLANS = 256
-"""The most plans that are kept: one for each endpoint, variant, number of feeds and shape of the first array. The next
-one empties the cache."""
-_ALL_COLUMNS: Array = np.empty(0, dtype=np.intp)
+"""The most plans that are kept; one more empties the cache. Requests share a plan if endpoint, variant, number of
+feeds and shape of the first array are the same."""
 _form: Callable[[Array], tuple[tuple[int, ...], np.dtype[Any]]] = attrgetter("shape", "dtype")
 
 Value = str | int | float | bool | None
@@ -55,6 +55,21 @@ class RequestRecord(NamedTuple):
     is_shadow: bool = False
 
 
+class KeptArray(NamedTuple):
+    """An array that is written: its position among the arrays of a request, and its columns (None: all)."""
+
+    position: int
+    is_text: bool
+    columns: Array | None
+
+
+class MaskedColumn(NamedTuple):
+    """A column whose hashes are written: the position of its array, and its place in there (None: it is the array)."""
+
+    position: int
+    place: int | None
+
+
 @dataclass(slots=True, eq=False)
 class EncodingPlan:
     """The encoding of arrays of exactly these names, shapes and dtypes.
@@ -63,9 +78,6 @@ class EncodingPlan:
         model: says which columns are kept.
         layout: the JSON for the reader.
         names, forms: of the arrays; a form is a shape and a dtype.
-        kept: for each array that is written: its position, whether it is text, and which columns are written (None:
-            all).
-        masked: for each masked column: the position of its array, and its place in there (None: it is the array).
         rows: of the request; `kept_rows` of them are written.
         is_plain: every array is written as it lies in memory.
         segment, reference: the writer's: the number of the last segment that has the layout, and the beginning of the
@@ -76,8 +88,8 @@ class EncodingPlan:
     layout: bytes
     names: list[str]
     forms: list[tuple[tuple[int, ...], np.dtype[Any]]]
-    kept: tuple[tuple[int, bool, Array | None], ...]
-    masked: tuple[tuple[int, int | None], ...]
+    kept: Sequence[KeptArray]
+    masked: Sequence[MaskedColumn]
     rows: int
     kept_rows: int
     is_plain: bool
@@ -123,10 +135,11 @@ class RequestEncoder:
         head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(request), len(prediction))
         if plan.is_plain:
             return plan, [head, request, prediction, *map(np.ndarray.tobytes, arrays)]
+        if plan.kept_rows < plan.rows:
+            arrays = [array[: plan.kept_rows] if array.ndim else array for array in arrays]
         pieces = [head, request, prediction]
-        is_cut = plan.kept_rows < plan.rows
-        for place, is_text, columns in plan.kept:
-            array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
+        for position, is_text, columns in plan.kept:
+            array = arrays[position]
             if columns is not None:
                 array = as_table(array)[:, columns]
             if is_text:
@@ -134,10 +147,10 @@ class RequestEncoder:
                 pieces += (_TEXT_LENGTH.pack(len(text)), text)
             else:
                 pieces.append(array.tobytes())
-        for place, column in plan.masked:
-            array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
-            if column is not None:
-                array = as_table(array)[:, column]
+        for position, place in plan.masked:
+            array = arrays[position]
+            if place is not None:
+                array = as_table(array)[:, place]
             text = orjson.dumps(self._mask.hash_column(array))
             pieces += (_TEXT_LENGTH.pack(len(text)), text)
         return plan, pieces
@@ -192,37 +205,42 @@ def _make_plan(
     record: RequestRecord, model: CapturedModel, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
 ) -> EncodingPlan:
     rows = next((len(array) for array in feeds.values() if array.ndim), 0)
-    entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}
-    masked_entries: list[tuple[str, str, tuple[int, ...]]] = []
-    kept, masked = [], []
-    arrays = [("feeds", *entry) for entry in feeds.items()] + [("outputs", *entry) for entry in outputs.items()]
-    for place, (side, name, array) in enumerate(arrays):
+    entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": [], "masked": []}
+    kept: list[KeptArray] = []
+    masked: list[MaskedColumn] = []
+    arrays = [*feeds.items(), *outputs.items()]
+    for position, (name, array) in enumerate(arrays):
         holds_objects = array.dtype.kind == "O"
         is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str | None))
         if array.shape[:1] != (rows,) or (holds_objects and not is_text):
             continue  # a table has no place for it
-        is_feed = side == "feeds"
-        for column, position in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
-            masked_entries.append((column, "str", ()))
-            masked.append((place, position))
-        columns = model.cuts.get(name, _ALL_COLUMNS) if is_feed else None if name in model.left_out else _ALL_COLUMNS
-        if columns is None:
+        hidden: Sequence[tuple[str, int | None]]
+        if position < len(feeds):
+            side, hidden, columns = "feeds", model.masked.get(name, ()), model.cuts.get(name)
+        else:
+            side, hidden = "outputs", model.masked_outputs(name, array)
+            columns = _NO_COLUMNS if name in model.left_out else None
+        for column, place in hidden:
+            entries["masked"].append((column, "str", ()))
+            masked.append(MaskedColumn(position, place))
+        if columns is not None and not len(columns):
             continue
-        inner = array.shape[1:] if columns is _ALL_COLUMNS else (len(columns),)
+        inner = array.shape[1:] if columns is None else (len(columns),)
         entries[side].append((name, "str" if is_text else array.dtype.str, inner))
-        kept.append((place, is_text, None if columns is _ALL_COLUMNS else columns))
+        kept.append(KeptArray(position, is_text, columns))
+    if not masked:
+        del entries["masked"]
+    is_whole = rows <= max_rows and len(kept) == len(arrays) and all(array.columns is None for array in kept)
     return EncodingPlan(
         model,
-        _encode_layout(record, entries | ({"masked": masked_entries} if masked_entries else {})),
-        [name for _, name, _ in arrays],
-        [_form(array) for *_, array in arrays],
-        tuple(kept),
-        tuple(masked),
+        _encode_layout(record, entries),
+        [name for name, _ in arrays],
+        [_form(array) for _, array in arrays],
+        kept,
+        masked,
         rows,
         min(rows, max_rows),
-        rows <= max_rows
-        and len(kept) == len(arrays)
-        and not any(is_text or columns is not None for _, is_text, columns in kept),
+        is_whole and not any(array.is_text for array in kept),
     )
 
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
-from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
+from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.models.variants import (
     LoadedVersion,
@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.server.models.variants import (
     sticky_variant,
     weighted_variant,
 )
+from mlflow_deploy_plugin.spec import CaptureSpec
 from mlflow_deploy_plugin.statedir import (
     WANTED,
     LoadedVariant,
@@ -54,7 +55,7 @@ _NOT_LOADED = "no model is loaded yet; ask again in a moment"
 
 
 class Repository:
-    """Holds the versions of one worker.
+    """The versions in the memory of one worker.
 
     Args:
         state_dir: the server's state folder, see `statedir/`.
@@ -64,8 +65,7 @@ class Repository:
         state_dir: the server's state folder.
         table: what is served now.
         unloaded: endpoints that a command has unloaded and another may load again.
-        has_pyfuncs: a side process answers for some version in memory; shadows do not count, since nobody waits for
-            them.
+        has_pyfuncs: a side process answers for a version in memory. Shadows do not count: nobody waits for them.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
@@ -98,7 +98,7 @@ class Repository:
         self._follower.start()
 
     def wait_until_applied(self, seconds: float) -> bool:
-        """Wait until what was wanted at the start is loaded, or cannot be; return False after `seconds`."""
+        """Wait until the versions wanted at the start are loaded or have failed; return False after `seconds`."""
         return self._has_applied.wait(seconds)
 
     def stop(self) -> None:
@@ -121,10 +121,10 @@ class Repository:
 
         Args:
             endpoint: None for the only endpoint, or the first of several.
-            version: the loaded version that is to answer, whatever its weight. If it is None, the endpoint's sticky
-                header decides, else `draw`.
+            version: the loaded version that answers, whatever its weight. If it is None, `key` decides, then the
+                endpoint's sticky header, then `draw`.
             headers: by their names in lower case.
-            key: the value of the column that chooses the variant; another one has decoded the request without it.
+            key: the value of the sticky column. It is known only once some variant has decoded the request.
 
         Raises:
             NotReady: nothing is loaded that could answer.
@@ -172,7 +172,7 @@ class Repository:
     def not_ready_reason(self) -> str:
         """Return why this worker answers no requests yet; empty if it does, or if nothing is to be served.
 
-        Of several endpoints one without a version does not make the worker unready.
+        A worker is ready as soon as one of its endpoints answers.
         """
         if self._generation is None:
             return _NOT_LOADED
@@ -237,7 +237,7 @@ class Repository:
         self._state_file.publish(self.table, self._errors, wanted.generation)
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
-        """Return the folders of pyfuncs that replace nothing, in their order: their processes start side by side."""
+        """Return the folders of the pyfuncs of new endpoints. Their processes start at the same time."""
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
         found = []
@@ -260,9 +260,10 @@ class Repository:
             return begun.pop(folder).result() if folder in begun else self._load(folder)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
-        held = {_identity(one.loaded): one.loaded for served in self.table.values() for one in served.variants.values()}
+        held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         variants, errors = {}, {}
         for name, want in wanted.variants.items():
+            old = before.get(name)
             try:
                 if (identity := _identity(want)) not in held:
                     self._wait_for_retiring(want.model)
@@ -270,37 +271,38 @@ class Repository:
                 loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                kept = f"version {before[name].loaded.version} stays" if name in before else "nothing answers for it"
+                kept = f"version {old.loaded.version} stays" if old else "nothing answers for it"
                 logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
-                if name not in before:
+                if old is None:
                     continue
-                loaded = before[name].loaded
-            capture = wanted.capture
+                loaded = old.loaded
             try:
-                captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
-                if capture.mask:
-                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+                captured = self._captured_model(loaded, wanted.capture)
             except InvalidConfig as error:  # serving it would capture columns that must be left out
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
-                if name in before:
-                    variants[name] = before[name]
+                if old is not None:
+                    variants[name] = old
                 continue
             variants[name] = ServedVariant(
-                endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
+                endpoint, name, want.weight, want.shadow, loaded, wanted.capture, captured, want.aspects
             )
         served = make_served_endpoint(variants, wanted.sticky)
-        for one in served.answering:
-            if one.key is not None and not has_sticky_column(one.loaded.predictor.schema, one.key):
-                text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
-                logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
+        _warn_of_missing_keys(served)
         return served, errors
 
-    def _wait_for_retiring(self, model: str) -> None:
-        """Wait, for some seconds at most, so that no third version of a model is loaded beside two of them.
+    def _captured_model(self, loaded: LoadedVersion, capture: CaptureSpec) -> CapturedModel:
+        """Return the columns to capture. Raises InvalidConfig if one is unknown, or none can be masked."""
+        captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
+        if capture.mask:
+            ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+        return captured
 
-        A request that hangs must not keep a promoted version from being served. Whether there is memory for a third
-        version is then decided by `MemoryLimit`.
+    def _wait_for_retiring(self, model: str) -> None:
+        """Wait until no replaced version of the model is in memory, so that a third one is not loaded beside two.
+
+        The wait ends after some seconds: a request that hangs must not keep a promoted version from being served.
+        `MemoryLimit` then decides whether there is memory for a third version.
         """
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
         while any(one.model == model for one in self._retiring) and time.monotonic() < deadline:
@@ -361,10 +363,17 @@ class WorkerStateFile:
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
 
+def _warn_of_missing_keys(served: ServedEndpoint) -> None:
+    for one in served.answering:
+        if one.key is not None and not has_sticky_column(one.loaded.predictor.schema, one.key):
+            text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
+            logger.warning(text, one.endpoint, one.name, one.loaded.version, one.key)
+
+
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for served in table.values() for variant in served.variants.values()}
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
-    """Return by what two variants share one version in memory."""
+    """Return the key under which variants share one version in memory."""
     return version.model, version.version, version.folder

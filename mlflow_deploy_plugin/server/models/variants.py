@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, Schema, sent_arrays
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
@@ -31,7 +34,10 @@ class LoadedVersion:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """The names, the number, the run and the files, which no other version has; without digests, their folder."""
+        """The model, the version, its ids and the digests of its files. No other version has the same.
+
+        The folder stands for the files of a model that records no digests.
+        """
         artifact = self.predictor.artifact
         files = artifact.digests.values() or [str(self.folder)]
         return self.model, self.version, artifact.model_id, artifact.run_id, *files
@@ -48,7 +54,7 @@ class ServedVariant:
 
     Attributes:
         captured: says which columns of its requests are kept, by `capture`.
-        shadows: the endpoint's shadows, which get a copy of each request, but for those of the very same version.
+        shadows: the endpoint's shadows with another version; each gets a copy of every request.
         key: the input column whose value chooses the answering variant; None if no column does.
         has_others: the endpoint has other variants, so that a response names the one that gave it.
     """
@@ -156,13 +162,17 @@ def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
     arrays = sent_arrays(feeds)
     for entry in schema.sent_inputs:
         array = arrays.get(entry.name)
-        if array is None or not array.size or column not in (entry.columns or (entry.name,)):
-            continue
-        place = entry.columns.index(column) if entry.columns else 0
-        value = array.reshape(len(array) if array.ndim else 1, -1)[0, place]
-        value = value if isinstance(value, str | None) else value.item()
-        if value is None or value != value or (entry.missing is not None and value == entry.missing):
-            return None
-        is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-        return str(int(value)) if is_whole else str(value)
+        if array is not None and array.size and column in (entry.columns or (entry.name,)):
+            place = entry.columns.index(column) if entry.columns else 0
+            value = array.reshape(len(array) if array.ndim else 1, -1)[0, place]
+            return None if value == entry.missing else _key_text(value)
     return None
+
+
+def _key_text(value: Any) -> str | None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value != value:
+        return None
+    is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if is_whole else str(value)

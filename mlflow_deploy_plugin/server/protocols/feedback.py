@@ -1,8 +1,8 @@
 """The body of `/feedback`: labels of earlier predictions, one or many in a JSON document.
 
-{"prediction_id": "…", "row": 0, "label": 1}        a row of an answer, by its X-Prediction-Id; without row: all
+{"prediction_id": "…", "row": 0, "label": 1}        a row of an answer, by its X-Prediction-Id; all rows without `row`
 {"key": {"flight": 7, "day": "…"}, "label": 1}      the row that has these values in these columns
-{"feedback": [{…}, {…}]}                            many of both
+{"feedback": [{…}, {…}]}                            many of either kind
 """
 
 import math
@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.server.protocols.content import load_json_object
 MOST_ENTRIES = 10_000
 MOST_KEY_COLUMNS = 16
 _MOST_KEYS = 16
-"""Different sets of key columns in a body; a reader of the log makes a key of each row for each of them."""
+"""The most sets of key columns in a body. For each set, a reader of the log makes a key of every row."""
 _MOST_CHARACTERS = 1000
 _MOST_ID_CHARACTERS = 128
 _MOST_ROW = 2**31 - 1
@@ -78,31 +78,39 @@ def _entry(entry: Any, where: str) -> Feedback:
         raise InvalidRequest(f"{dot}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}")
     if "label" not in entry:
         raise InvalidRequest(f"{where or 'the feedback'} has no label; null takes an earlier one back")
-    prediction_id, key = entry.get("prediction_id"), entry.get("key")
+    prediction_id, row, key = entry.get("prediction_id"), entry.get("row"), entry.get("key")
     if (prediction_id is None) == (key is None):
         raise InvalidRequest(f"{where or 'the feedback'} needs a prediction_id or a key, and not both")
     label = _checked_value(entry["label"], f"{dot}label")
     if label != label:
         raise InvalidRequest(f"{dot}label is nan; null takes an earlier one back")
-    row = entry.get("row")
-    if key is not None:
-        if row is not None:
-            raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
-        if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
-            raise InvalidRequest(
-                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected"
-            )
-        values = {name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()}
-        # NaN is a missing value
-        values = {name: None if value != value else value for name, value in values.items()}
-        return Feedback(None, None, values, label)
+    if key is None:
+        return Feedback(_checked_id(prediction_id, dot), _checked_row(row, dot), None, label)
+    if row is not None:
+        raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
+    return Feedback(None, None, _checked_key(key, dot), label)
+
+
+def _checked_id(prediction_id: Any, dot: str) -> str:
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
             f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer is expected"
         )
+    return prediction_id
+
+
+def _checked_row(row: Any, dot: str) -> int | None:
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
-    return Feedback(prediction_id, row, None, label)
+    return row
+
+
+def _checked_key(key: Any, dot: str) -> dict[str, Value]:
+    """Return the values of the key columns, with None for NaN."""
+    if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
+        raise InvalidRequest(f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
+    values = {name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()}
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _checked_value(value: Any, where: str) -> Value:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, fits_shape
 from mlflow_deploy_plugin.server.protocols.content import check_containers
 from mlflow_deploy_plugin.server.protocols.v2_tensors import kind_of
 
@@ -44,40 +44,49 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
         SchemaMismatch: a number is too large for the model's type.
     """
     if not simdjson or len(body) < LARGE_BYTES or b"\\" in body or len(schema.tensors) > 1:
-        return None  # names that are written with escapes are compared as they are meant by `content.load_json`
+        return None  # simdjson's keys keep their escapes, so that names would not be found
     if not {*(column.type for column in schema.columns), *(tensor.dtype for tensor in schema.tensors)} <= _FLOATING:
         return None
     opened = check_containers(body)
     try:
         ((field, value),) = object_entries(simdjson.Parser().parse(body)).items()
-        names: Sequence[str] = schema.names
         if field == "dataframe_split":
             table = object_entries(value)
-            names, value, opened = table.pop("columns").as_list(), table.pop("data"), opened - 1
+            names, rows = table.pop("columns").as_list(), table.pop("data")
             if table or not schema.columns or set(map(type, names)) != {str}:
                 return None
-        elif field not in ("inputs", "instances"):
+            return _feeds_of_columns(schema, names, _exact_numbers(rows, opened - 1))
+        if field not in ("inputs", "instances"):
             return None
-        array, seen = numbers_of(value, opened)
-        if seen != opened or np.abs(array).max() > _EXACT:
-            return None
-        if not schema.columns:
-            shape = schema.tensors[0].shape
-            fits = all(want in (-1, have) for want, have in zip(shape, array.shape, strict=True))
-            return schema.from_array(array) if fits else None
-        positions = {name: position for position, name in enumerate(names)}
-        if array.shape[1:] != (len(names),) or len(positions) != len(names):
-            return None
-        if [*names] != [*schema.names]:
-            array = array[:, [positions[name] for name in schema.names]]
-        return schema.from_array(array)
+        array = _exact_numbers(value, opened)
+        if schema.columns:
+            return _feeds_of_columns(schema, schema.names, array)
+        return schema.from_array(array) if fits_shape(schema.tensors[0].shape, array.shape) else None
     except _NOT_PLAIN:
         return None
 
 
+def _exact_numbers(value: Any, opened: int) -> Array:
+    """Return the numbers of nested arrays. Raises ValueError if one may be inexact, or is not in these arrays."""
+    array, seen = numbers_of(value, opened)
+    if seen != opened or np.abs(array).max() > _EXACT:
+        raise ValueError
+    return array
+
+
+def _feeds_of_columns(schema: Schema, names: Sequence[str], rows: Array) -> Feeds | None:
+    positions = {name: position for position, name in enumerate(names)}
+    if rows.shape[1:] != (len(names),) or len(positions) != len(names):
+        return None
+    if [*names] != [*schema.names]:
+        rows = rows[:, [positions[name] for name in schema.names]]
+    return schema.from_array(rows)
+
+
 def load_infer_request(text: bytes) -> dict[str, Any] | None:
-    """Return a V2 infer request with the `data` of each tensor of numbers as an array: float64, int64 or uint64, flat
-    or nested as it came. None if it is small, or not plainly an infer request.
+    """Return a V2 infer request, the `data` of each tensor of numbers as an array; None if it is small or not plain.
+
+    The arrays are float64, int64 or uint64, flat or nested as they came.
 
     Raises:
         InvalidRequest: it holds more arrays and objects than are taken.

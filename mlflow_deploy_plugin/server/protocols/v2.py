@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.runtime import (
     Artifact,
     Feeds,
     Schema,
+    fits_shape,
     no_batch_dimension_reason,
     short_repr,
 )
@@ -235,8 +236,7 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     dtypes, data = fed.dtypes, {}
     if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
         (given,), (wanted,) = arrays.values(), fed.tensors
-        shape = given[1].shape
-        if len(wanted.shape) == len(shape) and all(map(lambda want, have: want in (-1, have), wanted.shape, shape)):
+        if fits_shape(wanted.shape, given[1].shape):
             arrays = dict.fromkeys(dtypes, given)
     for name, (head, array) in arrays.items():
         if name not in dtypes:
