@@ -114,10 +114,10 @@ def open_server(state_dir: Path) -> Server:
 
     repository = Repository(state_dir, load)
     repository.add_listener(metrics.set_served_versions)
-    settings = load_settings()
-    cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
+    settings, count = load_settings(), metrics.count_redis_failure
+    cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url, count)
     has_rates = spec.rate_limit is not None or spec.takes_keys  # any key may have a limit
-    redis = RedisRates(settings.redis_url) if settings.redis_url and has_rates else None
+    redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
     controls = max(1, spec.threads // 2)
     server = Server(
         dataplane=DataPlane(repository, capture, metrics, shadows, cache, spec.default_timeout_microseconds),

@@ -1,6 +1,7 @@
 """Redis as an optional dependency: a request never waits long for a Redis that is down."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_SECONDS = 5.0
 
 CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
-"""The timeouts of Redis. A request waits for them once per pause, then goes on without Redis."""
+"""The timeouts of Redis. The requests that find it away wait for them; those after them go on without Redis."""
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -40,24 +41,57 @@ def import_redis(url: str) -> Any:
 
 
 class CircuitBreaker:
-    """Keeps requests from a Redis that has failed, for some seconds after each failure.
+    """Keeps requests from a Redis that has failed, until it answers a thread that asks in their place.
+
+    Requests must not ask themselves: a name that no DNS server resolves holds them up for longer than any timeout of
+    Redis' client, and those that come meanwhile would wait as well.
 
     Args:
         consequence: what happens meanwhile, for the log, which says the same once a minute (`logs.py`).
-        clock: seconds, monotonic.
+        ping: asks Redis; raises if it does not answer.
+        count_failure: called at each failure, also of the thread.
+        pause_seconds: between two pings.
     """
 
-    def __init__(self, consequence: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        consequence: str,
+        ping: Callable[[], object],
+        count_failure: Callable[[], None],
+        pause_seconds: float = _PAUSE_SECONDS,
+    ) -> None:
+        self.is_open = False
         self._consequence = consequence
-        self._clock = clock
-        self._until = float("-inf")
-
-    @property
-    def is_open(self) -> bool:
-        return self._clock() < self._until
+        self._ping = ping
+        self._count_failure = count_failure
+        self._pause_seconds = pause_seconds
+        self._lock = threading.Lock()
 
     def record_failure(self, error: Exception) -> None:
         """Open the circuit: Redis has just failed."""
-        self._until = self._clock() + _PAUSE_SECONDS
+        with self._lock:
+            if self.is_open:
+                return  # a request that had asked before another one failed
+            self._tell(error)
+            try:
+                threading.Thread(target=self._close_when_it_answers, name="onnxserve-redis", daemon=True).start()
+            except RuntimeError:  # the machine allows no more threads: the next request asks
+                return
+            self.is_open = True
+
+    def _close_when_it_answers(self) -> None:
+        while True:
+            time.sleep(self._pause_seconds)
+            try:
+                self._ping()
+            except Exception as error:  # noqa: BLE001 - the boundary of a thread without which the circuit never closes
+                self._tell(error)
+            else:
+                break
+        logger.info("Redis answers again")
+        self.is_open = False
+
+    def _tell(self, error: Exception) -> None:
+        self._count_failure()
         # not the message: it may hold the address with its password
         logger.error("Redis does not answer (%s): %s", type(error).__name__, self._consequence)

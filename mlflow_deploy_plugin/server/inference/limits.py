@@ -232,11 +232,14 @@ class RedisRates:
 
     All limits of a worker share its connections, and the circuit that keeps requests from one that is away.
 
+    Args:
+        count_failure: see `CircuitBreaker`.
+
     Raises:
         InvalidConfig: see `import_redis`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -249,7 +252,7 @@ class RedisRates:
             socket_timeout=ANSWER_SECONDS,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
-        self._circuit = CircuitBreaker("the rate limit lets every request pass")
+        self._circuit = CircuitBreaker("the rate limit lets every request pass", storage.storage.ping, count_failure)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
 
     def run_ahead(self, ask: Callable[[], object]) -> None:
@@ -258,7 +261,7 @@ class RedisRates:
 
     @property
     def is_away(self) -> bool:
-        """Redis has failed a moment ago, and is not asked."""
+        """Redis has failed, and is not asked."""
         return self._circuit.is_open
 
     def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:

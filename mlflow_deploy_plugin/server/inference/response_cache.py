@@ -111,7 +111,7 @@ class RedisCache:
     there.
     """
 
-    def __init__(self, url: str, max_bytes: int, seconds: int) -> None:
+    def __init__(self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]) -> None:
         redis = import_redis(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._client: Any = redis.Redis.from_url(
@@ -119,7 +119,7 @@ class RedisCache:
         )
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._circuit = CircuitBreaker("answers are computed and not cached")
+        self._circuit = CircuitBreaker("answers are computed and not cached", self._client.ping, count_failure)
 
     def get(self, key: bytes) -> Outputs | None:
         if self._circuit.is_open:
@@ -141,11 +141,13 @@ class RedisCache:
             self._circuit.record_failure(error)
 
 
-def open_cache(max_bytes: int, seconds: int, redis_url: str) -> ResponseCache | None:
+def open_cache(
+    max_bytes: int, seconds: int, redis_url: str, count_failure: Callable[[], None] = lambda: None
+) -> ResponseCache | None:
     """Return the cache that the spec asks for, or None."""
     if not max_bytes:
         return None
-    return RedisCache(redis_url, max_bytes, seconds) if redis_url else MemoryCache(max_bytes, seconds)
+    return RedisCache(redis_url, max_bytes, seconds, count_failure) if redis_url else MemoryCache(max_bytes, seconds)
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:

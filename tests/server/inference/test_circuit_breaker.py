@@ -1,11 +1,15 @@
 """A Redis that is down is not asked for a while, and no message repeats its URL."""
 
+import queue
+import threading
+
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.inference.circuit_breaker import CircuitBreaker
 from mlflow_deploy_plugin.server.inference.limits import RedisRates
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
@@ -16,15 +20,33 @@ def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
         assert "secret" not in error.value.message
 
 
-def test_an_outage_is_asked_about_every_five_seconds_and_logged_in_one_form(caplog: pytest.LogCaptureFixture) -> None:
-    now = [1000.0]
-    circuit = CircuitBreaker("nothing happens", lambda: now[0])
-    asked = 0
-    for _ in range(1300):
-        if not circuit.is_open:
-            asked += 1
-            circuit.record_failure(OSError(f"away for {now[0]} s, redis://:secret@h"))
-        now[0] += 0.1
+def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    asked, answers, counted = queue.SimpleQueue[str](), queue.SimpleQueue[bool](), list[int]()
 
-    assert 25 <= asked <= 27
+    def ping() -> None:
+        asked.put(threading.current_thread().name)
+        if not answers.get():
+            raise OSError("away, redis://:secret@h")
+
+    circuit = CircuitBreaker("nothing happens", ping, lambda: counted.append(1), pause_seconds=0.001)
+    for _ in range(2):  # the second request had asked before the first one failed
+        circuit.record_failure(OSError("away, redis://:secret@h"))
+    for answer in (False, False, True):
+        assert asked.get() == "onnxserve-redis"
+        assert circuit.is_open
+        answers.put(answer)
+    wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")
+
+    assert asked.empty()
+    assert len(counted) == 3
     assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}  # the log drops repeats
+
+
+def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    circuit = CircuitBreaker("nothing happens", lambda: None, lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    circuit.record_failure(OSError())
+    assert not circuit.is_open

@@ -145,7 +145,7 @@ def test_no_bytes_no_cache() -> None:
 
 @pytest.mark.redis
 def test_workers_share_answers_over_redis(redis_url: str) -> None:
-    one, other = (RedisCache(redis_url, 10_000, 60) for _ in range(2))
+    one, other = (RedisCache(redis_url, 10_000, 60, print) for _ in range(2))
     assert other.get(b"shared") is None
     one.put(b"shared", {"y": np.arange(3.0), "label": texts("a", "b", "c")})
 
@@ -160,13 +160,13 @@ def test_workers_share_answers_over_redis(redis_url: str) -> None:
 
 @pytest.mark.redis
 def test_what_another_wrote_into_redis_is_computed_anew(redis_url: str) -> None:
-    cache = RedisCache(redis_url, 10_000, 60)
+    cache = RedisCache(redis_url, 10_000, 60, print)
     cache._client.set(b"onnxserve:answer:foreign", b"\x80\x04cos\nsystem\n")
     assert cache.get(b"foreign") is None
 
 
 def test_while_redis_is_away_nothing_is_found_and_nothing_fails(caplog: pytest.LogCaptureFixture) -> None:
-    cache = RedisCache(f"redis://:secret@127.0.0.1:{free_port()}/0", 10_000, 60)
+    cache = RedisCache(f"redis://:secret@127.0.0.1:{free_port()}/0", 10_000, 60, print)
     with caplog.at_level(logging.ERROR):
         for _ in range(20):
             cache.put(b"k", {"y": np.zeros(1)})
