@@ -1,14 +1,17 @@
 """A side process, seen from within: it reports that it is ready, and answers requests until the worker has gone.
 
-`server/models/side_process.py` starts it with the descriptor of its socket. The main thread answers the requests one by
-one. A second thread reads them, and ends this process and all that it has started when the worker has gone. A request
-that is refused says what is at fault, and exceptions of other people's code are cleaned for the client.
+`server/models/side_process.py` starts it with the descriptor of its socket, over which the worker passes connections. A
+thread for each of these answers its requests one by one. Another one watches the socket, and ends this process and all
+that it has started when the worker has gone. A request that is refused says what is at fault, and exceptions of other
+people's code are cleaned for the client.
 """
 
+import contextlib
 import gc
 import logging
 import re
 import socket
+import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
-from mlflow_deploy_plugin.server import FAILED_MESSAGE, SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.server import FAILED_MESSAGE, SideMessage, receive_connection, receive_message, send_message
 from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ _log = logging.getLogger(__name__)
 RefusalKind = Literal["request", "schema", "size", "media type", "model", "time"]
 """The part at fault: the body, its data, the size of its answer, its type, the model, or the time that it takes."""
 Answer = Callable[[SideMessage], SideMessage]
-"""Returns the answer to one request, or raises `RequestRefused`."""
+"""Returns the answer to one request, or raises `RequestRefused`. Called in several threads at once."""
 
 _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
@@ -48,41 +51,46 @@ class RequestRefused(Exception):
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer until the worker has gone, which ends the process. Return if nothing can be made ready, or nobody reads.
+    """Answer until the worker has gone, which ends the process. Return if nothing can be made ready.
 
     Args:
         name: the role of this process in its log.
         start: returns the message that reports readiness, and the function that answers; raises `CannotStart`.
     """
-    connection = socket.socket(fileno=descriptor)
-    connection.set_inheritable(False)
+    control = socket.socket(fileno=descriptor)
+    control.set_inheritable(False)
     die_with_parent()  # code that never lets go of the GIL dies by this
-    requests = requests_of_parent(lambda: receive_message(connection))
+    connections = requests_of_parent(lambda: receive_connection(control))
     configure_logging(load_settings(), name)
     gc.disable()  # it would look through what is imported again and again
     try:
         ready, answer = start()
     except CannotStart as error:
-        send_message(connection, SideMessage(FAILED_MESSAGE, {"message": str(error)}))
+        send_message(control, SideMessage(FAILED_MESSAGE, {"message": str(error)}))
         return
     gc.collect()
     gc.freeze()  # else a full collection within an answer would look through all of MLflow and the model's library
     gc.enable()
-    send_message(connection, ready)
-    for request in requests:
-        try:
-            answered = answer(request)
-        except RequestRefused as refusal:
-            answered = _refusal(refusal.what, refusal.message)
-        except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the next request is answered
-            _log.exception("answering failed")
-            answered = _refusal("model", f"the model cannot answer: {error_summary(error)}")
-        try:
-            send_message(connection, answered)
-        except ValueError as error:
-            send_message(connection, _refusal("size", f"the answer is too large: {error}"))
-        except OSError:  # the worker has gone
-            return
+    send_message(control, ready)
+    for connection in connections:
+        threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True).start()
+
+
+def _answer_connection(connection: socket.socket, answer: Answer) -> None:
+    """Answer the requests of a connection until the worker closes it."""
+    with connection, contextlib.suppress(OSError):  # nobody reads the answer any more
+        while (request := receive_message(connection)) is not None:
+            try:
+                answered = answer(request)
+            except RequestRefused as refusal:
+                answered = _refusal(refusal.what, refusal.message)
+            except BaseException as error:  # noqa: BLE001 - the boundary; the code may be cancelled by a loop of its own
+                _log.exception("answering failed")
+                answered = _refusal("model", f"the model cannot answer: {error_summary(error)}")
+            try:
+                send_message(connection, answered)
+            except ValueError as error:
+                send_message(connection, _refusal("size", f"the answer is too large: {error}"))
 
 
 def _refusal(what: RefusalKind, message: str) -> SideMessage:

@@ -30,6 +30,7 @@ from .models.model_control import command_files as command_files
 from .models.side_process import FAILED_MESSAGE as FAILED_MESSAGE
 from .models.side_process import READY_MESSAGE as READY_MESSAGE
 from .models.side_process import SideMessage as SideMessage
+from .models.side_process import receive_connection as receive_connection
 from .models.side_process import receive_message as receive_message
 from .models.side_process import send_message as send_message
 from .observability.exposition import CaptureCounters as CaptureCounters

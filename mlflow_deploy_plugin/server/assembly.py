@@ -107,6 +107,7 @@ def open_server(state_dir: Path) -> Server:
                 policy,
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
+                concurrency=spec.threads,
             )
         most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
         warm.predictor.limit_values(most_values, batch_rows)

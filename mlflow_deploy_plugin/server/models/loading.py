@@ -90,13 +90,15 @@ def load_warm(
     policy: BatchPolicy | None = None,
     check_determinism: bool = False,
     timeout_seconds: float = 60.0,
+    concurrency: int = 1,
 ) -> WarmVersion:
     """Load the MLmodel folder and run the model once: on its own example, or on a row of zeros if it has none.
 
     Args:
         policy: how its requests are run together, if that is possible; None if they are not.
         check_determinism: search the graph for random nodes, which takes a second for a gigabyte.
-        timeout_seconds: for the first run, and for every run of a pyfunc, whose process is then killed and restarted.
+        timeout_seconds: for the first run, and for every request to a pyfunc (`SideProcess`).
+        concurrency: requests that a pyfunc answers at the same time.
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example.
@@ -104,7 +106,7 @@ def load_warm(
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
-        return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds))
+        return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
     example = folder / INPUT_EXAMPLE

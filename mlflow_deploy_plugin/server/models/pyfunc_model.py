@@ -42,14 +42,17 @@ class PyfuncPredictor:
         weakref.finalize(self, process.close)
 
     @classmethod
-    def load(cls, artifact: Artifact, timeout_seconds: float) -> "PyfuncPredictor":
+    def load(cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1) -> "PyfuncPredictor":
         """Start the process and wait until the model is loaded and has answered its own example, if it has one.
+
+        Args:
+            timeout_seconds, concurrency: see `SideProcess`.
 
         Raises:
             InvalidArtifact: the model cannot be loaded; the message says why.
         """
         command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
-        process = SideProcess(command, timeout_seconds)
+        process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
         logger.info("process %s answers for the pyfunc in %s", process.pid, artifact.folder)
         return cls(artifact, process, ready.arrays["outputs"])

@@ -2,10 +2,17 @@
 
 So the worker has neither mlflow nor pandas nor shap in memory, and outlives whatever that code does. A keeper thread
 starts the process, waits for its end, and restarts it, after a pause that grows while it keeps ending. A request that
-finds no process is refused at once; one that takes too long ends the process.
+finds no process is refused at once.
 
-The process ends with its worker, however that ends: its connection is closed, which it watches, and the kernel kills it
-when its parent thread, the keeper, has gone. It leads a process group, which is killed with it.
+Each request has a connection of its own while it lasts, and the process a thread for each connection, so that a model
+that waits for others (an agent) answers several requests at once. The worker passes the process's end of a new
+connection over the first one, and keeps connections for later requests.
+
+A request that takes too long is given up. Its thread cannot be ended, only the process can: that is killed if it has
+answered nobody since the request was sent, or if as many given-up requests still run as may run at once.
+
+The process ends with its worker, however that ends: its first connection is closed, which it watches, and the kernel
+kills it when its parent thread, the keeper, has gone. It leads a process group, which is killed with it.
 
 The messages are JSON, then arrays and bytes as they lie in memory. A frame is a magic number, the length of the JSON,
 the length of what follows it, and both. The JSON names the message, its plain fields and its arrays in order. Nothing
@@ -142,6 +149,16 @@ def receive_message(connection: socket.socket, deadline: float = math.inf) -> Si
         raise MalformedMessage(f"no message: {error}") from None
 
 
+def receive_connection(control: socket.socket) -> socket.socket | None:
+    """Receive a connection on which requests will come, or None if the worker has gone."""
+    _, descriptors, *_ = socket.recv_fds(control, 1, 1)
+    if not descriptors:
+        return None
+    connection = socket.socket(fileno=descriptors[0])
+    connection.set_inheritable(False)
+    return connection
+
+
 def _set_timeout(connection: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
@@ -163,10 +180,16 @@ def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
 
 
 class _ProcessRun:
-    """One run of the process and the connection to it."""
+    """One run of the process and the connections to it.
+
+    Attributes:
+        control: the first connection, which brings the first message and passes the ends of the others.
+        is_ending: the process is about to be killed.
+        answered_at: the monotonic time of its last answer.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.connection, theirs = socket.socketpair()
+        self.control, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name != _METRICS_VARIABLE}
         with theirs:
             self.child = Child(
@@ -175,16 +198,64 @@ class _ProcessRun:
                 stdout=2,  # what the model prints goes where the log goes
                 environment=environment,
             )
+        self.is_ending = False
+        self.answered_at = 0.0
+        self._lock = threading.Lock()
+        self._free: list[socket.socket] = []
+        self._used: set[socket.socket] = set()
+        self._given_up: list[socket.socket] = []
+
+    def take_connection(self) -> socket.socket:
+        """Return a connection for one request. Raises OSError if the process has gone, or too many files are open."""
+        with self._lock:
+            if self._free:
+                connection = self._free.pop()
+            else:
+                connection, theirs = socket.socketpair()
+                try:
+                    with theirs:
+                        socket.send_fds(self.control, [b"c"], [theirs.fileno()])
+                except OSError:
+                    connection.close()
+                    raise
+            self._used.add(connection)
+        return connection
+
+    def put_back(self, connection: socket.socket, is_reusable: bool) -> None:
+        """Keep the connection of a request that has ended, or close it if more may come over it."""
+        with self._lock:
+            self._used.remove(connection)
+            if is_reusable and not self.is_ending:
+                self._free.append(connection)
+            else:
+                connection.close()
+
+    def give_up(self, connection: socket.socket) -> int:
+        """Leave a request to itself. Return how many such requests still run."""
+        with self._lock:
+            self._used.remove(connection)
+            for ended in [one for one in self._given_up if _has_data(one)]:
+                self._given_up.remove(ended)
+                ended.close()
+            self._given_up.append(connection)
+            return len(self._given_up)
 
     def wait(self) -> None:
         """Wait until the process has ended and nothing of its group is left.
 
-        The connection is shut down here, and closed once nobody reads from it: otherwise the connection of the next
-        process could get its number while a thread still waits on it.
+        Connections with a request are only shut down here. Its thread closes it: otherwise a new connection could get
+        its number while that thread still waits on it.
         """
         self.child.wait()
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self.is_ending = True
+            for connection in self._used:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            for connection in (self.control, *self._free, *self._given_up):
+                connection.close()
+            self._free.clear()
+            self._given_up.clear()
 
     def exit_reason(self) -> str:
         """Return in words how it ended."""
@@ -192,20 +263,35 @@ class _ProcessRun:
         return "has closed its connection" if status is None else exit_reason(status)
 
 
+def _has_data(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 class SideProcess:
-    """Keeps one process of `command` running until `close`, and sends it one request at a time.
+    """Keeps one process of `command` running until `close`, and sends it requests.
 
     Args:
         command: gets the descriptor of its socket as its last argument; its first message is `ready` or `failed`.
-        timeout_seconds: for one request; then the process is killed.
+        timeout_seconds: for one request; then it is given up, and the process is perhaps killed.
         label: its name in messages.
+        concurrency: requests at the same time; more wait for their turn.
     """
 
-    def __init__(self, command: Sequence[str], timeout_seconds: float, label: str = "model") -> None:
+    def __init__(
+        self, command: Sequence[str], timeout_seconds: float, label: str = "model", concurrency: int = 1
+    ) -> None:
         self._command = command
         self._label = label
         self._timeout_seconds = timeout_seconds
-        self._turn = threading.Lock()
+        self._concurrency = concurrency
+        self._turn = threading.Semaphore(concurrency)
         self._local = threading.local()
         self._running: _ProcessRun | None = None
         self._starting: _ProcessRun | None = None
@@ -237,7 +323,7 @@ class SideProcess:
 
         Raises:
             NotReady: the process is being started, or has ended over this request.
-            DeadlineExceeded: the turn did not come in time, or the process did not answer in time and is killed.
+            DeadlineExceeded: the turn did not come in time, or the process did not answer in time.
             TooManyRequests: other requests have kept the process busy all that time.
             BodyTooLarge: the message is too large, and the process has seen nothing of it; or the answer is.
             InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
@@ -254,8 +340,7 @@ class SideProcess:
             )
         self._local.queue_seconds = time.perf_counter() - began
         try:
-            running = self._running
-            if running is None:
+            if (running := self._answering) is None:
                 raise NotReady(self._unavailable(), 1)
             return self._exchange(running, message)
         finally:
@@ -281,40 +366,61 @@ class SideProcess:
     @property
     def unavailable_reason(self) -> str:
         """The reason why there is no process; empty if there is one."""
-        return "" if self._running else self._unavailable()
+        return "" if self._answering else self._unavailable()
 
     @property
     def pid(self) -> int | None:
         """The id of the running process, or None."""
-        running = self._running
+        running = self._answering
         return running.child.pid if running else None
+
+    @property
+    def _answering(self) -> _ProcessRun | None:
+        running = self._running
+        return None if running is None or running.is_ending else running
 
     def _unavailable(self) -> str:
         return f"the process of this {self._label} {self._state}; ask again in a moment"
 
     def _exchange(self, running: _ProcessRun, message: SideMessage) -> SideMessage:
-        deadline = time.monotonic() + self._timeout_seconds
         try:
-            send_message(running.connection, message, deadline)
-            answer = receive_message(running.connection, deadline)
+            connection = running.take_connection()
+        except OSError as error:
+            text = f"the process of this {self._label} cannot be asked: {error.strerror}; ask again in a moment"
+            raise NotReady(text, 1) from None
+        began, answer, is_late, too_large = time.monotonic(), None, False, ""
+        try:
+            send_message(connection, message, began + self._timeout_seconds)
+            answer = receive_message(connection, began + self._timeout_seconds)
+            running.answered_at = time.monotonic()
         except TimeoutError:
-            self._running = None
-            running.child.kill()
-            text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s; its process is started anew"
-            raise DeadlineExceeded(text) from None
+            is_late = True
         except ValueError as error:
-            raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {error}") from None
+            too_large = str(error)
         except (OSError, MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
-            answer = None
+        if is_late:
+            raise self._give_up(running, connection, began)
+        running.put_back(connection, is_reusable=answer is not None or bool(too_large))
+        if too_large:
+            raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {too_large}")
         if answer is None:
-            self._running = None
+            running.is_ending = True
             running.child.kill_after(_GRACE_SECONDS)
             text = f"the process of this {self._label} {running.exit_reason()} over this request; it is started anew"
             raise NotReady(text, 1)
         if answer.kind == "refused":
             raise _REMOTE_ERRORS[answer.fields["what"]](answer.fields["message"])
         return answer
+
+    def _give_up(self, running: _ProcessRun, connection: socket.socket, began: float) -> DeadlineExceeded:
+        """Give up a request that began at this time, and kill a process that hangs; return the error to raise."""
+        text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s"
+        if running.give_up(connection) < self._concurrency and running.answered_at > began:
+            return DeadlineExceeded(text)
+        running.is_ending = True
+        running.child.kill()
+        return DeadlineExceeded(f"{text}; its process is started anew")
 
     def _keep_running(self) -> None:
         """Start the process again and again, until `close`."""
@@ -342,7 +448,7 @@ class SideProcess:
             running.child.kill()
         first: SideMessage | None
         try:
-            first = receive_message(running.connection, running.child.started_at + _LOAD_SECONDS)
+            first = receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
         except TimeoutError:
             text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
             first = SideMessage(FAILED_MESSAGE, {"message": text})
@@ -351,6 +457,7 @@ class SideProcess:
         if self._first is None:
             self._first = first
         if first is not None and first.kind == READY_MESSAGE:
+            running.control.settimeout(None)
             self._running = running
             self._looked.set()
         elif first is None:
@@ -360,8 +467,6 @@ class SideProcess:
         self._starting = None
         running.wait()
         self._running = None
-        with self._turn:
-            running.connection.close()
         if first is None:
             self._state = f"{running.exit_reason()} before it was ready"
         elif first.kind == FAILED_MESSAGE:

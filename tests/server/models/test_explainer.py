@@ -23,7 +23,9 @@ from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, sys, time
-from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.server.models.side_process import (
+    SideMessage, receive_connection, receive_message, send_message
+)
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 connection.set_inheritable(False)
@@ -37,6 +39,7 @@ if how == "late" and not os.path.exists(sys.argv[0] + ".late"):
     time.sleep(2)
     sys.exit(1)
 send_message(connection, SideMessage("ready"))
+connection = receive_connection(connection)
 while (question := receive_message(connection)) is not None:
     if question.fields["seed"] == 1:
         time.sleep(3600)
@@ -143,7 +146,7 @@ def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable
     asked._timeout_seconds = 0.2  # the process is up: only the waiting is short
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(ask, asked, HANGS)
-        wait_until(lambda: asked._process is not None and asked._process._turn.locked(), 60, "the first question")
+        wait_until(lambda: asked._process is not None and not asked._process._turn._value, 60, "the first question")
         with pytest.raises(DeadlineExceeded, match="before the explainer was free"):
             ask(asked)
         asked.close()

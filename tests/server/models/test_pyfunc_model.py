@@ -49,7 +49,8 @@ def server(
     """Serve one endpoint for each model, of the same name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
     tools.want(state_dir, 1, {name: {"main": tools.variant(pyfunc_folders[name])} for name in MODELS})
-    spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
+    limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}, threads: 1}}"
+    spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {limits}"
     (state_dir / SPEC).write_text(spec)
     server = open_server(state_dir)
     wait_until(lambda: not server.repository.not_ready_reason(), 250, "the side processes")
@@ -217,7 +218,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
     feeds = predictor.schema.from_columns({"do": ["ok"]})
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(ask, path, trouble("hang"))
-        wait_until(predictor._process._turn.locked, what="the first request")
+        wait_until(lambda: predictor._process._turn._value == 0, what="the first request")
         for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
             request = InferRequest("r", feeds, parameters={"timeout": 50_000}, body=body)
             with pytest.raises(DeadlineExceeded, match="nothing was computed"):

@@ -1,5 +1,6 @@
 """The keeper of a side process, with a scripted process that needs neither mlflow nor a model."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -27,32 +28,42 @@ from mlflow_deploy_plugin.server.models.side_process import (
 from tests.support.waiting import is_gone, wait_until
 
 CHILD = """
-import os, socket, subprocess, sys, time
-from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
+import os, socket, subprocess, sys, threading, time
+from mlflow_deploy_plugin.server.models.side_process import (
+    SideMessage, receive_connection, receive_message, send_message
+)
 
-how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
-connection.set_inheritable(False)
+how, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+control.set_inheritable(False)
 if how == "silent":
     sys.exit(3)
 if how == "failed":
-    send_message(connection, SideMessage("failed", {"message": "the package 'x' is missing"}))
+    send_message(control, SideMessage("failed", {"message": "the package 'x' is missing"}))
     time.sleep(3600)
-send_message(connection, SideMessage("ready", {"pid": os.getpid()}))
-while (question := receive_message(connection)) is not None:
-    if question.kind == "hang":
-        time.sleep(3600)
-    if question.kind == "exit":
-        os._exit(7)
-    if question.kind == "nonsense":
-        connection.sendall(b"this is no message of ours")
-        continue
-    if question.kind == "child":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-        send_message(connection, SideMessage("child", {"pid": child.pid}))
-        continue
-    has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-    echo = {"pid": os.getpid(), "metrics": has_metrics}
-    send_message(connection, SideMessage("echo", echo, question.arrays, question.body))
+meeting = threading.Barrier(3)
+
+def serve(connection):
+    while (question := receive_message(connection)) is not None:
+        if question.kind == "hang":
+            time.sleep(3600)
+        if question.kind == "meet":
+            meeting.wait()
+        if question.kind == "exit":
+            os._exit(7)
+        if question.kind == "nonsense":
+            connection.sendall(b"this is no message of ours")
+            continue
+        if question.kind == "child":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+            send_message(connection, SideMessage("child", {"pid": child.pid}))
+            continue
+        has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        echo = {"pid": os.getpid(), "metrics": has_metrics}
+        send_message(connection, SideMessage("echo", echo, question.arrays, question.body))
+
+send_message(control, SideMessage("ready", {"pid": os.getpid()}))
+while (connection := receive_connection(control)) is not None:
+    threading.Thread(target=serve, args=[connection], daemon=True).start()
 """
 Start = Callable[..., SideProcess]
 
@@ -63,8 +74,10 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
     child.write_text(CHILD)
     made: list[SideProcess] = []
 
-    def make(how: str = "ready", answer_seconds: float = 30.0, python: Path = Path(sys.executable)) -> SideProcess:
-        made.append(SideProcess([str(python), str(child), how], answer_seconds))
+    def make(
+        how: str = "ready", answer_seconds: float = 30.0, python: Path = Path(sys.executable), concurrency: int = 1
+    ) -> SideProcess:
+        made.append(SideProcess([str(python), str(child), how], answer_seconds, concurrency=concurrency))
         return made[-1]
 
     yield make
@@ -103,6 +116,40 @@ def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> No
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(200)))
     assert answers == [str(number).encode() * 1000 for number in range(200)]
+
+
+def test_requests_are_answered_at_the_same_time_up_to_its_concurrency(new_process: Start) -> None:
+    process = new_process(concurrency=3)
+    process.start()
+    with ThreadPoolExecutor(3) as pool:  # each is answered only once all three are computed
+        answers = list(pool.map(process.request, [SideMessage("meet")] * 3))
+    assert len(answers) == 3
+
+
+def test_one_request_that_hangs_is_given_up_and_the_process_goes_on(new_process: Start) -> None:
+    process = new_process(answer_seconds=1.0, concurrency=2)
+    first = process.start().fields["pid"]
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(process.request, SideMessage("hang"))
+        while not hanging.done():
+            assert process.request(SideMessage("echo")).fields["pid"] == first
+        with pytest.raises(DeadlineExceeded, match=r"the model did not answer within 1 s$"):
+            hanging.result()
+    assert pid_of(process) == first
+
+
+def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Start) -> None:
+    process = new_process(answer_seconds=1.0, concurrency=2)
+    first = process.start().fields["pid"]
+    with ThreadPoolExecutor() as pool:
+        for told in ("within 1 s$", "started anew$"):
+            hanging = pool.submit(process.request, SideMessage("hang"))
+            with contextlib.suppress(NotReady, TooManyRequests):  # once the process is killed
+                while not hanging.done():
+                    assert process.request(SideMessage("echo")).fields["pid"] == first
+            with pytest.raises(DeadlineExceeded, match=told):
+                hanging.result()
+    assert pid_of(process) != first
 
 
 def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
@@ -197,7 +244,7 @@ def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: S
     process.start()
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(process.request, SideMessage("hang"))
-        wait_until(process._turn.locked, what="the first question")
+        wait_until(lambda: process._turn._value == 0, what="the first question")
         with pytest.raises(DeadlineExceeded, match="nothing was computed"):
             process.request(SideMessage("echo"), time.perf_counter() + 0.05)
         process.close()
