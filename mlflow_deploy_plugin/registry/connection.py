@@ -35,6 +35,7 @@ _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(
 """The answer of an MLflow server about a file in an artifact store of its own."""
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
+_UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")  # urllib3's
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
@@ -338,7 +339,7 @@ def _reason(error: object) -> str:
     text = _SQL.sub("", redact_credentials(one_line(error)))
     if failed := _FAILED_FILE.match(text):
         text = f"{failed[1]}: {failed[2]}"
-    if "Max retries exceeded" in text or "Connection refused" in text:
+    if "Max retries exceeded" in text or "Connection refused" in text or "HTTPConnectionPool(" in text:
         if "Connection refused" in text:
             return "connection refused"
         if found := re.search(r"too many (\d+) error responses", text):
@@ -347,6 +348,9 @@ def _reason(error: object) -> str:
             return f"{found[1]} (MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust)"
         if "timed out" in text:
             return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
+        if found := _UNREACHED.search(text):
+            name = f"the name {found[1]} does not resolve: " if found[1] else ""
+            return f"{name}{found[2].lower()}"
         return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":

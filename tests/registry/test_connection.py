@@ -301,6 +301,38 @@ def test_a_slow_server_is_told_with_the_setting_that_gives_it_more_time(clean: p
         raise MlflowException("Max retries exceeded (Caused by ReadTimeoutError('Read timed out. (read timeout=7)'))")
 
 
+@pytest.mark.parametrize(
+    ("caught", "said"),
+    [
+        (
+            "NameResolutionError(\"HTTPConnection(host='mlflow.ops', port=5000): Failed to resolve 'mlflow.ops' "
+            '([Errno -3] Temporary failure in name resolution)")',
+            "the name 'mlflow.ops' does not resolve: temporary failure in name resolution",
+        ),
+        (
+            "NewConnectionError(\"HTTPConnection(host='mlflow.ops', port=5000): Failed to establish a new connection: "
+            '[Errno 113] No route to host")',
+            "no route to host",
+        ),
+    ],
+)
+def test_a_network_that_fails_is_told_without_the_names_of_a_library(caught: str, said: str) -> None:
+    error = MlflowException(
+        "API request to http://mlflow.ops:5000/api failed with exception HTTPConnectionPool(host='mlflow.ops', "
+        f"port=5000): Max retries exceeded with url: /api?alias=champion (Caused by {caught})"
+    )
+    with pytest.raises(RegistryUnavailable, match=f"as it should: {re.escape(said)}$"), registry_errors("m"):
+        raise error
+
+
+def test_an_answer_that_stops_on_its_way_is_told_as_a_slow_one() -> None:
+    error = MlflowException(
+        "API request failed with exception HTTPConnectionPool(host='m', port=5000): Read timed out."
+    )
+    with pytest.raises(RegistryUnavailable, match="as it should: no answer in time"), registry_errors("m"):
+        raise error
+
+
 def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
     said = "MLflow at http://mlflow.test:5000{} does not answer as it should"
