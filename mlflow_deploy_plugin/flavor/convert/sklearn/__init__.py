@@ -1,19 +1,20 @@
 """scikit-learn estimators and pipelines, and boosters of XGBoost, LightGBM and CatBoost, converted by skl2onnx.
 
-| module                                                | content                                                   |
-|-------------------------------------------------------|-----------------------------------------------------------|
-| `estimators.py`                                       | the parts of a fitted estimator, and the graph's inputs   |
-| `graph.py`                                            | nodes, casts and outputs of the graph                     |
-| `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
-| `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
-| `levels.py`                                           | boosted trees for many rows                               |
-| `category_tables.py`                                  | encoders of other libraries, by what they make of categories |
-| `engineered.py`                                       | the transformers of feature-engine, as scikit-learn's     |
-| `additive.py`                                         | the explainable boosting machines of interpret            |
-| `nets.py`                                             | nets of skorch, and TabNet's regressor                    |
-| `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
-| `refused_rows.py`                                     | rows that a step within the original refuses              |
-| `formulas/`                                           | the others, as formulas of numpy                          |
+| module                       | content                                                              |
+|------------------------------|----------------------------------------------------------------------|
+| `estimators.py`              | the parts of a fitted estimator, and the graph's inputs              |
+| `stand_ins.py`               | estimators that stand in for others                                  |
+| `libraries/`                 | stand-ins for category_encoders, feature-engine, interpret and skrub |
+| `convertible.py`             | the copy of an estimator that skl2onnx converts correctly            |
+| `graph.py`                   | nodes, casts and outputs of the graph                                |
+| `boundary_values.py`         | thresholds, categories and terms, for the parity rows                |
+| `boosters.py`                | XGBoost, LightGBM and CatBoost                                       |
+| `levels.py`                  | boosted trees for many rows                                          |
+| `nets.py`                    | nets of skorch, and TabNet's regressor                               |
+| `categories.py`, `texts.py`  | converters that skl2onnx lacks, or has wrong                         |
+| `elementwise.py`, `trees.py` | likewise                                                             |
+| `refused_rows.py`            | rows that a step within the original refuses                         |
+| `formulas/`                  | all other estimators, as formulas of numpy                           |
 """
 
 import warnings
@@ -59,11 +60,10 @@ from mlflow_deploy_plugin.flavor.convert.sklearn import (
     trees,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.category_tables import with_category_tables
+from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
     bind_inputs,
-    convertible_copy,
     estimator_input,
     is_fitted,
     last_step,
@@ -78,6 +78,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     round_before_last_step,
     widen,
 )
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input
@@ -162,7 +163,7 @@ def forms(
         return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
 
     precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
-    fitted = with_category_tables(best_estimator(model))
+    fitted = with_stand_ins(best_estimator(model))
     names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
     known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
     return [
@@ -173,7 +174,7 @@ def forms(
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:
     """Return the values of the columns with these names that a fitted model has learned or decides by."""
-    return boundary_values_of(with_category_tables(best_estimator(boosters.as_estimator(model))), names)
+    return boundary_values_of(with_stand_ins(best_estimator(boosters.as_estimator(model))), names)
 
 
 def _convert(

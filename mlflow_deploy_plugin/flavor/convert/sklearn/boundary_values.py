@@ -20,16 +20,9 @@ from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransform
 
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    AdditiveModel,
-    Computed,
-    Intervals,
-    best_estimator,
-    column_names,
-    library_of,
-    passes_on,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, library_of, named_steps, passes_on
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed, Intervals
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
 from mlflow_deploy_plugin.runtime import Array
 
@@ -105,7 +98,7 @@ def _known(estimator: Any) -> _Collected:
 def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the estimators within one, each with the positions of its columns, or None if it reads all."""
     if isinstance(estimator, ColumnTransformer):
-        yield from ((step, positions) for _, step, positions in _transformer_steps(estimator))
+        yield from ((step, positions) for _, step, positions in named_steps(estimator))
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
@@ -118,13 +111,6 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
             yield estimator.estimator_, None  # of an ensemble, it is what its members were cloned from
         if hasattr(estimator, "regressor_"):
             yield estimator.regressor_, None
-
-
-def _transformer_steps(transformer: ColumnTransformer) -> Iterator[tuple[str, Any, list[int]]]:
-    """Yield the name of each step, the step, and the positions of its columns."""
-    names = list(getattr(transformer, "feature_names_in_", range(transformer.n_features_in_)))
-    for name, step, columns in transformer.transformers_:
-        yield name, step, [names.index(column) for column in column_names(columns, names)]
 
 
 def _own(estimator: Any) -> _Collected:
@@ -208,7 +194,7 @@ def _back(step: Any, found: _Collected) -> _Collected:
 def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collected:
     before = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in found.rows]
-    for name, step, inputs in _transformer_steps(transformer):
+    for name, step, inputs in named_steps(transformer):
         part = transformer.output_indices_[name]
         places = range(part.start, part.stop)
         if len(places) != len(inputs):

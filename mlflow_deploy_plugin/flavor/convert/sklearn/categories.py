@@ -13,8 +13,9 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, CategoryTables, GroupedCategories
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, GroupedCategories
 from mlflow_deploy_plugin.runtime import Array
 
 _KEYS: dict[type, tuple[str, Callable[[Any], Any]]] = {

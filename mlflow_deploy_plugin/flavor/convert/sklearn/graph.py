@@ -22,12 +22,8 @@ from skl2onnx.sklapi import CastTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    SeveralTargets,
-    compares_in_64_bits,
-    last_step,
-    sub_estimators,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import compares_in_64_bits, last_step, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Output, Role
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}

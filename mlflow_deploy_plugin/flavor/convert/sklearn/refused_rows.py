@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Computed, Intervals
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Intervals
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS
 
 _PARTIAL = {

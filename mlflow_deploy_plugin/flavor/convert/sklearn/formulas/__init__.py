@@ -20,10 +20,11 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from sklearn.base import ClassifierMixin
 from sklearn.multioutput import ClassifierChain
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import SeveralTargets, best_estimator
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import ensembles, features, neighbours, predictors
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, SCORES, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, label_type, register_converter, write_labels
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
 
 
 def register() -> None:

@@ -34,18 +34,17 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan, passes_on
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import (
     Computed,
     Intervals,
     LaterColumns,
     Selection,
     Transforming,
-    marks_nan,
-    passes_on,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import Boosting, Tree, write_walk
 from mlflow_deploy_plugin.runtime import Array
 

@@ -16,10 +16,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import AdditiveClassifier, AdditiveModel
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, logistic, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, interpolated, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
 from mlflow_deploy_plugin.runtime import Array
 
 

@@ -13,8 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn import category_tables
-from mlflow_deploy_plugin.flavor.convert.sklearn.category_tables import with_category_tables
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import category_tables, with_stand_ins
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 COLUMNS = ["city", "zip", "sex"]
@@ -87,10 +86,10 @@ def test_an_encoder_without_a_table_has_no_graph(
     with monkeypatch.context() as patch:
         patch.setattr(category_tables, "_MOST_NUMBERS", 10)
         with pytest.raises(ConversionError, match="OneHotEncoder makes more than 10 numbers of its categories"):
-            with_category_tables(encoder)
+            with_stand_ins(encoder)
     monkeypatch.setattr(encoder, "transform", lambda rows: rows[["distance"]] * 2)
     with pytest.raises(ConversionError, match="OneHotEncoder makes of 'distance' what is no table of its categories"):
-        with_category_tables(encoder)
+        with_stand_ins(encoder)
     hashing = make_pipeline(category_encoders.HashingEncoder(), LogisticRegression()).fit(table[["zip"]], delayed)
     with pytest.raises(ConversionError, match=r"no converter for category_encoders\.hashing\.HashingEncoder"):
         wrap(hashing, table[["zip"]])

@@ -12,22 +12,20 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import AdditiveClassifier, AdditiveModel, CategoryTables
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel, CategoryTables
 from mlflow_deploy_plugin.runtime import Array
 
 _LINKS = ("identity", "log", "logit", "mlogit")
 
 
-def is_additive(part: Any) -> bool:
-    return type(part).__module__.startswith("interpret.") and hasattr(part, "term_scores_")
-
-
-def as_additive(machine: Any) -> Pipeline:
-    """Return the step that has the bins of categories, and the sums behind it.
+def as_additive(machine: Any) -> Pipeline | None:
+    """Return the step that looks up the bins of categories, and the sums after it; None for what is no fitted machine.
 
     Raises:
-        ConversionError: the predictions are another function of the sums than those of `_LINKS`.
+        ConversionError: the link function is not in `_LINKS`.
     """
+    if not hasattr(machine, "term_scores_"):
+        return None
     if machine.link_ not in _LINKS:
         raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
     names = [str(name) for name in machine.feature_names_in_]

@@ -1,0 +1,218 @@
+"""The copy of a fitted estimator that skl2onnx converts correctly.
+
+Options that skl2onnx does not read are changed where that changes no prediction, and steps that it cannot convert are
+replaced by the ones of `stand_ins.py`.
+"""
+
+from copy import deepcopy
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.cluster._kmeans import _BaseKMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import AdaBoostClassifier
+from sklearn.linear_model import LinearRegression
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    MISSING,
+    best_estimator,
+    column_names,
+    column_transformers,
+    encoders,
+    is_linear,
+    named_steps,
+    passes_on,
+    sub_estimators,
+)
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import LaterColumns, SeveralTargets, Transforming
+from mlflow_deploy_plugin.runtime import Array
+
+
+def convertible_copy(fitted: Any) -> Any:
+    """Return a copy that skl2onnx converts correctly; the estimator itself stays unchanged."""
+    copy = deepcopy(fitted)
+    for encoder in encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
+    for part in sub_estimators(copy):
+        for change in _CHANGES:
+            change(part)
+    for part in sub_estimators(copy):
+        if isinstance(part, Pipeline):
+            _replace_later_columns(part)
+    transformers = column_transformers(copy)
+    for transformer in transformers:
+        _pass_on_each_column(transformer)
+    for part in sub_estimators(copy):
+        if all(part is not transformer for transformer in transformers):
+            vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
+    return copy
+
+
+def _graph_categories(categories: Array) -> Array:
+    """Return the categories as the graph has them: booleans are integers, and missing ones are the text `MISSING`."""
+    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+        return categories.astype(np.int64)
+    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
+        return np.array([MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+    return categories
+
+
+def _use_ancestor_class(part: Any) -> None:
+    """Make an ensemble of imbalanced-learn one of scikit-learn: it learns from other rows, and predicts alike."""
+    if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+        part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+
+
+def _use_integer_classes(part: Any) -> None:
+    """Replace boolean classes of AdaBoost by integers: skl2onnx would write texts."""
+    if isinstance(part, AdaBoostClassifier) and getattr(part, "classes_", np.empty(0)).dtype.kind == "b":
+        part.classes_ = part.classes_.astype(np.int64)
+
+
+def _join_targets(part: Any) -> None:
+    """Make linear regressions of several targets one regression, and replace other estimators of several targets."""
+    if not isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+        return
+    if isinstance(part, MultiOutputRegressor) and all(map(is_linear, getattr(part, "estimators_", [None]))):
+        linear = [best_estimator(one) for one in part.estimators_]
+        vars(part).update(
+            vars(LinearRegression()),
+            coef_=np.array([one.coef_ for one in linear]),
+            intercept_=np.ravel([one.intercept_ for one in linear]),
+        )
+        part.__class__ = LinearRegression
+    else:
+        part.__class__ = SeveralTargets
+
+
+def _use_dense_output(part: Any) -> None:
+    """Switch off sparse output, which a graph does not have. The numbers are the same."""
+    if hasattr(part, "sparse_output"):
+        part.sparse_output = False
+
+
+def _use_finite_thresholds(part: Any) -> None:
+    """Replace infinite thresholds of trees, which send only missing values right: skl2onnx 1.20 hangs on them."""
+    if hasattr(part, "tree_"):
+        threshold = part.tree_.threshold
+        threshold[np.isinf(threshold)] = np.finfo(np.float32).max
+
+
+def _use_transforms(part: Any) -> None:
+    """Replace the steps that are used by their `transform`, write weights as steps, and leave out idle steps."""
+    if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
+        weights, part.transformer_weights = part.transformer_weights or {}, None
+        part.transformers_ = [
+            (name, _weighed(_transforming(step), weights.get(name)), columns)
+            for name, step, columns in part.transformers_
+        ]
+    elif isinstance(part, FeatureUnion):
+        part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
+    elif isinstance(part, Pipeline):
+        # skl2onnx supports no step that does nothing. Samplers of imbalanced-learn are used in training only.
+        steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
+        part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
+
+
+def _transforming(step: Any) -> Any:
+    if isinstance(step, Pipeline):
+        step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
+    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
+    return Transforming(step) if replaced else step
+
+
+def _weighed(step: Any, weight: float | None) -> Any:
+    if weight is None or step == "drop":
+        return step
+    return Pipeline([("make", step), ("weigh", FunctionTransformer(partial(np.multiply, weight)))])
+
+
+_CHANGES = (
+    _use_ancestor_class,
+    _use_integer_classes,
+    _join_targets,
+    _use_dense_output,
+    _use_finite_thresholds,
+    _use_transforms,
+)
+
+
+def _replace_later_columns(pipeline: Pipeline) -> None:
+    """Merge the ColumnTransformers at the start of a pipeline, and replace all others behind the first step.
+
+    skl2onnx selects columns only from the graph's inputs.
+    """
+    while len(pipeline.steps) > 1:
+        first, second = (step for _, step in pipeline.steps[:2])
+        if not (isinstance(first, ColumnTransformer) and isinstance(second, ColumnTransformer)):
+            break
+        if not _merge(first, second):
+            break
+        del pipeline.steps[1]
+    for position, (name, step) in enumerate(pipeline.steps):
+        if position > 0 and isinstance(step, ColumnTransformer):
+            parts = [(inner, positions) for _, inner, positions in named_steps(step)]
+            pipeline.steps[position] = name, LaterColumns(parts, step.n_features_in_)
+
+
+def _merge(first: ColumnTransformer, second: ColumnTransformer) -> bool:
+    """Make the first ColumnTransformer do the steps of the second one, too; return False if that is impossible.
+
+    It is impossible if a step of the second one reads columns that several steps of the first one have made. Merged,
+    the texts that the first one fills in are not joined with numbers before the second one encodes them.
+    """
+    names = list(getattr(first, "feature_names_in_", range(first.n_features_in_)))
+    maker_of = {place: maker for maker in first.transformers_ for place in _places(first.output_indices_[maker[0]])}
+    merged: list[tuple[str, Any, list[Any]]] = []
+    outputs: dict[str, slice] = {}
+    width = 0
+    for second_name, later, positions in named_steps(second):
+        # columns that are passed on may have several makers: each maker then gets a step of its own
+        by_maker = [list(run) for _, run in groupby(positions, lambda position: maker_of[position][0])]
+        for read in by_maker if passes_on(later) else [positions]:
+            name, step, columns = maker_of[read[0]]
+            made = _places(first.output_indices_[name])
+            if not set(read) <= set(made):
+                return False
+            columns = column_names(columns, names)
+            inside = [position - made.start for position in read]
+            if passes_on(step):
+                columns, step = [columns[place] for place in inside], later
+            elif inside != list(range(len(made))):
+                step = Pipeline([("first", step), ("then", LaterColumns([(later, inside)], len(made)))])
+            elif not passes_on(later):
+                step = Pipeline([("first", step), ("then", later)])
+            count = len(read) if passes_on(later) else len(_places(second.output_indices_[second_name]))
+            merged_name = f"step {len(merged)}"
+            outputs[merged_name] = slice(width, width + count)
+            merged.append((merged_name, step, columns))
+            width += count
+    first.transformers_, first.output_indices_ = merged, outputs
+    return True
+
+
+def _places(made: slice) -> range:
+    return range(made.start, made.stop)
+
+
+def _pass_on_each_column(transformer: ColumnTransformer) -> None:
+    """Replace a step that passes columns on by one for each column, so that texts and numbers are not joined."""
+    if not hasattr(transformer, "feature_names_in_"):
+        return
+    names = list(transformer.feature_names_in_)
+    steps: list[tuple[str, Any, list[str]]] = []
+    for name, step, columns in transformer.transformers_:
+        read = column_names(columns, names)
+        if passes_on(step):
+            steps += [(name, "passthrough", [column]) for column in read]
+        else:
+            steps.append((name, step, read))
+    transformer.transformers_ = steps

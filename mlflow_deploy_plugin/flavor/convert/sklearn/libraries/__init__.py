@@ -1,0 +1,42 @@
+"""Estimators of other libraries, replaced by estimators that this package converts.
+
+`_STAND_INS` has a function for each library. Boosters and nets need none: skl2onnx converts them by a converter of
+their own (`boosters.py`, `nets.py`).
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators, thawed
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import category_tables, feature_engine, interpret
+
+_STAND_INS: dict[str, Callable[[Any], Any]] = {
+    "category_encoders": category_tables.of_category_encoders,
+    "feature_engine": feature_engine.stand_in,
+    "interpret": interpret.as_additive,
+    "skrub": category_tables.of_skrub,
+}
+"""Functions by the package of an estimator: each returns what replaces it, or None if nothing does.
+
+They raise a ConversionError for an estimator whose options no graph has.
+"""
+
+
+def with_stand_ins(fitted: Any) -> Any:
+    """Return the estimator, or a copy in which the estimators of other libraries are replaced.
+
+    Raises:
+        ConversionError: an estimator of a library in `_STAND_INS` has no form in a graph.
+    """
+    fitted = thawed(fitted)
+    stand_ins: dict[int, Any] = {}
+    replaced_inside: set[int] = set()
+    for part in sub_estimators(fitted):
+        of_library = _STAND_INS.get(type(part).__module__.partition(".")[0])
+        if of_library is None or id(part) in replaced_inside:
+            continue
+        if (stand_in := of_library(part)) is not None:
+            stand_ins[id(part)] = stand_in
+            replaced_inside.update(map(id, sub_estimators(part)))
+    return deepcopy(fitted, stand_ins) if stand_ins else fitted

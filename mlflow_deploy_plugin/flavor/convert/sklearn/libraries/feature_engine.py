@@ -1,0 +1,169 @@
+"""The transformers of feature-engine, as ColumnTransformers of scikit-learn's steps; its encoders, as category tables.
+
+A transformer takes a table and returns one in which some columns are changed, dropped or added.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+
+from mlflow_deploy_plugin.errors import ConversionError, one_line
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries.category_tables import as_tables
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, GroupedCategories, Intervals
+
+
+def stand_in(transformer: Any) -> Any:
+    """Return what replaces a fitted transformer of feature-engine; None if nothing does."""
+    if not hasattr(transformer, "feature_names_in_") or getattr(transformer, "add_indicators", False):
+        return None
+    kind, module = type(transformer).__name__, type(transformer).__module__
+    if kind in _STEPS or kind in _FEATURES or module.startswith("feature_engine.selection."):
+        return _column_steps(transformer)
+    if module.startswith("feature_engine.encoding."):
+        return as_tables(transformer, getattr(transformer, "encoder_dict_", {}))
+    return None
+
+
+def _column_steps(transformer: Any) -> ColumnTransformer:
+    """Return a step for each column that is kept or added.
+
+    Raises:
+        ConversionError: an option of the transformer has no form in a graph.
+    """
+    names = [str(name) for name in transformer.feature_names_in_]
+    kind = type(transformer).__name__
+    changed: dict[str, Any] = {}
+    added: list[tuple[Any, list[str]]] = []
+    dropped: list[str] = []
+    try:
+        if kind in _STEPS:
+            changed = {name: _STEPS[kind](transformer, name) for name in transformer.variables_}
+        elif kind in _FEATURES:
+            added = list(_FEATURES[kind](transformer))
+            if transformer.drop_original:
+                dropped = [*transformer.variables_, *getattr(transformer, "reference", [])]
+        else:
+            dropped = transformer.features_to_drop_
+        steps = [(name, changed.get(name, "passthrough"), [name]) for name in names if name not in dropped]
+        steps += [(f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)]
+        for _, step, _ in steps:
+            if isinstance(step, Computed | Intervals):
+                step.stands_for = kind
+        # a row that each step takes: a step that fills in texts takes texts
+        row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
+        return ColumnTransformer(steps).fit(pd.DataFrame([row]))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConversionError(f"its step {kind} has options that no graph has ({one_line(error, 100)})") from error
+
+
+def _known(table: dict[str, Any], function: str) -> Any:
+    if function not in table:
+        raise ValueError(f"func={function!r}")
+    return table[function]
+
+
+def _intervals(fitted: Any, name: str) -> Intervals:
+    if fitted.return_boundaries:
+        raise ValueError("return_boundaries=True makes texts")
+    edges = np.asarray(fitted.binner_dict_[name], float)
+    refused = {"Less": edges[:1], "Greater": edges[-1:]} if getattr(fitted, "errors", "") == "raise" else None
+    return Intervals(edges, refused)
+
+
+def _logarithm(fitted: Any, name: str) -> Computed:
+    log, added = {"e": np.log, "10": np.log10}[fitted.base], getattr(fitted, "C_", 0)
+    added = added[name] if isinstance(added, dict) else added
+    reason = f"takes numbers above {0.0 - added:.6g} only"
+    return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
+
+
+def _grouped(fitted: Any, name: str) -> GroupedCategories:
+    known = fitted.encoder_dict_[name]
+    if not known or not all(isinstance(one, str) for one in [*known, fitted.replace_with]):
+        raise ValueError("no texts among its categories")
+    return GroupedCategories(known, fitted.replace_with)
+
+
+def _cycles(fitted: Any) -> "_Features":
+    for name in fitted.variables_:
+        turn = 2 * np.pi / fitted.max_values_[name]
+        yield Computed(lambda x, turn=turn: np.concatenate([np.sin(x * turn), np.cos(x * turn)], axis=1)), [name]
+
+
+def _reductions(fitted: Any) -> "_Features":
+    for function in fitted.func if isinstance(fitted.func, list) else [fitted.func]:
+        reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
+        yield Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]), fitted.variables_
+
+
+def _relations(fitted: Any) -> "_Features":
+    for function in fitted.func:
+        related, divides = _known(_RELATIONS, function), function in _DIVISIONS
+        if divides and fitted.fill_value is not None:
+            related = partial(_filled, related, fitted.fill_value)
+        for reference in fitted.reference:
+            for name in fitted.variables_:
+                columns = list(dict.fromkeys([name, reference]))
+                tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and fitted.fill_value is None else None
+                yield (Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), "takes no divisor of 0", tests), columns)
+
+
+def _filled(divided: Any, fill: float, left: Any, right: Any) -> Any:
+    return np.where(right == 0, fill, divided(left, np.where(right == 0, 1.0, right)))
+
+
+_REDUCTIONS: dict[str, Any] = {
+    **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
+    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # of a sample, as pandas has them
+}
+_DIVISIONS: dict[str, Any] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
+_RELATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow} | _DIVISIONS
+
+_STEPS: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(
+        ("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"),
+        lambda fitted, name: SimpleImputer(strategy="constant", fill_value=fitted.imputer_dict_[name]),
+    ),
+    **dict.fromkeys(
+        ("Winsorizer", "ArbitraryOutlierCapper"),
+        lambda fitted, name: Computed(
+            partial(np.clip, a_min=fitted.left_tail_caps_.get(name), a_max=fitted.right_tail_caps_.get(name))
+        ),
+    ),
+    **dict.fromkeys(
+        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
+    ),
+    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
+    "ReciprocalTransformer": lambda fitted, name: Computed(np.reciprocal, "takes no 0", {"Equal": [0.0]}),
+    "PowerTransformer": lambda fitted, name: Computed(lambda x: x**fitted.exp),
+    "BoxCoxTransformer": lambda fitted, name: Computed(
+        lambda x: box_cox(x, np.array([fitted.lambda_dict_[name]])),
+        "takes positive numbers only",
+        {"LessOrEqual": [0.0]},
+    ),
+    "YeoJohnsonTransformer": lambda fitted, name: Computed(
+        lambda x: yeo_johnson(x, np.array([fitted.lambda_dict_[name]]))
+    ),
+    "ArcsinTransformer": lambda fitted, name: Computed(
+        lambda x: np.arcsin(np.sqrt(x)), "takes numbers from 0 to 1 only", {"Less": [0.0], "Greater": [1.0]}
+    ),
+    "ArcSinhTransformer": lambda fitted, name: Computed(lambda x: np.arcsinh((x - fitted.loc) / fitted.scale)),
+    "MeanNormalizationScaler": lambda fitted, name: Computed(lambda x: (x - fitted.mean_[name]) / fitted.range_[name]),
+    "RareLabelEncoder": _grouped,
+}
+"""Functions by a transformer's class: each returns the step for one of the columns that it changes."""
+
+_Features = Iterator[tuple[Any, list[str]]]
+_FEATURES: dict[str, Callable[[Any], _Features]] = {
+    "CyclicalFeatures": _cycles,
+    "MathFeatures": _reductions,
+    "RelativeFeatures": _relations,
+}
+"""Functions by a transformer's class: each yields the steps that add columns, with the columns that a step reads."""

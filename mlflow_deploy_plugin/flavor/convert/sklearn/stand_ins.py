@@ -1,0 +1,148 @@
+"""Fitted estimators that stand in for others, which skl2onnx cannot read: of other libraries, and some of scikit-learn.
+
+Each holds what its original has learned. `categories.py` and `formulas/` have the converters.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.feature_selection import SelectorMixin
+from sklearn.multioutput import MultiOutputRegressor
+
+from mlflow_deploy_plugin.runtime import Array
+
+
+class _Fitted(BaseEstimator):  # type: ignore[misc]
+    """An estimator that is made fitted. scikit-learn requires the method all the same."""
+
+    def fit(self, rows: Any, target: Any = None) -> "_Fitted":
+        return self
+
+
+class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
+    """The columns that a recursive elimination (RFE) has kept: `support` has a boolean for each column, [k]."""
+
+    def __init__(self, support: Array) -> None:
+        self.support = support
+        self.n_features_in_ = len(support)
+
+    def _get_support_mask(self) -> Array:
+        return self.support
+
+
+class LaterColumns(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A ColumnTransformer behind other steps: `parts` has each of its steps with the positions of the columns it reads.
+
+    skl2onnx selects columns by their names or positions in the graph's inputs only.
+    """
+
+    stands_for = "ColumnTransformer"
+
+    def __init__(self, parts: list[tuple[Any, list[int]]], n_features_in_: int) -> None:
+        self.parts, self.n_features_in_ = parts, n_features_in_
+
+
+class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """An encoder of any library as lookup tables: the numbers that it makes of each category of each column.
+
+    `tables` has an array [categories + 1, numbers] for each column, in the order of `categories_`. The last row is for
+    an unknown category.
+    """
+
+    def __init__(self, categories_: list[Array], tables: list[Array]) -> None:
+        self.categories_, self.tables = categories_, tables
+        self.n_features_in_ = len(categories_)
+
+    def transform(self, rows: pd.DataFrame) -> Array:
+        columns = zip(rows.columns, self.categories_, self.tables, strict=True)
+        return np.hstack([table[pd.Index(known).get_indexer(pd.Index(rows[name]))] for name, known, table in columns])
+
+
+class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A step that replaces all but the known categories by one text. A missing text stays missing."""
+
+    def __init__(self, known: list[str], fill_value: str) -> None:
+        self.known, self.fill_value = known, fill_value
+
+    def transform(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows.where(rows.isin(self.known), self.fill_value)
+
+
+class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A step of another library as a function of columns [N, k].
+
+    Attributes:
+        compute: the function, of numpy operations that `formulas/tracing.py` can write as a graph.
+        refuses: the reason why the original refuses some rows, for error messages.
+        tests: the refused numbers as ONNX operators (`Less`), each with one bound, or with one bound for each column.
+        stands_for: the class name of the original, for error messages.
+    """
+
+    def __init__(self, compute: Any, refuses: str = "", tests: Any = None, stands_for: str = "") -> None:
+        self.compute, self.refuses, self.tests, self.stands_for = compute, refuses, tests, stands_for
+
+    def transform(self, rows: Any) -> Any:
+        return self.compute(np.asarray(rows, np.float64))
+
+
+class Intervals(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A step that turns each number of a column into the position of its interval, which includes its upper edge.
+
+    A number outside of all intervals becomes NaN, or is refused by `tests`. `tests` and `stands_for`: see `Computed`.
+    """
+
+    n_features_in_ = 1
+    refuses = "takes numbers within its intervals only"
+
+    def __init__(self, edges: Array, tests: Any = None, stands_for: str = "") -> None:
+        self.edges, self.tests, self.stands_for = edges, tests, stands_for
+
+    def transform(self, rows: Any) -> Any:
+        outside = (rows < self.edges[0]) | (rows > self.edges[-1])
+        return np.where(outside, np.nan, np.digitize(rows, self.edges[1:-1], right=True).astype(np.float64))
+
+
+class AdditiveModel(_Fitted):
+    """A sum of terms, each of which is looked up by the bins of one or several columns.
+
+    Attributes:
+        cuts: the position of each binned column, and its ascending cuts; None if the column holds bin numbers already.
+        strides: the distance in `scores` between neighbouring bins of each binned column, [binned, terms].
+        offsets: the first row of each term in `scores`, [terms].
+        scores: the values of all terms, [rows, 1 or classes].
+        intercept: the value that is added to each sum.
+        link: the link function; its inverse turns the sum into the prediction.
+    """
+
+    def __init__(
+        self,
+        cuts: list[tuple[int, Array | None]],
+        strides: Array,
+        offsets: Array,
+        scores: Array,
+        intercept: Array,
+        link: str,
+    ) -> None:
+        self.cuts, self.strides, self.offsets, self.scores = cuts, strides, offsets, scores
+        self.intercept, self.link = intercept, link
+        self.n_features_in_ = 1 + max(position for position, _ in cuts)
+
+
+class AdditiveClassifier(ClassifierMixin, AdditiveModel):  # type: ignore[misc]
+    """An `AdditiveModel` that predicts classes: by the sign of its sum, or by the largest of several sums."""
+
+    classes_: Array
+
+
+class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """A predictor used by its `transform`. skl2onnx would always convert its `predict`."""
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+        self.n_features_in_ = estimator.n_features_in_
+
+
+class SeveralTargets(MultiOutputRegressor):  # type: ignore[misc]
+    """One estimator for each target, also of labels. skl2onnx takes no pipelines there, nor labels without scores."""
