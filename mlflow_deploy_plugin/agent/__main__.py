@@ -1,9 +1,11 @@
 """`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: started and ended by the supervisor.
 
-SIGTERM ends it: the supervisor sends it once gunicorn has drained, so that everything captured is shipped. Exit status
-1 with `fatal` in agent.json: there is nothing to be served. Any other failure is a crash, after which it is restarted.
-With `--ship` it ships what an agent that was killed has left, and ends. `--parent PID` is for a parent with threads,
-which cannot ask the kernel to end its child with it: here the agent itself asks.
+SIGTERM ends it. The supervisor sends the signal once gunicorn has drained, so that everything captured is shipped. Exit
+status 1 with `fatal` in agent.json means that there is nothing to serve. Any other failure is a crash, after which the
+supervisor starts it anew.
+
+With `--ship` it ships what a killed agent has left, and ends. With `--parent PID` the agent itself asks the kernel to
+end it with its parent, because a parent with threads cannot ask for its child.
 """
 
 import argparse

@@ -42,10 +42,12 @@ class Pending(Exception):
 
 
 def audit_recorder(store_url: str, kind: str) -> Recorder:
-    """Return a function that writes commands into the audit trail of a store, in threads: none waits for a slow store.
+    """Return a function that writes commands into the audit trail of a store.
+
+    It writes in threads of its own, so that nothing waits for a slow store.
 
     Args:
-        kind: of the names of callers: key or certificate.
+        kind: the kind of the callers' names, `key` or `certificate`.
     """
 
     def write(command: Command, error: str) -> None:
@@ -136,15 +138,8 @@ class EndpointControl:
             except Pending:
                 continue
             del self._running[name]
-            if (loaded := running.spec) is not None and error is None:
-                unloaded = tuple(one for one in self._control.unloaded if one != loaded.name)
-                added = dict(self._control.added)
-                if all(own.name != loaded.name for own in specs):
-                    added[loaded.name] = loaded
-                    surplus = max(0, len(added) - MOST_ADDED)
-                    for forgotten in [one for one in added if one in unloaded][:surplus]:
-                        del added[forgotten]
-                self._save(unloaded, added)
+            if running.spec is not None and error is None:
+                self._save_loaded(running.spec, specs)
             self._answer(running.file, error)
             command, outcome_text = running.command, error.message if error else ""
             by = f" by {command.actor}" if command.actor else ""
@@ -176,6 +171,17 @@ class EndpointControl:
         out = {*self._control.unloaded, command.endpoint}
         self._save(tuple(name for name in known if name in out), self._control.added)
         return None
+
+    def _save_loaded(self, loaded: EndpointSpec, specs: Sequence[EndpointSpec]) -> None:
+        """Save that the endpoint is loaded, and its spec unless the server's own has it."""
+        unloaded = tuple(name for name in self._control.unloaded if name != loaded.name)
+        added = dict(self._control.added)
+        if all(own.name != loaded.name for own in specs):
+            added[loaded.name] = loaded
+            surplus = max(0, len(added) - MOST_ADDED)
+            for forgotten in [name for name in added if name in unloaded][:surplus]:
+                del added[forgotten]
+        self._save(unloaded, added)
 
     def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
         control = Control(unloaded=unloaded, added=added)

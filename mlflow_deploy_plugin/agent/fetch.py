@@ -7,9 +7,9 @@ The files of a version are compared with those that were saved, before the worke
     CACHE/users/<key>               the path of a state folder whose wanted.json may name models here
     CACHE/fetching-*/               downloads under way; renamed into models/ in one step
 
-A model stands in the cache once, whole or not at all. Two agents that fetch the same version download it twice and keep
-the first copy. A model is never deleted while a wanted.json or followed.json names it, while it is among the latest, or
-within an hour of its last use.
+The cache has each model once, whole or not at all. Two agents that fetch the same version at the same time download it
+twice and keep the first copy. A model is kept while a wanted.json or followed.json names it, while it is among the
+latest, and for an hour after its last use.
 """
 
 import hashlib
@@ -86,8 +86,8 @@ class ModelCache:
         """Return the folder with the files of `source`, downloaded if they are not cached.
 
         Args:
-            identity: names these files for good (registry and version), so that they are fetched once. None if the
-                same source may hold other files tomorrow.
+            identity: a name that always means these files (registry and version), so that they are fetched once. None
+                if the same source may hold other files tomorrow.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or there are links among them.
@@ -167,7 +167,7 @@ class ModelCache:
 
 @dataclass(frozen=True)
 class MlflowRegistry:
-    """MLflow and the cache, as the resolver uses them; tests have another registry in its place."""
+    """The `Registry` of the resolver: MLflow and the cache."""
 
     cache: ModelCache
     resolver: BatchResolver = field(default_factory=BatchResolver)
@@ -177,7 +177,7 @@ class MlflowRegistry:
         return self.resolver.resolve(model_uris)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is served from its place. Raises as `ModelCache.fetch`."""
+        """Fetch and verify a version. A folder on this disk is served in place. Raises as `ModelCache.fetch`."""
         kind = parse_model_uri(resolved.source).kind
         if kind == "path":
             folder = Path(resolved.source)
@@ -239,7 +239,7 @@ def _key(text: str) -> str:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file; None if somebody has removed it meanwhile."""
+    """Return the status of a file; None if it is gone."""
     try:
         return path.stat()
     except FileNotFoundError:

@@ -49,7 +49,7 @@ _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
 _FIRST_POLL_SECONDS = 5.0
 """A restart waits so long for the registry before it serves the versions of before."""
 _MOST_DEATHS = 2
-"""Deaths of workers after which a version is blamed; a single one may have any cause."""
+"""The deaths of workers after which a version is blamed. A single death may have any cause."""
 
 
 @dataclass
@@ -154,27 +154,24 @@ class Follower:
         self._is_forced = self._is_forced or commanded is not None
 
     def _lacks_versions(self) -> bool:
-        """Return True if starting is no use. One of many endpoints does not keep the others from being served."""
+        """Return True if the server cannot start. Several endpoints start as soon as one of them has a version."""
         lacking = [model.version is None for model in self.resolver.models.values()]
         if len(self._specs) > 1:
             return all(lacking)
         return not self._own_specs or any(lacking)
 
     def _waits_for_versions(self) -> bool:
-        """Return True if there is nothing to start with yet, and an answer or a download may still bring it."""
+        """Return True if the server cannot start yet, but a poll or a download under way may change that."""
         return self._lacks_versions() and not all(model.is_settled for model in self.resolver.models.values())
 
     def _write_wanted(self) -> None:
-        before, endpoints = self._wanted, {}
-        for spec in self._specs:
-            # no worker is to see an endpoint that a command loads before its models are there
-            is_new = self._control.is_loading(spec.name) and spec.name not in before.endpoints
-            if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
-                endpoints[spec.name] = self._wanted_endpoint(spec)
+        before = self._wanted
+        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if self._is_ready(spec)}
         unloaded = self._control.unloaded(self._own_specs)
+        if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
+            return
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
-        has_none = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
-        if (is_same and not self._is_forced) or has_none:
+        if is_same and not self._is_forced:
             return
         self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
         self._checkpoint()
@@ -183,6 +180,12 @@ class Follower:
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+
+    def _is_ready(self, spec: EndpointSpec) -> bool:
+        """Return False for an endpoint that a command loads, until its models are on this disk."""
+        if spec.name in self._wanted.endpoints or not self._control.is_loading(spec.name):
+            return True
+        return self._is_settled(spec) and self._failure(spec) is None
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
@@ -217,23 +220,28 @@ class Follower:
         """
         workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
         self._deaths.update(take_load_deaths(self.state_dir))
-        nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
+        has_loaded = any(map(_has_loaded, workers))
         failed = False
         for spec, name, variant in self._variants():
             model = self._model(spec, variant)
             if model.version is None:
                 continue
-            error = _load_error(workers, spec.name, name)
-            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
-                del self._deaths[model.version.folder]
-                error = f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
+            error = _load_error(workers, spec.name, name) or self._take_death_error(model.version.folder)
             if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # then the caller gets the error
-            failed = failed or (model.previous is None and nothing_loaded and not is_commanded)
+            if model.previous is None and not has_loaded and not is_commanded:
+                failed = True
             model.roll_back(error)
-        self.resolver.advance()  # so that the version's tag says it
+        self.resolver.advance()  # it writes the error into the version's tag
         return failed
+
+    def _take_death_error(self, folder: Path) -> str:
+        """Return an error if too many workers have died while they loaded this folder, and count anew."""
+        if self._deaths[folder] < _MOST_DEATHS:
+            return ""
+        del self._deaths[folder]
+        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
         """Return the outcome of loading or unloading an endpoint; see `control.Outcome`."""
@@ -273,7 +281,7 @@ class Follower:
         return self.resolver.models[model_ref(spec, variant)]
 
     def _publish(self, fatal: bool) -> AgentState:
-        """Write agent.json, and log an error when it comes, changes and goes. The supervisor logs a fatal one."""
+        """Write agent.json. Log an error when it comes, changes or goes; the supervisor logs a fatal one."""
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
         before, polls = self._written, self.resolver.finished_polls
@@ -300,6 +308,10 @@ class Follower:
             write_state(self.state_dir / AGENT, state)
             self._written = state
         return state
+
+
+def _has_loaded(worker: WorkerState) -> bool:
+    return any(variant.version for variants in worker.endpoints.values() for variant in variants.values())
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:

@@ -80,14 +80,14 @@ class FollowedModel:
         is_verified: True if the files of `version` were checked since the agent's start.
         target: the version that the registry named last.
         rejection: why the target is not served.
-        unloadable: identity of a version that the workers could not load.
+        unloadable: the identity of a version that the workers could not load.
         error: why the last poll of the registry failed.
         poll_failures, fetch_failures: how often each has failed in a row.
         next_poll: when to ask the registry next; `NEVER` while a poll is under way.
         poll: the poll under way.
-        reported: a version's source and the error that its tag in the registry holds.
-        report: the write of that tag under way; `reporting` is what it writes.
-        report_at: not to be written before this time.
+        reported: a version's source, and the error that its tag in the registry holds.
+        report: the write of that tag under way; `reporting` is the content that it writes.
+        report_at: the earliest time of the next write.
     """
 
     version: FetchedVersion | None = None
@@ -149,7 +149,10 @@ class FollowedModel:
         self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
 
     def pending_report(self) -> tuple[str, str] | None:
-        """Return the source and the error for its tag (an empty one removes it); None if the tag is up to date."""
+        """Return the source and the error to write into its tag; None if the tag is up to date.
+
+        An empty error removes the tag.
+        """
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
         elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:
@@ -192,19 +195,23 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
             models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
                 whole[0], previous, reported=reference.told
             )
-    of_wanted = {}
+    return _restore_wanted(state_dir) | models
+
+
+def _restore_wanted(state_dir: Path) -> dict[ModelRef, FollowedModel]:
+    models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
             version = FetchedVersion(
                 model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
             )
             if _is_whole(version):
-                of_wanted[ModelRef(variant.model_uri)] = FollowedModel(version)
-    return of_wanted | models
+                models[ModelRef(variant.model_uri)] = FollowedModel(version)
+    return models
 
 
 def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
-    """Return the state of a reference. A new requirement does not take away the version that is served already."""
+    """Return the state of a reference. The version served already stays, even if the endpoint now requires more."""
     if (model := known.get(ref)) is not None:
         return model
     for other, model in known.items():

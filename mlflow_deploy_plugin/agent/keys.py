@@ -1,4 +1,4 @@
-"""Brings what authenticates callers to the workers: API keys as `keys.json`, an issuer's public keys as `jwks.json`."""
+"""Fetches the keys by which workers authenticate callers: API keys into `keys.json`, an issuer's into `jwks.json`."""
 
 import logging
 import threading
@@ -21,14 +21,15 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 def _fetcher(
     what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
 ) -> threading.Thread:
-    """Return a thread that fetches keys again and again: a slow source delays nothing else.
+    """Return a thread that fetches keys again and again. In a thread of its own, a slow source delays nothing else.
 
-    While they cannot be fetched, those fetched last hold on, which is logged once for each reason.
+    While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once.
 
     Args:
-        what: the keys, for the log.
-        fetch: fetches them, and writes them down if they have changed.
-        seconds / again_seconds: until the next time, and until it after a failure.
+        what: the name of the keys, for the log.
+        fetch: fetches the keys, and writes them if they have changed.
+        seconds: the pause between two fetches.
+        again_seconds: the pause after a failure.
     """
 
     def run() -> None:
@@ -52,7 +53,7 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
     opened: Any = None
 
     def read_store() -> ValidKeys:
-        """Return the keys that hold. The store stays open until it fails."""
+        """Return the valid keys. The store stays open until it fails."""
         nonlocal opened
         from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
 

@@ -1,8 +1,8 @@
-"""Shipping progress: how much of the spool is in the inference log, and the watermark that tells readers of the log.
+"""Shipping progress: how much of the spool is in the inference log, and the watermark that says so to readers.
 
-`progress.json` in the state folder is replaced before the files in the spool say that something is shipped. After a
-crash in between, rows are written to the log again, but they are not counted again. The agent of a copied state folder
-takes a new name and counts from zero, since the rows in the copy are counted already.
+`progress.json` in the state folder is written before `<segment>.shipped` in the spool. After a crash in between, rows
+are written to the log again, but they are not counted again. The agent of a copied state folder takes a new name and
+counts from zero, since the rows in the copy are counted already.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ class Totals:
         complete_until: seconds since 1970; every row answered before was in the log when this was written.
         shipped: rows in the log; `lost`: rows that were read from the spool and cannot be represented in the log.
         counted: by segment, the byte up to which its rows are in `shipped`.
-        run: the server's run that `seen` is of; `earlier`: the counts of the runs before it.
-        ended: the last of those runs. They are not counted again if a server on a full disk could leave nothing newer.
+        run: the run of the server whose counts are in `seen`; `earlier` has the counts of the runs before it.
+        ended: the last of those runs. Counts that they left on the disk are not added again.
         folder: the inode of the state folder, which differs in a copy; 0 if unknown.
     """
 
@@ -62,8 +62,8 @@ class Totals:
     def load(folder: Path) -> "Totals":
         """Return the totals of progress.json in the state folder, or new ones under a new name.
 
-        If the file is missing, the counts that ended servers have left are counted anew; if it is malformed, they stand
-        under the earlier name. In a copy of a state folder the agent has counted nothing yet.
+        If the file is missing, the counts that ended servers have left are counted anew. If it is malformed, they are
+        not: the log has them under the earlier name. In a copy of a state folder the agent has counted nothing yet.
         """
         left_runs = [left.run for left in saved_capture_counters(folder)]
         try:
@@ -118,7 +118,7 @@ class ShippingProgress:
     def add_shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
         """Note that these rows of the segment, up to the byte `end`, are in the log.
 
-        On a full disk only this process knows: shipping is what makes room again, and has to go on.
+        If the disk is full, they are noted in memory only: shipping has to go on, since it makes room again.
         """
         totals = self.totals
         counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
@@ -131,8 +131,8 @@ class ShippingProgress:
         """Take over the counts of the workers.
 
         Args:
-            counted: of the server that runs, or ran last.
-            before: the counts that ended servers have left, seen here before or not.
+            counted: the counts of the server that runs, or ran last.
+            before: the counts that ended servers have left. Those that were added before are skipped.
         """
         totals = self.totals
         for count in (*before, counted):

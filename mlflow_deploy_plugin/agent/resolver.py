@@ -1,11 +1,10 @@
 """Version resolution: model references become versions on this disk, without waiting for anybody.
 
-Polls of the registry and fetches run in threads of their own. One that hangs delays neither another model nor a change
-that needs no registry (of weights, a roll-back, a command). Their results are taken in here, in the one thread that
-owns the agent's state.
+Polls of the registry and fetches run in threads of their own. If one hangs, it delays no other model, and no change
+that needs no registry (of weights, a roll-back, a command). One thread owns the agent's state and takes in the results.
 
-A few fetches run at a time. One that takes longer than a turn goes on, and the next begins: a slow line brings its
-model in the end, and holds up no other. A fetch of which nothing arrives for minutes is told as a failure, and goes on.
+A few fetches run at a time. After a turn the next one begins while a slow one goes on, so that a slow line holds up no
+other model. A fetch that receives nothing for minutes is reported as a failure; it goes on, too.
 """
 
 import logging
@@ -116,7 +115,7 @@ def pyfunc_policy(specs: Sequence[EndpointSpec]) -> PyfuncPolicy:
 
 @dataclass
 class _Fetch:
-    """A fetch of one version, by the clock of `PollPolicy`. `received` bytes have come, the last ones at `moved_at`."""
+    """A fetch of one version. `received` bytes have come, the last ones at `moved_at` on the clock of `PollPolicy`."""
 
     future: "Future[FetchedVersion]"
     started_at: float
@@ -129,8 +128,8 @@ class VersionResolver:
     """Brings every followed model to the version that the registry names.
 
     Args:
-        poll_pool, fetch_pool: threads that ask the registry, and threads that fetch files, of which those that take
-            long keep theirs.
+        poll_pool: threads that ask the registry.
+        fetch_pool: threads that fetch files; a slow fetch keeps its thread.
 
     Attributes:
         finished_polls: counts polls, failed ones too.
@@ -162,28 +161,31 @@ class VersionResolver:
         self.pyfunc_policy = policy
 
     def poll_now(self) -> None:
-        """Poll every followed reference at once, also after a poll that is under way: it may have come too early."""
+        """Poll every followed reference at once. One with a poll under way is polled again after it."""
         for model in self.models.values():
             if model.next_poll < NEVER or model.poll is not None:
                 model.next_poll = 0.0
 
     def advance(self) -> None:
-        """Start what is due, and take in the results that have come.
-
-        The followed references of one registered model share a poll.
-        """
-        now = self.polling.clock()
-        due = {lookup_key(ref.uri) for ref, one in self.models.items() if one.next_poll <= now and one.poll is None}
-        for key in sorted(due):
-            polled = [
-                (ref, model)
-                for ref, model in self.models.items()
-                if model.poll is None and model.next_poll < NEVER and lookup_key(ref.uri) == key
-            ]
-            poll = self.poll_pool.submit(self._resolve, list(dict.fromkeys(ref.uri for ref, _ in polled)))
-            for _, model in polled:
-                model.poll, model.next_poll = poll, NEVER
+        """Start what is due, and take in the results that have come."""
+        self._start_polls()
         self._finish_polls()
+        self._advance_fetches()
+        self._report_failures()
+
+    def _start_polls(self) -> None:
+        """Poll the models with a reference that is due. The followed references of one model share a poll."""
+        now = self.polling.clock()
+        idle = {ref: model for ref, model in self.models.items() if model.poll is None and model.next_poll < NEVER}
+        due = {lookup_key(ref.uri) for ref, model in idle.items() if model.next_poll <= now}
+        for key in sorted(due):
+            polled = {ref: model for ref, model in idle.items() if lookup_key(ref.uri) == key}
+            poll = self.poll_pool.submit(self._resolve, list(dict.fromkeys(ref.uri for ref in polled)))
+            for model in polled.values():
+                model.poll, model.next_poll = poll, NEVER
+
+    def _advance_fetches(self) -> None:
+        """Start the fetches whose turn has come, take in those that have ended, and drop those nobody waits for."""
         waiting = [
             (ref, model, model.target)
             for ref, model in self.models.items()
@@ -201,7 +203,6 @@ class VersionResolver:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
             self._fetches.pop(identity).future.cancel()  # the reference has moved on; a fetch that runs ends by itself
-        self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
@@ -214,47 +215,46 @@ class VersionResolver:
         """Take in the registry's answers, and say when to poll next."""
         pauses: dict[int, float] = {}
         for ref, model in self.models.items():
-            poll, now = model.poll, self.polling.clock()
+            poll = model.poll
             if poll is None or not poll.done():
                 continue
             pause = pauses.setdefault(id(poll), self.polling.pause(0))
             is_wanted_again = model.next_poll < NEVER
-            resolution = poll.result()[ref.uri]
-            model.poll, model.next_poll = None, now + pause
-            if isinstance(resolution, ResolvedModel):
-                model.error, model.poll_failures, model.target = None, 0, resolution
-                waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
-                if not waits_for_gate and not (resolution.followed and self.polling.follow):
-                    model.next_poll = NEVER
-            else:
-                model.error = resolution
-                if isinstance(resolution, NotFound):
-                    model.error = NotFound(f"{ref.uri}: {resolution.message}")
-                # what is not found, wrong or not permitted may be put right by somebody at any moment
-                if not isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
-                    model.poll_failures += 1
-                    model.next_poll = now + self.polling.pause(model.poll_failures)
+            model.poll = None
+            model.next_poll = self._take_resolution(ref, model, poll.result()[ref.uri], pause)
             if is_wanted_again:
                 model.next_poll = 0.0
         self.finished_polls += len(pauses)
 
+    def _take_resolution(self, ref: ModelRef, model: FollowedModel, resolution: Resolution, pause: float) -> float:
+        """Take in what the registry says of a reference, and return when to poll it next."""
+        now = self.polling.clock()
+        if isinstance(resolution, ResolvedModel):
+            model.error, model.poll_failures, model.target = None, 0, resolution
+            waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+            is_followed = resolution.followed and self.polling.follow
+            return now + pause if waits_for_gate or is_followed else NEVER
+        if isinstance(resolution, NotFound):
+            resolution = NotFound(f"{ref.uri}: {resolution.message}")
+        model.error = resolution
+        if isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
+            return now + pause  # somebody may put it right at any moment
+        model.poll_failures += 1
+        return now + self.polling.pause(model.poll_failures)
+
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
         """Fetch the target in its turn, unless it is served already or may not be; return True if it is fetched."""
-        rejection = model.rejection
-        is_rejected = rejection is not None and rejection.identity == target.identity and rejection.cause != "gate"
-        if is_rejected and rejection is not None and self.polling.clock() < rejection.retry_at:
+        now, rejection = self.polling.clock(), model.rejection
+        is_rejected = rejection is not None and rejection.identity == target.identity and now < rejection.retry_at
+        if is_rejected and rejection is not None and rejection.cause != "gate":
             return False
-        if model.serves_target and model.is_verified and model.version is not None:
-            model.rejection = None
-            lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
-            if (aspects := lasting | target.aspects) != model.version.aspects:
-                model.version = model.version.model_copy(update={"aspects": aspects})
+        if model.version is not None and model.serves_target and model.is_verified:
+            model.version, model.rejection = _with_aspects(model.version, target), None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
             reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
             model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
             return False
-        now = self.polling.clock()
         under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
         turns = sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way)
         if target.identity not in self._fetches and turns < _TURNS:
@@ -262,7 +262,7 @@ class VersionResolver:
         return True
 
     def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
-        """Say of a fetch under way that nothing of it arrives, and take that back when something does."""
+        """Reject the target while nothing of a fetch under way arrives; take that back when something does."""
         now = self.polling.clock()
         if now - fetch.started_at < _TURN_SECONDS:
             return
@@ -318,6 +318,12 @@ class VersionResolver:
             if report is not None and model.report is None and model.report_at <= self.polling.clock():
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
+
+
+def _with_aspects(version: FetchedVersion, target: ResolvedModel) -> FetchedVersion:
+    """Return the version with the aspects that the registry gives it now."""
+    lasting = {name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS}
+    return version.model_copy(update={"aspects": lasting | target.aspects})
 
 
 def _rejection(

@@ -4,13 +4,14 @@
     LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       the feedback of callers on those rows
     LOG/_failed/endpoint=…      like the first, without the model's columns: requests that got no answer
 
-At least once: how far a segment is shipped is written down (`<segment>.shipped`) after its rows are in the log, and the
-segment is deleted after its worker let go of it and all of it is shipped. After a crash in between, the same rows come
-again: under the same name if they are alone, and under another one with the rows that came since, so that the content
-of a name never changes and a compactor may delete it. Readers drop duplicates by (`_segment`, `_offset`, `_row`).
+Rows are shipped at least once. The offset up to which a segment is shipped is written to `<segment>.shipped` after the
+rows are in the log. The segment is deleted when its worker has released it and all of it is shipped. After a crash in
+between, the same rows are shipped again. The new file has the same name if it has the same rows, and another name if
+rows came since, so the content of a name never changes and a compactor may delete it. Readers drop duplicates by
+(`_segment`, `_offset`, `_row`).
 
-A busy worker's segment is left to grow, so that few and large files come of it. A log that is down is asked less and
-less often.
+The segment of a busy worker is left to grow, which makes fewer and larger files. While the log is down, the pauses
+between two tries grow.
 
 A file of captured requests has the log's own columns first, then those of the model.
 """
@@ -59,11 +60,11 @@ _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
-"""Malformed segments that are kept to be looked at: at most 64 MiB, unless one request alone is larger."""
+"""The malformed segments that are kept for a person to look at: at most 64 MiB, unless one request is larger."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _STATE_SECONDS = 10.0
-"""agent.json says in steps of so many seconds until when the log is complete."""
+"""The step in which `complete_until` of agent.json advances."""
 _TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_A_DAY = 86_400_000_000
 
@@ -101,7 +102,7 @@ class Shipper:
         self.progress = ShippingProgress(spool)
         self._clock = clock
         self._growing: dict[str, tuple[int, float]] = {}
-        """By segment: its size at the last look, and since when a part of it has waited."""
+        """By segment: its size at the last look, and the time since which a part of it has waited."""
         self._failures = 0
         self._retry_at = float("-inf")
         self.state = ShippingState()
@@ -117,7 +118,7 @@ class Shipper:
         return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
 
     def ship(self) -> int:
-        """Ship all that is new in every segment, whatever happened before."""
+        """Ship all that is new in every segment, due or not."""
         return self._ship(self._list_segments())
 
     def _list_segments(self) -> list[Path]:
@@ -155,6 +156,17 @@ class Shipper:
             except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self.location.shown} cannot be written: {failure}"
                 break
+        self._note_outcome(error)
+        for left_over in self._spool.glob(f"*{SHIPPED}"):
+            if not left_over.with_suffix(SUFFIX).exists():
+                left_over.unlink(missing_ok=True)
+        if rows:
+            # the tables of a segment take about ten times the memory that the agent needs otherwise
+            pa.default_memory_pool().release_unused()
+        return rows
+
+    def _note_outcome(self, error: str) -> None:
+        """Log the error if it comes, changes or goes, set the pause before the next try, and update the state."""
         if error != self.state.error:
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
         self._failures = self._failures + 1 if error else 0
@@ -162,12 +174,6 @@ class Shipper:
         self._retry_at = self._clock() + pause if error else float("-inf")
         complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
         self.state = self.state.model_copy(update={"error": error, "complete_until": complete_until})
-        for left_over in self._spool.glob(f"*{SHIPPED}"):
-            if not left_over.with_suffix(SUFFIX).exists():
-                left_over.unlink(missing_ok=True)
-        if rows:
-            pa.default_memory_pool().release_unused()  # a segment's tables are some ten times what the agent needs else
-        return rows
 
     def _ship_segment(self, segment: Path) -> int:
         moment = self._now()
@@ -218,7 +224,7 @@ class Shipper:
     def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
         """Write files by their names, and return their rows.
 
-        What cannot be represented in the log is left out, and does not take other files with it.
+        No file is written if one of them cannot be represented in the log.
         """
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
@@ -232,7 +238,7 @@ class Shipper:
         return sum(rows for _, _, rows in files)
 
     def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
-        """Copy a segment with malformed frames, for whoever looks for the cause; the last few copies are kept."""
+        """Copy a segment with malformed frames, so that a person can find the cause. The last few copies are kept."""
         copy = segment.with_suffix(_BROKEN)
         _log.error("%d frames of segment %s make no sense and are left out: see %s", malformed, segment.stem, copy)
         try:
