@@ -4,7 +4,7 @@ The original model takes a `Batch`. `to_feeds` turns it into the feeds of the gr
 saved model, exactly as the pyfunc flavor does, and as the server does for requests.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -214,6 +214,27 @@ def _input_schema(batch: Batch, declared: tuple[Input, ...]) -> SignatureSchema:
         shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
         tensors.append(TensorSpec(dtype, shape, name or None))
     return SignatureSchema(tensors)
+
+
+def free_axes(shapes: Mapping[str, Sequence[Sequence[int]]], argument: str) -> dict[str, tuple[int, ...]]:
+    """Return the axes of each tensor, behind the first, whose size differs between its shapes.
+
+    Args:
+        shapes: of each tensor by name; the first one is the example's.
+        argument: where the others come from, for the message.
+
+    Raises:
+        InvalidConfig: one has another number of dimensions than the example's.
+    """
+    for name, (first, *others) in shapes.items():
+        if wrong := [other for other in others if len(other) != len(first)]:
+            raise InvalidConfig(
+                f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example's is {list(first)}"
+            )
+    return {
+        name: tuple(axis for axis, sizes in enumerate(zip(*found, strict=True)) if axis and len({*sizes}) > 1)
+        for name, found in shapes.items()
+    }
 
 
 def check_example(example: Batch) -> None:

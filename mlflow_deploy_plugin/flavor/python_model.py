@@ -125,7 +125,7 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
         others: more data or None; a size that differs between them and the example is free in the signature.
 
     Raises:
-        InvalidConfig: the model refuses the example, or other data.
+        InvalidConfig: the model refuses the example, or other data; or these or its answers have other dimensions.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
     if not framework or input_example is None:
@@ -142,9 +142,11 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
     signature = signature_of(rows, prediction)
     if not is_table and (given := [one for one in others if one is not None]):
         more: list[Any] = [batches.take_rows(converter.read_batch(model, one), head) for one in given]
-        inputs = [Input(name, str(rows[name].dtype), sizes) for name, sizes in _sizes(rows, *more)]
+        sizes = _sizes("parity_data, reference_data", rows, *more)
+        inputs = [Input(name, str(rows[name].dtype), shape) for name, shape in sizes]
         other_answers = (call_original(original, one) for one in more)
-        outputs = [Output(name, str(answers[name].dtype), sizes) for name, sizes in _sizes(answers, *other_answers)]
+        sizes = _sizes("the model's answers to parity_data, reference_data", answers, *other_answers)
+        outputs = [Output(name, str(answers[name].dtype), shape) for name, shape in sizes]
         signature = signature_of(rows, prediction, tuple(inputs), tuple(outputs))
     is_one = is_table or set(rows) == {""}
     is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
@@ -166,8 +168,8 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
     }
 
 
-def _sizes(*arrays: dict[str, Array]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _sizes(what: str, *arrays: dict[str, Array]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the shape of each array: -1 for the rows, and for a size that differs from another's of its name."""
-    for name in arrays[0]:
-        sizes = zip(*(one[name].shape[1:] for one in arrays), strict=False)
-        yield name, (-1, *(found[0] if len({*found}) == 1 else -1 for found in sizes))
+    free = batches.free_axes({name: [one[name].shape for one in arrays] for name in arrays[0]}, what)
+    for name, array in arrays[0].items():
+        yield name, (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))

@@ -169,23 +169,15 @@ def _dynamic_axes(signature: ModelSignature | None, example: Batch | None, *othe
     """
     if example is None or isinstance(example, pd.DataFrame):
         return {}
-    shapes = {name: [array.shape] for name, array in example.items()}
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [array.shape] for name, array in example.items()}
     for other in others:
         for name, array in () if other is None or isinstance(other, pd.DataFrame) else other.items():
-            if array.ndim != example[name].ndim:
-                raise InvalidConfig(
-                    f"parity_data, reference_data: {name or 'the array'} has the shape {list(array.shape)}; "
-                    f"the example's is {list(example[name].shape)}"
-                )
             shapes[name].append(array.shape)
     specs = [] if signature is None or signature.inputs is None else signature.inputs.inputs
     for spec in specs:
         if (name := spec.name or "") in example and len(getattr(spec, "shape", ())) == example[name].ndim:
             shapes[name].append(spec.shape)
-    return {
-        name: tuple(axis for axis, sizes in enumerate(zip(*found, strict=True)) if axis and len({*sizes}) > 1)
-        for name, found in shapes.items()
-    }
+    return batches.free_axes(shapes, "parity_data, reference_data")
 
 
 def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:

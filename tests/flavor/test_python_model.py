@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
@@ -93,6 +94,19 @@ def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
     found = mlflow.pyfunc.load_model(info.model_uri).predict({"tokens": np.tile(ROWS, 2)})
     np.testing.assert_allclose(found, np.tile(ROWS, 2) * 2)
     assert [one.shape for one in (*info.signature.inputs, *info.signature.outputs)] == [(-1, -1), (-1, -1)]
+
+
+def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: Path) -> None:
+    class Squeezed(Decoder):
+        def forward(self, *, tokens: Any) -> Any:
+            return {"logits": tokens[:, None].repeat(1, len(tokens) % 2 + 1, 1).squeeze(1), "past": Cache()}
+
+    said = (
+        r"the model's answers to parity_data, reference_data: logits has the shape \[4, 3\]; "
+        r"the example's is \[5, 2, 3\]"
+    )
+    with pytest.raises(InvalidConfig, match=said):
+        onnxserve.log_model(Squeezed(), name="model", input_example={"tokens": ROWS}, parity_data={"tokens": ROWS[:4]})
 
 
 def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
