@@ -6,7 +6,6 @@ interval; one when it is over. `send.py` sends what is recorded here.
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,9 +21,6 @@ from mlflow_deploy_plugin.store import Alert, Alerts, Store
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
 _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
-_MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
-"""The places within mentions, links and pictures of chats. Apprise escapes no markup where a channel's format is text,
-as Discord's and Mattermost's, which read Markdown all the same."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +54,7 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
         _failing(endpoint, monitor),
         endpoint,
         monitor,
-        lines=(f"{endpoint}: the monitor fails: {reason}",),
+        lines=(f"{endpoint}: the monitor fails: {_short(reason)}",),
         next=f"next (docs/runbook.md#monitorfailing): onnxserve monitor list {endpoint}",
         tags=_tags(store, endpoint, monitor),
     )
@@ -218,9 +214,6 @@ def _line(finding: Finding) -> str:
 
 
 def _short(text: str) -> str:
-    """Return the text as one short line: columns and categories have names of any length, with anything in them.
-
-    A zero-width space makes mentions and links plain text: a caller sends categories, and must not speak as us.
-    """
+    """Return the text as one short line: columns and categories have names of any length, with anything in them."""
     line = one_line(text)
-    return _MARKUP.sub("\u200b", line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…")
+    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

@@ -11,6 +11,7 @@ log, which quotes URLs, is shut.
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,9 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "resolved": ("Over", "success"),
     "said": ("For you", "info"),
 }
+_MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
+"""The places within mentions, links and pictures of chats. Apprise escapes no markup where a channel's format is text,
+as Discord's and Mattermost's, which read Markdown all the same."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
@@ -263,12 +267,17 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Seque
 
 
 def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
-    """Return one message for alerts of one endpoint, the gravest first."""
+    """Return one message for alerts of one endpoint, the gravest first.
+
+    In the lines, a zero-width space makes mentions and links plain text: they quote what callers have sent as a
+    category or a column, who must not speak as us.
+    """
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:
         detail = alert.detail
-        parts.append("\n".join(filter(None, [_head(alert), *detail["lines"], detail.get("link"), detail.get("next")])))
+        lines = [_MARKUP.sub("\u200b", line) for line in detail["lines"]]
+        parts.append("\n".join(filter(None, [_head(alert), *lines, detail.get("link"), detail.get("next")])))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
     return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))

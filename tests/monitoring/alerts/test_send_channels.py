@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring.alerts import record_result, send_due
+from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, record_result, send_due
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -72,19 +72,26 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
     assert "<br" in message
 
 
+@pytest.mark.parametrize("what", ["a finding", "a failure", "a message"])
 def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
-    store: Store, settings: Settings, receiver: Receiver
+    store: Store, settings: Settings, receiver: Receiver, what: str
 ) -> None:
     value = "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
     found = Finding("carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0)
     assert settings.alert_config is not None
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n")
 
-    record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+    match what:
+        case "a finding":
+            record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+        case "a failure":
+            record_failure(store, settings, "flights", "hourly", f"no number: {value!r}")
+        case _:
+            announce(store, "flights", "hourly", f"no number: {value!r}", f"{RUN}/artifacts/report.html")
     send_due(store, settings)
 
     text = next(iter(receiver.got.values()))[0]["text"]
     for active in ("@everyone", "<!channel>", "](", "https://evil"):
         assert active not in text
-    assert f"new values as {value!r}" in text.replace("\u200b", "")
-    assert f"{RUN}/artifacts/report.html" in text  # our own link stays one
+    assert repr(value) in text.replace("\u200b", "")
+    assert (f"{RUN}/artifacts/report.html" in text) == (what != "a failure")  # our own link stays one
