@@ -1,6 +1,7 @@
 """Bodies that are invalid or costly to read: content types, encodings, JSON itself."""
 
 import gzip
+import json
 import zlib
 from collections.abc import Callable
 
@@ -100,16 +101,11 @@ _DEEP_NAN = {
 }
 _KINDS = {"array": b"[1, 2]", "null": b"null", "string": b'"{}"', "number": b"1e5", "boolean": b"true"}
 FIELDS = {
-    "dataframe_split": b"dataframe_split",
-    "dataframe_records": b"dataframe_records",
-    "instances": b"instances",
-    "inputs": b"inputs",
-    "input_data": b"input_data",
-    "v2": b"inputs",
-    "tf rows": b"instances",
-    "tf columns": b"inputs",
-    "tensor": b"inputs",
-    "tf tensor": b"instances",
+    route.reads: name.encode()
+    for route in JSON_ROUTES
+    if route.good.startswith(b"{")
+    for name, value in json.loads(route.good).items()
+    if isinstance(value, list | dict)
 }
 """The field that holds the data, by the language."""
 
@@ -120,6 +116,7 @@ def _in_field(value: bytes) -> Body:
 
 _NEVER_EMPTY = tuple(route for route in JSON_ROUTES if route.reads not in ("index", "parameters"))
 JSON_BODIES: list[AnyCase] = [
+    BodyCase("an object without the data", "JSON", _always(b'{"x": 1}'), reading(*FIELDS), 400),
     BodyCase("no body", "JSON", _always(b""), _NEVER_EMPTY, 400, ("empty",)),
     *[BodyCase(name, "JSON", _always(body), JSON_ROUTES, 400, ("JSON",)) for name, body in _DOCUMENTS.items()],
     *[BodyCase(name, "depth of JSON", _always(body), JSON_ROUTES) for name, body in _DEEP.items()],
