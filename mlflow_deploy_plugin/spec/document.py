@@ -37,14 +37,14 @@ _EXPECTED = {
 }
 """The part of a message that says what would be right, by the type of pydantic's error."""
 _NOT_BY_NAME = {
-    ("server.", "provider_options"),  # its fields stand for it
-    ("variants.NAME.", "model"),  # -m says it
-    ("monitors.NAME.", "retrain"),  # its fields stand for it
-    ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
+    "api_version",
+    "name",
+    "variants.NAME.model",  # -m says it
+    "monitors.NAME.retrain.parameters",  # a table of its own, for a spec file
 }
-"""The fields (prefix, name) that have no dotted name of their own."""
-_TABLES = {("container.", "environment"), ("container.", "secrets"), ("container.", "secret_files")}
-"""The fields (prefix, name) that are mappings of texts; each key has a dotted name."""
+"""The fields that `-C` does not take."""
+_TABLES = {"container.environment", "container.secrets", "container.secret_files"}
+"""The fields that are mappings of texts; each key has a dotted name."""
 _OF_TABLE = ".VARIABLE"
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
@@ -56,7 +56,9 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "monitors.NAME.retrain.": RetrainSpec,
     "sticky.": StickySpec,
     "kubernetes.": KubernetesSpec,
+    "": EndpointSpec,
 }
+"""The parts of a spec by the prefix of their fields. The field of a part has no dotted name itself."""
 _RETRAIN = ".retrain."
 
 
@@ -139,9 +141,9 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
     """Yield every field that `-C` takes: its dotted name, its part of the spec, its name there."""
     for prefix, part in _PARTS.items():
         for name in part.model_fields:
-            if (prefix, name) not in _NOT_BY_NAME:
-                yield f"{prefix}{name}{_OF_TABLE if (prefix, name) in _TABLES else ''}", part, name
-    yield "require", EndpointSpec, "require"
+            dotted = f"{prefix}{name}"
+            if dotted not in _NOT_BY_NAME and not any(other.startswith(f"{dotted}.") for other in _PARTS):
+                yield f"{dotted}{_OF_TABLE if dotted in _TABLES else ''}", part, name
 
 
 def _type_name(annotation: Any) -> str:
@@ -188,12 +190,12 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     for dotted, value in config.items():
         path = _path(dotted)
         generic = ".".join([path[0], "NAME", *path[2:]]) if path[0] in ("variants", "monitors") else dotted
-        if len(path) == 3 and (f"{path[0]}.", path[1]) in _TABLES:
+        if len(path) == 3 and f"{path[0]}.{path[1]}" in _TABLES:
             generic = f"{path[0]}.{path[1]}.VARIABLE"
         is_model = generic == "variants.NAME.model" and path[1] in spec.variants
         is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # only the MLflow project knows them
         if not (generic in known or is_model or is_parameter):
-            hint = did_you_mean(generic, known, f"known are {', '.join(known)}")
+            hint = did_you_mean(generic, known, "`mlflow deployments help -t onnxserve` lists the fields")
             raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
         *parents, leaf = path
         target = document

@@ -200,6 +200,12 @@ def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml
     assert apply_config(changed, dict.fromkeys(options, "")).server.provider_options == ProviderOptions()
 
 
+def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have() -> None:
+    """Also one that is added to the endpoint itself."""
+    heads = {name.partition(".")[0] for name, *_ in field_reference()}
+    assert heads == EndpointSpec.model_fields.keys() - {"api_version", "name"}
+
+
 def test_a_name_with_dots_is_changed_like_any_other() -> None:
     changed = apply_config(
         new_endpoint("v1.2", "models:/m/1"),
@@ -217,7 +223,7 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("variants.champion.wieght", "1", "did you mean 'variants.NAME.weight'"),
         ("variants.nobody.model", "m", "unknown config key 'variants.nobody.model'"),
         ("variants.weight", "1", "unknown config key 'variants.weight'"),
-        ("zzz", "1", "known are server.host"),
+        ("zzz", "1", "'zzz'; `mlflow deployments help -t onnxserve` lists the fields"),
         ("name", "x", "unknown config key 'name'"),
         ("", "x", "unknown config key ''"),
         ("server.port", "high", r"server.port: a whole number is expected .*'high'"),
