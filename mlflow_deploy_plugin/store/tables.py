@@ -35,8 +35,6 @@ ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
 READS_ONLY = "onnxserve_reads_only"
 """The execution option of a connection whose transactions write nothing."""
-SCHEMA = "0011"
-"""The newest of Alembic's revisions; a test holds both equal."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):

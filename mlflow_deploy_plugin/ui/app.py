@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from functools import cache, wraps
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -56,7 +57,7 @@ _PATH = "/onnxserve"
 _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
-_ASSETS = ("console.css", "console.js")
+_STATIC = Path(__file__).parent / "static"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -102,10 +103,10 @@ def extend(app: Flask) -> None:
     console = _Console(trail, prefix)
     base = f"{prefix}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
-    pages.add_url_rule(base, "page", console.page, methods=["GET"])
+    read = {base: console.page, f"{base}/history.jsonl": console.export, f"{base}/pictures": console.pictures}
+    for path, view in read.items():
+        pages.add_url_rule(path, view.__name__, view, methods=["GET"])
     pages.add_url_rule(base, "act", console.act, methods=["POST"])
-    pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
-    pages.add_url_rule(f"{base}/pictures", "pictures", console.pictures, methods=["GET"])
 
     @pages.before_request
     def enter_workspace() -> Response | None:
@@ -138,7 +139,7 @@ def extend(app: Flask) -> None:
         return response
 
     app.register_blueprint(pages)
-    allow_pages("GET", base, *(f"{base}/{name}" for name in ("history.jsonl", "pictures", *_ASSETS)))
+    allow_pages("GET", *read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir()))
     allow_pages("POST", base)
     app.extensions[_EXTENSION] = trail
 

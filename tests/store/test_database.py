@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Monitors, Retrainings, Store, open_store, utc_now
-from mlflow_deploy_plugin.store.database import migration_config
+from mlflow_deploy_plugin.store.database import SCHEMA, migration_config
 from mlflow_deploy_plugin.store.store import store_unavailable
-from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE, Base
+from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
 
 OPEN_AND_ADD = """
 import sys
