@@ -130,13 +130,19 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         record: Recorder = record_nothing
         if server.authenticates and settings.keys_file is None:  # which is for servers without a store
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
-        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, record)
+        fetchers = []
+        if server.api_keys:
+            source = settings.keys_file or settings.store_url
+            fetchers.append(api_key_fetcher(state_dir, source, settings.poll_seconds, stop))
+        if server.jwt_issuer:
+            fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
+        follower = Follower(
+            state_dir, resolver, time.time, lambda: shipper.state, lambda: any(one.error for one in fetchers), record
+        )
         # beside shipping: a slow registry must delay neither that nor the end
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
-        if server.api_keys:
-            api_key_fetcher(state_dir, settings.keys_file or settings.store_url, settings.poll_seconds, stop).start()
-        if server.jwt_issuer:
-            issuer_key_fetcher(state_dir, server.jwt_issuer, stop).start()
+        for fetcher in fetchers:
+            fetcher.start()
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
         # and those that it starts. That of `_follow` runs already: somebody waits for a version that is promoted.
         os.nice(_NICE)

@@ -59,6 +59,7 @@ class Follower:
     Attributes:
         wall_clock: seconds since 1970, for agent.json.
         shipping: returns the state of shipping, which agent.json holds too.
+        keys_outdated: returns True while what authenticates callers cannot be fetched.
         record: writes commands into the audit trail.
     """
 
@@ -66,6 +67,7 @@ class Follower:
     resolver: VersionResolver
     wall_clock: Callable[[], float]
     shipping: Callable[[], ShippingState] = ShippingState
+    keys_outdated: Callable[[], bool] = bool
     record: Recorder = record_nothing
 
     def __post_init__(self) -> None:
@@ -298,6 +300,7 @@ class Follower:
                 if (rejection := self._model(spec, variant).rejection) is not None
             ),
             shipping=self.shipping(),
+            keys_outdated=self.keys_outdated(),
         )
         logged = before.error if before is not None else ""
         if state.error and state.error != logged and not fatal:

@@ -18,10 +18,8 @@ _TIMEOUT_SECONDS = 5.0
 _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
-def _fetcher(
-    what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
-) -> threading.Thread:
-    """Return a thread that fetches keys again and again. In a thread of its own, a slow source delays nothing else.
+class KeyFetcher(threading.Thread):
+    """A thread that fetches keys again and again. In a thread of its own, a slow source delays nothing else.
 
     While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once.
 
@@ -30,25 +28,34 @@ def _fetcher(
         fetch: fetches the keys, and writes them if they have changed.
         seconds: the pause between two fetches.
         again_seconds: the pause after a failure.
+
+    Attributes:
+        error: the reason why the last fetch failed; empty if it succeeded.
     """
 
-    def run() -> None:
-        before = ""
-        while not stop.is_set():
+    def __init__(
+        self, what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
+    ) -> None:
+        super().__init__(name=what, daemon=True)
+        self.error = ""
+        self._fetch = fetch
+        self._seconds, self._again_seconds = seconds, again_seconds
+        self._ended = stop
+
+    def run(self) -> None:
+        while not self._ended.is_set():
             error = ""
             try:
-                fetch()
+                self._fetch()
             except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and gets well again
                 error = one_line(failure, 300)
-            if error and error != before:
-                _log.warning("%s cannot be fetched; those fetched before, if any, hold on: %s", what, error)
-            before = error
-            stop.wait(again_seconds if error else seconds)
-
-    return threading.Thread(target=run, name=what, daemon=True)
+            if error and error != self.error:
+                _log.warning("%s cannot be fetched; those fetched before, if any, hold on: %s", self.name, error)
+            self.error = error
+            self._ended.wait(self._again_seconds if error else self._seconds)
 
 
-def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> threading.Thread:
+def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
     """Return the thread that fetches API keys from a store, by its URL, or from a file."""
     opened: Any = None
 
@@ -78,12 +85,12 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
             write_state(state_dir / KEYS, found)
             _log.info("%d API keys hold", len(found.keys))
 
-    return _fetcher("the API keys", fetch, seconds, seconds, stop)
+    return KeyFetcher("the API keys", fetch, seconds, seconds, stop)
 
 
 def issuer_key_fetcher(
     state_dir: Path, issuer: str, stop: threading.Event, seconds: float = _ISSUER_SECONDS
-) -> threading.Thread:
+) -> KeyFetcher:
     """Return the thread that fetches the public keys of an OpenID Connect issuer."""
     from jwt import PyJWKSet  # the extra `jwt`
     from jwt.exceptions import PyJWTError
@@ -111,4 +118,4 @@ def issuer_key_fetcher(
             write_atomically(file, answer.text.encode())
             _log.info("the keys of %s were fetched", issuer)
 
-    return _fetcher(f"the keys of {issuer}", fetch, seconds, min(seconds, _ISSUER_AGAIN_SECONDS), stop)
+    return KeyFetcher(f"the keys of {issuer}", fetch, seconds, min(seconds, _ISSUER_AGAIN_SECONDS), stop)

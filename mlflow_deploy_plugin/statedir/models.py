@@ -190,6 +190,7 @@ class AgentState(State):
         errors: how many things are wrong; `error` names them all.
         fatal: nothing can be served, because a model could not be resolved or fetched and no earlier version is there.
         refused: versions that are not served, while those before them are.
+        keys_outdated: API keys, or those of an issuer, cannot be fetched; those fetched before hold on.
     """
 
     pid: int
@@ -200,6 +201,7 @@ class AgentState(State):
     fatal: bool = False
     refused: tuple[RefusedVersion, ...] = ()
     shipping: ShippingState = ShippingState()
+    keys_outdated: bool = False
 
 
 class FetchedVersion(State):

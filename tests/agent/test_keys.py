@@ -58,9 +58,11 @@ def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path, caplog: pyt
             keys = ValidKeys(keys={"0" * 64: KeyEntry(name=name, scopes=("infer",))})
             mounted.write_text(keys.model_dump_json())
             wait_until(partial(is_brought, keys), what=name)
+            wait_until(lambda: not fetcher.error, what="no reason")
             caplog.clear()
             mounted.write_text("{")
             wait_until(lambda: refusal in caplog.text, what="the refusal")
+            wait_until(lambda: fetcher.error == refusal, what="the reason")
             assert is_brought(keys)
     finally:
         stop.set()

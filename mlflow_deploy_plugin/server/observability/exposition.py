@@ -308,6 +308,7 @@ def agent_metrics_page(state_dir: Path) -> bytes:
         gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent lives."),
         gauge("onnxserve_agent_errors", state.errors, "Things that keep what the spec names from being served."),
         gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
+        gauge("onnxserve_keys_outdated", state.keys_outdated, "1 while callers' keys cannot be fetched anew."),
         gauge("onnxserve_log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
     ]
     return prometheus_text([*families, refused])

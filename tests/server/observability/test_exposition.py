@@ -237,12 +237,21 @@ def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
     shipping = ShippingState(complete_until=120.0)
-    state = AgentState(pid=os.getpid(), checked_at=12.5, error="a; b", errors=2, refused=(REFUSED,), shipping=shipping)
+    state = AgentState(
+        pid=os.getpid(),
+        checked_at=12.5,
+        error="a; b",
+        errors=2,
+        refused=(REFUSED,),
+        shipping=shipping,
+        keys_outdated=True,
+    )
     write_state(tmp_path / AGENT, state)
     assert samples(tmp_path) == {
         "onnxserve_agent_up": [({}, 1.0)],
         "onnxserve_agent_errors": [({}, 2.0)],
         "onnxserve_registry_checked_timestamp_seconds": [({}, 12.5)],
+        "onnxserve_keys_outdated": [({}, 1.0)],
         "onnxserve_log_complete_until_timestamp_seconds": [({}, 120.0)],
         "onnxserve_wanted_version_refused": [
             ({"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"}, 1.0)
