@@ -191,7 +191,7 @@ def log_model(
             says_alternative=False,
         )
     except (ConversionError, ParityError) as error:
-        flavor = pyfunc_flavor(model, pyfunc_predict_fn) if fallback == "pyfunc" else None
+        flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None
         if flavor is None:
             raise with_alternative(error, model) from (error.__cause__ or error)
         if isinstance(event_time, str) and isinstance(input_example, pd.DataFrame):

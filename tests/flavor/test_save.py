@@ -319,6 +319,30 @@ def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
             onnxserve.log_model({}, name="model", input_example=table, pyfunc_predict_fn=function)
 
 
+class Interval:
+    """A model of a library that nobody here knows."""
+
+    def predict(self, rows: pd.DataFrame, level: float = 0.9) -> pd.Series:  # type: ignore[type-arg]
+        return rows.a * level
+
+
+class Forecaster:
+    def predict(self, horizon: int) -> list[int]:
+        return list(range(horizon))
+
+
+def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
+    tracking: Path, table: pd.DataFrame
+) -> None:
+    info = onnxserve.log_model(Interval(), name="model", input_example=table, pip_requirements=[])
+
+    reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    assert "Interval is of no framework that can be converted to ONNX" in reason
+    assert mlflow.pyfunc.load_model(info.model_uri).predict(table).equals(table.a * 0.9)
+    with pytest.raises(ConversionError, match=r"Forecaster is of no .* Log it with mlflow\.pyfunc\.log_model\(python_"):
+        onnxserve.log_model(Forecaster(), name="model", input_example=table)
+
+
 def test_a_model_is_explained_where_it_is_logged(
     tracking: Path, model: Pipeline, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ model at which it stopped, with its place and its option, and says the rest plai
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
@@ -45,8 +46,13 @@ _REASONS = {
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
-def pyfunc_flavor(model: Any, predict_fn: str = "predict") -> tuple[str, dict[str, str]] | None:
-    """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one."""
+def pyfunc_flavor(
+    model: Any, predict_fn: str = "predict", input_example: Any = None
+) -> tuple[str, dict[str, str]] | None:
+    """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one.
+
+    One of a library that MLflow does not know, whose `predict` answers the example, is pickled as scikit-learn's are.
+    """
     if predict_fn != "predict":  # the flavors of the boosters have none, and theirs are estimators of scikit-learn, too
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
         return ("sklearn", options) if hasattr(model, predict_fn) else None
@@ -54,6 +60,10 @@ def pyfunc_flavor(model: Any, predict_fn: str = "predict") -> tuple[str, dict[st
     flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
     if flavor == "transformers" and "torch" in packages:
         flavor = "pytorch"  # a bare net; mlflow.transformers logs pipelines
+    if flavor is None and input_example is not None:
+        with suppress(Exception):  # a forecaster takes a horizon instead of rows, a recommender two arguments
+            model.predict(input_example[:1])
+            flavor = "sklearn"
     is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # no flavor saves a tf.function alone
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
@@ -86,14 +96,18 @@ def packages_of(model: Any) -> list[str]:
 def explain_failure(error: BaseException, model: Any) -> str:
     """Return the message if a model is not converted, or its graph not loaded: the step, its option, the reason."""
     part: Any = None
+    unread = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):  # the estimator that skl2onnx was converting
         part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
+        if frame.f_code.co_name == "__dir__":  # of another library, with an attribute that raises
+            part = frame.f_locals["self"]
+            unread = f"there is no converter for {type(part).__module__}.{type(part).__qualname__}"
     if not part:  # the part whose class the error names, the innermost one that is no pipeline
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
-    reason = plain_reason(str(cause)) or f"its converter gives up with {type(cause).__name__}"
-    if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in _REASONS.values():
+    reason = unread or plain_reason(str(cause)) or f"its converter gives up with {type(cause).__name__}"
+    if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in {unread, *_REASONS.values()}:
         reason = f"its converter does not know this form of it ({type(cause).__name__}: {reason})"
     place = ""
     if part is not None and type(part) is not type(model):

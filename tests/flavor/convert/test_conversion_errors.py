@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.decomposition import NMF
@@ -17,7 +18,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.neighbors import RadiusNeighborsClassifier
+from sklearn.neighbors import KDTree, RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
@@ -39,6 +40,42 @@ class Prophet:
     """A model of a package that is not installed here."""
 
     __module__ = "prophet.forecaster"
+
+
+class Nearest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier of another library: it has no `classes_`, refuses probabilities, and has a tree of its own."""
+
+    def fit(self, rows: Any, target: Any) -> "Nearest":
+        self.tree_, self.target_ = KDTree(rows), np.asarray(target)
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        return self.target_[self.tree_.query(rows, 1, return_distance=False)[:, 0]]
+
+    def predict_proba(self, rows: Any) -> Any:
+        raise AttributeError("probability=False")
+
+
+class Labelled(Nearest):
+    def fit(self, rows: Any, target: Any) -> "Labelled":
+        self.classes_ = np.unique(target)
+        super().fit(rows, target)
+        return self
+
+
+class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A regression of another library, one of whose attributes raises an error, as those of scikit-survival do."""
+
+    def fit(self, rows: Any, target: Any) -> "Lazy":
+        self.target_ = target
+        return self
+
+    @property
+    def baseline_(self) -> Any:
+        raise ValueError("`fit` must be called with the fit_baseline option")
+
+    def predict(self, rows: Any) -> Any:
+        return np.hypot(rows.a, rows.b)
 
 
 SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle"), and deploy it by the same'
@@ -78,6 +115,13 @@ CASES = {
         make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),
         MIXED,
         "a step reads texts and numbers together",
+    ),
+    "a classifier without classes_": (Nearest(), NUMBERS, "there is no converter for "),
+    "one that refuses probabilities": (Labelled(), NUMBERS, "there is no converter for tests"),
+    "one that raises where it is looked at": (
+        make_pipeline(StandardScaler().set_output(transform="pandas"), Lazy()),
+        NUMBERS,
+        "its step 'lazy' (Lazy): there is no converter for ",
     ),
     "an answer for too few rows": (RadiusNeighborsClassifier(radius=0.2), NUMBERS, "parity needs 1000 rows, and only"),
 }

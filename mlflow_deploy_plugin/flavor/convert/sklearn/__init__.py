@@ -19,6 +19,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -149,9 +150,7 @@ def forms(
     if not hasattr(model, "predict"):
         raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
     classifier = is_classifier(model)
-    has_proba = classifier and hasattr(model, "predict_proba") and isinstance(model.classes_, np.ndarray)
-    if has_proba and getattr(model, "multi_class", "") == "one_vs_one":  # a Gaussian process, which has the method
-        has_proba = len(model.classes_) == 2  # and refuses to answer by it
+    has_proba = classifier and _has_probabilities(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
@@ -170,6 +169,15 @@ def forms(
         partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
         for one in precisions
     ]
+
+
+def _has_probabilities(model: Any, batch: Batch) -> bool:
+    """Return True if a classifier answers probabilities of one target; some have the method, and refuse to."""
+    if isinstance(getattr(model, "classes_", None), np.ndarray):
+        with suppress(Exception):  # a Gaussian process of one_vs_one, support vector machines of other libraries
+            model.predict_proba(estimator_input(model, batches.take_rows(batch, slice(0, 1))))
+            return True
+    return False
 
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:

@@ -20,7 +20,13 @@ from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransform
 
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, library_of, named_steps, passes_on
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    best_estimator,
+    is_tree,
+    library_of,
+    named_steps,
+    passes_on,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed, Intervals
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
@@ -144,7 +150,7 @@ def _thresholds(estimator: Any) -> dict[int, Array]:
     """Return the thresholds of the trees of one estimator, by the feature's position."""
     if library_of(estimator):
         return read_boosting(estimator).edges()
-    if hasattr(estimator, "tree_"):
+    if is_tree(estimator):
         inner = estimator.tree_.feature >= 0
         features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
         return {int(feature): values[features == feature] for feature in np.unique(features)}

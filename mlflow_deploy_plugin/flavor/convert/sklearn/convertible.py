@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     column_transformers,
     encoders,
     is_linear,
+    is_tree,
     named_steps,
     passes_on,
     sub_estimators,
@@ -101,7 +102,7 @@ def _use_dense_output(part: Any) -> None:
 
 def _use_finite_thresholds(part: Any) -> None:
     """Replace infinite thresholds of trees, which send only missing values right: skl2onnx 1.20 hangs on them."""
-    if hasattr(part, "tree_"):
+    if is_tree(part):
         threshold = part.tree_.threshold
         threshold[np.isinf(threshold)] = np.finfo(np.float32).max
 

@@ -25,6 +25,7 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.tree._tree import Tree
 from sklearn.utils.validation import check_is_fitted
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -155,6 +156,11 @@ def first_steps(estimator: Any) -> list[Any]:
 def column_transformers(estimator: Any) -> list[ColumnTransformer]:
     """Return the ColumnTransformers that read the input; none if the first step reads all columns."""
     return [step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)]
+
+
+def is_tree(estimator: Any) -> bool:
+    """Return True for a fitted decision tree; neighbours of other libraries have trees of their own."""
+    return isinstance(getattr(estimator, "tree_", None), Tree)
 
 
 def encoders(estimator: Any) -> list[Any]:
