@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     why_option,
 )
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.spec import MonitorKind, parse_time
 
 if TYPE_CHECKING:
@@ -532,7 +532,7 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
         threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
         why = finding.history or ("" if finding.value is not None else finding.reason)
         shown = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
-        rows.append((f"  {subject}", finding.check, value, threshold, shown))
+        rows.append((f"  {one_line(subject)}", finding.check, value, threshold, shown))
     if rows:
         yield from align_columns(rows)
     if rest := len(own) - len(rows):

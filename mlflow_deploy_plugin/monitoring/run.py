@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.evaluation import require_matplotlib
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.reports import add_history, build_report, log_result, past_windows
@@ -31,7 +32,9 @@ def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
         RegistryUnavailable: MLflow does not answer.
     """
     require_matplotlib()
-    found = KINDS[request.spec.kind](request)
+    judged = KINDS[request.spec.kind](request)
+    # a column may have any name, also one of two lines
+    found = replace(judged, reason=one_line(judged.reason), notes=tuple(map(one_line, judged.notes)))
     past = past_windows(found)
     result = add_history(found, past)
     request.progress("drawing the report")

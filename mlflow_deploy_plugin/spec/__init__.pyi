@@ -35,6 +35,7 @@ from .types import Name as Name
 from .types import bin_period as bin_period
 from .types import crontab_times as crontab_times
 from .types import duration_seconds as duration_seconds
+from .types import duration_text as duration_text
 from .types import field_descriptions as field_descriptions
 from .types import is_loopback as is_loopback
 from .types import load_time_zone as load_time_zone

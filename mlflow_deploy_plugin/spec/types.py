@@ -91,6 +91,12 @@ def duration_seconds(duration: str) -> int:
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
+def duration_text(seconds: int) -> str:
+    """Return a duration in the largest unit that it is a multiple of, as `"7d"`."""
+    unit = max((one for one in _SECONDS if seconds % _SECONDS[one] == 0), key=_SECONDS.__getitem__)
+    return f"{seconds // _SECONDS[unit]}{unit}"
+
+
 def split_list(value: Any) -> Any:
     """Split a list that a command line writes as `"8,32"`; return anything else as it is."""
     return value.split(",") if isinstance(value, str) else value

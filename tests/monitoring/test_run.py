@@ -1,6 +1,7 @@
 """A monitor of every kind from the log to its run in MLflow."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -52,6 +53,18 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
         assert logged.data.metrics["rows"] == result.rows
         page = mlflow.artifacts.download_artifacts(run_id=shown_by.run_id, artifact_path="report.html")
         assert "flight-delay" in Path(page).read_text()
+
+
+def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow_deploy_plugin.monitoring.run import KINDS
+
+    judge, named = KINDS["data_quality"], {"reason": "1 column: two\nlines", "notes": ("of two\nlines",)}
+    monkeypatch.setitem(KINDS, "data_quality", lambda request: replace(judge(request), **named))
+
+    result, shown_by = run(world, kind="data_quality")
+
+    assert (result.reason, result.notes) == ("1 column: two lines", ("of two lines",))
+    assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == "1 column: two lines"
 
 
 def test_an_empty_window_is_a_run_as_well(world: Any) -> None:

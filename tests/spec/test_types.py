@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import (
     bin_period,
     duration_seconds,
+    duration_text,
     load_time_zone,
     reachable_url,
     rolling_span,
@@ -116,3 +117,9 @@ def test_a_time_zone_that_this_machine_does_not_know_is_refused(name: str) -> No
 )
 def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
     assert reachable_url(host, 80) == url
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(604_800, "7d"), (30_931_200, "358d"), (129_600, "36h"), (90, "90s")])
+def test_a_duration_is_written_in_its_largest_unit(seconds: int, text: str) -> None:
+    assert duration_text(seconds) == text
+    assert duration_seconds(text) == seconds

@@ -47,7 +47,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import ColumnGroup, judged_figures
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec import MonitorSpec, duration_text
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
@@ -199,8 +199,8 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     if kind.compares_with_whole:
         # in figures of `rolling:` there is neither a week's cycle nor what changes slowly
         window = pieces.grid.length_us // 1_000_000
-        rolling = "rolling:7d" if _WEEK_SECONDS % window == 0 else f"rolling:{window}s"
-        advice = f"; reference {rolling} compares a window with a recent one"
+        lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
+        advice = f"; reference rolling:{lag} compares a window with a recent one"
     if independent < needed_windows(rate):
         yield (
             f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
