@@ -249,6 +249,15 @@ def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Docu
     assert "values don't meet the specifications of the schema" in done.stderr
 
 
+@NEEDS_HELM
+@pytest.mark.parametrize("name", ["shipped-controller", "shipped-migration", "shipped-monitor-daily"])
+def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: str) -> None:
+    endpoint = {"variants": {"champion": {"model": "models:/x/1"}}}
+    monitors = {"daily": {"endpoint": name, "monitor": "drift", "schedule": "0 3 * * *"}}
+    done = helm("template", "shipped", str(CHART), values={"endpoints": {name: endpoint}, "monitors": monitors})
+    assert f"endpoints.{name}: this release has objects of that name itself: take another name" in done.stderr
+
+
 def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == __version__

@@ -58,8 +58,9 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
 def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow_deploy_plugin.monitoring.run import KINDS
 
-    judge, named = KINDS["data_quality"], {"reason": "1 column: two\nlines", "notes": ("of two\nlines",)}
-    monkeypatch.setitem(KINDS, "data_quality", lambda request: replace(judge(request), **named))
+    judge = KINDS["data_quality"]
+    found = lambda request: replace(judge(request), reason="1 column: two\nlines", notes=("of two\nlines",))  # noqa: E731
+    monkeypatch.setitem(KINDS, "data_quality", found)
 
     result, shown_by = run(world, kind="data_quality")
 
