@@ -120,11 +120,10 @@ def query(
     )
 
     labels = labels and not failed
-    if is_table and not select:
+    if is_table:
         hidden = _HIDDEN_COLUMNS_OF_FAILED if failed else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
-        select = f"* EXCLUDE ({hidden})"
-    shown = _TABLE_ROWS if is_table and limit is None else limit
-    bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
+        select = select or f"* EXCLUDE ({hidden})"
+        limit = _TABLE_ROWS if limit is None else limit
     view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
@@ -133,24 +132,25 @@ def query(
             require_endpoint(of_answers, name)
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
-    rows = 0
-    request = Query(view, select or "*", where, order_by, sql, bound)
+    # a table reads one row more than it shows, to say that there are more
+    request = Query(view, select or "*", where, order_by, sql, limit + 1 if is_table and limit is not None else limit)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
-            show_lines(table_lines(result, shown))
+            show_lines(table_lines(result, limit))
         else:
-            with (
-                open_output(file, sys.stdout.buffer) as target,
-                table_writer(
-                    cast(FileFormat, output), result.schema, target, "CAST(… AS VARCHAR) makes a text of it"
-                ) as write,
-            ):
-                for batch in result.batches:
-                    write(batch)
-                    rows += len(batch)
+            _write_rows(result, file, cast(FileFormat, output))
+    _warn_of_unreadable(opened)
+
+
+def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
+    rows = 0
+    advice = "CAST(… AS VARCHAR) makes a text of it"
+    with open_output(file, sys.stdout.buffer) as target, table_writer(kind, result.schema, target, advice) as write:
+        for batch in result.batches:
+            write(batch)
+            rows += len(batch)
     if file != "-":
         click.echo(f"{rows:,} rows in {file}", err=True)
-    _warn_of_unreadable(opened)
 
 
 @log.command()

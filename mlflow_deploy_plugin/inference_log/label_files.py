@@ -118,27 +118,29 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     """Return the row with an entry of `POST /feedback` as its values."""
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
-        return row
-    is_empty = {name for name, value in values.items() if value is None or (kind == "csv" and value == "")}
+        return row  # it is such an entry already
+    if kind == "csv":  # which has no other form of a missing value
+        values = {name: None if value == "" else value for name, value in values.items()}
+    label = values.get(columns.label)
     if columns.label not in values:
         return BadRow(row.place, f"it has no {columns.label!r}", row.content)
-    if columns.label in is_empty and kind != "jsonl":
+    if label is None and kind != "jsonl":
         return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
-    entry: dict[str, Any] = {"label": values[columns.label]}
     if columns.key:
-        if missing := [name for name in columns.key if name not in values or (kind == "csv" and name in is_empty)]:
+        has_gaps = kind != "csv"  # JSON and Parquet have a null, which is a value of a key column
+        if missing := [name for name in columns.key if name not in values or (values[name] is None and not has_gaps)]:
             return BadRow(row.place, f"it has no {missing[0]!r}, which is of the key", row.content)
         key = {name: values[name] for name in columns.key}
         for name in columns.numbers & key.keys():
             if isinstance(key[name], str) and _FRACTION.fullmatch(key[name]):
                 key[name] = float(key[name])
-        return replace(row, values={**entry, "key": key})
-    if columns.prediction_id not in values or columns.prediction_id in is_empty:
+        return replace(row, values={"label": label, "key": key})
+    if values.get(columns.prediction_id) is None:
         return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
-    entry["prediction_id"] = values[columns.prediction_id]
-    given = values.get(columns.row)
-    if columns.row in values and columns.row not in is_empty:
-        entry["row"] = int(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
+    entry = {"label": label, "prediction_id": values[columns.prediction_id]}
+    number = values.get(columns.row)
+    if number is not None:
+        entry["row"] = int(number) if isinstance(number, str) and _NUMBER.fullmatch(number) else number
     return replace(row, values=entry)
 
 

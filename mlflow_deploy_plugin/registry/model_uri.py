@@ -176,15 +176,15 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     if path.startswith((".", "~")):
         raise InvalidConfig(f"{model_uri!r} names a folder, not a registered model; give the folder: {path}")
     name, slash, selector = path.partition("/")
+    is_valid = name.strip() and (selector.strip() or not slash) and not urlparse(model_uri).netloc
     if selector.startswith(_TAG):
-        key, equals, value = selector.removeprefix(_TAG).partition("=")
-        if not (name.strip() and key.strip() and equals and value) or urlparse(model_uri).netloc:
+        key, _, value = selector.removeprefix(_TAG).partition("=")
+        if not (is_valid and key.strip() and value):
             raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
         if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no escape for them
             raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
         return ModelURI("tag", name, f"{key}={value}")
-    has_parts = name.strip() and (selector.strip() or not slash)
-    if not has_parts or "/" in selector or urlparse(model_uri).netloc:
+    if not is_valid or "/" in selector:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
     if slash:
         if selector.isascii() and selector.isdecimal():

@@ -1,14 +1,15 @@
-"""Runs every monitor of the store: looks which windows are due, and has them judged, a few at a time.
+"""Runs every monitor of the store: looks which windows are due, and has a few at a time judged.
 
-Everything that has to last stands in the store and is read anew at each look. So a monitor may be changed, paused or
-deleted at any time, and whoever holds the lease next goes on. A monitor's windows are judged one after the other,
-oldest first, under a lease of the monitor's own; `onnxserve monitor run` takes the same lease.
+All lasting state is in the store and is read again at each look. So a monitor may be changed, paused or deleted at any
+time, and the next holder of the lease continues. A monitor's windows are judged one after the other, oldest first,
+under the monitor's own lease. `onnxserve monitor run` takes the same lease.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import log_errors
@@ -21,7 +22,15 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.processes import ProcessEnded, WorkerPool
-from mlflow_deploy_plugin.store import LeaseKeeper, MonitorKey, MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import (
+    Endpoint,
+    LeaseKeeper,
+    MonitorKey,
+    MonitorNote,
+    Monitors,
+    MonitorState,
+    MonitorWindow,
+)
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
@@ -116,25 +125,26 @@ class MonitorScheduler:
                 if state.paused or not work.is_free(key):
                     continue
                 try:
-                    if waiting := pending.get(key):
-                        is_due = oldest_pending(waiting, now) is not None
-                    else:
-                        is_due = (
-                            self._watched[key].is_late_data_due(self.monotonic())
-                            or is_ahead(endpoint, state, now)
-                            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
-                        )
+                    if self._is_due(endpoint, state, pending.get(key, []), now):
+                        work.start(key, partial(self._attempt, key, keeper, windows))
+                    continue
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
                 except (ValueError, OverflowError) as error:  # its times lie beyond the calendar
                     self._report_trouble(key, f"its times cannot be reckoned: {error}")
-                else:
-                    if is_due:
-                        work.start(key, partial(self._attempt, key, keeper, windows))
-                    continue
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
         resolve_orphaned(self._store)
+
+    def _is_due(self, endpoint: Endpoint, state: MonitorState, waiting: list[MonitorWindow], now: datetime) -> bool:
+        """Return True if one of the waiting windows may be tried now or, if none waits, there is anything to judge."""
+        if waiting:
+            return oldest_pending(waiting, now) is not None
+        return (
+            self._watched[state.endpoint, state.monitor].is_late_data_due(self.monotonic())
+            or is_ahead(endpoint, state, now)
+            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
+        )
 
     def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
         """Judge the monitor's oldest due window under its lease; return the seconds until the next attempt."""

@@ -109,12 +109,14 @@ def request_retraining(
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
     able = sorted(name for name, one in spec.monitors.items() if one.retrain is not None)
-    if monitor is None and len(able) != 1:
+    if monitor is None and not able:
+        raise InvalidConfig(
+            f"no monitor of endpoint {spec.name!r} says how the model is trained: "
+            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
+        )
+    if monitor is None and len(able) > 1:
         raise InvalidConfig(
             f"endpoint {spec.name!r} has several monitors with `retrain`: say --monitor, one of {', '.join(able)}"
-            if able
-            else f"no monitor of endpoint {spec.name!r} says how the model is trained: "
-            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
         )
     name = able[0] if monitor is None else monitor
     found = spec.monitor(name)
@@ -125,7 +127,9 @@ def request_retraining(
     _check_no_rollout(deployments.store, endpoint)
     model = served_model(observed)
     plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
-    reason = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
+    reason = why
+    if kind == "asked":
+        reason = f"asked by {actor}: {why}" if why else f"asked by {actor}"
     return _add(deployments.store, plan, {"kind": kind, "monitor": name, "why": reason})
 
 
@@ -160,16 +164,18 @@ class RetrainingSchedule:
                 except AlreadyExists:
                     continue
                 except OnnxserveError as error:
-                    if self._logged.get(key) == error.message:
-                        continue
-                    if isinstance(error, InvalidConfig):  # which stays so until somebody changes it
-                        store, text = self._deployments.store, f"{endpoint.name}: no retraining: {error.message}"
-                        announce(store, endpoint.name, monitor, text)
-                        event = AuditEvent(now, self._actor, "retrain.refused", endpoint.name, why=error.message)
-                        detail = {"monitor": monitor, "schedule": schedule}
-                        _record_refusal(store, replace(event, detail=detail))
-                    _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
-                    self._logged[key] = error.message
+                    if self._logged.get(key) != error.message:
+                        self._report(endpoint.name, monitor, schedule, error, now)
+                        self._logged[key] = error.message
+
+    def _report(self, endpoint: str, monitor: str, schedule: str, error: OnnxserveError, now: datetime) -> None:
+        """Log why a retraining cannot start. Announce it, too, if it stays so until somebody changes the spec."""
+        _log.warning("%s, monitor %s: no retraining: %s", endpoint, monitor, error.message)
+        if isinstance(error, InvalidConfig):
+            announce(self._deployments.store, endpoint, monitor, f"{endpoint}: no retraining: {error.message}")
+            detail = {"monitor": monitor, "schedule": schedule}
+            event = AuditEvent(now, self._actor, "retrain.refused", endpoint, why=error.message, detail=detail)
+            _record_refusal(self._deployments.store, event)
 
     def _is_due(self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, schedule: str, now: datetime) -> bool:
         earlier = [

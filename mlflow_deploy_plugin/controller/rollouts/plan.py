@@ -149,20 +149,26 @@ def parse_steps(text: str) -> tuple[int, ...]:
 
 
 def _parse(text: str) -> Criterion:
+    unknown = InvalidConfig(f"--abort-on: {text!r} is no criterion; what there is: {_FORMS}")
     condition = parse_condition(text)
-    if condition is not None and condition.sign == ">" and not condition.argument and condition.number >= 0:
-        if condition.name in _SHARES and condition.unit in ("", "%"):
-            value = condition.number / (100 if condition.unit else 1)
-            if not 0 < value < 1:
-                raise InvalidConfig(f"--abort-on: {text}: the share must lie between 0% and 100%, both excluded")
-            return Criterion(text, _SHARES[condition.name], value)
-        if condition.name in _LATENCIES and condition.unit == "x":
-            if condition.number < 1:
-                raise InvalidConfig(f"--abort-on: {text}: the candidate would have to be faster; say at least 1x")
-            return Criterion(text, "latency", _LATENCIES[condition.name], factor=condition.number)
-        if condition.name in _LATENCIES and condition.unit in ("ms", "s"):
-            seconds = condition.number / (1000 if condition.unit == "ms" else 1)
-            if seconds <= 0 or math.isinf(seconds):
-                raise InvalidConfig(f"--abort-on: {text}: say a time above 0")
-            return Criterion(text, "latency", _LATENCIES[condition.name], seconds=seconds)
-    raise InvalidConfig(f"--abort-on: {text!r} is no criterion; what there is: {_FORMS}")
+    if condition is None or condition.sign != ">" or condition.argument or condition.number < 0:
+        raise unknown
+    number = condition.number
+    if condition.name in _SHARES and condition.unit in ("", "%"):
+        share = number / 100 if condition.unit else number
+        if not 0 < share < 1:
+            raise InvalidConfig(f"--abort-on: {text}: the share must lie between 0% and 100%, both excluded")
+        return Criterion(text, _SHARES[condition.name], share)
+    if condition.name not in _LATENCIES:
+        raise unknown
+    quantile = _LATENCIES[condition.name]
+    if condition.unit == "x":
+        if number < 1:
+            raise InvalidConfig(f"--abort-on: {text}: the candidate would have to be faster; say at least 1x")
+        return Criterion(text, "latency", quantile, factor=number)
+    if condition.unit in ("ms", "s"):
+        seconds = number / 1000 if condition.unit == "ms" else number
+        if seconds <= 0 or math.isinf(seconds):
+            raise InvalidConfig(f"--abort-on: {text}: say a time above 0")
+        return Criterion(text, "latency", quantile, seconds=seconds)
+    raise unknown
