@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -203,7 +204,8 @@ def _convert(
         signature = ModelSignature(signature.inputs)  # MLflow infers the outputs from `predict` all the same
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
-    if is_made_up := rows is None and not is_onnx(model):
+    is_made_up = rows is None and not is_onnx(model)
+    if is_made_up:
         if signature is None or signature.inputs is None:
             raise InvalidConfig(
                 f"{shown} has neither an input example nor a signature; --data FILE (data=) brings rows"
@@ -221,8 +223,10 @@ def _convert(
         )
     except (ConversionError, ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
-        stays = f"; {shown} is served as pyfunc as it stands" if mlmodel is not None and not is_onnx(model) else ""
-        raise type(error)(f"{reason}{stays}{versions}") from error
+        alternative = ""
+        if mlmodel is not None and not is_onnx(model):
+            alternative = f"; {shown} is served as pyfunc as it stands"
+        raise type(error)(f"{reason}{alternative}{versions}") from error
     except InvalidConfig as error:
         made_up = " (rows made up from the signature; --data FILE brings real ones)" if is_made_up else ""
         raise InvalidConfig(f"{error.message}{made_up}{versions}") from error
@@ -243,42 +247,60 @@ def _log_next_version(
     before = client.get_model_version(found.name, found.version) if is_version else None
     run = logged = None
     with suppress(MlflowException):  # the run may be deleted, and a folder may come from another MLflow
-        known = client.get_run(found.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "")
-        run = known if known.info.lifecycle_stage == "active" else None
+        run = client.get_run(found.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "")
+        run = run if run.info.lifecycle_stage == "active" else None
     with suppress(MlflowException):
         logged = client.get_logged_model(found.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "")
     run_id = run.info.run_id if run is not None else None
-    made_of = {WRAPPED_FROM_TAG: found.source, PARITY_TAG: wrapped.report.state}
-    model_id = None
-    if has_logged_models(client):
-        model_id = client.create_logged_model(
-            experiment_id=next((one.experiment_id for one in (logged, run and run.info) if one), _get_experiment_id()),
-            name=logged.name if logged else "model",
-            source_run_id=run_id,
-            tags=_kept_tags(logged.tags if logged else {}) | made_of,
-            params=logged.params if logged else run.data.params if run else {},
-            model_type=logged.model_type if logged else None,
-        ).model_id
+    origin_tags = {WRAPPED_FROM_TAG: found.source, PARITY_TAG: wrapped.report.state}
+    model_id = _create_logged_model(client, logged, run, origin_tags) if has_logged_models(client) else None
     info = log_wrapped(
         replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
         registered_model_name=made.name,
         model_id=model_id,
         run_id=run_id,
         metadata=mlmodel.metadata if mlmodel is not None else None,
-        tags=_kept_tags(before.tags if before else {}) | made_of,
+        tags=_kept_tags(before.tags if before else {}) | origin_tags,
     )
-    if run_id and logged and logged.metrics:
-        there = {(m.key, m.timestamp, m.step) for m in client.get_logged_model(model_id).metrics or ()}
-        metrics = [
-            Metric(m.key, m.value, m.timestamp, m.step, model_id, m.dataset_name, m.dataset_digest, run_id)
-            for m in logged.metrics
-            if (m.key, m.timestamp, m.step) not in there  # MLflow itself copies those of the run
-        ]
-        client.log_batch(run_id, metrics=metrics)
+    if run_id and model_id and logged is not None:
+        _copy_metrics(client, logged, run_id, model_id)
     version = str(info.registered_model_version)
     if before is not None and (description := with_description_section(before.description or "", [])):
         client.update_model_version(made.name, version, description)
     return replace(made, version=version, model_id=model_id or "", run_id=info.run_id or "")
+
+
+def _create_logged_model(client: MlflowClient, logged: Any, run: Any, origin_tags: dict[str, str]) -> str:
+    """Create the new logged model like the original's, or its run, and return its id."""
+    if logged is not None:
+        experiment_id, params = logged.experiment_id, logged.params
+    elif run is not None:
+        experiment_id, params = run.info.experiment_id, run.data.params
+    else:
+        experiment_id, params = _get_experiment_id(), {}
+    created = client.create_logged_model(
+        experiment_id=experiment_id,
+        name=logged.name if logged else "model",
+        source_run_id=run.info.run_id if run else None,
+        tags=_kept_tags(logged.tags if logged else {}) | origin_tags,
+        params=params,
+        model_type=logged.model_type if logged else None,
+    )
+    return str(created.model_id)
+
+
+def _copy_metrics(client: MlflowClient, logged: Any, run_id: str, model_id: str) -> None:
+    """Copy the metrics of a logged model to another one. MLflow itself has copied those of the run."""
+    present = {
+        (metric.key, metric.timestamp, metric.step) for metric in client.get_logged_model(model_id).metrics or ()
+    }
+    missing = [
+        Metric(one.key, one.value, one.timestamp, one.step, model_id, one.dataset_name, one.dataset_digest, run_id)
+        for one in logged.metrics or ()
+        if (one.key, one.timestamp, one.step) not in present
+    ]
+    if missing:
+        client.log_batch(run_id, metrics=missing)
 
 
 def _kept_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -82,16 +82,7 @@ def wrap(
         with TemporaryDirectory(prefix="onnxserve-") as folder:
             axes = _dynamic_axes(signature, example, proof, reference)
             form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
-            if form.report.beyond_tolerance:
-                _refuse_random(form.converted.original, example)
-            if form.report.state == "warned":
-                error = parity_error(form.report)
-                if parity == "require" or not form.report.rows:  # not even the example can be answered
-                    raise error
-                _logger.warning("%s", error.message)
-            if form.report.repair:
-                _logger.info("%s", form.report.repair)
-            _logger.info("parity %s on %d rows", form.report.state, form.report.rows)
+            _check_report(form, example, parity)
             has_rows = form.runnable.schema.has_rows
             if not has_rows and (reference is not None or times is not None):
                 raise InvalidConfig(
@@ -122,8 +113,28 @@ def wrap(
     )
 
 
+def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:
+    """Log the outcome of the proof.
+
+    Raises:
+        ParityError: the form answers otherwise, and `parity` is "require"; or it cannot answer even the example.
+        ConversionError: the model's answers are random.
+    """
+    report = form.report
+    if report.beyond_tolerance:
+        _refuse_random(form.converted.original, example)
+    if report.state == "warned":
+        error = parity_error(report)
+        if parity == "require" or not report.rows:
+            raise error
+        _logger.warning("%s", error.message)
+    if report.repair:
+        _logger.info("%s", report.repair)
+    _logger.info("parity %s on %d rows", report.state, report.rows)
+
+
 def _refuse_random(original: OriginalModel | None, example: Batch | None) -> None:
-    """Raise ConversionError if a model answers the same rows otherwise the next time: nothing can be proven of it."""
+    """Raise ConversionError if a model answers the same rows differently the next time: nothing can be proven then."""
     if original is None or example is None:
         return
     rows = batches.take_rows(example, _HEAD)

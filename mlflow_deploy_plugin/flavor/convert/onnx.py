@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     fed_inputs,
     served_type,
 )
-from mlflow_deploy_plugin.runtime import describe_error, import_onnxruntime, numpy_dtype, session_options
+from mlflow_deploy_plugin.runtime import Array, describe_error, import_onnxruntime, numpy_dtype, session_options
 
 _OLDEST_OPSET = 7
 """The oldest that ONNX Runtime promises to read, and so one that goes with every IR version."""
@@ -100,10 +100,10 @@ def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _tensors_for_sequences(proto: Any) -> None:
-    """Make of each output that is a sequence of always as many tensors these tensors: `NAME_0`, `NAME_1`, ….
+    """Replace each output that is a sequence of fixed length by its tensors: `NAME_0`, `NAME_1`, ….
 
-    skl2onnx writes the probabilities of a classifier of several targets so, one matrix a target. A sequence whose
-    length depends on the input stays what it is.
+    skl2onnx writes the probabilities of several targets as such a sequence, with one matrix for each target. A sequence
+    whose length depends on the input stays a sequence.
     """
     graph = proto.graph
     if not any(output.type.HasField("sequence_type") for output in graph.output):
@@ -168,9 +168,9 @@ def _sequence_length(
 
 
 def _declare_outputs(proto: Any) -> None:
-    """Give each output without a type or a shape those that ONNX Runtime finds.
+    """Give each output without a type or a shape the ones that ONNX Runtime finds.
 
-    Where it knows no shape, two and three rows of zeros show it: a size that is the same for both is fixed.
+    If it finds no shape, rows of zeros are computed.
 
     Raises:
         ConversionError: ONNX Runtime does not load the graph, or cannot compute rows of zeros; or, where these are
@@ -187,28 +187,33 @@ def _declare_outputs(proto: Any) -> None:
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None
     found = {node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")}
-    unknown = [name for name, node in found.items() if not node.shape]
     shapes: dict[str, list[Any]] = {name: node.shape for name, node in found.items()}
-    if unknown:
-        inputs = {one.name: served_type(one, None) for one in fed_inputs(proto.graph)}
-        few, more = (
-            {
-                name: np.full([rows if size == -1 else size for size in shape], "" if dtype == "str" else 0).astype(
-                    numpy_dtype(dtype)
-                )
-                for name, (dtype, shape) in inputs.items()
-            }
-            for rows in (2, 3)
-        )
-        try:
-            pairs = zip(unknown, session.run(unknown, few), session.run(unknown, more), strict=True)
-        except Exception as error:  # noqa: BLE001 - as above
-            raise ConversionError(
-                f"the graph does not declare the shape of its output {unknown[0]!r}, and rows of zeros do not show it: "
-                f"{describe_error(error)}"
-            ) from None
-        for name, one, other in pairs:
-            shapes[name] = [size if size == again else None for size, again in zip(one.shape, other.shape, strict=True)]
+    if unknown := [name for name, shape in shapes.items() if not shape]:
+        shapes |= _computed_shapes(session, unknown, proto.graph)
     for name, node in found.items():
         kind = getattr(onnx.TensorProto, node.type[len("tensor(") : -1].upper())
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
+
+
+def _computed_shapes(session: Any, outputs: list[str], graph: Any) -> dict[str, list[Any]]:
+    """Return the shapes of outputs as two and three rows of zeros show them: None for a size that differs."""
+    inputs = {one.name: served_type(one, None) for one in fed_inputs(graph)}
+
+    def zeros(rows: int) -> dict[str, Array]:
+        feeds = {}
+        for name, (dtype, shape) in inputs.items():
+            sizes = [rows if size == -1 else size for size in shape]
+            feeds[name] = np.full(sizes, "" if dtype == "str" else 0).astype(numpy_dtype(dtype))
+        return feeds
+
+    try:
+        pairs = zip(session.run(outputs, zeros(2)), session.run(outputs, zeros(3)), strict=True)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise ConversionError(
+            f"the graph does not declare the shape of its output {outputs[0]!r}, and rows of zeros do not show it: "
+            f"{describe_error(error)}"
+        ) from None
+    return {
+        name: [size if size == other else None for size, other in zip(two.shape, three.shape, strict=True)]
+        for name, (two, three) in zip(outputs, pairs, strict=True)
+    }
