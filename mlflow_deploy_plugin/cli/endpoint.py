@@ -174,7 +174,7 @@ def list_(output: str) -> None:
 
     One line is one deployment, of any target: NAME, or ENDPOINT/NAME if it shares an endpoint; the model as it was
     asked for (a stage or an alias is followed) and the version that the workers serve; its share of the traffic; the
-    state of its server (running, starting, stopped, failed, empty), its workers and how often it was started anew; each
+    state of its server (running, starting, stopped, failed, empty), its workers and how often it was restarted; each
     monitor of the endpoint with its latest verdict. Below the table is why something does not run.
 
     \b

@@ -77,7 +77,7 @@ def create(
 ) -> None:
     """Create the API key NAME, and print it, once.
 
-    NAME says who uses it; it stands in logs and in the audit trail.
+    NAME says who uses it; logs and the audit trail show it.
 
     \b
       onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second --limit 1000000/day

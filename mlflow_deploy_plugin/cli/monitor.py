@@ -83,7 +83,7 @@ def list_(name: str | None, output: str) -> None:
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
-        except OSError:  # the store's part is shown all the same
+        except OSError:  # the store's part is still shown
             watermarks = []
         found = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
@@ -441,7 +441,7 @@ def _judge_window(
     """Judge one window now and show the result.
 
     Args:
-        tried: fields of the monitor's spec for this window alone, which is then not written down; None is as it is.
+        tried: fields of the monitor's spec for this window alone, which is then not stored; None: as the spec has it.
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller import find_monitor, run_window

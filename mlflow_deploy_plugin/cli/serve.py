@@ -120,7 +120,7 @@ def serve(
 
 
 class _WatchedSpec:
-    """The spec file of a running server. What changes in it is served, but for the `server` part, which needs a start.
+    """The spec file of a running server. A change of it is served, except in the part `server`, which needs a restart.
 
     A file in a mounted ConfigMap changes by a link in its path, so its content is compared.
     """

@@ -79,7 +79,7 @@ class _Reading:
 
     @property
     def is_up(self) -> bool:
-        """Return True if the store has answered. The rest of the reading may take `_LONGEST_READING_SECONDS`."""
+        """Return True if the store has answered. All further reading may take `_LONGEST_READING_SECONDS`."""
         is_late = not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
         return self.answered.is_set() and not self.has_failed and not is_late
 

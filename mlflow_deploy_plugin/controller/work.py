@@ -1,6 +1,6 @@
 """Durable work in this process: attempts at rollouts, retrainings and monitors.
 
-What is to be done is written in the store, so an attempt may end anywhere and whoever holds the lease next begins the
+The store has the work that is to be done, so an attempt may end anywhere and the next holder of the lease begins the
 next one. A `WorkRunner` keeps only what is lost without harm: which attempts are running, and when each piece of work
 may be tried again. Monitors and scheduled retrainings have their fire times from here, too.
 """

@@ -44,7 +44,7 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that stand in the log as hashes.
+    """The key columns that are hashes in the log.
 
     Attributes:
         key: the file of the mask's key; None if there is none here.
@@ -56,7 +56,7 @@ class LabelMasking:
     refusal: str = _NO_KEY
 
     def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
-        """Return the labels as they stand in the log.
+        """Return the labels as the log has them.
 
         Raises:
             InvalidConfig: a key column is masked, and the mask's key is not here.

@@ -280,7 +280,7 @@ class Deployments:
     def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
         """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read.
 
-        They are observed at the same time: a cluster that hangs is waited for once, and holds up no other.
+        They are observed at the same time: a cluster that hangs is waited for once, and does not delay the others.
         """
         for one in self.store.unreadable():
             self.progress(one.reason)

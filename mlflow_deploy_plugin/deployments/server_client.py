@@ -25,7 +25,7 @@ _MAX_PAUSE_SECONDS = 10
 class ServerSession(requests.Session):
     """A session for servers of this machine.
 
-    No proxy stands in between. A certificate names the public host, so it is not verified here. If the server asks for
+    No proxy is used. A certificate names the public host, so it is not verified here. If the server asks for
     a key, that in its state folder is sent, which only the server's user may read.
 
     Args:

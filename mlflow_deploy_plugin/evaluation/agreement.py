@@ -53,6 +53,26 @@ class Agreement:
         return f"{', '.join(parts)} on {self.rows:,} rows"
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """The differences between two outputs of numbers; `relative` is the mean one in the base's standard deviations."""
+
+    largest: float
+    mean: float
+    relative: float
+
+    @classmethod
+    def between(cls, found: Array, expected: Array) -> "_Difference":
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(found.astype(np.float64) - expected)
+        difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0.0
+        difference[~np.isfinite(difference)] = np.inf
+        known = expected[np.isfinite(expected)].astype(np.float64)
+        mean = float(difference.mean()) if difference.size else 0.0
+        deviation = float(known.std()) if known.size else 0.0
+        return cls(float(difference.max(initial=0)), mean, mean / max(deviation, 1e-12))
+
+
 def compare_with_base(
     base: LoadedOnnx,
     form: LoadedOnnx,
@@ -76,40 +96,36 @@ def compare_with_base(
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)
     count = len(next(iter(want.values())))
-    differs, has_labels, largest, mean, relative = np.zeros(count, dtype=bool), False, [], [], []
+    labels_differ: Array | None = None
+    differences: list[_Difference] = []
     for name, expected in want.items():
         found = got.get(name)
         if found is None or found.shape != expected.shape:
             raise InvalidConfig(f"the form has no output {name!r} of the shape {list(expected.shape)}, as its base has")
-        if expected.dtype.kind != "f":
-            has_labels = True
-            differs |= (found != expected).reshape(count, -1).any(axis=1)
-            continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(found.astype(np.float64) - expected)
-        difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0.0
-        difference[~np.isfinite(difference)] = np.inf
-        known = expected[np.isfinite(expected)].astype(np.float64)
-        largest.append(float(difference.max(initial=0)))
-        mean.append(float(difference.mean()) if difference.size else 0.0)
-        relative.append(mean[-1] / max(float(known.std()) if known.size else 0.0, 1e-12))
+        if expected.dtype.kind == "f":
+            differences.append(_Difference.between(found, expected))
+        else:
+            differs = (found != expected).reshape(count, -1).any(axis=1)
+            labels_differ = differs if labels_differ is None else labels_differ | differs
     ours, theirs = form.predictions(got), base.predictions(want)
     baseline, after = None, float("nan")
     if truth is not None:
         ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)
-        if theirs.is_label and not has_labels:  # scores of classes
-            has_labels, differs = True, np.asarray(ours.prediction != theirs.prediction)
+        if theirs.is_label and labels_differ is None:  # the outputs are scores of classes
+            labels_differ = np.asarray(ours.prediction != theirs.prediction)
         baseline = Baseline.of(theirs, truth, metric)
         after = baseline.value_of(ours)
-    equal = 1 - float(differs.mean()) if has_labels else None
-    spread = max(relative, default=0.0)
-    loss = baseline.loss(after) if baseline is not None else spread if equal is None else 1 - equal
+    equal = None if labels_differ is None else 1 - float(labels_differ.mean())
+    relative = max((one.relative for one in differences), default=0.0)
+    loss = relative if equal is None else 1 - equal
+    if baseline is not None:
+        loss = baseline.loss(after)
     return Agreement(
         rows=count,
         equal=equal,
-        max_difference=max(largest, default=None),
-        mean_difference=max(mean, default=None),
-        relative_difference=spread,
+        max_difference=max((one.largest for one in differences), default=None),
+        mean_difference=max((one.mean for one in differences), default=None),
+        relative_difference=relative,
         metric="" if baseline is None else baseline.metric,
         base_metric=float("nan") if baseline is None else baseline.value,
         form_metric=after,

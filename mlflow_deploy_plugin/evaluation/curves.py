@@ -248,11 +248,11 @@ def measure_robustness(
     notes: list[str] = []
     for name, values in wanted.items():
         changed = rows
-        if name == "missing" and (refusals := _missing_refusals(model, rows)).keys() < rows.keys():
+        refusals = _missing_refusals(model, rows) if name == "missing" else {}
+        if refusals and len(refusals) < len(rows):
             changed = {column: values for column, values in rows.items() if column not in refusals}
-            if refusals:
-                shown = join_names(refusals)
-                notes.append(f"missing: nothing is taken away of {shown}, as the model refuses such rows")
+            shown = join_names(refusals)
+            notes.append(f"missing: nothing is taken away of {shown}, as the model refuses such rows")
         variants = _disturber(name, model, changed, truth, of_original)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason

@@ -123,7 +123,7 @@ def column_values(series: "pd.Series[Any]") -> Array:
 
 
 def missing_value(series: "pd.Series[Any]") -> float | None:
-    """Return what stands in a column for a missing value: None if the column holds it as a Python object, else NaN.
+    """Return a column's missing value: None if the column holds it as a Python object, else NaN.
 
     A column of objects, as pandas 2 makes of texts, may hold either, and encoders of scikit-learn tell them apart.
     """

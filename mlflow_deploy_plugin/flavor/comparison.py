@@ -8,8 +8,8 @@
 |               | that values near zero are measured on the scale of the target, each target on its own                |
 
 A tie is a row whose prediction depends on a rounding, so that the original and the ONNX form may both be right. Ties
-are counted apart. A label is a tie if the original's own margin between its two best labels is below `TIE_MARGIN`. A
-row that was made to lie halfway between two learned rows is a tie if the original itself predicts otherwise once a
+are counted separately. A label is a tie if the original's own margin between its two best labels is below `TIE_MARGIN`.
+A row that was made to lie halfway between two learned rows is a tie if the original itself predicts otherwise once a
 number moves by one 32-bit step. No other row is a tie of the second kind, not even on a threshold: a comparison of an
 input with a constant involves no rounding. If such a row flips, the model is repaired or refused.
 """

@@ -174,7 +174,7 @@ def prove_parity(
 
 
 class _WorstRow(NamedTuple):
-    """An answer with a large error, as it is kept until the report: to write down 3,000 columns takes 0.1 s."""
+    """An answer with a large error, as it is kept for the report: to write 3,000 columns as text takes 0.1 s."""
 
     excess: float
     source: str

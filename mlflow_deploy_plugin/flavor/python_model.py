@@ -35,7 +35,7 @@ _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"
 class NetModel(PythonModel):  # type: ignore[misc]
     """A net of torch, Keras or TensorFlow as MLflow's pyfunc: named arrays, and an answer of named arrays."""
 
-    _skip_type_hint_validation = True  # MLflow's switch; else it warns wherever this module is imported
+    _skip_type_hint_validation = True  # MLflow's switch; otherwise it warns at each import of this module
 
     def __init__(self, net: Any) -> None:
         self.net = net

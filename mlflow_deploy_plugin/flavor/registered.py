@@ -69,7 +69,7 @@ _OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *convert.FILE_ENDINGS)
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
-"""Distributions of which another version is worth a warning even if the model could be loaded."""
+"""The distributions whose other version causes a warning, even if the model could be loaded."""
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
@@ -81,7 +81,7 @@ class Original:
     Attributes:
         mlmodel: its MLmodel file; None for a file without one.
         predict_fn: the method that its pyfunc calls.
-        warnings: what the user should know, a line each.
+        warnings: what the user should know, one line each.
     """
 
     model: Any
@@ -100,7 +100,7 @@ class WrappedVersion:
         model_id, run_id: the new logged model, and the run that it belongs to; empty if there is none.
         model: the class of the original, and its framework.
         prediction: names of the outputs that `predict` returns.
-        warnings: what the user should know, a line each.
+        warnings: what the user should know, one line each.
     """
 
     source: str
@@ -201,7 +201,7 @@ def _convert(
         notes.append("an ONNX form takes no params; those of the signature are left out")
         signature = ModelSignature(signature.inputs, signature.outputs)
     if signature is not None and original.predict_fn != "predict":
-        signature = ModelSignature(signature.inputs)  # MLflow infers the outputs from `predict` all the same
+        signature = ModelSignature(signature.inputs)  # MLflow has inferred the outputs from `predict`
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)

@@ -237,7 +237,7 @@ def _log_as_pyfunc(
         rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
     arguments: dict[str, Any] = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
-        # MLflow infers the outputs from `predict` all the same
+        # MLflow would infer the outputs from `predict`
         options["signature"] = infer_signature(rows, model.predict_proba(rows))
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     own = net_options(flavor, model, input_example, *others) or typed_columns_options(model, predict_fn, rows)

@@ -159,7 +159,7 @@ class GatePolicy(_Part):
     @field_validator("gated_aliases")
     @classmethod
     def _bare(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
-        """Accept `@champion` for `champion`; as it stands it would gate nothing."""
+        """Accept `@champion` for `champion`, which would otherwise gate nothing."""
         return tuple(alias.removeprefix("@") for alias in aliases)
 
     def gates(self, place: StageOrAlias) -> bool:

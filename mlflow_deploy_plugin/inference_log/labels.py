@@ -530,7 +530,7 @@ def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
 
 
 def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Return [N] the values of a column as they stand in keys."""
+    """Return the values of a column as keys have them, [N]."""
     encoded = column.combine_chunks()
     if pa.types.is_float16(encoded.type):
         encoded = encoded.cast(pa.float32())

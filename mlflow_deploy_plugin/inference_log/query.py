@@ -262,7 +262,7 @@ class StatementTimeout:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: the statement goes on working."""
+        """Start the time again: the statement is still working."""
         self._last = self._clock()
 
     @contextmanager

@@ -1,8 +1,8 @@
 """Scanning an hour of the log: its rows, each once, whatever happens to its files meanwhile.
 
-The log is written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows anew before it deletes
-them. So a row may stand in two files of its hour, but never in two hours, since its event time decides the hour. A file
-that goes away while it is read was compacted or has expired: the folder is listed again. A file that cannot be
+The log is written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows again before it
+deletes them. So a row may be in two files of its hour, but never in two hours, since its event time decides the hour. A
+file that goes away while it is read was compacted or has expired: the folder is listed again. A file that cannot be
 understood is passed over and named.
 """
 

@@ -4,7 +4,7 @@ Each agent writes a watermark: how far the log is complete, and whether anything
 
     LOG/_watermarks/<agent>.json
 
-An agent belongs to one state folder, however often its process is started anew. Its counts go on from the folder's
+An agent belongs to one state folder, however often its process is restarted. Its counts go on from the folder's
 first day, so that a reader can compare the answered rows with the rows in the log. The watermark of an agent that is
 gone for `GONE_AFTER` is deleted, and its counts with it.
 """
@@ -74,7 +74,7 @@ class LogStats:
         rows: distinct rows of the time range, without those of shadows.
         failed_rows: rows of requests that got no answer, which no other count includes.
         first, last: event times of rows, those of shadows too; None if there are none.
-        by_version: rows by "MODEL version N"; by_variant likewise; by_hour by the hour's start.
+        by_version / by_variant / by_hour: rows by "MODEL version N", by variant, and by the hour's start.
         files, size: of the whole log, size in bytes.
         account: None if no agent has written a watermark for the endpoint.
         unreadable: files that cannot be understood and are in no count, and why.

@@ -194,7 +194,7 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
         answer = getattr(error, "response", {}).get("ResponseMetadata", {})
         if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: another one writes it just now
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
-        _s3_client.cache_clear()  # a client never reads credentials anew: those in a file may have been rotated
+        _s3_client.cache_clear()  # a client reads credentials only once, and those in a file may have been rotated
         asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
         raise OSError(f"s3://{bucket}/{key}: {error}{asked}") from None
 

@@ -324,7 +324,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     elif answered:  # the author would read in the version's tag what anybody answers
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's is for MLflow's own addresses; ~/.netrc may have one for this host)"
-    elif type(error).__module__.startswith(_TELL_ANSWERS):  # likewise, be it the greeting of a database
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # also the greeting of a database
         text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"

@@ -77,7 +77,7 @@ class MonitorMetric:
 
     Attributes:
         sign: of a requirement: >= if higher is better. One in the other direction is taken for a mistake.
-        argument: the kind of name that may stand in brackets behind it, or an empty text.
+        argument: the kind of name that may follow in brackets, or an empty text.
     """
 
     scale: Scale
@@ -225,7 +225,7 @@ class RetrainSpec(SpecPart):
     entry_point: str = Field(default="train", min_length=1)
     """Entry point of the project."""
     mode: Literal["full", "incremental"] = "full"
-    """full: trained anew on all labelled rows; incremental: what is served learns the window's too."""
+    """full: trained from the start on all labelled rows; incremental: what is served learns the window's too."""
     parameters: dict[str, str | float] = Field(default_factory=dict)
     """Further parameters of the run (-P)."""
     env_manager: Literal["virtualenv", "uv", "conda", "local"] = "virtualenv"
@@ -273,7 +273,7 @@ class MonitorSpec(SpecPart):
     columns: TextList = ()
     """Only these columns are judged. Default: all."""
     segment_by: TextList = ()
-    """Columns whose values are judged apart, as well as all rows."""
+    """Columns each of whose values is judged by itself, beside all rows."""
     consecutive: int = Field(default=1, ge=1, le=100)
     """So many windows in a row make an alarm."""
     require: TextList = ()

@@ -169,7 +169,7 @@ class ServerSpec(SpecPart):
 
     @property
     def is_open(self) -> bool:
-        """True if whoever reaches it could use it, and nothing says that this is right."""
+        """True if everyone who reaches the server could use it, and the spec does not say that this is intended."""
         return not (self.authenticates or self.insecure)
 
     @property
@@ -225,7 +225,7 @@ class ContainerSpec(SpecPart):
     memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
     """Memory that it may use; the kernel kills what passes it. Default: no limit."""
     environment: dict[VariableName, str] = Field(default={})
-    """An environment variable of the server; its value stands in the spec."""
+    """An environment variable of the server; its value is in the spec."""
     secrets: dict[VariableName, str] = Field(default={})
     """An environment variable whose value does not stand in the spec: on docker the path of a file that holds it, on
     kubernetes SECRET/KEY in the namespace."""

@@ -137,7 +137,7 @@ def _engine(url: URL) -> Engine:
 
 def _take_write_lock_at_start(engine: Engine) -> None:
     """Begin transactions that write with the write lock: one that reads first would fail at once if another wrote in
-    between. One that only reads sees the store as it was at its start, and holds up nobody.
+    between. One that only reads sees the store as it was at its start, and blocks nobody.
     """
 
     @event.listens_for(engine, "connect")

@@ -32,7 +32,7 @@ class Retraining:
         reason: why it is in this state, for people.
         figures: what is known on the way: rows, host, attempt, verdicts.
         ended_at: None while it is live.
-        waits_for: another process that has to take it further.
+        waits_for: another process that has to advance it.
     """
 
     id: int

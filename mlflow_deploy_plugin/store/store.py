@@ -468,7 +468,7 @@ def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> No
 
 
 def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
-    """Delete states and windows, resolve alerts and end silences, so that a later endpoint of the name alerts anew."""
+    """Delete states and windows, resolve alerts and end silences, so that a later one of the name alerts again."""
     firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     silences = update(SilenceRow).where(SilenceRow.endpoint == endpoint, SilenceRow.until > now)

@@ -67,7 +67,7 @@ def may_read(model: str) -> bool:
 def may_list(model: str) -> bool:
     """Return True if MLflow would list a registered model of this name for the caller.
 
-    That takes a query for all names together. `may_read` also looks whether there is such a model, and takes nine.
+    That takes a query for all names together. `may_read` also checks whether there is such a model, and takes nine.
     """
     if is_administrator():
         return True

@@ -1,6 +1,6 @@
 """The actions of the console: what blocks one now, what a form asks for, and the process that does it.
 
-`python -m mlflow_deploy_plugin.ui.actions FILE` does what a button asks, and writes down how it went. It calls what the
+`python -m mlflow_deploy_plugin.ui.actions FILE` does what a button asks for, and stores the outcome. It calls what the
 command line calls; the audit trail has the person who pressed the button as the actor.
 
 A blocker is the reason why a button would be refused now. The page does not offer it then, and the action refuses. Each

@@ -13,7 +13,7 @@ from typing import Literal
 
 WIDTH, HEIGHT = 1000, 100
 COLOURS = 6
-"""Lines that differ by colour and dash; later ones begin anew."""
+"""The lines that differ by colour and dash; further ones repeat them."""
 _LARGEST = 1e12
 """A larger number is no figure of a server."""
 _LEAST_TOP = 1.0
@@ -35,7 +35,7 @@ class Series:
 
     Attributes:
         colour: which of the colours; those of one version are the same in all pictures.
-        is_thin: a second line of the same colour, which stands in the legend behind the one before it.
+        is_thin: True for a second line of the same colour; the legend has it behind the one before it.
         label: its name there; empty: the same.
     """
 

@@ -377,7 +377,7 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
             if change.is_served_again:  # the mark of its rollback goes: a later rollback may come back to it
                 try:
                     _registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-                except MlflowException as error:  # it is promoted all the same
+                except MlflowException as error:  # the promotion itself has succeeded
                     what = change.model, change.version, ROLLED_BACK_TAG
                     _log.warning("%s version %s keeps its tag %s: %s", *what, error)
             if change.before != change.after:

@@ -144,7 +144,7 @@ def add_revisions(
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Return True if a window that now has `labels` labels is worth another judgement.
+    """Return True if a window that now has `labels` labels should be judged again.
 
     Either it has enough labels for the first time, or the new labels are a twentieth of its judged rows.
     """

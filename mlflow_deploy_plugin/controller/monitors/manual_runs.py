@@ -1,7 +1,7 @@
 """Windows that a person asks for, judged at once by `onnxserve monitor run` and `backfill`.
 
 The result goes to the caller and into the store, marked `by_hand`: nobody is alerted and nothing is started. The
-schedule judges the windows that it comes to all the same.
+schedule still judges the windows that it comes to.
 """
 
 import tempfile
@@ -186,7 +186,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     """Judge every window of the monitor that is due, oldest first, as the controller would, with what follows.
 
     This is for a command that runs at its own times instead of a controller, as a CronJob does. A failed attempt ends
-    it: the window stands in the store, and the next call tries again. A call before that attempt's pause is over yields
+    it: the window is in the store, and the next call tries again. A call before that attempt's pause is over yields
     the window as it stands: a Job whose second pod finds nothing to try must not end well.
 
     Raises:

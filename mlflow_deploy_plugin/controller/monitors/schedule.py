@@ -66,7 +66,7 @@ def next_due_window(
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
     """Return True if the clock has gone back behind the endpoint's creation or what was made up.
 
-    The monitor then goes on with the window that holds now, and judges anew what it has judged too early.
+    The monitor then goes on with the window that holds now, and judges again what it has judged too early.
     """
     return (state.made_up_to or endpoint.created_at) > now
 

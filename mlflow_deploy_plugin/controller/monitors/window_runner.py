@@ -1,4 +1,4 @@
-"""Runs one window of a monitor, under the monitor's lease: the oldest due window is written down, judged and closed.
+"""Runs one window of a monitor, under the monitor's lease: the oldest due window is stored, judged and closed.
 
 An attempt at a window ends in one of three ways: the window is judged, it is to be tried again, or it is given up. What
 follows from a verdict is begun before the verdict is written. If the controller is killed in between, the next one
@@ -147,7 +147,7 @@ class WindowRunner:
         return written
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
-        """Write down further revisions of windows that got more rows or labels since they were judged."""
+        """Store further revisions of windows that got more rows or labels since they were judged."""
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
         for window, what in added:
             self.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
@@ -156,7 +156,7 @@ class WindowRunner:
     def _add_next(
         self, endpoint: Endpoint, state: MonitorState, ready: Readiness, now: datetime
     ) -> MonitorWindow | Idle:
-        """Write down the next window that is due and complete. Skip windows that are in the store already."""
+        """Store the next window that is due and complete. Skip windows that are in the store already."""
         monitor = state.monitor
         while True:
             due = next_due_window(endpoint, state, now, self.max_catch_up)
@@ -265,7 +265,7 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
 
 
 def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
-    """Return a window that is not in the store; its result stands in MLflow alone."""
+    """Return a window that is not in the store; only MLflow has its result."""
     return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 

@@ -22,7 +22,7 @@ TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
     "waiting", "running", "registered", "gated", "rolling_out", "promoted", "proposed", "left", "rolled_back", "failed"
 ]
-"""The first five are live, each is written down before the next begins; the others end it."""
+"""The first five are live, and each is stored before the next begins; the others are final."""
 TRAINING_FILES = ("data.parquet", "held_out.parquet")
 """The rows that a training learns, and those that its version is judged by."""
 
@@ -37,8 +37,8 @@ class RetrainPlan:
         timeout: the seconds that the run may take.
         then / steps / step_every: say how a version that passes its gate is deployed.
         min_requests: the requests that the new version has to answer in each step of its rollout.
-        window: `START/END`, its labelled rows are learned; empty: the latest whole one of length `every`.
-        actor: stands in the audit trail for it.
+        window: `START/END`, whose labelled rows are learned; empty: the latest whole one of length `every`.
+        actor: the audit trail's name for who starts it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -98,7 +98,7 @@ def retraining_summary(retraining: Retraining) -> str:
     """Return the retraining's state in one line."""
     try:
         mode = f", {plan_of(retraining).mode}"
-    except InvalidConfig:  # it is ended for that; the list shows it all the same
+    except InvalidConfig:  # it is ended for that; the list still shows it
         mode = ""
     version = f" version {retraining.version}" if retraining.version else ""
     line = f"{retraining.endpoint}: retraining {retraining.id} of {retraining.model}{mode}: "
@@ -108,10 +108,10 @@ def retraining_summary(retraining: Retraining) -> str:
 
 @dataclass(frozen=True)
 class RetrainingContext:
-    """The tools of every step: it is written down, waited for, ended and announced through them.
+    """The tools of every step: they store a retraining, wait for it, end it and announce it.
 
     Attributes:
-        actor: stands in the audit trail for what is done.
+        actor: the audit trail's name for who does the steps.
     """
 
     deployments: Deployments
@@ -124,7 +124,7 @@ class RetrainingContext:
     def write(
         self, changed: Retraining, event: AuditEvent | None = None, waits_for: WaitsFor = ""
     ) -> Retraining | None:
-        """Write it down. Return None if another process has taken it further meanwhile."""
+        """Store it. Return None if another process has advanced it meanwhile."""
         written = Retrainings(self.deployments.store).update(replace(changed, waits_for=waits_for), event)
         if written is not None:
             self.deployments.progress(retraining_summary(written))
@@ -140,7 +140,7 @@ class RetrainingContext:
         )
 
     def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
-        """Write down what it waits for, once for the same reason."""
+        """Store what it waits for, once for the same reason."""
         if one.reason != reason:
             self.write(replace(one, reason=reason), waits_for=waits_for)
 
@@ -172,7 +172,7 @@ class RetrainingContext:
         return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{attempt}"
 
     def _announce(self, one: Retraining, text: str) -> None:
-        """Announce it, once; before it is written down, so that it is never lost."""
+        """Announce it once, and before it is stored, so that no announcement is lost."""
         link = str(one.figures.get("gate_report") or one.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
         announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")

@@ -1,6 +1,6 @@
-"""Takes retrainings further, each a step at a time and without waiting for another.
+"""Advances retrainings, each by one step at a time and without waiting for another.
 
-Every state is written down before the next one's work begins, and every step looks first whether its work is done
+Every state is stored before the next one's work begins, and every step first checks whether its work is done
 already. So a step may be done again after a crash in the middle of it.
 
     waiting       the rows are collected and the MLflow run is made

@@ -87,7 +87,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
 
 
 def watch_training(context: RetrainingContext, one: Retraining) -> None:
-    """Write down the version that the run has registered, or that the run has failed. Do nothing while it goes on."""
+    """Store the version that the run has registered, or that the run has failed. Do nothing while it is running."""
     plan = plan_of(one)
     is_late = context.now() > _started_at(one) + timedelta(seconds=plan.timeout)
     if process.is_alive(one.run_id):

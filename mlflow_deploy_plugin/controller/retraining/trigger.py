@@ -1,6 +1,6 @@
 """Starts retrainings: on an alarm, within cool-down and budget; by a schedule; and for a person.
 
-A model has at most one retraining that has not ended. An alarm or a schedule that starts nothing stands in the audit
+A model has at most one retraining that has not ended. An alarm or a schedule that starts nothing is in the audit
 trail with the reason.
 """
 

@@ -62,7 +62,7 @@ def start_rollout(
     actor: str | None = None,
     before_it_starts: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Write the rollout down; a controller does the rest.
+    """Store the rollout; a controller does the rest.
 
     Args:
         before_it_starts: is called when the request is found valid; if it raises, nothing is started.

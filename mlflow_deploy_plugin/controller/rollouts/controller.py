@@ -1,4 +1,4 @@
-"""Runs the rollouts of a place: the holder of its lease takes each one a decision further, again and again.
+"""Runs the rollouts of a place: the holder of its lease advances each one by a decision, again and again.
 
 The servers of a place are reached by the same processes: those of one machine, or of a namespace of a cluster. A second
 controller of the place waits for the lease. If the first one is killed, the second goes on from what is written in the
@@ -60,18 +60,18 @@ _FAILURE_SECONDS = 30.0
 _PLACES_SECONDS = 3.0
 _MAX_PLACES = 100
 _AT_ONCE = 8
-"""Rollouts that are taken further at the same time: one that waits for a server holds up no other."""
+"""The rollouts that are advanced at the same time: one that waits for a server does not delay the others."""
 
 
 @dataclass(frozen=True)
 class RolloutActions:
     """Does the actions of rollouts: adds and removes deployments, sets the traffic, moves the registry.
 
-    Every action looks first whether it is done already, so that it may be done again after a crash in the middle of it.
+    Every action first checks whether it is done already, so that it may be repeated after a crash in the middle of it.
 
     Attributes:
-        actor: stands in the audit trail for what is done.
-        say: takes one line for each change.
+        actor: the audit trail's name for who does the actions.
+        say: is called with one line for each change.
     """
 
     deployments: Deployments
@@ -174,7 +174,7 @@ class RolloutController:
 
     Attributes:
         holder: the name under which the lease is held.
-        actions: change the endpoints; their `actor` stands in the audit trail.
+        actions: change the endpoints; the audit trail has their `actor`.
         servers: the words for the place's servers (`reached_places`).
         background: tasks that run while the lease is held, each in a thread of its own.
     """
@@ -200,7 +200,7 @@ class RolloutController:
         work_under_lease(self.store, name, self.holder, self.lease_seconds, work, ended, on_holder, self.monotonic)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
-        """Take one rollout one decision further."""
+        """Advance one rollout by one decision."""
         plan, progress = plan_of(rollout), progress_of(rollout)
         snapshot = self.actions.take_snapshot(plan.endpoint)
         now = self.monotonic()
@@ -268,6 +268,10 @@ def write_progress(
     )
 
 
+def _has_ended_well(task: Future[None]) -> bool:
+    return task.done() and task.exception() is None
+
+
 def run_rollouts(
     deployments: Deployments, controller_at: Callable[[str, str], RolloutController], ended: threading.Event
 ) -> None:
@@ -276,7 +280,7 @@ def run_rollouts(
     The controller of a place that is no longer reached ends: its lease would keep out one that does reach it.
     """
     running: dict[str, tuple[Future[None], threading.Event]] = {}
-    said: set[str] = set()
+    reported: set[str] = set()
 
     def stop_all(done: Future[None]) -> None:
         if done.exception() is not None:
@@ -289,17 +293,16 @@ def run_rollouts(
                 try:
                     for place, servers in reached_places(deployments, failures.add):
                         reached.add(place)
-                        before = running[place][0] if place in running else None
-                        if before is None or (before.done() and before.exception() is None):
+                        if place not in running or _has_ended_well(running[place][0]):
                             over = threading.Event()
                             running[place] = pool.submit(controller_at(place, servers).run, over), over
                             running[place][0].add_done_callback(stop_all)
                 except (StoreUnavailable, OSError) as error:
                     _log.warning("%s", error)
                 else:
-                    for line in failures - said:
+                    for line in failures - reported:
                         deployments.progress(line)
-                    said = failures
+                    reported = failures
                     for place in running.keys() - reached:
                         running[place][1].set()
                 ended.wait(_PLACES_SECONDS)

@@ -44,7 +44,7 @@ class Progress:
     """The progress of a rollout.
 
     Attributes:
-        elapsed: seconds of the state, or of the step, during which it was watched.
+        elapsed: the seconds of the state, or of the step, during which a controller watched it.
         reason: why it is in this state, or what it waits for.
         trouble: why the last action has failed; empty if it has not.
         failures: failed actions in a row.
@@ -64,9 +64,9 @@ class Decision:
     """The next action of a rollout.
 
     Attributes:
-        progress: is written down before the action is done.
-        action: is done again until it succeeds.
-        then: is written down once the action is done; None: `progress` stands.
+        progress: is stored before the action is done.
+        action: is repeated until it succeeds.
+        then: is stored once the action is done; None: `progress` stays.
     """
 
     progress: Progress
@@ -249,7 +249,7 @@ def progress_of(rollout: Rollout) -> Progress:
 def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
     """Return the row with this progress, to be written.
 
-    Its figures are for people, but for `ledger`, the evidence to go on from.
+    Its figures are for people, except for `ledger`, the evidence to continue from.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}

@@ -19,7 +19,7 @@ class Observation:
         url: its address; empty while it does not answer.
         pid: of the supervisor; None while it does not live.
         started_at: of the supervisor, in seconds since the epoch.
-        restarts: how often gunicorn was killed and started anew since then; None if the backend does not count it.
+        restarts: how often gunicorn was killed and restarted since then; None if the backend does not count it.
         wanted: the versions to be served, as the agent has resolved them.
         workers: the state files of the living workers.
         errors: variant → why a worker could not load the wanted version; the version before goes on answering.

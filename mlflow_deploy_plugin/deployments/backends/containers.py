@@ -56,7 +56,7 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dict[str, Any]:
-    """Return the arguments of `docker.containers.create` for a server, but for its name, its slot and its command.
+    """Return the arguments of `docker.containers.create` for a server, without its name, its slot and its command.
 
     Raises:
         InvalidConfig: it would not reach the registry, or not read a file that it needs.
@@ -90,7 +90,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
 
 
 def listener_options(spec: EndpointSpec, settings: Settings) -> dict[str, Any]:
-    """Return the arguments of `containers.create` for the one with the published port, but for its network."""
+    """Return the arguments of `containers.create` for the listener, except for its network."""
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
         "image": spec.container.image_for(spec.server.device),

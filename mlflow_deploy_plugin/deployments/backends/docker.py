@@ -1,7 +1,7 @@
 """Deployments in containers of this machine's Docker engine.
 
 `NAME` is the server. Its state folder is the host's, mounted at the same path, so that a change of spec needs no other
-container, and whoever reads state folders reads this one. `NAME-listener` has the published port and the listening
+container, and every reader of state folders can read it. `NAME-listener` has the published port and the listening
 socket, which servers get from it (`server/listener.py`). So a container of another image starts beside the one that
 serves, is awaited, accepts from the same socket, and takes its name; then the earlier one finishes its requests. With
 `container.network: host` there is no listener, and a server is replaced with a gap.

@@ -561,7 +561,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
         for variable, uri in uris.items()
         if (parts := urlsplit(str(uri))).scheme in ("http", "https")
         and not is_loopback(parts.hostname or "")
-        and parts.password is None  # which would stand in the Deployment
+        and parts.password is None  # everyone who reads the Deployment would see it
     }
     if is_needed and "MLFLOW_TRACKING_URI" not in found:
         raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))

@@ -83,7 +83,7 @@ class ApiRefused(DeploymentFailed):
 
     @property
     def may_pass(self) -> bool:
-        """Return True if the same request may be accepted later: the API server is busy, or being started anew."""
+        """Return True if the same request may be accepted later: the API server is busy or restarting."""
         return self.status is None or self.status == 429 or self.status >= 500
 
 
@@ -370,7 +370,7 @@ class Cluster:
         raise self._refusal(response.status_code, response.content)
 
     def _credentials(self) -> dict[str, str]:
-        """Return the headers that say who asks, anew for every request: a token of a cloud or of a pod is renewed."""
+        """Return the headers that authenticate a request, for each one: the token of a cloud or a pod is renewed."""
         return {one["key"]: one["value"] for one in self._configuration.auth_settings().values()}
 
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:

@@ -210,7 +210,7 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
-    """Read the state folder of a server, but for its spec, with the workers whose process id `lives`."""
+    """Read the state folder of a server, except for its spec, with the workers whose process id `lives`."""
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
     agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
     return ServedState(None, agent, wanted or Wanted(), workers)

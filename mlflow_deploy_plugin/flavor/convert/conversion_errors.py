@@ -1,7 +1,7 @@
 """Errors of a conversion in words for the user who trained the model, and the alternative that is left.
 
 A converter's message is about its own shape calculators, inputs and issue tracker. This module finds the part of the
-model at which it stopped, with its place and its option, and says the rest plainly.
+model at which it stopped, with its place and its option, and explains the rest in plain words.
 """
 
 import re
@@ -71,7 +71,7 @@ def pyfunc_flavor(
 
 
 def with_alternative(error: ModelError, model: Any) -> ModelError:
-    """Return the error of a model without an ONNX form with the way in which it is served all the same."""
+    """Return the error of a model without an ONNX form, with the way in which it can still be served."""
     if is_onnx(model):
         return error
     call = "mlflow.pyfunc.log_model(python_model=…), in a mlflow.pyfunc.PythonModel around it"

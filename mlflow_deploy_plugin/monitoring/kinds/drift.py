@@ -4,7 +4,7 @@ own windows do?
 The verdict covers all rows of the window, from sketches. Rows themselves are read only for the report: a bounded sample
 of them, chosen by their hashes.
 
-The columns of segments stand in one null distribution with those of all rows (`drift/verdict.py`: the maximum over
+The columns of segments are in one null distribution with those of all rows (`drift/verdict.py`: the maximum over
 columns and segments). The stated rate of false alarms is that of all of them together, however they depend on each
 other.
 """
@@ -104,8 +104,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    worth = _sample_worth(compared) if request.spec.requirements else math.inf
-    required = [finding for one in request.spec.requirements for finding in _required(compared, one, worth)]
+    effective_n = _effective_n(compared) if request.spec.requirements else math.inf
+    required = [finding for one in request.spec.requirements for finding in _required(compared, one, effective_n)]
     checked = [one for one in verdict.findings if one.check in CHECKS]
     told = {one.subject for one in checked}
     for one in verdict.findings:  # of a column that only its distribution was judged of: nothing is wrong, or why not
@@ -172,7 +172,7 @@ class WindowComparison:
         return tuple(not_judged_findings({name: reasons[name] for name in reasons if not columns or name in columns}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
-        """Return the result with the data of its report; `state` and `reason` stand in place of the verdict's."""
+        """Return the result with the data of its report; `state` and `reason` replace those of the verdict."""
         state, reason = state or verdict.state, reason or verdict.reason
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
@@ -337,7 +337,7 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
     return "no drift", "values are missing, unseen or out of range no more than in the reference's own windows"
 
 
-def _sample_worth(compared: WindowComparison) -> float:
+def _effective_n(compared: WindowComparison) -> float:
     """Return how many independent draws the captured rows are as a sample of those that were answered; infinity if all
     were captured.
 
@@ -352,11 +352,11 @@ def _sample_worth(compared: WindowComparison) -> float:
     return max(requests, 1) / left_out
 
 
-def _required(compared: WindowComparison, requirement: Requirement, worth: float) -> Iterator[Finding]:
+def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
     """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest.
 
     Args:
-        worth: see `_sample_worth`.
+        effective_n: see `_effective_n`.
     """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
@@ -368,7 +368,8 @@ def _required(compared: WindowComparison, requirement: Requirement, worth: float
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(names))
     shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
     intervals = {
-        name: wilson_interval(name, shares[name] * profile.rows, profile.rows, confidence, worth) for name in names
+        name: wilson_interval(name, shares[name] * profile.rows, profile.rows, confidence, effective_n)
+        for name in names
     }
     known = {
         name: criterion_state(requirement.holds(one.low), requirement.holds(one.high))
@@ -380,7 +381,7 @@ def _required(compared: WindowComparison, requirement: Requirement, worth: float
     for name in broken[:_MOST_COLUMNS] or order[:1]:
         share = shares[name]
         said = f"{share:.2%} of {profile.rows:,} rows"
-        if math.isfinite(worth):
+        if math.isfinite(effective_n):
             low, high = intervals[name].low, intervals[name].high
             said += f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
         said = f"{said}, required is" if broken or argument else f"at most {said} ({name}), required is"

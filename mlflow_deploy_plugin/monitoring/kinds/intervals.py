@@ -131,11 +131,13 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     weights = sampling.shares(count)
     part = min(float(weights @ hits) / count, 1.0)
     influence = weights * (hits - part)
-    worth = sampling.effective_n(influence) * _evenness(weights)
+    effective_n = sampling.effective_n(influence) * _evenness(weights)
     if sampling.weights is not None and 0 < part < 1:
         # where heavy rows miss more often than light ones, the variance is above what the weights alone make of it
-        worth = min(worth, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean()))
-    return wilson_interval(name, part * count, count, sampling.confidence, worth)
+        effective_n = min(
+            effective_n, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean())
+        )
+    return wilson_interval(name, part * count, count, sampling.confidence, effective_n)
 
 
 def _evenness(weights: Array) -> float:
@@ -144,11 +146,11 @@ def _evenness(weights: Array) -> float:
 
 
 def wilson_interval(
-    name: str, hits: float, total: int, confidence: float, worth: float | None = None
+    name: str, hits: float, total: int, confidence: float, effective_n: float | None = None
 ) -> MetricInterval:
-    """Return a share of `total` > 0 rows, which are worth so many independent ones; None: they are independent."""
+    """Return a share of `total` > 0 rows, worth `effective_n` independent ones; None: they are independent."""
     z = float(norm.ppf((1 + confidence) / 2))
-    part, count = hits / total, total if worth is None else worth
+    part, count = hits / total, total if effective_n is None else effective_n
     centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(part * (1 - part) / count + z**2 / (4 * count**2))
     low, high = max(min(centre - half, part), 0.0), min(max(centre + half, part), 1.0)
@@ -171,8 +173,8 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
     if len(mean) > 1:
         steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
-    worth = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
-    size = max(round(worth), 1)
+    effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
+    size = max(round(effective_n), 1)
     rng = np.random.default_rng(_SEED)
     drawn_rows = np.hstack([weights * rows, weights])
     if size > _BOOTSTRAP_ROWS:
@@ -186,32 +188,38 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
             times = np.stack([np.bincount(drawn, minlength=count) for drawn in rng.integers(0, count, (number, size))])
             means[start : start + number] = times @ drawn_rows / size
     means = means[:, :-1] / means[:, -1:]
-    return _percentiles(name, mean, means, figure, count, worth * _evenness(weights), sampling.confidence)
+    return _percentiles(name, mean, means, figure, count, effective_n * _evenness(weights), sampling.confidence)
 
 
 def bootstrap_counts_interval(
-    name: str, counts: Array, figure: Callable[[Array], Array], worth: float, sampling: Sampling
+    name: str, counts: Array, figure: Callable[[Array], Array], effective_n: float, sampling: Sampling
 ) -> MetricInterval:
     """Return a figure of the shares of [K] kinds of rows, whose weights sum to `counts`; `figure` of shares [.., K]:
     [..].
 
     Args:
-        worth: so many independent rows they are worth.
+        effective_n: the number of independent rows that they are worth.
     """
-    total, size = round(float(counts.sum())), max(round(worth), 1)
+    total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
-    return _percentiles(name, counts / counts.sum(), drawn, figure, total, worth, sampling.confidence)
+    return _percentiles(name, counts / counts.sum(), drawn, figure, total, effective_n, sampling.confidence)
 
 
 def _percentiles(
-    name: str, mean: Array, means: Array, figure: Callable[[Array], Array], count: int, worth: float, confidence: float
+    name: str,
+    mean: Array,
+    means: Array,
+    figure: Callable[[Array], Array],
+    count: int,
+    effective_n: float,
+    confidence: float,
 ) -> MetricInterval:
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(figure(mean))
         drawn = figure(means)
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(drawn) else (value, value)
-    return MetricInterval(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", worth)
+    return MetricInterval(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", effective_n)
 
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
@@ -228,17 +236,17 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         areas.append(area)
         influence += own / is_positive.shape[1]
     value = float(np.mean(areas))
-    worth = sampling.effective_n(influence)
-    deviation = math.sqrt(float(np.square(influence).mean()) / worth)
-    worth *= _evenness(weights)
+    effective_n = sampling.effective_n(influence)
+    deviation = math.sqrt(float(np.square(influence).mean()) / effective_n)
+    effective_n *= _evenness(weights)
     z = float(norm.ppf((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
         # all pairs are in order, no variance is left: as sure as of a share of the rarer side's rows without a miss
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
-        return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", worth)
+        return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
     logit, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
-    return MetricInterval("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", worth)
+    return MetricInterval("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", effective_n)
 
 
 def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[float, Array]:

@@ -156,8 +156,8 @@ def _confusion_metric(
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
     slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
-    worth = sampling.effective_n(weights * slopes[inverse]) / float(np.square(weights).mean())
-    return bootstrap_counts_interval(name, counts, figure, worth, sampling)
+    effective_n = sampling.effective_n(weights * slopes[inverse]) / float(np.square(weights).mean())
+    return bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
 
 
 def _first(means: Array) -> Array:

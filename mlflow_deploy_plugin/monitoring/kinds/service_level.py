@@ -6,7 +6,7 @@ latencies have. The error budget is that permitted share; what is left of it is 
 it is overdrawn.
 
 Latencies are those of answered requests. An error is a request that the server failed (5xx). A request that it refused
-(4xx) is the caller's fault, and counted apart. Requests that got no answer lie in a log of their own
+(4xx) is the caller's fault, and counted separately. Requests that got no answer lie in a log of their own
 (`InferenceLog.failures`), without the model's columns, so that they belong to no segment of these.
 """
 

@@ -48,7 +48,7 @@ class _ShadowRows:
     Attributes:
         answered: [N] rows that were answered, as the log has them.
         same: [N] int8, -1 where two answers cannot be compared.
-        failures: why, a line each.
+        failures: the reasons, one line each.
         copies: rows that the shadow computed, of those that were looked at.
     """
 

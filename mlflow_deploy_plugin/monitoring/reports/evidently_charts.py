@@ -6,7 +6,7 @@ it calls the data set drifted when one column is.
 
 Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is made one that it can:
 float64 or text, numbers without a value or without a histogram as text, no more than some fifty categories, no
-infinities. If it fails all the same, each column is tried alone, and those that fail are left out by name.
+infinities. If it still fails, each column is tried alone, and those that fail are left out by name.
 """
 
 import logging
@@ -47,7 +47,7 @@ class EvidentlyReport:
 
     Attributes:
         page: its page, empty if it made none.
-        figures: its figures as JSON, likewise.
+        figures: its figures as JSON, in the same form.
         left_out: column → why it is not drawn.
         notes: what holds for all of them.
     """

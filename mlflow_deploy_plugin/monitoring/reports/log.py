@@ -282,7 +282,7 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
-            tag: result.state,  # last: whoever sees it finds the rest
+            tag: result.state,  # last, so that a reader who sees it finds everything else
         }
         for attempt in (1, 2):
             try:

@@ -32,7 +32,7 @@ def mark_refused_rows(graph: Any, topology: Any) -> str:
     if not found:
         return ""
     marks = []
-    for _, nodes in found:  # the last one's numbers [N, k] are 0 but for a refused row
+    for _, nodes in found:  # the numbers of the last node, [N, k], are 0 except for a refused row
         name = ""
         for operator, inputs, attributes in (*nodes, ("ReduceSum", ["", np.array([1])], {"keepdims": 0})):
             name, before = f"{REFUSED_ROWS}_{len(graph.node)}", name

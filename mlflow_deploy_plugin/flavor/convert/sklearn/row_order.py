@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.runtime import Array
 
 _OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _FEWEST_SPLITS = 2048
-"""The fewest splits of trees that are worth it: sorting takes 140 ns a row, and two microseconds from a single row."""
+"""The fewest splits of trees for which sorting pays: it takes 140 ns a row, and two microseconds from a single row."""
 _KEY_BITS, _COLUMN_BITS = 13, 7
 """The bits of a key, and of one column in it at most: it costs 2**bits comparisons a row, of 9 bytes each."""
 

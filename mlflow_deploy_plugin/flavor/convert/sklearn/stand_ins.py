@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.runtime import Array
 
 
 class _Fitted(BaseEstimator):  # type: ignore[misc]
-    """An estimator that is made fitted. scikit-learn requires the method all the same."""
+    """An estimator that is made fitted. scikit-learn still requires the method."""
 
     def fit(self, rows: Any, target: Any = None) -> "_Fitted":
         return self

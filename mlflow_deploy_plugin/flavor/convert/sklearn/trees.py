@@ -2,9 +2,9 @@
 
 HistGradientBoosting compares in 64 bits, while scikit-learn's other trees round their input to 32 before they compare.
 skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here the
-thresholds are converted as they are, and the sums over the trees are made in 64 bits too (`levels.py`: but for groups).
-An IsolationForest has one operator for all of its trees: skl2onnx writes 27 nodes a tree, and 500 trees took minutes to
-load. In other trees, the thresholds and the directions of missing values are restored.
+thresholds are converted as they are, and the sums over the trees are made in 64 bits too (`levels.py`: except for
+groups). An IsolationForest has one operator for all of its trees: skl2onnx writes 27 nodes a tree, and 500 trees took
+minutes to load. In other trees, the thresholds and the directions of missing values are restored.
 """
 
 from dataclasses import dataclass, field, replace
@@ -85,7 +85,7 @@ Node = tuple[int, float, int, int, bool, float]
 LEAF = -1
 _NO_CODE = -1
 _MAX_PADDING = 8
-"""The most nodes of a level of a complete tree, for each node that the trees have in the mean."""
+"""The most nodes of a level of a complete tree, for each node that the trees have on average."""
 
 
 @dataclass(frozen=True)

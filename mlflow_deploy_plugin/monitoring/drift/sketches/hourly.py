@@ -216,7 +216,7 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
 
 
 def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
-    """Return the profiles of these hours of a day, in their order. Stale ones are made anew, and the day is stored."""
+    """Return the profiles of these hours of a day, in their order. Stale ones are made again, and the day is stored."""
     files = {hour.start: some for hour, some in listed.items()}
     present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
     stored = sketches.load(min(files))

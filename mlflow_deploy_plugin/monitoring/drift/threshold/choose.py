@@ -173,7 +173,7 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
 
 
 def _read(path: Path) -> NullDistribution | None:
-    """Return what is kept; None if there is nothing, or it cannot be read and is made anew."""
+    """Return the stored threshold; None if there is none, or it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))

@@ -250,8 +250,8 @@ class Overlapping(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Lagged(WindowNull):
-    """The pairs of the reference's own windows that lie so long apart, for `rolling:`, which compares a window with the
-    same one so long ago. They count as they are.
+    """The pairs of the reference's own windows with this distance in time, for `rolling:`, which compares a window with
+    the same one so long ago. They count as they are.
 
     Attributes:
         later, earlier: [M] int64, the places of the two windows of each pair.

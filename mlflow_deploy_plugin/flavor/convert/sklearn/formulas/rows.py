@@ -235,7 +235,7 @@ Formula = Callable[[Any, Rows], Any]
 FORMULAS: dict[type, Formula] = {}
 """The formula of each estimator that has one; `formulas.register` fills it."""
 SCORES: dict[type, Formula] = {}
-"""Likewise, those of decision functions that are none of labels and probabilities."""
+"""The same for decision functions, which are neither labels nor probabilities."""
 
 
 def _learned(step: Any) -> int | str:

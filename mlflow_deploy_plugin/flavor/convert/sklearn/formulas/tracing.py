@@ -1,4 +1,4 @@
-"""Arrays that write down what numpy's functions do with them, as nodes of a graph.
+"""Arrays that record what numpy's functions do with them, as nodes of a graph.
 
 A formula of numpy is called with a `Traced` array in place of numbers: its `x @ w + b` adds a MatMul and an Add. So a
 converter is the formula itself, and a user's own function of numpy functions has a graph, too
