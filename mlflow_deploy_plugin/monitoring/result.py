@@ -38,16 +38,16 @@ def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: a check of a column, or a criterion.
+    """The outcome of one check of a column, or of one criterion.
 
     Attributes:
-        subject: the column, or the figure that a criterion speaks of (`accuracy`).
+        subject: the column, or the figure of the criterion (`accuracy`).
         value / threshold: in the check's own units; None if it was not judged.
-        reason: why it is so, or why it was not judged, in a sentence.
-        segment: the rows that it speaks of, as `carrier=AA`; empty: all.
-        change: from what to what it went, and where to: `mean 3.2 → 8.9, higher`, of a column that is an alarm, beside
-            its reference; `0.84 (the window before) → 0.71, lower`, of a criterion. Empty: nothing is known.
-        since: when the first window begins of those in a row in which it is an alarm, in ISO 8601; empty: it is none.
+        reason: a sentence that explains the state, or says why it was not judged.
+        segment: its rows, such as `carrier=AA`; empty: all.
+        change: the value before and after, and the direction: `mean 3.2 → 8.9, higher` of a column with an alarm and
+            its reference, `0.84 (the window before) → 0.71, lower` of a criterion. Empty if nothing is known.
+        since: the start of the first of the windows in a row in which it is an alarm, in ISO 8601; empty: it is none.
         in_a_row: how many of these windows were judged, with this one; 0: it is none.
     """
 

@@ -191,8 +191,10 @@ class _JudgedColumn:
     """One column of the window.
 
     Attributes:
-        given: the column of the window; expected: of the whole reference; before: of what the window is compared with.
-        missing, missing_before: shares of missing values in the window, and in what it is compared with.
+        given: the column of the window.
+        expected: the column of the whole reference.
+        before: the column of the profile that the window is compared with.
+        missing, missing_before: the shares of missing values in the window, and in that profile.
     """
 
     bins: Bins

@@ -1,27 +1,27 @@
 """Estimates of a classifier's metrics before its labels are in, from its own confidence (CBPE).
 
-A row whose prediction has the probability p is right with the probability p, if probabilities mean what they say. So
-the expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities:
+If probabilities mean what they say, a row whose prediction has the probability p is right with the probability p. So
+the expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities. This is
 confidence-based performance estimation, as NannyML's documentation describes it (CBPE; Białek et al., We don't need no
-labels, arXiv 2401.08348, compares it with its further forms). It sees that rows have become harder. It cannot see that
-the same rows have come to mean something else.
+labels, arXiv 2401.08348, compares it with its further forms). It notices that rows have become harder. It cannot notice
+that the same rows now have other labels.
 
-Earlier windows whose labels are in show whether probabilities mean what they say. Probabilities are corrected by
-isotonic regression if that brings them nearer to what was true in windows that it was not fitted on, and the same
-windows tell how far the estimate is off. Without such windows the estimate is a figure and decides nothing.
+Earlier windows with labels show whether probabilities mean what they say. Isotonic regression corrects the
+probabilities if that brings them nearer to the truth in windows that it was not fitted on. The same windows show the
+error of the estimate. Without such windows, the estimate is a figure and decides nothing.
 
-The interval is a prediction interval for what the labels of this window's rows will say. Two things part them from the
-estimate:
+The interval is a prediction interval for the metric that the labels of this window's rows will give. That metric
+differs from the estimate for two reasons:
 
-1. The window's labels are a draw from their chances, the fewer rows the further off (simulated, 100 draws).
-2. The chances are off, by another amount in each window. That is seen in the errors of the earlier windows, which hold
-   the sampling error of their own rows, too.
+1. The window's labels are drawn by their chances: with fewer rows, they are further off (simulated, 100 draws). 2. The
+chances are wrong, by another amount in each window. The errors of the earlier windows show that; they also contain the
+sampling error of their own rows.
 
-So the squared standard error is the mean square of those errors, and what the sampling variance of this window is above
-theirs; a window with more rows than they have is taken to be no surer. Student's quantile has as many degrees of
-freedom as there are earlier windows, 3.2 for three of them and 2.3 for eight at 95 %, and the interval is never
-narrower than the largest of their errors. It holds what it promises if errors are about normal and this window's is one
-like theirs; the latter part holds k/(k+1) whatever their distribution.
+So the squared standard error is the mean square of those errors, plus the sampling variance of this window in so far as
+it is above theirs. A window with more rows than they have is taken to be no surer. Student's quantile has as many
+degrees of freedom as there are earlier windows: at 95 %, it is 3.2 for three of them and 2.3 for eight. The interval is
+never narrower than the largest error. It keeps its promise if the errors are about normal and this window's error is
+one like theirs; the second condition alone gives k/(k+1), whatever their distribution.
 """
 
 import math

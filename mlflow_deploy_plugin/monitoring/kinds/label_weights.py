@@ -1,17 +1,18 @@
-"""Weights of labelled rows, by which they speak for the rows without a label that are like them.
+"""Weights with which labelled rows represent similar rows without a label.
 
 Labels are seldom missing at random: a claim is checked where the model was unsure, a fraud is reported and an honest
-payment is not. So rows with a label are compared with those without: by score, prediction, segment and event time, each
-by Pearson's chi-square test, all of them together at the monitor's rate of false alarms (Bonferroni).
+payment is not. So rows with and without a label are compared by score, prediction, segment and event time, each by
+Pearson's chi-square test, all together at the monitor's rate of false alarms (Bonferroni).
 
-If they differ, labelled rows are weighted by the inverse of how often rows like them have a label (Horvitz & Thompson,
-JASA 1952), in ten strata of the propensity that a logistic regression on what differs gives (Rosenbaum & Rubin, JASA
-1984). Rows that resemble fewer than five labelled ones are represented by none: any label is possible for them, and the
-metric lies between the worst and the best of these (Manski, American Economic Review 80, 1990).
+If they differ, each labelled row is weighted by the inverse of the share of similar rows that have a label (Horvitz &
+Thompson, JASA 1952). Similar rows are one of ten strata of the propensity that a logistic regression gives on what
+differs (Rosenbaum & Rubin, JASA 1984). Rows similar to fewer than five labelled ones are not represented: any label is
+possible for them, and the metric lies between the worst and the best of these (Manski, American Economic Review 80,
+1990).
 
-Weights help if labels are missing by what is compared, and not if they are missing by what they would say. That cannot
-be seen in the rows; but then the labels that are there do not fit the model's probabilities (`cbpe.labels_contradict`),
-and `performance.py` takes the worst case of every row without a label.
+Weights help if labels are missing by what is compared, but not if they are missing by the label itself. The rows cannot
+show that. But then the existing labels do not fit the model's probabilities (`cbpe.labels_contradict`), and
+`performance.py` takes the worst case of every row without a label.
 """
 
 import math
@@ -57,16 +58,16 @@ _RANGES = {
 
 @dataclass(frozen=True, eq=False)
 class LabelWeights:
-    """Rows with a label beside those without.
+    """The comparison of rows with a label and rows without one.
 
     Attributes:
-        rows: [N] bool, those with one.
-        compared: what they were compared in; empty: all rows have a label, or all but a few.
-        differing: what they differ in.
-        is_selected: beyond event time they differ by more than chance and more than a little, so that labels may be
-            missing by what they would say.
-        weights: [N] float64, for how many rows each labelled one stands; None: each for as many as any other.
-        unknown: [N] bool, rows without a label that no labelled one speaks for.
+        rows: [N] bool, True for a row with a label.
+        compared: the properties that were compared; empty: all rows have a label, or all but a few.
+        differing: the properties in which they differ.
+        is_selected: they differ in other properties than event time, by more than chance and more than a little. So
+            labels may be missing by the label itself.
+        weights: [N] float64, the number of rows that each labelled row represents; None: all represent the same number.
+        unknown: [N] bool, rows without a label that no labelled row represents.
     """
 
     rows: Array

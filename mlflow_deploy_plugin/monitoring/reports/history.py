@@ -1,9 +1,8 @@
-"""The history of a monitor: the metrics of its windows in MLflow, what they say of a finding, and their picture.
+"""The history of a monitor: the metrics of its windows in MLflow, their part in a finding, and their picture.
 
-A finding has its history: how its metric changed, and since when it is an alarm. A column's check stands beside a
-reference and says itself what it changed from. Any other requirement stands beside the windows before, as MLflow has
-them of the monitor. For both, a window in which the state could not be told neither counts in a row of alarms nor
-breaks it.
+The history of a finding says how its metric changed, and since when it is an alarm. A check of a column is compared
+with the reference, and says itself what it changed from. Any other requirement is compared with the windows before,
+which MLflow has. In both, a window whose state could not be told neither counts in a row of alarms nor breaks it.
 """
 
 import hashlib

@@ -1,20 +1,20 @@
 """The reference of a monitor: loaded as its spec names it, and cut into bins, windows and steps.
 
-Rows that are at hand (training rows, a dataset) are counted once for windows in a row; a million rows take 4 s. Their
-counts stay in memory, since of 100,000 rows it takes longer to read them back from a file. The pieces of the log come
-from the profiles of hours that are kept beside it.
+Training rows and datasets are counted once, for all windows; a million rows take 4 s. Their counts stay in memory,
+since to read the counts of 100,000 rows from a file takes longer. References from the log are made of the stored
+profiles of its hours.
 
 `window:START/END` pins a part of the log that is known to be calm. It is cut into its own windows.
 
-`rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. The
-pairs before it say what is normal: each window of the last week beside its own a week before (of the last 40 windows
-if a week has fewer, of more if the rate needs them). So a cycle of a day or a week is in no figure, a slow trend is no
-drift, and what lasts becomes normal after that time. It is seasonal differencing (Box & Jenkins, Time Series Analysis,
-1970, chapter 9), of distributions.
+`rolling:7d` compares a window with the one a week before, such as Tuesday's hour 14 with that of the last Tuesday. What
+is normal follows from earlier pairs: each window of the last week and the one a week before it. If a week has fewer
+than 40 windows, or the rate needs more, more pairs are taken. So no figure contains a daily or weekly cycle, a slow
+trend is no drift, and a lasting change becomes normal after that time. This is seasonal differencing of distributions
+(Box & Jenkins, Time Series Analysis, 1970, chapter 9).
 
-Bins of the log are frozen on a bounded sample of the rows: once for a pinned window, and for rolling ones once in four
-times their span, so that the stored profiles of hours (`sketches/hourly.py`) serve many windows. The sample is stored
-beside them.
+Bins of the log are frozen on a bounded sample of its rows: once for a pinned window, and for rolling ones once in four
+times their span. So the stored profiles of hours (`sketches/hourly.py`) serve many windows. The sample is stored beside
+them.
 """
 
 import hashlib

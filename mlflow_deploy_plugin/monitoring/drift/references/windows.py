@@ -79,15 +79,14 @@ class WindowGrid(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ReferencePieces:
-    """A reference in windows of one length, in the phase of the judged one.
+    """A reference in windows of one length, in the phase of the judged window.
 
     Attributes:
-        windows: the reference's own windows that have rows, in the order of time; of more than `MAX_WINDOWS` (in pairs,
+        windows: the reference's own windows that have rows, in the order of time. Of more than `MAX_WINDOWS` (in pairs,
             twice as many) an even choice. If the rows are at hand, `unseen`, `below` and `above` of a window are
-            measured against the rest of the reference: what only one window has is new to it.
-        window_starts_us: [B] when each begins, microseconds since 1970.
-        steps: the steps of the grid without a gap; one without rows has no columns. Empty if the reference is too long
-            to be held so.
+            measured against all other windows.
+        window_starts_us: [B] the start of each window, microseconds since 1970.
+        steps: the steps of the grid without a gap; one without rows has no columns. Empty if the reference is too long.
         total: all rows of the reference, also those that are in none of the windows.
         lagged: with `lag_windows`, the window that the judged one is compared with; without rows if there is none.
     """

@@ -1,24 +1,29 @@
-"""Bins that are frozen on the reference, and the distance of two histograms over them.
+"""Bins that are frozen on the reference, and the distance between two histograms over them.
 
-Numbers are compared by the Wasserstein distance (the mean way the mass has to move), in units of the reference's
-standard deviation. It goes on growing beyond the range of the reference, where the Jensen–Shannon distance of
-quantile bins saturates: on real weather a warm winter's day and a summer's day fill the same last bin. At the same
-false-alarm rate it called 71 to 94 % of the days from June to August drifted, and 5 to 16 % when they were compared at
-250 rows; this one calls 98 to 100 % of them (`benchmarks/drift.py`). Text, booleans and numbers that are nearly
-constant are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the reference's most frequent values.
+Numbers are compared by the Wasserstein distance, the average way that the mass has to move, in standard deviations of
+the reference. This distance keeps growing beyond the reference's range. The Jensen–Shannon distance of quantile bins
+does not: a warm winter's day and a summer's day fill the same last bin. Days from June to August that were called
+drifted, at the same false-alarm rate (`benchmarks/drift.py`):
 
-No bin is reserved for what the reference lacks: its own windows could never reach it, and every fresh value would be
-an alarm. New categories fall in with the rare ones, numbers out of range into an even continuation of the grid.
-Texts that are no frequent category are told apart by their length and their hash, in some 64 bins: ids and free texts
-have no others, and only there it shows that one value, none, or texts of another form have come in their place.
-Numbers are clipped three ranges beyond the reference's middle 99 %, so that a sentinel such as -9999 has a bounded
-weight.
+| distance | all rows | 250 rows |
+|---|---|---|
+| Jensen–Shannon | 71 to 94 % | 5 to 16 % |
+| Wasserstein | 98 to 100 % | |
 
-The same number may stand in 32 bits on one side and in 64 on the other: a reference as a graph takes it, a window as it
-was sent. Where the reference has numbers with fractions, both sides are compared as 32-bit numbers.
+Text, booleans and numbers that are nearly constant are compared by the Jensen–Shannon distance (base 2, 0 to 1) over
+the reference's most frequent values.
 
-Beside the histogram the bins know what the reference holds: its range, its categories (by their hashes, the rare ones
-too) and its type, so that values beyond them can be counted on their own, outside of the distance.
+No bin is reserved for values that the reference lacks: its own windows could never reach such a bin, so every new value
+would be an alarm. New categories are counted with the rare ones, and numbers out of range in an even continuation of
+the grid. Other texts than the frequent categories are divided by length and hash into some 64 bins. Ids and free texts
+have only these, which show that one value, none, or texts of another form have replaced them. Numbers are clipped three
+ranges beyond the reference's middle 99 %, so that a sentinel such as -9999 has a bounded weight.
+
+The same number may have 32 bits on one side and 64 on the other: a reference has it as the graph takes it, a window as
+it was sent. If the reference has numbers with fractions, both sides are compared as 32-bit numbers.
+
+The bins also know the reference's range, its categories (by their hashes, also the rare ones) and its type. Values
+beyond these are counted separately from the distance.
 """
 
 import hashlib
@@ -219,11 +224,10 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """Return all values if they are few, else the most frequent ones; among equals by name, so that the order of the
-    rows does not matter.
+    """Return all values if they are few, else the most frequent ones; equally frequent ones by name.
 
-    Of many values only those count as frequent that are it by more than chance. Of 500 that are equally frequent the
-    first 50 are so in the reference alone, and a third to a half of calm months beside a quarter were called drifted.
+    Of many values, only those count as frequent that are so by more than chance. Otherwise, of 500 equally frequent
+    values, 50 would be frequent in the reference alone, and a third to a half of calm months were called drifted.
     """
     counts = Counter(values)
     are_many = len(counts) > _CATEGORIES + _RARE

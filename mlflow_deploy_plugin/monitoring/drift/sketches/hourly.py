@@ -1,20 +1,19 @@
-"""Profiles of whole hours, stored beside the log, so that a window of any length costs its bins and not its rows.
+"""Profiles of whole hours, stored beside the log, so that the cost of a window depends on its bins and not on its rows.
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-A file has, for each hour of the day, the log files (name, size) that it was made of and the profile of each version
-that answered in it. An hour whose files are others by now, since rows came late or compaction made them one, is made
-anew, and so is everything if the stored file makes no sense. An hour with a file that cannot be read is made each time,
-so that the file is named each time.
+For each hour of the day, a file has the log files (name, size) that were read, and the profile of each version that
+answered. An hour is profiled again if its log files have changed, because rows came late or compaction merged them. All
+hours are profiled again if the stored file cannot be understood. An hour with an unreadable log file is profiled each
+time, so that the file is named each time.
 
-The profiles follow from the log alone. If two processes make them at once, or the log takes no files from this one,
-nothing is lost but time.
+The profiles follow from the log alone. If two processes make them at once, or the log takes no files from this process,
+only time is lost.
 
-For logs beyond one machine Spark runs the same functions, one day of the log at a time. Each task reads its part with
-the code that reads it on one machine, and sends back a profile (pyspark's mapInArrow); the driver merges them in the
-order of the parts. So the numbers are those of one machine, to the last bit, and rows do not move between machines. The
-workers need this package, and the log where all of them reach it (S3, a shared folder); what they sketch is kept beside
-it for the next time.
+For logs that are too large for one machine, Spark runs the same functions, one day of the log at a time. Each task
+reads its part by the same code and returns a profile (pyspark's mapInArrow), and the driver merges the profiles in the
+order of the parts. So the numbers equal those of one machine to the last bit, and no rows move between machines. The
+workers need this package and access to the log (S3, a shared folder). Their sketches are stored beside it, too.
 """
 
 import hashlib

@@ -1,16 +1,16 @@
 """Sketches: all that a verdict needs of a column, in a size that depends on its bins and not on its rows.
 
-A sketch holds the histogram over bins that are frozen on the reference, counts of what lies beyond the reference, the
-range and the moments. Two sketches over the same bins merge exactly: counts add, the moments follow Chan, Golub,
-LeVeque (Updating formulae and a pairwise algorithm for computing sample variances, COMPSTAT 1982). Merging is
-associative and commutative, up to rounding in the moments and to which of more than 200 new categories keep their
-names, so that hours, partitions and batches may be merged in any order.
+A sketch holds the histogram over bins that are frozen on the reference, counts of values beyond the reference, the
+range and the moments. Two sketches over the same bins merge exactly: counts are added, the moments follow Chan, Golub,
+LeVeque (Updating formulae and a pairwise algorithm for computing sample variances, COMPSTAT 1982). So hours, partitions
+and batches may be merged in any order. The order changes only roundings of the moments, and, of more than 200 new
+categories, which ones keep their names.
 
-No column is skipped: one that cannot be judged, for its type or for want of bins, has a sketch of kind "other" that
-says how many rows it has, how many of them are missing and of which type it is.
+No column is skipped. A column that cannot be judged, because of its type or because it has no bins, has a sketch of the
+kind "other", with the number of its rows and of missing ones, and its type.
 
 An Arrow column is counted for many groups of rows at once. Text is dictionary-encoded first: each different value is
-looked up and hashed once, however many rows have it, and no loop runs over rows.
+looked up and hashed once, and no loop runs over rows.
 """
 
 import math
@@ -113,7 +113,9 @@ class ColumnSketch:
 _ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
 _FIELDS = [(one.name, getattr(_NOTHING, one.name)) for one in fields(ColumnSketch)]
-"""Names in the order of the constructor, and what stands where a column has none; shared, since nobody changes it."""
+"""Field names in the order of the constructor, with the value for a column without them; shared, as nothing changes
+them.
+"""
 
 
 @dataclass(frozen=True, eq=False)

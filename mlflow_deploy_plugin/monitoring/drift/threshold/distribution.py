@@ -1,24 +1,21 @@
-"""The null distribution: figures of the reference's own windows, and the test of a judged window beside them.
+"""The null distribution: figures of the reference's own windows, and the test of a judged window against them.
 
-It depends on the reference, the windows' length and phase, the number of rows that are compared and the rate, and not
-on the judged window. So it is kept on disk (`choose.py`), and the next window of the same monitor costs its histograms
-alone.
+It depends on the reference, the windows' length and phase, the number of compared rows and the rate, but not on the
+judged window. So it is stored (`choose.py`), and for the next window of the same monitor only histograms are computed.
 
-The rate of false alarms that really comes is measured on the reference's later windows, judged by its earlier ones
-alone: the `hold_out` of each null distribution. A window that is held out and judged by all others, earlier and later
-ones, says nothing: of M such windows floor(rate (M + 1)) are called drifted by construction, whatever the windows are.
-A monitor judges what comes after its reference. So the later half of the reference is judged by the earlier half, as if
-that were the whole reference: what walks, what is replaced little by little and what persists brings the alarms there
-that it brings later.
+The `hold_out` of each null distribution measures the real rate of false alarms: the later half of the reference is
+judged by the earlier half, as if that were the whole reference. So random walks, gradual replacement and persistence
+cause the alarms there that they will cause later. To judge each window by all others, earlier and later ones, would
+measure nothing: floor(rate (M + 1)) of M windows are called drifted by construction.
 
-A walk is self-similar, so that the later half beside the earlier one is what a time as long as the reference is beside
-the reference. The earlier half has half as many windows. If these do not support the asked rate, the alarms are counted
-at the next one. Nothing is measured on fewer than `FEWEST_HELD_OUT` windows.
+A random walk is self-similar, so the later half relates to the earlier one as the time after the reference relates to
+the reference. The earlier half has half as many windows. If these do not support the rate of the spec, the alarms are
+counted at the next rate that they support. Nothing is measured on fewer than `FEWEST_HELD_OUT` windows.
 
-Chance explains the alarms if their number is likely for windows of which none is odder than others: then it has a
-beta-binomial distribution, since the earlier windows have their luck, too (of n windows the k-th largest is beyond a
-share of all that has a beta distribution with k and n + 1 - k). Windows that depend on each other count as their
-effective number, yet as no fewer than the rate needs: if they are fewer, the verdict says that by itself.
+Chance explains the alarms if their number is likely for windows that are all alike. That number has a beta-binomial
+distribution, since the earlier windows are a sample, too: of n windows, the k-th largest lies beyond a share of all
+that has a beta distribution with k and n + 1 - k. Windows that depend on each other count as their effective number,
+but as no fewer than the rate needs: if they are fewer, the verdict says so anyway.
 """
 
 import math
@@ -36,11 +33,12 @@ from mlflow_deploy_plugin.runtime import Array
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
-"""Smallest deviation that is believed of each figure, in its own units (standard deviations or bits, shares). Where the
-windows agree to the last digit, as in a constant column, the first odd row is no drift; 1 % of odd rows is. Rows that
-are unseen or out of range hardly ever occur in calm windows, so that any deviation would do: those floors ask for some
-10 % of the rows; on flights half or a quarter of them lifted the threshold of all columns by 20 and 40 % and found no
-day more."""
+"""The smallest deviation that is used for each figure, in its own units (standard deviations or bits, shares). In a
+constant column, whose windows are all equal, the first odd row is no drift, but 1 % of odd rows is. Rows that are
+unseen or out of range hardly ever occur in calm windows, so any deviation would do. These floors ask for some 10 % of
+the rows: on flights, half or a quarter of them raised the threshold of all columns by 20 and 40 % and found no further
+day.
+"""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
 """The p-value below which a note says that more alarms come than promised: for one in twenty calm references."""

@@ -309,11 +309,11 @@ class WindowNull(Null):
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
-    """Return [FIGURES]: the smallest deviations of a column that are believed.
+    """Return the smallest deviations that are used for a column, [FIGURES].
 
-    Drawn rows, and stretches of rows, are a fair sample, so that every deviation counts. They have none where no row is
-    missing, or all are, or all have one value: there the next of N rows may be otherwise with a chance of 1 / (N + 1)
-    (Laplace's rule of succession), and no less than a row of the window.
+    Drawn rows, and drawn stretches of rows, are a fair sample, so every deviation counts. But they do not vary at all
+    if no row is missing, all are, or all have one value. Then the next of N rows may still differ, with a chance of 1 /
+    (N + 1) (Laplace's rule of succession), and a window changes by at least one row.
 
     Args:
         present: the bins that have some of the `rows`, ascending.
@@ -342,12 +342,12 @@ def row_counts(profiles: Sequence[Profile]) -> Array:
 
 
 def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
-    """Return how many windows in a row are worth one independent one, and the name of the column that says so: the one
-    whose level depends most on the window before. Return 1 and no name if none does.
+    """Return how many windows in a row are worth one independent one, and the column whose level depends most on the
+    window before. Return 1 and an empty name if no column does.
 
-    The levels tell it, not the distances: those have the square of the coefficient, and on made days that depend on
-    the day before with one of 0.5 to 0.95 they promised 3 to 18 % where 6 to 57 % came; the levels 4 to 69 %. Of pairs
-    the distances tell it, since none stands beside all others.
+    The levels show the dependence, not the distances, which have only the square of its coefficient. On simulated days
+    with coefficients of 0.5 to 0.95, 6 to 57 % were called drifted; the distances promised 3 to 18 %, the levels 4 to
+    69 %. Of pairs, the distances are used, since no pair is compared with all others.
 
     Args:
         levels: of each column in the windows, in the order of time.
