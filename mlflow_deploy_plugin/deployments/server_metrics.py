@@ -68,13 +68,10 @@ class VersionCounters:
 
     def _combined(self, other: "VersionCounters", sign: int) -> "VersionCounters":
         bounds = sorted({*self.timed, *other.timed})
-        return VersionCounters(
-            requests=self.requests + sign * other.requests,
-            errors=self.errors + sign * other.errors,
-            timed={bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds},
-            same=self.same + sign * other.same,
-            different=self.different + sign * other.different,
-        )
+        timed = {bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds}
+        names = vars(self).keys() - {"timed"}
+        sums = {name: getattr(self, name) + sign * getattr(other, name) for name in names}
+        return VersionCounters(**sums, timed=timed)
 
     def quantile(self, quantile: float) -> float | None:
         """Return the quantile in seconds, linear within its bucket, as Prometheus' histogram_quantile; None without

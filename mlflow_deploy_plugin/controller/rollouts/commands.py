@@ -90,7 +90,7 @@ def start_rollout(
     if seconds < 1:
         raise InvalidConfig(f"--every {request.every}: a duration like 30s, 5m or 1h is expected")
     candidate = _free_name(CANDIDATE, spec.variants)
-    is_compared = any(one.kind == "disagreement" for one in criteria)
+    is_compared = any(one.is_of_shadow for one in criteria)
     plan = RolloutPlan(
         endpoint=endpoint,
         main=main,

@@ -104,7 +104,7 @@ def add_counters(
     tests = {text: replace(test) for text, test in evidence.tests.items()}
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
-        if criterion.kind == "disagreement":
+        if criterion.is_of_shadow:
             # a shadow gets no copy of what the very same version has answered
             tests[criterion.text].look(*_events(criterion, added["shadow"]))
         else:
@@ -127,8 +127,7 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
             continue
-        is_compared = criterion.kind == "disagreement"
-        counted = evidence.step["shadow"].compared if is_compared else evidence.step["candidate"].requests
+        counted = evidence.step["shadow"].compared if criterion.is_of_shadow else evidence.step["candidate"].requests
         if counted >= plan.min_requests:
             proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is proof"
             return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
@@ -140,7 +139,7 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return f"the candidate has answered {answered:.0f} of the {plan.min_requests} requests that a step needs"
-    is_compared = plan.steps[step] < 100 and any(one.kind == "disagreement" for one in plan.criteria)
+    is_compared = plan.steps[step] < 100 and any(one.is_of_shadow for one in plan.criteria)
     if is_compared and (rows := evidence.step["shadow"].compared) < plan.min_requests:
         return f"{rows:.0f} of the {plan.min_requests} rows that a step needs were compared"
     return ""
@@ -178,12 +177,12 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
     for criterion in plan.criteria:
         level, threshold = plan.level_of_a_test, criterion.share
         is_alone = plan.steps[step] == 100
-        if is_alone and criterion.kind != "disagreement":
+        if is_alone and not criterion.is_of_shadow:
             level /= 2
             history = evidence.before_step
             events, trials = _events(criterion, history, _slow_from(criterion, history))
             threshold = max(threshold, upper_limit(events, trials, level)) if trials else threshold
-        against_current = not is_alone and criterion.kind != "disagreement"
+        against_current = not is_alone and not criterion.is_of_shadow
         tests[criterion.text] = SequentialTest(threshold, level, against_current)
     return tests
 
@@ -221,14 +220,17 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
 
 
 def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
-    if criterion.kind == "disagreement":
-        share = _share(*_events(criterion, evidence.step["shadow"]))
-        return f"version {plan.version} answers {share} rows otherwise than who answered"
-    slow_from, what = _slow_from(criterion, evidence.history), "failed"
-    if criterion.kind == "latency":
-        if slow_from is None:
-            return f"not judged: of version {plan.before_version} too little is known"
-        what = f"took longer than {slow_from * 1000:g} ms"
+    slow_from = _slow_from(criterion, evidence.history)
+    match criterion.kind:
+        case "disagreement":
+            share = _share(*_events(criterion, evidence.step["shadow"]))
+            return f"version {plan.version} answers {share} rows otherwise than who answered"
+        case "latency":
+            if slow_from is None:
+                return f"not judged: of version {plan.before_version} too little is known"
+            what = f"took longer than {slow_from * 1000:g} ms"
+        case "error_rate":
+            what = "failed"
     new, old = (_share(*_events(criterion, evidence.step[role], slow_from)) for role in ("candidate", "current"))
     return f"{new} requests to version {plan.version} {what}, {old} to version {plan.before_version}"
 

@@ -54,6 +54,11 @@ class Criterion:
     def quantile(self) -> float:
         return 1 - self.share
 
+    @property
+    def is_of_shadow(self) -> bool:
+        """True if the rows of a shadow have the event, not the requests to the candidate."""
+        return self.kind == "disagreement"
+
 
 def parse_criteria(text: str) -> tuple[Criterion, ...]:
     """Return the criteria of a comma-separated text.
