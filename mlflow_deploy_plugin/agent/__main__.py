@@ -22,7 +22,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.agent.control import Recorder, audit_recorder, record_nothing
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
-from mlflow_deploy_plugin.agent.keys import api_key_fetcher, issuer_key_fetcher
+from mlflow_deploy_plugin.agent.keys import KeyFetcher, api_key_fetcher, issuer_key_fetcher
 from mlflow_deploy_plugin.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
@@ -130,15 +130,13 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         record: Recorder = record_nothing
         if server.authenticates and settings.keys_file is None:  # which is for servers without a store
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
-        fetchers = []
+        fetchers: list[KeyFetcher] = []
         if server.api_keys:
             source = settings.keys_file or settings.store_url
             fetchers.append(api_key_fetcher(state_dir, source, settings.poll_seconds, stop))
         if server.jwt_issuer:
             fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
-        follower = Follower(
-            state_dir, resolver, time.time, lambda: shipper.state, lambda: any(one.error for one in fetchers), record
-        )
+        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record)
         # beside shipping: a slow registry must delay neither that nor the end
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
         for fetcher in fetchers:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending, Recorder, record_nothing
 from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, checkpoint, model_ref, restore_checkpoint
+from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import VersionResolver, pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses
@@ -59,7 +60,7 @@ class Follower:
     Attributes:
         wall_clock: seconds since 1970, for agent.json.
         shipping: returns the state of shipping, which agent.json holds too.
-        keys_outdated: returns True while what authenticates callers cannot be fetched.
+        key_fetchers: fetch what authenticates callers.
         record: writes commands into the audit trail.
     """
 
@@ -67,7 +68,7 @@ class Follower:
     resolver: VersionResolver
     wall_clock: Callable[[], float]
     shipping: Callable[[], ShippingState] = ShippingState
-    keys_outdated: Callable[[], bool] = bool
+    key_fetchers: Sequence[KeyFetcher] = ()
     record: Recorder = record_nothing
 
     def __post_init__(self) -> None:
@@ -300,7 +301,7 @@ class Follower:
                 if (rejection := self._model(spec, variant).rejection) is not None
             ),
             shipping=self.shipping(),
-            keys_outdated=self.keys_outdated(),
+            keys_fetched_at=min((one.fetched_at for one in self.key_fetchers), default=0.0),
         )
         logged = before.error if before is not None else ""
         if state.error and state.error != logged and not fatal:

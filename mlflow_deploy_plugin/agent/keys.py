@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,28 +31,30 @@ class KeyFetcher(threading.Thread):
         again_seconds: the pause after a failure.
 
     Attributes:
-        error: the reason why the last fetch failed; empty if it succeeded.
+        fetched_at: the end of the last fetch that succeeded, before the first one the start; seconds since 1970.
     """
 
     def __init__(
         self, what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
     ) -> None:
         super().__init__(name=what, daemon=True)
-        self.error = ""
+        self.fetched_at = time.time()
         self._fetch = fetch
         self._seconds, self._again_seconds = seconds, again_seconds
         self._ended = stop
 
     def run(self) -> None:
+        before = ""
         while not self._ended.is_set():
             error = ""
             try:
                 self._fetch()
+                self.fetched_at = time.time()
             except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and gets well again
                 error = one_line(failure, 300)
-            if error and error != self.error:
+            if error and error != before:
                 _log.warning("%s cannot be fetched; those fetched before, if any, hold on: %s", self.name, error)
-            self.error = error
+            before = error
             self._ended.wait(self._again_seconds if error else self._seconds)
 
 

@@ -190,7 +190,7 @@ class AgentState(State):
         errors: how many things are wrong; `error` names them all.
         fatal: nothing can be served, because a model could not be resolved or fetched and no earlier version is there.
         refused: versions that are not served, while those before them are.
-        keys_outdated: API keys, or those of an issuer, cannot be fetched; those fetched before hold on.
+        keys_fetched_at: when API keys and those of an issuer were last fetched, in seconds since 1970; 0 without any.
     """
 
     pid: int
@@ -201,7 +201,7 @@ class AgentState(State):
     fatal: bool = False
     refused: tuple[RefusedVersion, ...] = ()
     shipping: ShippingState = ShippingState()
-    keys_outdated: bool = False
+    keys_fetched_at: float = 0.0
 
 
 class FetchedVersion(State):

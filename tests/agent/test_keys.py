@@ -1,6 +1,7 @@
 """The agent brings the keys of the store, and keeps them while the store is away."""
 
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -55,15 +56,18 @@ def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path, caplog: pyt
     fetcher.start()
     try:
         for name in ("shop", "ops"):
+            written_at = time.time()
             keys = ValidKeys(keys={"0" * 64: KeyEntry(name=name, scopes=("infer",))})
             mounted.write_text(keys.model_dump_json())
             wait_until(partial(is_brought, keys), what=name)
-            wait_until(lambda: not fetcher.error, what="no reason")
             caplog.clear()
             mounted.write_text("{")
             wait_until(lambda: refusal in caplog.text, what="the refusal")
-            wait_until(lambda: fetcher.error == refusal, what="the reason")
+            last_fetched_at = fetcher.fetched_at
+            mounted.unlink()
+            wait_until(lambda: "No such file" in caplog.text, what="another reason")
             assert is_brought(keys)
+            assert written_at <= fetcher.fetched_at == last_fetched_at
     finally:
         stop.set()
         fetcher.join()

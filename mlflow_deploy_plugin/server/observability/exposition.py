@@ -303,12 +303,13 @@ def agent_metrics_page(state_dir: Path) -> bytes:
         return MetricFamily(name, "gauge", text, {(): MetricSeries({}, float(value))})
 
     checked = "Time of the last look at the registry, successful or not, since 1970."
+    fetched = "Time when the keys of callers were last fetched, since 1970; 0 without keys."
     shipped = "Time until which every answered row is in the inference log or was dropped, since 1970, by tens."
     families = [
         gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent lives."),
         gauge("onnxserve_agent_errors", state.errors, "Things that keep what the spec names from being served."),
         gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
-        gauge("onnxserve_keys_outdated", state.keys_outdated, "1 while callers' keys cannot be fetched anew."),
+        gauge("onnxserve_keys_fetched_timestamp_seconds", state.keys_fetched_at, fetched),
         gauge("onnxserve_log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
     ]
     return prometheus_text([*families, refused])

@@ -244,14 +244,14 @@ def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
         errors=2,
         refused=(REFUSED,),
         shipping=shipping,
-        keys_outdated=True,
+        keys_fetched_at=11.5,
     )
     write_state(tmp_path / AGENT, state)
     assert samples(tmp_path) == {
         "onnxserve_agent_up": [({}, 1.0)],
         "onnxserve_agent_errors": [({}, 2.0)],
         "onnxserve_registry_checked_timestamp_seconds": [({}, 12.5)],
-        "onnxserve_keys_outdated": [({}, 1.0)],
+        "onnxserve_keys_fetched_timestamp_seconds": [({}, 11.5)],
         "onnxserve_log_complete_until_timestamp_seconds": [({}, 120.0)],
         "onnxserve_wanted_version_refused": [
             ({"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"}, 1.0)
