@@ -1,4 +1,5 @@
 from .files import FILE_FORMATS as FILE_FORMATS
+from .files import SPARK_TIMES as SPARK_TIMES
 from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
 from .files import compression_of as compression_of

@@ -31,6 +31,8 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+SPARK_TIMES: Mapping[str, Any] = {"coerce_int96_timestamp_unit": "us"}
+"""An option of pyarrow: Spark writes times as Parquet's INT96, and in nanoseconds a year beyond 2262 overflows."""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -198,7 +200,7 @@ def open_parquet(file: IO[bytes]) -> Any:
     """Return a `pyarrow.parquet.ParquetFile`; a stream is read whole."""
     import pyarrow.parquet as pq  # here: no other format needs it
 
-    return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
+    return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()), **SPARK_TIMES)
 
 
 def first_line(error: BaseException) -> str:

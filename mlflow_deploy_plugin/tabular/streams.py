@@ -26,7 +26,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular.files import CsvRecord, FileFormat, csv_records, first_line, format_of
+from mlflow_deploy_plugin.tabular.files import SPARK_TIMES, CsvRecord, FileFormat, csv_records, first_line, format_of
 
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
@@ -277,7 +277,12 @@ class RowStream:
     def _open_parquet(self, **options: Any) -> pq.ParquetFile:
         # buffered: of a row group of any size, only the pages that are being read are in memory
         return pq.ParquetFile(
-            self._file, buffer_size=_BLOCK_BYTES // 4, pre_buffer=False, page_checksum_verification=True, **options
+            self._file,
+            buffer_size=_BLOCK_BYTES // 4,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            **SPARK_TIMES,
+            **options,
         )
 
     def _parquet_blocks(self, columns: list[str], dictionaries: Collection[str]) -> Iterator[RowBlock]:
@@ -360,7 +365,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
     if size > MAX_BYTES:
         raise pa.ArrowInvalid(f"it holds more than {MAX_BYTES:,} bytes: take a sample of it")
-    return pq.read_table(path, columns=columns)
+    return pq.read_table(path, columns=columns, **SPARK_TIMES)
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, read_parquet, read_table
+from mlflow_deploy_plugin.monitoring.drift.references.rows import load_dataset
+from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, open_parquet, read_parquet, read_table
 
 
 def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
@@ -242,6 +245,26 @@ def test_a_table_is_read_by_the_ending_and_an_empty_text_is_one_or_none(tmp_path
     assert read_table(tmp_path / "t.csv", empty_is_null=True).column("b").to_pylist() == [None, "x"]
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet").column("a").to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: next(iter(stream(path.read_bytes(), "parquet").blocks(["x"]))).table,
+        lambda path: open_parquet(path.open("rb")).read(),
+        read_parquet,
+        lambda path: load_dataset(str(path)).table,
+    ],
+    ids=["block by block", "a file", "a table", "a dataset"],
+)
+def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callable[[Path], pa.Table]) -> None:
+    """Parquet's INT96 reads as nanoseconds unless told otherwise, and the year 9999 was 1816."""
+    last = datetime(9999, 12, 31)
+    table = pa.table({"x": [last], "y": [1]})
+    pq.write_table(table, tmp_path / "t.parquet", use_deprecated_int96_timestamps=True)
+    read_back = read(tmp_path / "t.parquet")
+    (time,) = read_back.column("x" if "x" in read_back.column_names else "_event_time").to_pylist()
+    assert time.replace(tzinfo=None) == last
 
 
 @pytest.mark.parametrize("rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'])

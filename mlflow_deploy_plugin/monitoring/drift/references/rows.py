@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, r
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
-from mlflow_deploy_plugin.tabular import read_parquet, read_table, require_few_values
+from mlflow_deploy_plugin.tabular import SPARK_TIMES, read_parquet, read_table, require_few_values
 
 MAX_ROWS = 1_000_000
 _SEED = 0
@@ -241,7 +241,7 @@ def _open(path: Path) -> pa_dataset.Dataset:
     if not path.exists():
         raise FileNotFoundError
     has_csv = path.is_dir() and next(path.rglob("*.csv"), None) is not None
-    return pa_dataset.dataset(path, format="csv" if has_csv else "parquet")
+    return pa_dataset.dataset(path, format="csv" if has_csv else pa_dataset.ParquetFileFormat(**SPARK_TIMES))
 
 
 def _time_column(table: pa.Table, shown: str) -> str:
