@@ -43,7 +43,8 @@
 The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
 and `error_code` (one of MLflow's, so that MLflow's clients understand it) say the same to programs. One place each
 turns the tree into HTTP (`server/http/messages.py`), into gRPC (`server/grpc/service.py`), into `MlflowException`
-(`deployments/client.py`) and into a line on stderr with exit status 1 (`cli`).
+(`deployments/client.py`) and into a line on stderr with exit status 1 (`cli`); `client/` turns a status back into the
+tree.
 """
 
 import difflib
@@ -250,6 +251,16 @@ class Refused:
     """
 
     reason: str
+
+
+def error_of_status(status: int) -> type[OnnxserveError]:
+    """Return the most general error with this HTTP status; OnnxserveError if none has it."""
+    level = [OnnxserveError]
+    while level:
+        if found := [error for error in level if error.http_status == status]:
+            return found[0]
+        level = [child for error in level for child in error.__subclasses__()]
+    return OnnxserveError
 
 
 def one_line(text: object, most: int | None = None) -> str:

@@ -39,6 +39,27 @@ def test_the_drawing_shows_the_tree_as_it_is() -> None:
             assert (error.http_status, error.error_code) == (int(status), code)
 
 
+@pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
+def test_a_status_means_an_error_that_has_it(error: type[OnnxserveError]) -> None:
+    assert errors.error_of_status(error.http_status).http_status == error.http_status
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, errors.InvalidRequest),
+        (403, errors.ScopeMissing),
+        (415, errors.UnsupportedMediaType),
+        (501, errors.NotInstalled),
+        (503, errors.NotReady),
+        (500, OnnxserveError),
+        (502, OnnxserveError),
+    ],
+)
+def test_the_most_general_error_of_a_status_is_meant(status: int, error: type[OnnxserveError]) -> None:
+    assert errors.error_of_status(status) is error
+
+
 @pytest.mark.parametrize(
     ("text", "most", "line"),
     [

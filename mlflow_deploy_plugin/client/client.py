@@ -40,22 +40,6 @@ _MOST_LABELS = 10_000
 """Labels in a request, as `server/protocols/feedback.py` takes them."""
 _REFUSED_UNDONE = (429, 503)
 """Statuses of requests of which nothing was computed."""
-_ERRORS_BY_STATUS: dict[int, type[OnnxserveError]] = {
-    error.http_status: error
-    for error in (
-        errors.InvalidRequest,
-        errors.Unauthenticated,
-        errors.ScopeMissing,
-        errors.NotFound,
-        errors.RequestTimeout,
-        errors.BodyTooLarge,
-        errors.UnsupportedMediaType,
-        errors.TooManyRequests,
-        errors.NotInstalled,
-        errors.NotReady,
-        errors.DeadlineExceeded,
-    )
-}
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -399,7 +383,7 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
         retry_after = urllib3.Retry().parse_retry_after(headers.get("Retry-After", ""))
     except InvalidHeader:
         retry_after = None
-    error = _ERRORS_BY_STATUS.get(status, OnnxserveError)(message)
+    error = errors.error_of_status(status)(message)
     error.retry_after = None if retry_after is None else int(retry_after)
     error.status, error.request_id = status, headers.get("X-Request-Id", "")
     return error

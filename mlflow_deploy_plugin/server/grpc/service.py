@@ -48,13 +48,11 @@ MAX_STRANGERS = 64
 _MICROSECONDS = 1_000_000
 
 _CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.ALREADY_EXISTS,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    415: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -354,8 +352,9 @@ def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return the code of an error; INTERNAL if the table has no other."""
-    return _CODES.get(error.http_status, grpc.StatusCode.INTERNAL)
+    """Return the code of an error; without one in the table it is the caller's fault or ours, as its status says."""
+    is_callers = error.http_status < 500
+    return _CODES.get(error.http_status, grpc.StatusCode.INVALID_ARGUMENT if is_callers else grpc.StatusCode.INTERNAL)
 
 
 def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:

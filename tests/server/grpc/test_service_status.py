@@ -12,6 +12,8 @@ from mlflow_deploy_plugin.server.grpc.service import address_of, code_of, metada
         (errors.InvalidRequest, "INVALID_ARGUMENT"),
         (errors.SchemaMismatch, "INVALID_ARGUMENT"),
         (errors.InferenceError, "INVALID_ARGUMENT"),
+        (errors.UnsupportedMediaType, "INVALID_ARGUMENT"),
+        (errors.HeadersTooLarge, "INVALID_ARGUMENT"),
         (errors.BodyTooLarge, "RESOURCE_EXHAUSTED"),
         (errors.TooManyRequests, "RESOURCE_EXHAUSTED"),
         (errors.DeadlineExceeded, "DEADLINE_EXCEEDED"),
