@@ -67,7 +67,7 @@ def endpoint() -> None:
     "--target",
     default="onnxserve",
     metavar="URI",
-    help="Where its server runs: onnxserve is this machine; onnxserve:/docker, onnxserve:/kubernetes/NAMESPACE.",
+    help="Where its server runs; onnxserve is this machine, and `mlflow deployments help -t onnxserve` lists all.",
 )
 @_config
 @why_option

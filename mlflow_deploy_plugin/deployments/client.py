@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
 from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
-from mlflow_deploy_plugin.deployments.backends.targets import Target, parse_target
+from mlflow_deploy_plugin.deployments.backends.targets import TARGETS, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
@@ -27,9 +27,7 @@ _ABOUT = """\
 onnxserve serves MLflow models, as ONNX where they have that form, and follows the registry.
 
 TARGET URI
-  onnxserve                        a server on this machine, which outlives the command that starts it
-  onnxserve:/docker                a container of this machine's Docker engine
-  onnxserve:/kubernetes/NAMESPACE  pods of the cluster that kubectl reaches
+{targets}
 
 MODELS
   -m takes models:/NAME/Production (a stage, followed), models:/NAME@ALIAS (an alias, followed),
@@ -205,7 +203,8 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
 
 def target_help() -> str:
     """Return the help of the target; the fields of `-C` come from the spec itself."""
-    lines = [_ABOUT]
+    targets = "\n".join(f"  {uri:33}{servers}" for uri, servers in TARGETS.items())
+    lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():
         lines.append(f"  {name} ({kind}{f', default {default}' if default else ''})")
         lines.append(textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      "))

@@ -37,7 +37,7 @@ def test_the_plugin_has_what_mlflow_looks_for() -> None:
 
 
 def test_a_target_that_is_not_there_says_which_are() -> None:
-    with pytest.raises(MlflowException, match=r"it is onnxserve \(this machine\), onnxserve:/docker or"):
+    with pytest.raises(MlflowException, match=r"there are onnxserve, onnxserve:/docker, onnxserve:/kub"):
         get_deploy_client("onnxserve://host")
 
 

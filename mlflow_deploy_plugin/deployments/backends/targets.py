@@ -1,9 +1,4 @@
-"""Target URIs, the backend of each, and the functions that a backend has.
-
-onnxserve                        a server on this machine
-onnxserve:/docker                a container of this machine's Docker engine
-onnxserve:/kubernetes/NAMESPACE  a Deployment of the cluster that kubectl reaches
-"""
+"""Target URIs, the backend of each, and the functions that a backend has."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,6 +15,12 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 Progress = Callable[[str], None]
 """Takes one line for each long step."""
 
+TARGETS = {
+    "onnxserve": "a server on this machine, which outlives the command that starts it",
+    "onnxserve:/docker": "a container of this machine's Docker engine",
+    "onnxserve:/kubernetes/NAMESPACE": "pods of the cluster that kubectl reaches",
+}
+"""Target URI → its servers, for help texts."""
 _BACKENDS = {
     "local": "mlflow_deploy_plugin.deployments.backends.local:LocalBackend",
     "docker": "mlflow_deploy_plugin.deployments.backends.docker:DockerBackend",
@@ -120,6 +121,5 @@ def parse_target(uri: str) -> Target:
         case ["onnxserve:", "kubernetes", namespace] if NAMESPACE.fullmatch(namespace):
             return Target("kubernetes", namespace)
     raise InvalidConfig(
-        f"there is no target {uri!r}: it is onnxserve (this machine), onnxserve:/docker or "
-        "onnxserve:/kubernetes/NAMESPACE (letters a-z, digits and -)"
+        f"there is no target {uri!r}; there are {', '.join(TARGETS)} (a namespace has letters a-z, digits and -)"
     )

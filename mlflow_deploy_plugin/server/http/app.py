@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_bod
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
 from mlflow_deploy_plugin.server.http.routes import (
     ROUTES,
-    SERVER_WIDE,
     Route,
     expand_path,
     handle_direct,
@@ -275,8 +274,7 @@ def register_blueprints(app: ServerApp) -> None:
 def _view(server: Server, route: Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that the path leaves out is None."""
     if route.need is not None and server.auth.is_required:
-        is_about_all = route.path in SERVER_WIDE
-        endpoint = None if is_about_all else named.get("endpoint") or server.repository.default_endpoint
+        endpoint = None if route.is_server_wide else named.get("endpoint") or server.repository.default_endpoint
         server.auth.identify(g.raw_request, route.need, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
     return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))

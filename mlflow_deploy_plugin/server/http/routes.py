@@ -39,6 +39,7 @@ class Route:
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
         need: what a caller's key needs; None: everybody may ask. `RequestContext.admit` holds the direct routes to
             it, `app.py` all others.
+        is_server_wide: about all endpoints, so that a key needs all; others without NAME are about the default one.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Route:
     protocol: Protocol | None = None
     is_direct: bool = False
     need: Need | None = None
+    is_server_wide: bool = False
 
 
 def _get(path: str, view: View, operation: Operation, need: Need = "read") -> Route:
@@ -56,6 +58,10 @@ def _get(path: str, view: View, operation: Operation, need: Need = "read") -> Ro
 
 def _post(path: str, view: View, operation: Operation, need: Need) -> Route:
     return Route(path, "POST", view, operation, need=need)
+
+
+def _server_wide(path: str, view: View, operation: Operation, method: str = "GET") -> Route:
+    return Route(path, method, view, operation, need="read", is_server_wide=True)
 
 
 def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
@@ -94,7 +100,7 @@ _ASSETS = {
 ROUTES = (
     _get("/", _page("try"), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
-    _get("/openapi.json", _page("openapi"), operations.OPENAPI),
+    _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
     *(Route(f"/pages/{name}", "GET", _page(name), operation) for name, operation in _ASSETS.items()),
     _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
     _predict("/predict", PREDICT, operations.PREDICT),
@@ -104,12 +110,12 @@ ROUTES = (
     _post("/feedback", views.feedback, operations.FEEDBACK, "infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
-    _get("/version", views.version, operations.MLFLOW_VERSION),
-    _get("/metrics", views.metrics_page, operations.METRICS),
-    _get("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
-    _get("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),
-    _get("/v2/models/stats", _statistics, operations.V2_STATISTICS),
-    _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "read"),
+    _server_wide("/version", views.version, operations.MLFLOW_VERSION),
+    _server_wide("/metrics", views.metrics_page, operations.METRICS),
+    _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
+    _server_wide("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),
+    _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
+    _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
     _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
     _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
@@ -131,10 +137,6 @@ ROUTES = (
     _get(_TF_MODEL + "/metadata", views.tf_view(views.tf_metadata), operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_view(views.tf_status), operations.TF_STATUS, "describe"),
 )
-SERVER_WIDE = {
-    "/version", "/openapi.json", "/metrics", "/metrics/history", "/v2", "/v2/models/stats", "/v2/repository/index"
-}  # fmt: skip
-"""The paths that are about all endpoints; the others that name none are about the default one."""
 
 
 def name_placeholders(path: str, written: str) -> str:
