@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from prometheus_client import Gauge
+
 from mlflow_deploy_plugin.deployments import Deployments, parse_target
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Store
@@ -21,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 STORE_LEASE = "controller"
 LEASE_SECONDS = 15.0
+LEADS = Gauge("onnxserve_controller_leads", "1 while this process holds the controllers' lease.", registry=None)
 _FAILURE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
 
@@ -85,8 +88,10 @@ def lead_store(
 
     def work(keeper: LeaseKeeper) -> None:
         with running_tasks(tasks, keeper):
+            LEADS.set(1)
             while keeper.is_held and not ended.wait(_LOOK_SECONDS):
                 pass
+            LEADS.set(0)
 
     def on_holder(name: str) -> None:
         say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlflow_deploy_plugin.controller.leadership import LEADS
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
@@ -59,6 +60,7 @@ def start_metrics_server(store: Store, port: int, host: str = "", request_second
     """
     registry = CollectorRegistry()
     registry.register(StoreMetrics(store))
+    registry.register(LEADS)
     try:
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller import leadership
-from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, lead_store, reached_places, reaches, repeat
+from mlflow_deploy_plugin.controller.leadership import LEADS, STORE_LEASE, lead_store, reached_places, reaches, repeat
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
@@ -65,6 +65,19 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     first.set()
     wait_until(lambda: worked[-1] == "second", SECONDS, "the other works")
     store.close()
+
+
+def test_prometheus_is_told_whether_this_process_leads(start: Start, worked: list[str]) -> None:
+    ended = start("the test")
+    wait_until(lambda: worked, SECONDS, "it works")
+    wait_until(lambda: leads() == 1, SECONDS, "it leads")
+    ended.set()
+    wait_until(lambda: leads() == 0, SECONDS, "it leads no more")
+
+
+def leads() -> float:
+    (metric,) = LEADS.collect()
+    return metric.samples[0].value
 
 
 def test_a_task_that_fails_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
