@@ -15,10 +15,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison
-from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_families, read_series
+from mlflow_deploy_plugin.server.observability import metrics as server_metrics
+from mlflow_deploy_plugin.server.observability.exposition import Metric, prometheus_text, read_families, read_series
 from mlflow_deploy_plugin.server.observability.metrics import MAX_PREDICTIONS, Metrics, Statistics
 
 REQUEST = ("e", "v", "m", "7", "v2", "200")
+GUIDE = Path(__file__).parents[3] / "docs" / "observe.md"
+
+
+def test_every_metric_stands_in_the_guide() -> None:
+    declared = {one.name for one in vars(server_metrics).values() if isinstance(one, Metric)}
+    told = set(re.findall(r"`((?:onnxserve|ml)_\w+?)(?:_total)?`", GUIDE.read_text()))
+    families = tuple(re.findall(r"`(onnxserve_\w+_)…`", GUIDE.read_text()))
+    assert {name for name in declared - told if not name.startswith(families)} == set()
 
 
 @pytest.fixture
