@@ -7,11 +7,14 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.server.http.routes import ROUTES
+from mlflow_deploy_plugin.spec import MonitorKind
 from tests.support.guides import ROOT, blocks, section
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -71,6 +74,23 @@ def test_every_folder_and_module_of_the_glossary_is_there() -> None:
     roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]
     assert named
     assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+
+
+def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    folders = ("mlflow_deploy_plugin", "tests", "docs", "docker", "benchmarks")
+    sources = {f"/{path.relative_to(ROOT)}": path.read_text() for top in folders for path in (ROOT / top).rglob("*.py")}
+    modules = re.findall(r"`([\w/]+\.py)`", page)
+    assert [name for name in modules if not any(path.endswith(f"/{name}") for path in sources)] == []
+    known = {name for source in sources.values() for name in re.findall(r"\w+", source)}
+    assert {*re.findall(r"`(\w*[A-Z_]\w*)`", page)} - known == set()
+
+
+def test_every_route_and_kind_of_monitor_stands_in_a_guide() -> None:
+    guides = "\n".join(page.read_text() for page in PAGES)
+    paths = {route.path.partition("[")[0] for route in ROUTES if not route.path.startswith("/pages/")}
+    assert {path for path in paths if not re.search(rf"[ `]{re.escape(path)}\b", guides)} == set()
+    assert [kind for kind in get_args(MonitorKind) if f"| `{kind}` |" not in (DOCS / "monitor.md").read_text()] == []
 
 
 @pytest.mark.parametrize("document", blocks("toml", (DOCS / "extend.md").read_text()))
