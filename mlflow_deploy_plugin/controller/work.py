@@ -1,8 +1,8 @@
 """Durable work in this process: attempts at rollouts, retrainings and monitors.
 
-The store has the work that is to be done, so an attempt may end anywhere and the next holder of the lease begins the
-next one. A `WorkRunner` keeps only what is lost without harm: which attempts are running, and when each piece of work
-may be tried again. Monitors and scheduled retrainings have their fire times from here, too.
+The store has all work that is to be done. So an attempt may end anywhere, and the next holder of the lease begins the
+next one. A `WorkRunner` keeps only state that may be lost: which attempts are running, and when each piece of work may
+be tried again. The fire times of monitors and scheduled retrainings come from here, too.
 """
 
 import logging

@@ -1,7 +1,8 @@
-"""Batch prediction: one prediction for every row of a file, by a deployment's server or by what else answers bodies.
+"""Batch prediction: one prediction for every row of a file, by the server of a deployment or by a model in this
+process.
 
-The rows are read in batches. Only one batch is in memory, except for a JSON document, which is read whole. A row keeps
-its form of the file, so that it is read by the same rules as a request: nothing is guessed here.
+Rows are read in batches, and only one batch is in memory. A JSON document is an exception: it is read whole. A row is
+sent in the form that it has in the file. So it is read by the same rules as a request, and nothing is guessed here.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Endpoints, and the one way in which they change.
+"""Endpoints, and the only way to change them.
 
-The store holds the spec, the backend applies it. The spec is stored first, so that the next `start` or `update`
-finishes what a crash has interrupted. If applying it fails, store and backend are put back as they were.
+The store holds the spec, and the backend applies it. The spec is stored first, so that the next `start` or `update`
+finishes what a crash has interrupted. If it cannot be applied, store and backend return to the state before.
 """
 
 import contextlib

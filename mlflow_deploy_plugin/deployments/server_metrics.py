@@ -1,13 +1,13 @@
-"""Counters of a server since its start (`/metrics`), and what was added to them in the last hour or day
-(`/metrics/history`, `server/observability/history.py`). The controller and the console use them.
+"""Counters of a server since its start (`/metrics`), and their growth in the last hour or day (`/metrics/history`,
+`server/observability/history.py`). The controller and the console use them.
 
-The counters are the server's own, summed over its workers and protocols. They begin at zero with each server; a lower
-value than before is taken for a restart, as Prometheus does.
+The counters are the server's own, summed over its workers and protocols. They begin at zero with each server. A lower
+value than before means a restart, as in Prometheus.
 
-One rule says what counts, for the rollouts that are judged and for the page that a person reads:
+Rollouts and the console count by one rule:
 
-- An answer without success is an error. A refusal of the input (4xx) is one, too: a rollout has to find a model that no
-  longer takes what its callers send.
+- An answer without success is an error. A refusal of the input (4xx) is one, too: a rollout has to notice a model that
+  no longer takes what its callers send.
 - A request whose caller left before the answer (499) is not counted.
 """
 

@@ -232,6 +232,16 @@ class _Checks:
         return found
 
 
+def _require_mlflow_artifacts(policy: GatePolicy) -> None:
+    """Raise InvalidConfig if a dataset that the checks would read is no artifact of MLflow."""
+    disturbed = policy.robustness.dataset
+    if policy.robustness.disturbances:
+        disturbed = disturbed or policy.evaluation.dataset
+    for name, dataset in (("evaluation", policy.evaluation.dataset), ("robustness", disturbed)):
+        if name not in policy.skip:
+            require_mlflow_artifact(dataset)
+
+
 def judge(
     candidate: ResolvedModel,
     current: ResolvedModel | None,
@@ -254,12 +264,7 @@ def judge(
         RegistryUnavailable: MLflow does not answer.
     """
     if not allowed.files:
-        disturbed = policy.robustness.dataset
-        if policy.robustness.disturbances:
-            disturbed = disturbed or policy.evaluation.dataset
-        for name, dataset in (("evaluation", policy.evaluation.dataset), ("robustness", disturbed)):
-            if name not in policy.skip:
-                require_mlflow_artifact(dataset)
+        _require_mlflow_artifacts(policy)
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:

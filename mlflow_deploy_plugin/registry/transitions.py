@@ -7,6 +7,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from heapq import merge
@@ -85,24 +86,23 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
 
     The result is None if they are unknown: a newer onnxserve has written the spec, or the trail has no spec.
     """
-    try:
+    with suppress(InvalidConfig):
         stored = store.endpoint(endpoint)
-    except InvalidConfig:
-        stored = None
-    spec = stored.spec if stored is not None else None
-    if spec is None or not spec.variants:
-        from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
+        if stored is not None and stored.spec.variants:
+            return registered_model_names(stored.spec)
+    from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
 
-        spec = None
-        for event in store.events(endpoint, newest_first=True):
-            if text := event.detail.get("spec"):
-                try:
-                    spec = load_specs(text, may_be_empty=True)[0]
-                except InvalidConfig:
-                    return None
-                if spec.variants:
-                    break
-    return registered_model_names(spec) if spec is not None else None
+    found: list[str] | None = None
+    for event in store.events(endpoint, newest_first=True):
+        if text := event.detail.get("spec"):
+            try:
+                (spec,) = load_specs(text, may_be_empty=True)
+            except InvalidConfig:
+                return None
+            found = registered_model_names(spec)
+            if spec.variants:
+                break
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Deletes what monitors have left in the store long ago: judged windows, and alerts that are over.
 
-Both come by the clock, and would fill the store for as long as it stands. What people do and what models go through
-stays: endpoints, the audit trail, rollouts, retrainings, keys.
+Both are made by the clock, and would fill the store over the years. All else stays: endpoints, the audit trail,
+rollouts, retrainings, keys.
 """
 
 import time

@@ -6,7 +6,7 @@ server's own registry.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,
+    StageOrAlias,
     all_versions,
     event_history,
     gate_status_of,
@@ -257,8 +258,9 @@ def _endpoint_card(
     silent = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]
     if observation.state == "running":
         reason = "; ".join(silent) or reason or observation.shipping_error
-        is_silent = bool(silent) and len(silent) == len(metrics)
-        health = "silent" if is_silent else "degraded" if reason else "healthy"
+        health = "degraded" if reason else "healthy"
+        if silent and len(silent) == len(metrics):
+            health = "silent"
     no_rollback = rollback_to = ""
     if may_act:
         try:
@@ -318,6 +320,19 @@ def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_acc
     return [_model_card(registry, name, places, link, has_account) for name, places in sorted(followed.items())]
 
 
+def _versions_by_place(model: Any, versions: Sequence[Any], followed: set[str]) -> dict[StageOrAlias, frozenset[str]]:
+    """Return the versions at each place that a version may be promoted to: followed ones first."""
+    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
+    places = [*sorted(followed, key=lambda place: (place.startswith("@"), place)), *stages]
+    found = {}
+    for place in map(parse_stage_or_alias, places):
+        there = [one.version for one in versions if one.current_stage == place.stage]
+        if place.alias:
+            there = [model.aliases[place.alias]] if place.alias in model.aliases else []
+        found[place] = frozenset(map(str, there))
+    return found
+
+
 def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_account: bool) -> ModelCard:
     from mlflow.exceptions import MlflowException
 
@@ -333,13 +348,7 @@ def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_acc
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # as for `onnxserve promote`
-    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
-    holders = {}
-    for place in map(parse_stage_or_alias, (*sorted(followed, key=lambda one: (one.startswith("@"), one)), *stages)):
-        there = [one.version for one in found if one.current_stage == place.stage]
-        if place.alias:
-            there = [model.aliases[place.alias]] if place.alias in model.aliases else []
-        holders[place] = frozenset(map(str, there))
+    holders = _versions_by_place(model, found, followed)
     versions = []
     for index, one in enumerate(found):
         number, standing = str(one.version), gate_status_of(one.tags)

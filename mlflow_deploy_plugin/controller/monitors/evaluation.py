@@ -1,9 +1,9 @@
-"""Judges one window of a monitor from the log and logs it to MLflow, and counts the rows and labels of windows.
+"""Judges one window of a monitor from the log and logs the result to MLflow, and counts the rows and labels of windows.
 
-These functions run in the process of a command, or in judging processes, so that a judgement that hangs or crashes
-harms nothing else. Evidently takes seconds to import and half a gigabyte, so a process is kept for the next window, and
-ended when it has been idle for a while or has judged so many windows that its leaked memory matters. It ends itself
-when the controller is gone, however that ended: a window is never logged by two processes at a time.
+These functions run in the process of a command, or in judging processes. So a judgement that hangs or crashes harms
+nothing else. To import Evidently takes seconds and half a gigabyte, so a process is kept for the next window. It is
+ended once it has been idle for a while, or has judged so many windows that its leaked memory matters. It ends itself
+once the controller is gone, so that two processes never log the same window.
 """
 
 import contextlib

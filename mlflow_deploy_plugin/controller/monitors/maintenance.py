@@ -110,37 +110,30 @@ def add_revisions(
         return []
     spec = endpoint.spec.monitors[monitor]
     windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
+    newest_revisions = {(window.start, window.end): window for window in windows}.values()
     looked_at = [
         one
-        for one in {(window.start, window.end): window for window in windows}.values()  # the newest revisions
+        for one in newest_revisions
         if one.state == "judged" and one.revision < MAX_REVISIONS and one.end <= now <= one.end + revision_period(spec)
     ]
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
     digests = files_digests(endpoint_log(settings, endpoint), looked_at, spec)
-    changed = {
-        one.id: (one, new, window_request(one, spec, settings, endpoint))
-        for one, new in zip(looked_at, digests, strict=True)
-        if new != one.log_digest
-    }
-    late: dict[int, LateData] = {
-        window.id: "rows"
-        for window, _, request in changed.values()
-        if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(request) > window.log_rows
-    }
-    labelled = [one for one, *_ in changed.values() if one.id not in late and "labelled_rows" in one.figures]
-    labels = evaluator.count_labels([changed[one.id][2] for one in labelled]) if labelled else []
-    late |= {
-        window.id: "labels" for window, count in zip(labelled, labels, strict=True) if is_material(count, window, spec)
-    }
-    for window, new, _ in changed.values():
+    changed = [(one, found) for one, found in zip(looked_at, digests, strict=True) if found != one.log_digest]
+    requests = {one.id: window_request(one, spec, settings, endpoint) for one, _ in changed}
+    late: dict[int, LateData] = {}
+    for window, _ in changed:
+        if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(requests[window.id]) > window.log_rows:
+            late[window.id] = "rows"
+    labelled = [one for one, _ in changed if one.id not in late and "labelled_rows" in one.figures]
+    labels = evaluator.count_labels([requests[one.id] for one in labelled]) if labelled else []
+    for window, count in zip(labelled, labels, strict=True):
+        if is_material(count, window, spec):
+            late[window.id] = "labels"
+    for window, log_digest in changed:
         if window.id not in late:
-            monitors.set_log_digest(window, new)
-    return [
-        (monitors.add(name, monitor, one.start, one.end), late[one.id])
-        for one, *_ in changed.values()
-        if one.id in late
-    ]
+            monitors.set_log_digest(window, log_digest)
+    return [(monitors.add(name, monitor, one.start, one.end), late[one.id]) for one, _ in changed if one.id in late]
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:

@@ -1,15 +1,16 @@
-"""The process that trains: `mlflow run` in a session of its own, which outlives its controller.
+"""The training process: `mlflow run` in a session of its own, which outlives its controller.
 
-All processes of a training carry the run's id in their environment, so that the next controller of this machine finds
-them again and can end them together. The MLflow run is made before they start: a registered version is found by the
-run's id, and the outcome by the run's status, whichever controller looks.
+All processes of a training have the run's id in their environment. So the next controller of this machine finds them,
+and can end them together. The MLflow run is created before they start: every controller finds the registered version by
+the run's id, and the outcome by the run's status.
 
 The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It starts `mlflow run` and writes
-heartbeats to the MLflow run, because MLflow shows a run whose machine has gone as running for ever. A controller on
-another machine cannot see the process, and knows by the heartbeat whether to wait for it. If a controller ends the run
-in MLflow, the training ends itself.
+heartbeats to the MLflow run, because MLflow shows the run of a dead machine as running for ever. A controller on
+another machine cannot see the process; the heartbeat says whether to wait for it. If a controller ends the run in
+MLflow, the training ends itself.
 
-Here is also the retraining in MLflow: its run, the version that the run registered, and the version's provenance tags.
+This module also reads the retraining's run in MLflow, finds the version that the run has registered, and sets the
+version's provenance tags.
 """
 
 import contextlib

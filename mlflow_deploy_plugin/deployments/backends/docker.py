@@ -1,15 +1,15 @@
 """Deployments in containers of this machine's Docker engine.
 
-`NAME` is the server. Its state folder is the host's, mounted at the same path, so that a change of spec needs no other
-container, and every reader of state folders can read it. `NAME-listener` has the published port and the listening
-socket, which servers get from it (`server/listener.py`). So a container of another image starts beside the one that
-serves, is awaited, accepts from the same socket, and takes its name; then the earlier one finishes its requests. With
-`container.network: host` there is no listener, and a server is replaced with a gap.
+`NAME` is the server. Its state folder is the host's, mounted at the same path. So a change of the spec needs no new
+container, and every reader of state folders can read it. `NAME-listener` has the published port, and hands its
+listening socket to the servers (`server/listener.py`). A container of another image starts beside the serving one. Once
+it is ready, it accepts from the same socket and takes over the name, and the earlier container finishes its requests.
+With `container.network: host` there is no listener, and a server is replaced with a gap.
 
     HOME/docker/NAME/SLOT     the state folder of one server; the next one has another
     HOME/docker/NAME/cache    the models that they have fetched
-    HOME/deployments/NAME     a link to the state folder of the server that counts
-    volume onnxserve-NAME     the Unix socket by which the listening socket is handed over
+    HOME/deployments/NAME     a link to the state folder of the current server
+    volume onnxserve-NAME     the Unix socket over which the listening socket is handed
 """
 
 import os

@@ -1,8 +1,8 @@
 """Deployments on Kubernetes: the objects of `manifests/kubernetes.py`, applied to a namespace and watched until served.
 
-Declarative: server-side apply changes what differs, so that the same call after a crash finishes the work. A change of
-variants goes by the ConfigMap to the pods that run; whether they serve it is read from the state files within them.
-The state is polled, not watched: a poll that fails is made again, and there is no stream that could be cut.
+Server-side apply changes only what differs, so the same call after a crash finishes the work. A change of variants
+reaches the running pods by the ConfigMap; the state files within the pods show whether they serve it. The state is
+polled: a failed poll is repeated, while a watched stream could be cut.
 """
 
 import hashlib
@@ -530,15 +530,16 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
-    """Return where pods ask MLflow: what their Deployment says, else what this process takes, if pods reach it there.
+    """Return the addresses of MLflow for pods: those of their Deployment, else those of this process, if pods reach
+    them.
 
-    A later command, or a controller, may run where another MLflow is set, which is no reason for other pods.
+    A later command, or a controller, may run with another MLflow. That is no reason to replace the pods.
 
     Args:
-        running: the Deployment that there is.
+        running: the existing Deployment.
 
     Raises:
-        InvalidConfig: a model is in the registry, and nothing says where pods reach that.
+        InvalidConfig: a model is in the registry, and no address of the registry is known that pods reach.
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:

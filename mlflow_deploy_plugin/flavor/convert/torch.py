@@ -182,6 +182,21 @@ def _traced_rows(batch: Batch) -> Batch:
     return batches.take_rows(batch, np.arange(rows) % batches.row_count(batch))  # repeated if it is shorter
 
 
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Silence the exporter: it prints its progress and refused graphs, and warns of each missing optional library."""
+    with ExitStack() as restored, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        restored.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name in ("onnx", "export", "_export", "fx", "_dynamo"):
+            logger = logging.getLogger(f"torch.{name}")
+            restored.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
+        torch._C._jit_onnx_log = lambda *words: None  # `verbose` does not keep it from printing (torch 2.13)
+        yield
+
+
 def _to_onnx(
     model: Any,
     arguments: tuple[torch.Tensor, ...],
@@ -198,44 +213,35 @@ def _to_onnx(
     Raises:
         ConversionError: the exporter refuses the module; the message has its first line.
     """
-    loggers = [logging.getLogger(f"torch.{name}") for name in ("onnx", "export", "_export", "fx", "_dynamo")]
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
     options: dict[str, Any] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
         # for free lengths the exporter replaces their kernels, and not what an earlier export has cached (torch 2.13)
         operator._dispatch_cache.clear()
     try:
-        # the exporter prints its progress, graphs that it refuses, and warns of each missing optional library
-        with ExitStack() as silenced, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            silenced.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                silenced.callback(logger.setLevel, logger.level)
-                logger.setLevel(logging.ERROR)
+        with _silenced():
             if legacy:
-                silenced.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
-                torch._C._jit_onnx_log = lambda *words: None  # `verbose` does not keep it from printing (torch 2.13)
-                buffer = io.BytesIO()
                 axes = {
                     name: {0: "batch", **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}}
                     for name in names
                 }
+                buffer = io.BytesIO()
                 torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
                 return onnx.load_from_string(buffer.getvalue())
-            # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
-            silenced.enter_context(sdpa_kernel(SDPBackend.MATH))
             options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: attention}
-            if isinstance(model, ExportedProgram):
+            if not isinstance(model, ExportedProgram):
+                rows = Dim("batch")
+                shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
+                is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
+                options["args"] = arguments
+                options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
+                if _by_keyword(model, names):
+                    options["args"] = ()
+                    options["kwargs"] = dict(zip(names, arguments, strict=True))
+                    options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
+            # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
+            with sdpa_kernel(SDPBackend.MATH):
                 return torch.onnx.export(model, **options).model_proto
-            rows = Dim("batch")
-            shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
-            is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
-            options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
-            if _by_keyword(model, names):
-                options["kwargs"] = dict(zip(names, arguments, strict=True))
-                options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
-                arguments = ()
-            return torch.onnx.export(model, arguments, **options).model_proto
     except Exception as error:
         cause = error.__cause__ or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

@@ -1,8 +1,9 @@
-"""Evaluation: on labelled rows, the new version is not worse than the current one by more than a margin.
+"""Evaluation: on labelled rows, the new version must not be worse than the current one by more than a margin.
 
-The burden of proof is the new version's: the lower bound of the paired bootstrap's interval has to lie above the
-margin, so that few rows, or rows that decide nothing, do not pass. Both versions predict the same rows, and each
-resample weighs both alike: what is common to them cancels out, and far fewer rows are needed than for two intervals.
+The new version has the burden of proof: the lower bound of the paired bootstrap's interval must lie above the margin.
+So a version does not pass on few rows, or on rows that decide nothing. Both versions predict the same rows, and each
+resample gives them the same weights. What is common to both cancels out, so far fewer rows are needed than for two
+intervals.
 """
 
 import numpy as np

@@ -1,10 +1,12 @@
-"""The metrics of labelled rows, each with its interval; their definitions are those of scikit-learn.
+"""The metrics of labelled rows, each with its interval. Their definitions are scikit-learn's, and a test compares them.
 
-precision, recall and f1 are of the larger label where there are two, and the mean over the labels (macro) where there
-are more; roc_auc of two labels is that of the larger one, of more the mean of each against the rest; brier is the mean
-squared distance of the probabilities from what was true, halved, so that of two labels it is scikit-learn's
-`brier_score_loss`; mape leaves no row out: where the truth is 0 it is divided by the smallest float, as scikit-learn
-does. A test lays all of them beside scikit-learn's.
+| metric | of two labels | of more labels |
+|---|---|---|
+| precision, recall, f1 | of the larger label | the mean over the labels (macro) |
+| roc_auc | of the larger label | the mean of each label against the others |
+| brier | the mean squared distance of the probabilities from the truth, halved: `brier_score_loss` | likewise |
+
+mape leaves no row out: if the truth is 0, it divides by the smallest float, as scikit-learn does.
 """
 
 from collections.abc import Callable, Mapping, Sequence

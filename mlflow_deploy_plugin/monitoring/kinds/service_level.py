@@ -1,13 +1,13 @@
 """Service level: how long requests took and how many failed, against an objective with its error budget.
 
-A quantile's requirement is judged by counting: p99<=0.2 holds if no more than 1 % of the requests took longer than
-0.2 s. It is violated if Wilson's interval of that share lies above 1 %, and kept if it lies below, whatever shape the
-latencies have. The error budget is that permitted share; what is left of it is 1 - share / permitted, and negative when
-it is overdrawn.
+A quantile's requirement is judged by counting: p99<=0.2 holds if no more than 1 % of the requests took longer than 0.2
+s. It is violated if Wilson's interval of that share lies above 1 %, and kept if the interval lies below, whatever the
+distribution of latencies. The error budget is the permitted share. What is left of it is 1 - share / permitted, which
+is negative if it is overdrawn.
 
-Latencies are those of answered requests. An error is a request that the server failed (5xx). A request that it refused
-(4xx) is the caller's fault, and counted separately. Requests that got no answer lie in a log of their own
-(`InferenceLog.failures`), without the model's columns, so that they belong to no segment of these.
+Latencies are those of answered requests. An error is a request that the server failed (5xx). A refused request (4xx) is
+the caller's fault, and counted separately. Requests without an answer are in a log of their own
+(`InferenceLog.failures`), without the model's columns, so they belong to no segment.
 """
 
 import math

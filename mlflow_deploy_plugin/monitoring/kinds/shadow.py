@@ -1,7 +1,7 @@
-"""Shadows: how often a variant whose predictions no client gets would have said something else.
+"""Shadows: how often a variant whose predictions are never sent to a client would have answered differently.
 
-A shadow's rows lie in the log beside those that were answered, under the same prediction id and row. What counts as
-saying something else is decided as in the server (`server/inference/shadow_compare.py`), on the same arrays.
+The log has a shadow's rows beside the answered ones, with the same prediction id and row. Two answers are compared as
+in the server (`server/inference/shadow_compare.py`), on the same arrays.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -71,32 +71,22 @@ def _xgboost(model: Any) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    found = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART's stand one level deeper before 3.4
-    given = found.get("trees", [])  # of gblinear, there are none
-    weights = gradient_booster.get("weight_drop") or found.get("weight_drop")  # of DART, since 3.4 beside its trees
+    found = gradient_booster.get("gbtree", gradient_booster).get("model")  # before 3.4, DART had it one level deeper
+    documents = found.get("trees", [])  # gblinear has none
+    weights = gradient_booster.get("weight_drop") or found.get("weight_drop")  # of DART; since 3.4 beside its trees
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
         raise NotImplementedError(f"the objective {objective}")
-    is_stopped = given and model is not booster and model.early_stopping_rounds is not None
-    rounds = (0, model.best_iteration + 1) if is_stopped else (0, 0)
-    count = found["iteration_indptr"][rounds[1]] if rounds[1] else len(given)
+    rounds = (0, 0)  # all
+    if documents and model is not booster and model.early_stopping_rounds is not None:
+        rounds = (0, model.best_iteration + 1)
+        documents = documents[: found["iteration_indptr"][rounds[1]]]
     trees, targets, owners = [], [], []
-    for position, tree in enumerate(given[:count]):
-        conditions = np.array(tree["split_conditions"], dtype=np.float32)
-        left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
-        default_left = np.array(tree["default_left"], dtype=bool)
-        groups = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
-        members = {node: tree["categories"][start : start + size] for node, start, size in groups}
-        by_category = list(members)  # there, members go to the right
-        left[by_category], right[by_category] = right[by_category], left[by_category]
-        default_left[by_category] = ~default_left[by_category]
-        values, of_targets = conditions[None], [int(found["tree_info"][position])]
-        if (width := int(tree["tree_param"]["size_leaf_vector"])) > 1:  # a leaf has its position on its right
-            leaves = np.array(tree["leaf_weights"], dtype=np.float32).reshape(-1, width)
-            values, of_targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
-        for target, value in zip(of_targets, values * np.float32(weights[position] if weights else 1.0), strict=True):
-            trees.append(Tree(np.array(tree["split_indices"]), conditions, left, right, default_left, value, members))
+    for position, document in enumerate(documents):
+        weight = weights[position] if weights else 1.0
+        for target, tree in _xgboost_trees(document, int(found["tree_info"][position]), weight):
+            trees.append(tree)
             targets.append(target)
             owners.append(position)
     # the base score has had several forms and places since 1.0: it is what the trees leave of one row's margin
@@ -113,6 +103,35 @@ def _xgboost(model: Any) -> Boosting:
     categories = tuple(map(_xgboost_categories, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
     lines = np.reshape(found.get("weights", []), (-1, len(margin)))[:-1]  # the last are of the margin
     return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, lines)
+
+
+def _xgboost_trees(document: dict[str, Any], target: int, weight: float) -> list[tuple[int, Tree]]:
+    """Return a tree for each of the targets that the leaves have values of, with its target.
+
+    Args:
+        target: the target if the leaves have one value.
+        weight: of the tree's values.
+    """
+    conditions = np.array(document["split_conditions"], dtype=np.float32)
+    left, right = np.array(document["left_children"]), np.array(document["right_children"])
+    default_left = np.array(document["default_left"], dtype=bool)
+    starts, sizes = document["categories_segments"], document["categories_sizes"]
+    members = {
+        node: document["categories"][start : start + size]
+        for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
+    }
+    by_category = list(members)  # there, members go to the right
+    left[by_category], right[by_category] = right[by_category], left[by_category]
+    default_left[by_category] = ~default_left[by_category]
+    values, targets = conditions[None], [target]
+    if (width := int(document["tree_param"]["size_leaf_vector"])) > 1:  # a leaf has its position on its right
+        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
+        values, targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
+    feature = np.array(document["split_indices"])
+    return [
+        (target, Tree(feature, conditions, left, right, default_left, value, members))
+        for target, value in zip(targets, values * np.float32(weight), strict=True)
+    ]
 
 
 def _xgboost_categories(encoded: dict[str, Any]) -> tuple[str | int, ...]:

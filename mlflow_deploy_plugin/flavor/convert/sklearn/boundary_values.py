@@ -1,7 +1,8 @@
-"""The boundary values of a fitted estimator: the proof draws rows from them that an example does not show.
+"""The boundary values of a fitted estimator, from which the proof makes rows that no example shows.
 
 Each step has the boundary values of its own inputs (`_own`). Those of a later step are traced back through the steps
-before it, if these turn one column into one column (`_back`): scalers, imputers, selections, ColumnTransformers.
+before it (`_back`), if each of them turns one column into one column: scalers, imputers, selections,
+ColumnTransformers.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,10 +1,11 @@
-"""Boosted trees for many rows: all rows take the same step in all trees, one level after the other.
+"""Boosted trees for many rows: in all trees at once, all rows go down one level after the other.
 
-ONNX Runtime's own operator walks each row down each tree by branches, half of which a processor guesses wrong: 3.3 ns a
-node. That is best for a few rows. From `MANY_ROWS` on, an `If` chooses the operators that are written here. They have
-no branches: the position of each row in each tree is a number, which each level doubles, and increases by one where the
-comparison with the node's threshold holds. That is Hummingbird's PerfectTreeTraversal (Nakandala et al., OSDI 2020).
-Beside it, nodes that many rows meet are compared for all rows: the first three levels, and each of symmetric trees.
+ONNX Runtime's own operator walks each row down each tree by branches, and a processor guesses half of them wrong: 3.3
+ns a node. That is best for a few rows. From `MANY_ROWS` on, an `If` chooses the operators that are written here, which
+have no branches. The position of each row in each tree is a number. Each level doubles it, and adds one if the
+comparison with the node's threshold holds. This is Hummingbird's PerfectTreeTraversal (Nakandala et al., OSDI 2020). In
+addition, nodes that many rows meet are compared for all rows: those of the first three levels, and of each level of
+symmetric trees.
 
 | 10,000 rows, 100 trees of depth 6, one thread | tree operator | by levels | native |
 |-----------------------------------------------|---------------|-----------|--------|

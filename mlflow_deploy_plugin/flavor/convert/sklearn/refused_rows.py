@@ -1,8 +1,8 @@
-"""Rows that the original refuses in a step behind others: the logarithm of a negative number before a regression.
+"""Rows that a step within the original refuses, such as a negative number whose logarithm a regression reads.
 
-scikit-learn's estimators raise an error for NaN or infinity; the graph would answer. So a graph whose steps may compute
-such a number of a finite one has one output more, `REFUSED_ROWS`, and `runtime/model.py` refuses the rows that are
-marked there. No other graph has it.
+scikit-learn's estimators raise an error for NaN or infinity, while the graph would answer. So a graph whose steps may
+compute such a number of a finite one has one more output, `REFUSED_ROWS`, and `runtime/model.py` refuses the rows that
+it marks. No other graph has it.
 """
 
 import warnings
@@ -70,7 +70,9 @@ def _out_of_range(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
 
 
 def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
-    """Yield the same for each value behind a function that is not defined everywhere, and before who refuses it."""
+    """Yield the same for the outputs of functions that are not defined everywhere, if a later step refuses NaN or
+    infinity.
+    """
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Any]] = {}

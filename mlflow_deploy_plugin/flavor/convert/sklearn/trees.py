@@ -1,10 +1,11 @@
-"""Trees that skl2onnx converts so that they decide otherwise than the original.
+"""Trees that skl2onnx would convert to trees that decide differently.
 
-HistGradientBoosting compares in 64 bits, while scikit-learn's other trees round their input to 32 before they compare.
-skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here the
-thresholds are converted as they are, and the sums over the trees are made in 64 bits too (`levels.py`: except for
-groups). An IsolationForest has one operator for all of its trees: skl2onnx writes 27 nodes a tree, and 500 trees took
-minutes to load. In other trees, the thresholds and the directions of missing values are restored.
+HistGradientBoosting compares in 64 bits; scikit-learn's other trees round their input to 32 bits before they compare.
+skl2onnx rounds its thresholds, so a number between a threshold and its rounding would go the other way. Here the
+thresholds are not rounded, and the trees are summed in 64 bits, too (`levels.py` sums groups of them in 32).
+
+An IsolationForest gets one operator for all trees. skl2onnx writes 27 nodes a tree, and a model of 500 trees took
+minutes to load. For all other trees, the thresholds and the directions of missing values are restored.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,11 +25,12 @@ from mlflow_deploy_plugin.runtime import Array
 
 
 def restore_splits(graph: Any, fitted: Any) -> None:
-    """Set in the graph the threshold and the direction of a missing value at each node of decision trees and forests.
+    """Restore in the graph the thresholds of decision trees and forests, and the direction of a missing value at each
+    node.
 
-    skl2onnx 1.20 sends a missing value to the right everywhere; scikit-learn's trees keep the side that training
-    preferred. With several targets, it rounds a threshold of 64 bits to the nearest of 32, and so a number moves to the
-    left of a threshold below it.
+    skl2onnx 1.20 sends every missing value to the right, while scikit-learn's trees keep the side that training
+    preferred. With several targets it rounds a 64-bit threshold to the nearest 32-bit number. A number below the
+    threshold may then be on the other side.
     """
     trees = [part.tree_ for part in sub_estimators(fitted) if hasattr(part, "tree_")]
     for node in graph.node:
@@ -90,10 +92,10 @@ _MAX_PADDING = 8
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree as arrays of [nodes]; the root is node 0. `left` is -1 for a leaf, whose `value` is the prediction.
+    """A tree as arrays of [nodes]; node 0 is the root. `left` is -1 for a leaf, whose `value` is the prediction.
 
-    A row goes to the left where its feature is below the threshold or, at a node of `members`, is one of these codes of
-    a category; and where it is missing and `default_left` is set.
+    A row goes to the left if its feature is below the threshold or, at a node of `members`, is one of these category
+    codes. A missing value goes to the left if `default_left` is set.
     """
 
     feature: Array
@@ -124,10 +126,10 @@ class Tree:
         return alike and self.members == other.members
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
-        """Return the tree with an equality for each member of a node, and ONNX' comparison of each node.
+        """Return the tree with one equality for each member of a node, and the ONNX comparison of each node.
 
-        The equalities of a node lead to the same nodes, each by the one before it. ONNX Runtime reads such a chain as
-        one test of membership.
+        The equalities of a node form a chain, each on the right of the one before, with the same node on the left. ONNX
+        Runtime reads such a chain as one test of membership.
         """
         rows = list(
             zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
@@ -152,17 +154,18 @@ class Boosting:
     """The trees of gradient boosting, and the function that turns their sums into predictions.
 
     Attributes:
-        targets: the position in the sums of each tree.
+        targets: the target of each tree: a position in the sums.
         base: the sums before the first tree, [targets] float64.
-        mode: ONNX' comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
+        mode: the ONNX comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
         link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
         is_single: True if leaves and sums have 32 bits.
         has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
         missing: a number that counts as a missing value, beside NaN.
-        categories: those of each column of texts or integers, in the order of their codes.
-        lines: in place of trees, the slope of each feature, [features, targets]; a missing value adds nothing.
-        slopes: if leaves are lines, the feature of each kind of slopes, which are as wide as rows. Trees of targets
-            beyond those of the base have the slopes: of the kind n and the target t, (n + 1) * len(base) + t.
+        categories: the categories of each column of texts or integers, in the order of their codes.
+        lines: the slope of each feature, [features, targets], if there are lines instead of trees; a missing value adds
+            nothing.
+        slopes: if leaves are lines, the feature of each kind of slopes; they are as wide as the rows. Their trees have
+            targets beyond those of the base: (n + 1) * len(base) + t for the kind n and the target t.
     """
 
     trees: list[Tree]
@@ -203,14 +206,8 @@ class Boosting:
         filled = [*self.trees, *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base)]
         order = np.argsort([*self.targets, *np.repeat(np.arange(len(self.base)), lacking)], kind="stable")
         trees = [filled[place] for place in order]
-        sizes = [len(tree.left) for tree in trees]
-        starts = np.cumsum([0, *sizes[:-1]])
-        offsets = np.repeat(starts, sizes)
-        nodes = {
-            name: np.concatenate([getattr(tree, name) for tree in trees])
-            for name in ("feature", "threshold", "left", "right", "default_left", "value")
-        }
-        inner = nodes["left"] >= 0
+        nodes, roots = _joined(trees)
+        inner = nodes["left"] != np.arange(len(nodes["left"]))
         splits = np.stack([nodes[name][inner] for name in ("feature", "threshold", "default_left")], axis=1)
         splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
         column, threshold, default = splits.T
@@ -218,11 +215,11 @@ class Boosting:
             return None  # nothing is less than -inf, not even what stands for a missing value
         split = np.zeros(len(inner), dtype=np.int64)
         split[inner] = of_inner.ravel()
-        left, right = (np.where(inner, nodes[side] + offsets, np.arange(len(inner))) for side in ("left", "right"))
+        left, right = nodes["left"], nodes["right"]
         comparison, otherwise = ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
         if default.all():  # the opposite comparison holds for no missing value
             comparison, left, right, default = otherwise, right, left, np.zeros(len(splits))
-        at = starts[:, None]
+        at = roots[:, None]
         levels: list[Array] = []
         while inner[at].any():
             if at.shape[1] > _MAX_PADDING * len(inner) / len(trees):
@@ -242,6 +239,21 @@ class Boosting:
             self.base.astype(np.float32 if self.is_single else np.float64),
             groups,
         )
+
+
+def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
+    """Return the nodes of all trees in arrays of [nodes], and the positions of the roots.
+
+    `left` and `right` are positions in these arrays; those of a leaf are its own position.
+    """
+    names = ("feature", "threshold", "left", "right", "default_left", "value")
+    nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
+    sizes = [len(tree.left) for tree in trees]
+    roots = np.cumsum([0, *sizes[:-1]])
+    is_leaf, offsets = nodes["left"] < 0, np.repeat(roots, sizes)
+    for side in ("left", "right"):
+        nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
+    return nodes, roots
 
 
 def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:

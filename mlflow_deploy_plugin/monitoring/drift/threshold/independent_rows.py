@@ -1,12 +1,13 @@
 """The null distribution of independent rows: samples of rows instead of windows.
 
-It is used only if the monitor's spec says that rows are independent. Two samples of rows, one of the window's size and
-one as large as what it is compared with (the reference; for `rolling:` one window of it), are drawn from the
-reference's sample with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).
+It is used only if the monitor's spec says that rows are independent. Two samples are drawn from the reference's sample
+with replacement: one has as many rows as the window, the other as many as what the window is compared with, which is
+the reference or, for `rolling:`, one window of it (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter
+16).
 
-Columns of one row stay together, so that the distribution is joint over columns. A category that occurs once is as good
-as an unseen one: how many unseen ones are to be expected follows from them (Good, The Population Frequencies of Species
-and the Estimation of Population Parameters, Biometrika 40, 1953).
+The columns of one row stay together, so the distribution is joint over columns. A category that occurs once counts as
+an unseen one, which gives the expected number of unseen ones (Good, The Population Frequencies of Species and the
+Estimation of Population Parameters, Biometrika 40, 1953).
 """
 
 import math
