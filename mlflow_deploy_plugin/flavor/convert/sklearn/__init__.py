@@ -150,7 +150,7 @@ def forms(
     if not hasattr(model, "predict"):
         raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
     classifier = is_classifier(model)
-    has_proba = classifier and _has_probabilities(model, batch)
+    has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
