@@ -223,7 +223,7 @@ class Follower:
         """
         workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
         self._deaths.update(take_load_deaths(self.state_dir))
-        has_loaded = any(map(_has_loaded, workers))
+        has_loaded = any(worker.has_versions for worker in workers)
         failed = False
         for spec, name, variant in self._variants():
             model = self._model(spec, variant)
@@ -312,10 +312,6 @@ class Follower:
             write_state(self.state_dir / AGENT, state)
             self._written = state
         return state
-
-
-def _has_loaded(worker: WorkerState) -> bool:
-    return any(variant.version for variants in worker.endpoints.values() for variant in variants.values())
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:

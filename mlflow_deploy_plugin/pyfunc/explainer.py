@@ -1,9 +1,9 @@
 """SHAP's permutation explainer on ONNX models, one request at a time.
 
 shap works on a matrix of numbers. So each cell of a row is replaced by a code: the index of its value among all values
-that its column has in the background and in the rows of the request. Texts, dates, booleans and missing values are
-told apart by their codes, and no number is rounded on its way to the graph. (shap 0.51, `explainers/_permutation.py`,
-compares cells by `np.isclose`, which is exact for numbers below 100,000.)
+that its column has in the background and in the rows of the request. So texts, dates, booleans and missing values can
+be explained, and no number is rounded on its way to the graph. (shap 0.51, `explainers/_permutation.py`, compares cells
+by `np.isclose`, which is exact for numbers below 100,000.)
 
 Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
 https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
@@ -38,9 +38,9 @@ from mlflow_deploy_plugin.tabular import read_parquet
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
-"""The limit of the matrix of all masked rows of one permutation; a wide model is explained against fewer rows."""
+"""The limit of the matrix of all masked rows of one permutation. A wide model is explained against fewer rows."""
 _MAX_MODELS = 4
-"""The models that stay in memory: those that were asked for last."""
+"""The number of models that stay in memory: those that were asked for last."""
 _RUN_ROWS = 2048
 _SEED = 0
 
@@ -146,18 +146,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     artifact = model.artifact
     try:
         if (path := artifact.reference_file) is not None:
-            schema = model.schema if model.schema.columns else model.schema.tensor_schema
-            table = read_parquet(path, list(schema.names))
-            if table.num_rows > most_rows:
-                table = table.take(
-                    np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False))
-                )
-            floats = {
-                name: table.column(name).to_numpy() for name in schema.names if is_floating(table.column(name).type)
-            }
-            typed = cast_columns(schema.dtypes, floats)
-            columns = {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
-            return Background(schema.from_columns(columns), "reference")
+            return Background(_read_reference(path, model, most_rows, seed), "reference")
         example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
             feeds = protocols.mlflow.decode(JSON, example.read_bytes(), model.schema)
@@ -168,6 +157,18 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     except OnnxserveError as error:
         raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
     raise InvalidArtifact("the model came without rows to explain against")
+
+
+def _read_reference(path: Path, model: OnnxModel, most_rows: int, seed: int) -> Feeds:
+    schema = model.schema if model.schema.columns else model.schema.tensor_schema
+    table = read_parquet(path, list(schema.names))
+    if table.num_rows > most_rows:
+        chosen = np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)
+        table = table.take(np.sort(chosen))
+    given = {name: table.column(name) for name in schema.names}
+    floats = {name: column.to_numpy() for name, column in given.items() if is_floating(column.type)}
+    typed = cast_columns(schema.dtypes, floats)
+    return schema.from_columns({**{name: column.to_pylist() for name, column in given.items()}, **typed})
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)

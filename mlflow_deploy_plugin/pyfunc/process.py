@@ -33,12 +33,12 @@ _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
-"""The beginnings of what messages append: the body again, advice about version 1 of MLflow's protocol, XGBoost's
-frames."""
+"""The texts from which on a message is cut off: the body again, advice about version 1 of MLflow's protocol, XGBoost's
+stack."""
 
 
 class CannotStart(Exception):
-    """Nothing could be made ready to answer; the message says why."""
+    """The process cannot be made ready to answer; the message says why."""
 
 
 class RequestRefused(Exception):
@@ -104,9 +104,9 @@ def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
 
 
 def load_failure(error: BaseException, folder: Path) -> str:
-    """Return why the model in a folder cannot be loaded, and which other versions of its packages are installed here.
+    """Return why the model in a folder cannot be loaded, and the packages that are installed here in other versions.
 
-    A package's pickles are often not read by its other versions.
+    Often one version of a package cannot read the pickles of another.
     """
     if differences := ", ".join(version_differences(folder)):
         return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; it was logged with {differences}: install that"
@@ -114,10 +114,10 @@ def load_failure(error: BaseException, folder: Path) -> str:
 
 
 def version_differences(folder: Path) -> list[str]:
-    """Return the packages of a model's requirements.txt of which another version is installed here, or none.
+    """Return the packages of a model's requirements.txt that are installed here in another version, or not at all.
 
-    Each is a text like `torch 2.1.0 (2.13.0 is installed)`. MLflow itself, which reads what its older versions wrote,
-    is left out, as is what is not for this platform.
+    Each is a text like `torch 2.1.0 (2.13.0 is installed)`. Packages for other platforms are left out, and MLflow
+    itself, since it reads the models of its older versions.
     """
     from packaging.requirements import InvalidRequirement, Requirement  # comes with mlflow, which may be missing
 
@@ -148,7 +148,7 @@ def version_differences(folder: Path) -> list[str]:
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Return a message of MLflow or of a model in one line of at most `most` characters, without paths.
 
-    A lone surrogate, which messages quote from bodies and no JSON can hold, is spelled as its escape.
+    A lone surrogate, quoted from a body, becomes its escape, since JSON cannot hold it.
     """
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text

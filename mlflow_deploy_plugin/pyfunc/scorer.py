@@ -1,7 +1,7 @@
 """A loaded pyfunc: it answers bodies as MLflow's scoring server does, and predicts for named arrays.
 
 MLflow's own functions read the body of `/invocations` and write its answer
-(`mlflow/pyfunc/scoring_server/__init__.py`, 3.17), so that this server takes whatever that one takes. Only refusals are
+(`mlflow/pyfunc/scoring_server/__init__.py`, 3.17), so that this server takes all that MLflow's takes. Only refusals are
 ours: bad input that MLflow answers with a 5xx is a 400, and no answer holds a traceback.
 
 Named arrays become the inputs of an MLflow model, which are frames, arrays, mappings of them or lists, and its outputs
@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,23 @@ def to_model_input(
     Raises:
         RequestRefused: a text is no date, or no base64.
     """
-    arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}  # what came is not writable
+    arrays = {name: np.array(array) for name, array in feeds.items()}  # a model may write into its input
     if not artifact.columns:
         return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
-    for name, array in arrays.items():
-        kind = types[name]
-        try:
-            if kind == "datetime":
-                arrays[name] = _read_dates(array)
-            elif kind == "binary":
-                arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
-        except ValueError:  # binascii.Error is one
-            expected = _A_DATE if kind == "datetime" else "base64"
-            raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
-    return pd.DataFrame({names[name]: array for name, array in arrays.items()})
+    return pd.DataFrame({names[name]: _to_column(name, array, types[name]) for name, array in arrays.items()})
+
+
+def _to_column(name: str, array: Array, kind: str) -> Any:
+    """Return the values of a column as MLflow's type has them: dates and bytes come as texts."""
+    try:
+        if kind == "datetime":
+            return _read_dates(array)
+        if kind == "binary":
+            return [None if text is None else base64.b64decode(text, validate=True) for text in array]
+    except ValueError:  # binascii.Error is one
+        expected = _A_DATE if kind == "datetime" else "base64"
+        raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+    return array
 
 
 def _read_dates(texts: Array, form: str | None = "ISO8601") -> pd.DatetimeIndex:
@@ -103,14 +107,14 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 
 
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
-    """Return an answer that has no form as named arrays, objects in it as JSON texts: a value for each of the rows.
+    """Return an answer that has no form as named arrays, with a value or a JSON text for each row.
 
     Args:
-        names: of the outputs. Of an answer with several, objects or the rows of a table, each is a column; the only one
-            takes the whole answer.
+        names: the names of the outputs. One output holds the whole answer. Several are columns, read from the objects
+            or the table of the answer.
 
     Raises:
-        NotRepresentable: it has not so many entries, no such names, or values that orjson does not write.
+        NotRepresentable: the answer has another number of rows, no such names, or values that JSON cannot hold.
     """
     answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
     if isinstance(answers, str | Mapping) or not np.iterable(answers):
@@ -150,14 +154,7 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """
     try:
         if columns := artifact.columns or artifact.logged_columns:
-            # MLflow makes a table of `inputs` and `instances` for a model of columns
-            is_row = np.isscalar(data)
-            if isinstance(data, Mapping):  # objects and arrays by column are one row to MLflow, as those of a chat are
-                is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
-            if is_row:
-                data = [data]
-            frame = pd.DataFrame(data)
-            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+            frame = _to_frame(data, types)
             kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
@@ -168,6 +165,15 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body is not what the signature describes")
+
+
+def _to_frame(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
+    """Return the table that MLflow makes of `inputs` and `instances` for a model of columns."""
+    is_row = np.isscalar(data)
+    if isinstance(data, Mapping):  # objects and arrays by column are one row to MLflow, as those of a chat are
+        is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
+    frame = pd.DataFrame([data] if is_row else data)
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def _typed(column: Any, dtype: str, kind: str) -> Array:
@@ -224,20 +230,24 @@ def _array(value: Any) -> Array:
         return _texts(array.reshape(-1), _iso).reshape(array.shape)
     if array.dtype.kind == "U":
         return array.astype(object)
+    if array.dtype.kind == "O":
+        return _of_objects(array)
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
-    if array.dtype.kind == "O":
-        if all(isinstance(entry, str) for entry in array.flat):
-            return array
-        try:
-            listed = np.array(array.tolist())
-        except ValueError:
-            listed = array
+    raise NotRepresentable(f"an output holds {array.dtype} that are neither numbers nor texts")
+
+
+def _of_objects(array: Array) -> Array:
+    """Return an array of objects as it is if they are texts, and as numbers if they are numbers."""
+    if all(isinstance(entry, str) for entry in array.flat):
+        return array
+    with suppress(ValueError):
+        listed = np.array(array.tolist())
         if listed.dtype.kind in "iubf":
             return listed
-        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-            raise NotRepresentable("an output holds a missing text, for which not every protocol has a word")
-    raise NotRepresentable(f"an output holds {array.dtype} that are neither numbers nor texts")
+    if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+        raise NotRepresentable("an output holds a missing text, for which not every protocol has a word")
+    raise NotRepresentable("an output holds objects that are neither numbers nor texts")
 
 
 def _of_pandas(value: Any) -> Array:
@@ -278,8 +288,10 @@ def count_values(prediction: Any) -> int:
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
-    The columns `dates` come as texts. Those of `texts` hold what pandas has for a missing text, alone or among others.
-    An output of more values than `most` is refused: as JSON, each takes fifty bytes of memory and over a microsecond.
+    Args:
+        most: the most values of an output. As JSON, each takes fifty bytes of memory and over a microsecond.
+        dates: columns that come as texts, and are dates for the model.
+        texts: columns whose missing values become those that pandas has for texts, in every request alike.
     """
 
     def __init__(
@@ -386,7 +398,7 @@ class Scorer:
         return {name: array[:0] for name, array in outputs.items()}
 
     def invoke(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> SideMessage:
-        """Answer a body of `/invocations`; the message also has its arrays, as far as they are representable."""
+        """Answer a body of `/invocations`. The message also has arrays for the inference log, if it can."""
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         is_csv = content_type.partition(";")[0].strip() == "text/csv"
@@ -433,9 +445,9 @@ class Scorer:
         return RequestRefused("schema" if is_read else "request", clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return the arrays that the inference log keeps, and warn once if rows are not representable.
+        """Return the arrays for the inference log: `feeds`, and `outputs` or the `texts` in their place.
 
-        They are the `feeds`, and the `outputs`, or `texts` that stand for these.
+        A warning says once if parts of rows have no form there.
         """
         arrays: dict[str, Mapping[str, Array]] = {"feeds": {}}
         try:

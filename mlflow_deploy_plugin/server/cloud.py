@@ -1,15 +1,15 @@
-"""The platforms that run a container with a model: what each tells it, and where it asks.
+"""The platforms that run a container with a model: the settings of each, and the routes that it calls.
 
 | platform | recognised by | port | routes | model |
 |---|---|---|---|---|
 | Vertex AI | `AIP_HTTP_PORT`, `AIP_PREDICT_ROUTE` | as given (8080) | as given, and `/ping` | `AIP_STORAGE_URI` |
-| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as the deployment has it | in that folder |
+| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as deployed | in that folder |
 | Cloud Run, Knative | `K_SERVICE` | `PORT` (8080) | all | in the image |
 | SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as given (8080) | `/ping`, `/invocations` | /opt/ml/model |
 | KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
 
-A model that an image brings lies in /opt/ml/model, too, and is served where the platform names no other. Each of them
-authenticates the callers of its containers itself, or leaves that to what stands before them.
+The model of an image also lies in /opt/ml/model. It is served if the platform names no other. Each platform
+authenticates callers itself, or leaves that to a proxy before its containers.
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
@@ -82,16 +82,21 @@ def read_cloud(
         )
     if "AZUREML_MODEL_DIR" in environment:
         folder = Path(environment["AZUREML_MODEL_DIR"])
-        inner = list(folder.glob(f"*/{_MLMODEL}"))  # Azure puts the registered folder into the folder that it names
-        if (folder / _MLMODEL).exists() or len(inner) != 1:
-            return Cloud(_AZURE_PORT, here if here and not (folder / _MLMODEL).exists() else str(folder))
-        return Cloud(_AZURE_PORT, str(inner[0].parent))
+        return Cloud(_AZURE_PORT, _azure_model(folder) or here or str(folder))
     if "K_SERVICE" in environment:
         return Cloud(_port(environment, "PORT"), here)
     if here or "SAGEMAKER_BIND_TO_PORT" in environment:
         named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
         return Cloud(_port(environment, named), here or str(sagemaker))
     return Cloud()
+
+
+def _azure_model(folder: Path) -> str:
+    """Return the model in the folder that Azure names. Azure puts the registered folder into it."""
+    if (folder / _MLMODEL).exists():
+        return str(folder)
+    inner = list(folder.glob(f"*/{_MLMODEL}"))
+    return str(inner[0].parent) if len(inner) == 1 else ""
 
 
 def _port(environment: Mapping[str, str], name: str) -> int:

@@ -1,13 +1,11 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
-It takes the state folder and the port, starts the agent and gunicorn, which imports its modules meanwhile, lets that
-fork its workers when the agent has resolved and fetched, and announces the server when every worker is ready.
+It opens the sockets, then starts the agent and gunicorn. gunicorn imports its modules while the agent resolves and
+fetches, and forks its workers after that. The server is announced when every worker is ready.
 
-An agent that crashes is restarted. A gunicorn that is killed after it was ready is restarted on the same socket, which
-keeps new clients waiting, as soon as none of its old workers lives. The server ends if gunicorn exits by itself, or is
-killed again and again. On SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
-
-The sockets of the server are opened before anything else starts.
+An agent that crashes is restarted. A gunicorn that is killed after it was ready is restarted on the same socket as soon
+as none of its old workers lives; new clients wait meanwhile. The server ends if gunicorn exits by itself, or is killed
+again and again. On SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
 """
 
 import errno
@@ -62,7 +60,8 @@ _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
-"""Deaths of gunicorn, each within a minute of its start; it is restarted at once, then after 0.5 and 1 s."""
+"""The server ends at this number of deaths of gunicorn, each within a minute of its start. Before that gunicorn is
+restarted: at once, then after 0.5 and 1 s."""
 _ORPHAN_SECONDS = 2.0
 """The time for the workers of a killed gunicorn to finish the requests in flight; nobody takes new ones meanwhile."""
 
@@ -265,9 +264,7 @@ class _Supervisor:
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         states = read_workers(self._state_dir)  # also of a killed gunicorn's workers
         workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]
-        loaded = [
-            w for w in workers if not w.endpoints or any(v.version for e in w.endpoints.values() for v in e.values())
-        ]
+        loaded = [worker for worker in workers if worker.has_versions or not worker.endpoints]
         return len(loaded) >= self._server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
@@ -340,7 +337,7 @@ class _Supervisor:
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
-    """Refuse to listen beyond this machine for callers who need no key, unless the spec allows it; then say so.
+    """Refuse to listen beyond this machine for callers without a key. If the spec allows that, announce it.
 
     Raises:
         InvalidConfig: it is not allowed.
@@ -373,27 +370,29 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
             takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
             return socket.create_server(address, family=family, dualstack_ipv6=takes_ipv4)
         except OSError as error:
-            if error.errno == errno.EACCES:
-                reason = f"port {candidate} may not be opened by this user; ports from 1024 up may"
-            elif error.errno != errno.EADDRINUSE:
-                is_of_a_name = isinstance(error, socket.gaierror)  # which has numbers of its own
-                why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
-                reason = f"{host}:{candidate} cannot be listened on: {why}"
-            elif port is not None:
-                reason = f"port {candidate} on {host} is in use; choose another with {option}"
-            else:
+            if port is None and error.errno == errno.EADDRINUSE:
                 continue
-            raise InvalidConfig(reason) from None
+            raise InvalidConfig(_listen_failure(error, host, candidate, option)) from None
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
+
+
+def _listen_failure(error: OSError, host: str, port: int, option: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; choose another with {option}"
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be opened by this user; ports from 1024 up may"
+    is_of_a_name = isinstance(error, socket.gaierror)  # which has numbers of its own
+    why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
+    return f"{host}:{port} cannot be listened on: {why}"
 
 
 @contextmanager
 def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
     """Reserve `grpc_port`, if it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
 
-    That option alone would silently share the port with another server that has it. So it is bound without the option
-    first. Then a socket that is bound and never listens holds it: it gets no connections, and nobody else can take the
-    port while a worker is replaced.
+    With that option the port could silently be shared with another server. So it is bound without the option first,
+    which fails if it is in use. Then it is held by a socket that is bound and never listens: that gets no connections,
+    and nobody else can take the port while a worker is replaced.
 
     Raises:
         InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.

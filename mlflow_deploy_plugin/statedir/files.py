@@ -62,7 +62,7 @@ def read_state(path: Path, kind: type[StateT]) -> StateT | None:
 
 
 def file_identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what is another one once the file is replaced; None if there is no file."""
+    """Return a value that changes when the file is replaced; None if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -71,19 +71,19 @@ def file_identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def make_local_key(state_dir: Path) -> None:
-    """Write a new API key for the processes of this machine that may read the file: those of the server's user."""
+    """Write a new API key for the processes of the server's user on this machine; nobody else may read the file."""
     path = state_dir / LOCAL_KEY
     path.unlink(missing_ok=True)
     read_or_make_secret(path, secrets.token_urlsafe(32).encode())
 
 
 def read_or_make_secret(path: Path, content: bytes) -> bytes:
-    """Return the secret in the file. If there is no file, write `content`, so that only this user can read it.
+    """Return the secret in the file. If there is no file, write `content` into one that only this user can read.
 
-    Of several processes one writes it, and all read the same.
+    If several processes call this at once, one writes the file, and all return the same secret.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: the file cannot be read or written.
     """
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):
@@ -115,7 +115,7 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
 
 @contextmanager
 def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
-    """Note that this worker loads the version in `folder`, so that the agent knows what it died of."""
+    """Note that this worker loads the version in `folder`. If it dies meanwhile, the agent finds the note."""
     file = state_dir / LOADING / f"{os.getpid()}.json"
     with suppress(OSError):  # a full disk
         write_state(file, LoadingState(pid=os.getpid(), folder=folder))
@@ -126,7 +126,7 @@ def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
 
 
 def take_load_deaths(state_dir: Path) -> list[Path]:
-    """Return the folders of versions that workers have died of loading since the last call."""
+    """Return the folders of the versions whose loading workers have died since the last call."""
     folders = []
     for file in sorted((state_dir / LOADING).glob("[!.]*.json")):
         state = read_state(file, LoadingState)
@@ -137,7 +137,7 @@ def take_load_deaths(state_dir: Path) -> list[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of this id lives; it may be another process than the file meant."""
+    """Return True if a process has this id. It may be a later process than the one that wrote its id down."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -149,9 +149,9 @@ def is_alive(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class FileCache:
-    """A folder of files, each named by a digest of all that it depends on; the least recently used are deleted.
+    """A folder of files, each named by a digest of all that it depends on. The least recently used are deleted.
 
-    A file is there whole or not at all.
+    The folder has each file whole or not at all.
     """
 
     folder: Path
@@ -164,7 +164,7 @@ class FileCache:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary path, whose file takes the place of `path`. A disk that takes no file costs only time."""
+        """Yield a temporary path, whose file takes the place of `path`. If the disk is full, nothing is kept."""
         temporary = self.folder / f".{os.urandom(8).hex()}{self.suffix}"
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)

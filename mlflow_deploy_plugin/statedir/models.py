@@ -18,9 +18,9 @@ class WantedVariant(State):
     """One concrete version that is to be served.
 
     Attributes:
-        model_uri: as the spec has it, e.g. models:/flight-delay/Production.
-        model / version: what it was resolved to; `version` is the registry's number, or the model id of a model
-            that is not registered.
+        model_uri: the URI in the spec, such as models:/flight-delay/Production.
+        model / version: the model that the URI was resolved to. `version` is the registry's number, or the model id of
+            a model that is not registered.
         folder: the MLmodel folder on this disk, verified by the agent.
         aspects: details reported with the version: stage, run_id, parity, git_commit, …
     """
@@ -95,10 +95,10 @@ class KeyEntry(State):
     """The rights of an API key.
 
     Attributes:
-        endpoints: the endpoints that it holds for; empty: all.
+        endpoints: the endpoints that it is for; empty: all.
         expires_at: seconds since 1970; None: never.
-        limits: rates of its predictions in the words of `server.rate_limit`, the shortest period first.
-        counted_as: its name in metrics; empty: its own. Issuers have callers without number.
+        limits: rates of its predictions in the syntax of `server.rate_limit`, the shortest period first.
+        counted_as: its name in metrics; empty: its own. The many callers of an issuer share one name.
     """
 
     name: str
@@ -110,7 +110,7 @@ class KeyEntry(State):
 
 
 class ValidKeys(State):
-    """The keys that hold, each by the SHA-256 of its text in hex."""
+    """The valid keys, each by the SHA-256 of its text in hex."""
 
     keys: dict[str, KeyEntry] = Field(default_factory=dict)
 
@@ -141,6 +141,10 @@ class WorkerState(State):
     generation: int
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
 
+    @property
+    def has_versions(self) -> bool:
+        return any(variant.version for variants in self.endpoints.values() for variant in variants.values())
+
 
 class LoadingState(State):
     """The version that a worker is loading. A worker that dies while loading leaves the file behind."""
@@ -150,12 +154,13 @@ class LoadingState(State):
 
 
 class ShippingState(State):
-    """The way of the spool into the inference log. `error` is empty while the log accepts what is shipped.
+    """The state of shipping the spool into the inference log.
 
     Attributes:
-        torn_segments: segments that a killed worker has left with half a frame at the end, since the agent's start.
+        error: why the log cannot be written; empty if it can.
+        torn_segments: segments with half a frame at the end, left by a killed worker, since the agent's start.
         broken_segments: segments that were malformed and set aside, since the agent's start.
-        complete_until: every row answered before is in the log; seconds since 1970, by tens.
+        complete_until: every row answered before is in the log; seconds since 1970, in steps of ten.
     """
 
     error: str = ""
@@ -184,13 +189,13 @@ class AgentState(State):
     """The agent's report on itself.
 
     Attributes:
-        checked_at: when a look at the registry has last ended, well or not; seconds since 1970.
-        looks: how many have ended since the agent's start.
-        error: empty while the last look at the registry went well.
-        errors: how many things are wrong; `error` names them all.
-        fatal: nothing can be served, because a model could not be resolved or fetched and no earlier version is there.
-        refused: versions that are not served, while those before them are.
-        keys_fetched_at: when API keys and those of an issuer were last fetched, in seconds since 1970; 0 without any.
+        checked_at: the end of the last poll of the registry, also of a failed one; seconds since 1970.
+        looks: the number of polls that have ended since the agent's start.
+        error: all that is wrong; empty if nothing is.
+        errors: the number of errors that `error` names.
+        fatal: nothing can be served: a model could not be resolved or fetched, and there is no earlier version.
+        refused: the versions that are not served, while earlier ones are.
+        keys_fetched_at: the last fetch of API keys and of an issuer's, in seconds since 1970; 0 without any.
     """
 
     pid: int
@@ -208,7 +213,7 @@ class FetchedVersion(State):
     """A version whose verified files are on this disk, ready to be loaded.
 
     Attributes:
-        identity: `ResolvedModel.identity` of the version; empty if only wanted.json is known of it.
+        identity: `ResolvedModel.identity` of the version; empty for one that was restored from wanted.json.
         source: the URI or path that the files came from.
         runs_code: True for a version without an ONNX form.
     """
@@ -223,7 +228,11 @@ class FetchedVersion(State):
 
 
 class FollowedReference(State):
-    """The version served for a reference, the one before it, and the version tagged with an error, with its text."""
+    """The version served for a reference, and the one before it.
+
+    Attributes:
+        told: the source of the version that has an error in its tag, and the error.
+    """
 
     model_uri: str
     require: str = ""
@@ -242,10 +251,10 @@ Phase = Literal["starting", "serving", "stopping"]
 
 
 class ServerState(State):
-    """Written by the supervisor once it knows its port; removed when it ends in good order.
+    """The supervisor's report on itself. It writes the file once it knows its port, and removes it at an orderly end.
 
     Attributes:
-        restarts: how often gunicorn was killed, and restarted, since `started_at`.
+        restarts: the number of times that gunicorn was restarted since `started_at`.
     """
 
     pid: int

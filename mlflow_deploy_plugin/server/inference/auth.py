@@ -1,18 +1,18 @@
-"""Authentication of callers by API keys, or by the tokens of an issuer, and what each allows.
+"""Authentication of callers by API keys, by the tokens of an issuer, or by certificates, and the rights of each.
 
-A caller sends its key as `Authorization: Bearer KEY` (RFC 6750), over gRPC as metadata of that name. What knows only
-user names and passwords, like a browser, sends it as the password of Basic (RFC 7617); the user name is not read.
+A caller sends its key as `Authorization: Bearer KEY` (RFC 6750), over gRPC as metadata of that name. Clients that know
+only user names and passwords, like a browser, send it as the password of Basic (RFC 7617); the user name is not read.
 
-The agent brings the keys that hold (`keys.json`), by the SHA-256 of their text: a key has 256 random bits, which no
-slower hash would make harder to guess. A worker looks for a new file once a second.
+The agent writes the valid keys (`keys.json`), by the SHA-256 of their text. A key has 256 random bits, so a slower hash
+would not make it harder to guess. A worker looks for a new file once a second.
 
 A token is a JWT (RFC 7519) that an OpenID Connect issuer has signed. Its claim `scope` (RFC 9068) has the words infer,
-read and admin among others, its claim `onnxserve_endpoints`, if there is one, the endpoints that it holds for. The
-agent brings the issuer's public keys (`jwks.json`); no worker waits for the issuer. The signature of a token, which
-takes 100 µs, is verified once.
+read and admin among others. Its claim `onnxserve_endpoints`, if there is one, has the endpoints that it is for. The
+agent fetches the issuer's public keys (`jwks.json`); no worker waits for the issuer. The signature of a token takes
+100 µs, and is verified once.
 
-With `server.ca_certs`, TLS verifies the client's certificate, if it sends one. Health checks do without. All else needs
-one beside the key, or, on a server without keys, in its place; the commands of this machine have their local key.
+With `server.ca_certs`, TLS verifies the client's certificate, if it sends one. All routes but health checks need a
+certificate: beside the key, or in its place on a server without keys. The commands of this machine have the local key.
 """
 
 import base64
@@ -54,12 +54,12 @@ class Authenticator:
     """The callers that one worker answers.
 
     Attributes:
-        is_required: False: everybody may do everything, and `require` is not to be called.
-        issuer / audience: of tokens; None: there are none.
+        is_required: if false, everybody may do everything, and `require` is not to be called.
+        issuer / audience: those of tokens; None if the server takes no tokens.
         needs_certificate: callers need a client certificate.
         takes_keys: callers need a key or a token.
         clock: seconds since 1970, by which keys expire.
-        monotonic: seconds by which the files are looked at: with a clock that was set back, revoked keys would hold on.
+        monotonic: seconds by which the files are looked at. A wall clock that is set back would keep revoked keys.
         count: counts a request of this key.
     """
 
@@ -99,7 +99,7 @@ class Authenticator:
 
         Raises:
             Unauthenticated, NotReady: see `find`.
-            ScopeMissing: the key holds for something else.
+            ScopeMissing: the key is for something else.
         """
         entry = self.find(headers, certificate)
         if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
@@ -111,7 +111,7 @@ class Authenticator:
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
-        """Return True if the caller needs a key and has none that holds: nothing waits for its body."""
+        """Return True if the caller needs a valid key and has none, so that its body need not be read."""
         try:
             if self.is_required:
                 self.find(headers, certificate)
@@ -120,15 +120,15 @@ class Authenticator:
         return False
 
     def find(self, headers: Mapping[str, str], certificate: str = "") -> KeyEntry:
-        """Return the caller's key, whatever it is for.
+        """Return the caller's key, whatever its rights are.
 
         Args:
-            headers: names in lower case; gRPC's metadata.
+            headers: by their names in lower case; over gRPC the metadata.
             certificate: the name in the client's verified certificate; empty without one.
 
         Raises:
-            Unauthenticated: there is no key, or it does not hold (any more).
-            NotReady: it is a token, by keys that have not been fetched yet.
+            Unauthenticated: there is no key, or it is not valid (any more).
+            NotReady: it is a token, and the issuer's keys have not been fetched yet.
         """
         if certificate and not self.takes_keys:
             return _of_certificate(certificate)
@@ -163,13 +163,13 @@ class Authenticator:
         if entry is not None:
             return entry
         if self.issuer is not None and key.count(b".") == 2:
-            return self._verify(key)
+            return self._token_entry(self._verify(key))
         if not self.takes_keys:
             raise Unauthenticated(_NO_CERTIFICATE)
         raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
 
     def _read_keys(self) -> None:
-        """Read the files that have changed. If that of the keys cannot be read, they stay as they are."""
+        """Read the files if one has changed. If keys.json cannot be read, its keys stay as they are."""
         paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY, self.state_dir / JWKS
         files = [file_identity(path) for path in paths]
         if files == self._files:
@@ -191,11 +191,11 @@ class Authenticator:
         self._keys, self._files = keys, files
         self._known = OrderedDict()  # another: a thread may be about to add a key to the old one
 
-    def _verify(self, token: bytes) -> KeyEntry:
-        """Return what the token allows.
+    def _verify(self, token: bytes) -> Mapping[str, Any]:
+        """Return the claims of a token.
 
         Raises:
-            Unauthenticated: it is none, or not of this issuer, for this audience and this time.
+            Unauthenticated: it is no token of this issuer, for this audience and this time.
             NotReady: the agent has not fetched the issuer's keys yet.
         """
         import jwt
@@ -207,7 +207,7 @@ class Authenticator:
             name = jwt.get_unverified_header(token).get("kid")
             if name not in known:
                 raise Unauthenticated(f"{self.issuer} has no key {str(name)[:60]!r}, by which the token is signed")
-            claims = jwt.decode(
+            claims: Mapping[str, Any] = jwt.decode(
                 token,
                 known[name].key,
                 algorithms=_ALGORITHMS,
@@ -221,6 +221,10 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError) as error:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
+        return claims
+
+    def _token_entry(self, claims: Mapping[str, Any]) -> KeyEntry:
+        """Return the rights that the claims of a token give. Raises Unauthenticated if a claim is malformed."""
         granted = claims.get("scope") or claims.get("scp") or ""
         words = granted.split() if isinstance(granted, str) else granted
         endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
@@ -247,8 +251,11 @@ def _of_certificate(name: str) -> KeyEntry:
 
 
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
-    """Return the name in a verified certificate, as `ssl.SSLSocket.getpeercert` has it: its common name, else the first
-    alternative one. Empty without a certificate."""
+    """Return the common name in a verified certificate, else its first alternative name; empty without a certificate.
+
+    Args:
+        certificate: as `ssl.SSLSocket.getpeercert` returns it.
+    """
     if not certificate:
         return ""
     names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
@@ -257,7 +264,7 @@ def certificate_name(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _short(authorization: str) -> str | bytes:
-    """Return the header, or its digest: a caller can send a key with ever new long user names."""
+    """Return the header, or its digest if it is long: a caller may send its key with ever new long user names."""
     if len(authorization) <= _MAX_KNOWN_CHARACTERS:
         return authorization
     return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()

@@ -2,9 +2,9 @@
 
 The pipeline calls `check_rates` and `take_place` before it decodes anything, and `release` when the response is made.
 
-A rate that all workers share is counted in Redis. A worker counts requests of a busy client ahead there, as Envoy's
-quotas do, so that most of them wait for no other machine and may be answered on an event loop. Each request was counted
-before it passes: together the workers never admit more than the rate.
+A rate that all workers share is counted in Redis. A worker counts the requests of a busy client there ahead of time, as
+Envoy's quotas do, so that most of them wait for no other machine and may be answered on an event loop. Each request is
+counted before it passes, so that together the workers never admit more than the rate.
 
 In memory the rate is a sliding window of two counters, as in the `limits` library. That library's own storage in memory
 is not used: it starts a thread every 10 ms that looks at every client, and never bounds their number.
@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import KeyEntry
 
 MAX_CLIENTS = 65_536
-"""Clients that a worker's memory holds; the one that was idle for longest is dropped."""
+"""The clients that a worker remembers. One more drops the client that was idle for longest."""
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
@@ -87,10 +87,10 @@ class RequestLimits:
         self._in_flight = 0
 
     def check_rates(self, request: RawRequest, key: KeyEntry | None) -> None:
-        """Count a request by the rates of its key, then by the server's: once, even if its plan fails and the general
-        way asks again.
+        """Count a request by the rates of its key, then by the server's.
 
-        Its client is its caller, once that is authenticated, else the address that it came from.
+        A request is counted once, even if its plan fails and the general way asks again. Its client is its caller if
+        that is authenticated, else the address that it came from.
 
         Raises:
             TooManyRequests: with the seconds after which to try again.
@@ -171,7 +171,7 @@ class RequestLimits:
 
 
 def _network(address: str) -> str:
-    """Return the address as a caller is counted by it: of IPv6 its /64, which one caller has as a whole."""
+    """Return the address by which a caller is counted; for IPv6 its /64, since one caller has all of that."""
     if ":" not in address:
         return address
     try:
@@ -182,7 +182,7 @@ def _network(address: str) -> str:
 
 
 def _digest(source: str) -> bytes:
-    """Hash to one length, however long a header is; so no API key is stored in Redis as it is, either."""
+    """Hash a header of any length to 16 bytes. So Redis stores no API key in plain, either."""
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
@@ -304,6 +304,23 @@ class _Reservation:
     passes_at: float = 0.0
     is_renewed: bool = False
 
+    def take(self) -> bool:
+        """Let one request pass; return False if none is left."""
+        if not self.left:
+            return False
+        self.left -= 1
+        self.passed += 1
+        return True
+
+    @property
+    def is_half_used(self) -> bool:
+        return 2 * self.left <= self.size
+
+    def next_size(self, now: float, seconds: float) -> int:
+        """Return the size of the next reservation: the requests expected in `seconds`, at most twice this one's."""
+        expected = int(self.passed * seconds / max(now - self.began, 1e-6))
+        return max(1, min(expected, 2 * self.size))
+
 
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
@@ -335,15 +352,11 @@ class SharedRateLimiter:
             if held is not None:
                 if now < held.ends and held.passes_at:
                     return held.passes_at - now
-                if now < held.ends and held.left:
-                    held.left -= 1
-                    held.passed += 1
-                    if held.is_renewed or 2 * held.left > held.size:
-                        return None
-                    has_passed = True
+                has_passed = now < held.ends and held.take()
+                if has_passed and (held.is_renewed or not held.is_half_used):
+                    return None
                 if not held.is_renewed:
-                    expected = held.passed * self._expected_seconds / max(now - held.began, 1e-6)
-                    asked = max(1, min(int(expected), 2 * held.size, self._most))
+                    asked = min(held.next_size(now, self._expected_seconds), self._most)
                     held.is_renewed = asked > 1
         if not has_passed:
             return self._count(client, asked, 1)
@@ -391,8 +404,10 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
 
 
 class RequestThreads(ThreadPoolExecutor):
-    """A pool of at most so many threads that does with fewer where the machine allows no more of them (`ulimit -u`,
-    the limit of a container's pids). `submit` would fail then, and yet leave the call in the queue."""
+    """A pool of threads that goes on with fewer if the machine allows no more (`ulimit -u`, a container's pids).
+
+    The `submit` of `ThreadPoolExecutor` would raise then, and leave the call in the queue.
+    """
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="onnxserve-request")

@@ -3,9 +3,9 @@
 SHAP takes seconds to import, and 250 MB. So the first request starts the process and waits for it, and the process ends
 after some minutes without a request. One process explains for every version of the worker.
 
-`check_explainable` and the functions behind it find the parts of a model that can be explained: features that it is
-given, and numbers that it answers with. The worker uses them to refuse early, and the process that explains
-(`pyfunc/explainer.py`) to compute.
+`check_explainable` and the functions below it find the parts of a model that can be explained: its features, and the
+numbers among its outputs. The worker calls them to refuse a request early, the process (`pyfunc/explainer.py`) to
+compute.
 """
 
 import importlib.util
@@ -41,10 +41,10 @@ class ExplainerClient:
     """Keeps the explaining process as long as it is needed, and sends it requests.
 
     Args:
-        timeout_seconds: for one explanation, including its turn and the start of the process.
-        max_waiting: requests in this worker that are explained or wait for it. More are refused, so that threads are
-            left for predictions.
-        idle_seconds: the process ends after so long without a request.
+        timeout_seconds: the time for one explanation, with the wait for its turn and the start of the process.
+        max_waiting: the most requests in this worker that are explained or wait for it. More are refused, so that
+            threads are left for predictions.
+        idle_seconds: the process ends after this time without a request.
     """
 
     def __init__(
@@ -202,23 +202,31 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
-    if artifact.columns:
-        places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
-        for entry in artifact.inputs:
-            for position, name in enumerate(entry.columns):
-                places[name].append((entry.name, position))
-        features = [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
-    else:
-        features = []
-        for entry in artifact.inputs:
-            array = feeds[entry.name]
-            for place in range(1 if array.ndim == 1 else array.shape[1]):
-                # those of the only tensor are numbered, as unnamed columns are
-                numbered = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
-                name = entry.name if array.ndim == 1 else numbered
-                features.append(ExplainedFeature(name, ((entry.name, place),)))
+    features = _column_features(artifact) if artifact.columns else _tensor_features(artifact, feeds)
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
+    return features
+
+
+def _column_features(artifact: Artifact) -> list[ExplainedFeature]:
+    places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
+    for entry in artifact.inputs:
+        for position, name in enumerate(entry.columns):
+            places[name].append((entry.name, position))
+    return [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
+
+
+def _tensor_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
+    """Return a feature for each column of the tensors. The columns of an only tensor are called by their numbers."""
+    features = []
+    for entry in artifact.inputs:
+        array = feeds[entry.name]
+        if array.ndim == 1:
+            features.append(ExplainedFeature(entry.name, ((entry.name, 0),)))
+            continue
+        for place in range(array.shape[1]):
+            name = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
+            features.append(ExplainedFeature(name, ((entry.name, place),)))
     return features
 
 
@@ -243,7 +251,9 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
 def explained_columns(
     artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]
 ) -> tuple[list[Name], Array]:
-    """Return the numbers to explain, [N, K] float64, and their names: the class, the position, or that of the output.
+    """Return the names of the numbers to explain, and the numbers, [N, K] float64.
+
+    A number is named by its class, else by its position; the only number of a row has the name of its output.
 
     Raises:
         InvalidRequest: an output does not have one row of numbers for each row, or there are too many of them.
@@ -251,30 +261,33 @@ def explained_columns(
     names: list[Name] = []
     parts = []
     for output in explained:
-        array = outputs[output.name]
-        labels: list[Name]
-        if output.dtype == "map":
-            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
-            array = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
-        elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
-            raise InvalidRequest(
-                f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
-                "are explained"
-            )
-        else:
-            array = array.astype(np.float64).reshape(len(array), -1)
-            width = array.shape[1]
-            labels = list(artifact.classes) if width == len(artifact.classes) else list(range(width))
-            labels = labels if width > 1 else []
+        labels, numbers = _labelled_numbers(artifact, output, outputs[output.name])
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
-        parts.append(array)
+        parts.append(numbers)
     if len({len(part) for part in parts}) > 1:
         raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
     if len(names) > MAX_OUTPUTS:
         raise InvalidRequest(f"the model answers {len(names)} numbers a row; at most {MAX_OUTPUTS} are explained")
     return names, np.concatenate(parts, axis=1)
+
+
+def _labelled_numbers(artifact: Artifact, output: Output, array: Array) -> tuple[list[Name], Array]:
+    """Return the labels of the columns of an output, none of an only one, and its numbers, [N, K] float64."""
+    if output.dtype == "map":
+        labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
+        return labels, np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
+        raise InvalidRequest(
+            f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
+            "are explained"
+        )
+    numbers = array.astype(np.float64).reshape(len(array), -1)
+    width = numbers.shape[1]
+    if width == 1:
+        return [], numbers
+    return list(artifact.classes) if width == len(artifact.classes) else list(range(width)), numbers
 
 
 def _check_rank(name: str, rank: int) -> None:

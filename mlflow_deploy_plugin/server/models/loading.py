@@ -1,4 +1,4 @@
-"""Loading a version: its memory, warm-up, so that its first request is not its slowest, and how it is best run."""
+"""Loading a version: the memory that it needs, the warm-up before its first request, and batching if it is possible."""
 
 import logging
 import mmap
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Batcher,
     BatchPolicy,
+    Feeds,
     OnnxModel,
     Placement,
     Predictor,
@@ -43,7 +44,7 @@ _RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of the limit is set aside for them."""
 _MEASURABLE_BYTES = 4 * 2**20
-"""The load of smaller files mostly measures the libraries that they need."""
+"""Smaller files tell nothing: their load mostly takes the memory of the libraries that they need."""
 _DEFAULT_FACTOR = 2.0
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 _NO_LIMIT = 2**60
@@ -59,7 +60,7 @@ class WarmVersion:
 
 
 def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
-    """Load and warm the version. Meanwhile a state file names its folder, for the case that the worker dies of it.
+    """Load and warm the version. If the worker dies meanwhile, a state file names the folder to the agent.
 
     Raises:
         OnnxserveError: it cannot be loaded; the message may be shown to clients.
@@ -109,24 +110,11 @@ def load_warm(
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
-    example = folder / INPUT_EXAMPLE
-    if example.is_file():
-        try:
-            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-            model.try_out(feeds, timeout_seconds)
-        except OnnxserveError as error:
-            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
-            raise InvalidArtifact(reason) from None
-    else:
-        feeds = model.example_feeds()
-        try:
-            model.try_out(feeds, timeout_seconds)
-        except InferenceError as error:
-            # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
-            logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
-            if policy is not None:
-                logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
-            return WarmVersion(model, is_deterministic=is_deterministic)
+    feeds = _try_out(model, folder, timeout_seconds)
+    if feeds is None:
+        if policy is not None:
+            logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
+        return WarmVersion(model, is_deterministic=is_deterministic)
     batcher = None
     if policy is not None:
         if reason := unbatchable_reason(model, feeds):
@@ -140,23 +128,49 @@ def load_warm(
     return WarmVersion(model, batcher, is_deterministic)
 
 
-def has_random_nodes(onnx_file: Path) -> bool:
-    """Return whether the graph may draw random numbers, from its bytes: a constant may look like such a node.
+def _try_out(model: OnnxModel, folder: Path, timeout_seconds: float) -> Feeds | None:
+    """Run the model on its example, or else on a row of zeros; return the feeds, or None if it refuses the zeros.
 
-    A graph of 100 MB takes 0.1 s. Parsing it would take its size in memory.
+    Raises:
+        InvalidArtifact: it cannot answer its own example, or not in time.
+    """
+    example = folder / INPUT_EXAMPLE
+    if example.is_file():
+        try:
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            model.try_out(feeds, timeout_seconds)
+        except OnnxserveError as error:
+            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+            raise InvalidArtifact(reason) from None
+        return feeds
+    feeds = model.example_feeds()
+    try:
+        model.try_out(feeds, timeout_seconds)
+    except InferenceError as error:
+        # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
+        logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
+        return None
+    return feeds
+
+
+def has_random_nodes(onnx_file: Path) -> bool:
+    """Return True if the graph may draw random numbers.
+
+    The bytes of the file are searched, and a constant may look like such a node. A graph of 100 MB takes 0.1 s; parsing
+    it would take its size in memory.
     """
     with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _RANDOM.search(content) is not None
 
 
 class MemoryLimit:
-    """The memory limit of one worker in bytes, or None: a version is loaded beside the serving one if both have room.
+    """The memory limit of one worker in bytes, or None. A version is loaded beside the serving one if both have room.
 
     A container that exceeds its limit is killed, and with it the serving version. So the memory of a load is estimated
-    first: by what the last version has taken for each byte of its files, or twice the files if none was large enough to
-    measure (ONNX Runtime holds the graph as it was read beside its own form of it). The first version of a worker
-    endangers no other: it is refused only if its files alone are too large. Loads wait for each other, since the memory
-    of one that has just begun cannot be seen.
+    first: from the memory that the last version took for each byte of its files, or as twice the files if none was
+    large enough to measure (ONNX Runtime holds the graph as it was read, and its own form of it). The first version of
+    a worker endangers no other, and is refused only if its files alone are too large. Loads wait for each other, since
+    the memory of one that has just begun cannot be seen.
     """
 
     def __init__(self, limit: int | None) -> None:

@@ -257,12 +257,16 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[
         doubles: Any = memoryview(content).cast("d")
         lives = path.name.startswith("gauges")
         for key, slot, number in _unhurried(_entries(content), _ENTRIES_AT_ONCE):
-            if key.startswith(wanted):
-                cells: list[float] = doubles[slot : slot + number].tolist()
-                if (before := sums.get(key)) is not None:
-                    is_latest = not lives and key.startswith(b'["gauge"')
-                    cells = list(map(max, before, cells)) if is_latest else list(map(operator.add, before, cells))
+            if not key.startswith(wanted):
+                continue
+            cells: list[float] = doubles[slot : slot + number].tolist()
+            before = sums.get(key)
+            if before is None:
                 sums[key] = cells
+            elif key.startswith(b'["gauge"') and not lives:
+                sums[key] = list(map(max, before, cells))
+            else:
+                sums[key] = list(map(operator.add, before, cells))
     return sums
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema, Tensor
 from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     StringBudget,
     UnsupportedColumn,
@@ -89,16 +89,9 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
 
     _check_value_count(table.num_rows, len(chosen), limit)
     budget, batches = StringBudget(limit), table.to_batches()
-    if (
-        (kinds := schema.matrix_kinds)
-        and len(batches) == 1
-        and table.num_rows
-        and table.column_names == [*schema.names]
-    ):
-        numbers = matrix(batches[0])
-        if numbers is not None and numbers.dtype.kind in kinds:
-            return schema.from_array(numbers)
     if len(batches) == 1:
+        if (feeds := _matrix_feeds(batches[0], schema)) is not None:
+            return feeds
         pieces = {name: [column] for name, column in zip(table.column_names, batches[0].columns, strict=True)}
     else:  # thousands of batches may have a few rows each
         columns = [table.column(name) for name in chosen]
@@ -108,6 +101,15 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
+
+
+def _matrix_feeds(batch: Any, schema: Schema) -> Feeds | None:
+    """Return the feeds of a batch whose columns are one matrix of numbers; None if they are not."""
+    kinds = schema.matrix_kinds
+    if not kinds or not batch.num_rows or batch.schema.names != [*schema.names]:
+        return None
+    numbers = matrix(batch)
+    return schema.from_array(numbers) if numbers is not None and numbers.dtype.kind in kinds else None
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
@@ -150,8 +152,10 @@ def prediction_table(prediction: Array | dict[str, Array]) -> Any:
 
 
 def _read_stream(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[str]]:
-    """Return the table in an Arrow stream, or in a file, which is a stream between a magic word and a footer; and the
-    columns that the model takes."""
+    """Return the table in an Arrow stream or file, and the columns that the model takes.
+
+    A file is a stream between a magic word and a footer.
+    """
     import pyarrow as pa
 
     stream = pa.py_buffer(body)
@@ -186,17 +190,21 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[st
     )
     names = select_columns(file.schema_arrow, schema)
     _check_value_count(rows, len(names), limit)
-    leaves = list(enumerate(column.path for column in file.schema))
-    if schema.columns:  # only those of the columns to be read, whose names may hold dots themselves
-        wanted = set(names)
-        lengths = sorted({len(name) for name in wanted})
-        leaves = [
-            (leaf, path)
-            for leaf, path in leaves
-            if any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
-        ]
-    check_pages(body, groups, [leaf for leaf, _ in leaves], limit)
+    paths = [column.path for column in file.schema]
+    leaves = _leaves_of(names, paths) if schema.columns else list(range(len(paths)))
+    check_pages(body, groups, leaves, limit)
     return file.read(columns=names, use_threads=False), names
+
+
+def _leaves_of(names: Iterable[str], paths: Sequence[str]) -> list[int]:
+    """Return the positions of the leaves of columns. A leaf's path begins with the name, which may have dots itself."""
+    wanted = set(names)
+    lengths = sorted({len(name) for name in wanted})
+    return [
+        leaf
+        for leaf, path in enumerate(paths)
+        if any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
+    ]
 
 
 def select_columns(given: Any, schema: Schema) -> list[str]:
@@ -242,10 +250,10 @@ def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) 
 
 
 def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...], Any]) -> Any:
-    """Return string views (polars writes them) as strings, once it is known that they do not overlap into terabytes.
+    """Return an array with strings in place of string views, which polars writes.
 
-    A dictionary of them is cast once for all batches that share it. `cast` keeps it by its address, as `StringBudget`
-    keeps decoded dictionaries.
+    Views may overlap into terabytes, so the budget is asked first. A dictionary of views is cast once for all batches
+    that share it: `cast` keeps it by its address, as `StringBudget` keeps decoded dictionaries.
     """
     if "string_view" not in str(array.type):
         return array
@@ -283,20 +291,21 @@ def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     if len(schema.tensors) == 1 and len(arrays) == 1:
         arrays = {schema.tensors[0].name: next(iter(arrays.values()))}
     if all(tensor.name in arrays for tensor in schema.tensors):
-        shaped = {}
-        for tensor in schema.tensors:
-            array, inner = arrays[tensor.name], tensor.shape[1:]
-            values = array.size // max(len(array), 1)
-            inner = (values,) if inner == (-1,) else inner
-            if len(array) and -1 not in inner and prod(inner) == values:  # else the schema refuses it
-                array = array.reshape(len(array), *inner)
-            shaped[tensor.name] = array
-        return schema.from_columns(shaped)
+        return schema.from_columns({tensor.name: _shaped(tensor, arrays[tensor.name]) for tensor in schema.tensors})
     if len(schema.tensors) == 1 and len(schema.tensors[0].shape) == 2 and arrays:
         if any(array.ndim > 1 for array in arrays.values()):
             raise SchemaMismatch("several columns make one tensor only where each has one value a row")
         return schema.from_columns({schema.tensors[0].name: np.column_stack(list(arrays.values()))})
     raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(schema.names)}")
+
+
+def _shaped(tensor: Tensor, array: Array) -> Array:
+    """Return rows of flat lists in the tensor's shape. Others stay as they are; the schema refuses them."""
+    values = array.size // max(len(array), 1)
+    inner = (values,) if tensor.shape[1:] == (-1,) else tensor.shape[1:]
+    if len(array) and -1 not in inner and prod(inner) == values:
+        return array.reshape(len(array), *inner)
+    return array
 
 
 def _to_arrow(array: Array) -> Any:

@@ -1,9 +1,9 @@
 """One Arrow array as a numpy array and back, by its buffers.
 
 pyarrow's own `to_numpy` and `array` import pandas if it is installed (pyarrow 25: 100 MB and a second in a worker that
-answers requests), and make objects of arrays with nulls. The buffers have neither fault; numbers without nulls are not
-even copied. The caller has compared their sizes with the lengths of the arrays (`pyarrow.Table.validate`); whatever
-they hold, numpy and Python read only within their bounds.
+answers requests), and make objects of arrays with nulls. Reading the buffers avoids both, and copies no numbers without
+nulls. The caller has compared the sizes of the buffers with the lengths of the arrays (`pyarrow.Table.validate`), so
+that numpy and Python read only within their bounds, whatever the buffers hold.
 
 The format: https://arrow.apache.org/docs/format/Columnar.html.
 """
@@ -50,12 +50,12 @@ class UnsupportedColumn(Exception):
 class StringBudget:
     """The characters that the strings of one table may still take, and its dictionaries.
 
-    A dictionary's string counts for each of its rows.
+    The string of a dictionary counts once for each row that has it.
 
     Attributes:
         left: the characters that are left.
-        dictionaries: the strings of a dictionary, and the length of each, by its address. The batches of a stream share
-            one.
+        dictionaries: for the address of a dictionary: its values, and the length of each. The batches of a stream
+            share a dictionary.
     """
 
     left: int
@@ -112,13 +112,8 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     name = str(array.type)
     if len(array) > limit:
         raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
-    if (dtype := _NUMBERS.get(name)) is not None:
-        valid, data = array.buffers()
-        values = _view(data, dtype, array.offset, len(array))
-        if valid is not None and array.null_count:
-            values = values.astype(dtype if dtype.kind == "f" else np.float64)
-            values[~_bits(valid, array.offset, len(array))] = np.nan
-        return values
+    if name in _NUMBERS:
+        return _numbers(array)
     if name == "null":
         return np.full(len(array), None, dtype=object)
     if name == "bool":
@@ -126,14 +121,12 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
             raise _null_boolean(valid)
         return _bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
-        if array.type.scale == 0:
-            with suppress(ValueError):  # more than 64 bits
-                return to_numpy(array.cast("int64"), limit, budget)
-        # by their digits: Arrow's own cast is off by a bit in a third
-        return to_numpy(array.cast("string").cast("float64"), limit, budget)
+        return _decimals(array)
+    if name in ("string", "large_string"):
+        return _strings(array)
+    if _without_zone(name) in _DATES:
+        return _dates(array)
     kind = name.partition("<")[0]
-    if kind in ("string", "large_string") or _without_zone(name) in _DATES:
-        return _strings(array) if kind in _OFFSETS else _dates(array)
     if kind == "dictionary":
         return _dictionary(array, limit, budget)
     if kind in _LISTS:
@@ -164,7 +157,8 @@ def _valid(array: Any) -> Array | None:
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
         return None
-    return _bits(bitmap, array.offset, len(array))
+    valid = _bits(bitmap, array.offset, len(array))
+    return None if valid.all() else valid  # the sender has counted the nulls
 
 
 def _bits(buffer: Any, offset: int, count: int) -> Array:
@@ -186,6 +180,26 @@ def _null_boolean(valid: Array) -> UnsupportedColumn:
 
 def _without_zone(name: str) -> str:
     return f"{name.partition(',')[0]}]" if ", tz=" in name else name
+
+
+def _numbers(array: Any) -> Array:
+    values = _view(array.buffers()[1], _NUMBERS[str(array.type)], array.offset, len(array))
+    if (valid := _valid(array)) is not None:
+        values = values.astype(_with_nan(values.dtype))
+        values[~valid] = np.nan
+    return values
+
+
+def _decimals(array: Any) -> Array:
+    if array.type.scale == 0:
+        with suppress(ValueError):  # more than 64 bits
+            return _numbers(array.cast("int64"))
+    # by their digits: Arrow's own cast is off by a bit in a third
+    return _numbers(array.cast("string").cast("float64"))
+
+
+def _with_nan(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 
 def _dates(array: Any) -> Array:
@@ -217,30 +231,37 @@ def _strings(array: Any) -> Array:
 
 
 def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
-    key, known = address(array.dictionary), budget.dictionaries
-    if key not in known:
-        words = to_numpy(array.dictionary, limit, budget)
-        texts = words if words.dtype.kind == "O" else ()
-        lengths = np.array([len(word or "") for word in texts], dtype=np.int64)
-        known[key] = words, lengths if len(lengths) == len(words) else np.zeros(len(words), np.int64)
-    words, lengths = known[key]
-    valid = _valid(array)
+    words, lengths = _dictionary_words(array.dictionary, limit, budget)
     indices = _view(array.indices.buffers()[1], _NUMBERS[str(array.indices.type)], array.offset, len(array))
+    valid = _valid(array)
     if valid is not None:
-        indices = np.where(valid, indices, 0)
-        if not len(words):
-            words, lengths = np.full(1, None if words.dtype.kind == "O" else np.nan, words.dtype), np.zeros(1, np.int64)
+        indices = indices[valid]
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
         raise InvalidRequest("the Arrow data is not valid: an index lies outside of its dictionary")
     budget.take(int(lengths[indices].sum()))
-    values = words[indices]
-    if valid is None or valid.all():
-        return values
-    if values.dtype.kind == "b":
+    if valid is None:
+        return words[indices]
+    if words.dtype.kind == "b":
         raise _null_boolean(valid)
-    values = values.astype(np.float64) if values.dtype.kind in "iu" else values
-    values[~valid] = None if values.dtype.kind == "O" else np.nan
+    if words.dtype.kind == "O":
+        values = np.full(len(array), None, dtype=object)
+    else:
+        values = np.full(len(array), np.nan, dtype=_with_nan(words.dtype))
+    values[valid] = words[indices]
     return values
+
+
+def _dictionary_words(dictionary: Any, limit: int, budget: StringBudget) -> tuple[Array, Array]:
+    """Return the values of a dictionary, and the length of each, which is 0 for all but strings."""
+    key = address(dictionary)
+    if key not in budget.dictionaries:
+        words = to_numpy(dictionary, limit, budget)
+        if words.dtype.kind == "O":
+            lengths = np.array([len(word or "") for word in words], dtype=np.int64)
+        else:
+            lengths = np.zeros(len(words), np.int64)
+        budget.dictionaries[key] = words, lengths
+    return budget.dictionaries[key]
 
 
 def _lists(array: Any, limit: int, budget: StringBudget) -> Array:

@@ -10,7 +10,6 @@ CSV is typed by the signature: nothing is guessed from the text, not even whethe
 import csv
 import io
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -27,14 +26,14 @@ _SPLIT_KEYS = {"columns", "data", "index"}
 
 MOST_COLUMNS = 100_000
 MOST_LINES = 1_000_000
-"""Lines of a CSV text; more rows come as Arrow, or in several requests."""
+"""The most lines of a CSV text. More rows are sent as Arrow, or in several requests."""
 _FLOATS = frozenset({"float32", "float64"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _MISSING = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 )
-"""The texts that pandas reads as a missing value; here only for numbers and booleans: as a string, NA is Namibia."""
+"""The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
 
 
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
@@ -147,7 +146,7 @@ _FIELD_DECODERS: dict[str, Callable[[Any, Schema], Feeds]] = {
     "inputs": partial(_decode_named_or_rows, "inputs"),
 }
 BODY_FORMS = _FIELD_DECODERS.keys()
-"""A JSON body holds one of these fields, but that of a chat or a prompt, which MLflow answers without `predictions`."""
+"""The fields of which a JSON body has one. Chats and prompts have none, and are answered without `predictions`."""
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
@@ -171,37 +170,49 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # missing and wrong values are read column by column
-            if "_" not in "".join(chain.from_iterable(rows)):
-                numbers = [list(map(float, fields)) for fields in rows]
-                del lines, rows
-                return schema.from_rows(header, numbers)
+        numbers = _read_floats(rows)
+        if numbers is not None:
+            del lines, rows
+            return schema.from_rows(header, numbers)
     if schema.columns:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
     else:  # every field has the type of the tensor
         types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
-    columns = [
-        read_column(name, types, fields)
-        for name, fields in (zip(header, zip(*rows, strict=True), strict=True) if rows else ())
-    ]
-    del lines, rows  # they take ten times as much as the text
+    texts = zip(*rows, strict=True)
+    columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]  # no rows: none
+    del lines, rows, texts  # they take ten times as much as the body
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
+def _read_floats(rows: Sequence[Sequence[str]]) -> list[list[float]] | None:
+    """Return the numbers of all rows at once; None if a value is missing or wrong, which is read column by column."""
+    if "_" in "".join(chain.from_iterable(rows)):
+        return None
+    try:
+        return [list(map(float, fields)) for fields in rows]
+    except ValueError:
+        return None
+
+
 def _check_header(header: Sequence[str], schema: Schema) -> None:
-    """Refuse a row as the header: it would be lost. Numbers are names where they are the model's, or count the columns.
+    """Refuse a row in place of the header. Numbers are names if the model has such columns, or if they count columns.
 
     Raises:
         SchemaMismatch: the header is a row.
     """
-    with suppress(ValueError):
-        numbers, count = list(map(float, header)), len(header)
-        counted = (list(range(count)), list(range(1, count + 1)))
-        if schema.dtypes.keys().isdisjoint(header) if schema.columns else numbers not in counted:
-            raise SchemaMismatch(
-                "the first line of the CSV has numbers where the columns' names are expected; send text/csv; "
-                "header=absent if it is a row (a tensor's columns may be called 0, 1, …)"
-            )
+    try:
+        numbers = list(map(float, header))
+    except ValueError:
+        return
+    if schema.columns:
+        is_header = not schema.dtypes.keys().isdisjoint(header)
+    else:
+        is_header = numbers in (list(range(len(header))), list(range(1, len(header) + 1)))
+    if not is_header:
+        raise SchemaMismatch(
+            "the first line of the CSV has numbers where the columns' names are expected; send text/csv; "
+            "header=absent if it is a row (a tensor's columns may be called 0, 1, …)"
+        )
 
 
 def _parse_csv(body: bytes) -> list[list[str]]:

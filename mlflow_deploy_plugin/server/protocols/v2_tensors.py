@@ -127,18 +127,14 @@ def from_json(head: TensorHeader, data: Any) -> Array:
         data: lists; or an array that `large_json.load_infer_request` has read.
 
     Raises:
-        SchemaMismatch: another number of elements than the shape says, or one that is not of the datatype. One that is
-            too large for it is seen where numpy's `errstate` has it raise.
+        SchemaMismatch: there are more or fewer elements than the shape says, or one is not of the datatype. A number
+            that is too large for it is seen only within numpy's `errstate(over="raise")`.
     """
     dtype = _DTYPES[head.datatype]
     values: Array | Sequence[Any]
     if isinstance(data, np.ndarray):
+        _check_numbers(head, data, dtype)
         values = data
-        if data.shape not in (head.shape, (prod(head.shape),)):
-            raise SchemaMismatch(f"{head} has elements of the shape {list(data.shape)}")
-        limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
-        if limits and (data.min() < limits.min or data.max() > limits.max):
-            raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
     elif isinstance(data, list):
         values, found = data, set(map(type, data))
         if list in found:
@@ -165,18 +161,7 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
-        strings: list[str] = []
-        start, end = 0, len(data)
-        while start < end:
-            text = start + _LENGTH.size
-            length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
-            start = text + length
-            if start > end:
-                raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
-            try:
-                strings.append(str(data[text:start], "utf-8"))
-            except UnicodeDecodeError:
-                raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
+        strings = _read_strings(head, data)
         _check_count(head, len(strings))
         return np.array(strings, dtype=object).reshape(head.shape)
     wanted = prod(head.shape) * dtype.itemsize
@@ -188,12 +173,38 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
+def _read_strings(head: TensorHeader, data: memoryview) -> list[str]:
+    strings: list[str] = []
+    start, end = 0, len(data)
+    while start < end:
+        text = start + _LENGTH.size
+        length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
+        start = text + length
+        if start > end:
+            raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
+        try:
+            strings.append(str(data[text:start], "utf-8"))
+        except UnicodeDecodeError:
+            raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
+    return strings
+
+
 def to_binary(array: Array) -> bytes:
     """Return the elements of an array as bytes, which `from_binary` reads."""
     if array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     texts = [str(value).encode() for value in array.flat]
     return b"".join(chain.from_iterable((_LENGTH.pack(len(text)), text) for text in texts))
+
+
+def _check_numbers(head: TensorHeader, data: Array, dtype: np.dtype[Any]) -> None:
+    """Check the shape and the range of numbers that came as an array."""
+    if data.shape not in (head.shape, (prod(head.shape),)):
+        raise SchemaMismatch(f"{head} has elements of the shape {list(data.shape)}")
+    if dtype.kind in "iu" and data.size:
+        limits = np.iinfo(dtype)
+        if data.min() < limits.min or data.max() > limits.max:
+            raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
 
 
 def _check_count(head: TensorHeader, count: int) -> None:

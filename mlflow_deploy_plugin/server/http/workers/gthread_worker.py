@@ -309,17 +309,19 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             late += [conn for lag, _, conn in slow[-queued:] if lag > _MAX_LAG_SECONDS]
             for conn in handled:
                 if getattr(conn.sock, "stalled_since", now) < now - _MAX_LAG_SECONDS:
-                    with contextlib.suppress(OSError):
-                        conn.sock.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
-        if queued and now - self._queue_checked > 1.0:
-            self._queue_checked = now
-            slow_queued = [
-                c for c, since in self._queued_since.copy().items() if _lag_unread(c, now - since) > _MAX_LAG_SECONDS
-            ]
-            late += [conn for conn in slow_queued if conn in self._queued_since]  # a thread may have taken some
+                    _shut_down(conn, socket.SHUT_RDWR)  # which ends the wait of its thread
+            late += self._slow_in_queue(now)
         for conn in late:
-            with contextlib.suppress(OSError):
-                conn.sock.shutdown(socket.SHUT_RD)
+            _shut_down(conn, socket.SHUT_RD)
+
+    def _slow_in_queue(self, now: float) -> list[Any]:
+        """Return the queued connections whose requests come too slowly, at most once a second."""
+        if now - self._queue_checked <= 1.0:
+            return []
+        self._queue_checked = now
+        queued = self._queued_since.copy()
+        slow = [conn for conn, since in queued.items() if _lag_unread(conn, now - since) > _MAX_LAG_SECONDS]
+        return [conn for conn in slow if conn in self._queued_since]  # a thread may have taken some
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer an error of the parser in our form, not by gunicorn's page of HTML."""
@@ -475,8 +477,13 @@ def _received(conn: Any) -> int:
     return received
 
 
+def _shut_down(conn: Any, how: int) -> None:
+    with contextlib.suppress(OSError):
+        conn.sock.shutdown(how)
+
+
 def _lag(conn: Any, seconds: float) -> float:
-    """Return how many of these seconds the request lags behind the slowest rate; -inf if nothing more is to come."""
+    """Return the seconds by which the request lags behind the slowest rate; -inf if nothing more is to come."""
     if conn.body is not None and conn.body.is_whole:
         return -math.inf
     received: int = _received(conn) - conn.received_before
