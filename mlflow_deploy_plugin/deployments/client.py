@@ -203,7 +203,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
 
 def target_help() -> str:
     """Return the help of the target; the fields of `-C` come from the spec itself."""
-    targets = "\n".join(f"  {uri:33}{servers}" for uri, servers in TARGETS.items())
+    targets = "\n".join(f"  {target.uri:33}{target.servers}" for target in TARGETS.values())
     lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():
         lines.append(f"  {name} ({kind}{f', default {default}' if default else ''})")

@@ -1,10 +1,11 @@
 """Target URIs, the backend of each, and the functions that a backend has."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol
+from typing import NamedTuple, Protocol
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, Refused
@@ -15,19 +16,37 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 Progress = Callable[[str], None]
 """Takes one line for each long step."""
 
+
+class TargetKind(NamedTuple):
+    """A kind of target.
+
+    Attributes:
+        uri: NAMESPACE in it stands for one.
+        servers: what runs there, for help texts.
+        backend: module and class, imported when it is asked for: its module imports an SDK, which is an extra. Its
+            arguments are the settings and, if the URI has one, the namespace.
+        is_on_this_machine: its servers listen on ports of this machine, can be given its folders, and have their state
+            there.
+    """
+
+    uri: str
+    servers: str
+    backend: str
+    is_on_this_machine: bool = True
+
+
 TARGETS = {
-    "onnxserve": "a server on this machine, which outlives the command that starts it",
-    "onnxserve:/docker": "a container of this machine's Docker engine",
-    "onnxserve:/kubernetes/NAMESPACE": "pods of the cluster that kubectl reaches",
+    "local": TargetKind(
+        "onnxserve", "a server on this machine, which outlives the command that starts it", "local:LocalBackend"
+    ),
+    "docker": TargetKind("onnxserve:/docker", "a container of this machine's Docker engine", "docker:DockerBackend"),
+    "kubernetes": TargetKind(
+        "onnxserve:/kubernetes/NAMESPACE",
+        "pods of the cluster that kubectl reaches",
+        "kubernetes:KubernetesBackend",
+        is_on_this_machine=False,
+    ),
 }
-"""Target URI → its servers, for help texts."""
-_BACKENDS = {
-    "local": "mlflow_deploy_plugin.deployments.backends.local:LocalBackend",
-    "docker": "mlflow_deploy_plugin.deployments.backends.docker:DockerBackend",
-    "kubernetes": "mlflow_deploy_plugin.deployments.backends.kubernetes:KubernetesBackend",
-}
-"""Kind of target → class, imported when it is asked for: its module imports an SDK, which is an extra.
-Its arguments are the settings and, if the URI has one, the namespace."""
 
 
 class Backend(Protocol):
@@ -82,24 +101,21 @@ class Backend(Protocol):
 class Target:
     """A place to deploy to, as its URI names it."""
 
-    kind: Literal["local", "docker", "kubernetes"]
+    kind: str
     namespace: str = ""
 
     def __str__(self) -> str:
-        if self.kind == "local":
-            return "onnxserve"
-        return f"onnxserve:/{self.kind}" + (f"/{self.namespace}" if self.namespace else "")
+        return TARGETS[self.kind].uri.replace("NAMESPACE", self.namespace)
 
     @property
     def is_on_this_machine(self) -> bool:
-        """True if its servers listen on ports of this machine, can be given its folders, and have their state there."""
-        return self.kind != "kubernetes"
+        return TARGETS[self.kind].is_on_this_machine
 
     def backend(self, settings: Settings) -> Backend:
         """Return the backend. Raises NotInstalled if its SDK is not there."""
-        module, _, name = _BACKENDS[self.kind].partition(":")
+        module, _, name = TARGETS[self.kind].backend.partition(":")
         try:
-            found = import_module(module)
+            found = import_module(f"mlflow_deploy_plugin.deployments.backends.{module}")
         except ImportError as error:
             raise NotInstalled(
                 f"-t {self} needs the package {error.name}: pip install 'mlflow-onnxserve[{self.kind}]'"
@@ -113,13 +129,9 @@ LOCAL = Target("local")
 
 def parse_target(uri: str) -> Target:
     """Return the target that a URI names. Raises InvalidConfig if it names none."""
-    match uri.rstrip("/:").split("/"):
-        case ["onnxserve"]:
-            return LOCAL
-        case ["onnxserve:", "docker"]:
-            return Target("docker")
-        case ["onnxserve:", "kubernetes", namespace] if NAMESPACE.fullmatch(namespace):
-            return Target("kubernetes", namespace)
-    raise InvalidConfig(
-        f"there is no target {uri!r}; there are {', '.join(TARGETS)} (a namespace has letters a-z, digits and -)"
-    )
+    for kind, target in TARGETS.items():
+        pattern = target.uri.replace("NAMESPACE", f"({NAMESPACE.pattern})")
+        if match := re.fullmatch(pattern, uri.rstrip("/:")):
+            return Target(kind, *match.groups()[:1])
+    known = ", ".join(target.uri for target in TARGETS.values())
+    raise InvalidConfig(f"there is no target {uri!r}; there are {known} (a namespace has letters a-z, digits and -)")
