@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
 import pandas as pd
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.flavor.batch import Batch
@@ -22,6 +23,9 @@ DynamicAxes = Mapping[str, tuple[int, ...]]
 sizes."""
 
 
+_FATAL_IF_EMPTY = ("LSTM", "GRU")
+_AS_EMPTY = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators whose output is empty only if their input is."""
 MAX_VALUES = 1_000
 """The most edges, categories and terms of a column, and learned rows, evenly spread over all."""
 
@@ -90,6 +94,8 @@ def bind_graph(
             declares its inputs.
         original: as in `ConvertedModel`. With one, each input and output needs a free first dimension, its rows.
 
+    The graph is changed: see `_refuse_empty_sequences`.
+
     Raises:
         ConversionError: not valid ONNX, a type that cannot be served, or batches of one size only.
         InvalidConfig: the batch does not have the graph's inputs.
@@ -100,6 +106,7 @@ def bind_graph(
                 f"the graph does not declare the shape of its input {value.name!r}: add it, with a name for each free "
                 "size (onnx.helper.make_tensor_value_info)"
             )
+    _refuse_empty_sequences(proto.graph)
     try:
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
@@ -129,6 +136,32 @@ def bind_graph(
         framework_version=framework_version,
         original=original,
     )
+
+
+def _refuse_empty_sequences(graph: Any) -> None:
+    """Make an LSTM or GRU refuse an empty tensor that the graph itself has made, as a selection of steps.
+
+    ONNX Runtime 1.31 ends the process there. To reshape to [0, 0, -1] changes nothing, and is an error for an empty
+    tensor. Empty tensors of a request are refused before the graph runs (`runtime/model.py`).
+    """
+    weights = {entry.name for entry in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def may_be_empty(name: str) -> bool:
+        maker = makers.get(name)
+        if maker is None or maker.op_type in _FATAL_IF_EMPTY:
+            return False
+        if maker.op_type == "Gather" and maker.input[0] in weights:  # an embedding
+            return may_be_empty(maker.input[1])
+        return maker.op_type not in _AS_EMPTY or may_be_empty(maker.input[0])
+
+    for place, node in reversed([*enumerate(graph.node)]):
+        if node.op_type in _FATAL_IF_EMPTY and may_be_empty(node.input[0]):
+            name = f"not_empty_{node.op_type}_{place}"
+            graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape"))
+            reshape = helper.make_node("Reshape", [node.input[0], f"{name}_shape"], [name], name)
+            node.input[0] = name
+            graph.node.insert(place, reshape)
 
 
 def fed_inputs(graph: Any) -> list[Any]:

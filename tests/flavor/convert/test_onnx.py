@@ -15,7 +15,7 @@ from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 from sklearn.multioutput import MultiOutputClassifier
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from mlflow_deploy_plugin.runtime import Placement
@@ -55,6 +55,46 @@ def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto: onnx.
     assert model.artifact.parity_state == "no-original"
     assert {name: array.tolist() for name, array in answers.items()} == {"total": [6], "double": [[2, 4, 6]]}
     assert proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_process(
+    operator: str, tmp_path: Path
+) -> None:
+    """The rows [N, 2, 3] with a positive first number are the batch of a recurrence."""
+    size = {"LSTM": 4, "GRU": 3}[operator]
+    graph = parse_graph(
+        f"""g (float[n,2,3] x) => (float[steps,1,m,1] y)
+        <float[1,{size},3] w = {{{",".join(["1"] * size * 3)}}}, float[1,{size},1] r = {{{",".join(["1"] * size)}}},
+        int64[1] row = {{0}}, float none = {{0}}>
+        {{
+          first = Gather<axis = 1>(x, row)
+          number = Gather<axis = 2>(first, row)
+          flat = Flatten<axis = 0>(number)
+          vector = Squeeze(flat, row)
+          is_positive = Greater(vector, none)
+          chosen = Compress<axis = 0>(x, is_positive)
+          steps = Transpose<perm = [1, 0, 2]>(chosen)
+          y = {operator}<hidden_size = 1>(steps, w, r)
+        }}"""
+    )
+    save_model(graph, tmp_path / "model")
+
+    model = load_model(str(tmp_path / "model"))
+    rows = np.ones((4, 2, 3), np.float32)
+    assert model.run({"x": rows})["y"].shape == (2, 1, 4, 1)
+    with pytest.raises(InferenceError, match=f"running Reshape node. Name:'not_empty_{operator}"):
+        model.run({"x": -rows})
+
+
+def test_a_recurrence_of_a_request_s_own_steps_stays_as_it_is(tmp_path: Path) -> None:
+    weights = ",".join(["1"] * 9)
+    graph = parse_graph(
+        f"""g (float[n,t,3] x) => (float[t,1,n,1] y)
+        <float[1,3,3] w = {{{weights}}}, float[1,3,1] r = {{1, 1, 1}}>
+        {{ steps = Transpose<perm = [1, 0, 2]>(x) y = GRU<hidden_size = 1>(steps, w, r) }}"""
+    )
+    assert [node.op_type for node in wrap(graph).converted.proto.graph.node] == ["Transpose", "GRU"]
 
 
 def test_file_with_external_weights_is_saved_whole_and_twice(proto: onnx.ModelProto, tmp_path: Path) -> None:
