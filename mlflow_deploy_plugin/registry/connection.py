@@ -1,5 +1,6 @@
 """The connection to MLflow: its client, its timeouts, and its errors as ours."""
 
+import errno
 import os
 import re
 import sys
@@ -36,6 +37,9 @@ _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
 _UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")  # urllib3's
+_OWN_DISK = re.compile(  # of MLflow's client, where it writes what it downloads
+    rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
+)
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
@@ -311,6 +315,8 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
         store: the store that was asked; empty if MLflow's server was asked, or where the files of a run lie.
     """
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
+    if full := _OWN_DISK.search(text):
+        return RegistryUnavailable(f"{what}: the disk of this machine takes no more: {full[1].strip()}")
     account = "the account"
     if answered := _ANSWERED.search(text):  # who did so: a run's files may lie anywhere, too
         store = "" if is_mlflow(answered[0]) else answered[1]

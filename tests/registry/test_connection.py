@@ -161,6 +161,18 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             RegistryRefused,
             rf"s3://b refuses the account {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
         ),
+        (
+            "s3://b",
+            MlflowException(f"{FILES}##### File a/model.onnx #####\n[Errno 28] No space left on device\n##### File b"),
+            RegistryUnavailable,
+            "the disk of this machine takes no more: No space left on device",
+        ),
+        (
+            "",
+            OSError(30, "Read-only file system"),
+            RegistryUnavailable,
+            "the disk of this machine .*: Read-only file system",
+        ),
         ("s3://b", NoCredentialsError(), RegistryRefused, rf"s3://b refuses the account {KEYS}: Unable to locate cr.*"),
         (
             "gs://b",
