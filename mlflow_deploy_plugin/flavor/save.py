@@ -228,13 +228,7 @@ def _log_as_pyfunc(
 
     A model that this flavor does not serve (`python_model.py`) is logged by mlflow.pyfunc.
     """
-    rows = input_example
-    if isinstance(rows, Mapping):
-        rows = {key: values[:EXAMPLE_ROWS] for key, values in rows.items()}
-    elif rows is not None:
-        rows = rows[:EXAMPLE_ROWS]
-    if hasattr(rows, "numpy"):  # a tensor
-        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+    rows = _first_rows(input_example)
     arguments: dict[str, Any] = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
         # MLflow would infer the outputs from `predict`
@@ -268,6 +262,16 @@ def _log_as_pyfunc(
     if info.run_id:
         mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
     return info
+
+
+def _first_rows(input_example: Any) -> Any:
+    """Return as many rows of an example as MLflow is to save; a tensor of torch or TensorFlow as an array."""
+    if isinstance(input_example, Mapping):
+        return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
+    rows: Any = None if input_example is None else input_example[:EXAMPLE_ROWS]
+    if hasattr(rows, "numpy"):
+        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+    return rows
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:

@@ -97,31 +97,7 @@ class Cluster:
     _versions: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
-        file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
-        try:
-            with _LOADING:
-                self._client = kubernetes.config.new_client_from_config(file, self.context)
-        except (ConfigException, TypeError) as missing:
-            configuration = kubernetes.client.Configuration()
-            try:
-                if file or self.context:
-                    raise missing  # another cluster than the one that is named would be a surprise
-                kubernetes.config.load_incluster_config(configuration)
-            except (ConfigException, TypeError):
-                known: list[str] = []
-                with suppress(ConfigException, KeyError, TypeError):  # it cannot be read
-                    merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
-                    known = sorted(one["name"] for one in merged.config["contexts"].value)
-                if self.context and known and self.context not in known:
-                    raise InvalidConfig(
-                        f"ONNXSERVE_KUBE_CONTEXT names the context {self.context!r}, which the Kubernetes "
-                        f"configuration does not have; it has {join_names(known, self.context)}"
-                    ) from None
-                why = one_line(missing)
-                raise InvalidConfig(
-                    f"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config ({why})"
-                ) from None
-            self._client = kubernetes.client.ApiClient(configuration)
+        self._client = _configured_client(self.context)
         self._configuration = self._client.configuration
         self._session = requests.Session()
         self._session.trust_env = False
@@ -401,3 +377,34 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     for one in (sink, source):
         with suppress(OSError):
             one.close()
+
+
+def _configured_client(context: str | None) -> Any:
+    """Return the client of the configured cluster or, if nothing is configured, of the cluster that this pod runs in.
+
+    Raises:
+        InvalidConfig: the configuration does not have the context, or there is no cluster.
+    """
+    file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
+    try:
+        with _LOADING:
+            return kubernetes.config.new_client_from_config(file, context)
+    except (ConfigException, TypeError) as error:
+        missing = error
+    if not (file or context):  # another cluster than the one that is named would be a surprise
+        with suppress(ConfigException, TypeError):
+            configuration = kubernetes.client.Configuration()
+            kubernetes.config.load_incluster_config(configuration)
+            return kubernetes.client.ApiClient(configuration)
+    known: list[str] = []
+    with suppress(ConfigException, KeyError, TypeError):  # it cannot be read
+        merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
+        known = sorted(one["name"] for one in merged.config["contexts"].value)
+    if context and known and context not in known:
+        raise InvalidConfig(
+            f"ONNXSERVE_KUBE_CONTEXT names the context {context!r}, which the Kubernetes configuration does not have; "
+            f"it has {join_names(known, context)}"
+        )
+    raise InvalidConfig(
+        f"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config ({one_line(missing)})"
+    )
