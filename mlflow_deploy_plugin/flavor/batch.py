@@ -339,9 +339,9 @@ def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
-    """Refuse a user's signature whose outputs are texts where the model predicts numbers, or the other way round.
+    """Refuse a user's signature that has texts as outputs while the model predicts numbers, or the other way round.
 
-    Other differences, as columns for an array or a wider number, mean the same to MLflow's clients.
+    Other differences mean the same to MLflow's clients, such as columns for an array, or a wider number.
 
     Raises:
         InvalidConfig: the message names both types.

@@ -183,7 +183,7 @@ def served_type(value: Any, original: OriginalModel | None) -> tuple[str, tuple[
 
 
 def _unservable(kind: Any) -> str:
-    """Return what a value is that is no tensor of numbers, booleans and texts, and what would be right."""
+    """Describe a value that is no tensor of numbers, booleans and texts, and say what would be right."""
     match kind.WhichOneof("value"):
         case "sequence_type":
             return (

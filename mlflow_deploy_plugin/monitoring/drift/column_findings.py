@@ -234,35 +234,43 @@ class _JudgedColumn:
 
     def _distribution_change(self, distance: float) -> str:
         """Return how the distribution changed, as `mean 3.2 → 8.9, higher`."""
-        given, before = self.given, self.before
-        if before is None or len(before.counts) != len(given.counts):
+        if self.before is None or len(self.before.counts) != len(self.given.counts):
             return ""
         if isinstance(self.bins, OrderedBins):
-            infinite = [before.infinite_share, given.infinite_share]
-            reach = np.ptp(self.bins.positions) / self.bins.scale  # an infinite value lies in the first or last bin
-            if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
-                return _share_change("infinite values", *infinite)
-            if not (before.finite and given.finite):
-                return ""
-            means = f"mean {before.mean:.4g} → {given.mean:.4g}"
-            if abs(given.mean - before.mean) >= distance * self.bins.scale / 2:  # it explains half of the distance
-                return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
-            wide = "wider" if given.deviation > before.deviation else "narrower"
-            return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
-        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
-        divergence = self.bins.divergence(*shares)
-        names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in self.bins.codes]
-        rest = len(names)
-        frequent = [np.append(share[:rest], share[rest:].sum()) for share in shares]
+            return self._number_change(self.bins, self.before, distance)
+        return self._category_change(self.bins, self.before)
+
+    def _number_change(self, bins: OrderedBins, before: ColumnSketch, distance: float) -> str:
+        """Return the change that explains half of the distance: in infinite values, the mean or the deviation."""
+        given = self.given
+        infinite = [before.infinite_share, given.infinite_share]
+        reach = np.ptp(bins.positions) / bins.scale  # an infinite value lies in the first or last bin
+        if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
+            return _share_change("infinite values", *infinite)
+        if not (before.finite and given.finite):
+            return ""
+        means = f"mean {before.mean:.4g} → {given.mean:.4g}"
+        if abs(given.mean - before.mean) >= distance * bins.scale / 2:
+            return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
+        wide = "wider" if given.deviation > before.deviation else "narrower"
+        return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
+
+    def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> str:
+        """Return the change of the frequent value, or of all rarer ones, that changed most."""
+        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, self.given)]
+        divergence = bins.divergence(*shares)
+        frequent = len(bins.codes)
+        by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
+        place = int(np.argmax(np.abs(by_value[1] - by_value[0])))
         # a few rows with new values tell more than many rows less of a frequent value
-        is_rest = 2 * divergence[rest:].sum() > divergence.sum()
-        place = rest if is_rest else int(np.argmax(np.abs(frequent[1] - frequent[0])))
-        if place == rest:
-            return self._rare_change(self.bins, before, *(share[rest:] for share in shares))
-        return _share_change(names[place], *(share[place] for share in frequent))
+        if place == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
+            return self._rare_change(bins, before, *(share[frequent:] for share in shares))
+        code = list(bins.codes)[place]
+        name = f"{code:g}" if isinstance(code, float) else repr(code)
+        return _share_change(name, *(share[place] for share in by_value))
 
     def _rare_change(self, bins: CategoryBins, column: ColumnSketch, before: Array, now: Array) -> str:
-        """Return how the values changed that are no frequent ones, by their shares in the bins of these."""
+        """Return how the rare values changed, by their shares in the bins of rare values."""
         given, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
         known = max(given.rows - given.missing, 1)
         if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():

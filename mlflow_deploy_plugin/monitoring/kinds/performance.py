@@ -199,7 +199,7 @@ def _not_judged(window: _Window, reason: str) -> MonitorResult:
 
 
 def _judge_by_estimate(window: _Window) -> MonitorResult:
-    """Judge the requirements on what the model's own probabilities let expect."""
+    """Judge the requirements on metrics that are estimated from the model's own probabilities."""
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
         return _not_judged(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
@@ -228,15 +228,19 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
         f"checked on {of_all.windows} earlier windows with labels"
     )
-    figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
-    for name in of_all.errors:
-        measured = of_all.measure(name, 0, confidence)
+    return _result(window, findings, figures | _estimated_figures(of_all, confidence), (note, *notes))
+
+
+def _estimated_figures(estimate: CbpeEstimate, confidence: float) -> dict[str, float]:
+    figures = {f"estimated/{name}": value for name, value in estimate.values.items() if not isinstance(value, Refused)}
+    for name in estimate.errors:
+        measured = estimate.measure(name, 0, confidence)
         if isinstance(measured, MetricInterval):
             figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
-    figures["estimated/windows"] = float(of_all.windows)
-    if of_all.calibration_error is not None:
-        figures["estimated/calibration_error"] = of_all.calibration_error
-    return _result(window, findings, figures, (note, *notes))
+    figures["estimated/windows"] = float(estimate.windows)
+    if estimate.calibration_error is not None:
+        figures["estimated/calibration_error"] = estimate.calibration_error
+    return figures
 
 
 def _findings(
@@ -317,11 +321,12 @@ def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
 
 
 def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedWindows | None:
-    """Return the rows with the labelled ones of the latest windows of the same length that have enough of them. A
-    window whose labels may be missing by what they would say is left out; the notes have how many such there are.
+    """Return the rows with the labelled ones of the latest windows of the same length that have enough of them.
+
+    A window whose labels may be missing by the label itself is left out; the notes have the number of such windows.
 
     Args:
-        least_share: of the rows of an earlier window that have a label.
+        least_share: the least share of an earlier window's rows that have a label.
     """
     request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
     tables, selected = [rows.table], 0

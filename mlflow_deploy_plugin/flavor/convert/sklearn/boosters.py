@@ -135,9 +135,9 @@ def _xgboost_trees(document: dict[str, Any], target: int, weight: float) -> list
 
 
 def _xgboost_categories(encoded: dict[str, Any]) -> tuple[str | int, ...]:
-    """Return the categories of a column; of texts, XGBoost has the bytes, one after the other.
+    """Return the categories of a column. XGBoost stores texts as their bytes, one after the other.
 
-    XGBoost 3.2 counts the characters of texts, not their bytes: what is not ASCII is cut.
+    XGBoost 3.2 counts the characters of texts instead of their bytes, so it cuts texts that are not ASCII.
     """
     if "offsets" not in encoded:
         return tuple(encoded["values"])  # XGBoost takes no fractions
@@ -303,7 +303,7 @@ _READERS: dict[str, Callable[[Any], Boosting]] = {"xgboost": _xgboost, "lightgbm
 
 
 def _regressor_shapes(operator: Any) -> None:
-    """Set the output type: a float for each target. What was read is kept: a large booster takes seconds."""
+    """Set the output type: a float for each target. The trees are kept: to read a large booster takes seconds."""
     operator.boosting = read_boosting(operator.raw_operator)
     kind = DoubleTensorType if operator.boosting.sums_type == TensorProto.DOUBLE else FloatTensorType
     operator.outputs[0].type = kind([None, len(operator.boosting.base)])
@@ -321,7 +321,7 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
-    """Return the columns as numbers, [N, features], with the code of each category; NaN for what is none."""
+    """Return the columns as numbers, [N, features]: a code for each category, NaN for a value that is no category."""
     kind = TensorProto.FLOAT if boosting.has_single_rows else TensorProto.DOUBLE
     kinds = (StringTensorType, Int64TensorType)
     read = [variable for variable in operator.inputs if isinstance(variable.type, kinds)]

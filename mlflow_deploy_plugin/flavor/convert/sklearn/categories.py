@@ -51,7 +51,7 @@ def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
 
 
 def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
-    """Add a 1 in the column of the row's category, 0 in the others; a dropped or grouped one has no column."""
+    """Add a column for each category: 1 if the row has it, else 0. A dropped or grouped category has no column."""
     graph = NodeBuilder(scope, container)
     encoder: OneHotEncoder = operator.raw_operator
     parts = []
@@ -65,7 +65,7 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
 
 
 def convert_target(scope: Any, operator: Any, container: Any) -> None:
-    """Add the mean of the target for a row's category; for an unknown one, the mean of all rows.
+    """Add the mean of the target for each row's category, and the mean of all rows for an unknown one.
 
     With more than two classes, there is a mean for each column and class.
     """
@@ -115,7 +115,7 @@ def grouped_shapes(operator: Any) -> None:
 
 
 def convert_grouped(scope: Any, operator: Any, container: Any) -> None:
-    """Add the known categories as they are, and one text for all others."""
+    """Add the known categories unchanged, and one text for all others."""
     graph = NodeBuilder(scope, container)
     grouped: GroupedCategories = operator.raw_operator
     known = [text.encode() for text in [*grouped.known, MISSING]]

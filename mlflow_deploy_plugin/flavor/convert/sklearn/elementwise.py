@@ -68,10 +68,10 @@ def function_shapes(operator: Any) -> None:
 
 
 def convert_function(scope: Any, operator: Any, container: Any) -> None:
-    """Add what a function of numpy functions does with the columns, in 64 bits.
+    """Add the operations of a function that is made of numpy functions, in 64 bits.
 
     Raises:
-        NotImplementedError: the function has no form in a graph; the message says at which operation it ended.
+        NotImplementedError: the function has no form in a graph; the message names the operation at which it stopped.
     """
     graph = NodeBuilder(scope, container)
     result = operator.outputs[0].full_name

@@ -60,7 +60,9 @@ class NodeBuilder:
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
     def constant(self, values: Any) -> str:
-        """Add an initializer of the shape and type of an array, whose objects are texts, and return its name."""
+        """Add an initializer with the shape and type of an array (an array of objects holds texts), and return its
+        name.
+        """
         array, name = np.asarray(values), self.name("constant")
         flat = array.ravel().tolist()
         if array.dtype.kind == "O":
@@ -110,7 +112,9 @@ class NodeBuilder:
         return variable
 
     def declare(self, estimator: Any, inputs: list[Any]) -> None:
-        """Tell skl2onnx that an estimator, which a formula converts, reads these variables: `refused_rows.py` asks."""
+        """Tell skl2onnx that an estimator, which a formula converts, reads these variables. `refused_rows.py` looks for
+        them.
+        """
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
         operator.init_status(is_evaluated=True)  # so it is not converted
@@ -144,7 +148,7 @@ def register_converter(kind: type, shapes: Any, convert: Any, has_labels: bool) 
 
 
 def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
-    """Return skl2onnx's variable of what a ColumnTransformer makes, or several if some are texts and some are numbers.
+    """Return skl2onnx's variable of a ColumnTransformer's output, or several variables if it makes texts and numbers.
 
     Joined, all would be texts, and ONNX Runtime writes a number with eight digits.
     """
@@ -169,7 +173,7 @@ def write_labels(graph: NodeBuilder, operator: Any, position: str) -> None:
 
 
 class Subgraph(NodeBuilder):
-    """The body of an `If` or a `Scan`. Its constants are its own: each one from outside costs a run of an `If` time."""
+    """The body of an `If` or a `Scan`. It has its own constants: each one from outside makes an `If` slower."""
 
     def __init__(self, scope: Any) -> None:
         super().__init__(scope, self)
@@ -256,7 +260,7 @@ def _casts_before(node: Any, types: dict[str, Any]) -> list[Any]:
 
 
 def widen(model: Any) -> None:
-    """Cast 32-bit inputs to 64 bits if a node takes both, and correct the types that follow.
+    """Cast 32-bit inputs to 64 bits if a node reads both, and correct the types that follow.
 
     skl2onnx assumes that the prediction of an estimator within an ensemble is as wide as the ensemble's input.
     """

@@ -1,9 +1,9 @@
-"""Converters for the vectorizers of texts and TfidfTransformer: tokens exactly as Python finds them.
+"""Converters for the vectorizers of texts and TfidfTransformer, with exactly the tokens that Python finds.
 
-skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm", and have
-the logarithm of `sublinear_tf` wrong. ONNX Runtime lowers characters as Python does, except for two: "İ" becomes two,
-and "Σ" a "ς" at the end of a word. Texts with these, or with accents that have to go, are put together anew, character
-by character.
+skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm". They have
+the logarithm of `sublinear_tf` wrong. ONNX Runtime lowers characters as Python does, except for two: "İ" becomes two
+characters, and "Σ" becomes "ς" at the end of a word. Texts with these, or with accents that have to be removed, are
+rebuilt character by character.
 """
 
 import re

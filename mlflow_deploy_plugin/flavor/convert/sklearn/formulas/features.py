@@ -54,7 +54,7 @@ def selected(model: Any, rows: Rows) -> TracedArray:
 
 
 def picked(model: LaterColumns, rows: Rows) -> TracedArray:
-    """Return the columns that each step makes of those it reads, side by side."""
+    """Return the outputs of all steps, each computed from the columns that it reads, side by side."""
     parts = []
     for step, positions in model.parts:
         columns = rows.with_matrix(rows.matrix[:, positions])
