@@ -147,11 +147,11 @@ def rollouts_lease_name(place: str) -> str:
 def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yield the places whose servers this process reaches, each with the words for its servers.
 
-    A target is reached if one of its endpoints is. An endpoint on another machine is no failure. This machine comes
+    A target is reached if one of its endpoints is; an endpoint on another machine is no failure. This machine comes
     first, because a cluster that does not answer takes until its timeout.
 
     Args:
-        fail: takes a line for each target that this process fails to reach.
+        fail: is called with a line for each target that this process fails to reach.
     """
     reached: set[str] = set()
     failures: dict[str, str] = {}

@@ -27,9 +27,9 @@ class EndpointSnapshot:
         reason: why it is not running, or what it waits for.
         versions: variant → the version with which every worker answers; a variant with none or several is missing.
         errors: variant → why a worker could not load the version.
-        refused: variant and version → why the agent does not let it be served.
-        counters: server → what it has counted.
-        unread: why a server does not say what it has counted; empty if each does.
+        refused: variant and version → why the agent refuses to serve it.
+        counters: server → its counters.
+        unread: why the counters of a server are missing; empty if none are.
     """
 
     variants: Mapping[str, VariantSpec]

@@ -60,10 +60,10 @@ class Deployment:
 class Deployments:
     """All deployments and endpoints of the store.
 
-    Every change is in the audit trail with `why` it was made and the `actor` who made it; None is this process's user.
+    The audit trail has every change, with `why` it was made and the `actor` who made it; None is this process's user.
 
     Args:
-        progress: takes one line for each long step.
+        progress: is called with one line for each long step.
         target: the only target whose deployments are seen and made; None: all are seen, and made on this machine.
     """
 

@@ -1,9 +1,10 @@
 """Metrics of labelled rows whose weights change, and the paired bootstrap that compares two models by them.
 
-Every metric equals scikit-learn's of the same name with `sample_weight` (a test compares them). A resample is a weight
-for each row, so a metric has two parts: one is computed once for the rows, the other for a thousand weightings.
-For two labels f1 is that of the larger one and roc_auc that of the pair; for more labels both are the mean over the
-labels (macro), roc_auc of one label against the rest.
+Every metric equals scikit-learn's of the same name with `sample_weight`; a test compares them. A resample is a weight
+for each row. So a metric has two parts: one is computed once for the rows, the other for a thousand weightings.
+
+With two labels, f1 is that of the larger label, and roc_auc that of the pair. With more labels, both are the mean over
+the labels (macro), roc_auc of each label against all others.
 """
 
 from collections.abc import Callable

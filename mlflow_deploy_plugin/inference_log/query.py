@@ -1,9 +1,9 @@
-"""SQL over the log: DuckDB runs it over the rows as they are read, each once and with its label.
+"""SQL over the log: DuckDB runs it over the rows as they are read, each row once and with its label.
 
-DuckDB sees one table, `log`, and nothing else: no file, no network, no extension. It plans the statement over an empty
-table first. That finds what is wrong with it before anything is read, and says which columns have to be. Rows pass
-through; what a sort or a grouping has to keep beyond `MEMORY_MB` goes to a temporary folder, which takes half of what
-is free there at most. A statement that yields nothing for `TIMEOUT_SECONDS` is interrupted.
+DuckDB sees one table, `log`, and nothing else: no file, no network, no extension. It first plans the statement over an
+empty table. That finds mistakes before anything is read, and shows which columns have to be read. Rows pass through. If
+a sort or a grouping needs more than `MEMORY_MB`, it uses a temporary folder, at most half of the free space there. A
+statement that yields nothing for `TIMEOUT_SECONDS` is interrupted.
 """
 
 import json

@@ -1,12 +1,12 @@
 """Statistics of an endpoint's log: what it contains, and whether anything is missing from it.
 
-Each agent writes a watermark: how far the log is complete, and whether anything was lost.
+Each agent writes a watermark, which says how far the log is complete, and whether anything was lost.
 
-    LOG/_watermarks/<agent>.json
+LOG/_watermarks/<agent>.json
 
-An agent belongs to one state folder, however often its process is restarted. Its counts go on from the folder's
-first day, so that a reader can compare the answered rows with the rows in the log. The watermark of an agent that is
-gone for `GONE_AFTER` is deleted, and its counts with it.
+An agent belongs to one state folder, however often its process is restarted. Its counts begin with the folder's first
+day, so a reader can compare the answered rows with the rows in the log. If an agent has been gone for `GONE_AFTER`, its
+watermark and its counts are deleted.
 """
 
 from collections import Counter

@@ -1,9 +1,8 @@
-"""Tables of the log: different schemas united, lists reduced to numbers, and rows told apart by their identity.
+"""Tables of the log: different schemas united, lists reduced to numbers, and rows distinguished by their identity.
 
-The files of one log differ in their columns, since versions of a model do, and versions of this package.
-
-(`_segment`, `_offset`, `_row`) tells the rows of a log apart. Its hash finds duplicates, and makes a sample that is the
-same each time.
+The files of one log have different columns, because versions of a model and of this package do. The identity of a row
+in the log is (`_segment`, `_offset`, `_row`). Its hash finds duplicates, and selects a sample that is the same each
+time.
 """
 
 import hashlib

@@ -82,7 +82,7 @@ def event_as_json(event: "AuditEvent") -> str:
 
 
 def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
-    """Return the registered models that an endpoint serves; for a deleted or emptied one, those it served last.
+    """Return the registered models that an endpoint serves; for a deleted or emptied one, the last ones that it served.
 
     The result is None if they are unknown: a newer onnxserve has written the spec, or the trail has no spec.
     """

@@ -41,14 +41,14 @@ class Expired:
 def expire(
     store: Store, keep: timedelta, *, only_count: bool = False, goes_on: Callable[[], bool] = lambda: True
 ) -> Expired:
-    """Delete the windows and the alerts that have last changed longer ago than `keep`, and return their numbers.
+    """Delete the windows and alerts that last changed longer ago than `keep`, and return their numbers.
 
-    Of each monitor its newest window and its newest `KEPT_WINDOWS` judged ones stay, the scheduled ones and those by
-    hand for themselves; so does what waits to be judged, or fires. Each transaction deletes at most a thousand rows,
-    and others get as much time between two of them as one takes.
+    Of each monitor, the newest window and the newest `KEPT_WINDOWS` judged ones stay, of the scheduled ones and of
+    those by hand. Windows that wait to be judged stay, and alerts that fire. Each transaction deletes at most a
+    thousand rows, and between two of them others get as much time as one takes.
 
     Args:
-        goes_on: is asked before each transaction; what was deleted so far stays deleted.
+        goes_on: is called before each transaction; if it returns False, what was deleted so far stays deleted.
     """
     try:
         before = store.now() - keep

@@ -387,15 +387,15 @@ class Store:
 
     @contextmanager
     def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:
-        """Open one transaction: everything that is written in it stands, or nothing. For the modules of this package.
+        """Open one transaction: all of its writes are stored, or none. For the modules of this package.
 
         Args:
             is_read_only: it writes nothing, so SQLite lets others write meanwhile, however long it takes.
-            alone_with: a name; no other transaction with this name runs meanwhile. A row that is not there yet cannot
+            alone_with: a name; no other transaction with this name runs meanwhile. A row that does not exist yet cannot
                 be locked, and two transactions that miss it would both write it. SQLite runs one at a time anyway.
 
         Raises:
-            IntegrityError: a unique value is there already.
+            IntegrityError: a unique value exists already.
             StoreUnavailable: the database does not answer.
         """
         try:

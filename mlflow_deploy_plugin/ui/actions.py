@@ -1,11 +1,11 @@
 """The actions of the console: what blocks one now, what a form asks for, and the process that does it.
 
-`python -m mlflow_deploy_plugin.ui.actions FILE` does what a button asks for, and stores the outcome. It calls what the
-command line calls; the audit trail has the person who pressed the button as the actor.
+`python -m mlflow_deploy_plugin.ui.actions FILE` does what a button asks for, and stores the outcome. It calls the same
+functions as the command line. The audit trail names the person who pressed the button.
 
-A blocker is the reason why a button would be refused now. The page does not offer it then, and the action refuses. Each
-text is that of the part that would refuse: lifecycle, rollback, promotion, gate. An empty text means that nothing
-blocks the button. A reason that only an attempt can find, as the gate's verdict, is not among them.
+A blocker is the reason why a button would be refused now. The page then does not offer the button, and the action
+refuses. Its text comes from the part that would refuse: lifecycle, rollback, promotion or gate. An empty text means
+that nothing blocks the button. A reason that only an attempt can find, such as the gate's verdict, is not among them.
 """
 
 import os

@@ -107,12 +107,13 @@ def line_chart(
     is_growing: bool = False,
     empty: str = "",
 ) -> LineChart:
-    """Return the chart of these series, whose first value stands at the left end and whose last at the right one.
+    """Return the chart of these series. The first value of a series is at the left end, and the last one at the right
+    end.
 
     Args:
         limit: a value that is marked.
-        is_growing: the right end is still to come: what is known last is now.
-        empty: what to say if no series has a value.
+        is_growing: the right end lies in the future, and the last known value is the present one.
+        empty: the text if no series has a value.
     """
     drawn = [
         [None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0) for value in one.values]

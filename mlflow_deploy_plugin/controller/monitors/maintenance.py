@@ -99,10 +99,10 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
 def add_revisions(
     deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
 ) -> list[tuple[MonitorWindow, LateData]]:
-    """Add a further revision of each window that has more rows, or materially more labels, than when it was judged.
+    """Add a revision of each window that now has more rows, or materially more labels, than when it was judged.
 
     Returns:
-        The revisions, which are to be judged, and what came late.
+        The revisions, which have to be judged, and what came late.
     """
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)

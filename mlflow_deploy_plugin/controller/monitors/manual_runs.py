@@ -183,11 +183,11 @@ def backfill(
 
 
 def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
-    """Judge every window of the monitor that is due, oldest first, as the controller would, with what follows.
+    """Judge every window of the monitor that is due, oldest first, with all consequences, as the controller would.
 
-    This is for a command that runs at its own times instead of a controller, as a CronJob does. A failed attempt ends
-    it: the window is in the store, and the next call tries again. A call before that attempt's pause is over yields
-    the window as it stands: a Job whose second pod finds nothing to try must not end well.
+    It is for a command that runs at its own times instead of a controller, such as a CronJob. A failed attempt ends it:
+    the window is in the store, and the next call tries again. If that attempt's pause is not over, a call yields the
+    window as it is: a Job whose second pod finds nothing to try must not succeed.
 
     Raises:
         NotFound: the endpoint is not in the store, or has no such monitor.

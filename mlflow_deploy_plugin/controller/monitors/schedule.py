@@ -64,9 +64,9 @@ def next_due_window(
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
-    """Return True if the clock has gone back behind the endpoint's creation or what was made up.
+    """Return True if the clock now shows a time before the endpoint's creation, or before the windows that were judged.
 
-    The monitor then goes on with the window that holds now, and judges again what it has judged too early.
+    The monitor then continues with the present window, and judges again what it has judged too early.
     """
     return (state.made_up_to or endpoint.created_at) > now
 
@@ -96,10 +96,9 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
-    """Return the oldest of the windows that wait to be judged, or None if it may not be tried yet.
+    """Return the oldest of the windows that wait to be judged; None if it may not be tried yet. All others wait for it.
 
-    The others wait behind it. A `not_before` further ahead than the longest back-off was set by a wrong clock, and is
-    ignored.
+    A `not_before` further ahead than the longest back-off was set by a wrong clock, and is ignored.
     """
     if not windows:
         return None

@@ -67,8 +67,9 @@ _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
 """The channels of a command's web socket: the first byte of each frame."""
 _LOADING = threading.Lock()
-"""The client writes certificates and keys of a configuration to files, one for all who load it, and removes them at the
-end. Of two who load it at once, one would find a file empty, or leave a key behind."""
+"""The lock of loading a configuration. The client writes its certificates and keys to files, which all clients share,
+and removes them at the end. Without the lock, one of two clients would find an empty file, or leave a key behind.
+"""
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflicts? with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")

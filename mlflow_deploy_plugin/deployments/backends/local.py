@@ -1,7 +1,7 @@
-"""Deployments on this machine: one detached supervisor an endpoint, in a state folder of its own.
+"""Deployments on this machine: one detached supervisor for each endpoint, in a state folder of its own.
 
-Declarative: `apply` compares the spec with what runs and does what is missing, so that the same call after a crash
-finishes the work. The caller holds the endpoint's lock (`lifecycle.py`).
+`apply` compares the spec with what runs, and does only what is missing. So the same call after a crash finishes the
+work. The caller holds the endpoint's lock (`lifecycle.py`).
 """
 
 import errno

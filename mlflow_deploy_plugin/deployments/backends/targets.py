@@ -52,8 +52,8 @@ TARGETS = {
 class Backend(Protocol):
     """A place to deploy to.
 
-    Declarative: `apply` compares the spec with what runs and does what is missing, so that the same call after a crash
-    finishes the work. The caller of what changes something holds the endpoint's lock.
+    `apply` compares the spec with what runs, and does only what is missing. So the same call after a crash finishes the
+    work. Callers of functions that change something hold the endpoint's lock.
     """
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
