@@ -144,6 +144,7 @@ class EndpointCard:
         no_rollback: why a rollback would be refused now; empty if it would not.
         rollback_to: the version or model that a rollback brings back; empty if that is not known.
         monitors: with their newest windows; none where it stands alone, with a picture of all.
+        spec: None if it cannot be read.
         pictures: None if the page's script gets them once they are in sight.
     """
 
@@ -155,7 +156,7 @@ class EndpointCard:
     variants: tuple[VariantRow, ...] = ()
     monitors: tuple[Timeline, ...] = ()
     pictures: Pictures | None = None
-    gate_required: bool = False
+    spec: EndpointSpec | None = None
     no_traffic: str = ""
     no_rollback: str = ""
     rollback_to: str = ""
@@ -277,7 +278,7 @@ def _endpoint_card(
         variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
         monitors=() if is_alone else monitor_timelines(spec, store, pages, _LOOKED_AT),
         may_act=may_act,
-        gate_required=bool(spec.require),
+        spec=spec,
         no_traffic=traffic_blocker(store, one) if may_act else "",
         no_rollback=no_rollback,
         rollback_to=rollback_to,
