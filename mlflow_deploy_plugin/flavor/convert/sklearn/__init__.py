@@ -162,8 +162,9 @@ def forms(
         return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
 
     precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
-    fitted = with_stand_ins(best_estimator(model))
-    names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
+    columns = list(map(str, batch.columns)) if isinstance(batch, pd.DataFrame) else int(batch[""].shape[1])
+    fitted = with_stand_ins(best_estimator(model), columns)
+    names = columns if isinstance(columns, list) else list(map(str, range(columns)))
     known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
     return [
         partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
@@ -182,7 +183,7 @@ def _has_probabilities(model: Any, batch: Batch) -> bool:
 
 def known_values(model: Any, names: list[str]) -> BoundaryValues:
     """Return the values of the columns with these names that a fitted model has learned or decides by."""
-    return boundary_values_of(with_stand_ins(best_estimator(boosters.as_estimator(model))), names)
+    return boundary_values_of(with_stand_ins(best_estimator(boosters.as_estimator(model)), names), names)
 
 
 def _convert(

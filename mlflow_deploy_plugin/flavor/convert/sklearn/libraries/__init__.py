@@ -1,16 +1,18 @@
 """Estimators of other libraries, replaced by estimators that this package converts.
 
-`_STAND_INS` has a function for each library. Boosters and nets need none: skl2onnx converts them by a converter of
-their own (`boosters.py`, `nets.py`).
+`_STAND_INS` has a function for some libraries; estimators of the others, and of users, are replaced if they are affine.
+Boosters and nets need none: skl2onnx converts them by a converter of their own (`boosters.py`, `nets.py`).
 """
 
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators, thawed
-from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import category_tables, feature_engine, interpret
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import first_steps, sub_estimators, thawed
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import affine, category_tables, feature_engine, interpret
 
+_CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
+"""The packages whose estimators are converted as they are."""
 _STAND_INS: dict[str, Callable[[Any], Any]] = {
     "category_encoders": category_tables.of_category_encoders,
     "feature_engine": feature_engine.stand_in,
@@ -23,8 +25,12 @@ They raise a ConversionError for an estimator whose options no graph has.
 """
 
 
-def with_stand_ins(fitted: Any) -> Any:
+def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
     """Return the estimator, or a copy in which the estimators of other libraries are replaced.
+
+    Args:
+        columns: the names of the columns of its table, or the number of those of its matrix; 0 if
+            nobody knows.
 
     Raises:
         ConversionError: an estimator of a library in `_STAND_INS` has no form in a graph.
@@ -32,11 +38,16 @@ def with_stand_ins(fitted: Any) -> Any:
     fitted = thawed(fitted)
     stand_ins: dict[int, Any] = {}
     replaced_inside: set[int] = set()
+    first = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
-        of_library = _STAND_INS.get(type(part).__module__.partition(".")[0])
-        if of_library is None or id(part) in replaced_inside:
+        package = type(part).__module__.partition(".")[0]
+        if package in _CONVERTED or id(part) in replaced_inside:
             continue
-        if (stand_in := of_library(part)) is not None:
+        if package in _STAND_INS:
+            stand_in = _STAND_INS[package](part)
+        else:
+            stand_in = affine.stand_in(part, columns if id(part) in first else 0)
+        if stand_in is not None:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
     return deepcopy(fitted, stand_ins) if stand_ins else fitted

@@ -1,0 +1,114 @@
+"""Estimators that no converter knows, by the weights that their answers show."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeRegressor
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+TABLE = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 4)) * [1, 10, 1e4, 0.1], columns=list("abcd"))
+TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
+
+
+class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A risk as survival libraries have it: weights, and the risk of the mean row taken off."""
+
+    def fit(self, rows: Any, target: Any) -> "Hazard":
+        self.coef_, *_ = np.linalg.lstsq(np.asarray(rows), target, rcond=None)
+        self.mean_ = np.asarray(rows).mean(axis=0)
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        return (np.asarray(rows) - self.mean_) @ self.coef_
+
+
+class FirstColumn(Hazard):
+    """A rule of thumb that reads one column: what is missing in the others does not matter."""
+
+    def predict(self, rows: Any) -> Any:
+        return np.asarray(rows)[:, 0] * 2.5
+
+
+class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    def fit(self, rows: Any, target: Any = None) -> "Centred":
+        self.mean_ = np.asarray(rows).mean(axis=0)
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        return np.asarray(rows) - self.mean_
+
+
+class Chosen(Centred):
+    """Two columns of a table by their names, and a third made of two."""
+
+    def transform(self, rows: Any) -> Any:
+        return rows[["c", "a"]].assign(both=rows.b - rows.d)
+
+
+class Known(Centred):
+    """A step that says how many columns it reads, so that it may stand behind others."""
+
+    def fit(self, rows: Any, target: Any = None) -> "Known":
+        self.n_features_in_ = rows.shape[1]
+        super().fit(rows)
+        return self
+
+
+class Turned(Centred):
+    def transform(self, rows: Any) -> Any:
+        return super().transform(rows) @ np.array([[1.0, 2, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]])
+
+
+class CentredByRequest(Centred):
+    """A step whose answer to a row hangs on the other rows."""
+
+    def transform(self, rows: Any) -> Any:
+        return np.asarray(rows) - np.asarray(rows).mean(axis=0)
+
+
+class Capped(Centred):
+    def transform(self, rows: Any) -> Any:
+        return np.clip(super().transform(rows), -0.5, 0.5)
+
+
+class Ridge2(Ridge):  # type: ignore[misc]
+    """A user's own kind of a scikit-learn regression."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Hazard(),
+        FirstColumn(),
+        Ridge2(),
+        make_pipeline(StandardScaler(), Hazard()),
+        make_pipeline(Centred(), Ridge()),
+        make_pipeline(StandardScaler(), Known(), Ridge()),
+        make_pipeline(Centred(), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(Chosen(), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(Turned(), LogisticRegression(max_iter=1000)),
+    ],
+    ids=str,
+)
+def test_an_affine_estimator_is_proven(model: Any) -> None:
+    target = TARGET > 0 if isinstance(getattr(model, "_final_estimator", None), LogisticRegression) else TARGET
+    assert wrap(model.fit(TABLE, target), TABLE).report.state == "proven"
+
+
+def test_a_matrix_has_columns_without_names() -> None:
+    model = make_pipeline(Centred(), Ridge()).fit(TABLE.to_numpy(), TARGET)
+    assert wrap(model, TABLE.to_numpy()).report.state == "proven"
+
+
+@pytest.mark.parametrize("step", [CentredByRequest(), Capped()], ids=str)
+def test_another_one_has_no_converter(step: Any) -> None:
+    with pytest.raises(ConversionError, match=f"there is no converter for .*{type(step).__name__}"):
+        wrap(make_pipeline(step, LinearRegression()).fit(TABLE, TARGET), TABLE)
