@@ -7,6 +7,7 @@ python -m mlflow_deploy_plugin.pyfunc explain DESCRIPTOR    explains predictions
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         _log.exception("the model cannot be loaded")
         raise CannotStart(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
-    def answer(question: SideMessage) -> SideMessage:
+    def answer(question: SideMessage) -> SideMessage | Iterator[SideMessage]:
         most = question.fields["most_values"]
+        if question.kind == "stream":
+            return scorer.stream(question.fields["content_type"], question.body, most)
         if question.kind == "invocations":
             return scorer.invoke(question.fields["content_type"], question.body, most)
         return scorer.predict(question.arrays["feeds"], most)

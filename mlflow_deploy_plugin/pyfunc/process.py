@@ -12,7 +12,7 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,9 @@ _log = logging.getLogger(__name__)
 
 RefusalKind = Literal["request", "schema", "size", "media type", "model", "time"]
 """The part at fault: the body, its data, the size of its answer, its type, the model, or the time that it takes."""
-Answer = Callable[[SideMessage], SideMessage]
-"""Returns the answer to one request, or raises `RequestRefused`. Called in several threads at once."""
+Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
+"""Returns the answer to one request, or its parts and an end, or raises `RequestRefused`. Called in several threads at
+once."""
 
 _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
@@ -80,17 +81,30 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
     """Answer the requests of a connection until the worker closes it."""
     with connection, contextlib.suppress(OSError):  # nobody reads the answer any more
         while (request := receive_message(connection)) is not None:
-            try:
-                answered = answer(request)
-            except RequestRefused as refusal:
-                answered = _refusal(refusal.what, refusal.message)
-            except BaseException as error:  # noqa: BLE001 - the boundary; the code may be cancelled by a loop of its own
-                _log.exception("answering failed")
-                answered = _refusal("model", f"the model cannot answer: {error_summary(error)}")
-            try:
-                send_message(connection, answered)
-            except ValueError as error:
-                send_message(connection, _refusal("size", f"the answer is too large: {error}"))
+            with contextlib.closing(_messages(request, answer)) as messages:
+                for message in messages:
+                    try:
+                        send_message(connection, message)
+                    except ValueError as error:
+                        send_message(connection, _refusal("size", f"the answer is too large: {error}"))
+                        break
+
+
+def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, None, None]:
+    """Yield the messages of an answer. The last one may be a refusal."""
+    try:
+        answered = answer(request)
+        if isinstance(answered, SideMessage):
+            yield answered
+        else:
+            yield from answered
+    except RequestRefused as refusal:
+        yield _refusal(refusal.what, refusal.message)
+    except GeneratorExit:  # nobody wants the rest
+        raise
+    except BaseException as error:  # noqa: BLE001 - the boundary; the code may be cancelled by a loop of its own
+        _log.exception("answering failed")
+        yield _refusal("model", f"the model cannot answer: {error_summary(error)}")
 
 
 def _refusal(what: RefusalKind, message: str) -> SideMessage:

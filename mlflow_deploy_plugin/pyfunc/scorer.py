@@ -9,12 +9,13 @@ become named arrays.
 """
 
 import base64
+import io
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from mlflow_deploy_plugin.runtime import (
     read_served_artifact,
     too_many_values,
 )
-from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
+from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage
 
 _log = logging.getLogger(__name__)
 
@@ -285,6 +286,25 @@ def count_values(prediction: Any) -> int:
     return len(parts) if is_flat else sum(map(count_values, parts))
 
 
+def _strict_json(text: str) -> bytes:
+    """Return MLflow's JSON with null for NaN and infinity, which it writes as words that are not JSON."""
+    if "NaN" in text or "Infinity" in text:
+        text = json.dumps(json.loads(text, parse_constant=lambda word: None))
+    return text.encode()
+
+
+class _InputReader:
+    """A model that keeps its input and computes nothing."""
+
+    def __init__(self, metadata: Any) -> None:
+        self.metadata = metadata
+        self.data: Any = None
+        self.params: Any = None
+
+    def predict(self, data: Any, params: Any = None) -> None:
+        self.data, self.params = data, params
+
+
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
@@ -399,10 +419,15 @@ class Scorer:
 
     def invoke(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> SideMessage:
         """Answer a body of `/invocations`. The message also has arrays for the inference log, if it can."""
+        recorder, text = self._score(self._model, content_type, body, most_values)
+        return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
+
+    def _score(self, model: Any, content_type: str | None, body: bytes, most_values: int) -> tuple[_Recorder, str]:
+        """Have the model predict for a body of `/invocations`; return what it was given, and MLflow's answer."""
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         is_csv = content_type.partition(";")[0].strip() == "text/csv"
-        recorder = _Recorder(self._model, most_values, self._dates, is_csv, self._texts)
+        recorder = _Recorder(model, most_values, self._dates, is_csv, self._texts)
         try:
             answer = scoring_server.invocations(body, content_type, recorder, self._body_schema)
         except MlflowException as error:
@@ -414,10 +439,27 @@ class Scorer:
             raise RequestRefused("request", f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
             raise RequestRefused("media type" if answer.status == 415 else "request", clean_message(answer.response))
-        text = answer.response
-        if "NaN" in text or "Infinity" in text:  # MLflow writes them, but they are not JSON: null here
-            text = json.dumps(json.loads(text, parse_constant=lambda word: None))
-        return SideMessage("answer", arrays=self._log_arrays(recorder), body=text.encode())
+        return recorder, answer.response
+
+    def stream(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> Iterator[SideMessage]:
+        """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end."""
+        given = _InputReader(self._model.metadata)
+        self._score(given, content_type, body, most_values)
+        try:
+            for part in self._model.predict_stream(given.data, params=given.params):
+                if count_values(part) > most_values:
+                    raise RequestRefused("size", too_many_values(most_values))
+                text = io.StringIO()
+                scoring_server.unwrapped_predictions_to_json(part, text)
+                yield SideMessage(PART_MESSAGE, body=_strict_json(text.getvalue()))
+        except RequestRefused:
+            raise
+        except MlflowException as error:
+            raise RequestRefused("schema", clean_message(error.message)) from None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a model raises what it likes
+            _log.exception("the model refused a request")
+            raise RequestRefused("model", f"the model cannot compute this input: {error_summary(error)}") from None
+        yield SideMessage("end")
 
     def predict(self, feeds: Mapping[str, Array], most_values: int = sys.maxsize) -> SideMessage:
         """Return named outputs for named arrays that fit the signature."""

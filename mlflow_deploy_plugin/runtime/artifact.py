@@ -164,6 +164,7 @@ class Artifact:
         optimization: for a smaller or faster form of another version: `base`, its address, `base_digest`, and the
             figures of the comparison with it (`optimization/`). Empty for any other version.
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays. Empty: they can.
+        is_streamable: a pyfunc can answer in parts (`predict_stream`).
         logged_columns: the columns of such a pyfunc in the inference log, objects and arrays among them as JSON texts.
     """
 
@@ -187,6 +188,7 @@ class Artifact:
     digests: Mapping[str, str] = field(default_factory=dict)
     optimization: Mapping[str, Any] = field(default_factory=dict)
     undescribed: str = ""
+    is_streamable: bool = False
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
 

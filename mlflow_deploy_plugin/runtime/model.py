@@ -99,10 +99,15 @@ def too_many_values(most: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OpaqueBody:
-    """The body of a request that the version reads itself, since not all of its inputs have a form as arrays."""
+    """The body of a request that the version reads itself, since not all of its inputs have a form as arrays.
+
+    Attributes:
+        is_streamed: the answer is sent in parts, as events.
+    """
 
     content_type: str | None
     content: bytes
+    is_streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from .models.model_control import MAX_WAITING as MAX_WAITING
 from .models.model_control import command_answer as command_answer
 from .models.model_control import command_files as command_files
 from .models.side_process import FAILED_MESSAGE as FAILED_MESSAGE
+from .models.side_process import PART_MESSAGE as PART_MESSAGE
 from .models.side_process import READY_MESSAGE as READY_MESSAGE
 from .models.side_process import SideMessage as SideMessage
 from .models.side_process import receive_connection as receive_connection

@@ -282,7 +282,8 @@ def _view(server: Server, route: Route, keywords: dict[str, None], **named: str)
 
 def flask_response(response: RawResponse) -> Response:
     """Return our response as Flask's."""
-    flask = Response(response.body, response.status, safe_headers(response.headers), content_type=response.content_type)
+    body = response.body if response.pieces is None else response.pieces
+    flask = Response(body, response.status, safe_headers(response.headers), content_type=response.content_type)
     if response.status == 204:
         del flask.headers["Content-Type"]
     return flask

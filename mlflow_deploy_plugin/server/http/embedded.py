@@ -16,8 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -186,7 +186,7 @@ class AsgiApp:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         limit, pieces = self._model.app.server.max_body_bytes, list[bytes]()
-        size, more = 0, True
+        size, more, loop = 0, True, asyncio.get_running_loop()
         while more and size <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -199,18 +199,28 @@ class AsgiApp:
             client = (scope.get("client") or ("",))[0]
             query = scope.get("query_string", b"").decode("latin-1")
             raw = RawRequest(scope["method"], path, headers, b"".join(pieces), client, query)
-            response = await asyncio.get_running_loop().run_in_executor(self._threads, self._model.handle, raw)
+            response = await loop.run_in_executor(self._threads, self._model.handle, raw)
         fields = dict(safe_headers(response.headers))
-        if response.status != 204:
+        if response.pieces is not None:
+            fields["Content-Type"] = response.content_type
+        elif response.status != 204:
             fields |= {"Content-Type": response.content_type, "Content-Length": str(len(response.body))}
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+        if response.pieces is not None:
+            with closing(response.pieces) as made:
+                while (piece := await loop.run_in_executor(self._threads, _next, made)) is not None:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": response.body})
 
     def close(self) -> None:
         """Finish the requests under way, drop the model and end its agent."""
         self._threads.shutdown()
         self._model.close()
+
+
+def _next(pieces: Iterator[bytes]) -> bytes | None:
+    return next(pieces, None)
 
 
 def _no_page(path: str) -> RawResponse | None:

@@ -1,7 +1,7 @@
 """HTTP responses: as plain values, for errors in the form of each route, and as bytes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
@@ -21,6 +21,7 @@ class RawResponse:
 
     Attributes:
         fields: the headers as they are sent, if who made the response has them ready; see `header_fields`.
+        pieces: the body, if it is made while it is sent. Whoever has them has to close them.
     """
 
     status: int
@@ -28,13 +29,14 @@ class RawResponse:
     content_type: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
     fields: str = ""
+    pieces: Generator[bytes, None, None] | None = None
 
 
 def http_response(path: str, reply: Reply) -> RawResponse:
     """Return the reply to a request for this path as HTTP: an error in the form of the path's protocol."""
     error = reply.error
     if error is None:
-        return RawResponse(200, reply.body, reply.content_type, reply.headers)
+        return RawResponse(200, reply.body, reply.content_type, reply.headers, pieces=reply.pieces)
     path = error.path if isinstance(error, UnfitPath) else path
     return error_response(path, error.http_status, error.error_code, error.message, reply.headers)
 

@@ -1,4 +1,5 @@
-"""JSON Lines that are answered while they come, over a connection.
+"""Responses that are sent while they are made, over a connection: to JSON Lines that are answered while they come, and
+the events of a model that answers in parts.
 
 A response that ends in an error after its head was sent ends without the last chunk, so that no client takes it for a
 whole one. `stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the loop.
@@ -8,7 +9,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
@@ -76,8 +77,9 @@ class StreamedExchange:
         write: Callable[[bytes], None],
         begin: Callable[[RawResponse], None],
         end: Callable[[RawResponse | bool], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._body = body
         self._transport = transport
         self._max_unsent_bytes = max_unsent_bytes
@@ -131,7 +133,12 @@ class StreamedExchange:
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
             if pieces is None:
                 self._loop.call_soon_threadsafe(self._end, response)
-                return
+            else:
+                self.send(response, pieces)
+
+    def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
+        """Send a response as it is made, and close its pieces. Raises RuntimeError if the loop has ended."""
+        with closing(pieces):
             self._loop.call_soon_threadsafe(self._begin, response)
             is_whole = True
             try:
@@ -143,8 +150,6 @@ class StreamedExchange:
                         break
             except BrokenResponse:
                 is_whole = False
-            finally:
-                pieces.close()
             self._loop.call_soon_threadsafe(self._end, is_whole)
 
     def _send(self, chunk: bytes) -> None:

@@ -7,7 +7,7 @@ and drop the variant.
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -137,6 +137,20 @@ class DataPlane:
             return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
         outputs = self._run(variant, request, deadline)
         return self._capture_response(variant, request, arrived, request.inputs, outputs)
+
+    def stream(self, variant: ServedVariant, request: InferRequest) -> Generator[bytes, None, None]:
+        """Yield the parts of the answer to a body that asks for them. They are counted when they end, not captured.
+
+        Raises as `infer`.
+        """
+        predictor, deadline = variant.loaded.predictor, self._deadline(request)
+        assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
+        assert request.body is not None
+        _check_deadline(deadline)
+        began = time.perf_counter()
+        yield from predictor.stream(request.body, deadline)
+        waited = predictor.queue_seconds
+        self._batch_callback(variant)(1, waited, time.perf_counter() - began - waited)
 
     def capture_failure(
         self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None

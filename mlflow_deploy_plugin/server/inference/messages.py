@@ -6,7 +6,7 @@ gRPC is a POST over HTTP/2 itself: its path is the method, its headers are the m
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
@@ -59,12 +59,14 @@ class Reply:
     Attributes:
         headers: of an HTTP response, or gRPC's trailing metadata.
         error: what went wrong; `body` is empty then, since each transport and route has its own form for errors.
+        pieces: the body, if it is made while it is sent. Whoever has them has to close them.
     """
 
     headers: dict[str, str]
     body: bytes = b""
     content_type: str = JSON
     error: OnnxserveError | None = None
+    pieces: Generator[bytes, None, None] | None = None
 
     @property
     def status(self) -> int:

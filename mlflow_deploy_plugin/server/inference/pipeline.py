@@ -12,7 +12,8 @@ The fast worker first tries a plan (`http/plan.py`), which composes these steps 
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
+from copy import copy
 from itertools import chain
 
 from mlflow_deploy_plugin.errors import (
@@ -35,6 +36,8 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 
 logger = logging.getLogger(__name__)
+
+_EVENTS, _LAST_EVENT = "text/event-stream", b"data: [DONE]\n\n"
 
 
 class BrokenResponse(Exception):
@@ -90,6 +93,12 @@ class RequestContext:
         if self._is_admitted:
             self._is_admitted = False
             self.server.limits.release()
+
+    def hand_over(self) -> "RequestContext":
+        """Return a context of the same request that keeps its place beyond the end of this one."""
+        kept = copy(self)
+        self._is_admitted = False
+        return kept
 
     def select_variant(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
         """Select the variant that answers. Raises as `DataPlane.select_variant`."""
@@ -183,6 +192,8 @@ def infer(
                 if sticky is not variant:
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
+            if infer_request.body is not None and infer_request.body.is_streamed:
+                return _begin_events(context, dataplane.stream(variant, infer_request))
             if tracer:
                 marks.append(("infer", time.perf_counter()))
             inferred = dataplane.infer(variant, infer_request)
@@ -279,7 +290,12 @@ def infer_lines(
         context.release()
         context.count(reply.status)
         return reply, None
-    return Reply(context.headers, content_type=media), _finish_lines(context, first, predictions)
+
+    def end(error: OnnxserveError) -> bytes:
+        return dump_json({"error_code": error.error_code, "message": error.message}) + b"\n"
+
+    pieces = _finish_pieces(context, chain((first,), predictions), end, breaks_off=True)
+    return Reply(context.headers, content_type=media), pieces
 
 
 def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -311,21 +327,56 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         raise SchemaMismatch(jsonlines.NO_LINES)
 
 
-def _finish_lines(context: RequestContext, first: bytes, predictions: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Yield the predictions, and an error as the last line; count the response when it ends."""
-    status = ClientDisconnected.http_status
-    try:
-        yield first
-        yield from predictions
-        status = 200
-    except ClientDisconnected:
-        return
-    except Exception as error:  # noqa: BLE001 - as above
-        reply = context.fail(error)
-        status = reply.status
-        if reply.error is not None:
-            yield dump_json({"error_code": reply.error.error_code, "message": reply.error.message}) + b"\n"
-        raise BrokenResponse from None
-    finally:
-        context.release()
-        context.count(status)
+def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
+    """Return the reply that sends the parts of an answer, each a JSON text, as server-sent events.
+
+    The events are those of OpenAI's API and of MLflow's agent server. If the first part fails, that is raised. Later
+    the head has been sent: the last event but one is then an object with `error`.
+    """
+    first = next(parts, None)
+
+    def events() -> Iterator[bytes]:
+        with closing(parts):
+            for part in parts if first is None else chain((first,), parts):
+                yield b"data: %b\n\n" % part
+            yield _LAST_EVENT
+
+    def end(error: OnnxserveError) -> bytes:
+        return (
+            b"data: %b\n\n" % dump_json({"error": {"code": error.error_code, "message": error.message}}) + _LAST_EVENT
+        )
+
+    return Reply(context.headers, b"", _EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
+
+
+def _finish_pieces(
+    context: RequestContext, pieces: Iterator[bytes], end: Callable[[OnnxserveError], bytes], breaks_off: bool = False
+) -> Generator[bytes, None, None]:
+    """Return a generator of the pieces, and of the `end` after an error. It counts the response when it ends.
+
+    Args:
+        breaks_off: raise `BrokenResponse` after an error.
+    """
+
+    def finish() -> Generator[bytes, None, None]:
+        status = ClientDisconnected.http_status
+        try:
+            yield b""
+            yield from pieces
+            status = 200
+        except ClientDisconnected:
+            return
+        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+            reply = context.fail(error)
+            status = reply.status
+            if reply.error is not None:
+                yield end(reply.error)
+            if breaks_off:
+                raise BrokenResponse from None
+        finally:
+            context.release()
+            context.count(status)
+
+    generator = finish()
+    next(generator)  # one that has not begun would not count when it is closed
+    return generator

@@ -29,8 +29,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from mlflow_deploy_plugin.errors import (
@@ -51,6 +52,8 @@ from mlflow_deploy_plugin.runtime import Array, pack_arrays, unpack_arrays
 logger = logging.getLogger(__name__)
 
 READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
+PART_MESSAGE = "part"
+"""A part of an answer; another message follows."""
 _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
@@ -202,7 +205,7 @@ class _ProcessRun:
         self.answered_at = 0.0
         self._lock = threading.Lock()
         self._free: list[socket.socket] = []
-        self._used: set[socket.socket] = set()
+        self._used: dict[socket.socket, bool] = {}  # True while an answer, or more of it, may come
         self._given_up: list[socket.socket] = []
 
     def take_connection(self) -> socket.socket:
@@ -218,22 +221,27 @@ class _ProcessRun:
                 except OSError:
                     connection.close()
                     raise
-            self._used.add(connection)
+            self._used[connection] = False
         return connection
 
-    def put_back(self, connection: socket.socket, is_reusable: bool) -> None:
-        """Keep the connection of a request that has ended, or close it if more may come over it."""
+    def expect(self, connection: socket.socket, is_expected: bool = True) -> None:
+        """Note whether more of an answer may come over the connection."""
+        self._used[connection] = is_expected
+
+    def put_back(self, connection: socket.socket) -> None:
+        """Keep the connection of a request that has ended, or close it if more may come. One given up stays."""
         with self._lock:
-            self._used.remove(connection)
-            if is_reusable and not self.is_ending:
-                self._free.append(connection)
-            else:
+            if (is_expected := self._used.pop(connection, None)) is None:
+                return
+            if is_expected or self.is_ending:
                 connection.close()
+            else:
+                self._free.append(connection)
 
     def give_up(self, connection: socket.socket) -> int:
         """Leave a request to itself. Return how many such requests still run."""
         with self._lock:
-            self._used.remove(connection)
+            del self._used[connection]
             for ended in [one for one in self._given_up if _has_data(one)]:
                 self._given_up.remove(ended)
                 ended.close()
@@ -328,23 +336,21 @@ class SideProcess:
             BodyTooLarge: the message is too large, and the process has seen nothing of it; or the answer is.
             InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
         """
-        wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
-        began = time.perf_counter()
-        if not self._turn.acquire(timeout=wait_seconds):
-            if wait_seconds < self._timeout_seconds:
-                raise DeadlineExceeded(
-                    f"the request's time was up before the {self._label} was free; nothing was computed"
-                )
-            raise TooManyRequests(
-                f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s", 1
-            )
-        self._local.queue_seconds = time.perf_counter() - began
-        try:
-            if (running := self._answering) is None:
-                raise NotReady(self._unavailable(), 1)
-            return self._exchange(running, message)
-        finally:
-            self._turn.release()
+        with self._exchange(deadline) as ask:
+            return ask(message)
+
+    def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
+        """Send a message and yield the parts of its answer as they come. Each part has the time of an answer.
+
+        It keeps its turn until it ends or is closed; then the process learns of it with its next part.
+
+        Raises as `request`.
+        """
+        with self._exchange(deadline) as ask:
+            part = ask(message)
+            while part.kind == PART_MESSAGE:
+                yield part
+                part = ask(None)
 
     def close(self) -> None:
         """End the process for good, without waiting."""
@@ -382,33 +388,57 @@ class SideProcess:
     def _unavailable(self) -> str:
         return f"the process of this {self._label} {self._state}; ask again in a moment"
 
-    def _exchange(self, running: _ProcessRun, message: SideMessage) -> SideMessage:
+    @contextlib.contextmanager
+    def _exchange(self, deadline: float) -> Iterator[Callable[[SideMessage | None], SideMessage]]:
+        """Take a turn and a connection. Yield the function that sends a message, or nothing, and returns the answer."""
+        wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
+        began = time.perf_counter()
+        if not self._turn.acquire(timeout=wait_seconds):
+            if wait_seconds < self._timeout_seconds:
+                raise DeadlineExceeded(
+                    f"the request's time was up before the {self._label} was free; nothing was computed"
+                )
+            raise TooManyRequests(
+                f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s", 1
+            )
+        self._local.queue_seconds = time.perf_counter() - began
         try:
-            connection = running.take_connection()
-        except OSError as error:
-            text = f"the process of this {self._label} cannot be asked: {error.strerror}; ask again in a moment"
-            raise NotReady(text, 1) from None
-        began, answer, is_late, too_large = time.monotonic(), None, False, ""
+            if (running := self._answering) is None:
+                raise NotReady(self._unavailable(), 1)
+            try:
+                connection = running.take_connection()
+            except OSError as error:
+                text = f"the process of this {self._label} cannot be asked: {error.strerror}; ask again in a moment"
+                raise NotReady(text, 1) from None
+            try:
+                yield partial(self._ask, running, connection)
+            finally:
+                running.put_back(connection)
+        finally:
+            self._turn.release()
+
+    def _ask(self, running: _ProcessRun, connection: socket.socket, message: SideMessage | None) -> SideMessage:
+        began, answer = time.monotonic(), None
+        running.expect(connection)
         try:
-            send_message(connection, message, began + self._timeout_seconds)
+            if message is not None:
+                send_message(connection, message, began + self._timeout_seconds)
             answer = receive_message(connection, began + self._timeout_seconds)
-            running.answered_at = time.monotonic()
         except TimeoutError:
-            is_late = True
+            raise self._give_up(running, connection, began) from None
         except ValueError as error:
-            too_large = str(error)
+            running.expect(connection, False)
+            raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {error}") from None
         except (OSError, MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
-        if is_late:
-            raise self._give_up(running, connection, began)
-        running.put_back(connection, is_reusable=answer is not None or bool(too_large))
-        if too_large:
-            raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {too_large}")
         if answer is None:
             running.is_ending = True
             running.child.kill_after(_GRACE_SECONDS)
             text = f"the process of this {self._label} {running.exit_reason()} over this request; it is started anew"
             raise NotReady(text, 1)
+        running.answered_at = time.monotonic()
+        if answer.kind != PART_MESSAGE:
+            running.expect(connection, False)
         if answer.kind == "refused":
             raise _REMOTE_ERRORS[answer.fields["what"]](answer.fields["message"])
         return answer

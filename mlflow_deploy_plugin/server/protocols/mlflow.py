@@ -10,6 +10,7 @@ CSV is typed by the signature: nothing is guessed from the text, not even whethe
 import csv
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -34,6 +35,15 @@ _MISSING = frozenset(
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 )
 """The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
+
+
+def asks_for_stream(body: bytes) -> bool:
+    """Return True for a JSON object with `"stream": true`, as OpenAI's clients and MLflow's agents send it."""
+    if b'"stream"' not in body:
+        return False
+    with suppress(InvalidRequest):  # whoever reads the body says so
+        return json_object(body).get("stream") is True
+    return False
 
 
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:

@@ -114,7 +114,8 @@ def invocations_as(response_media: str, limit: int) -> Protocol:
         content_type = headers.get("content-type")
         media = media_name(content_type)
         if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
-            return DecodedRequest({}, encode_opaque, body=OpaqueBody(content_type, body))
+            is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
+            return DecodedRequest({}, encode_opaque, body=OpaqueBody(content_type, body, is_streamed))
         if is_mlflow := media in (JSON, CSV):
             feeds = mlflow.decode(content_type, body, predictor.schema)
         else:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +23,8 @@ from mlflow_deploy_plugin import asgi_app, wsgi_app
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.server import AsgiApp, WsgiApp
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import METRICS
 from tests.support.models import mixed_model
@@ -116,7 +119,7 @@ def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body
 
     asyncio.run(app(scope, receive, send))
     fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], fields, b"" if method == "HEAD" else sent[1]["body"]
+    return sent[0]["status"], fields, b"" if method == "HEAD" else b"".join(message["body"] for message in sent[1:])
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,18 @@ def test_a_mounted_model_answers_as_the_server_does(
             length = {} if method == "HEAD" or status == 204 else {"content-length": str(len(content))}
             wanted = {name: value for name, value in expected.items() if name not in OF_THE_REQUEST}
             assert {**kept, **length} == {**wanted, **length}, f"{case} by {kind}"
+
+
+def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
+    def handle(raw: RawRequest) -> RawResponse:
+        return RawResponse(200, b"", "text/event-stream", pieces=(b"data: %d\n\n" % number for number in range(3)))
+
+    server = SimpleNamespace(spec=SimpleNamespace(threads=1), max_body_bytes=1000)
+    model: Any = SimpleNamespace(app=SimpleNamespace(server=server), handle=handle, close=lambda: None)
+    with closing(AsgiApp(model)) as app:
+        status, headers, body = ask_asgi(app, "POST", "/invocations", JSON, b"{}")
+    assert (status, body) == (200, b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
+    assert "content-length" not in {name.lower() for name in headers}
 
 
 def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(mounted: dict[str, Callable[..., Answer]]) -> None:

@@ -143,7 +143,8 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
     transport: Any = SimpleNamespace(get_write_buffer_size=int, is_closing=bool)
 
     async def talk() -> None:
-        exchange = StreamedExchange(body, transport, LIMIT, written.append, lambda response: None, ended.append)
+        loop = asyncio.get_running_loop()
+        exchange = StreamedExchange(body, transport, LIMIT, written.append, lambda response: None, ended.append, loop)
         request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
         thread = threading.Thread(target=exchange.run, args=(server, request))
         take = body.take

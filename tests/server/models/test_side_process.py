@@ -50,6 +50,9 @@ def serve(connection):
             meeting.wait()
         if question.kind == "exit":
             os._exit(7)
+        if question.kind == "parts":
+            for number in range(question.fields["parts"]):
+                send_message(connection, SideMessage("part", {"number": number}))
         if question.kind == "nonsense":
             connection.sendall(b"this is no message of ours")
             continue
@@ -150,6 +153,24 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
             with pytest.raises(DeadlineExceeded, match=told):
                 hanging.result()
     assert pid_of(process) != first
+
+
+def test_an_answer_may_come_in_parts(new_process: Start) -> None:
+    process = new_process()
+    process.start()
+    for _ in range(2):
+        parts = process.stream(SideMessage("parts", {"parts": 3}))
+        assert [part.fields["number"] for part in parts] == [0, 1, 2]
+
+
+def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else(new_process: Start) -> None:
+    process = new_process()
+    first = process.start().fields["pid"]
+    parts = process.stream(SideMessage("parts", {"parts": 1000}))
+    assert next(parts).fields["number"] == 0
+    parts.close()
+    assert process.request(SideMessage("echo")).kind == "echo"
+    assert process.pid == first
 
 
 def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:

@@ -16,7 +16,7 @@ import heapq
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
@@ -387,6 +387,9 @@ class HttpConnection(asyncio.Protocol):
                 response = self._app.handle(request)
             except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and nobody reads the future
                 response = failure_response(request, error)
+            if response.pieces is not None:
+                self._send_pieces(head, response, response.pieces)
+                return
             self._loop.call_soon_threadsafe(self._send, head, response)
 
         if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
@@ -395,6 +398,21 @@ class HttpConnection(asyncio.Protocol):
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
         """Return a request that has arrived just now."""
         return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
+
+    def _send_pieces(self, head: RequestHead, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
+        """Send a response while it is made, from the thread that makes it. HTTP/1.0 has no chunks: it waits for all."""
+        with suppress(RuntimeError):  # the loop has ended, and with it the connection
+            if not head.is_http_1_1:
+                response.body = b"".join(pieces)
+                self._loop.call_soon_threadsafe(self._send, head, response)
+                return
+            exchange = self._new_exchange(head, body_parser(0, 0), self._app.server.max_body_bytes, self._end_pieces)
+            self._loop.call_soon_threadsafe(self._adopt, exchange)
+            exchange.send(response, pieces)
+
+    def _adopt(self, exchange: StreamedExchange) -> None:
+        if not self._transport.is_closing():
+            self._exchange = exchange
 
     def _send(self, head: RequestHead, response: RawResponse) -> None:
         keep_alive = head.keep_alive and not self._is_ending
@@ -448,14 +466,7 @@ class HttpConnection(asyncio.Protocol):
             raise TooManyRequests(f"{MAX_STREAMS} streams are being answered here already; ask again later", 1)
         self._phase = _ANSWERING
         self._body = body_parser(head.length, sys.maxsize)
-
-        def begin_response(response: RawResponse) -> None:
-            if not self._transport.is_closing():
-                self._write(serialize_chunked_head(response, head.keep_alive and not self._is_ending))
-
-        self._exchange = exchange = StreamedExchange(
-            self._body, self._transport, max_unsent_bytes, self._write, begin_response, partial(self._end_stream, head)
-        )
+        self._exchange = exchange = self._new_exchange(head, self._body, max_unsent_bytes, self._end_stream)
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
         self._resume_reading()  # it was paused if much came while another request was answered
@@ -468,6 +479,21 @@ class HttpConnection(asyncio.Protocol):
             self._exchange = None
             raise NotReady("this machine allows no more threads for streams; ask again in a moment", 1) from None
         app.streams += 1
+
+    def _new_exchange(
+        self,
+        head: RequestHead,
+        body: BodyParser,
+        max_unsent_bytes: int,
+        end: Callable[[RequestHead, RawResponse | bool], None],
+    ) -> StreamedExchange:
+        def begin_response(response: RawResponse) -> None:
+            if not self._transport.is_closing():
+                self._write(serialize_chunked_head(response, head.keep_alive and not self._is_ending))
+
+        return StreamedExchange(
+            body, self._transport, max_unsent_bytes, self._write, begin_response, partial(end, head), self._loop
+        )
 
     def _feed_stream(self) -> None:
         exchange = self._exchange
@@ -492,6 +518,9 @@ class HttpConnection(asyncio.Protocol):
     def _end_stream(self, head: RequestHead, ending: RawResponse | bool) -> None:
         """End a response in chunks, whole (True) or broken off (False); or send a response that is not in chunks."""
         self._app.streams -= 1
+        self._end_pieces(head, ending)
+
+    def _end_pieces(self, head: RequestHead, ending: RawResponse | bool) -> None:
         self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None
         self._reads_on = self._body is not None  # and where the next request would begin is not known

@@ -1,0 +1,123 @@
+"""A model that answers in parts, whose parts are sent as server-sent events while it makes them, by both workers."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from mlflow_deploy_plugin.spec import ServerSpec
+from tests.support.waiting import wait_until
+
+CODE = """
+import time
+from pathlib import Path
+
+class Agent:
+    def predict(self, data, params=None):
+        return {"whole": data["messages"][0]["content"]}
+
+    def predict_stream(self, data, params=None):
+        task, *words = data["messages"][0]["content"].split()
+        if task == "refuse":
+            raise ValueError("no such tool")
+        try:
+            for number, word in enumerate(words):
+                yield {"word": word, "score": float("nan")}
+                if task == "fail":
+                    raise ValueError("no such tool")
+                while task == "wait" and not Path(words[0]).exists():
+                    time.sleep(0.01)
+                    yield {"tick": True}
+        finally:
+            Path(words[0] + ".ended").touch()
+
+def _load_pyfunc(path):
+    return Agent()
+"""
+Post = Callable[..., requests.Response]
+
+
+@pytest.fixture(scope="module", params=["fast", "gthread"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tools: Any) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "code").mkdir()
+    (folder / "code" / "agent_in_parts.py").write_text(CODE)
+    loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
+    state_dir = folder / "state"
+    tools.want(state_dir, 1, {"agent": {"v": tools.variant(folder)}})
+    spec = "{name: agent, variants: {v: {model: x}}, server: {threads: 2}}"
+    (state_dir / "spec.yaml").write_text(spec)
+    with tools.gunicorn(state_dir, ServerSpec(threads=2, worker_class=request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+def post(running: Any) -> Post:
+    def post(content: str, stream: Any = True, path: str = "/invocations") -> requests.Response:
+        body = {"messages": [{"role": "user", "content": content}], "stream": stream}
+        return requests.post(running.url + path, json=body, stream=True, timeout=60)
+
+    return post
+
+
+def events(response: requests.Response) -> Iterator[str]:
+    """Yield the data of each event as it comes."""
+    for line in response.iter_lines(chunk_size=1, decode_unicode=True):
+        if line:
+            assert line.startswith("data: ")
+            yield line.removeprefix("data: ")
+
+
+def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
+    response = post(f"say {tmp_path}/a b", path="/endpoints/agent/invocations")
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream")
+    assert response.headers["X-Model-Name"]
+    *parts, last = events(response)
+    assert [json.loads(part) for part in parts] == [
+        {"word": f"{tmp_path}/a", "score": None},
+        {"word": "b", "score": None},
+    ]
+    assert last == "[DONE]"
+
+
+def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(post: Post, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    coming = events(post(f"wait {told}"))
+    assert json.loads(next(coming))["word"] == str(told)
+    assert post("anything", stream=False).json() == {"whole": "anything"}
+    told.touch()
+    assert list(coming)[-1] == "[DONE]"
+
+
+def test_a_model_whose_client_has_gone_is_told_so(post: Post, tmp_path: Path) -> None:
+    for number in range(4):  # more than there are threads: each gives its place back
+        told = tmp_path / str(number)
+        response = post(f"wait {told}")
+        next(events(response))
+        response.close()
+        wait_until((tmp_path / f"{number}.ended").exists, what="the end of the stream")
+    assert post("anything", stream=False).json() == {"whole": "anything"}
+
+
+def test_an_error_in_the_first_part_is_one_as_any_other(post: Post) -> None:
+    response = post("refuse")
+    assert response.status_code == 400
+    assert response.json()["message"] == "the model cannot compute this input: ValueError: no such tool"
+
+
+def test_a_later_error_is_the_last_event_but_one(post: Post, tmp_path: Path) -> None:
+    first, error, last = events(post(f"fail {tmp_path}/a"))
+    assert json.loads(first)["word"] == f"{tmp_path}/a"
+    message = "the model cannot compute this input: ValueError: no such tool"
+    assert json.loads(error) == {"error": {"code": "BAD_REQUEST", "message": message}}
+    assert last == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [False, None, "true"])
+def test_without_stream_true_the_answer_is_whole(post: Post, stream: Any) -> None:
+    assert post("anything", stream=stream).json() == {"whole": "anything"}
