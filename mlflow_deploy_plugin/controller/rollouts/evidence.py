@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -73,14 +72,14 @@ def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvid
 def add_counters(
     plan: RolloutPlan, step: int, evidence: StepEvidence, counters: Mapping[str, CountersByVersion]
 ) -> StepEvidence:
-    """Return the evidence with what was counted since the last look.
+    """Return the evidence with the counts since the last look.
 
-    Each server's counters are compared with its own last ones: a sum over servers would fall when one of them ends, and
-    a server that could not be read for a while is counted from where it was. A server that is read for the first time
-    is counted from there: it may be an old one that was not ready before.
+    Each server's counters are compared with its own last ones. So the sum does not fall if a server ends, and a server
+    that could not be read for a while is counted from its last counters. A server that is read for the first time is
+    counted from then on: it may be an old one that was not ready before.
 
     Args:
-        counters: of each server that was read.
+        counters: the counters of each server that was read.
     """
     variants = {
         "current": (plan.main, plan.before_version),
@@ -93,14 +92,14 @@ def add_counters(
         for server, counted in counters.items()
     }
     unread = {server: roles for server, roles in evidence.last.items() if server not in now}
-    known = [server for server in now if server in evidence.last]
-    added = {
-        role: reduce(
-            VersionCounters.plus, (now[server][role].since(evidence.last[server][role]) for server in known), nothing
-        )
-        for role in _ROLES
-    }
-    new = [roles["current"] for server, roles in now.items() if server not in evidence.last]
+    added = dict.fromkeys(_ROLES, nothing)
+    before_first_look = nothing
+    for server, roles in now.items():
+        if server not in evidence.last:
+            before_first_look = before_first_look.plus(roles["current"])
+            continue
+        for role in _ROLES:
+            added[role] = added[role].plus(roles[role].since(evidence.last[server][role]))
     tests = {text: replace(test) for text, test in evidence.tests.items()}
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
@@ -117,7 +116,7 @@ def add_counters(
         last={**dict(list(unread.items())[-_UNREAD:]), **now},
         tests=tests,
         step={role: evidence.step[role].plus(counted) for role, counted in added.items()} if evidence.step else {},
-        history=reduce(VersionCounters.plus, new, evidence.history.plus(added["current"])),
+        history=evidence.history.plus(added["current"]).plus(before_first_look),
     )
 
 

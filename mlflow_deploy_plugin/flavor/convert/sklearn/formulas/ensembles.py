@@ -78,7 +78,7 @@ def _calibrated_by_temperature(parts: list[Any], estimators: list[Any], rows: Ro
 
 
 def _calibrated_by_score(parts: list[Any], estimators: list[Any], rows: Rows, method: str, classes: int) -> TracedArray:
-    """Return the probabilities of calibrators that read one score each: isotonic regression or the logistic function."""
+    """Return the probabilities of calibrators that read one score each: isotonic regressions or logistic functions."""
     scores = _scores(estimators, rows, method)
     calibrators = [calibrator for part in parts for calibrator in part.calibrators]
     if parts[0].method == "isotonic":
