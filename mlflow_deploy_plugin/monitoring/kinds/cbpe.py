@@ -13,9 +13,9 @@ error of the estimate. Without such windows, the estimate is a figure and decide
 The interval is a prediction interval for the metric that the labels of this window's rows will give. That metric
 differs from the estimate for two reasons:
 
-1. The window's labels are drawn by their chances: with fewer rows, they are further off (simulated, 100 draws). 2. The
-chances are wrong, by another amount in each window. The errors of the earlier windows show that; they also contain the
-sampling error of their own rows.
+1. The window's labels are drawn by their chances: with fewer rows, they are further off (simulated, 100 draws).
+2. The chances are wrong, by another amount in each window. The errors of the earlier windows show that; they also
+   contain the sampling error of their own rows.
 
 So the squared standard error is the mean square of those errors, plus the sampling variance of this window in so far as
 it is above theirs. A window with more rows than they have is taken to be no surer. Student's quantile has as many
@@ -133,16 +133,16 @@ def estimate(
 def labels_contradict(
     truth: Array, answers: ClassPredictions, earlier: Sequence[LabelledWindow], confidence: float
 ) -> bool:
-    """Return True if labelled rows have more, or fewer, of some class or of right answers than their probabilities
-    lead to expect.
+    """Return True if labelled rows have another number of a class, or of right answers, than their probabilities
+    predict.
 
-    Either the model has become worse or better, or labels are missing by what they would say: 9 of 10 of one class have
-    one, and 2 of 10 of the other. The margin is that of an estimate; with fewer than `MIN_LABELLED_WINDOWS` earlier
-    windows the model's own probabilities are taken at their word.
+    Either the model has become worse or better, or labels are missing by the label itself: 9 of 10 rows of one class
+    have one, and 2 of 10 of the other. The margin is that of an estimate. With fewer than `MIN_LABELLED_WINDOWS`
+    earlier windows, the model's own probabilities are used without correction.
 
     Args:
-        truth: [N] int64, places in the classes of the answers, which have probabilities; N > 0.
-        earlier: windows whose rows have nearly all a label.
+        truth: [N] int64, positions among the classes of the answers, which have probabilities; N > 0.
+        earlier: windows of which nearly all rows have a label.
     """
     fitted = _calibrated(earlier)
     own = len(answers.classes) - answers.unknown
@@ -219,11 +219,12 @@ def _probabilities(one: LabelledWindow) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """Earlier windows, and the correction of probabilities that they lead to.
+    """Earlier windows, and the correction of probabilities that follows from them.
 
     Attributes:
-        windows: those that could be used; chances: of each [N, C], corrected by the others.
-        curve: of probabilities [N, C]: what they are corrected to.
+        windows: those that could be used.
+        chances: the probabilities of each, [N, C], corrected by the other windows.
+        curve: the correction, a function of probabilities [N, C].
     """
 
     windows: Sequence[LabelledWindow]

@@ -1,16 +1,16 @@
-"""Intervals of a window's metrics, in which the figure lies that its rows are a sample of.
+"""Intervals of a window's metrics, which account for its rows being a sample.
 
 - Shares: Wilson's score interval (Wilson, JASA 1927).
 - Figures that are made of the means of rows: the percentile bootstrap over rows (Efron, Tibshirani, An Introduction to
   the Bootstrap, 1993).
 - The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
 
-They say what the window shows of the model; the interval of a day says nothing of the next day.
+An interval is about the model in this window; the interval of a day says nothing of the next day.
 
-Rows that follow each other are often wrong together, and then are worth fewer independent ones (Kish, Survey Sampling,
-1965): so many as give the variance that the sums of longer and longer stretches of the window have (batch means:
-Schmeiser, Batch Size Effects in the Analysis of Simulation Output, Operations Research 30, 1982), with Student's
-quantile for their number (Korn & Graubard, Survey Methodology 24, 1998). All intervals are those of so many rows.
+Rows that follow each other are often wrong together. They are then worth fewer independent rows (Kish, Survey Sampling,
+1965): as many as give the variance of the sums of longer and longer stretches of the window (batch means: Schmeiser,
+Batch Size Effects in the Analysis of Simulation Output, Operations Research 30, 1982), with Student's quantile for
+their number (Korn & Graubard, Survey Methodology 24, 1998). All intervals are those of that number of rows.
 
 Measured coverage of nominal 95 % intervals of four figures, on 480 to 2,880 rows (`benchmarks/drift.py --only
 intervals`):
@@ -99,10 +99,10 @@ class Sampling:
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def effective_n(self, influence: Array) -> float:
-        """Return how many independent rows the rows are worth for a figure; at most as many as they are.
+        """Return how many independent rows these rows are worth for a figure; never more than they are.
 
         Args:
-            influence: [N], of mean 0: what each row adds to the figure, in any unit.
+            influence: [N], of mean 0: the contribution of each row to the figure, in any unit.
         """
         count = len(influence)
         pieces = min(_PIECES, count // _PIECE_ROWS)
@@ -277,11 +277,10 @@ def _expit(value: float) -> float:
 
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:
-    """Return the confidence of each interval, so that of all of them together no more than `rate` are called violated
-    by chance.
+    """Return the confidence of each interval, so that chance calls any of them violated at no more than `rate`.
 
-    Bonferroni's inequality: the rate is shared among them, whatever they depend on. An interval has two sides, of which
-    one violates and the other keeps: each is passed by chance in half of that share.
+    By Bonferroni's inequality, the rate is divided among them, however they depend on each other. An interval has two
+    sides, of which one violates and the other keeps: each is passed by chance in half of that share.
     """
     return 1 - rate / max(intervals, 1)
 

@@ -89,11 +89,11 @@ class LabelWeights:
 
 
 def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
-    """Return what the rows with a label say of those without.
+    """Return whether rows with a label represent those without, and with which weights.
 
     Args:
-        columns: of the segments; one that the rows lack is passed over.
-        rate: at which rows whose labels are missing at random may be said to differ.
+        columns: the columns of the segments; one that the rows lack is skipped.
+        rate: the rate at which rows whose labels are missing at random may be said to differ.
     """
     labelled, nobody = predictions.is_labelled, np.zeros(len(table), bool)
     missing = int((~labelled).sum())
@@ -167,7 +167,7 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
 
 
 def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
-    """Return for how many rows each labelled one stands, and the rows without a label that none stands for."""
+    """Return the number of rows that each labelled row represents, and the rows that no labelled row represents."""
     alone = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
@@ -225,10 +225,11 @@ def _worth(weights: Array) -> float:
 def weighted_metrics(
     predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """Return the metrics of some rows, by their labels and what these say of the others.
+    """Return the metrics of some rows: of their labels, and of the rows that these represent.
 
     Args:
-        rows: [N] bool, at least one of them with a label; sampling: of all N rows.
+        rows: [N] bool, at least one of them with a label.
+        sampling: of all N rows.
     """
     chosen = rows & labelled.rows
     weighted = replace(sampling, weights=labelled.weights)

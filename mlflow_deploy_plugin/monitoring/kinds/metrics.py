@@ -4,7 +4,7 @@
 |---|---|---|
 | precision, recall, f1 | of the larger label | the mean over the labels (macro) |
 | roc_auc | of the larger label | the mean of each label against the others |
-| brier | the mean squared distance of the probabilities from the truth, halved: `brier_score_loss` | likewise |
+| brier | the mean squared distance of the probabilities from the truth, halved: `brier_score_loss` | the same |
 
 mape leaves no row out: if the truth is 0, it divides by the smallest float, as scikit-learn does.
 """

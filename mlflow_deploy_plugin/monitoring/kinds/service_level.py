@@ -99,7 +99,7 @@ class _RequestCounts:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge what the endpoint did to every request whose rows are in the log, whichever version answered it."""
+    """Judge the endpoint on every request whose rows are in the log, whichever version answered it."""
     spec = request.spec
     limits = [one.value * 1e6 if one.name in QUANTILES else math.inf for one in spec.requirements]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))

@@ -43,13 +43,13 @@ _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
 
 @dataclass(frozen=True, eq=False)
 class _ShadowRows:
-    """A shadow's rows beside what was answered.
+    """A shadow's rows with the answered rows of the same requests.
 
     Attributes:
         answered: [N] rows that were answered, as the log has them.
-        same: [N] int8, -1 where two answers cannot be compared.
+        same: [N] int8, 1 or 0, and -1 if two answers cannot be compared.
         failures: the reasons, one line each.
-        copies: rows that the shadow computed, of those that were looked at.
+        copies: the number of the shadow's rows among those that were read.
     """
 
     answered: pa.Table

@@ -1,7 +1,8 @@
-"""Profiles as Parquet.
+"""Profiles as Parquet files.
 
-Histograms of an hour hold mostly zeros; only the rest is stored. One line of the table is one column of one profile. A
-line without a name holds the rows of the profile itself, so that a profile without columns comes back too.
+Histograms of an hour hold mostly zeros, so only the other counts are stored. Each line of the table is one column of
+one profile. A line without a name holds the number of rows of a profile, so that a profile without columns is stored,
+too.
 """
 
 from collections.abc import Sequence

@@ -58,21 +58,21 @@ class ColumnSketch:
     """One column over some rows.
 
     Attributes:
-        kind: of the bins that it is counted over; "other": it has none, or its values do not fit them.
-        arrow_type: of the values, as Arrow writes it; more than one joined by " | ", where files differ.
-        counts: [K + 1] int64 over the frozen bins, the missing values last; "other": [1], the missing values alone
-            where there are no bins.
-        rows: that have the column; the rows of the profile that lack it altogether are not among them.
-        missing: null or NaN.
-        mistyped: rows whose value is of a type that the bins cannot take: text for numbers, numbers for text.
-        below, above: numbers outside of the reference's own range.
-        unseen: rows whose category the reference lacks. They are counted among the rare ones, too.
-        fresh: such categories and their rows: all, or the 200 whose hashes over their rows are smallest, so that those
-            of many rows stay (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Those of more than 80
+        kind: the kind of its bins; "other": it has none, or its values do not fit them.
+        arrow_type: the type of the values, as Arrow writes it; several, if files differ, are joined by " | ".
+        counts: [K + 1] int64 over the frozen bins, the missing values last; for "other" [1], only the missing values.
+        rows: the number of rows that have the column.
+        missing: the number of values that are null or NaN.
+        mistyped: the number of values of a type that the bins cannot take: text for numbers, numbers for text.
+        below, above: the number of values outside of the reference's own range.
+        unseen: the number of rows whose category the reference lacks. They are also counted as rare.
+        fresh: these categories, with their rows: all, or the 200 whose hashes over their rows are smallest, so that
+            those of many rows stay (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Those of more than 80
             characters are shortened.
-        minimum, maximum: of the numbers; NaN where there are none.
-        finite: numbers that are neither missing nor infinite; mean, m2: of them, m2 the sum of squared deviations.
-        expected_type: that of the reference; empty if there are no bins.
+        minimum, maximum: of the numbers; NaN if there are none.
+        finite: the number of values that are neither missing nor infinite.
+        mean, m2: of the finite values; m2 is the sum of squared deviations.
+        expected_type: the type in the reference; empty if there are no bins.
     """
 
     name: str

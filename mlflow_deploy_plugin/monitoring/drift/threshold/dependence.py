@@ -60,17 +60,18 @@ def dependence(series: Array) -> Dependence:
 
 
 def persistence(series: Array, family: int = 1) -> float:
-    """Return how many windows that follow each other are worth one independent one, 1 to N / 2: the long-run variance
-    of their series [N] over its variance, by an autoregressive process whose order is chosen by a criterion.
+    """Return how many windows in a row are worth one independent one, 1 to N / 2.
 
-    Autocorrelations summed up to some lag tell too little of so few windows: of 90 with a coefficient of 0.95 they gave
-    14 where it is 39, and this gave 40; of a cycle, which comes round, it is 1. The criterion (Chen & Chen, Extended
-    Bayesian Information Criteria, Biometrika 95, 2008) finds a dependence in some 2 % of 20 independent windows. A
-    first coefficient is corrected for what so short a series takes from it (Kendall, Note on Bias in the Estimation of
-    Autocorrelation, Biometrika 41, 1954).
+    This is the long-run variance of their series [N] over its variance, by an autoregressive process. A criterion
+    chooses the order of the process (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95, 2008); it
+    finds a dependence in some 2 % of 20 independent windows. The first coefficient is corrected for the bias of a short
+    series (Kendall, Note on Bias in the Estimation of Autocorrelation, Biometrika 41, 1954).
+
+    Sums of autocorrelations up to some lag show too little of so few windows: for 90 windows with a coefficient of
+    0.95, the true value is 39, the sums gave 14, and this gives 40. For a cycle, it is 1.
 
     Args:
-        family: of so many series the longest is asked for.
+        family: the number of series, of which the longest value is asked for.
     """
     count = len(series)
     if count < _SHORTEST:

@@ -119,13 +119,14 @@ def count_alarms(
     how: str,
     persistence: float,
 ) -> HoldOutAlarms:
-    """Return the alarms among windows of the reference that were tested by rows that are not theirs.
+    """Return the alarms among windows of the reference that were tested against other rows than their own.
 
     Args:
         columns: the names of the columns, in the order of the tests' scores.
         rate: the rate of the tests.
-        judges: the independent windows that judged all others, whose luck is shared; infinite: each had its own.
-        windows: the number of judged windows that fit side by side.
+        judges: the number of independent windows that judged all others, and whose luck they share; infinite: each had
+            its own.
+        windows: the number of judged windows that do not overlap.
         how: as in `HoldOutAlarms`.
         persistence: the number of windows that are worth one independent one.
     """
@@ -160,16 +161,18 @@ class NullDistribution:
     """Figures of the reference's own windows.
 
     Attributes:
-        figures: [M, F, FIGURES] of M windows and F columns, in the order of the groups and their columns; NaN where a
-            window is too small or the figure not known.
-        scales: [F, FIGURES] by which a judged window's figures are divided before they stand beside these.
-        floors: [FIGURES] or [F, FIGURES] the smallest deviations that are believed.
-        effective_n: how many windows they stand for.
+        figures: [M, F, FIGURES] of M windows and F columns, in the order of the groups and their columns; NaN if a
+            window is too small or the figure is not known.
+        scales: [F, FIGURES] divisors of a judged window's figures, which make them comparable with these.
+        floors: [FIGURES] or [F, FIGURES] the smallest deviations that are used.
+        effective_n: the number of windows that they represent.
         widening: the weight in the p-value of each window beyond the judged one.
         block_length: mean length of a drawn stretch in seconds; 0 if nothing is drawn.
-        persistence: the windows that are worth one independent one; slowest_column: the column that says so.
-        held_out: how many of the reference's later windows are called drifted by the earlier ones.
-        starts: [M] the first step of each window if windows overlap, else empty; length: steps of each window.
+        persistence: the number of windows that are worth one independent one.
+        slowest_column: the column with this persistence.
+        held_out: how many of the reference's later windows the earlier ones call drifted.
+        starts: [M] the first step of each window if windows overlap, else empty.
+        length: the steps of each window.
     """
 
     kind: NullKind

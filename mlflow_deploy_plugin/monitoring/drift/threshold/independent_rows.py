@@ -84,9 +84,9 @@ class IndependentRows(Null):
         return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        """Return the figures of samples as large as the window beside samples as large as what it is compared with.
+        """Return the figures of samples of the window's size, each compared with a sample of the other side's size.
 
-        Many columns get fewer different rows, so that the time is bounded.
+        With many columns, fewer different rows are drawn, so that the time is bounded.
         """
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_CELLS // (columns * self.draws), 500))
@@ -138,7 +138,7 @@ class IndependentRows(Null):
 def _window_figures(
     group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
 ) -> Array:
-    """Return [M, FIGURES] of the reference's own windows, each beside what a window is compared with."""
+    """Return [M, FIGURES] of the reference's own windows, each compared with the same as the judged window."""
     bins = group.reference.bins[name]
     rng = column_rng(group.segment + name)
     windows = count_windows([profiles[place] for place in now], name, bins)
@@ -179,13 +179,13 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
-    """Return what the reference's own windows say against independent rows, or None.
+    """Return the evidence of the reference's own windows against independent rows, or None.
 
-    Where rows of a window are alike, by an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
-    those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window beside
-    the others says how much they do at the size that the reference's windows have (Cochran, Some Methods for
-    Strengthening the Common Chi-Square Tests, Biometrics 10, 1954), and so how much at the size of the judged one. It
-    is enough where it brings twice the false alarms, and chance explains it with less than `_UNLIKELY`.
+    If the rows of a window are alike, with an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
+    those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window against
+    the others gives that factor for windows of the reference's size (Cochran, Some Methods for Strengthening the Common
+    Chi-Square Tests, Biometrics 10, 1954), and so for one of the judged window's size. It is evidence if it doubles the
+    false alarms, and if chance explains it with less than `_UNLIKELY`.
     """
     pieces = group.reference.pieces
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
@@ -216,11 +216,11 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
 
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
-    """Return how many times as much windows of `size` rows vary as of independent ones, and the chance of what is seen.
+    """Return how many times as much windows of `size` rows vary as independent rows do, and the p-value of that.
 
     Args:
-        windows, others: [M, G] counts of each window and of what it is compared with.
-        shared: so many times the variance of their sum is that of independent chi-squares.
+        windows, others: [M, G] counts of each window, and of what it is compared with.
+        shared: the variance of their sum over that of independent chi-squares.
     """
     rows, beside = windows.sum(axis=1), others.sum(axis=1)
     kept = (rows >= 2) & (beside >= 2)

@@ -151,8 +151,9 @@ class StationaryBootstrap(WindowNull):
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge windows that lie side by side, each by what is drawn anew from the steps before it: two windows at
-        least."""
+        """Judge windows that do not overlap, each by a new draw from the steps before it. There have to be two windows
+        at least.
+        """
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:

@@ -42,13 +42,13 @@ _HELD_A_WINDOW = 4
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """The reference in two halves, of which the earlier one judges the later one.
+    """The two halves of a reference; the windows of the later one are judged by those of the earlier one.
 
     Attributes:
-        earlier, later: places of the windows that lie in each half.
-        pieces: places of the pieces that the earlier half is made of.
-        judges: how many independent windows the earlier half is worth.
-        side_by_side: so many of the later windows fit side by side.
+        earlier, later: positions of the windows in each half.
+        pieces: positions of the pieces of which the earlier half is made.
+        judges: the number of independent windows that the earlier half is worth.
+        side_by_side: the number of later windows that do not overlap.
         how: as in `HoldOutAlarms`.
         starts, length: of the earlier windows, as in `NullDistribution`.
     """
@@ -112,8 +112,10 @@ class WholeReferenceNull(WindowNull):
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
 
     def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
-        """Return [E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later
-        windows beside all of these; NaN for a window with fewer than half of the compared rows."""
+        """Return [E, FIGURES] of the earlier windows, each compared with the other earlier ones, and [L, FIGURES] of
+        the later windows, compared with all earlier ones. They are NaN for a window with fewer than half of the
+        compared rows.
+        """
         windows, compared = self.count(column), column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
         sampled = windows.subsampled(compared, column.rng())
@@ -131,10 +133,10 @@ class WholeReferenceNull(WindowNull):
 
 @dataclass(frozen=True, eq=False)
 class Contiguous(WholeReferenceNull):
-    """The reference's own windows of the judged window's length and phase, each compared with the rest.
+    """The reference's own windows with the judged window's length and phase, each compared with the rest.
 
-    They count as they are. If they depend on each other, so that they are worth fewer (`slowest_column`), the verdict
-    says so.
+    Each counts as one. If they depend on each other, so that they are worth fewer (`slowest_column`), the verdict says
+    so.
     """
 
     kind: ClassVar[NullKind] = "contiguous"
@@ -165,8 +167,9 @@ class Contiguous(WholeReferenceNull):
         return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge the windows of the later half by those of the earlier half, and by what was known at their end: unseen
-        and out of range is what the windows before that time lack."""
+        """Judge the windows of the later half by those of the earlier half. Values are unseen, or out of range, if they
+        do not occur before the end of the earlier half.
+        """
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
         known = []
@@ -185,11 +188,11 @@ class Contiguous(WholeReferenceNull):
 class Overlapping(WholeReferenceNull):
     """Windows that begin at every step, each compared with the rest of the reference.
 
-    They are worth 1.5 times as many as fit side by side: the variance of an estimate from overlapping blocks is 2/3 of
-    that from disjoint ones (Künsch, The Jackknife and the Bootstrap for General Stationary Observations, Annals of
-    Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003, section 5). Each is measured by those
-    alone that it does not overlap with: measured by all others, of which its neighbours are much like it, 21 % of calm
-    weeks were called drifted at a nominal 5 %.
+    They are worth 1.5 times as many as windows that do not overlap: the variance of an estimate from overlapping blocks
+    is 2/3 of that from disjoint ones (Künsch, The Jackknife and the Bootstrap for General Stationary Observations,
+    Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003, section 5). Each window is
+    compared only with those that it does not overlap. Compared with all others, also with neighbours that resemble it,
+    21 % of calm weeks were called drifted at a nominal 5 %.
 
     Attributes:
         length: steps of a window.
