@@ -171,7 +171,7 @@ Crontab = Annotated[str, AfterValidator(validate_crontab)]
 TimeZone = Annotated[str, StringConstraints(pattern=TIME_ZONE)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
-MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
+MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     "performance": {
         "accuracy": MonitorMetric("share", ">="),
         "f1": MonitorMetric("share", ">="),

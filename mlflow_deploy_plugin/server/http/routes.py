@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from mlflow_deploy_plugin.errors import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
@@ -91,17 +92,18 @@ _tf_predict = views.tf_view(partial(views.predict, protocol=TFSERVING))
 _statistics = views.v2_document(management.model_statistics)
 _load = views.v2_control(management.load_model)
 _unload = views.v2_control(management.unload_model)
-_ASSETS = {
-    "page.css": operations.STYLESHEET,
-    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "page.js"), operations.SCRIPT),
-    "icon.svg": operations.ICON,
-}
+_ASSETS = Path(__file__).parent / "pages" / "static"
+_OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
 
 ROUTES = (
     _get("/", _page("try"), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
-    *(Route(f"/pages/{name}", "GET", _page(name), operation) for name, operation in _ASSETS.items()),
+    *(
+        Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
+        for suffix, operation in _OF_ASSETS.items()
+        for file in sorted(_ASSETS.glob(f"*{suffix}"))
+    ),
     _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),

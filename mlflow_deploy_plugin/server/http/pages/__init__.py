@@ -40,11 +40,7 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _HTML = "text/html; charset=utf-8"
-_ASSETS = {
-    "page.css": "text/css; charset=utf-8",
-    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "page.js"), "text/javascript; charset=utf-8"),
-    "icon.svg": "image/svg+xml",
-}
+_ASSET_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
 _MOST_ENDPOINTS = 500
 """The endpoints that a page lists; the others are reached by their address."""
@@ -60,9 +56,9 @@ HEADERS = {
 _read_file = cache(Path.read_bytes)
 
 
-def asset(name: str, *_asked: object) -> RawResponse:
+def asset(file: Path, *_asked: object) -> RawResponse:
     """Return one of the files that the pages load."""
-    return RawResponse(200, _read_file(_HERE / "static" / name), _ASSETS[name], dict(HEADERS))
+    return RawResponse(200, _read_file(file), _ASSET_TYPES[file.suffix], dict(HEADERS))
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
@@ -143,7 +139,7 @@ PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
     "try": partial(_page, "try.html", _try_values),
     "docs": partial(_page, "docs.html", _docs_values),
     "openapi": openapi,
-    **{name: partial(asset, name) for name in _ASSETS},
+    **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
 }
 """The view of each page, and of each file that they load."""
 
