@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import get_args
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.spec import field_reference
+from mlflow_deploy_plugin.spec import MonitorKind, field_reference
+from mlflow_deploy_plugin.spec.parts import Device
+from mlflow_deploy_plugin.statedir.models import Scope
+from mlflow_deploy_plugin.tabular import FileFormat
 
 _IMPERATIVES = {
     *(
@@ -104,6 +109,56 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
         default = one.get_default(context)
         if not one.is_flag and isinstance(default, str | int | float) and default != "":
             assert one.show_default, one.opts
+
+
+def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> None:
+    """The commands do not import these modules for their help, which would take a second."""
+    from mlflow_deploy_plugin.batch.part import OnError
+    from mlflow_deploy_plugin.batch.run import Engine as BatchEngine
+    from mlflow_deploy_plugin.controller.retraining.plan import TrainingMode
+    from mlflow_deploy_plugin.evaluation.names import MetricName
+    from mlflow_deploy_plugin.exporter.exporting import ExportFormat
+    from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction
+    from mlflow_deploy_plugin.monitoring.result import Engine
+
+    types = {
+        **dict.fromkeys(("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat),
+        **dict.fromkeys(("explain --metric", "robustness --metric", "optimize --metric"), MetricName),
+        "wrap --predict-fn": PredictFunction,
+        "wrap --parity": ParityPolicy,
+        "retrain --mode": TrainingMode,
+        "keys create --scope": Scope,
+        "monitor add --kind": MonitorKind,
+        "monitor run --engine": Engine,
+        "batch --on-error": OnError,
+        "batch --device": Device,
+        "batch --engine": BatchEngine,
+        "export --format": ExportFormat,
+    }
+    offered = {
+        f"{path.removeprefix('onnxserve ')} {one.opts[-1]}": tuple(one.type.choices)
+        for path, command in ALL.items()
+        for one in options(command)
+        if isinstance(one.type, click.Choice)
+    }
+    of_its_own = {
+        "optimize --int8",
+        "batch --format",
+        "batch --input-format",
+        "feedback --content-type",
+        "render --for",
+    }
+    assert {name for name in offered if not name.endswith(" --output")} == types.keys() | of_its_own
+    assert {name: offered[name] for name in types} == {name: get_args(kind) for name, kind in types.items()}
+
+
+def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
+    from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
+
+    defaults = {one.name: one.default for one in ALL["onnxserve rollout"].params}
+    assert {
+        field.name: field.default for field in fields(RolloutRequest) if field.default not in (MISSING, "")
+    }.items() <= defaults.items()
 
 
 def test_the_exit_statuses_are_told_once_for_all_commands() -> None:
