@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.deployments.backends.targets import TARGETS, Target, p
 from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.deployments.scoring import original_document, score, scoring_target
+from mlflow_deploy_plugin.deployments.scoring import original_document, score, score_stream, scoring_target
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
 from mlflow_deploy_plugin.spec import field_reference, new_endpoint
@@ -157,6 +157,16 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             scoring_target(deployments, deployment_name, endpoint) as target,
         ):
             return PredictionsResponse(score(target, "invocations", original_document(inputs)))
+
+    def predict_stream(
+        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
+    ) -> Iterator[Any]:
+        """Yield the parts of the answer of a model that has `predict_stream`."""
+        with (
+            _deployments(self._target) as deployments,
+            scoring_target(deployments, deployment_name, endpoint) as target,
+        ):
+            yield from score_stream(target, inputs)
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
         """Return the contribution of each column to each prediction, as the server's /explain answers it."""

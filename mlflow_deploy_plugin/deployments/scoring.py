@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.client import BODY_FORMS, encode_json, is_pandas_frame
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
 
 if TYPE_CHECKING:
@@ -76,6 +76,18 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {target.url} answered without predictions")
     return document
+
+
+def score_stream(target: ScoringTarget, inputs: Any) -> Iterator[Any]:
+    """Yield the parts of the server's answer for `inputs`, as the model's `predict_stream` makes them.
+
+    Raises:
+        InvalidRequest: `inputs` have no form that can be sent, or the model answers only whole.
+        OnnxserveError: as `server_client.post_for_events` raises it.
+    """
+    body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
+    with ServerSession() as session:
+        yield from post_for_events(session, f"{target.url}/invocations", body, target.timeout_seconds)
 
 
 def encode_body(inputs: Any) -> bytes:

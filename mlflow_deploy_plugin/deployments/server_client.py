@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import requests
 from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.client import response_error
-from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, TooManyRequests, Unauthenticated
+from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests, Unauthenticated
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import LOCAL_KEY, SERVER, ServerState, read_state
 
@@ -65,16 +66,7 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
         NotReady: the server does not answer.
         OnnxserveError: the server refuses; the error is the one of its status, with the server's message.
     """
-    headers = {"Content-Type": content_type, "Accept": "application/json"}
-    read_seconds = timeout_seconds + _MARGIN_SECONDS
-    try:
-        response = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, read_seconds))
-    except requests.Timeout:
-        raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
-    except requests.RequestException:
-        raise NotReady(f"there is no answer at {url}") from None
-    if not response.ok:
-        raise response_error(response.status_code, response.content, response.headers)
+    response = _post(session, url, body, content_type, timeout_seconds)
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
@@ -82,6 +74,48 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
     if not isinstance(document, dict):
         raise OnnxserveError(f"the server answered with status {response.status_code} and no JSON object")
     return document
+
+
+def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[Any]:
+    """Yield the JSON text of each server-sent event that answers the body, which is JSON.
+
+    Raises:
+        NotReady: the server does not answer, or not to the end.
+        InvalidRequest: the answer is no stream of events.
+        OnnxserveError: the server refuses; or an event holds an error.
+    """
+    with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
+        if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            raise InvalidRequest("the model has no predict_stream, and answers only whole: call predict")
+        try:
+            for line in response.iter_lines(chunk_size=None):
+                data = line.removeprefix(b"data: ")
+                if data == line or data == b"[DONE]":
+                    continue
+                event = orjson.loads(data)
+                if isinstance(event, dict) and isinstance(error := event.get("error"), dict) and "message" in error:
+                    raise OnnxserveError(error["message"])
+                yield event
+        except requests.RequestException:
+            raise NotReady(f"the answer of {url} broke off") from None
+
+
+def _post(
+    session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, stream: bool = False
+) -> requests.Response:
+    headers = {"Content-Type": content_type, "Accept": "*/*" if stream else "application/json"}
+    read_seconds = timeout_seconds + _MARGIN_SECONDS
+    try:
+        response = session.post(
+            url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, read_seconds), stream=stream
+        )
+    except requests.Timeout:
+        raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
+    except requests.RequestException:
+        raise NotReady(f"there is no answer at {url}") from None
+    if not response.ok:
+        raise response_error(response.status_code, response.content, response.headers)
+    return response
 
 
 def post_with_retries(

@@ -24,8 +24,9 @@ from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)
 
-RefusalKind = Literal["request", "schema", "size", "media type", "model", "time"]
-"""The part at fault: the body, its data, the size of its answer, its type, the model, or the time that it takes."""
+RefusalKind = Literal["request", "schema", "size", "media type", "model", "time", "busy", "unavailable"]
+"""The part at fault: the body, its data, the size of its answer, its type, the model, the time that it takes, or what
+the model asks: its limit is reached, or it is away."""
 Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
 """Returns the answer to one request, or its parts and an end, or raises `RequestRefused`. Called in several threads at
 once."""

@@ -30,7 +30,7 @@ from mlflow.types import DataType, Schema
 from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary, load_failure
+from mlflow_deploy_plugin.pyfunc.process import RefusalKind, RequestRefused, clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     UNNAMED_OUTPUT,
@@ -50,6 +50,10 @@ _JSON = "application/json"
 _A_DATE = "a date as 2013-07-01T12:30:00, from 1678 to 2261"
 _TEXTS = pd.Series([""]).dtype
 """The dtype of a column of texts: `str` from pandas 3 on, object before."""
+
+
+_LATER: dict[int, RefusalKind] = {429: "busy", 503: "unavailable"}
+"""The statuses of MLflow's errors that a client tries again on: no fault of its body."""
 
 
 class NotRepresentable(Exception):
@@ -293,6 +297,12 @@ def _strict_json(text: str) -> bytes:
     return text.encode()
 
 
+def _refusal_kind(error: Exception, otherwise: RefusalKind) -> RefusalKind:
+    """Return the kind of an error that the model may have raised to be asked again later, or `otherwise`."""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    return _LATER.get(status, otherwise)
+
+
 class _InputReader:
     """A model that keeps its input and computes nothing."""
 
@@ -455,7 +465,7 @@ class Scorer:
         except RequestRefused:
             raise
         except MlflowException as error:
-            raise RequestRefused("schema", clean_message(error.message)) from None
+            raise RequestRefused(_refusal_kind(error, "schema"), clean_message(error.message)) from None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a model raises what it likes
             _log.exception("the model refused a request")
             raise RequestRefused("model", f"the model cannot compute this input: {error_summary(error)}") from None
@@ -484,7 +494,8 @@ class Scorer:
             _log.error("the model refused a request", exc_info=recorder.error)
             return RequestRefused("model", f"the model cannot compute this input: {error_summary(recorder.error)}")
         is_read = recorder.data is not None
-        return RequestRefused("schema" if is_read else "request", clean_message(str(getattr(error, "message", error))))
+        kind = _refusal_kind(error, "schema" if is_read else "request")
+        return RequestRefused(kind, clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
         """Return the arrays for the inference log: `feeds`, and `outputs` or the `texts` in their place.

@@ -1,5 +1,6 @@
 """The server's refusals as our errors, and the retries of an overloaded server."""
 
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_with_retries
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events, post_with_retries
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
@@ -34,6 +35,7 @@ class Scripted(ServerSession):
             raise answer
         response = requests.Response()
         response.status_code, response._content = answer
+        response.raw = io.BytesIO(answer[1])
         response.headers["Retry-After"] = "3"
         return response
 
@@ -64,6 +66,33 @@ def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(
         post(Scripted(answer), "http://here/invocations", b"{}", "application/json", 1.0)
     assert type(raised.value) is error
     assert raised.value.message == message
+
+
+class Events(Scripted):
+    """A session that gives one answer of server-sent events."""
+
+    def request(self, *_: Any, **__: Any) -> requests.Response:
+        response = super().request()
+        response.headers["Content-Type"] = "text/event-stream"
+        return response
+
+
+def test_events_are_yielded_to_the_last_one() -> None:
+    session = Events((200, b'data: {"n": 1}\n\ndata: "two"\n\ndata: [DONE]\n\n'))
+    assert list(post_for_events(session, "http://here/invocations", b"{}", 1.0)) == [{"n": 1}, "two"]
+
+
+def test_an_event_with_an_error_is_raised() -> None:
+    session = Events((200, b'data: 1\n\ndata: {"error": {"code": "C", "message": "no tool"}}\n\ndata: [DONE]\n\n'))
+    events = post_for_events(session, "http://here/invocations", b"{}", 1.0)
+    assert next(events) == 1
+    with pytest.raises(OnnxserveError, match="no tool"):
+        next(events)
+
+
+def test_an_answer_without_events_says_what_to_call() -> None:
+    with pytest.raises(InvalidRequest, match="no predict_stream, and answers only whole: call predict"):
+        list(post_for_events(Scripted((200, b"{}")), "http://here/invocations", b"{}", 1.0))
 
 
 def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

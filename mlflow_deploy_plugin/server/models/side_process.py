@@ -67,6 +67,8 @@ _REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {
     "media type": UnsupportedMediaType,
     "model": InferenceError,
     "time": DeadlineExceeded,
+    "busy": TooManyRequests,
+    "unavailable": NotReady,
 }
 """The errors that a side process reports (`pyfunc/`), by the name in its message."""
 

@@ -15,13 +15,19 @@ from tests.support.waiting import wait_until
 CODE = """
 import time
 from pathlib import Path
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_EXHAUSTED
 
 class Agent:
     def predict(self, data, params=None):
+        if data["messages"][0]["content"] == "busy":
+            raise MlflowException("the quota is used up", RESOURCE_EXHAUSTED)
         return {"whole": data["messages"][0]["content"]}
 
     def predict_stream(self, data, params=None):
         task, *words = data["messages"][0]["content"].split()
+        if task == "busy":
+            raise MlflowException("the quota is used up", RESOURCE_EXHAUSTED)
         if task == "refuse":
             raise ValueError("no such tool")
         try:
@@ -108,6 +114,12 @@ def test_an_error_in_the_first_part_is_one_as_any_other(post: Post) -> None:
     response = post("refuse")
     assert response.status_code == 400
     assert response.json()["message"] == "the model cannot compute this input: ValueError: no such tool"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_model_that_asks_for_later_is_answered_so(post: Post, stream: bool) -> None:
+    response = post("busy", stream=stream)
+    assert (response.status_code, response.json()["message"]) == (429, "the quota is used up")
 
 
 def test_a_later_error_is_the_last_event_but_one(post: Post, tmp_path: Path) -> None:
