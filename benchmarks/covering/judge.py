@@ -325,9 +325,15 @@ def _slice(rows: Any, start: int, stop: int) -> Any:
 def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
     import torch  # only where a net is judged
 
-    tensors = rows.values() if isinstance(rows, dict) else [rows]
+    named = rows if isinstance(rows, dict) else {"": rows}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
     with torch.no_grad():
-        answer = module.eval()(*(torch.from_numpy(np.ascontiguousarray(tensor)) for tensor in tensors))
+        if type(module).__module__.startswith("transformers."):  # in which the order of parameters means little
+            answer = module(**tensors)
+        else:
+            answer = module.eval()(*tensors.values())
+    if isinstance(answer, Mapping):  # what is no tensor, as a cache, is not served
+        return {name: value.numpy() for name, value in answer.items() if isinstance(value, torch.Tensor)}
     answers = answer if isinstance(answer, tuple) else (answer,)
     names = ["output"] if len(answers) == 1 else [f"output_{position}" for position in range(len(answers))]
     return {name: value.numpy() for name, value in zip(names, answers, strict=True)}

@@ -25,6 +25,31 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     """Names with what makes the case; that raises `LookupError` where the library is not installed."""
     for name, (make, kind) in _CASES.items():
         yield f"library {name}", partial(_case, name.partition(":")[0], make, kind)
+    for name, options in _TRANSFORMERS.items():
+        yield f"library transformers: net {name}", partial(_transformer, name, options)
+
+
+def _transformer(name: str, options: dict[str, Any]) -> Case:
+    """A net of transformers with random weights: nothing can be downloaded."""
+    try:
+        import torch
+
+        transformers = import_module("transformers")
+    except ImportError as error:
+        raise LookupError(f"transformers is not installed ({error})") from None
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    net = kind(kind.config_class(**options)).eval()
+    random = np.random.default_rng(34)
+    if "image_size" in options:
+        images = [random.normal(size=(6, 3, 16, 16)).astype(np.float32) for _ in range(2)]
+        return Case(net, *({"pixel_values": one} for one in images))
+    lengths = random.integers(3, 10, (2, 6, 1))
+    tables = [
+        {"input_ids": random.integers(1, 50, (6, 10)), "attention_mask": (np.arange(10) < some).astype(np.int64)}
+        for some in lengths
+    ]
+    return Case(net, *tables)
 
 
 def _case(library: str, make: Callable[[Any], Any], kind: str) -> Case:
@@ -145,6 +170,11 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda library: _Fitted(_part(library, "tab_model.TabNetRegressor", verbose=0, device_name="cpu")),
         "matrix column",
     ),
+    "skglm: Lasso": (lambda library: make_pipeline(StandardScaler(), library.Lasso(0.1)), "numbers"),
+    "sklego: ColumnSelector": (
+        lambda library: make_pipeline(_part(library, "preprocessing.ColumnSelector", ["smooth", "large"]), Ridge()),
+        "numbers",
+    ),
     "umap: UMAP before a forest": (
         lambda library: make_pipeline(
             StandardScaler(), library.UMAP(n_components=2, random_state=0), RandomForestClassifier(10, random_state=0)
@@ -152,6 +182,23 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "numbers classes",
     ),
 }
+
+
+_SMALL: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "BertForSequenceClassification": {"vocab_size": 50, **_SMALL},
+    "DistilBertModel": {"vocab_size": 50, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2},
+    "GPT2ForSequenceClassification": {
+        "vocab_size": 50,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "pad_token_id": 0,
+        "use_cache": False,
+    },
+    "ViTForImageClassification": {"image_size": 16, "patch_size": 8, **_SMALL},
+}
+"""The classes with the options of their configurations."""
 
 
 class _Fitted:
