@@ -205,6 +205,19 @@ def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path:
     run_smallest_example(folder, tmp_path / "gthread", config={"server.worker_class": "gthread"})
 
 
+def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_tests_of_rooms(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """uv takes the oldest of what a tree asks for; of what a wheel asks for it would take the newest."""
+    folder = tmp_path / "environment"
+    _output([UV, "venv", "-q", "--python", sys.executable, folder])
+    _install(folder, f"{checkout}[cpu,controller,sklearn,statsmodels,ui]", "--resolution", "lowest-direct")
+    _install(folder, "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
+    run_smallest_example(folder, tmp_path)
+    rooms = [f"tests/{room}" for room in ("gate", "monitoring/alerts", "runtime")]
+    _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *rooms], cwd=checkout)
+
+
 def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:
     """In a folder that holds of the checkout what the page says is needed of it, and not the package."""
     folder = tmp_path / "examples"
@@ -222,8 +235,8 @@ def _extras(heading: str) -> str:
     return found[1]
 
 
-def _install(environment: Path, requirement: str) -> None:
-    _output([UV, "pip", "install", "-q", "--python", environment, requirement])
+def _install(environment: Path, *arguments: str) -> None:
+    _output([UV, "pip", "install", "-q", "--python", environment, *arguments])
 
 
 def _install_torch(environment: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_bundle_says_how_it_is_used(bundle: Path) -> None:
     page = (bundle / "README.md").read_text()
     assert "# kinds, version m-1" in page
     assert "It takes `f` (float), `d` (double), `l` (long), `i` (integer), `b` (boolean), `s` (string)" in page
-    assert "pip install 'onnxruntime>=1.28' 'numpy>=1.26'" in page
+    assert "pip install 'onnxruntime>=1.29' 'numpy>=1.26'" in page
     example = json.loads((bundle / "example.json").read_text())
     assert example["f"] == {"type": "float32", "dims": [1, 1], "data": ["NaN"]}
     assert example["s"] == {"type": "string", "dims": [1, 1], "data": [TEXT]}
@@ -51,7 +51,7 @@ def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> No
 
     assert [path.name for path in (made / "wheels").iterdir()] == ["numpy-2.4-py3-none-any.whl"]
     assert (
-        "pip install --no-index --find-links wheels 'onnxruntime>=1.28' 'numpy>=1.26'"
+        "pip install --no-index --find-links wheels 'onnxruntime>=1.29' 'numpy>=1.26'"
         in (made / "README.md").read_text()
     )
 
