@@ -206,7 +206,9 @@ class Endpoints:
             return
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {
-                e.spec.server.port: e.name for e in self.store.endpoints() if parse_target(e.target).is_on_this_machine
+                one.spec.server.port: one.name
+                for one in self.store.endpoints()
+                if parse_target(one.target).is_on_this_machine
             }
             for unreadable in self.store.unreadable():  # its server may be stopped, or still run
                 # the errors are those of `load_specs`, or it has no port

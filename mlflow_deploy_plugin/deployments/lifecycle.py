@@ -388,10 +388,10 @@ class Deployments:
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """Return the endpoint of a deployment: the given one, the one of its name, or the only one that has it."""
-        stored = [e for e in self._seen() if name in e.spec.variants and endpoint in (None, e.name)]
-        own = [e for e in stored if e.name == name]
+        stored = [one for one in self._seen() if name in one.spec.variants and endpoint in (None, one.name)]
+        own = [one for one in stored if one.name == name]
         if len(stored) > 1 and not own:
-            names = ", ".join(e.name for e in stored)
+            names = ", ".join(one.name for one in stored)
             raise InvalidConfig(f"the endpoints {names} have a deployment {name!r} each: say which by --endpoint")
         if not stored:
             raise self._no_deployment(name, endpoint)
@@ -408,8 +408,8 @@ class Deployments:
             return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
             return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
-        stored = [e for e in self._seen() if endpoint in (None, e.name)]
-        known = list(dict.fromkeys(one for e in stored for one in e.spec.variants))
+        stored = [one for one in self._seen() if endpoint in (None, one.name)]
+        known = list(dict.fromkeys(variant for one in stored for variant in one.spec.variants))
         if not known:
             return NotFound(f"{message}; there is none yet")
         hint = did_you_mean(name, known)

@@ -109,7 +109,9 @@ class RobustnessReport:
         """Return metrics for MLflow with a step each: the strength in thousandths, so that the UI draws the curve."""
         found = [("robustness/clean", self.clean, 0)]
         for name, points in self.curves():
-            known = [(p.strength, p.value, p.loss) for p in points if p.value is not None and p.loss is not None]
+            known = [
+                (one.strength, one.value, one.loss) for one in points if one.value is not None and one.loss is not None
+            ]
             found += [(f"robustness/{name}", value, round(strength * 1000)) for strength, value, _ in known]
             found += [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
         return [figure for figure in found if math.isfinite(figure[1])]

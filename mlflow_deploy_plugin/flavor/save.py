@@ -302,7 +302,9 @@ class PyfuncModel:
             feeds = to_feeds(schema, data) if by_name else schema.from_array(data.to_numpy())
         elif isinstance(data, Mapping):
             listed = (np.ndarray, list, tuple)
-            feeds = schema.from_columns({n: v if isinstance(v, listed) else np.asarray(v) for n, v in data.items()})
+            feeds = schema.from_columns(
+                {name: values if isinstance(values, listed) else np.asarray(values) for name, values in data.items()}
+            )
         elif isinstance(data, list) and data and isinstance(data[0], Mapping):
             feeds = schema.from_records(data)
         else:

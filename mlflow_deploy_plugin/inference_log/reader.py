@@ -207,7 +207,7 @@ class InferenceLog:
             table=samples[chosen].table(),
             rows=counts[chosen],
             is_sampled=samples[chosen].is_full,
-            other_versions={f"{m} version {v}": rows for (m, v), rows in counts.items() if (m, v) != chosen},
+            other_versions={f"{one[0]} version {one[1]}": rows for one, rows in counts.items() if one != chosen},
         )
 
     def labelled(

@@ -179,7 +179,8 @@ def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
         dropped=sum(mark.dropped_rows.get(endpoint, 0) for mark in marks),
         shipped=sum(mark.shipped_rows.get(endpoint, 0) for mark in marks),
         complete_until=min(
-            (mark.complete_until for mark in marks if not mark.ended), default=max(m.complete_until for m in marks)
+            (mark.complete_until for mark in marks if not mark.ended),
+            default=max(mark.complete_until for mark in marks),
         ),
     )
 

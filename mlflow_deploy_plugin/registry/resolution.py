@@ -259,7 +259,7 @@ def _not_found_message(uri: ModelURI) -> str:
     lacks = f"model {name} has no {wanted}; "
     with registry_errors(f"model {name}"):
         if versions := _newest_versions(client, name, _SHOWN_VERSIONS):
-            aliases = {str(v): alias for alias, v in client.get_registered_model(name).aliases.items()}
+            aliases = {str(number): alias for alias, number in client.get_registered_model(name).aliases.items()}
             key = uri.tag[0] if uri.kind == "tag" else ""
             shown = []
             for version in reversed(versions):

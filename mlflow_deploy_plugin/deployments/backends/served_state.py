@@ -221,14 +221,14 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     wanted, workers = state.wanted, state.workers
     endpoint = wanted.endpoints.get(spec.name)
     found = endpoint or WantedEndpoint(variants={})
-    resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
-    given = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
+    resolved = {name: (one.model_uri, one.weight, one.shadow) for name, one in found.variants.items()}
+    given = {name: (one.model, one.weight, one.shadow) for name, one in spec.variants.items()}
     is_changed = (found.capture, found.sticky, resolved) != (spec.capture, spec.sticky, given)
     if endpoint is None or is_changed:
         new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
         pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
         return AppliedSpec(False, pending, {}, (), endpoint)
-    informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
+    informed = [one.endpoints.get(spec.name, {}) for one in workers if one.generation == wanted.generation]
     errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
     missing = tuple(
         name

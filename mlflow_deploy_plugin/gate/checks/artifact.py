@@ -111,7 +111,7 @@ def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", "served", "new", ""),
-        tuple((c.what, c.name, c.before, c.after, "breaks callers" if c.breaks else "") for c in changes),
+        tuple((one.what, one.name, one.before, one.after, "breaks callers" if one.breaks else "") for one in changes),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:

@@ -283,7 +283,8 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
 def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
     """Return the mean squared distance of the chances from what was true."""
     total = sum(
-        float(np.square(one - np.eye(one.shape[1])[w.truth]).sum()) for w, one in zip(windows, chances, strict=True)
+        float(np.square(likely - np.eye(likely.shape[1])[window.truth]).sum())
+        for window, likely in zip(windows, chances, strict=True)
     )
     return total / sum(len(one.truth) for one in windows)
 

@@ -260,7 +260,8 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
     from matplotlib.figure import Figure
 
     ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
-    drawn = [one for one in series if any(math.isfinite(w.figures.get(one.value, math.nan)) for w in ordered)]
+    finite = {name for window in ordered for name, value in window.figures.items() if math.isfinite(value)}
+    drawn = [one for one in series if one.value in finite]
     if not drawn:
         return b"", ""
     words = []

@@ -58,9 +58,10 @@ class _Collected:
         self.rows += other.rows[: _MAX_ROW_SETS - len(self.rows)]
 
     def at(self, positions: Any) -> "_Collected":
-        """Return the same for a table in which column p is at positions[p]; columns without a position are dropped."""
-        moved = [(kind, int(positions[p]), values) for kind, p, values in self.values if p < len(positions)]
-        rows = [{int(positions[p]): v for p, v in one.items() if p < len(positions)} for one in self.rows]
+        """Return the same for a table with each column at its new position; columns without one are dropped."""
+        new = {old: int(position) for old, position in enumerate(positions)}
+        moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
+        rows = [{new[old]: values for old, values in one.items() if old in new} for one in self.rows]
         return _Collected(moved, [one for one in rows if one])
 
     def of(self, kind: str) -> dict[int, list[Any]]:
@@ -134,7 +135,7 @@ def _own(estimator: Any) -> _Collected:
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
             known = enumerate(edges_of(estimator))
-            found.values += [("edges", p, np.asarray(edges, float)) for p, edges in known if len(edges)]
+            found.values += [("edges", position, np.asarray(edges, float)) for position, edges in known if len(edges)]
     if hasattr(estimator, "categories_"):
         found.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
     if hasattr(estimator, "_predictors"):
@@ -190,9 +191,10 @@ def _back(step: Any, found: _Collected) -> _Collected:
             matrix[:, position] = values
             return np.asarray(step.inverse_transform(matrix)[:, position])
 
-        edges = [("edges", p, inverse(p, np.concatenate(parts))) for p, parts in found.of("edges").items()]
-        learned = [{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows]
-        return _Collected(edges, learned)
+        edges = found.of("edges").items()
+        values = [("edges", position, inverse(position, np.concatenate(parts))) for position, parts in edges]
+        learned = [{position: inverse(position, column) for position, column in rows.items()} for rows in found.rows]
+        return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return found.at(np.flatnonzero(step.get_support()))
     return found if passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
@@ -202,13 +204,13 @@ def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collect
     before = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in found.rows]
     for name, step, inputs in named_steps(transformer):
-        part = transformer.output_indices_[name]
-        places = range(part.start, part.stop)
+        made = transformer.output_indices_[name]
+        places = {position: place for place, position in enumerate(range(made.start, made.stop))}
         if len(places) != len(inputs):
             continue  # an encoder, which makes several columns of one
         inside = _Collected(
-            [(kind, p - part.start, values) for kind, p, values in found.values if p in places],
-            [{p - part.start: values for p, values in rows.items() if p in places} for rows in found.rows],
+            [(kind, places[at], values) for kind, at, values in found.values if at in places],
+            [{places[at]: values for at, values in rows.items() if at in places} for rows in found.rows],
         )
         back = _back(step, inside).at(inputs)
         for rows, known in zip(learned, back.rows, strict=False):
