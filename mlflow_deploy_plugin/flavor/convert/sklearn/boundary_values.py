@@ -165,7 +165,7 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
         for position in range(model.n_features_in_)
     ],
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
-    # a division by a number beside 0 is no more in 32-bit floats: only who reads 64 bits could answer that
+    # not the 0 of a divisor: the quotient by a 64-bit number next to it is none in 32 bits
     Computed: lambda step: [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]],
     Intervals: lambda step: [step.edges[np.isfinite(step.edges)]],
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
