@@ -162,7 +162,7 @@ def torch_gradient(
 
 
 def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
-    """Return the torch module that lies in the model's folder, or that the model was made of, or a `Refused`.
+    """Return the torch module in the model's folder, or the one that the model was made of, or a `Refused`.
 
     Args:
         original: the URI of the module's model, whose code the caller consents to run; empty: the one that the model
@@ -189,16 +189,22 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
         uri = uri or model.model_uri
         return Refused(f"the torch original {uri} runs code of its own while it is loaded: name it (--original {uri})")
     try:
+        if found is None:
+            return _load_torch(folder)
+        with downloaded_version(found) as downloaded:
+            return _load_torch(downloaded)
+    except OnnxserveError as error:
+        return Refused(f"the torch original {uri}: {error.message}")
+
+
+def _load_torch(folder: Path) -> Any:
+    """Return the torch module of a model's folder, or a `Refused`."""
+    try:
         import mlflow.pytorch  # here: seconds, and only for torch models
 
-        if found is not None:
-            with downloaded_version(found) as downloaded:
-                return mlflow.pytorch.load_model(str(downloaded), map_location="cpu")
         return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:
         return Refused(f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'")
-    except OnnxserveError as error:
-        return Refused(f"the torch original {uri}: {error.message}")
     except Exception as error:  # noqa: BLE001 - MLflow's and the model's own code
         return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 

@@ -110,20 +110,25 @@ def export(
     answers = call_original(original, some)
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(some, dict):
-        # the exporter writes the example's size into the outputs of a GRU (torch 2.13)
         longer = dict(some)
         for name, free in dynamic_axes.items():
             for axis in free:
                 longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
         with suppress(InvalidConfig):  # not every size fits every model
-            others = call_original(original, longer)
-            for value in proto.graph.output:
-                for axis, (size, other) in enumerate(
-                    zip(answers[value.name].shape, others[value.name].shape, strict=False)
-                ):
-                    if size != other and value.type.tensor_type.shape.dim[axis].dim_value:
-                        value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
+            _free_sizes(proto, answers, call_original(original, longer))
     return proto
+
+
+def _free_sizes(proto: Any, answers: dict[str, Array], others: dict[str, Array]) -> None:
+    """Free the declared sizes of outputs that differ between two answers.
+
+    The exporter writes the example's size into the outputs of a GRU (torch 2.13).
+    """
+    for value in proto.graph.output:
+        dimensions = value.type.tensor_type.shape.dim
+        for axis, (size, other) in enumerate(zip(answers[value.name].shape, others[value.name].shape, strict=False)):
+            if size != other and dimensions[axis].dim_value:
+                dimensions[axis].dim_param = f"{value.name}_{axis}"
 
 
 def _mark_unknown_ids(proto: Any) -> Any:
