@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+from skl2onnx.common._topology import Scope
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Intervals
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS
 
@@ -20,34 +22,28 @@ _PARTIAL = {
     *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
 }
 """Operators that compute NaN or infinity of some finite numbers."""
-_Node = tuple[str, list[Any], dict[str, int]]
-"""An operator, its inputs, and its attributes; an empty input is the node before, an array is a constant."""
-_CAST: _Node = ("Cast", [""], {"to": TensorProto.FLOAT})
+_Marks = Iterator[tuple[str, str]]
+"""The reason why rows are refused, and the name of an array [N, k] of 32-bit floats that is 0 except for these rows."""
 
 
 def mark_refused_rows(graph: Any, topology: Any) -> str:
     """Add the output to the GraphProto of a topology of skl2onnx if a step may refuse a row, and return the reason."""
     operators = [one for scope in topology.scopes for one in scope.operators.values()]
-    found = [*_out_of_range(operators), *_not_finite(graph, operators)]
-    if not found:
+    added = Subgraph(Scope("refused", naming="refused_rows_"))
+    marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
+    if not marks:
         return ""
-    marks = []
-    for _, nodes in found:  # the numbers of the last node, [N, k], are 0 except for a refused row
-        name = ""
-        for operator, inputs, attributes in (*nodes, ("ReduceSum", ["", np.array([1])], {"keepdims": 0})):
-            name, before = f"{REFUSED_ROWS}_{len(graph.node)}", name
-            read = [one or before if isinstance(one, str) else f"{name}_constant" for one in inputs]
-            graph.node.append(helper.make_node(operator, read, [name], name, **attributes))
-            constants = [one for one in inputs if not isinstance(one, str)]
-            graph.initializer.extend(numpy_helper.from_array(one, f"{name}_constant") for one in constants)
-        marks.append(name)
-    graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
+    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
+    added.node("Sum", sums, REFUSED_ROWS)
+    nodes = added.finish({}, {})
+    graph.initializer.extend(nodes.initializer)
+    graph.node.extend(nodes.node)
     graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
-    return ", or ".join(dict(found))
+    return ", or ".join(dict(marks))
 
 
-def _out_of_range(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
-    """Yield the reason and the nodes that mark a row for each input that has to be within a range."""
+def _out_of_range(added: Subgraph, operators: list[Any]) -> _Marks:
+    """Mark the rows with a number that is not within the range of a step."""
     for one in operators:
         match step := one.raw_operator:
             case PowerTransformer(method="box-cox"):
@@ -61,18 +57,17 @@ def _out_of_range(operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
                 continue
         name, start = getattr(step, "stands_for", type(step).__name__), 0
         for entry in one.inputs:
-            wide: _Node = ("Cast", [entry.full_name], {"to": TensorProto.DOUBLE})
+            wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for test, bound in tests.items():
                 own = np.asarray(bound, float)[start:end] if len(bound) > 1 else np.asarray(bound, float)
-                yield f"its {name} {reason}", [wide, (test, ["", own], {}), _CAST]
+                outside = added.node(test, [wide, own])
+                yield f"its {name} {reason}", added.node("Cast", [outside], to=TensorProto.FLOAT)
             start = end
 
 
-def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_Node]]]:
-    """Yield the same for the outputs of functions that are not defined everywhere, if a later step refuses NaN or
-    infinity.
-    """
+def _not_finite(added: Subgraph, graph: Any, operators: list[Any]) -> _Marks:
+    """Mark the rows for which a function is not defined, if a later step refuses NaN or infinity."""
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Any]] = {}
@@ -90,11 +85,12 @@ def _not_finite(graph: Any, operators: list[Any]) -> Iterator[tuple[str, list[_N
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
                 reason = f"the model computes NaN or infinity of this row, which its {type(finite[0]).__name__} refuses"
-                yield reason, [("Sub", [name, name], {}), _CAST]  # 0 of a finite number, and NaN
+                zero = added.node("Sub", [name, name])  # NaN for a number that is not finite
+                yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:
                 reason = f"the model computes infinity of this row, which its {type(refusing[0]).__name__} refuses"
-                yield reason, [("IsInf", [name], {}), _CAST]
+                yield reason, added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT)
 
 
 def _is_partial(operator: Any, makers: Any, constants: Any) -> bool:
