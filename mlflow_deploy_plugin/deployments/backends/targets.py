@@ -23,10 +23,9 @@ class TargetKind(NamedTuple):
     Attributes:
         uri: NAMESPACE in it stands for one.
         servers: what runs there, for help texts.
-        backend: module and class, imported when it is asked for: its module imports an SDK, which is an extra. Its
-            arguments are the settings and, if the URI has one, the namespace.
-        is_on_this_machine: its servers listen on ports of this machine, can be given its folders, and have their state
-            there.
+        backend: module and class, imported when it is asked for: it may need an SDK. Its arguments are the settings
+            and, if the URI has one, the namespace.
+        is_on_this_machine: its servers use ports and folders of this machine, and have their state there.
     """
 
     uri: str

@@ -57,10 +57,6 @@ def _get(path: str, view: View, operation: Operation, need: Need = "read") -> Ro
     return Route(path, "GET", view, operation, need=need)
 
 
-def _post(path: str, view: View, operation: Operation, need: Need) -> Route:
-    return Route(path, "POST", view, operation, need=need)
-
-
 def _server_wide(path: str, view: View, operation: Operation, method: str = "GET") -> Route:
     return Route(path, method, view, operation, need="read", is_server_wide=True)
 
@@ -109,7 +105,7 @@ ROUTES = (
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
-    _post("/feedback", views.feedback, operations.FEEDBACK, "infer"),
+    Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.version, operations.MLFLOW_VERSION),
@@ -123,7 +119,7 @@ ROUTES = (
     _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
-    _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK, "infer"),
+    Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
@@ -131,8 +127,8 @@ ROUTES = (
     _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY, "describe"),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
     _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG, "describe"),
-    _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD, "admin"),
-    _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD, "admin"),
+    Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
+    Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
     _direct(_TF_MODEL + ":predict", "POST", _tf_predict, operations.TF_PREDICT, "infer"),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
@@ -266,5 +262,5 @@ def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)
     if path == server.cloud.predict_route:
-        routes["POST"] = _post(path, views.vertex_predict, operations.INVOCATIONS, "infer")
+        routes["POST"] = Route(path, "POST", views.vertex_predict, operations.INVOCATIONS, need="infer")
     return routes
