@@ -120,6 +120,7 @@ def post_worker_init(worker: Any) -> None:
                 break
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
+    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # the first have the ages 1, 2, …
     if server.spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only if it is asked for
 

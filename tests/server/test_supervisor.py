@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import socket
 import time
@@ -156,13 +157,20 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     check_end(running, signal.SIGTERM)
 
 
-def test_a_killed_worker_is_replaced(running: Served) -> None:
+def worker_restarts(served: Served) -> float:
+    page = requests.get(f"{served.url}/metrics", timeout=20).text
+    return float(re.findall(r"^onnxserve_worker_restarts_total (\S+)$", page, re.MULTILINE)[0])
+
+
+def test_a_killed_worker_is_replaced_and_counted(running: Served) -> None:
     (worker,) = psutil.Process(gunicorn_pid(running)).children()
+    assert worker_restarts(running) == 0
     worker.kill()
     wait_until(
         lambda: [p.pid for p in psutil.Process(gunicorn_pid(running)).children()] != [worker.pid], 20, "a new one"
     )
     wait_until(lambda: requests.get(f"{running.url}/ping", timeout=20).ok, what="it answers")
+    assert worker_restarts(running) == 1
 
 
 def server_state(served: Served) -> ServerState:

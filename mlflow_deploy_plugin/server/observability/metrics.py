@@ -51,6 +51,7 @@ _PREDICTION_LATENCY = Metric(
 )
 _LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "Time of the last answer, since 1970.", kind="gauge")
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
+_WORKER_RESTARTS = Metric("onnxserve_worker_restarts", "Workers that were started in place of dead ones.")
 _REDIS_FAILURES = Metric("onnxserve_redis_failures", "Times that Redis did not answer a request, or a ping after that.")
 _KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of the API key that let them in.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
@@ -229,6 +230,9 @@ class Metrics:
     def count_refused(self, reason: str) -> None:
         """Count one request that a limit has turned away: for no endpoint, since limits come first."""
         self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
+
+    def count_worker_restarts(self, number: int) -> None:
+        self._add(number, _WORKER_RESTARTS)
 
     def count_redis_failure(self) -> None:
         self._add(1, _REDIS_FAILURES)
