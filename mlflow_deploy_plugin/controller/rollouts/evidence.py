@@ -211,7 +211,7 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
     """
     wanted = criterion.seconds
     if criterion.factor is not None and history.timed.get(math.inf, 0) >= _MIN_TIMED:
-        quantile = history.quantile(criterion.quantile)
+        quantile = history.quantile(1 - criterion.share)
         wanted = None if quantile is None else quantile * criterion.factor
     if wanted is None:
         return None

@@ -51,10 +51,6 @@ class Criterion:
     seconds: float | None = None
 
     @property
-    def quantile(self) -> float:
-        return 1 - self.share
-
-    @property
     def is_of_shadow(self) -> bool:
         """True if the rows of a shadow have the event, not the requests to the candidate."""
         return self.kind == "disagreement"

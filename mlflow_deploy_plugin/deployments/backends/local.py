@@ -1,8 +1,4 @@
-"""Deployments on this machine: one detached supervisor for each endpoint, in a state folder of its own.
-
-`apply` compares the spec with what runs, and does only what is missing. So the same call after a crash finishes the
-work. The caller holds the endpoint's lock (`lifecycle.py`).
-"""
+"""Deployments on this machine: one detached supervisor for each endpoint, in a state folder of its own."""
 
 import errno
 import os
