@@ -53,7 +53,7 @@ def test_a_latency_may_be_said_in_time() -> None:
     fast, slow = parse_criteria("p50>250ms,p95>1.5s")
 
     assert (fast.share, fast.seconds, fast.factor) == (0.5, 0.25, None)
-    assert (slow.quantile, slow.seconds) == (0.95, 1.5)
+    assert (slow.share, slow.seconds) == (0.05, 1.5)
 
 
 @pytest.mark.parametrize(
