@@ -1,5 +1,6 @@
 """The release workflow's own steps, and the commands of the checklist, in a clone."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,31 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
         "mlflow_onnxserve-0.2.0-py3-none-any.whl",
         "mlflow_onnxserve-0.2.0.tar.gz",
     ]
-    version, notes = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run("build", leave_out=["Build"])
+    version, notes, _ = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run("build", leave_out=["Build"])
     assert (version.status, notes.status) == (0, 0), version.output + notes.output
     written = (clone / "release" / "notes.md").read_text()
     assert "### Added" in written
     assert "## [" not in written
+
+
+def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
+    at, tag = "https://github.com/somebody/onnxserve", f"v{__version__}"
+    environment = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "somebody/onnxserve"}
+    leave_out = [
+        "Take the version from the package, which the tag has to name",
+        "Take the notes from the changelog",
+        "Build",
+    ]
+
+    (linked,) = Workflow(RELEASE, clone, environment={**environment, "GITHUB_REF_NAME": tag}).run("build", leave_out)
+
+    assert linked.status == 0, linked.output
+    links = re.findall(r"\]\(([^)#]+)", (clone / "README.md").read_text())
+    ours = [link.removeprefix(f"{at}/") for link in links if link.startswith(at)]
+    assert all(link.startswith("https://") for link in links)
+    assert f"raw/{tag}/docs/pictures/console.png" in ours
+    assert [link for link in ours if not (clone / link.split("/", 2)[2]).exists()] == []
+    assert f"\nurl = {at}\n" in (clone / "setup.cfg").read_text()
 
 
 @pytest.mark.parametrize(
