@@ -12,6 +12,7 @@ twice and keep the first copy. A model is kept while a wanted.json or followed.j
 latest, and for an hour after its last use.
 """
 
+import gc
 import hashlib
 import logging
 import os
@@ -98,6 +99,7 @@ class ModelCache:
         try:
             folder = self._find_cached(entry)
             if folder is None:
+                gc.collect(1)  # each download leaves a client of MLflow, a cycle whose threads live as long
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
                     self._downloads[source] = Path(temporary)
                     fetched = download(source, Path(temporary))

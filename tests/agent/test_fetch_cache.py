@@ -1,9 +1,11 @@
+import gc
 import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 from mlflow_deploy_plugin.agent.fetch import ModelCache
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from tests.support.disk import files_of_at_most
+from tests.support.waiting import wait_until
 
 MakeModel = Callable[..., Path]
 
@@ -218,3 +221,29 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
     with pytest.raises(RegistryUnavailable):
         cache.fetch(str(source), "registry x 1")
     assert (counted, cache.received_bytes(str(source))) == ([100], 0)
+
+
+def test_the_threads_of_mlflows_client_end_with_the_next_download(
+    cache: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent collects garbage seldom, and each client of an artifact store is a cycle with eight threads."""
+
+    class Client:
+        def __init__(self) -> None:
+            self.itself, self.pool = self, ThreadPoolExecutor(1, "of-mlflow")
+            self.pool.submit(int).result()
+
+    def download(location: str, destination: Path) -> Path:
+        Client()
+        raise RegistryUnavailable("it breaks off")
+
+    monkeypatch.setattr("mlflow_deploy_plugin.agent.fetch.download", download)
+    gc.disable()
+    try:
+        for _ in range(5):
+            with pytest.raises(RegistryUnavailable):
+                cache.fetch("models:/x/1", "registry x 1")
+    finally:
+        gc.enable()
+    alive = lambda: sum(thread.name.startswith("of-mlflow") for thread in threading.enumerate())  # noqa: E731
+    wait_until(lambda: alive() <= 1, 10, "the threads of the first four end")
