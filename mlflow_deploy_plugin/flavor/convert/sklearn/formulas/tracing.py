@@ -85,6 +85,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> TracedArray:
         keys = key if isinstance(key, tuple) else (key,)
+        if any(isinstance(entry, str) for entry in (key if isinstance(key, list) else keys)):
+            raise NotImplementedError("columns by their names; by positions, as x[:, 0], they have a form")
         if any(entry is Ellipsis for entry in keys):
             at = next(place for place, entry in enumerate(keys) if entry is Ellipsis)
             missing = self.ndim - sum(entry is not None for entry in keys) + 1

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
+from sklearn.preprocessing import FunctionTransformer
+
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import first_steps, sub_estimators, thawed
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import affine, category_tables, feature_engine, interpret
 
@@ -41,7 +44,7 @@ def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
     first = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
         package = type(part).__module__.partition(".")[0]
-        if package in _CONVERTED or id(part) in replaced_inside:
+        if (package in _CONVERTED and not _is_function_of_a_table(part)) or id(part) in replaced_inside:
             continue
         if package in _STAND_INS:
             stand_in = _STAND_INS[package](part)
@@ -51,3 +54,14 @@ def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
     return deepcopy(fitted, stand_ins) if stand_ins else fitted
+
+
+def _is_function_of_a_table(part: Any) -> bool:
+    """Return True for a FunctionTransformer that answers no matrix, since it picks columns by their names."""
+    if not isinstance(part, FunctionTransformer) or part.func is None or not hasattr(part, "feature_names_in_"):
+        return False
+    try:
+        part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
+    except Exception:  # noqa: BLE001 - a user's function
+        return True
+    return False

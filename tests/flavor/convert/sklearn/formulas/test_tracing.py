@@ -62,6 +62,8 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
     (np.spacing, "numpy.spacing, which has no form in a graph"),
     (lambda x: [row[::-1] for row in x], "a loop over rows"),
     (lambda x: x[::-1], "picking of rows"),
+    (lambda x: x["a"], "columns by their names; by positions, as x[:, 0]"),
+    (lambda x: x[["a", "b"]], "columns by their names"),
     (lambda x: x[:, np.argmax(x, axis=1)], "picking by computed positions"),
     (lambda x: x.reshape(200, 3), "reshape to a number of rows"),
     (lambda x: x * np.ones(len(x))[:, None], "the number of rows"),

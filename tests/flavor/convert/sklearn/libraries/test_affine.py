@@ -8,7 +8,7 @@ import pytest
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError
@@ -94,9 +94,9 @@ class Ridge2(Ridge):  # type: ignore[misc]
         make_pipeline(StandardScaler(), Known(), Ridge()),
         make_pipeline(Centred(), DecisionTreeRegressor(max_depth=5)),
         make_pipeline(Chosen(), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(FunctionTransformer(lambda table: table.drop(columns="b")), DecisionTreeRegressor(max_depth=5)),
         make_pipeline(Turned(), LogisticRegression(max_iter=1000)),
     ],
-    ids=str,
 )
 def test_an_affine_estimator_is_proven(model: Any) -> None:
     target = TARGET > 0 if isinstance(getattr(model, "_final_estimator", None), LogisticRegression) else TARGET
