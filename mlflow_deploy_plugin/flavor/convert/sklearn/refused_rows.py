@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Scope
-from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer
+from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, PowerTransformer, SplineTransformer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Intervals
@@ -67,7 +67,9 @@ def _out_of_range(added: Subgraph, operators: list[Any]) -> _Marks:
 
 
 def _not_finite(added: Subgraph, graph: Any, operators: list[Any]) -> _Marks:
-    """Mark the rows for which a function is not defined, if a later step refuses NaN or infinity."""
+    """Mark the rows for which a function is not defined, or whose products exceed the graph's floats, if a later step
+    refuses NaN or infinity.
+    """
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Any]] = {}
@@ -75,7 +77,9 @@ def _not_finite(added: Subgraph, graph: Any, operators: list[Any]) -> _Marks:
     for one in operators:
         for entry in one.inputs:
             readers.setdefault(entry.full_name, []).append(one.raw_operator)
-        if isinstance(one.raw_operator, FunctionTransformer | Computed) and _is_partial(one, makers, constants):
+        is_function = isinstance(one.raw_operator, FunctionTransformer | Computed)
+        is_partial = is_function and _is_partial(one, makers, constants)
+        if is_partial or isinstance(one.raw_operator, PolynomialFeatures):
             doubtful.update(entry.full_name for entry in one.outputs)
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):

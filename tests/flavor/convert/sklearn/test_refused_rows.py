@@ -16,7 +16,13 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, PowerTransformer, SplineTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    PolynomialFeatures,
+    PowerTransformer,
+    SplineTransformer,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 
 from mlflow_deploy_plugin.errors import InferenceError
@@ -109,6 +115,18 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
                 served.run(feeds)
         else:
             assert served.prediction(served.run(feeds)) == pytest.approx(answer)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Path) -> None:
+    rows = TABLE.to_numpy(dtype)
+    save_model(make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE), tmp_path / "m", input_example=rows)
+    served = OnnxModel.load(tmp_path / "m")
+
+    with pytest.raises(
+        InferenceError, match=r"^row 1: the model computes NaN or infinity of this row, which its Ridge"
+    ):
+        served.run(served.schema.from_array(np.array([[1, 1], [1, 1e30]], dtype)))
 
 
 def test_the_reason_names_the_step(tmp_path: Path) -> None:

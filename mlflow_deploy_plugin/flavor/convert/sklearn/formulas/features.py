@@ -26,6 +26,7 @@ from sklearn.preprocessing import (
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
+    PolynomialFeatures,
     PowerTransformer,
     QuantileTransformer,
     RobustScaler,
@@ -128,6 +129,19 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
         one, other = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
         real, imaginary = real * one - imaginary * other, real * other + imaginary * one
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
+
+
+def products(model: PolynomialFeatures, rows: Rows) -> TracedArray:
+    """Return the products of columns, in the precision of the rows; those of one degree are computed together.
+
+    skl2onnx has two nodes for each product.
+    """
+    x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
+    for degree in np.unique(degrees):  # ascending, as the products are
+        factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
+        columns = [x[:, places] for places in np.transpose(factors)]
+        parts.append(reduce(np.multiply, columns) if columns else np.ones_like(x[:, :1]))
+    return np.concatenate(parts, axis=1)
 
 
 def scaled(model: Any, rows: Rows) -> TracedArray:
@@ -317,6 +331,7 @@ FORMULAS: dict[type, Formula] = {
     AdditiveChi2Sampler: additive_chi2,
     RandomTreesEmbedding: embedded,
     PolynomialCountSketch: count_sketch,
+    PolynomialFeatures: products,
     SplineTransformer: splines,
     BernoulliRBM: lambda model, rows: special.expit(rows.matrix @ model.components_.T + model.intercept_hidden_),
     SparseRandomProjection: lambda model, rows: rows.matrix @ np.asarray(model.components_.todense()).T,

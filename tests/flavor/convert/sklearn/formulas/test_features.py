@@ -20,6 +20,7 @@ from sklearn.preprocessing import (
     Binarizer,
     KBinsDiscretizer,
     OrdinalEncoder,
+    PolynomialFeatures,
     PowerTransformer,
     QuantileTransformer,
     SplineTransformer,
@@ -47,6 +48,9 @@ STEPS: dict[str, Any] = {
     "cosines": RBFSampler(n_components=10, random_state=0),
     "skewed": SkewedChi2Sampler(n_components=10, random_state=0),
     "counts": AdditiveChi2Sampler(),
+    "products": PolynomialFeatures(3),
+    "products of others, without a constant": PolynomialFeatures(2, interaction_only=True, include_bias=False),
+    "products of three": PolynomialFeatures((3, 3)),
     "sketch": PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     "machine": BernoulliRBM(3, n_iter=2, random_state=0),
     "distances from centres": KMeans(4, n_init=1, random_state=0),
@@ -78,6 +82,13 @@ CASES = [
 @pytest.mark.parametrize("step", CASES)
 def test_a_transformer_is_proven(step: Any) -> None:
     assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
+
+
+def test_products_of_many_columns_are_few_nodes() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 10))
+    model = make_pipeline(PolynomialFeatures(2), Ridge()).fit(rows, rows[:, 0])
+
+    assert len(wrap(model, rows).converted.proto.graph.node) < 20  # of 66 columns
 
 
 @pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
