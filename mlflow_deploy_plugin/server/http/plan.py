@@ -61,6 +61,10 @@ class PlanTable:
         plan = self._plans.get(request.path)
         return plan(request) if plan is not None and request.method == "POST" else None
 
+    def covers(self, path: str) -> bool:
+        """Return True if the path has a plan: an ONNX model of this worker answers it."""
+        return path in self._plans
+
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():

@@ -131,7 +131,8 @@ class WorkerApp:
 
         def waits_for_nobody(request: RawRequest) -> bool:
             # a pyfunc answers from another process, and may hang there; a call of Redis must not hold the loop
-            return may_be_inline and not server.repository.has_pyfuncs and not may_wait_for_limits(server, request)
+            is_here = not server.repository.has_pyfuncs or self._plans.covers(request.path)
+            return may_be_inline and is_here and not may_wait_for_limits(server, request)
 
         self.inline_policy = InlinePolicy(waits_for_nobody)
         self.pool = RequestThreads(threads)

@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.server.http.workers.worker_app import (
     WorkerApp,
 )
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from tests.support.waiting import wait_until
 
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -85,6 +87,30 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
         server.close()
 
     asyncio.run(asyncio.wait_for(talk(), 30))
+
+
+def test_a_pyfunc_beside_it_takes_no_model_from_the_loop(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "agent_beside.py").write_text(
+        "class A:\n  def predict(self, data): return [1]\n_load_pyfunc = lambda path: A()"
+    )
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: agent_beside, code: .}}")
+    variants = {"e": {"v": tools.variant(bias_folders["1"], "1")}, "agent": {"v": tools.variant(tmp_path, "1")}}
+    app = WorkerApp(serve_here(variants), may_be_inline=True, threads=1)
+    wait_until(lambda: not app.server.repository.not_ready_reason(), 60, "the side process")
+    body = b'{"inputs": [[1, 2, 3]]}'
+    quick, agents = (
+        RawRequest("POST", f"/endpoints/{name}/invocations", {"content-type": "application/json"}, body)
+        for name in ("e", "agent")
+    )
+
+    def answered_inline(request: RawRequest) -> bool:
+        assert app.handle(replace(request, arrived=time.perf_counter())).status == 200
+        return app.answer_inline(replace(request, arrived=time.perf_counter())) is not None
+
+    wait_until(lambda: answered_inline(quick), what="an answer on the loop")
+    assert not answered_inline(agents)
 
 
 QUICK, SLOW = INLINE_SECONDS / 20, INLINE_SECONDS * 20
