@@ -354,24 +354,29 @@ class _Recorder:
         return self.prediction
 
     def _convert_columns(self, table: pd.DataFrame | dict[Any, Any]) -> None:
-        for name in [date for date in self._dates if date in table]:
-            column = pd.Series(table[name])
-            if pd.api.types.is_datetime64_any_dtype(column.dtype):  # of Parquet
-                continue
-            expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
-            # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
-            for value in column.dropna():
-                if not isinstance(value, str):
-                    raise MlflowException(f"column {name!r} (datetime) holds {value!r}, {expected}")
-            try:
-                table[name] = _read_dates(column.to_numpy(), self._date_form).to_numpy()
-            except ValueError:
-                alike = "" if self._date_form else "; in JSON, all texts of a column have the form of the first one"
-                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}{alike}") from None
-        for name in [text for text in self._texts if isinstance(table, pd.DataFrame) and text in table]:
+        for name in self._dates:
+            if name in table:
+                column = pd.Series(table[name])
+                if not pd.api.types.is_datetime64_any_dtype(column.dtype):  # as Parquet brings them
+                    table[name] = self._to_dates(name, column)
+        if not isinstance(table, pd.DataFrame):
+            return
+        for name in self._texts:
             # a column of nothing but null would hold None, where beside other rows the same null is NaN
-            if table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype):
+            if name in table and (table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype)):
                 table[name] = table[name].astype(_TEXTS)
+
+    def _to_dates(self, name: Any, column: "pd.Series[Any]") -> Array:
+        expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
+        # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
+        for value in column.dropna():
+            if not isinstance(value, str):
+                raise MlflowException(f"column {name!r} (datetime) holds {value!r}, {expected}")
+        try:
+            return _read_dates(column.to_numpy(), self._date_form).to_numpy()
+        except ValueError:
+            alike = "" if self._date_form else "; in JSON, all texts of a column have the form of the first one"
+            raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}{alike}") from None
 
 
 def load_scorer(folder: Path) -> "Scorer":

@@ -24,7 +24,6 @@ FIRST_ERROR_STATUS = 400
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
-_NO_COLUMNS: Array = np.empty(0, dtype=np.intp)
 _MAX_PLANS = 256
 """The most plans that are kept; one more empties the cache. Requests share a plan if endpoint, variant, number of
 feeds and shape of the first array are the same."""
@@ -210,23 +209,18 @@ def _make_plan(
     masked: list[MaskedColumn] = []
     arrays = [*feeds.items(), *outputs.items()]
     for position, (name, array) in enumerate(arrays):
-        holds_objects = array.dtype.kind == "O"
-        is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str | None))
-        if array.shape[:1] != (rows,) or (holds_objects and not is_text):
+        if array.shape[:1] != (rows,) or not _has_form(array):
             continue  # a table has no place for it
-        hidden: Sequence[tuple[str, int | None]]
-        if position < len(feeds):
-            side, hidden, columns = "feeds", model.masked.get(name, ()), model.cuts.get(name)
-        else:
-            side, hidden = "outputs", model.masked_outputs(name, array)
-            columns = _NO_COLUMNS if name in model.left_out else None
-        for column, place in hidden:
+        is_feed = position < len(feeds)
+        for column, place in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
             entries["masked"].append((column, "str", ()))
             masked.append(MaskedColumn(position, place))
-        if columns is not None and not len(columns):
+        columns = model.cuts.get(name) if is_feed else None
+        if (columns is not None and not len(columns)) or (not is_feed and name in model.left_out):
             continue
+        is_text = array.dtype.kind == "O"
         inner = array.shape[1:] if columns is None else (len(columns),)
-        entries[side].append((name, "str" if is_text else array.dtype.str, inner))
+        entries["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))
         kept.append(KeptArray(position, is_text, columns))
     if not masked:
         del entries["masked"]
@@ -242,6 +236,11 @@ def _make_plan(
         min(rows, max_rows),
         is_whole and not any(array.is_text for array in kept),
     )
+
+
+def _has_form(array: Array) -> bool:
+    """Return False for an array of other objects than texts."""
+    return array.dtype.kind != "O" or array.size == 0 or isinstance(array.flat[0], str | None)
 
 
 class Feedback(NamedTuple):

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, 
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
-from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
@@ -32,8 +32,8 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
 )
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""Answers a POST. None if the general way has to; then nothing has been captured, nor counted except against its rates
-(`RequestLimits.check_rates`)."""
+"""Answers a POST; returns None if the general way has to. Then nothing has been captured, and nothing counted but the
+request's rates (`RequestLimits.check_rates`)."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
@@ -42,7 +42,7 @@ id in the body."""
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
-"""The largest body of a plan. A refused body is decoded twice, which has to be cheap; and a large one gains nothing."""
+"""The largest body of a plan. A refused body is decoded twice, which has to be cheap, and a large one gains nothing."""
 
 
 class PlanTable:
@@ -68,11 +68,9 @@ class PlanTable:
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():
-            variant = served.answering[0] if len(served.answering) == 1 else None
-            if variant is None or variant.has_others or variant.capture.fraction not in (0.0, 1.0):
-                continue  # a request needs a choice, or a random number
-            if not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None:
-                continue  # it is computed in another process, or thread
+            variant = _planned_variant(served)
+            if variant is None:
+                continue
             paths = {
                 f"/endpoints/{endpoint}/invocations": INVOCATIONS,
                 f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
@@ -85,6 +83,18 @@ class PlanTable:
                     plan = compose_plan(self._server, variant, protocol)
                     plans[path] = _within_places(plan, self._server.limits) if self._server.limits.has_places else plan
         self._plans = plans
+
+
+def _planned_variant(served: ServedEndpoint) -> ServedVariant | None:
+    """Return the variant of an endpoint that a plan can serve; None if requests have to be decided one by one."""
+    if len(served.variants) != 1 or not served.answering:
+        return None  # each request needs a choice
+    (variant,) = served.answering
+    loaded = variant.loaded
+    if not isinstance(loaded.predictor, OnnxModel) or loaded.batcher is not None:
+        return None  # it is computed in another process or thread
+    is_captured_by_chance = variant.capture.fraction not in (0.0, 1.0)
+    return None if is_captured_by_chance else variant
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:

@@ -1,7 +1,7 @@
 """The data plane: from named arrays to named arrays, free of any transport.
 
-Every transport handles a request alike: `select_variant`, decode with the schema of *that* variant, `infer`, encode,
-and drop the variant.
+Every transport handles a request in the same steps: `select_variant`, decode with the schema of *that* variant,
+`infer`, encode, and drop the variant.
 """
 
 import math
@@ -30,13 +30,13 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(slots=True)
 class InferRequest:
-    """Named arrays for one variant. Nobody changes it or a response; `frozen=True` would cost a microsecond each.
+    """Named arrays for one variant. Treat requests and responses as immutable: `frozen=True` costs a microsecond each.
 
     Attributes:
         id: the client's, or made by the transport; it may repeat.
         inputs: arrays by ONNX input name.
-        parameters: of the protocol; `timeout` in microseconds (Triton's) is the client's deadline.
-        event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None for now.
+        parameters: those of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
+        event_time: the time of the event that the rows describe, in microseconds since 1970 (UTC); None for now.
         body: in place of `inputs`, for a version of the flavor python_function that reads it itself.
         arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
     """
@@ -51,11 +51,12 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """The outputs of exactly one version. `prediction_id` is made here and never repeats: feedback joins on it.
+    """The outputs of exactly one version.
 
     Attributes:
+        prediction_id: made here; it never repeats, since feedback joins on it.
         body: the response to a `body`, ready to be sent; else empty.
-        is_cached: whether the outputs come from the response cache; None if they cannot.
+        is_cached: True if the outputs come from the response cache; None if they are not cacheable.
     """
 
     id: str
@@ -71,7 +72,7 @@ class DataPlane:
 
     Attributes:
         cache: the response cache, if there is one.
-        default_timeout_microseconds: a request whose run has not begun after it is given up; 0 for never.
+        default_timeout_microseconds: a request is given up if its run has not begun after this time; 0 for never.
     """
 
     repository: Repository
@@ -89,7 +90,8 @@ class DataPlane:
     ) -> ServedVariant:
         """Return the variant for one request to `endpoint` (None for the default one), or the one with `version`.
 
-        Hold it until the response is sent. If it has a `key` and no version was requested, `sticky_variant` decides.
+        Hold it until the response is sent. If it has a `key` and the client has named no version, `sticky_variant`
+        decides.
 
         Raises:
             NotFound, NotReady: see `Repository.select_variant`.
@@ -105,7 +107,7 @@ class DataPlane:
         return variant if key is None else self.repository.select_variant(variant.endpoint, 0.0, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Run the request on this variant and capture it before returning. Blocks the thread, in a batcher too.
+        """Run the request on this variant, and capture it before returning. Blocks the thread, also in a batcher.
 
         Raises:
             InferenceError: the model refuses the input.
@@ -155,7 +157,7 @@ class DataPlane:
     def capture_failure(
         self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None
     ) -> None:
-        """Capture a request that failed, with the same sampling as the others, so that failures are a share of all."""
+        """Capture a request that failed, with the sampling of all others, so that failures are a share of all."""
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
             now = time.time_ns() // 1000
@@ -165,10 +167,7 @@ class DataPlane:
             self.capture.write_failure(record, variant.captured)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
-        """Return whether `infer_async` can run every variant of the endpoint.
-
-        With a response cache it cannot: it may have to wait for Redis.
-        """
+        """Return True if `infer_async` can run every variant of the endpoint; a response cache may have to wait."""
         named = self.repository.default_endpoint if endpoint is None else endpoint
         served = self.repository.table.get(named or "")
         if served is None or self.cache is not None:
@@ -178,7 +177,7 @@ class DataPlane:
     def infer_async(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
     ) -> None:
-        """Do as `infer` for an event loop: `done` gets the response, or what `infer` would raise, in another thread.
+        """Do as `infer` for an event loop. `done` gets the response, or the error of `infer`, in another thread.
 
         Raises:
             InvalidRequest: the parameter `timeout` is malformed.
@@ -242,7 +241,7 @@ class DataPlane:
         return partial(self.metrics.count_batch, variant.endpoint, model=loaded.model, version=loaded.version)
 
     def _deadline(self, request: InferRequest) -> float:
-        """Return when to give the request up, in `time.perf_counter()`: the sooner of the server's and the client's."""
+        """Return the deadline in `time.perf_counter()`: the earlier one of the server's and the client's."""
         timeout = self._timeout
         if request.parameters and (requested := request.parameters.get("timeout")) is not None:
             if type(requested) is not int or requested < 0:

@@ -41,7 +41,7 @@ _EVENTS, _LAST_EVENT = "text/event-stream", b"data: [DONE]\n\n"
 
 
 class BrokenResponse(Exception):
-    """The response ended in an error after its beginning was sent: it must not look whole."""
+    """The response ended in an error after its head was sent, and must not look complete."""
 
 
 class RequestContext:
@@ -50,11 +50,11 @@ class RequestContext:
     As a context manager it gives its place back at the end.
 
     Args:
-        protocol: its label in metrics.
+        protocol: the protocol's label in metrics.
 
     Attributes:
-        headers: of the reply.
-        variant: the one that answers; None until one is selected.
+        headers: the headers of the reply.
+        variant: the variant that answers; None until one is selected.
     """
 
     __slots__ = ("_is_admitted", "_protocol", "headers", "request", "server", "variant")
@@ -227,8 +227,8 @@ def infer_async(
     """Submit the request to its version's batcher, without blocking.
 
     Returns:
-        True if `done` is called once with the reply, in this thread or another. False if nothing has happened, since
-        the request cannot be answered so; the caller has to call `infer`.
+        True if `done` is called once with the reply, in this thread or another. False if the request cannot be answered
+        in this way: nothing has happened, and the caller has to call `infer`.
     """
     dataplane = server.dataplane
     if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
@@ -267,17 +267,17 @@ def infer_lines(
 ) -> tuple[Reply, Generator[bytes, None, None] | None]:
     """Answer JSON Lines while they come. Neither the body nor the response is ever held whole.
 
-    One version answers all of a stream, in pieces of up to a thousand lines, each of which is captured as a request of
-    its own. If the first piece fails, the reply is an error like any other. Later the head has been sent: the last line
-    is then an object with `error_code` and `message`.
+    One version answers the whole stream, in pieces of up to a thousand lines. Each piece is captured as a request of
+    its own. If the first piece fails, the reply is an error like any other. If a later one fails, the head has been
+    sent, and the last line is an object with `error_code` and `message`.
 
     Args:
-        request: without its body.
-        pieces: the body, as it comes. An error that they raise ends the response.
+        request: the request without its body.
+        pieces: the body as it comes. An error that they raise ends the response.
 
     Returns:
-        The head of the reply and its pieces; or an error, and None. The pieces raise `BrokenResponse` after the last
-        one if that holds an error. They have to be closed.
+        The head of the reply and its pieces; or an error and None. If the last piece holds an error, the pieces raise
+        `BrokenResponse` after it. They have to be closed.
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:

@@ -1,8 +1,8 @@
 """The response cache: outputs that a version has computed before for the same feeds.
 
-They are kept in this worker's memory, the least recently used dropped first, or in a Redis that workers and servers
-share. Only outputs of graphs without random nodes are kept (`models/loading.py`). Arrays are kept, not bodies, so that
-every protocol finds what another has computed.
+They are kept in this worker's memory, where the least recently used are dropped first, or in a Redis that workers and
+servers share. Only outputs of graphs without random nodes are kept (`models/loading.py`). The cache has arrays, not
+bodies, so that all protocols share it.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     """Return a digest of everything that the outputs depend on, or None if the feeds hold other objects than texts.
 
     Args:
-        version: identifies the version: names, number, run, files.
+        version: `LoadedVersion.identity`.
     """
     packed = _pack({name: feeds[name] for name in sorted(feeds)})
     if packed is None:
@@ -168,7 +168,7 @@ def decode_outputs(content: bytes) -> Outputs | None:
         end = 4 + int.from_bytes(content[:4], "little")
         return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[0]
     except (ValueError, TypeError) as error:
-        logger.warning("what Redis has for an answer is none: %s", type(error).__name__)
+        logger.warning("an answer from Redis is malformed: %s", type(error).__name__)
         return None
 
 

@@ -1,9 +1,9 @@
 """Shadows: variants that run a copy of each request, to be compared with the response, and never answer.
 
-The request path only puts a copy into a queue. One thread a worker takes the copies out again, with a low priority and
-after a pause in which the response leaves. It runs requests of one kind together if the shadow's rows do not depend on
-each other. A copy that finds no room is dropped and counted; a failure is counted, and logged once a minute. A shadow
-that is slow, or never returns, costs copies and no response.
+The request path only puts a copy into a queue. One thread of each worker empties it, with a low priority and after a
+pause in which the response leaves. It runs requests of one kind together if the shadow's rows do not depend on each
+other. A copy that finds no room is dropped and counted; a failure is counted, and logged once a minute. A shadow that
+is slow, or never returns, costs copies and no response.
 """
 
 import logging
@@ -46,7 +46,7 @@ MAX_BYTES = 64 * 1024 * 1024
 _MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
 _NICE = 10
 _PAUSE_SECONDS = 0.05
-"""The pause before the queue is emptied: the response leaves undisturbed, and what has gathered is run together."""
+"""The pause before the queue is emptied. The response leaves undisturbed, and the copies that gather run together."""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 """A thread that sleeps hands the interpreter over at once. One that computes keeps it for 5 ms each time that another
 wants it (`sys.getswitchinterval`)."""
@@ -60,11 +60,11 @@ class MirroredRequest:
     """One request for one shadow.
 
     Attributes:
-        record: of the response; the shadow's captured rows have the same ids and times.
-        is_captured: whether the response is captured, and so the shadow's outputs are.
-        feeds / outputs: of the answering variant.
-        body: of a request that a pyfunc has read itself.
-        size: bytes that it holds.
+        record: the record of the response. The shadow's captured rows have the same ids and times.
+        is_captured: the response is captured, and so are the shadow's outputs.
+        feeds / outputs: those of the answering variant.
+        body: the body of a request that a pyfunc has read itself.
+        size: the bytes that it holds.
     """
 
     shadow: ServedVariant
@@ -82,7 +82,7 @@ class MirroredRequest:
 
     @property
     def kind(self) -> Hashable:
-        """One run may compute copies of one kind."""
+        """The key of the copies that one run may compute together."""
         if self.body is not None or not self.answered_by.predictor.schema.has_rows:
             return object()
         shadow, arrays = self.shadow, {**self.feeds, **sent_arrays(self.feeds)}
@@ -132,8 +132,8 @@ class Shadows:
         """Queue a copy of a request to `variant` for each of its shadows. This never fails and never waits.
 
         Args:
-            record: of the response; with `is_captured` the rows of the shadow are captured under its ids.
-            body: of a request that the answering version has read itself.
+            record: the record of the response. With `is_captured` the rows of the shadow are captured under its ids.
+            body: the body of a request that the answering version has read itself.
         """
         try:
             for array in outputs.values():
@@ -209,7 +209,7 @@ class Shadows:
         return batch
 
     def _is_batchable(self, copy: MirroredRequest) -> bool:
-        """Return whether rows of several requests may be run together; this is tried once a version."""
+        """Return True if rows of several requests may be run together. Each version is tried once."""
         loaded = copy.shadow.loaded
         if (known := self._batchable.get(loaded)) is None:
             try:
@@ -267,7 +267,7 @@ class Shadows:
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
     ) -> None:
-        """Write the rows of the shadow into the spool, request by request; `latency` in microseconds is the run's."""
+        """Write the shadow's rows into the spool, request by request. `latency`: of the run, in microseconds."""
         start = 0
         for number, copy in enumerate(batch, 1):
             if number % _WRITES_AT_ONCE == 0:
@@ -294,7 +294,7 @@ def detach(array: Array) -> Array:
 def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
     """Turn feeds made by the schema `given` into feeds for the graph behind `wanted`.
 
-    What `given` has not read is missing: a column that it does not know, or what a narrower type has cut off.
+    Columns that `given` does not know are missing, and so are digits that a narrower type has cut off.
 
     Raises:
         SchemaMismatch: `wanted` needs a column that is missing, or of another type.

@@ -1,10 +1,10 @@
 """Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
 
-The wanted state has one writer, the agent. So a worker leaves a command file in the state folder and waits, for a
-bounded time, for the agent's answer. The agent (`agent/control.py`) answers once every worker has applied the change.
-Files are named by the time they were made, so that they are taken in order. The worker removes both files, the agent
-those that nobody waits for any more. All times are of the machine's monotonic clock, which its processes share and
-nobody sets.
+The wanted state has one writer, the agent. So a worker leaves a command file in the state folder, and waits for the
+agent's answer for a bounded time. The agent (`agent/control.py`) answers once every worker has applied the change.
+Files are named by the time they were made, so that commands are executed in order. The worker removes both files; the
+agent removes the files of workers that have died. All times are those of the machine's monotonic clock, which all its
+processes share.
 """
 
 import os
@@ -43,7 +43,7 @@ MAX_WAITING = 64
 _MAX_COMMAND_BYTES = 256 * 1024
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
-"""Nobody waits for the answer to an older command."""
+"""The age from which on nobody waits for the answer to a command."""
 _AGENT_SECONDS = 10.0
 """The longest absence of the agent: after a crash it is restarted within a second, and then imports MLflow."""
 _POLL_SECONDS = 0.05
@@ -59,9 +59,9 @@ class ModelControl:
 
     Attributes:
         mode: only "explicit" allows it.
-        max_waiting: requests of this worker that may wait for an answer at the same time, each in its thread.
+        max_waiting: the most requests of this worker that wait for an answer, each in its thread.
         timeout_seconds: the longest wait for a command.
-        agent_seconds: how long the agent may be down (it is restarted when it crashes).
+        agent_seconds: the longest time for which the agent may be down (it is restarted when it crashes).
     """
 
     state_dir: Path

@@ -1,11 +1,11 @@
 """The metrics of all workers: kept in files that are mapped into memory, added up, written as text for Prometheus.
 
-A file holds the bytes in use, then entries: the length of the key, the number of cells, the key, and the cells, which
-are doubles. The key is JSON: kind, name, help text and bounds of the metric, and the labels. A counter and a gauge have
-one cell, a histogram the sum and its buckets. To count is to add to cells of a `memoryview`; one lock serves all values
-of a request.
+A file holds the number of bytes in use, then entries: the length of the key, the number of cells, the key, and the
+cells, which are doubles. The key is JSON: kind, name, help text and bounds of the metric, and the labels. A counter and
+a gauge have one cell, a histogram has the sum and its buckets. A worker counts by adding to cells of a `memoryview`;
+one lock serves all values of a request.
 
-To add the files up is to add the cells of equal keys. prometheus_client's multi-process mode has an entry for each
+The page adds up the cells of equal keys of all files. prometheus_client's multi-process mode has an entry for each
 bucket, and makes several objects of each: with 200 endpoints and 2 workers that holds the interpreter far longer.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -86,9 +86,10 @@ _LOST = {
 
 
 class MmapCounters:
-    """The values of this worker; the caller locks.
+    """The values of this worker, in one file; the caller locks.
 
-    It goes on with the values that a file has. The file is this worker's until these are dropped, or its process ends.
+    Values that the file has already are counted further. The file is locked until this object is dropped, or the
+    process ends.
 
     Attributes:
         cells: every double of the file; `cells[slot]` is the value of a slot.
@@ -114,9 +115,9 @@ class MmapCounters:
         self._lost = {kind: self.slot(metric, {}) for kind, metric in _LOST.items()}
 
     def slot(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set, 0 at first; of a histogram that of the sum, which the buckets follow.
+        """Return the slot of a label set, whose value is 0 at first. A histogram has its sum there, then its buckets.
 
-        If shared memory is full, it is that of the lost values: what is counted is worth less than the response.
+        If shared memory is full, return the slot of the lost values, so that the response does not fail.
         """
         kind = "histogram" if metric.bounds else metric.kind
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
@@ -156,7 +157,7 @@ class MmapCounters:
 def claim_counters(folder: Path) -> MmapCounters:
     """Return the values for this worker: those of a worker that has died, or else new ones.
 
-    So there are never more files than there were workers at a time, however often workers die.
+    So however often workers die, there are no more files than workers that ran at the same time.
     """
     number = 0
     while True:
@@ -197,8 +198,8 @@ class MetricFamily:
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
     """Return the metrics of these kinds, of all workers that have files in the folder, sorted by name.
 
-    Counters and histograms include dead workers. Gauges in the files `gauges_PID` are added up; of others the largest
-    is taken. It sleeps now and then, so that other threads can run.
+    Counters and histograms include dead workers. Gauges in the files `gauges_PID` are added up; of other gauges the
+    largest value counts. The function sleeps now and then, so that other threads can run.
     """
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
@@ -246,7 +247,7 @@ def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Ite
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
-    """Return by key the cells over all files, of these kinds."""
+    """Return the cells of the metrics of these kinds, by key, summed over all files."""
     sums: dict[bytes, list[float]] = {}
     wanted = tuple(f'["{kind}"'.encode() for kind in kinds)
     for path in sorted(folder.glob("*.db")):
@@ -290,7 +291,7 @@ def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
 
 
 def agent_metrics_page(state_dir: Path) -> bytes:
-    """Return what agent.json says as Prometheus' text; empty if there is no agent. Every worker can answer it."""
+    """Return the content of agent.json as Prometheus' text; empty if there is no agent. Every worker can read it."""
     state = read_state(state_dir / AGENT, AgentState)
     if state is None:
         return b""
@@ -388,7 +389,7 @@ class CaptureCounters:
 
 
 def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
-    """Return what all workers have counted, dead ones too; after the server's end, what it has saved."""
+    """Return the counts of all workers, also of dead ones; after the server's end, those that it has saved."""
     link = state_dir / METRICS
     with contextlib.suppress(OSError):
         folder = link.readlink()
@@ -402,7 +403,7 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
 
 
 def saved_capture_counters(state_dir: Path) -> list[CaptureCounters]:
-    """Return what the last servers have saved, oldest first: an agent may not have seen each of them."""
+    """Return the counts that the last servers have saved, oldest first. An agent may not have seen all of them."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         saved = orjson.loads((state_dir / COUNTED).read_bytes())
         return [CaptureCounters(entry["run"], entry["rows"]) for entry in saved]
@@ -424,10 +425,10 @@ def shared_memory() -> Path | None:
 
 
 def make_metrics_folder(state_dir: Path) -> int:
-    """Make an empty folder for the metrics of a server that starts; those of the last one are removed.
+    """Make an empty folder for the metrics of a server that starts, and remove those of the last one.
 
-    The files are mapped into memory: on a full disk, a write would kill the worker (SIGBUS). So they are in shared
-    memory, with a link from the state folder to find those that a killed server has left.
+    The files are mapped into memory, where a write on a full disk would kill the worker (SIGBUS). So they are in shared
+    memory. The state folder links to them, so that the next server finds the files of a killed one.
 
     Returns:
         The descriptor of a lock on the folder: while this process or a fork has it open, no other server removes it.
@@ -443,9 +444,9 @@ def make_metrics_folder(state_dir: Path) -> int:
 
 
 def _remove_abandoned_metrics() -> None:
-    """Remove the metrics of killed servers whose state folder is gone, and with it the link to them.
+    """Remove the metrics of killed servers that no state folder links to any more.
 
-    What the link still names is left to the next server of that folder, which saves the counts.
+    If a state folder still links to them, its next server saves the counts first.
     """
     for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):
@@ -460,7 +461,7 @@ def _remove_abandoned_metrics() -> None:
 
 
 def remove_metrics(state_dir: Path) -> None:
-    """Remove the metrics of the state folder's last server, and save what they have counted of its rows."""
+    """Remove the metrics of the state folder's last server, and save its counts of rows."""
     link = state_dir / METRICS
     if link.is_symlink():
         save_capture_counters(state_dir)

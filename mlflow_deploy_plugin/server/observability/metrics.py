@@ -113,8 +113,10 @@ PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], 
 class Statistics:
     """The work of one version for one endpoint, in all workers since the server's start.
 
-    The queue time counts each request that waited in the batcher; the compute time counts a batch once.
-    `last_request` is in seconds since 1970, 0 before the first one.
+    Attributes:
+        queue_seconds: the waits of all requests in the batcher.
+        compute_seconds: the time of all runs; a batch counts once.
+        last_request: in seconds since 1970; 0 before the first one.
     """
 
     requests: int = 0
@@ -131,7 +133,7 @@ class Metrics:
     """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
     Args:
-        folder: where every worker has its files; made if it is not there. A link to it is followed now.
+        folder: the folder of the files of all workers. It is made if it is missing; a link is resolved now.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -178,8 +180,10 @@ class Metrics:
             self._observe(of_compute, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
-        """Return a function that counts a prediction that succeeded: `count_batch`, `count_response` and
-        `count_capture` in one."""
+        """Return a function that counts a prediction that succeeded.
+
+        It does as `count_batch`, `count_response` and `count_capture` together, under one lock.
+        """
         loaded = variant.loaded
         artifact, version, endpoint = loaded.predictor.artifact, loaded.version, variant.endpoint
         labels = endpoint, variant.name, loaded.model, version, protocol, "200"
@@ -228,7 +232,7 @@ class Metrics:
         return count
 
     def count_refused(self, reason: str) -> None:
-        """Count one request that a limit has turned away: for no endpoint, since limits come first."""
+        """Count one request that a limit has turned away. It has no endpoint, since limits come before the variant."""
         self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
 
     def count_worker_restarts(self, number: int) -> None:
@@ -292,7 +296,7 @@ class Metrics:
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
 
     def set_served_versions(self, table: ServedTable) -> None:
-        """Set the gauge of what this worker serves from now on."""
+        """Set the gauges of the versions that this worker serves from now on."""
         served = {
             (endpoint, variant.name, variant.loaded.model, variant.loaded.version)
             for endpoint, one in table.items()
@@ -309,7 +313,7 @@ class Metrics:
         return prometheus_text(read_families(self.folder))
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
-        """Return what each (endpoint, model, version) has done, summed over all workers, as V2 needs it."""
+        """Return the statistics of each (endpoint, model, version), summed over all workers."""
         summed: dict[tuple[str, str, str], Statistics] = defaultdict(Statistics)
         counted = read_series(self.folder)
 
@@ -429,8 +433,8 @@ def count_response(
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
     """Return each predicted label with its number of rows.
 
-    A label comes from the label output, else from the class of the highest probability. A model with neither predicts
-    no labels: a predicted number is none.
+    A label is the value of the label output, else the class of the highest probability. A model without these outputs
+    predicts no labels, also if it predicts numbers.
     """
     for output in artifact.outputs:
         array = outputs.get(output.name)

@@ -138,10 +138,13 @@ def _paths(
         needed = _security(route.need, schemes)
         errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
         for described in endpoints if is_named else [default]:
-            if described is None or route.operation.applies_to(described.artifact):
-                path = route.path.replace(_NAME, quote(described.endpoint, safe="")) if described else route.path
-                operation = _operation_object(route.operation, path, described, errors)
-                paths.setdefault(path, {})[route.method.lower()] = operation | needed
+            path = route.path
+            if described is not None:
+                if not route.operation.applies_to(described.artifact):
+                    continue
+                path = path.replace(_NAME, quote(described.endpoint, safe=""))
+            operation = _operation_object(route.operation, path, described, errors)
+            paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
 
 
