@@ -1,7 +1,7 @@
 """A child process and the group that it leads, seen from its parent and from within.
 
-A child leads a process group (or a session) of its own, so that a signal of the terminal reaches the parent alone, and
-so that the child can be ended with everything that it has started. It learns of the end of its parent in two ways:
+A child leads a process group (or a session) of its own. So a signal of the terminal reaches the parent alone, and the
+child can be ended with everything that it has started. It learns of the end of its parent in two ways:
 
 - It reads from a socket that only the parent holds (`requests_of_parent`). This works for a parent that ends in any
   way, and needs the GIL in the child.
@@ -9,9 +9,9 @@ so that the child can be ended with everything that it has started. It learns of
   that thread ends, the child dies, though the parent's process lives on. Use it only if the thread lives as long as the
   child is wanted. Where the kernel cannot (macOS), a small process watches the parent.
 
-`SupervisedChildren` are those of a process with one thread that waits for signals and reaps everything itself. The
-workers of a gunicorn that was killed fall to it, in a container or not (PR_SET_CHILD_SUBREAPER), and are known by their
-process group; on macOS process 1 reaps them. A `Child` reaps itself, and cannot be used beside them.
+`SupervisedChildren` are the children of a process with one thread, which waits for signals and reaps everything itself.
+It becomes the parent of the workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER), and knows them by their process
+group; on macOS process 1 reaps them. A `Child` reaps itself, and cannot be used beside them.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _WATCH_SECONDS = 1.0
 _SIGNALS_AT_ONCE = 4096
 _MOST_FILES = 65536
 _STABLE_SECONDS = 60.0
-"""A child that has run for longer is not one that crashes again and again."""
+"""A child that has run for longer does not count as one that crashes again and again."""
 _LONGEST_RESTART_SECONDS = 30.0
 _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 """Without it macOS kills what a child forks (gunicorn's workers) as soon as a library in it uses Objective-C."""
@@ -51,15 +51,15 @@ Output = int | IO[bytes] | None
 class Child:
     """A process of `command` that leads a process group of its own. Any thread may call its methods.
 
-    Its group is signalled for the last time as it is reaped: no process gets the id of a group that still has members
-    (fork(2)), but later the id may belong to a stranger.
+    Its group gets no signal after the child is reaped. Until then no other process can have the id of a group with
+    members (fork(2)); later the id may belong to a stranger.
 
     Args:
         environment: all of its variables; None: those of the parent.
         descriptors: inherited under the same numbers.
         folder: its working directory.
-        own_session: leads a session too, and so outlives the terminal of the parent.
-        kills_group: what it has started is killed as soon as it has ended by itself.
+        own_session: the child leads a session too, and so outlives the terminal of the parent.
+        kills_group: when the child has ended by itself, all that it has started is killed.
 
     Attributes:
         started_at: in `time.monotonic()`.
@@ -102,7 +102,7 @@ class Child:
                 signal_group(self.pid, signal.SIGKILL)
 
     def kill_after(self, seconds: float) -> None:
-        """Kill the child unless it ends by itself within a time, so that its own exit status is seen."""
+        """Kill the child unless it ends by itself within this time, which keeps its own exit status."""
         if self.wait(seconds) is None:
             self.kill()
 
@@ -118,7 +118,7 @@ class Child:
             return self.exit_status
 
     def detach(self) -> int:
-        """Leave the child to itself: it outlives this object, which must not be used any more. Return its id."""
+        """Return the id of the child, which outlives this object. The object must not be used any more."""
         self._process.returncode = 0  # without this, Popen warns of a child that still runs
         return self.pid
 
@@ -130,7 +130,7 @@ def signal_process(pid: int, number: int) -> None:
 
 
 def signal_group(leader: int, number: int) -> bool:
-    """Send a signal to a process group; 0 is sent to nobody. Return False if nothing of the group is left."""
+    """Send a signal to a process group; return False if no process of it is left. Signal 0 only asks that."""
     try:
         os.killpg(leader, number)
     except (ProcessLookupError, PermissionError):  # the latter is macOS's word for a group of zombies
@@ -153,7 +153,8 @@ class Crashes:
         """Count one, and return the seconds to wait before the next start: 1, twice as long each time, at most 30.
 
         Args:
-            started_at: in `time.monotonic()`; None if it could not be started. A run of a minute begins a new row.
+            started_at: in `time.monotonic()`; None if it could not be started. After a run of a minute the count begins
+                again.
         """
         is_stable = started_at is not None and time.monotonic() - started_at > _STABLE_SECONDS
         self.in_a_row = 1 if is_stable else self.in_a_row + 1
@@ -172,7 +173,7 @@ def exit_reason(status: int) -> str:
 
 
 def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
-    """Return the last lines of a child's log without blank ones; none if it cannot be read."""
+    """Return the last lines of a child's log without blank ones; no lines if it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
@@ -186,8 +187,8 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
     """Run a command, which is killed with this process.
 
     Raises:
-        CommandFailed: it cannot be started, fails, or takes longer; the message is the last line that it has said, or
-            how it was killed.
+        CommandFailed: it cannot be started, fails, or takes longer. The message is its last line of output, or how it
+            was killed.
     """
     ending = partial(die_with_parent, parent=os.getpid())
     try:
@@ -203,10 +204,10 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Let this process get a signal when the thread that started it ends; on macOS, when its parent does.
+    """Have this process get a signal when the thread that started it ends; on macOS, when its parent does.
 
     Args:
-        parent: the parent's process id, if it is known; the process exits at once if that has ended already.
+        parent: the parent's process id, if it is known. If the parent has ended already, this process exits at once.
     """
     if _prctl is None:
         _signal_after(os.getppid() if parent is None else parent, number)
@@ -219,7 +220,7 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 def _signal_after(parent: int, number: int) -> None:
     """Fork a process that sends this one a signal when the parent has ended. It ends with either.
 
-    No thread does it: gunicorn's master must have none when it forks, and a command that is started has not our code.
+    A thread cannot do that: gunicorn's master must have none when it forks, and other commands do not run our code.
     """
     import psutil  # only where the kernel does not do it
 
@@ -227,8 +228,8 @@ def _signal_after(parent: int, number: int) -> None:
     if os.fork():
         return
     try:
-        os.setpgid(0, 0)  # it is none of the group that is waited for
-        os.closerange(0, _MOST_FILES)  # nor does it keep a pipe open
+        os.setpgid(0, 0)  # leaves the group that is waited for
+        os.closerange(0, _MOST_FILES)  # keeps no pipe open
         # a parent that nobody has reaped still has its id, but no children
         while psutil.Process(watched).ppid() == parent:
             time.sleep(_WATCH_SECONDS)
@@ -241,8 +242,8 @@ def _signal_after(parent: int, number: int) -> None:
 def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Request]:
     """Return an endless iterator over the requests of the parent.
 
-    A thread reads them from now on. When the parent has gone, it ends this process and everything that it has started,
-    also while a request is computed.
+    A thread reads them from now on. When the parent has gone, the thread ends this process and everything that it has
+    started, also while a request is computed.
 
     Args:
         receive: blocks until the next request; returns None or raises if the parent has gone.
@@ -263,9 +264,10 @@ def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Reques
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Keep the signals that a supervisor waits for. Yield what waits for one: at most so many seconds, else None.
+    """Keep the signals that a supervisor waits for.
 
-    Call it in the main thread. SIGHUP is left alone if it is ignored (nohup).
+    Yield a function that waits for a signal, at most so many seconds, and returns its number or None. Call this in the
+    main thread. SIGHUP is left alone if it is ignored (nohup).
 
     Raises:
         OSError: this process has as many files open as it may.
@@ -278,10 +280,10 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(_SIGNALS_AT_ONCE)  # which say only that there are some: the last ones may find no room
-            if not arrived:  # also if the handler is called in a moment
+                receiver.recv(_SIGNALS_AT_ONCE)  # tells only that there are signals: some may have found no room
+            if not arrived:  # the handler may be called in a moment
                 return None
-            arrived.remove(number := min(arrived))  # those that end it come before SIGCHLD
+            arrived.remove(number := min(arrived))  # the signals that end the supervisor come before SIGCHLD
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
@@ -304,9 +306,9 @@ def _ending_signals() -> set[signal.Signals]:
 def end_on_signals(ended: threading.Event) -> None:
     """Set the event when the first SIGTERM or SIGINT comes, and ignore later ones. Call it in the main thread.
 
-    A handler that sets the event itself waits forever if it interrupts the main thread where that holds the event's
-    lock, as in `wait` or in another handler. Two signals in a row are usual: a parent with threads dies thread by
-    thread, and each of them sends the one of `die_with_parent`.
+    The handler must not set the event itself: it would wait forever if the main thread holds the event's lock just
+    then, as in `wait` or in another handler. Two signals in a row are usual: a parent with threads dies thread by
+    thread, and each thread sends the signal of `die_with_parent`.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
 
@@ -320,14 +322,14 @@ def end_on_signals(ended: threading.Event) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of whatever its children leave behind; on macOS they stay with process 1."""
+    """Make this process the parent of the orphans of its children; on macOS process 1 is."""
     if _prctl is not None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 @dataclass
 class SupervisedChild:
-    """One process. `started_at` and `exit_status` are as those of `Child`; the status is None while it runs."""
+    """One process. `started_at` and `exit_status` are as in `Child`; the status is None while it runs."""
 
     pid: int
     started_at: float = field(default_factory=time.monotonic)

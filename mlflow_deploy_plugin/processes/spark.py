@@ -1,4 +1,4 @@
-"""Spark of this process: Spark's own configuration says where it computes."""
+"""The Spark session of this process. Spark's own configuration says where it computes."""
 
 import os
 import sys
@@ -21,11 +21,12 @@ NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: name a maste
 
 
 def spark_session(master: str | None = None) -> Any:
-    """Return the session that there is, or a new one. Errors are as in `spark_context`.
+    """Return the current session, or a new one. Errors are as in `spark_context`.
 
     Args:
-        master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
-            PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on no other address.
+        master: None for the master of `spark-submit`, spark-defaults.conf or the environment (SPARK_HOME,
+            SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on
+            127.0.0.1 only.
     """
     with _starting():
         from pyspark.sql import SparkSession  # an extra, and a second to import
@@ -37,7 +38,7 @@ def spark_session(master: str | None = None) -> Any:
 
 
 def spark_context() -> Any:
-    """Return the context that there is, or a new one, where `spark_session` computes; it starts in half the time.
+    """Return the current context, or a new one with the master of `spark_session`; it starts in half the time.
 
     Raises:
         InvalidConfig: Spark Connect is configured, which has no context.

@@ -38,10 +38,10 @@ class Worker:
     """Calls functions in a process of its own, which is started when it is needed. One thread may call at a time.
 
     Args:
-        prepare: called in the new process before anything else; a function of a module.
-        max_calls: the process is replaced after so many calls, with whatever memory it has lost.
-        kept_errors: errors that reach the caller as the class that the function raised.
-        stderr: of the process; its output goes there, too.
+        prepare: a function of a module, called in the new process before anything else.
+        max_calls: the process is replaced after so many calls, which frees the memory that it has leaked.
+        kept_errors: the errors that reach the caller as the class that the function raised.
+        stderr: the error output of the process; its standard output goes there, too.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Worker:
         Raises:
             OnnxserveError: the function raised. Its class is that of the error only for `kept_errors`.
             DeadlineExceeded: it took longer than `seconds`, and the process was killed.
-            ProcessCrashed: the process ended by itself, was killed by the system for its memory, or cannot be started.
+            ProcessCrashed: the process ended by itself, was killed for its memory, or cannot be started.
             ProcessEnded: `end` was called.
         """
         connection = self._connect()
@@ -94,7 +94,7 @@ class Worker:
         return result
 
     def end_if_idle(self, seconds: float) -> None:
-        """End the process if it has had nothing to do for so long; for a thread that may call."""
+        """End the process if it has had nothing to do for so long. Call it from a thread that may `call`."""
         if self._child is not None and time.monotonic() - self._used_at > seconds:
             self._kill()
 
@@ -123,7 +123,7 @@ class Worker:
             return self._connection
 
     def _kill(self) -> int | None:
-        """Kill the process and return its exit status; a process that ends by itself gets a moment for that."""
+        """Kill the process after a moment in which it may end by itself, and return its exit status."""
         with self._lock:
             child, self._child = self._child, None
             if child is None:
@@ -166,7 +166,7 @@ class WorkerPool:
 
 
 def serve(descriptor: int) -> None:
-    """Call what the parent sends, after its module path and the function that prepares this process."""
+    """Call the functions that the parent sends. Before them it sends its module path and the `prepare` function."""
     connection = Connection(descriptor)
     requests = requests_of_parent(connection.recv_bytes)
     sys.path[:] = pickle.loads(next(requests))
@@ -178,7 +178,7 @@ def serve(descriptor: int) -> None:
 
 
 def _answer(request: bytes) -> bytes:
-    """Return None and the result of a call, or the class and the message of the error that it raised; pickled."""
+    """Return, pickled, None and the result of a call, or the class and the message of its error."""
     try:
         function, arguments = pickle.loads(request)
         return pickle.dumps((None, function(*arguments)))

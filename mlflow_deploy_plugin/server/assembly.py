@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.statedir import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
-"""The values that an answer may always have: where only small bodies are taken, answers may be large."""
+"""The values that an answer may have in any case. A server that takes only small bodies may give large answers."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Server:
 def open_worker(state_dir: str) -> Server:
     """Open the server of a worker of gunicorn, after the fork. Raises as `open_server`.
 
-    The collector leaves alone what is imported by now. A body of 10,000 rows makes so many lists that one in eight
-    brought about a full collection, which stopped the worker for 50 ms.
+    The garbage collector ignores all modules that are imported by now. A body of 10,000 rows makes so many lists that
+    one in eight caused a full collection, which stopped the worker for 50 ms.
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()

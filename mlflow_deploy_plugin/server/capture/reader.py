@@ -106,7 +106,7 @@ class CapturedSegment:
 
 
 def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
-    """Read the whole frames of a segment, which is taken into memory. Raises OSError if the segment cannot be read."""
+    """Read the whole frames of a segment into memory. Raises OSError if the segment cannot be read."""
     with segment.open("rb") as file:
         content, frames = _read_frames(file, start)
         feedback = []
@@ -147,8 +147,7 @@ def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
     """Return the segment's bytes from `start` on, and the frames in them.
 
     On a full disk a worker truncates the half of a frame that it could write, and writes another one there. A reader
-    may meanwhile see the beginning of one and the end of the other, with whole frames behind them: damage that another
-    read does not show.
+    may see the beginning of the first and the end of the second, which looks like damage. So it reads again.
     """
     for _ in range(_READS):
         file.seek(start)
@@ -160,7 +159,7 @@ def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
 
 
 def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
-    """Append the batch of a group without its malformed requests; return how many these are."""
+    """Append the batch of a group without its malformed requests; return the number of those."""
     try:
         batches.append(batch_of(group))
     except _MALFORMED:

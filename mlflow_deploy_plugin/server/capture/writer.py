@@ -52,8 +52,8 @@ class CaptureWriter:
 
     Attributes:
         clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
-        max_bytes: of the spool, including what other workers have written. Above it nothing is captured until the agent
-            has shipped something; what is written between two looks may come on top.
+        max_bytes: the limit of the spool, of all workers together. Above it nothing is captured until the agent has
+            shipped something. It may be exceeded by the bytes that are written between two looks.
     """
 
     spool: Path

@@ -1,4 +1,4 @@
-"""The Flask application: its own way for predictions and health checks, blueprints for all else, in both workers."""
+"""The Flask application of both workers: predictions and health checks go their own way, all else is in blueprints."""
 
 import errno
 import io
@@ -57,9 +57,6 @@ class ServerApp(Flask):
     """The Flask application around a server. The fast worker calls `handle`, the threaded worker calls it as WSGI.
 
     Predictions and health checks are answered before Flask looks for a route. All else is a view of a blueprint.
-
-    Attributes:
-        server: answers the requests.
     """
 
     def __init__(self, server: Server) -> None:
@@ -77,9 +74,9 @@ class ServerApp(Flask):
         )
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request that has come by WSGI. Flask's own part is called by `handle`, as in the fast worker.
+        """Answer a request that has come by WSGI. `handle` calls Flask's own part, as in the fast worker.
 
-        If its body has not come whole, our worker (`workers/gthread_worker.py`) is told to close the connection.
+        If the body has not come whole, our worker (`workers/gthread_worker.py`) has to close the connection.
         """
         response, stream = self._answer_wsgi(Request(environ)), environ["wsgi.input"]
         if not (response.is_streamed or getattr(stream, "is_whole", True)):
@@ -183,7 +180,7 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it comes, and ask for nothing behind it: some servers would wait for that.
+    """Yield the body as it comes. Nothing behind it is read, since some servers would wait for that.
 
     Raises:
         InvalidRequest: it ended before its declared length, did not arrive in time (`workers/gthread_worker.py`), or
@@ -220,8 +217,8 @@ def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:
     """Yield the response once it has more than `limit` bytes, or at its end.
 
-    Most clients read nothing before they have sent all, and here nothing is read while something cannot be sent. The
-    connection of a response that breaks off ends without the last chunk: gunicorn does so for a broken pipe.
+    Most clients read nothing before they have sent all, and this worker reads nothing while it cannot send. The
+    connection of a response that breaks off ends without the last chunk, as gunicorn ends it for a broken pipe.
     """
     held: list[bytes] = []
     size = 0

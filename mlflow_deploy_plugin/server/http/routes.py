@@ -38,9 +38,10 @@ class Route:
         operation: its document for OpenAPI.
         protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
-        need: what a caller's key needs; None: everybody may ask. `RequestContext.admit` holds the direct routes to
-            it, `app.py` all others.
-        is_server_wide: about all endpoints, so that a key needs all; others without NAME are about the default one.
+        need: the scope that a caller needs; None if everybody may call. `RequestContext.admit` checks it for direct
+            routes, `app.py` for all others.
+        is_server_wide: the route is about all endpoints, and a key has to be for all of them. Other routes without NAME
+            are about the default endpoint.
     """
 
     path: str
@@ -70,8 +71,10 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
 
 
 def _page(name: str) -> View:
-    """Return the view of a page, or of a file of the pages. They are imported on the first request for one: a server
-    without readers need not hold their templates."""
+    """Return the view of a page, or of a file of the pages.
+
+    The pages are imported at the first request for one, so that other servers do not hold their templates.
+    """
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         from mlflow_deploy_plugin.server.http import pages

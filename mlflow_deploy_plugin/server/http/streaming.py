@@ -1,8 +1,9 @@
 """Responses that are sent while they are made, over a connection: to JSON Lines that are answered while they come, and
 the events of a model that answers in parts.
 
-A response that ends in an error after its head was sent ends without the last chunk, so that no client takes it for a
-whole one. `stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the loop.
+If an error comes after the head was sent, the response ends without its last chunk, so that no client takes it for a
+complete one. `stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the
+event loop.
 """
 
 import asyncio
@@ -56,14 +57,14 @@ def stream_predictions(
 class StreamedExchange:
     """One streamed request and its response, between a connection on the loop and the thread that answers.
 
-    A client may read its response while it sends, or only afterwards, as most do. So the response may wait here, up to
-    the limit of a whole body; only beyond it the thread waits for the client to take something.
+    Most clients read the response only after they have sent all. So the response may wait here, up to the limit of a
+    whole body. Only beyond that the thread waits for the client to take something.
 
     `receive`, `fail` and `resume_sending` are called on the loop, `run` in a thread. All callbacks run on the loop.
 
     Args:
         body: the parser of the request's body.
-        max_unsent_bytes: bytes of the response that the client may not have taken yet.
+        max_unsent_bytes: the most bytes of the response that wait for the client.
         write: sends a part of the response.
         begin: sends the head of a response in chunks.
         end: sends a response that is not in chunks, or the end of one in chunks: whole (True) or broken off (False).

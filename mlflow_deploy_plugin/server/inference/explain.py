@@ -74,8 +74,9 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> ExplainRequest:
-    """Decode the request for this variant: a JSON document of `/invocations` whose `params` may hold `max_evals`,
-    `seed` and `version`, or a table.
+    """Decode the request for this variant: a table, or a JSON document of `/invocations`.
+
+    The `params` of the document may hold `max_evals`, `seed` and `version`.
 
     Raises:
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_rows`; or the variant is not explained, or a
@@ -109,7 +110,7 @@ def _integer_param(params: Mapping[str, Any], name: str, least: int, most: int) 
 
 
 def evaluations_per_row(request: ExplainRequest, columns: int) -> int:
-    """Return how often the model is evaluated for each row.
+    """Return the number of evaluations of the model for each row.
 
     Raises:
         InvalidRequest: the request allows too few evaluations for this many columns.

@@ -1,6 +1,6 @@
-"""Requests and replies of every transport as plain values, and what their headers mean.
+"""Requests and replies of every transport as plain values, and the meaning of their headers.
 
-gRPC is a POST over HTTP/2 itself: its path is the method, its headers are the metadata.
+A gRPC call is a POST over HTTP/2, too: its path is the method, and its headers are the metadata.
 """
 
 import os
@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
 """The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
-"""The tolerance for a wrong clock or time zone; no monitor judges a row before its event time."""
+"""The tolerance for a wrong clock or time zone. No monitor judges a row before its event time."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """The characters that the value of a header, or of gRPC's metadata, may hold as they are."""
@@ -28,16 +28,16 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """One whole request; names of headers in lower case.
 
-    Nobody changes it, but who authenticates and admits its caller. A frozen class would cost half a microsecond a
-    request, and as much for the response.
+    Only authentication and limits change it. A frozen class would cost half a microsecond a request, and as much for
+    the response.
 
     Attributes:
         client: the address that it came from.
         query: the part of the target after the question mark, as it was sent.
-        caller: the name in its client certificate, once it is authenticated that of its key; empty without.
-        arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
+        caller: the name of its key once it is authenticated, before that the name in its client certificate, or empty.
+        arrived: the time when it was whole, in `time.perf_counter()`. The wait for a thread counts for its deadline.
         is_counted: its rates have counted it (`RequestLimits.check_rates`).
-        refusal: why they have refused it, and for how many seconds.
+        refusal: why a rate refuses it, and for how many seconds.
     """
 
     method: str
@@ -57,9 +57,9 @@ class Reply:
     """The result of a request, before its transport writes it: an encoded response, or an error.
 
     Attributes:
-        headers: of an HTTP response, or gRPC's trailing metadata.
-        error: what went wrong; `body` is empty then, since each transport and route has its own form for errors.
-        pieces: the body, if it is made while it is sent. Whoever has them has to close them.
+        headers: the headers of an HTTP response, or gRPC's trailing metadata.
+        error: the error, if there is one. `body` is empty then: each transport and route has its own form for errors.
+        pieces: the body, if it is made while it is sent. The transport has to close them.
     """
 
     headers: dict[str, str]
@@ -75,8 +75,11 @@ class Reply:
 
 
 def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply that ends in one of our errors: with the time after which to try again if it names one, and with
-    the ways to authenticate (RFC 9110 §11.6.1)."""
+    """Return the reply for one of our errors.
+
+    Its headers have the time after which to try again, if the error names one, and the ways to authenticate (RFC 9110
+    §11.6.1).
+    """
     more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, Unauthenticated):
         more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
@@ -86,7 +89,7 @@ def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) ->
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return the headers of a response with % and everything but visible ASCII percent-encoded.
 
-    So a line end in a value, wherever it came from, begins no header of its own. A caller's id is returned as it came.
+    So a line end in a value cannot begin another header. A caller's id is returned unchanged.
     """
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
@@ -138,7 +141,7 @@ _ready: list[str] = []
 
 
 def new_id() -> str:
-    """Return a new identifier. Random bits come from the operating system for many at once: the call is what costs."""
+    """Return a new identifier. Random bits are fetched for many at once, since each call to the system costs time."""
     while True:
         try:
             return _ready.pop()

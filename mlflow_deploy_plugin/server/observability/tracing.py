@@ -36,7 +36,7 @@ _FIELDS = {
 
 
 def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether the environment names a collector (or the `otlp` exporter) and does not disable the SDK."""
+    """Return True if the environment names a collector (or the `otlp` exporter) and does not disable the SDK."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
@@ -143,7 +143,7 @@ class Tracer:
 
 
 class Response(Protocol):
-    """A response of any transport, as far as its span and its log line tell of it."""
+    """The parts of a response, of any transport, that its span and its log line show."""
 
     headers: dict[str, str]
     body: bytes
@@ -158,7 +158,10 @@ AnyResponse = TypeVar("AnyResponse", bound=Response)
 def observe_request(
     request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
 ) -> AnyResponse:
-    """Handle the request within a span, and log it, if the server does so. With a tracer, add `traceparent` to it."""
+    """Handle the request; trace it if there is a tracer, and log it with `logs_requests`.
+
+    A traced response has the header `traceparent`.
+    """
     if not (tracer or logs_requests):
         return handle()
     path = request.path[:500]
@@ -198,7 +201,7 @@ def observe_request(
 
 
 def _span_name(request: RawRequest) -> str:
-    """Return the method and the route with placeholders for names: few distinct ones, as the HTTP conventions ask."""
+    """Return the method and the route with placeholders for names, so that there are few, as HTTP's conventions ask."""
     parts = request.path.split("/")[:8]
     for position in range(2, len(parts)):
         if parts[position - 1] in ("models", "versions", "endpoints"):

@@ -18,7 +18,7 @@ JSON, CSV = "application/json", "text/csv"
 MOST_CONTAINERS = 1_000_000
 """Arrays and objects in one document: each takes 56 to 232 bytes of memory for two in the body."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""A body of at most so many bytes cannot hold more containers."""
+"""A body of this size cannot hold more containers."""
 _PIECE_BYTES = 128 * 1024
 """Bytes whose brackets are counted at once, so that numpy's arrays stay in the processor's cache."""
 DEEPEST = 500
@@ -162,8 +162,11 @@ def json_type(value: Any) -> str:
 
 
 def _plain_value(value: Any) -> Any:
-    """Convert values that orjson does not take: arrays of strings, arrays that are not contiguous, and ONNX Runtime's
-    64-bit integers, which are numpy.longlong. A float of 32 bits keeps its own shortest text."""
+    """Convert values that orjson does not take.
+
+    These are arrays of strings, arrays that are not contiguous, and ONNX Runtime's 64-bit integers (numpy.longlong).
+    Numbers of 32-bit floats stay such, so that their texts stay short.
+    """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not value.flags.c_contiguous:
         return np.ascontiguousarray(value)
     if isinstance(value, np.ndarray | np.generic):

@@ -41,7 +41,7 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
 """Media types that `/invocations` takes and writes beside MLflow's JSON and CSV."""
 _MOST_PROBABILITIES = 4_000_000
-"""By name in one answer: each takes 105 bytes of memory, where a matrix as JSON takes 18."""
+"""The most probabilities by name in one answer. Each takes 105 bytes of memory, in a matrix as JSON 18."""
 _UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
 """Media types that MLflow's scoring server does not take, so that a pyfunc cannot read them itself."""
 

@@ -1,6 +1,6 @@
-"""gunicorn's threaded worker, with what it lacks: a prompt end, and an end to its patience.
+"""gunicorn's threaded worker, with a prompt end, and with a limit for every wait.
 
-What gunicorn 26.2 does, and what is done here:
+The faults of gunicorn 26.2, and what this worker does:
 
 - Its end waits for the whole graceful timeout as soon as one client keeps an idle connection open (tried: 30 s instead
   of 0.3 s), since it sleeps on its selector until then. Meanwhile new clients are neither answered nor refused, since
@@ -79,7 +79,7 @@ class _ResponseSocket:
 
     Attributes:
         unsent: the bytes at the end that the client has not taken.
-        stalled_since: when the thread began to wait for the client to take something; infinite if it does not.
+        stalled_since: the time since which the thread waits for the client to take something; infinite if it does not.
     """
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -119,7 +119,7 @@ class _WsgiInput:
 
     Attributes:
         close_connection / awaits_client: set by `GracefulThreadWorker.handle_request`, for the application.
-        waited_seconds: how long the request has waited for a thread, after its first byte.
+        waited_seconds: the time for which the request has waited for a thread, after its first byte.
     """
 
     waited_seconds = 0.0
@@ -137,7 +137,7 @@ class _WsgiInput:
         return self._body.is_whole
 
     def limit(self, limit: int) -> None:
-        """Read nothing of a body that is larger; to be called before anything is read.
+        """Refuse a body that is larger. Call this before anything is read.
 
         Raises:
             BodyTooLarge: its length is larger.
@@ -238,8 +238,11 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             del self._handled_since[conn]
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Let the application (`http/app.py`) give up a body, and with it the connection, since nobody knows where the
-        next request begins; and let it say when it awaits the client of a streamed request."""
+        """Handle a request, and give its body two functions for the application (`http/app.py`).
+
+        `close_connection` gives the connection up with a body that is not read to its end, since nobody knows where the
+        next request would begin. `awaits_client` says when the client of a streamed request has to send.
+        """
         conn.body = req.body
         req.body.waited_seconds = conn.waited_seconds
         req.body.close_connection = req.force_close
@@ -293,7 +296,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         conn.close()
 
     def murder_pending(self) -> None:
-        """End late requests, once a second in the main thread, by the end of their reading side.
+        """Shut down the reading side of late requests, once a second in the main thread.
 
         A request that has come whole does not notice that.
         """
