@@ -112,8 +112,8 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     name = str(array.type)
     if len(array) > limit:
         raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
-    if name in _NUMBERS:
-        return _numbers(array)
+    if (dtype := _NUMBERS.get(name)) is not None:
+        return _numbers(array, dtype)
     if name == "null":
         return np.full(len(array), None, dtype=object)
     if name == "bool":
@@ -182,10 +182,11 @@ def _without_zone(name: str) -> str:
     return f"{name.partition(',')[0]}]" if ", tz=" in name else name
 
 
-def _numbers(array: Any) -> Array:
-    values = _view(array.buffers()[1], _NUMBERS[str(array.type)], array.offset, len(array))
-    if (valid := _valid(array)) is not None:
-        values = values.astype(_with_nan(values.dtype))
+def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
+    bitmap, data = array.buffers()
+    values = _view(data, dtype, array.offset, len(array))
+    if bitmap is not None and (valid := _valid(array)) is not None:
+        values = values.astype(_with_nan(dtype))
         values[~valid] = np.nan
     return values
 
@@ -193,9 +194,9 @@ def _numbers(array: Any) -> Array:
 def _decimals(array: Any) -> Array:
     if array.type.scale == 0:
         with suppress(ValueError):  # more than 64 bits
-            return _numbers(array.cast("int64"))
+            return _numbers(array.cast("int64"), _NUMBERS["int64"])
     # by their digits: Arrow's own cast is off by a bit in a third
-    return _numbers(array.cast("string").cast("float64"))
+    return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
 
 
 def _with_nan(dtype: np.dtype[Any]) -> np.dtype[Any]:
