@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -190,6 +190,7 @@ class _MatrixDecoder:
         return narrowed_feeds(feeds, {self._block: exact}) if self._block else feeds
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class _SingleColumn:
     """An input of the graph that takes one column.
@@ -204,6 +205,7 @@ class _SingleColumn:
     place: int
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class _StackedColumns:
     """An input of the graph that takes several columns.
@@ -300,7 +302,7 @@ class _ColumnDecoder:
             cast = blocks[source].astype(dtype, copy=False)
             casts.append(cast[:, :, 0] if is_vector else cast)
         feeds = {
-            entry.name: casts[entry.cast][entry.place] if isinstance(entry, _SingleColumn) else entry.stack(blocks)
+            entry.name: casts[entry.cast][entry.place] if type(entry) is _SingleColumn else entry.stack(blocks)
             for entry in self._inputs
         }
         if not self._blocks:

@@ -54,19 +54,11 @@ class RequestRecord(NamedTuple):
     is_shadow: bool = False
 
 
-class KeptArray(NamedTuple):
-    """An array that is written: its position among the arrays of a request, and its columns (None: all)."""
-
-    position: int
-    is_text: bool
-    columns: Array | None
-
-
-class MaskedColumn(NamedTuple):
-    """A column whose hashes are written: the position of its array, and its place in there (None: it is the array)."""
-
-    position: int
-    place: int | None
+KeptArray = tuple[int, bool, Array | None]
+"""An array that is written: its position in the request, whether it is text, and its columns (None: all). A plain
+tuple, since a named one is unpacked more slowly."""
+MaskedColumn = tuple[int, int | None]
+"""A column whose hashes are written: the position of its array, and its place in there (None: it is the array)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -214,17 +206,17 @@ def _make_plan(
         is_feed = position < len(feeds)
         for column, place in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
             entries["masked"].append((column, "str", ()))
-            masked.append(MaskedColumn(position, place))
+            masked.append((position, place))
         columns = model.cuts.get(name) if is_feed else None
         if (columns is not None and not len(columns)) or (not is_feed and name in model.left_out):
             continue
         is_text = array.dtype.kind == "O"
         inner = array.shape[1:] if columns is None else (len(columns),)
         entries["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))
-        kept.append(KeptArray(position, is_text, columns))
+        kept.append((position, is_text, columns))
     if not masked:
         del entries["masked"]
-    is_whole = rows <= max_rows and len(kept) == len(arrays) and all(array.columns is None for array in kept)
+    is_whole = rows <= max_rows and len(kept) == len(arrays) and all(columns is None for _, _, columns in kept)
     return EncodingPlan(
         model,
         _encode_layout(record, entries),
@@ -234,7 +226,7 @@ def _make_plan(
         masked,
         rows,
         min(rows, max_rows),
-        is_whole and not any(array.is_text for array in kept),
+        is_whole and not any(is_text for _, is_text, _ in kept),
     )
 
 
