@@ -135,31 +135,35 @@ class _TableRows:
             yield RowGroup("vocabulary", self.with_column(self.some(len(texts)), name, texts), alone=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Any, ...]]) -> Iterator[RowGroup]:
-        """Yield rows in which one column has a category, and others in which it has what only looks like one."""
+        """Yield rows in which one column has a category, and rows in which it has a value that resembles one."""
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
-        if learned and most < _CATEGORY_ROWS:  # in few rows all columns of a wide table show as many categories
-            table = self.some(_CATEGORY_ROWS)
-            for name, values in learned.items():
-                if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
-                    with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                        table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
-            yield RowGroup("categories together", table, block=_UNSEEN_ROWS)
+        if learned and most < _CATEGORY_ROWS:
+            yield RowGroup("categories together", self.categories_together(learned), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
             changed: dict[Any, pd.Series[Any]] = {}
             for name in names:
                 chosen = self.some_categories(name, values_of(learned[name]), most)
                 whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
-                with contextlib.suppress(TypeError, ValueError):  # as above
+                with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
                     changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
                 table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
                 yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
 
+    def categories_together(self, learned: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
+        """Return rows in which all columns have categories: a wide table shows as many of them in few rows."""
+        table = self.some(_CATEGORY_ROWS)
+        for name, values in learned.items():
+            if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
+                with contextlib.suppress(TypeError, ValueError):  # as above
+                    table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
+        return table
+
     def some_categories(self, name: Any, values: Sequence[Any], most: int) -> list[Any]:
-        """Return so many of the values at most that the column may hold."""
+        """Return at most so many of the values that the column can hold."""
         dtype = self.example[name].dtype
         # what is no category would be missing, which no integer can be
         if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
@@ -167,9 +171,9 @@ class _TableRows:
         return [values[position] for position in self.random.permutation(len(values))[:most]]
 
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
-        """Return as many rows for each column as `rows` says, in which this column alone is changed.
+        """Return the given number of rows for each column, in which only this column is changed.
 
-        They are one table from the beginning: a table for each column would cost the square of the columns.
+        They are one table from the beginning: the cost of a table for each column would grow with their square.
         """
         table = self.some(sum(rows.values()))
         start = 0

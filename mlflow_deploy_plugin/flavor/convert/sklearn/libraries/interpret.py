@@ -16,6 +16,8 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassi
 from mlflow_deploy_plugin.runtime import Array
 
 _LINKS = ("identity", "log", "logit", "mlogit")
+_Key = tuple[int, int]
+"""A feature, and the level of its bins: those of pairs may have fewer bins than single ones."""
 
 
 def as_additive(machine: Any) -> Pipeline | None:
@@ -28,40 +30,10 @@ def as_additive(machine: Any) -> Pipeline | None:
         return None
     if machine.link_ not in _LINKS:
         raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
-    names = [str(name) for name in machine.feature_names_in_]
-    used = sorted({key for term in machine.term_features_ for key in _levels(machine, term)})
-    columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
-    steps: list[tuple[str, Any, list[str]]] = [("numbers", "passthrough", columns)]
-    row: dict[str, Any] = dict.fromkeys(columns, 0.0)
-    place: dict[tuple[int, int], int] = {}
-    cuts: list[tuple[int, Array | None]] = []
-    for key in used:
-        feature, level = key
-        bins, name = machine.bins_[feature][level], names[feature]
-        place[key] = len(place)
-        if name in columns:
-            cuts.append((columns.index(name), np.asarray(bins, np.float64)))
-            continue
-        known = {_category(text): code for text, code in bins.items()}
-        codes = [*known.values(), 0, max(known.values(), default=0) + 1]
-        is_text = any(isinstance(one, str) for one in known)
-        categories = np.array([*known, np.nan], object if is_text else np.float64)
-        row[name] = next(iter(known))
-        cuts.append((len(columns) + len(steps) - 1, None))
-        steps.append((f"{name} {level}", CategoryTables([categories], [np.array(codes, float)[:, None]]), [name]))
-    strides = np.zeros((len(place), len(machine.term_features_)))
-    offsets: list[int] = []
-    tables: list[Array] = []
-    for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
-        sizes = scores.shape[: len(features)]
-        for axis, key in enumerate(_levels(machine, features)):
-            strides[place[key], term] += np.prod(sizes[axis + 1 :])
-        offsets.append(sum(len(table) for table in tables))
-        tables.append(scores.reshape(int(np.prod(sizes)), -1))
+    places, cuts, steps, row = _binned_columns(machine)
+    strides, offsets, scores = _term_tables(machine, places)
     kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
-    sums = kind(
-        cuts, strides, np.array(offsets, float), np.concatenate(tables), np.ravel(machine.intercept_), machine.link_
-    )
+    sums = kind(cuts, strides, offsets, scores, np.ravel(machine.intercept_), machine.link_)
     if hasattr(machine, "classes_"):
         sums.classes_ = machine.classes_
     if len(steps) == 1:
@@ -69,8 +41,53 @@ def as_additive(machine: Any) -> Pipeline | None:
     return Pipeline([("bins", ColumnTransformer(steps).fit(pd.DataFrame([row]))), ("sums", sums)])
 
 
-def _levels(machine: Any, features: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the features of a term, each with its level: those of pairs may have fewer bins than single ones."""
+def _binned_columns(
+    machine: Any,
+) -> tuple[dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Any, list[str]]], dict[str, Any]]:
+    """Return the columns that the sums read.
+
+    Returns:
+        The place of each feature and level among the binned columns; their `cuts` as in `AdditiveModel`; the steps that
+        make the columns, numbers first; and a row that the steps take.
+    """
+    names = [str(name) for name in machine.feature_names_in_]
+    columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
+    steps: list[tuple[str, Any, list[str]]] = [("numbers", "passthrough", columns)]
+    row: dict[str, Any] = dict.fromkeys(columns, 0.0)
+    places: dict[_Key, int] = {}
+    cuts: list[tuple[int, Array | None]] = []
+    for feature, level in sorted({key for term in machine.term_features_ for key in _levels(machine, term)}):
+        bins, name = machine.bins_[feature][level], names[feature]
+        places[feature, level] = len(places)
+        if name in columns:
+            cuts.append((columns.index(name), np.asarray(bins, np.float64)))
+            continue
+        known = {_category(text): code for text, code in bins.items()}
+        codes = [*known.values(), 0, max(known.values(), default=0) + 1]  # the last two: missing, unknown
+        is_text = any(isinstance(one, str) for one in known)
+        categories = np.array([*known, np.nan], object if is_text else np.float64)
+        row[name] = next(iter(known))
+        cuts.append((len(columns) + len(steps) - 1, None))
+        steps.append((f"{name} {level}", CategoryTables([categories], [np.array(codes, float)[:, None]]), [name]))
+    return places, cuts, steps, row
+
+
+def _term_tables(machine: Any, places: dict[_Key, int]) -> tuple[Array, Array, Array]:
+    """Return `strides`, `offsets` and `scores` as in `AdditiveModel`."""
+    strides = np.zeros((len(places), len(machine.term_features_)))
+    offsets: list[float] = []
+    tables: list[Array] = []
+    for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
+        sizes = scores.shape[: len(features)]
+        for axis, key in enumerate(_levels(machine, features)):
+            strides[places[key], term] += np.prod(sizes[axis + 1 :])
+        offsets.append(sum(len(table) for table in tables))
+        tables.append(scores.reshape(int(np.prod(sizes)), -1))
+    return strides, np.array(offsets, float), np.concatenate(tables)
+
+
+def _levels(machine: Any, features: tuple[int, ...]) -> list[_Key]:
+    """Return the features of a term, each with its level."""
     return [(feature, min(len(machine.bins_[feature]), len(features)) - 1) for feature in features]
 
 
