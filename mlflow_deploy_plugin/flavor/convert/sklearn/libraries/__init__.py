@@ -5,7 +5,9 @@ Boosters and nets need none: skl2onnx converts them by a converter of their own 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,11 +48,9 @@ def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
         package = type(part).__module__.partition(".")[0]
         if (package in _CONVERTED and not _is_function_of_a_table(part)) or id(part) in replaced_inside:
             continue
-        if package in _STAND_INS:
-            stand_in = _STAND_INS[package](part)
-        else:
-            stand_in = affine.stand_in(part, columns if id(part) in first else 0)
-        if stand_in is not None:
+        of_any = partial(affine.stand_in, columns=columns if id(part) in first else 0)
+        of_library: Callable[[Any], Any] = _STAND_INS.get(package, of_any)
+        if (stand_in := of_library(part)) is not None:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
     return deepcopy(fitted, stand_ins) if stand_ins else fitted
@@ -60,8 +60,7 @@ def _is_function_of_a_table(part: Any) -> bool:
     """Return True for a FunctionTransformer that answers no matrix, since it picks columns by their names."""
     if not isinstance(part, FunctionTransformer) or part.func is None or not hasattr(part, "feature_names_in_"):
         return False
-    try:
+    with suppress(Exception):  # a user's function raises anything
         part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
-    except Exception:  # noqa: BLE001 - a user's function
-        return True
-    return False
+        return False
+    return True

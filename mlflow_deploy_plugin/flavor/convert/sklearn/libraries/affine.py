@@ -30,32 +30,26 @@ def stand_in(part: Any, columns: list[str] | int = 0) -> Computed | Selection | 
     """
     with suppress(Exception), warnings.catch_warnings():  # whatever the library raises for rows of numbers
         warnings.simplefilter("ignore")
-        return _stand_in(part, columns)
+        predicts, known = hasattr(part, "predict"), columns if isinstance(columns, int) else len(columns)
+        names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
+        count = getattr(part, "n_features_in_", known) or len(np.ravel(getattr(part, "coef_", ())))
+        if predicts == hasattr(part, "transform") or is_classifier(part) or not 0 < count <= _MOST_COLUMNS:
+            return None
+
+        def answers(rows: Array) -> Array:
+            given = rows if names is None else pd.DataFrame(rows, columns=names)
+            found = np.asarray(part.predict(given) if predicts else part.transform(given))
+            if found.dtype.kind != "f" or len(found) != len(rows):
+                raise TypeError(f"answers of the type {found.dtype} and the shape {found.shape}")
+            return found.astype(np.float64)
+
+        intercept, *others = answers(np.vstack([np.zeros(count), np.eye(count)]))
+        weights = np.array(others) - intercept
+        checked = np.random.default_rng(0).normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
+        expected = checked @ weights + intercept
+        if np.allclose(answers(checked), expected, _CLOSE, _CLOSE * np.abs(expected).max()):
+            return _regression(weights, intercept) if predicts else _step(weights, intercept, part)
     return None
-
-
-def _stand_in(part: Any, columns: list[str] | int) -> Computed | Selection | Pipeline | None:
-    predicts = hasattr(part, "predict")
-    names = getattr(part, "feature_names_in_", columns if isinstance(columns, list) else None)
-    known = len(columns) if isinstance(columns, list) else columns
-    count = getattr(part, "n_features_in_", known) or len(np.ravel(getattr(part, "coef_", ())))
-    if predicts == hasattr(part, "transform") or is_classifier(part) or not 0 < count <= _MOST_COLUMNS:
-        return None
-
-    def answers(rows: Array) -> Array:
-        given = rows if names is None else pd.DataFrame(rows, columns=names)
-        found = np.asarray(part.predict(given) if predicts else part.transform(given))
-        if found.dtype.kind != "f" or len(found) != len(rows):
-            raise TypeError(f"answers of the type {found.dtype} and the shape {found.shape}")
-        return found.astype(np.float64)
-
-    intercept, *others = answers(np.vstack([np.zeros(count), np.eye(count)]))
-    weights = np.array(others) - intercept
-    checked = np.random.default_rng(0).normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
-    expected = checked @ weights + intercept
-    if not np.allclose(answers(checked), expected, _CLOSE, _CLOSE * np.abs(expected).max()):
-        return None
-    return _regression(weights, intercept) if predicts else _step(weights, intercept, part)
 
 
 def _regression(weights: Array, intercept: Array) -> Pipeline | None:
