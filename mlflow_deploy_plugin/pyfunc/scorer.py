@@ -364,7 +364,8 @@ class _Recorder:
         for name in self._texts:
             # a column of nothing but null would hold None, where beside other rows the same null is NaN
             if name in table and (table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype)):
-                table[name] = table[name].astype(_TEXTS)
+                # before pandas 3 a category that is missing would become NaN, where other columns of texts have None
+                table[name] = table[name].astype(_TEXTS).where(table[name].notna(), None)
 
     def _to_dates(self, name: Any, column: "pd.Series[Any]") -> Array:
         expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"

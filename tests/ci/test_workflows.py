@@ -30,6 +30,12 @@ def test_the_workflows_have_no_weakness_that_zizmor_knows() -> None:
     assert_passes(BIN / "zizmor", "--offline", "--quiet", "--no-progress", *OURS, *EXAMPLES)
 
 
+def test_what_renews_the_actions_is_of_its_schema_and_waits_before_it_takes_a_release() -> None:
+    file = ROOT / ".github/dependabot.yml"
+    assert_passes(BIN / "check-jsonschema", "--builtin-schema", "vendor.dependabot", file)
+    assert_passes(BIN / "zizmor", "--offline", "--quiet", "--no-progress", file)
+
+
 @pytest.mark.parametrize("file", [*OURS, *EXAMPLES], ids=lambda file: f"{file.parents[2].name}/{file.name}")
 def test_a_job_has_a_time_limit_and_the_permissions_that_it_needs(file: Path) -> None:
     document = yaml.load(file.read_text(), yaml.BaseLoader)
