@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import os
+import select
 import socket
 import struct
 import threading
@@ -230,23 +231,34 @@ class _ProcessRun:
         """Note whether more of an answer may come over the connection."""
         self._used[connection] = is_expected
 
-    def put_back(self, connection: socket.socket) -> None:
-        """Keep the connection of a request that has ended, or close it if more may come. One given up stays."""
+    def put_back(self, connection: socket.socket, seconds: float) -> bool:
+        """Keep the connection of a request that has ended. One given up stays.
+
+        If more of an answer may come, wait until the process has learned that nobody wants it. Return False if that
+        takes longer than `seconds`.
+        """
+        is_unwanted = self._used.get(connection, False) and not self.is_ending
+        if is_unwanted:
+            connection.shutdown(socket.SHUT_RD)  # the process fails to send more, and closes its end
+            if not _has_ended(connection, seconds):
+                return False
         with self._lock:
-            if (is_expected := self._used.pop(connection, None)) is None:
-                return
-            if is_expected or self.is_ending:
+            if self._used.pop(connection, None) is None:
+                return True
+            if is_unwanted or self.is_ending:
                 connection.close()
             else:
                 self._free.append(connection)
+        return True
 
     def give_up(self, connection: socket.socket) -> int:
         """Leave a request to itself. Return how many such requests still run."""
         with self._lock:
             del self._used[connection]
-            for ended in [one for one in self._given_up if _has_data(one)]:
+            for ended in [one for one in self._given_up if _has_ended(one)]:
                 self._given_up.remove(ended)
                 ended.close()
+            connection.shutdown(socket.SHUT_RD)
             self._given_up.append(connection)
             return len(self._given_up)
 
@@ -273,15 +285,11 @@ class _ProcessRun:
         return "has closed its connection" if status is None else exit_reason(status)
 
 
-def _has_data(connection: socket.socket) -> bool:
-    connection.setblocking(False)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
+    """Return True once the process has closed its end of the connection; wait so long for that."""
+    poll = select.poll()
+    poll.register(connection, 0)  # reports the end alone
+    return bool(poll.poll(1000 * seconds))
 
 
 class SideProcess:
@@ -344,7 +352,8 @@ class SideProcess:
     def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
         """Send a message and yield the parts of its answer as they come. Each part has the time of an answer.
 
-        It keeps its turn until it ends or is closed; then the process learns of it with its next part.
+        It keeps its turn until the process has ended the answer. If it is closed before, it waits until the process has
+        learned of that, with its next part.
 
         Raises as `request`.
         """
@@ -415,7 +424,9 @@ class SideProcess:
             try:
                 yield partial(self._ask, running, connection)
             finally:
-                running.put_back(connection)
+                began = time.monotonic()
+                if not running.put_back(connection, self._timeout_seconds):
+                    self._give_up(running, connection, began)
         finally:
             self._turn.release()
 

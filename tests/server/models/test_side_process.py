@@ -41,8 +41,10 @@ if how == "failed":
     send_message(control, SideMessage("failed", {"message": "the package 'x' is missing"}))
     time.sleep(3600)
 meeting = threading.Barrier(3)
+making_parts = 0
 
 def serve(connection):
+    global making_parts
     while (question := receive_message(connection)) is not None:
         if question.kind == "hang":
             time.sleep(3600)
@@ -51,8 +53,15 @@ def serve(connection):
         if question.kind == "exit":
             os._exit(7)
         if question.kind == "parts":
-            for number in range(question.fields["parts"]):
-                send_message(connection, SideMessage("part", {"number": number}))
+            making_parts += 1
+            try:
+                for number in range(question.fields["parts"]):
+                    send_message(connection, SideMessage("part", {"number": number}))
+                    time.sleep(question.fields.get("pause", 0))
+            except BrokenPipeError:
+                making_parts -= 1
+                return connection.close()
+            making_parts -= 1
         if question.kind == "nonsense":
             connection.sendall(b"this is no message of ours")
             continue
@@ -61,7 +70,7 @@ def serve(connection):
             send_message(connection, SideMessage("child", {"pid": child.pid}))
             continue
         has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-        echo = {"pid": os.getpid(), "metrics": has_metrics}
+        echo = {"pid": os.getpid(), "metrics": has_metrics, "making_parts": making_parts}
         send_message(connection, SideMessage("echo", echo, question.arrays, question.body))
 
 send_message(control, SideMessage("ready", {"pid": os.getpid()}))
@@ -105,7 +114,7 @@ def test_it_answers_from_a_process_group_of_its_own(new_process: Start, monkeypa
     process = new_process()
     ready = process.start()
     answer = process.request(SideMessage("echo"))
-    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False}
+    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False, "making_parts": 0}
     assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
 
 
@@ -171,6 +180,24 @@ def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else
     parts.close()
     assert process.request(SideMessage("echo")).kind == "echo"
     assert process.pid == first
+
+
+def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(new_process: Start) -> None:
+    process = new_process(concurrency=1)
+    process.start()
+    parts = process.stream(SideMessage("parts", {"parts": 1000, "pause": 0.3}))
+    next(parts)
+    parts.close()
+    assert process.request(SideMessage("echo")).fields["making_parts"] == 0
+
+
+def test_a_process_that_never_learns_that_nobody_wants_its_parts_is_ended(new_process: Start) -> None:
+    process = new_process(answer_seconds=0.5)
+    first = process.start().fields["pid"]
+    parts = process.stream(SideMessage("parts", {"parts": 2, "pause": 3600}))
+    next(parts)
+    parts.close()
+    assert pid_of(process) != first
 
 
 def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
