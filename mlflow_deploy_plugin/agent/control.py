@@ -138,8 +138,15 @@ class EndpointControl:
             except Pending:
                 continue
             del self._running[name]
-            if running.spec is not None and error is None:
-                self._save_loaded(running.spec, specs)
+            if (loaded := running.spec) is not None and error is None:
+                unloaded = tuple(other for other in self._control.unloaded if other != loaded.name)
+                added = dict(self._control.added)
+                if all(own.name != loaded.name for own in specs):
+                    added[loaded.name] = loaded
+                    surplus = max(0, len(added) - MOST_ADDED)
+                    for forgotten in [other for other in added if other in unloaded][:surplus]:
+                        del added[forgotten]
+                self._save(unloaded, added)
             self._answer(running.file, error)
             command, outcome_text = running.command, error.message if error else ""
             by = f" by {command.actor}" if command.actor else ""
@@ -171,17 +178,6 @@ class EndpointControl:
         out = {*self._control.unloaded, command.endpoint}
         self._save(tuple(name for name in known if name in out), self._control.added)
         return None
-
-    def _save_loaded(self, loaded: EndpointSpec, specs: Sequence[EndpointSpec]) -> None:
-        """Save that the endpoint is loaded, and its spec unless the server's own has it."""
-        unloaded = tuple(name for name in self._control.unloaded if name != loaded.name)
-        added = dict(self._control.added)
-        if all(own.name != loaded.name for own in specs):
-            added[loaded.name] = loaded
-            surplus = max(0, len(added) - MOST_ADDED)
-            for forgotten in [name for name in added if name in unloaded][:surplus]:
-                del added[forgotten]
-        self._save(unloaded, added)
 
     def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
         control = Control(unloaded=unloaded, added=added)

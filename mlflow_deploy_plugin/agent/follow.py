@@ -103,7 +103,10 @@ class Follower:
         self.resolver.advance()
         if is_first:  # without a version to serve there is nothing else to do
             deadline = time.monotonic() + _FIRST_POLL_SECONDS
-            while (pending := self.resolver.pending()) and (time.monotonic() < deadline or self._waits_for_versions()):
+            while pending := self.resolver.pending():
+                is_settled = all(model.is_settled for model in self.resolver.models.values())
+                if time.monotonic() >= deadline and (is_settled or not self._lacks_versions()):
+                    break
                 wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
                 self.resolver.advance()
         fatal = is_first and not has_restored and self._lacks_versions()
@@ -163,13 +166,13 @@ class Follower:
             return all(lacking)
         return not self._own_specs or any(lacking)
 
-    def _waits_for_versions(self) -> bool:
-        """Return True if the server cannot start yet, but a poll or a download under way may change that."""
-        return self._lacks_versions() and not all(model.is_settled for model in self.resolver.models.values())
-
     def _write_wanted(self) -> None:
-        before = self._wanted
-        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if self._is_ready(spec)}
+        before, endpoints = self._wanted, {}
+        for spec in self._specs:
+            # no worker is to see an endpoint that a command loads before its models are on this disk
+            is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
+            if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
+                endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded(self._own_specs)
         if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
             return
@@ -183,12 +186,6 @@ class Follower:
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
-
-    def _is_ready(self, spec: EndpointSpec) -> bool:
-        """Return False for an endpoint that a command loads, until its models are on this disk."""
-        if spec.name in self._wanted.endpoints or not self._control.is_loading(spec.name):
-            return True
-        return self._is_settled(spec) and self._failure(spec) is None
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
@@ -229,7 +226,10 @@ class Follower:
             model = self._model(spec, variant)
             if model.version is None:
                 continue
-            error = _load_error(workers, spec.name, name) or self._take_death_error(model.version.folder)
+            error = _load_error(workers, spec.name, name)
+            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
+                del self._deaths[model.version.folder]
+                error = f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
             if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # then the caller gets the error
@@ -238,13 +238,6 @@ class Follower:
             model.roll_back(error)
         self.resolver.advance()  # it writes the error into the version's tag
         return failed
-
-    def _take_death_error(self, folder: Path) -> str:
-        """Return an error if too many workers have died while they loaded this folder, and count anew."""
-        if self._deaths[folder] < _MOST_DEATHS:
-            return ""
-        del self._deaths[folder]
-        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
         """Return the outcome of loading or unloading an endpoint; see `control.Outcome`."""

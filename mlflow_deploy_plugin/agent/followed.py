@@ -188,18 +188,6 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
     A reference that only wanted.json names is restored from there, without the requirements of its endpoint.
     """
     models = {}
-    for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
-        whole = [version for version in (reference.version, reference.previous) if version and _is_whole(version)]
-        if whole:
-            previous = whole[1] if len(whole) > 1 else None
-            models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
-                whole[0], previous, reported=reference.told
-            )
-    return _restore_wanted(state_dir) | models
-
-
-def _restore_wanted(state_dir: Path) -> dict[ModelRef, FollowedModel]:
-    models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
             version = FetchedVersion(
@@ -207,6 +195,13 @@ def _restore_wanted(state_dir: Path) -> dict[ModelRef, FollowedModel]:
             )
             if _is_whole(version):
                 models[ModelRef(variant.model_uri)] = FollowedModel(version)
+    for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
+        whole = [version for version in (reference.version, reference.previous) if version and _is_whole(version)]
+        if whole:
+            previous = whole[1] if len(whole) > 1 else None
+            models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
+                whole[0], previous, reported=reference.told
+            )
     return models
 
 

@@ -167,14 +167,10 @@ class VersionResolver:
                 model.next_poll = 0.0
 
     def advance(self) -> None:
-        """Start what is due, and take in the results that have come."""
-        self._start_polls()
-        self._finish_polls()
-        self._advance_fetches()
-        self._report_failures()
+        """Start what is due, and take in the results that have come.
 
-    def _start_polls(self) -> None:
-        """Poll the models with a reference that is due. The followed references of one model share a poll."""
+        The followed references of one registered model share a poll.
+        """
         now = self.polling.clock()
         idle = {ref: model for ref, model in self.models.items() if model.poll is None and model.next_poll < NEVER}
         due = {lookup_key(ref.uri) for ref, model in idle.items() if model.next_poll <= now}
@@ -183,9 +179,7 @@ class VersionResolver:
             poll = self.poll_pool.submit(self._resolve, list(dict.fromkeys(ref.uri for ref in polled)))
             for model in polled.values():
                 model.poll, model.next_poll = poll, NEVER
-
-    def _advance_fetches(self) -> None:
-        """Start the fetches whose turn has come, take in those that have ended, and drop those nobody waits for."""
+        self._finish_polls()
         waiting = [
             (ref, model, model.target)
             for ref, model in self.models.items()
@@ -203,6 +197,7 @@ class VersionResolver:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
             self._fetches.pop(identity).future.cancel()  # the reference has moved on; a fetch that runs ends by itself
+        self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
@@ -215,32 +210,29 @@ class VersionResolver:
         """Take in the registry's answers, and say when to poll next."""
         pauses: dict[int, float] = {}
         for ref, model in self.models.items():
-            poll = model.poll
+            poll, now = model.poll, self.polling.clock()
             if poll is None or not poll.done():
                 continue
             pause = pauses.setdefault(id(poll), self.polling.pause(0))
             is_wanted_again = model.next_poll < NEVER
-            model.poll = None
-            model.next_poll = self._take_resolution(ref, model, poll.result()[ref.uri], pause)
+            resolution = poll.result()[ref.uri]
+            model.poll, model.next_poll = None, now + pause
+            if isinstance(resolution, ResolvedModel):
+                model.error, model.poll_failures, model.target = None, 0, resolution
+                waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+                if not waits_for_gate and not (resolution.followed and self.polling.follow):
+                    model.next_poll = NEVER
+            else:
+                model.error = resolution
+                if isinstance(resolution, NotFound):
+                    model.error = NotFound(f"{ref.uri}: {resolution.message}")
+                # what is not found, wrong or not permitted may be put right by somebody at any moment
+                if not isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
+                    model.poll_failures += 1
+                    model.next_poll = now + self.polling.pause(model.poll_failures)
             if is_wanted_again:
                 model.next_poll = 0.0
         self.finished_polls += len(pauses)
-
-    def _take_resolution(self, ref: ModelRef, model: FollowedModel, resolution: Resolution, pause: float) -> float:
-        """Take in what the registry says of a reference, and return when to poll it next."""
-        now = self.polling.clock()
-        if isinstance(resolution, ResolvedModel):
-            model.error, model.poll_failures, model.target = None, 0, resolution
-            waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
-            is_followed = resolution.followed and self.polling.follow
-            return now + pause if waits_for_gate or is_followed else NEVER
-        if isinstance(resolution, NotFound):
-            resolution = NotFound(f"{ref.uri}: {resolution.message}")
-        model.error = resolution
-        if isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
-            return now + pause  # somebody may put it right at any moment
-        model.poll_failures += 1
-        return now + self.polling.pause(model.poll_failures)
 
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
         """Fetch the target in its turn, unless it is served already or may not be; return True if it is fetched."""
@@ -249,7 +241,9 @@ class VersionResolver:
         if is_rejected and rejection is not None and rejection.cause != "gate":
             return False
         if model.version is not None and model.serves_target and model.is_verified:
-            model.version, model.rejection = _with_aspects(model.version, target), None
+            lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
+            model.version = model.version.model_copy(update={"aspects": lasting | target.aspects})
+            model.rejection = None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
             reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
@@ -318,12 +312,6 @@ class VersionResolver:
             if report is not None and model.report is None and model.report_at <= self.polling.clock():
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
-
-
-def _with_aspects(version: FetchedVersion, target: ResolvedModel) -> FetchedVersion:
-    """Return the version with the aspects that the registry gives it now."""
-    lasting = {name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS}
-    return version.model_copy(update={"aspects": lasting | target.aspects})
 
 
 def _rejection(

@@ -156,17 +156,6 @@ class Shipper:
             except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self.location.shown} cannot be written: {failure}"
                 break
-        self._note_outcome(error)
-        for left_over in self._spool.glob(f"*{SHIPPED}"):
-            if not left_over.with_suffix(SUFFIX).exists():
-                left_over.unlink(missing_ok=True)
-        if rows:
-            # the tables of a segment take about ten times the memory that the agent needs otherwise
-            pa.default_memory_pool().release_unused()
-        return rows
-
-    def _note_outcome(self, error: str) -> None:
-        """Log the error if it comes, changes or goes, set the pause before the next try, and update the state."""
         if error != self.state.error:
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
         self._failures = self._failures + 1 if error else 0
@@ -174,6 +163,13 @@ class Shipper:
         self._retry_at = self._clock() + pause if error else float("-inf")
         complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
         self.state = self.state.model_copy(update={"error": error, "complete_until": complete_until})
+        for left_over in self._spool.glob(f"*{SHIPPED}"):
+            if not left_over.with_suffix(SUFFIX).exists():
+                left_over.unlink(missing_ok=True)
+        if rows:
+            # the tables of a segment take about ten times the memory that the agent needs otherwise
+            pa.default_memory_pool().release_unused()
+        return rows
 
     def _ship_segment(self, segment: Path) -> int:
         moment = self._now()

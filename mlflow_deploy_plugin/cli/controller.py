@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.store import Retraining, Rollout, Store
+    from mlflow_deploy_plugin.store import Retraining, Rollout
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
@@ -332,10 +332,19 @@ def retrain(
         raise click.UsageError("-o is of --list")
     from mlflow_deploy_plugin.controller import STORE_LEASE, controller_status, request_retraining, retraining_summary
     from mlflow_deploy_plugin.inference_log import parse_window
+    from mlflow_deploy_plugin.store import Retrainings
 
     with opened_deployments(quiet=True) as deployments:
         if name is None or listed:
-            _list_retrainings(deployments.store, name, output)
+            found = Retrainings(deployments.store).find(name)
+            if output == "json":
+                show_json(found)
+                return
+            if not found:
+                click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
+            for one in found:
+                line = f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}"
+                show_lines([line, f"    why: {one.cause['why']}"])
             return
         begun = request_retraining(deployments, name, monitor, mode, why, parse_window(window) if window else None)
         if wait:
@@ -343,21 +352,6 @@ def retrain(
         else:
             show_lines([retraining_summary(begun)])
             click.echo(controller_status(deployments.store, STORE_LEASE, "onnxserve retrain --list"), err=True)
-
-
-def _list_retrainings(store: "Store", name: str | None, output: str) -> None:
-    from mlflow_deploy_plugin.controller import retraining_summary
-    from mlflow_deploy_plugin.store import Retrainings
-
-    found = Retrainings(store).find(name)
-    if output == "json":
-        show_json(found)
-        return
-    if not found:
-        click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
-    for one in found:
-        line = f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}"
-        show_lines([line, f"    why: {one.cause['why']}"])
 
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:

@@ -138,19 +138,17 @@ def query(
         if is_table:
             show_lines(table_lines(result, limit))
         else:
-            _write_rows(result, file, cast(FileFormat, output))
+            rows, kind, advice = 0, cast(FileFormat, output), "CAST(… AS VARCHAR) makes a text of it"
+            with (
+                open_output(file, sys.stdout.buffer) as target,
+                table_writer(kind, result.schema, target, advice) as write,
+            ):
+                for batch in result.batches:
+                    write(batch)
+                    rows += len(batch)
+            if file != "-":
+                click.echo(f"{rows:,} rows in {file}", err=True)
     _warn_of_unreadable(opened)
-
-
-def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
-    rows = 0
-    advice = "CAST(… AS VARCHAR) makes a text of it"
-    with open_output(file, sys.stdout.buffer) as target, table_writer(kind, result.schema, target, advice) as write:
-        for batch in result.batches:
-            write(batch)
-            rows += len(batch)
-    if file != "-":
-        click.echo(f"{rows:,} rows in {file}", err=True)
 
 
 @log.command()

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.spec import MonitorKind, parse_time
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller import EvaluatedWindow, MonitorOverview
     from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
-    from mlflow_deploy_plugin.store import MonitorWindow, Silence, Store
+    from mlflow_deploy_plugin.store import MonitorWindow, Silence
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
@@ -79,7 +79,7 @@ def list_(name: str | None, output: str) -> None:
     with opened_deployments() as deployments:
         # here and below: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
         from mlflow_deploy_plugin.controller import STORE_LEASE, overviews
-        from mlflow_deploy_plugin.inference_log import locate_log, read_watermarks
+        from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
@@ -96,7 +96,15 @@ def list_(name: str | None, output: str) -> None:
     if not found:
         click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
         return
-    show_lines(align_columns([_HEAD, *map(_overview_row, found)]))
+    rows = [_HEAD]
+    for one in found:
+        window = verdict = "-"
+        if one.last is not None:
+            window = str(Window(one.last.start, one.last.end))
+            verdict = f"{one.last.verdict}{' (by hand)' if one.last.by_hand else ''}"
+        due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
+        rows.append((one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, window, verdict, due))
+    show_lines(align_columns(rows))
     for one in found:
         if one.why:
             show_lines([f"{one.endpoint} {one.monitor}: {one.why}"])
@@ -105,17 +113,6 @@ def list_(name: str | None, output: str) -> None:
             click.echo(f"{one.endpoint} {one.monitor}: {windows} could not be judged")
     if not is_run:
         click.echo("no controller runs: start `onnxserve controller`, which judges what is due", err=True)
-
-
-def _overview_row(one: "MonitorOverview") -> tuple[str, ...]:
-    from mlflow_deploy_plugin.inference_log import Window
-
-    window = verdict = "-"
-    if one.last is not None:
-        window = str(Window(one.last.start, one.last.end))
-        verdict = f"{one.last.verdict}{' (by hand)' if one.last.by_hand else ''}"
-    due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
-    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, window, verdict, due
 
 
 @monitor.command()
@@ -421,18 +418,15 @@ def silence(
                 spec.monitor(monitor)  # raises for an unknown name
             show_lines([_silence_line(silences.add(name, monitor, wanted, why))])
         else:
-            _list_silences(store, silences.active(name), name, output)
-
-
-def _list_silences(store: "Store", active: "list[Silence]", name: str | None, output: str) -> None:
-    if not active and name is not None:
-        store.require_endpoint(name)  # raises for an unknown name
-    if output == "json":
-        show_json([{**asdict(one), "monitor": one.monitor or None} for one in active])
-    elif active:
-        show_lines(map(_silence_line, active))
-    else:
-        click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
+            active = silences.active(name)
+            if not active and name is not None:
+                store.require_endpoint(name)  # raises for an unknown name
+            if output == "json":
+                show_json([{**asdict(one), "monitor": one.monitor or None} for one in active])
+            elif active:
+                show_lines(map(_silence_line, active))
+            else:
+                click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
 
 
 def _judge_window(

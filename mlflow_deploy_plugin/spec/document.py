@@ -189,7 +189,9 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     known = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
-        field = _field_of(path)
+        field = ".".join([path[0], "NAME", *path[2:]] if path[0] in ("variants", "monitors") else path)
+        if len(path) == 3 and ".".join(path[:2]) in _TABLES:
+            field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
         is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # only the MLflow project knows them
         if not (field in known or is_model or is_parameter):
@@ -236,15 +238,6 @@ def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
     """Return `spec` without one of its monitors."""
     monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
     return validate_spec({**spec_document(spec), "monitors": monitors})
-
-
-def _field_of(path: list[str]) -> str:
-    """Return the field of a path as the reference lists it: `variants.NAME.weight`, `container.env.VARIABLE`."""
-    if path[0] in ("variants", "monitors"):
-        return ".".join([path[0], "NAME", *path[2:]])
-    if len(path) == 3 and ".".join(path[:2]) in _TABLES:
-        return ".".join(path[:2]) + _OF_TABLE
-    return ".".join(path)
 
 
 def _path(dotted: str) -> list[str]:

@@ -254,7 +254,14 @@ class DockerBackend(MachineBackend):
             self._stop(server)
             server.remove(v=True, force=True)
         folder = home_folder(name, self.settings) / slot
-        _prepare_state_folder(folder, folder.with_name(earlier) if takes_over else None)
+        make_folder(folder)
+        for left in (SERVER, AGENT, STOPPED):
+            (folder / left).unlink(missing_ok=True)
+        shutil.rmtree(folder / "workers", ignore_errors=True)
+        for file in _KEPT if takes_over else ():
+            with suppress(FileNotFoundError):
+                shutil.copy(folder.with_name(earlier) / file, folder / file)
+                share(folder / file)
         write_atomically(folder / SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
@@ -277,7 +284,12 @@ class DockerBackend(MachineBackend):
             elif (listener := self._listener(name)) is not None:  # it would keep the port to itself
                 listener.remove(v=True, force=True)
             raise
-        _replace_link(self.settings.state_dir(name), folder)
+        link = self.settings.state_dir(name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{name}.link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder)
+        temporary.replace(link)
         self._settle(name)
 
     def _settle(self, name: str) -> None:
@@ -343,25 +355,3 @@ class DockerBackend(MachineBackend):
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended
-
-
-def _prepare_state_folder(folder: Path, earlier: Path | None) -> None:
-    """Make the folder without the files of a server that has ended, and copy the lasting ones of an earlier folder."""
-    make_folder(folder)
-    for left in (SERVER, AGENT, STOPPED):
-        (folder / left).unlink(missing_ok=True)
-    shutil.rmtree(folder / "workers", ignore_errors=True)
-    if earlier is None:
-        return
-    for file in _KEPT:
-        with suppress(FileNotFoundError):
-            shutil.copy(earlier / file, folder / file)
-            share(folder / file)
-
-
-def _replace_link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)

@@ -292,8 +292,26 @@ class KubernetesBackend:
         if not follow:
             return
         written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
+
+        def read(pod: str) -> None:
+            """Put the new lines of a pod's log; None once the pod is gone, or the error that ended it."""
+            last, since = "", 1
+            try:
+                while self._cluster.get("Pod", pod) is not None:
+                    begun = time.monotonic()
+                    for line in self._cluster.follow_log(pod, since):
+                        stamp, _, text = line.partition(" ")
+                        if stamp > last:  # after a cut the last lines come again
+                            last = stamp
+                            written.put(f"{pod}: {text}")
+                    since = int(time.monotonic() - begun) + 5
+                    time.sleep(_POLL_SECONDS)
+                written.put(None)
+            except DeploymentFailed as error:
+                written.put(error)
+
         for pod in names:
-            threading.Thread(target=self._follow_log, args=(pod, written), daemon=True).start()
+            threading.Thread(target=read, args=(pod,), daemon=True).start()
         living = len(names)
         while living:
             line = written.get()
@@ -303,23 +321,6 @@ class KubernetesBackend:
                 living -= 1
             else:
                 yield line
-
-    def _follow_log(self, pod: str, written: "queue.Queue[str | DeploymentFailed | None]") -> None:
-        """Put the new lines of a pod's log; None once the pod is gone, or the error that ended it."""
-        last, since = "", 1
-        try:
-            while self._cluster.get("Pod", pod) is not None:
-                begun = time.monotonic()
-                for line in self._cluster.follow_log(pod, since):
-                    stamp, _, text = line.partition(" ")
-                    if stamp > last:  # after a cut the last lines come again
-                        last = stamp
-                        written.put(f"{pod}: {text}")
-                since = int(time.monotonic() - begun) + 5
-                time.sleep(_POLL_SECONDS)
-            written.put(None)
-        except DeploymentFailed as error:
-            written.put(error)
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
