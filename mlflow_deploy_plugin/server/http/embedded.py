@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
 Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[Message]]
+_Send = Callable[[Message], Coroutine[Any, Any, None]]
 
 
 class EmbeddedModel:
@@ -171,9 +173,7 @@ class AsgiApp:
         self._model = model
         self._threads = RequestThreads(model.app.server.spec.threads)
 
-    async def __call__(
-        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
+    async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan":  # it is an application of its own, mounted nowhere
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
@@ -208,9 +208,11 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            with closing(response.pieces) as made:
-                while (piece := await loop.run_in_executor(self._threads, _next, made)) is not None:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            gone = asyncio.ensure_future(_wait_for_disconnect(receive))  # uvicorn's `send` does not tell
+            try:
+                await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
+            finally:
+                gone.cancel()
         await send({"type": "http.response.body", "body": response.body})
 
     def close(self) -> None:
@@ -219,8 +221,21 @@ class AsgiApp:
         self._model.close()
 
 
-def _next(pieces: Iterator[bytes]) -> bytes | None:
-    return next(pieces, None)
+async def _wait_for_disconnect(receive: _Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _send_pieces(
+    pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[None], loop: asyncio.AbstractEventLoop
+) -> None:
+    """Send a body while it is made, from the thread that makes it, until the client has gone."""
+    with closing(pieces):
+        for piece in pieces:
+            if gone.done():
+                return
+            message = {"type": "http.response.body", "body": piece, "more_body": True}
+            asyncio.run_coroutine_threadsafe(send(message), loop).result()
 
 
 def _no_page(path: str) -> RawResponse | None:

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,8 @@ def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
+        if not pieces:  # then a server waits until the client goes
+            await asyncio.Event().wait()
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
     async def send(message: Any) -> None:
@@ -156,16 +159,50 @@ def test_a_mounted_model_answers_as_the_server_does(
             assert {**kept, **length} == {**wanted, **length}, f"{case} by {kind}"
 
 
-def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
+def answering_in_parts(pieces: Generator[bytes, None, None]) -> AsgiApp:
     def handle(raw: RawRequest) -> RawResponse:
-        return RawResponse(200, b"", "text/event-stream", pieces=(b"data: %d\n\n" % number for number in range(3)))
+        return RawResponse(200, b"", "text/event-stream", pieces=pieces)
 
     server = SimpleNamespace(spec=SimpleNamespace(threads=1), max_body_bytes=1000)
     model: Any = SimpleNamespace(app=SimpleNamespace(server=server), handle=handle, close=lambda: None)
-    with closing(AsgiApp(model)) as app:
+    return AsgiApp(model)
+
+
+def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
+    with closing(answering_in_parts(b"data: %d\n\n" % number for number in range(3))) as app:
         status, headers, body = ask_asgi(app, "POST", "/invocations", JSON, b"{}")
     assert (status, body) == (200, b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
     assert "content-length" not in {name.lower() for name in headers}
+
+
+def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
+    """uvicorn tells it by `receive` alone: its `send` does nothing then."""
+    made: list[int] = []
+
+    def pieces() -> Generator[bytes, None, None]:
+        for number in range(100):
+            made.append(number)
+            yield b"data: %d\n\n" % number
+            time.sleep(0.01)
+
+    async def ask(app: AsgiApp) -> None:
+        messages, has_part = [{"type": "http.request", "body": b"{}"}], asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await has_part.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                has_part.set()
+
+        await app({"type": "http", "method": "POST", "path": "/invocations", "headers": []}, receive, send)
+
+    with closing(answering_in_parts(pieces())) as app:
+        asyncio.run(ask(app))
+    assert len(made) < 100
 
 
 def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(mounted: dict[str, Callable[..., Answer]]) -> None:
