@@ -1,8 +1,9 @@
 """Estimators of any library whose answers are affine in the columns: linear models, scalers, selections, projections.
 
 They have many formulas, and one form: weights and an intercept. So the fitted estimator is asked for its answers to a
-row of zeros and to the rows of the identity matrix, which are these numbers, and to further rows, which show whether it
-is affine. The proof then compares the model's answers on rows that were not asked here.
+row of zeros and to rows with one number, which are these numbers, and to further rows, which show whether it is affine.
+These have what own rules single out: codes, years, thresholds, and numbers that mark a missing one, as -999. The proof
+then compares the model's answers on rows that were not asked here.
 """
 
 import warnings
@@ -19,11 +20,15 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Sele
 from mlflow_deploy_plugin.runtime import Array
 
 _MOST_COLUMNS = 1000
-_CLOSE = 1e-9
+_FAR = 2.0**30
+"""The number that shows a weight: far, so that the weight keeps its digits beside a large intercept."""
+_CODES = np.arange(-1100.0, 2200.0)
+_MARKS = np.array([sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)])
+_CLOSE = 1e-12
 
 
 def stand_in(part: Any, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
-    """Return an affine step, or a regression for an affine predictor; None for a constant and any other estimator.
+    """Return an affine step, or a regression for an affine predictor with `coef_`; None for any other estimator.
 
     Args:
         columns: the names of the columns that it reads, or their number; 0 if nobody knows.
@@ -33,7 +38,8 @@ def stand_in(part: Any, columns: list[str] | int = 0) -> Computed | Selection | 
         predicts, known = hasattr(part, "predict"), columns if isinstance(columns, int) else len(columns)
         names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
         count = getattr(part, "n_features_in_", known) or len(np.ravel(getattr(part, "coef_", ())))
-        if predicts == hasattr(part, "transform") or is_classifier(part) or not 0 < count <= _MOST_COLUMNS:
+        has_weights = hasattr(part, "coef_") and not is_classifier(part)
+        if predicts == hasattr(part, "transform") or predicts > has_weights or not 0 < count <= _MOST_COLUMNS:
             return None
 
         def answers(rows: Array) -> Array:
@@ -43,12 +49,20 @@ def stand_in(part: Any, columns: list[str] | int = 0) -> Computed | Selection | 
                 raise TypeError(f"answers of the type {found.dtype} and the shape {found.shape}")
             return found.astype(np.float64)
 
-        intercept, *others = answers(np.vstack([np.zeros(count), np.eye(count)]))
-        weights = np.array(others) - intercept
-        checked = np.random.default_rng(0).normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
-        expected = checked @ weights + intercept
-        if np.allclose(answers(checked), expected, _CLOSE, _CLOSE * np.abs(expected).max()):
-            return _regression(weights, intercept) if predicts else _step(weights, intercept, part)
+        intercept, *others = answers(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
+        weights = (np.array(others) - intercept) / _FAR
+        random = np.random.default_rng(0)
+        few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
+        codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
+        mixed = np.round(random.normal(size=(2000, count)) * 10 ** random.uniform(-1, 5, (2000, count)))
+        for rows in (few, np.vstack([codes, mixed, np.outer(_MARKS, np.ones(count))])):
+            allowed = _CLOSE * (np.abs(rows) @ np.abs(weights) + np.abs(intercept))
+            if not (np.abs(answers(rows) - (rows @ weights + intercept)) <= allowed).all():
+                return None
+        with suppress(ValueError):  # a missing number is refused
+            if np.isfinite(answers(np.where(np.eye(count), np.nan, 0.0)))[weights != 0].any():
+                return None
+        return _regression(weights, intercept) if predicts else _step(weights, intercept, part)
     return None
 
 

@@ -12,6 +12,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import affine
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 TABLE = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 4)) * [1, 10, 1e4, 0.1], columns=list("abcd"))
@@ -79,6 +80,41 @@ class Capped(Centred):
         return np.clip(super().transform(rows), -0.5, 0.5)
 
 
+class Marked(Centred):
+    """A step that takes -999 for a missing number. No row of the example has it."""
+
+    def transform(self, rows: Any) -> Any:
+        return np.where(np.asarray(rows) == -999, 0, rows)
+
+
+class FilledIn(Centred):
+    def transform(self, rows: Any) -> Any:
+        return np.nan_to_num(np.asarray(rows))
+
+
+class Surcharged(Hazard):
+    """A regression with a surcharge for one pair of codes, which no row of the example has."""
+
+    def predict(self, rows: Any) -> Any:
+        rows = np.asarray(rows)
+        return super().predict(rows) + 50.0 * ((rows[:, 0] == 3) & (rows[:, 3] == 1))
+
+
+class RuleOfThumb(FirstColumn):
+    """A predictor without weights: its answers to other numbers cannot be known."""
+
+    def fit(self, rows: Any, target: Any) -> "RuleOfThumb":
+        self.is_fitted_ = True
+        return self
+
+
+class Timed(Centred):
+    """A scaler of times in seconds since 1970, whose weights are small beside its intercept."""
+
+    def transform(self, rows: Any) -> Any:
+        return (np.asarray(rows) - 1.6e9) / 1e6
+
+
 class Ridge2(Ridge):  # type: ignore[misc]
     """A user's own kind of a scikit-learn regression."""
 
@@ -108,7 +144,19 @@ def test_a_matrix_has_columns_without_names() -> None:
     assert wrap(model, TABLE.to_numpy()).report.state == "proven"
 
 
-@pytest.mark.parametrize("step", [CentredByRequest(), Capped()], ids=str)
+def test_a_weight_beside_a_large_intercept_keeps_its_digits() -> None:
+    step: Any = affine.stand_in(Timed().fit(TABLE), list("abcd"))
+    times = np.full((1, 4), 1.6e9 + 1e5)
+    np.testing.assert_allclose(step.transform(times), 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("step", [CentredByRequest(), Capped(), Marked(), FilledIn()], ids=str)
 def test_another_one_has_no_converter(step: Any) -> None:
     with pytest.raises(ConversionError, match=f"there is no converter for .*{type(step).__name__}"):
         wrap(make_pipeline(step, LinearRegression()).fit(TABLE, TARGET), TABLE)
+
+
+@pytest.mark.parametrize("model", [Surcharged(), RuleOfThumb()], ids=str)
+def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any) -> None:
+    with pytest.raises(ConversionError, match=f"there is no converter for .*{type(model).__name__}"):
+        wrap(model.fit(TABLE, TARGET), TABLE)
