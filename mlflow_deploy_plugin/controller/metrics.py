@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.controller.leadership import LEADS
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Endpoint, MonitorKey, Monitors, MonitorWindow, Store, read_counts
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Store, read_counts
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -131,21 +131,6 @@ class StoreMetrics(Collector):
             reading.ended.set()
 
 
-def _of_monitor(
-    key: MonitorKey, state: str, judged: MonitorWindow | None, share: float | None
-) -> Iterator[tuple[str, tuple[str, ...], float]]:
-    """Yield the metrics of a monitor, with their labels, from its newest judged window and its last drift share."""
-    for possible in STATES:
-        yield "onnxserve_monitor_state", (*key, possible), float(possible == state)
-    if judged is not None:
-        yield "onnxserve_monitor_judged_until_timestamp_seconds", key, judged.end.timestamp()
-        for metric, value in judged.figures.items():
-            if "/" not in metric and value is not None:  # those of columns and variants are in the report
-                yield "onnxserve_monitor_metric", (*key, metric), value
-    if share is not None:
-        yield "onnxserve_drift_share", key, share
-
-
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
     paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
@@ -157,8 +142,14 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     for key in keys:
         judged = counts.judged.get(key)
         state = "paused" if key in paused else _state(judged, counts.newest.get(key))
-        for name, labels, value in _of_monitor(key, state, judged, counts.figures.get(key)):
-            families[name].add_metric(labels, value)
+        for possible in STATES:
+            families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
+        if judged is None:
+            continue
+        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
+        for metric, value in judged.figures.items():
+            if "/" not in metric and value is not None:  # those of columns and variants are in the report
+                families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
     last_success = {
         key: at.timestamp()
         for key, at in counts.last_judged.items()
@@ -168,6 +159,7 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         ("onnxserve_monitor_windows", counts.judged_windows),
         ("onnxserve_monitor_failures", counts.failures),
         ("onnxserve_monitor_last_success_timestamp_seconds", last_success),
+        ("onnxserve_drift_share", counts.figures),
         ("onnxserve_alerts_firing", counts.firing),
         ("onnxserve_retrainings", counts.retrainings),
     ):

@@ -166,11 +166,22 @@ class _LoadedPyfunc:
             raise InferenceError(f"mlflow.pyfunc cannot load it: {one_line(error, 200)}") from None
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        columns = self.artifact.columns
+        import pandas as pd  # imported late, as above
+
+        columns, tensors = self.artifact.columns, self.artifact.tensors
         if missing := [column.name for column in columns if column.required and column.name not in rows]:
             raise SchemaMismatch(f"column {missing[0]!r} is missing")
         try:
-            data = self._as_input(rows)
+            if tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
+                named = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
+                data: Any = named or next(iter(rows.values()))
+            else:
+                types = {column.name: column.type for column in columns}
+                given = {name: values for name, values in rows.items() if not types or name in types}
+                for name, values in given.items():  # MLflow's enforcement refuses 64-bit integers in a float column
+                    if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
+                        given[name] = values.astype(np.float64)
+                data = pd.DataFrame(given)
             prediction = self._in_time(lambda: self._model.predict(data))
             if isinstance(prediction, Mapping):
                 prediction = next(iter(prediction.values()))
@@ -182,21 +193,6 @@ class _LoadedPyfunc:
             raise
         except Exception as error:  # noqa: BLE001 - the model's own code
             raise InferenceError(f"the model cannot compute this input: {one_line(error, 200)}") from None
-
-    def _as_input(self, rows: Mapping[str, Array]) -> Any:
-        """Return the rows as the model's signature has them: tensors by name, one tensor, or a table."""
-        import pandas as pd  # imported late, as above
-
-        columns, tensors = self.artifact.columns, self.artifact.tensors
-        if tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
-            named = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
-            return named or next(iter(rows.values()))
-        types = {column.name: column.type for column in columns}
-        given = {name: values for name, values in rows.items() if not types or name in types}
-        for name, values in given.items():  # MLflow's enforcement refuses 64-bit integers in a float column
-            if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
-                given[name] = values.astype(np.float64)
-        return pd.DataFrame(given)
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
         """Run the model's code in a thread, which is left alone if it hangs. A model that hangs is not called again."""

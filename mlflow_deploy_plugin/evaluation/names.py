@@ -62,22 +62,23 @@ def check_strengths(given: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     if unknown := [name for name in given if name not in DISTURBANCES]:
         listed = f"there are {', '.join(DISTURBANCES)}"
         raise InvalidConfig(f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}")
-    return {name: _check_strengths_of(name, given[name]) for name in DISTURBANCES if name in given}
-
-
-def _check_strengths_of(name: str, given: Any) -> tuple[float, ...]:
-    disturbance = DISTURBANCES[name]
-    strengths: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    strengths = strengths or list(disturbance.strengths)
-    if len(strengths) > _MAX_STRENGTHS:
-        raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
-    most = 1.0 if disturbance.is_share else _MAX_STRENGTH
-    for strength in strengths:
-        is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-        if not is_number or not 0 < strength <= most:
-            expected = "a share above 0, up to 1," if disturbance.is_share else f"a number above 0, up to {most:g},"
-            raise InvalidConfig(f"{name} cannot have the strength {strength}; {expected} is expected")
-    return tuple(sorted({float(strength) for strength in strengths}))
+    checked: dict[str, tuple[float, ...]] = {}
+    for name, disturbance in DISTURBANCES.items():
+        if name not in given:
+            continue
+        one = given[name]
+        strengths: list[Any] = list(one) if isinstance(one, Iterable) and not isinstance(one, str) else [one]
+        strengths = strengths or list(disturbance.strengths)
+        if len(strengths) > _MAX_STRENGTHS:
+            raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
+        most = 1.0 if disturbance.is_share else _MAX_STRENGTH
+        for strength in strengths:
+            is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+            if not is_number or not 0 < strength <= most:
+                expected = "a share above 0, up to 1," if disturbance.is_share else f"a number above 0, up to {most:g},"
+                raise InvalidConfig(f"{name} cannot have the strength {strength}; {expected} is expected")
+        checked[name] = tuple(sorted({float(strength) for strength in strengths}))
+    return checked
 
 
 def parse_strengths(entries: Sequence[str]) -> dict[str, tuple[float, ...]]:

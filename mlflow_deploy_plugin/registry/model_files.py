@@ -56,9 +56,21 @@ def download(source: str, destination: Path) -> Path:
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
     location = _location(source)
-    if folder := _local_folder(location):
-        return _copy(folder, destination)
-    return fetch(location, destination, f"the files of {redact_credentials(source)}")
+    folder = _local_folder(location)
+    if not folder:
+        return fetch(location, destination, f"the files of {redact_credentials(source)}")
+    if not folder.is_dir():
+        raise NotFound(f"the folder {folder} of the model's files does not exist")
+    refuse_links(folder)
+    copied = destination / "model"
+    try:
+        shutil.copytree(folder, copied, symlinks=True)
+    except shutil.Error as error:
+        _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
+        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
+    except OSError as error:
+        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
+    return copied
 
 
 def fetch_mlmodel(source: str) -> "Model":
@@ -151,21 +163,6 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         ) from None
     except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
         raise store_failure(what, store, error) from None
-
-
-def _copy(folder: Path, destination: Path) -> Path:
-    if not folder.is_dir():
-        raise NotFound(f"the folder {folder} of the model's files does not exist")
-    refuse_links(folder)
-    copied = destination / "model"
-    try:
-        shutil.copytree(folder, copied, symlinks=True)
-    except shutil.Error as error:
-        _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
-        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
-    except OSError as error:
-        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
-    return copied
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import load_only
 
 from mlflow_deploy_plugin.store.alerts import FIRING
 from mlflow_deploy_plugin.store.monitors import MonitorKey, Monitors
@@ -96,21 +96,16 @@ def _delete(
         begun = time.monotonic()
         with store.transaction() as session:
             rows: Sequence[Any] = session.scalars(some).all()
-            _keep_counts(session, [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand])
+            windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
+            key = (windows[0].endpoint, windows[0].monitor) if windows else None
+            monitor = session.get(MonitorRow, key, with_for_update=True) if key else None
+            if monitor is not None:  # a removed monitor is not counted on
+                monitor.expired_failures += sum(one.attempts for one in windows)
+                verdicts = Counter(one.verdict for one in windows if one.state == "judged")
+                monitor.expired = dict(verdicts + Counter(monitor.expired))
             session.execute(delete(table).where(table.id.in_([row.id for row in rows])))
         deleted += len(rows)
         if len(rows) < _AT_ONCE:
             break
         time.sleep(time.monotonic() - begun)
     return deleted
-
-
-def _keep_counts(session: Session, windows: Sequence[MonitorWindowRow]) -> None:
-    """Add scheduled windows of one monitor to those of it that have expired."""
-    if not windows:
-        return
-    monitor = session.get(MonitorRow, (windows[0].endpoint, windows[0].monitor), with_for_update=True)
-    if monitor is not None:  # else it was removed, and is not counted on
-        monitor.expired_failures += sum(one.attempts for one in windows)
-        verdicts = Counter(one.verdict for one in windows if one.state == "judged")
-        monitor.expired = dict(verdicts + Counter(monitor.expired))

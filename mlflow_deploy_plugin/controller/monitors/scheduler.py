@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from datetime import datetime
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import log_errors
@@ -22,15 +21,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.processes import ProcessEnded, WorkerPool
-from mlflow_deploy_plugin.store import (
-    Endpoint,
-    LeaseKeeper,
-    MonitorKey,
-    MonitorNote,
-    Monitors,
-    MonitorState,
-    MonitorWindow,
-)
+from mlflow_deploy_plugin.store import LeaseKeeper, MonitorKey, MonitorNote, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
@@ -125,7 +116,15 @@ class MonitorScheduler:
                 if state.paused or not work.is_free(key):
                     continue
                 try:
-                    if self._is_due(endpoint, state, pending.get(key, []), now):
+                    if waiting := pending.get(key):
+                        is_due = oldest_pending(waiting, now) is not None
+                    else:
+                        is_due = (
+                            self._watched[key].is_late_data_due(self.monotonic())
+                            or is_ahead(endpoint, state, now)
+                            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
+                        )
+                    if is_due:
                         work.start(key, partial(self._attempt, key, keeper, windows))
                     continue
                 except OnnxserveError as error:
@@ -135,16 +134,6 @@ class MonitorScheduler:
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
         resolve_orphaned(self._store)
-
-    def _is_due(self, endpoint: Endpoint, state: MonitorState, waiting: list[MonitorWindow], now: datetime) -> bool:
-        """Return True if one of the waiting windows may be tried now or, if none waits, there is anything to judge."""
-        if waiting:
-            return oldest_pending(waiting, now) is not None
-        return (
-            self._watched[state.endpoint, state.monitor].is_late_data_due(self.monotonic())
-            or is_ahead(endpoint, state, now)
-            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
-        )
 
     def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
         """Judge the monitor's oldest due window under its lease; return the seconds until the next attempt."""

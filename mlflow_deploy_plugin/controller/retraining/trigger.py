@@ -164,18 +164,15 @@ class RetrainingSchedule:
                 except AlreadyExists:
                     continue
                 except OnnxserveError as error:
-                    if self._logged.get(key) != error.message:
-                        self._report(endpoint.name, monitor, schedule, error, now)
-                        self._logged[key] = error.message
-
-    def _report(self, endpoint: str, monitor: str, schedule: str, error: OnnxserveError, now: datetime) -> None:
-        """Log why a retraining cannot start. Announce it, too, if it stays so until somebody changes the spec."""
-        _log.warning("%s, monitor %s: no retraining: %s", endpoint, monitor, error.message)
-        if isinstance(error, InvalidConfig):
-            announce(self._deployments.store, endpoint, monitor, f"{endpoint}: no retraining: {error.message}")
-            detail = {"monitor": monitor, "schedule": schedule}
-            event = AuditEvent(now, self._actor, "retrain.refused", endpoint, why=error.message, detail=detail)
-            _record_refusal(self._deployments.store, event)
+                    if self._logged.get(key) == error.message:
+                        continue
+                    self._logged[key], name, why = error.message, endpoint.name, error.message
+                    _log.warning("%s, monitor %s: no retraining: %s", name, monitor, why)
+                    if isinstance(error, InvalidConfig):  # which stays so until somebody changes the spec
+                        announce(self._deployments.store, name, monitor, f"{name}: no retraining: {why}")
+                        detail = {"monitor": monitor, "schedule": schedule}
+                        event = AuditEvent(now, self._actor, "retrain.refused", name, why=why, detail=detail)
+                        _record_refusal(self._deployments.store, event)
 
     def _is_due(self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, schedule: str, now: datetime) -> bool:
         earlier = [

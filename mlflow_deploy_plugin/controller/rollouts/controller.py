@@ -268,10 +268,6 @@ def write_progress(
     )
 
 
-def _has_ended_well(task: Future[None]) -> bool:
-    return task.done() and task.exception() is None
-
-
 def run_rollouts(
     deployments: Deployments, controller_at: Callable[[str, str], RolloutController], ended: threading.Event
 ) -> None:
@@ -293,7 +289,8 @@ def run_rollouts(
                 try:
                     for place, servers in reached_places(deployments, failures.add):
                         reached.add(place)
-                        if place not in running or _has_ended_well(running[place][0]):
+                        last = running[place][0] if place in running else None
+                        if last is None or (last.done() and last.exception() is None):
                             over = threading.Event()
                             running[place] = pool.submit(controller_at(place, servers).run, over), over
                             running[place][0].add_done_callback(stop_all)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig, one_line
-from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Alert, Alerts, Store
@@ -185,7 +185,13 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
     if result.reason and not alarms:  # else it is what the first of them says
         lines.append(_short(result.reason))
-    lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
+    for finding in alarms[:_MOST_FINDINGS]:
+        name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
+        figures = ""
+        if finding.value is not None and finding.threshold is not None and finding.check not in EXACT:
+            figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
+        why = _short("; ".join(filter(None, (finding.history, finding.reason))))
+        lines.append(f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}")
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
     monitor = f"{result.endpoint} --monitor {result.monitor}"
@@ -202,15 +208,6 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
         next=actions if result.is_alarm else "",
         tags=spec.alert,
     )
-
-
-def _line(finding: Finding) -> str:
-    name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
-    figures = ""
-    if finding.value is not None and finding.threshold is not None and finding.check not in EXACT:
-        figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
-    why = _short("; ".join(filter(None, (finding.history, finding.reason))))
-    return f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}"
 
 
 def _short(text: str) -> str:

@@ -234,30 +234,22 @@ class _JudgedColumn:
 
     def _distribution_change(self, distance: float) -> str:
         """Return how the distribution changed, as `mean 3.2 → 8.9, higher`."""
-        if self.before is None or len(self.before.counts) != len(self.given.counts):
+        bins, given, before = self.bins, self.given, self.before
+        if before is None or len(before.counts) != len(given.counts):
             return ""
-        if isinstance(self.bins, OrderedBins):
-            return self._number_change(self.bins, self.before, distance)
-        return self._category_change(self.bins, self.before)
-
-    def _number_change(self, bins: OrderedBins, before: ColumnSketch, distance: float) -> str:
-        """Return the change that explains half of the distance: in infinite values, the mean or the deviation."""
-        given = self.given
-        infinite = [before.infinite_share, given.infinite_share]
-        reach = np.ptp(bins.positions) / bins.scale  # an infinite value lies in the first or last bin
-        if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
-            return _share_change("infinite values", *infinite)
-        if not (before.finite and given.finite):
-            return ""
-        means = f"mean {before.mean:.4g} → {given.mean:.4g}"
-        if abs(given.mean - before.mean) >= distance * bins.scale / 2:
-            return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
-        wide = "wider" if given.deviation > before.deviation else "narrower"
-        return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
-
-    def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> str:
-        """Return the change of the frequent value, or of all rarer ones, that changed most."""
-        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, self.given)]
+        if isinstance(bins, OrderedBins):  # the first change that explains half of the distance
+            infinite = [before.infinite_share, given.infinite_share]
+            reach = np.ptp(bins.positions) / bins.scale  # an infinite value lies in the first or last bin
+            if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
+                return _share_change("infinite values", *infinite)
+            if not (before.finite and given.finite):
+                return ""
+            means = f"mean {before.mean:.4g} → {given.mean:.4g}"
+            if abs(given.mean - before.mean) >= distance * bins.scale / 2:
+                return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
+            wide = "wider" if given.deviation > before.deviation else "narrower"
+            return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
+        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]

@@ -228,19 +228,15 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
         f"checked on {of_all.windows} earlier windows with labels"
     )
-    return _result(window, findings, figures | _estimated_figures(of_all, confidence), (note, *notes))
-
-
-def _estimated_figures(estimate: CbpeEstimate, confidence: float) -> dict[str, float]:
-    figures = {f"estimated/{name}": value for name, value in estimate.values.items() if not isinstance(value, Refused)}
-    for name in estimate.errors:
-        measured = estimate.measure(name, 0, confidence)
+    figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
+    for name in of_all.errors:
+        measured = of_all.measure(name, 0, confidence)
         if isinstance(measured, MetricInterval):
             figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
-    figures["estimated/windows"] = float(estimate.windows)
-    if estimate.calibration_error is not None:
-        figures["estimated/calibration_error"] = estimate.calibration_error
-    return figures
+    figures["estimated/windows"] = float(of_all.windows)
+    if of_all.calibration_error is not None:
+        figures["estimated/calibration_error"] = of_all.calibration_error
+    return _result(window, findings, figures, (note, *notes))
 
 
 def _findings(

@@ -145,7 +145,12 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
-        _log_files(client, run_id, files)
+        with TemporaryDirectory() as folder:
+            for name, content in files.items():
+                target = Path(folder) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.encode() if isinstance(content, str) else content)
+            client.log_artifacts(run_id, folder)
 
     monitor = {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor}
     if result.endpoint_created:
@@ -230,15 +235,6 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None  # a run that somebody made by hand
     return time if time.tzinfo else None
-
-
-def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | bytes]) -> None:
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            target = Path(folder) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content.encode() if isinstance(content, str) else content)
-        client.log_artifacts(run_id, folder)
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
