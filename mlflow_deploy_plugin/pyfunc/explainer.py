@@ -146,7 +146,16 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     artifact = model.artifact
     try:
         if (path := artifact.reference_file) is not None:
-            return Background(_read_reference(path, model, most_rows, seed), "reference")
+            schema = model.schema if model.schema.columns else model.schema.tensor_schema
+            table = read_parquet(path, list(schema.names))
+            if table.num_rows > most_rows:
+                chosen = np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)
+                table = table.take(np.sort(chosen))
+            given = {name: table.column(name) for name in schema.names}
+            floats = {name: column.to_numpy() for name, column in given.items() if is_floating(column.type)}
+            typed = cast_columns(schema.dtypes, floats)
+            columns = {name: column.to_pylist() for name, column in given.items()} | typed
+            return Background(schema.from_columns(columns), "reference")
         example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
             feeds = protocols.mlflow.decode(JSON, example.read_bytes(), model.schema)
@@ -157,18 +166,6 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     except OnnxserveError as error:
         raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
     raise InvalidArtifact("the model came without rows to explain against")
-
-
-def _read_reference(path: Path, model: OnnxModel, most_rows: int, seed: int) -> Feeds:
-    schema = model.schema if model.schema.columns else model.schema.tensor_schema
-    table = read_parquet(path, list(schema.names))
-    if table.num_rows > most_rows:
-        chosen = np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)
-        table = table.take(np.sort(chosen))
-    given = {name: table.column(name) for name in schema.names}
-    floats = {name: column.to_numpy() for name, column in given.items() if is_floating(column.type)}
-    typed = cast_columns(schema.dtypes, floats)
-    return schema.from_columns({**{name: column.to_pylist() for name, column in given.items()}, **typed})
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)

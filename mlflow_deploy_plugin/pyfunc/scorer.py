@@ -72,23 +72,21 @@ def to_model_input(
     Raises:
         RequestRefused: a text is no date, or no base64.
     """
-    arrays = {name: np.array(array) for name, array in feeds.items()}  # a model may write into its input
+    # a model may write into its input
+    arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
         return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
-    return pd.DataFrame({names[name]: _to_column(name, array, types[name]) for name, array in arrays.items()})
-
-
-def _to_column(name: str, array: Array, kind: str) -> Any:
-    """Return the values of a column as MLflow's type has them: dates and bytes come as texts."""
-    try:
-        if kind == "datetime":
-            return _read_dates(array)
-        if kind == "binary":
-            return [None if text is None else base64.b64decode(text, validate=True) for text in array]
-    except ValueError:  # binascii.Error is one
-        expected = _A_DATE if kind == "datetime" else "base64"
-        raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
-    return array
+    for name, array in arrays.items():
+        kind = types[name]
+        try:
+            if kind == "datetime":
+                arrays[name] = _read_dates(array)
+            elif kind == "binary":
+                arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
+        except ValueError:  # binascii.Error is one
+            expected = _A_DATE if kind == "datetime" else "base64"
+            raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+    return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
 def _read_dates(texts: Array, form: str | None = "ISO8601") -> pd.DatetimeIndex:
@@ -159,7 +157,11 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """
     try:
         if columns := artifact.columns or artifact.logged_columns:
-            frame = _to_frame(data, types)
+            is_row = np.isscalar(data)
+            if isinstance(data, Mapping):  # objects and arrays by column are one row to MLflow, as those of a chat are
+                is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
+            frame = pd.DataFrame([data] if is_row else data)
+            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
@@ -170,15 +172,6 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body is not what the signature describes")
-
-
-def _to_frame(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
-    """Return the table that MLflow makes of `inputs` and `instances` for a model of columns."""
-    is_row = np.isscalar(data)
-    if isinstance(data, Mapping):  # objects and arrays by column are one row to MLflow, as those of a chat are
-        is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
-    frame = pd.DataFrame([data] if is_row else data)
-    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def _typed(column: Any, dtype: str, kind: str) -> Array:
@@ -236,23 +229,18 @@ def _array(value: Any) -> Array:
     if array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype.kind == "O":
-        return _of_objects(array)
+        if all(isinstance(entry, str) for entry in array.flat):
+            return array
+        with suppress(ValueError):
+            listed = np.array(array.tolist())
+            if listed.dtype.kind in "iubf":
+                return listed
+        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+            raise NotRepresentable("an output holds a missing text, for which not every protocol has a word")
+        raise NotRepresentable("an output holds objects that are neither numbers nor texts")
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
     raise NotRepresentable(f"an output holds {array.dtype} that are neither numbers nor texts")
-
-
-def _of_objects(array: Array) -> Array:
-    """Return an array of objects as it is if they are texts, and as numbers if they are numbers."""
-    if all(isinstance(entry, str) for entry in array.flat):
-        return array
-    with suppress(ValueError):
-        listed = np.array(array.tolist())
-        if listed.dtype.kind in "iubf":
-            return listed
-    if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-        raise NotRepresentable("an output holds a missing text, for which not every protocol has a word")
-    raise NotRepresentable("an output holds objects that are neither numbers nor texts")
 
 
 def _of_pandas(value: Any) -> Array:
@@ -354,11 +342,20 @@ class _Recorder:
         return self.prediction
 
     def _convert_columns(self, table: pd.DataFrame | dict[Any, Any]) -> None:
-        for name in self._dates:
-            if name in table:
-                column = pd.Series(table[name])
-                if not pd.api.types.is_datetime64_any_dtype(column.dtype):  # as Parquet brings them
-                    table[name] = self._to_dates(name, column)
+        for name in [date for date in self._dates if date in table]:
+            column = pd.Series(table[name])
+            if pd.api.types.is_datetime64_any_dtype(column.dtype):  # as Parquet brings them
+                continue
+            expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
+            # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
+            for value in column.dropna():
+                if not isinstance(value, str):
+                    raise MlflowException(f"column {name!r} (datetime) holds {value!r}, {expected}")
+            try:
+                table[name] = _read_dates(column.to_numpy(), self._date_form).to_numpy()
+            except ValueError:
+                alike = "" if self._date_form else "; in JSON, all texts of a column have the form of the first one"
+                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}{alike}") from None
         if not isinstance(table, pd.DataFrame):
             return
         for name in self._texts:
@@ -366,18 +363,6 @@ class _Recorder:
             if name in table and (table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype)):
                 # before pandas 3 a category that is missing would become NaN, where other columns of texts have None
                 table[name] = table[name].astype(_TEXTS).where(table[name].notna(), None)
-
-    def _to_dates(self, name: Any, column: "pd.Series[Any]") -> Array:
-        expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
-        # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
-        for value in column.dropna():
-            if not isinstance(value, str):
-                raise MlflowException(f"column {name!r} (datetime) holds {value!r}, {expected}")
-        try:
-            return _read_dates(column.to_numpy(), self._date_form).to_numpy()
-        except ValueError:
-            alike = "" if self._date_form else "; in JSON, all texts of a column have the form of the first one"
-            raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}{alike}") from None
 
 
 def load_scorer(folder: Path) -> "Scorer":

@@ -303,6 +303,7 @@ def read_artifact(folder: Path) -> Artifact:
         )
     try:
         columns, tensors = _read_signature(document.get("signature"))
+        refused = section.get("refused") or {}
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -312,9 +313,16 @@ def read_artifact(folder: Path) -> Artifact:
             run_id=str(document.get("run_id") or ""),
             columns=columns,
             tensors=tensors,
-            inputs=tuple(map(_read_input, section.get("inputs") or ())),
-            outputs=tuple(map(_read_output, section.get("outputs") or ())),
-            refusals=_read_refusals(section.get("refused") or {}),
+            inputs=tuple(
+                Input(*_read_array(one, one), tuple(map(checked_name, one.get("columns") or ())), one.get("missing"))
+                for one in section.get("inputs") or ()
+            ),
+            outputs=tuple(Output(*_read_array(one, one), one["role"]) for one in section.get("outputs") or ()),
+            refusals=Refusals(
+                frozenset(map(str, refused.get("missing") or ())),
+                frozenset(map(str, refused.get("infinite") or ())),
+                {str(name): tuple(dict.fromkeys(known)) for name, known in (refused.get("categories") or {}).items()},
+            ),
             prediction=tuple(section.get("prediction") or ()),
             classes=tuple(section.get("classes") or ()),
             framework=str(section.get("framework", "onnx")),
@@ -377,24 +385,6 @@ def checked_name(name: Any) -> str:
 def read_tensor(entry: Mapping[str, Any]) -> Tensor:
     """Return a tensor of a signature; raise one of `MALFORMED` if it is none that numpy has."""
     return Tensor(*_read_array({"name": "", **entry}, entry["tensor-spec"]))
-
-
-def _read_input(entry: Mapping[str, Any]) -> Input:
-    columns = tuple(map(checked_name, entry.get("columns") or ()))
-    return Input(*_read_array(entry, entry), columns, entry.get("missing"))
-
-
-def _read_output(entry: Mapping[str, Any]) -> Output:
-    return Output(*_read_array(entry, entry), entry["role"])
-
-
-def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
-    categories = refused.get("categories") or {}
-    return Refusals(
-        frozenset(map(str, refused.get("missing") or ())),
-        frozenset(map(str, refused.get("infinite") or ())),
-        {str(name): tuple(dict.fromkeys(known)) for name, known in categories.items()},
-    )
 
 
 def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...]]:

@@ -67,16 +67,14 @@ class _Group:
         if len({array.dtype for array in values}) != 1:
             return None
         joined = np.concatenate(values)
-        return joined if self._takes(joined) else None
-
-    def _takes(self, values: Array) -> bool:
-        """Return True if every value of such an array converts to this type."""
-        given = values.dtype
+        given = joined.dtype
         if self.dtype.kind == "O":
-            return given.kind == "O" and set(map(type, values)) == {str}
-        if self.dtype.kind == "f":
-            return given.kind in "fiu"
-        return given == self.dtype or (given.kind in "iu" and np.can_cast(given, self.dtype))
+            takes = given.kind == "O" and set(map(type, joined)) == {str}
+        elif self.dtype.kind == "f":
+            takes = given.kind in "fiu"
+        else:
+            takes = given == self.dtype or (given.kind in "iu" and np.can_cast(given, self.dtype))
+        return joined if takes else None
 
 
 class FastDecoder:
@@ -95,7 +93,19 @@ class FastDecoder:
         self.order = order = tuple(column.name for column in columns)
         self._names = list(order)  # as JSON brings them
         self._by_name = _picker(order)
-        groups = _group_by_type(columns)
+        positions: dict[ColumnType, list[int]] = {}
+        for position, column in enumerate(columns):
+            positions.setdefault(column.type, []).append(position)
+        groups = [
+            _Group(
+                kind,
+                [order[place] for place in places],
+                _picker(places),
+                _ACCEPTED[kind],
+                numpy_dtype(COLUMN_TYPES[kind]),
+            )
+            for kind, places in positions.items()
+        ]
         first = groups[0]
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
@@ -240,24 +250,22 @@ class _ColumnDecoder:
     def __init__(self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
         self._groups = groups
         self._casts: list[tuple[int, np.dtype[Any], bool]] = []
-        self._inputs = [self._bind(entry) for entry in inputs]
+        self._inputs: list[_SingleColumn | _StackedColumns] = []
+        for entry in inputs:
+            dtype, wanted = numpy_dtype(entry.dtype), set(entry.columns)
+            taken = tuple(position for position, group in enumerate(groups) if not wanted.isdisjoint(group.names))
+            places = {name: place for place, name in enumerate(chain(*(groups[group].names for group in taken)))}
+            if len(entry.columns) > 1:
+                order = np.array([places[name] for name in entry.columns], dtype=np.intp)
+                self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
+                continue
+            cast = (taken[0], dtype, len(entry.shape) == 1)
+            if cast not in self._casts:
+                self._casts.append(cast)
+            self._inputs.append(_SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]]))
         names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
         self._blocks = tuple(names.get(group.column_type, "") for group in groups) if blocks else ()
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
-
-    def _bind(self, entry: Input) -> _SingleColumn | _StackedColumns:
-        dtype = numpy_dtype(entry.dtype)
-        wanted = set(entry.columns)
-        groups = tuple(position for position, group in enumerate(self._groups) if not wanted.isdisjoint(group.names))
-        joined = [name for group in groups for name in self._groups[group].names]
-        places = {name: place for place, name in enumerate(joined)}
-        if len(entry.columns) > 1:
-            order = np.array([places[name] for name in entry.columns], dtype=np.intp)
-            return _StackedColumns(entry.name, dtype, groups, order)
-        cast = (groups[0], dtype, len(entry.shape) == 1)
-        if cast not in self._casts:
-            self._casts.append(cast)
-        return _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         picked = []
@@ -383,23 +391,6 @@ def _row_packer(entry: Input, form: str, block: str) -> Callable[[Sequence[Any]]
             return None
 
     return pack
-
-
-def _group_by_type(columns: Sequence[Column]) -> list[_Group]:
-    """Return the columns of each type, in the order in which the types come first."""
-    positions: dict[ColumnType, list[int]] = {}
-    for position, column in enumerate(columns):
-        positions.setdefault(column.type, []).append(position)
-    return [
-        _Group(
-            kind,
-            [columns[position].name for position in places],
-            _picker(places),
-            _ACCEPTED[kind],
-            numpy_dtype(COLUMN_TYPES[kind]),
-        )
-        for kind, places in positions.items()
-    ]
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:

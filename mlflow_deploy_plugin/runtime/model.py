@@ -132,7 +132,12 @@ class OnnxModel:
     def __init__(self, artifact: Artifact, session: Any, placement: Placement) -> None:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
-        dimensions = _dimension_names(session)
+        dimensions = {  # an empty text for a dimension without a name
+            node.name: tuple(
+                size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
+            )
+            for node in (*session.get_inputs(), *session.get_outputs())
+        }
         inputs = tuple(replace(entry, dimension_names=dimensions.get(entry.name, ())) for entry in artifact.inputs)
         self.artifact = replace(artifact, inputs=inputs)
         self.schema: Schema = compile_schema(
@@ -192,12 +197,6 @@ class OnnxModel:
         self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
-    def _check_not_empty(self, feeds: Feeds) -> None:
-        for name, array in feeds.items():
-            if not array.size:
-                reason = f"{name!r} is empty, which its {self._fatal_if_empty} does not take"
-                raise InferenceError(f"the model cannot compute this input: {reason}")
-
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
         """Return `already` and the number of values of the outputs. Raises BodyTooLarge if the limit is passed."""
         count = already + sum(output.size for output in outputs)
@@ -217,8 +216,9 @@ class OnnxModel:
             BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
         """
         names = self._output_names if outputs is None else list(outputs)
-        if self._fatal_if_empty:
-            self._check_not_empty(feeds)
+        if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
+            reason = f"{empty!r} is empty, which its {self._fatal_if_empty} does not take"
+            raise InferenceError(f"the model cannot compute this input: {reason}")
         options = self._small_run
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory
@@ -310,16 +310,6 @@ class OnnxModel:
             blank = "" if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
-
-
-def _dimension_names(session: Any) -> dict[str, tuple[str, ...]]:
-    """Return the names of the dimensions of each input and output; an empty text for a dimension without one."""
-    return {
-        node.name: tuple(
-            size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
-        )
-        for node in (*session.get_inputs(), *session.get_outputs())
-    }
 
 
 def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:

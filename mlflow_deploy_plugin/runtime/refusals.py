@@ -9,9 +9,9 @@ A step within the original may refuse what the steps before it have made, as a r
 a negative number. The graph itself then marks such rows, in the output `REFUSED_ROWS`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,14 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         return checks
     for entry in inputs:
         columns = [CheckedColumn(position, name) for position, name in enumerate(entry.columns)]
-        categories = [check for column in columns if (check := _category_check(refusals, entry, column))]
+        categories = []
+        for column in columns:
+            known = refusals.categories.get(column.name, ())
+            # an input of texts may hold the digits of numbers, as its encoder learned them: these are not compared
+            if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
+                missing = [] if entry.missing is None else [entry.missing]
+                shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
+                categories.append(CategoryCheck(column, frozenset([*known, *missing]), shown))
         numbers = columns or [CheckedColumn(None, tensors[entry.name])]
         if numpy_dtype(entry.dtype).kind != "f":
             numbers = []
@@ -85,18 +92,6 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         if complete or finite or categories:
             checks.append(ValueCheck(entry.name, complete, finite, categories))
     return checks
-
-
-def _category_check(refusals: Refusals, entry: Input, column: CheckedColumn) -> CategoryCheck | None:
-    known = refusals.categories.get(column.name, ())
-    takes_texts = entry.dtype == "str"
-    # an input of texts may hold the digits of numbers, as its encoder learned them: these are not compared
-    if not known or any(isinstance(value, str) != takes_texts for value in known):
-        return None
-    shown = sorted(map(str, known))
-    if entry.missing is None:
-        return CategoryCheck(column, frozenset(known), shown)
-    return CategoryCheck(column, frozenset([*known, entry.missing]), [*shown, "null"])
 
 
 def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> None:
@@ -112,10 +107,13 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
         if (complete or finite) and not np.vdot(array, array) < inf:
             _refuse_numbers(complete, np.isnan(array), "null or NaN; the model takes no missing value")
             _refuse_numbers(finite, np.isinf(array), "infinite; the model takes finite numbers")
-        for check in categories:
-            values = check.column.values(array).tolist()
-            if not check.known.issuperset(values):
-                _refuse_category(check, values)
+        for column, known, shown in categories:
+            values = column.values(array).tolist()
+            if not known.issuperset(values):
+                row, value = next((row, value) for row, value in enumerate(values) if value not in known)
+                near = shown if isinstance(value, str) else ()  # 17 is not meant by 18
+                hint = did_you_mean(str(value), near, f"it takes {join_names(shown)}")
+                raise SchemaMismatch(f"{column.label}, row {row}: the model does not know {short_repr(value)}{hint}")
 
 
 def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:
@@ -126,13 +124,6 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
         rows = np.argwhere(column.values(refused))
         if len(rows):
             raise SchemaMismatch(f"{column.label}, row {rows[0][0]}: {reason}")
-
-
-def _refuse_category(check: CategoryCheck, values: Sequence[Any]) -> NoReturn:
-    row, value = next((row, value) for row, value in enumerate(values) if value not in check.known)
-    near = check.shown if isinstance(value, str) else ()  # 17 is not meant by 18
-    hint = did_you_mean(str(value), near, f"it takes {join_names(check.shown)}")
-    raise SchemaMismatch(f"{check.column.label}, row {row}: the model does not know {short_repr(value)}{hint}")
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:

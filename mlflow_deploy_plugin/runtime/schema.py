@@ -126,7 +126,11 @@ class Schema:
         if not records:
             raise SchemaMismatch(NO_ROWS)
         if not self.columns:
-            names = _same_keys(records)
+            names = records[0].keys()
+            for row, record in enumerate(records):
+                if record.keys() != names:  # with keys of its own for each row, a table would be as wide as long
+                    other = short_repr(next(iter(record.keys() ^ names)))
+                    raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
             return self._from_frame({name: [record[name] for record in records] for name in names})
         seen = dict.fromkeys(chain.from_iterable(records))
         if problem := self.missing_columns(seen):
@@ -402,19 +406,6 @@ def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
                 cell = [cell[start : start + size] for start in range(0, len(cell), size)]
         rows.append(cell)
     return rows
-
-
-def _same_keys(records: Sequence[Mapping[str, Any]]) -> Collection[str]:
-    """Return the keys of all records; raise SchemaMismatch if they differ.
-
-    With keys of its own for each row, a table would be as wide as it is long.
-    """
-    names = records[0].keys()
-    for row, record in enumerate(records):
-        if record.keys() != names:
-            other = short_repr(next(iter(record.keys() ^ names)))
-            raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
-    return names
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:

@@ -81,16 +81,12 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value
-        elif missing is not None and _is_missing(value):
+        # NaN is how a frame writes a missing string
+        elif missing is not None and (value is None or (not isinstance(value, np.ndarray) and value != value)):
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
             raise SchemaMismatch(_mistyped(column, row, value))
     return strings
-
-
-def _is_missing(value: Any) -> bool:
-    """Return True for None, and for NaN, which is how a frame writes a missing string."""
-    return value is None or (not isinstance(value, np.ndarray) and bool(value != value))
 
 
 def convert_tensor(tensor: Tensor, values: Any) -> Array:
@@ -101,13 +97,20 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
     """
     label = tensor_label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
-    if isinstance(values, np.ndarray):
-        array = _as_array(label, values, dtype)
-    else:
+    if not isinstance(values, np.ndarray):
         _check_nesting(label, tensor, values)
-        array = _as_array(label, values, dtype)
-        if dtype.kind in "iu" and array.dtype.kind == "f":
-            array = _to_integers(label, values, array, dtype)
+    array = _as_array(label, values, dtype)
+    if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
+        # An integer beside a fractional number has become a float already, which above 2**53 may be another number.
+        limits = np.iinfo(dtype)
+        low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
+        if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
+            array = array.astype(dtype)
+        elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
+            try:  # numpy makes floats of integers beyond int64 beside smaller ones
+                array = np.array(values, dtype=dtype)
+            except OverflowError:
+                raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}") from None
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
@@ -169,24 +172,6 @@ def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
         raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
 
 
-def _to_integers(label: str, values: Any, array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return integers for lists that numpy has read as floats; the floats themselves if one has a fraction.
-
-    An integer beside a fractional number has become a float already, which above 2**53 may be another number. numpy
-    also makes floats of integers beyond int64 beside smaller ones: those are read again from `values`.
-    """
-    limits = np.iinfo(dtype)
-    low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
-    if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
-        return array.astype(dtype)
-    if any(_kind_of(type(value)) != "i" for value in np.array(values, dtype=object).flat):
-        return array
-    try:
-        return np.array(values, dtype=dtype)
-    except OverflowError:
-        raise SchemaMismatch(f"{label} holds a number that does not fit {dtype}") from None
-
-
 def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
     """Return an array as numpy reads it: of objects for texts, with NaN for null if `dtype` is floating-point."""
     try:
@@ -231,7 +216,11 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
         values = [np.nan if value is None else value for value in values]
         kinds.discard("n")
     elif dtype.kind == "i" and "f" in kinds:
-        values = list(map(_whole_number, values))
+        # above 2**53 a float may have been another integer, as JSON's beyond 64 bits
+        values = [
+            int(value) if _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53 else value
+            for value in values
+        ]
         kinds = _kinds_of(values)
     if not kinds <= accepted:
         row, value = next((row, value) for row, value in enumerate(values) if _kind_of(type(value)) not in accepted)
@@ -250,15 +239,6 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
 
 def _kinds_of(values: Sequence[Any]) -> set[str]:
     return set(map(_kind_of, set(map(type, values))))
-
-
-def _whole_number(value: Any) -> Any:
-    """Return 20 for 20.0, and every other value as it is.
-
-    A float above 2**53 may have been another integer, as one of JSON's beyond 64 bits.
-    """
-    is_whole = _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53
-    return int(value) if is_whole else value
 
 
 def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
