@@ -149,9 +149,12 @@ class DataPlane:
         assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
         assert request.body is not None
         _check_deadline(deadline)
-        began = time.perf_counter()
-        yield from predictor.stream(request.body, deadline)
-        waited = predictor.queue_seconds
+        began, parts = time.perf_counter(), predictor.stream(request.body, deadline)
+        first = next(parts, None)
+        waited = predictor.queue_seconds  # of this thread; another one may take the rest
+        if first is not None:
+            yield first
+            yield from parts
         self._batch_callback(variant)(1, waited, time.perf_counter() - began - waited)
 
     def capture_failure(

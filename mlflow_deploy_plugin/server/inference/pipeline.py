@@ -330,10 +330,16 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
     """Return the reply that sends the parts of an answer, each a JSON text, as server-sent events.
 
-    The events are those of OpenAI's API and of MLflow's agent server. If the first part fails, that is raised. Later
-    the head has been sent: the last event but one is then an object with `error`.
+    The events are those of OpenAI's API and of MLflow's agent server. If the first part fails, the reply is an error,
+    which is not captured, as no stream is. Later the head has been sent: the last event but one is then an object with
+    `error`.
     """
-    first = next(parts, None)
+    try:
+        first = next(parts, None)
+    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        reply = context.fail(error)
+        context.count(reply.status)
+        return reply
 
     def events() -> Iterator[bytes]:
         with closing(parts):
@@ -346,6 +352,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
             b"data: %b\n\n" % dump_json({"error": {"code": error.error_code, "message": error.message}}) + _LAST_EVENT
         )
 
+    context.headers["X-Accel-Buffering"] = "no"  # nginx would collect the events
     return Reply(context.headers, b"", _EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
 
 

@@ -83,6 +83,7 @@ def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
     response = post(f"say {tmp_path}/a b", path="/endpoints/agent/invocations")
     assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream")
     assert response.headers["X-Model-Name"]
+    assert response.headers["X-Accel-Buffering"] == "no"
     *parts, last = events(response)
     assert [json.loads(part) for part in parts] == [
         {"word": f"{tmp_path}/a", "score": None},

@@ -9,11 +9,14 @@ from unittest.mock import Mock
 import orjson
 import pytest
 
+from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.runtime import OpaqueBody
 from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.inference.pipeline import infer_lines
+from mlflow_deploy_plugin.server.inference.pipeline import infer, infer_lines
+from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, Protocol
 from tests.support.handling import V2_ROW, ask
 from tests.support.spool import read_segment
 
@@ -155,3 +158,13 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     assert reply.status == 200, reply.body
     assert pieces is not None
     assert b"".join(pieces) == b'"yes"\n"no"\n' * 1000
+
+
+def test_a_stream_that_fails_is_counted_and_not_captured_as_no_stream_is(server: Server, tmp_path: Path) -> None:
+    body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
+    streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
+    server.dataplane.stream = Mock(return_value=iter(Mock(side_effect=InferenceError("no such tool")), None))  # type: ignore[method-assign]
+    reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
+    assert (reply.status, reply.pieces) == (400, None)
+    assert b'status="400"' in server.metrics.page()
+    assert captured(server, tmp_path) == []
