@@ -1,6 +1,7 @@
 """Rows of a model that was trained elsewhere: those of a file, of its saved example, or made up from its signature."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array
-from mlflow_deploy_plugin.tabular import FileFormat, first_line, format_of
+from mlflow_deploy_plugin.tabular import SPARK_TIMES, FileFormat, first_line, format_of
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4
@@ -35,7 +36,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> Any:
     kind = kind or format_of(str(path))
     readers: Mapping[FileFormat, Callable[[Path], Any]] = {
         "csv": pd.read_csv,
-        "parquet": pd.read_parquet,
+        "parquet": partial(pd.read_parquet, **SPARK_TIMES),
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
         "jsonl": lambda path: pd.DataFrame(map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines()))),
     }

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.flavor.example_rows import read_rows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import load_dataset
 from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, open_parquet, read_parquet, read_table
 
@@ -254,8 +255,9 @@ def test_a_table_is_read_by_the_ending_and_an_empty_text_is_one_or_none(tmp_path
         lambda path: open_parquet(path.open("rb")).read(),
         read_parquet,
         lambda path: load_dataset(str(path)).table,
+        lambda path: pa.table(dict(read_rows(path))),
     ],
-    ids=["block by block", "a file", "a table", "a dataset"],
+    ids=["block by block", "a file", "a table", "a dataset", "an example"],
 )
 def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callable[[Path], pa.Table]) -> None:
     """Parquet's INT96 reads as nanoseconds unless told otherwise, and the year 9999 was 1816."""
