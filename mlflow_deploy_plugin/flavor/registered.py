@@ -263,7 +263,15 @@ def _log_next_version(
         tags=_kept_tags(before.tags if before else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
-        _copy_metrics(client, logged, run_id, model_id)
+        copied = client.get_logged_model(model_id).metrics or ()  # MLflow itself has copied those of the run
+        present = {(one.key, one.timestamp, one.step) for one in copied}
+        missing = [
+            Metric(one.key, one.value, one.timestamp, one.step, model_id, one.dataset_name, one.dataset_digest, run_id)
+            for one in logged.metrics or ()
+            if (one.key, one.timestamp, one.step) not in present
+        ]
+        if missing:
+            client.log_batch(run_id, metrics=missing)
     version = str(info.registered_model_version)
     if before is not None and (description := with_description_section(before.description or "", [])):
         client.update_model_version(made.name, version, description)
@@ -287,20 +295,6 @@ def _create_logged_model(client: MlflowClient, logged: Any, run: Any, origin_tag
         model_type=logged.model_type if logged else None,
     )
     return str(created.model_id)
-
-
-def _copy_metrics(client: MlflowClient, logged: Any, run_id: str, model_id: str) -> None:
-    """Copy the metrics of a logged model to another one. MLflow itself has copied those of the run."""
-    present = {
-        (metric.key, metric.timestamp, metric.step) for metric in client.get_logged_model(model_id).metrics or ()
-    }
-    missing = [
-        Metric(one.key, one.value, one.timestamp, one.step, model_id, one.dataset_name, one.dataset_digest, run_id)
-        for one in logged.metrics or ()
-        if (one.key, one.timestamp, one.step) not in present
-    ]
-    if missing:
-        client.log_batch(run_id, metrics=missing)
 
 
 def _kept_tags(tags: Mapping[str, str]) -> dict[str, str]:

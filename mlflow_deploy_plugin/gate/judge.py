@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime import Array, Artifact, numpy_dtype
+from mlflow_deploy_plugin.runtime import Array, numpy_dtype
 
 _NOTHING_SERVED = "nothing is served that it could be compared with"
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
@@ -208,8 +208,13 @@ class _Checks:
     def budget(self) -> CheckResult:
         policy = self.policy.budget
         rows = self.rows(policy.batch)
-        if rows is None:
-            rows = _blank(self.candidate.artifact)
+        if rows is None:  # a row of zeros and empty texts
+            rows = {}
+            for entry in self.candidate.artifact.inputs:
+                dtype = numpy_dtype(entry.dtype)
+                shape = (1,) if entry.columns else (1, *(max(size, 1) for size in entry.shape[1:]))
+                blank = np.full(shape, "" if dtype.kind == "O" else 0, dtype=dtype)
+                rows |= dict.fromkeys(entry.columns or (entry.name,), blank)
         if not rows:
             return CheckResult("budget", "skipped", _NO_ROWS)
         current: MeasuredCost | None = None
@@ -230,16 +235,6 @@ class _Checks:
         if found is None and self.current is not None:
             found = reference_rows(self.current.artifact, most, self.policy.seed)
         return found
-
-
-def _require_mlflow_artifacts(policy: GatePolicy) -> None:
-    """Raise InvalidConfig if a dataset that the checks would read is no artifact of MLflow."""
-    disturbed = policy.robustness.dataset
-    if policy.robustness.disturbances:
-        disturbed = disturbed or policy.evaluation.dataset
-    for name, dataset in (("evaluation", policy.evaluation.dataset), ("robustness", disturbed)):
-        if name not in policy.skip:
-            require_mlflow_artifact(dataset)
 
 
 def judge(
@@ -264,7 +259,11 @@ def judge(
         RegistryUnavailable: MLflow does not answer.
     """
     if not allowed.files:
-        _require_mlflow_artifacts(policy)
+        evaluated, robustness = policy.evaluation.dataset, policy.robustness
+        disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
+        for name, dataset in (("evaluation", evaluated), ("robustness", disturbed)):
+            if name not in policy.skip:
+                require_mlflow_artifact(dataset)
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
@@ -292,16 +291,3 @@ def judge(
         policy_from=policy_from,
     )
     return verdict, evaluation
-
-
-def _blank(artifact: Artifact) -> NamedArrays:
-    """Return a row of zeros and empty texts, to measure the cost if no real row is known."""
-    rows: NamedArrays = {}
-    for entry in artifact.inputs:
-        dtype = numpy_dtype(entry.dtype)
-        blank = "" if dtype.kind == "O" else 0
-        if entry.columns:
-            rows |= {name: np.full(1, blank, dtype=dtype) for name in entry.columns}
-        else:
-            rows[entry.name] = np.full((1, *(max(size, 1) for size in entry.shape[1:])), blank, dtype=dtype)
-    return rows

@@ -115,20 +115,14 @@ def export(
             for axis in free:
                 longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
         with suppress(InvalidConfig):  # not every size fits every model
-            _free_sizes(proto, answers, call_original(original, longer))
+            others = call_original(original, longer)
+            for value in proto.graph.output:  # of a GRU, the exporter gives outputs the example's size (torch 2.13)
+                dimensions = value.type.tensor_type.shape.dim
+                sizes = zip(answers[value.name].shape, others[value.name].shape, strict=False)
+                for axis in (axis for axis, (size, other) in enumerate(sizes) if size != other):
+                    if dimensions[axis].dim_value:
+                        dimensions[axis].dim_param = f"{value.name}_{axis}"
     return proto
-
-
-def _free_sizes(proto: Any, answers: dict[str, Array], others: dict[str, Array]) -> None:
-    """Free the declared sizes of outputs that differ between two answers.
-
-    The exporter writes the example's size into the outputs of a GRU (torch 2.13).
-    """
-    for value in proto.graph.output:
-        dimensions = value.type.tensor_type.shape.dim
-        for axis, (size, other) in enumerate(zip(answers[value.name].shape, others[value.name].shape, strict=False)):
-            if size != other and dimensions[axis].dim_value:
-                dimensions[axis].dim_param = f"{value.name}_{axis}"
 
 
 def _mark_unknown_ids(proto: Any) -> Any:

@@ -5,7 +5,7 @@ before it (`_back`), if each of them turns one column into one column: scalers, 
 ColumnTransformers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -124,7 +124,16 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
 def _own(estimator: Any) -> _Collected:
     """Return the boundary values of one estimator itself."""
     found = _Collected()
-    for feature, values in _thresholds(estimator).items():
+    splits: Mapping[int, Array] = {}
+    if library_of(estimator):
+        splits = read_boosting(estimator).edges()
+    elif is_tree(estimator):
+        inner = estimator.tree_.feature >= 0
+        features, edges = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
+        splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
+    elif hasattr(estimator, "_predictors"):
+        splits = histogram_boosting(estimator).edges()
+    for feature, values in splits.items():
         # an infinite threshold separates missing values from all numbers
         thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
         # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
@@ -146,17 +155,6 @@ def _own(estimator: Any) -> _Collected:
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
             found.rows.append(dict(enumerate(_some(rows).T)))
     return found
-
-
-def _thresholds(estimator: Any) -> dict[int, Array]:
-    """Return the thresholds of the trees of one estimator, by the feature's position."""
-    if library_of(estimator):
-        return read_boosting(estimator).edges()
-    if is_tree(estimator):
-        inner = estimator.tree_.feature >= 0
-        features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
-        return {int(feature): values[features == feature] for feature in np.unique(features)}
-    return histogram_boosting(estimator).edges() if hasattr(estimator, "_predictors") else {}
 
 
 _EDGES: dict[type, Callable[[Any], Any]] = {

@@ -43,8 +43,9 @@ def convertible_copy(fitted: Any) -> Any:
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
-        for change in _CHANGES:
-            change(part)
+        _change_options(part)
+        _join_targets(part)
+        _use_transforms(part)
     for part in sub_estimators(copy):
         if isinstance(part, Pipeline):
             _replace_later_columns(part)
@@ -66,16 +67,18 @@ def _graph_categories(categories: Array) -> Array:
     return categories
 
 
-def _use_ancestor_class(part: Any) -> None:
-    """Make an ensemble of imbalanced-learn one of scikit-learn: it learns from other rows, and predicts alike."""
+def _change_options(part: Any) -> None:
+    """Change what skl2onnx does not read, or reads wrong, where that changes no prediction."""
+    # ensembles of imbalanced-learn learn from other rows than scikit-learn's, and predict alike
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
-
-
-def _use_integer_classes(part: Any) -> None:
-    """Replace boolean classes of AdaBoost by integers: skl2onnx would write texts."""
     if isinstance(part, AdaBoostClassifier) and getattr(part, "classes_", np.empty(0)).dtype.kind == "b":
-        part.classes_ = part.classes_.astype(np.int64)
+        part.classes_ = part.classes_.astype(np.int64)  # skl2onnx would write texts
+    if hasattr(part, "sparse_output"):
+        part.sparse_output = False  # a graph has none, and the numbers are the same
+    if is_tree(part):  # an infinite threshold sends only missing values right: skl2onnx 1.20 hangs on it
+        threshold = part.tree_.threshold
+        threshold[np.isinf(threshold)] = np.finfo(np.float32).max
 
 
 def _join_targets(part: Any) -> None:
@@ -94,27 +97,16 @@ def _join_targets(part: Any) -> None:
         part.__class__ = SeveralTargets
 
 
-def _use_dense_output(part: Any) -> None:
-    """Switch off sparse output, which a graph does not have. The numbers are the same."""
-    if hasattr(part, "sparse_output"):
-        part.sparse_output = False
-
-
-def _use_finite_thresholds(part: Any) -> None:
-    """Replace infinite thresholds of trees, which send only missing values right: skl2onnx 1.20 hangs on them."""
-    if is_tree(part):
-        threshold = part.tree_.threshold
-        threshold[np.isinf(threshold)] = np.finfo(np.float32).max
-
-
 def _use_transforms(part: Any) -> None:
     """Replace the steps that are used by their `transform`, write weights as steps, and leave out idle steps."""
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
         weights, part.transformer_weights = part.transformer_weights or {}, None
-        part.transformers_ = [
-            (name, _weighed(_transforming(step), weights.get(name)), columns)
-            for name, step, columns in part.transformers_
-        ]
+        for place, (name, step, columns) in enumerate(part.transformers_):
+            used = _transforming(step)
+            if name in weights and step != "drop":
+                weigh = FunctionTransformer(partial(np.multiply, weights[name]))
+                used = Pipeline([("make", used), ("weigh", weigh)])
+            part.transformers_[place] = name, used, columns
     elif isinstance(part, FeatureUnion):
         part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
     elif isinstance(part, Pipeline):
@@ -128,22 +120,6 @@ def _transforming(step: Any) -> Any:
         step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
     replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
     return Transforming(step) if replaced else step
-
-
-def _weighed(step: Any, weight: float | None) -> Any:
-    if weight is None or step == "drop":
-        return step
-    return Pipeline([("make", step), ("weigh", FunctionTransformer(partial(np.multiply, weight)))])
-
-
-_CHANGES = (
-    _use_ancestor_class,
-    _use_integer_classes,
-    _join_targets,
-    _use_dense_output,
-    _use_finite_thresholds,
-    _use_transforms,
-)
 
 
 def _replace_later_columns(pipeline: Pipeline) -> None:

@@ -1,7 +1,6 @@
 """Nets of torch in the form of estimators: those of skorch, and TabNet's regressor, by torch's exporter."""
 
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -55,7 +54,13 @@ def _add_net(graph: NodeBuilder, container: Any, estimator: Any, inputs: list[An
     class Answer(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.last = _net_of(estimator)
+            if not hasattr(estimator, "network"):
+                self.net, self.last = estimator.module_, estimator._get_predict_nonlinearity()
+                return
+            self.net, self.last = deepcopy(estimator.network), lambda answer: answer
+            for layer in self.net.modules():
+                if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
+                    layer.forward = layer.bn.forward  # it cuts the batch by numpy, which changes nothing after training
 
         def forward(self, rows: Any) -> Any:
             answer = self.net(rows)
@@ -70,14 +75,3 @@ def _add_net(graph: NodeBuilder, container: Any, estimator: Any, inputs: list[An
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
-
-
-def _net_of(estimator: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Return the module, and the function of its first answer that the estimator predicts."""
-    if not hasattr(estimator, "network"):
-        return estimator.module_, estimator._get_predict_nonlinearity()
-    net = deepcopy(estimator.network)
-    for layer in net.modules():
-        if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
-            layer.forward = layer.bn.forward  # it cuts the batch by numpy, which changes nothing once it has learned
-    return net, lambda answer: answer

@@ -58,28 +58,17 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     estimators = [best_estimator(part.estimator) for part in parts]
     method = "decision_function" if hasattr(estimators[0], "decision_function") else "predict_proba"
     if parts[0].method == "temperature":
-        mean = _calibrated_by_temperature(parts, estimators, rows, method)
-    else:
-        mean = _calibrated_by_score(parts, estimators, rows, method, len(model.classes_))
-    return np.argmax(mean, axis=1), mean
-
-
-def _calibrated_by_temperature(parts: list[Any], estimators: list[Any], rows: Rows, method: str) -> TracedArray:
-    found = []
-    for part, estimator in zip(parts, estimators, strict=True):
-        answer = rows.ask(estimator, method)
-        if answer.ndim == 1:
-            answer = np.stack([-answer, answer], axis=1)
-        elif method == "predict_proba":
-            answer = np.log(answer + 1e-12)  # as in scikit-learn, for probabilities of 0
-        found.append(softmax(answer * part.calibrators[0].beta_))
-    mean: TracedArray = sum(found[1:], found[0]) / float(len(parts))
-    return mean
-
-
-def _calibrated_by_score(parts: list[Any], estimators: list[Any], rows: Rows, method: str, classes: int) -> TracedArray:
-    """Return the probabilities of calibrators that read one score each: isotonic regressions or logistic functions."""
-    scores = _scores(estimators, rows, method)
+        found = []
+        for part, estimator in zip(parts, estimators, strict=True):
+            answer = rows.ask(estimator, method)
+            if answer.ndim == 1:
+                answer = np.stack([-answer, answer], axis=1)
+            elif method == "predict_proba":
+                answer = np.log(answer + 1e-12)  # as in scikit-learn, for probabilities of 0
+            found.append(softmax(answer * part.calibrators[0].beta_))
+        mean: TracedArray = sum(found[1:], found[0]) / float(len(parts))
+        return np.argmax(mean, axis=1), mean
+    scores, classes = _scores(estimators, rows, method), len(model.classes_)  # each calibrator reads one score
     calibrators = [calibrator for part in parts for calibrator in part.calibrators]
     if parts[0].method == "isotonic":
         likely = isotonic(calibrators, scores)
@@ -87,7 +76,8 @@ def _calibrated_by_score(parts: list[Any], estimators: list[Any], rows: Rows, me
         likely = logistic(-(np.array([one.a_ for one in calibrators]) * scores + [one.b_ for one in calibrators]))
     if classes == 2:
         second = likely.mean(axis=1, keepdims=True)
-        return np.concatenate([1.0 - second, second], axis=1)
+        mean = np.concatenate([1.0 - second, second], axis=1)
+        return np.argmax(mean, axis=1), mean
     places = [
         number * classes + place
         for number, part in enumerate(parts)
@@ -97,7 +87,8 @@ def _calibrated_by_score(parts: list[Any], estimators: list[Any], rows: Rows, me
         likely = likely @ np.eye(len(parts) * classes)[places]
     likely = likely.reshape(-1, len(parts), classes)
     total = likely.sum(axis=2, keepdims=True)
-    return np.where(total == 0, 1 / classes, likely / np.where(total == 0, 1.0, total)).mean(axis=1)
+    mean = np.where(total == 0, 1 / classes, likely / np.where(total == 0, 1.0, total)).mean(axis=1)
+    return np.argmax(mean, axis=1), mean
 
 
 def thresholded(model: Any, rows: Rows) -> Decision:

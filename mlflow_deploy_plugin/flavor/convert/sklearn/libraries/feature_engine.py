@@ -6,6 +6,7 @@ A transformer takes a table and returns one in which some columns are changed, d
 import operator
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def stand_in(transformer: Any) -> Any:
     if not hasattr(transformer, "feature_names_in_") or getattr(transformer, "add_indicators", False):
         return None
     kind, module = type(transformer).__name__, type(transformer).__module__
-    if kind in _STEPS or kind in _FEATURES or module.startswith("feature_engine.selection."):
+    if kind in _STEPS or kind in _ADD_COLUMNS or module.startswith("feature_engine.selection."):
         return _column_steps(transformer)
     if module.startswith("feature_engine.encoding."):
         return as_tables(transformer, getattr(transformer, "encoder_dict_", {}))
@@ -45,8 +46,8 @@ def _column_steps(transformer: Any) -> ColumnTransformer:
     try:
         if kind in _STEPS:
             changed = {name: _STEPS[kind](transformer, name) for name in transformer.variables_}
-        elif kind in _FEATURES:
-            added = list(_FEATURES[kind](transformer))
+        elif kind in _ADD_COLUMNS:
+            added = list(_added_steps(transformer))
             if transformer.drop_original:
                 dropped = [*transformer.variables_, *getattr(transformer, "reference", [])]
         else:
@@ -91,28 +92,32 @@ def _grouped(fitted: Any, name: str) -> GroupedCategories:
     return GroupedCategories(known, fitted.replace_with)
 
 
-def _cycles(fitted: Any) -> "_Features":
-    for name in fitted.variables_:
-        turn = 2 * np.pi / fitted.max_values_[name]
-        yield Computed(lambda x, turn=turn: np.concatenate([np.sin(x * turn), np.cos(x * turn)], axis=1)), [name]
-
-
-def _reductions(fitted: Any) -> "_Features":
-    for function in fitted.func if isinstance(fitted.func, list) else [fitted.func]:
-        reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
-        yield Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]), fitted.variables_
-
-
-def _relations(fitted: Any) -> "_Features":
-    for function in fitted.func:
-        related, divides = _known(_RELATIONS, function), function in _DIVISIONS
-        if divides and fitted.fill_value is not None:
-            related = partial(_filled, related, fitted.fill_value)
-        for reference in fitted.reference:
+def _added_steps(fitted: Any) -> Iterator[tuple[Computed, list[str]]]:
+    """Yield the steps that add columns, with the columns that each reads."""
+    match type(fitted).__name__:
+        case "CyclicalFeatures":
             for name in fitted.variables_:
-                columns = list(dict.fromkeys([name, reference]))
-                tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and fitted.fill_value is None else None
-                yield (Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), "takes no divisor of 0", tests), columns)
+                turn = 2 * np.pi / fitted.max_values_[name]
+                yield (
+                    Computed(lambda x, turn=turn: np.concatenate([np.sin(x * turn), np.cos(x * turn)], axis=1)),
+                    [name],
+                )
+        case "MathFeatures":
+            for function in fitted.func if isinstance(fitted.func, list) else [fitted.func]:
+                reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
+                yield Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]), fitted.variables_
+        case "RelativeFeatures":
+            for function in fitted.func:
+                related, divides = _known(_RELATIONS, function), function in _DIVISIONS
+                if divides and fitted.fill_value is not None:
+                    related = partial(_filled, related, fitted.fill_value)
+                for reference, name in product(fitted.reference, fitted.variables_):
+                    columns = list(dict.fromkeys([name, reference]))
+                    tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and fitted.fill_value is None else None
+                    yield (
+                        Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), "takes no divisor of 0", tests),
+                        columns,
+                    )
 
 
 def _filled(divided: Any, fill: float, left: Any, right: Any) -> Any:
@@ -159,11 +164,4 @@ _STEPS: dict[str, Callable[[Any, str], Any]] = {
     "RareLabelEncoder": _grouped,
 }
 """Functions by a transformer's class: each returns the step for one of the columns that it changes."""
-
-_Features = Iterator[tuple[Any, list[str]]]
-_FEATURES: dict[str, Callable[[Any], _Features]] = {
-    "CyclicalFeatures": _cycles,
-    "MathFeatures": _reductions,
-    "RelativeFeatures": _relations,
-}
-"""Functions by a transformer's class: each yields the steps that add columns, with the columns that a step reads."""
+_ADD_COLUMNS = ("CyclicalFeatures", "MathFeatures", "RelativeFeatures")

@@ -31,9 +31,18 @@ def as_additive(machine: Any) -> Pipeline | None:
     if machine.link_ not in _LINKS:
         raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
     places, cuts, steps, row = _binned_columns(machine)
-    strides, offsets, scores = _term_tables(machine, places)
+    strides = np.zeros((len(places), len(machine.term_features_)))
+    offsets: list[float] = []
+    tables: list[Array] = []
+    for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
+        sizes = scores.shape[: len(features)]
+        for axis, key in enumerate(_levels(machine, features)):
+            strides[places[key], term] += np.prod(sizes[axis + 1 :])
+        offsets.append(sum(len(table) for table in tables))
+        tables.append(scores.reshape(int(np.prod(sizes)), -1))
     kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
-    sums = kind(cuts, strides, offsets, scores, np.ravel(machine.intercept_), machine.link_)
+    scored = np.array(offsets, float), np.concatenate(tables)
+    sums = kind(cuts, strides, *scored, np.ravel(machine.intercept_), machine.link_)
     if hasattr(machine, "classes_"):
         sums.classes_ = machine.classes_
     if len(steps) == 1:
@@ -70,20 +79,6 @@ def _binned_columns(
         cuts.append((len(columns) + len(steps) - 1, None))
         steps.append((f"{name} {level}", CategoryTables([categories], [np.array(codes, float)[:, None]]), [name]))
     return places, cuts, steps, row
-
-
-def _term_tables(machine: Any, places: dict[_Key, int]) -> tuple[Array, Array, Array]:
-    """Return `strides`, `offsets` and `scores` as in `AdditiveModel`."""
-    strides = np.zeros((len(places), len(machine.term_features_)))
-    offsets: list[float] = []
-    tables: list[Array] = []
-    for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
-        sizes = scores.shape[: len(features)]
-        for axis, key in enumerate(_levels(machine, features)):
-            strides[places[key], term] += np.prod(sizes[axis + 1 :])
-        offsets.append(sum(len(table) for table in tables))
-        tables.append(scores.reshape(int(np.prod(sizes)), -1))
-    return strides, np.array(offsets, float), np.concatenate(tables)
 
 
 def _levels(machine: Any, features: tuple[int, ...]) -> list[_Key]:
