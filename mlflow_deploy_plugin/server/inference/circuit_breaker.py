@@ -73,11 +73,11 @@ class CircuitBreaker:
             if self.is_open:
                 return  # a request that had asked before another one failed
             self._tell(error)
+            self.is_open = True
             try:
                 threading.Thread(target=self._close_when_it_answers, name="onnxserve-redis", daemon=True).start()
             except RuntimeError:  # the machine allows no more threads: the next request asks
-                return
-            self.is_open = True
+                self.is_open = False
 
     def _close_when_it_answers(self) -> None:
         while True:
