@@ -331,6 +331,11 @@ class Forecaster:
         return list(range(horizon))
 
 
+class YearAhead:
+    def predict(self, future: pd.DataFrame) -> list[float]:
+        return [0.0] * 12
+
+
 def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     tracking: Path, table: pd.DataFrame
 ) -> None:
@@ -339,8 +344,9 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert "Interval is of no framework that can be converted to ONNX" in reason
     assert mlflow.pyfunc.load_model(info.model_uri).predict(table).equals(table.a * 0.9)
-    with pytest.raises(ConversionError, match=r"Forecaster is of no .* Log it with mlflow\.pyfunc\.log_model\(python_"):
-        onnxserve.log_model(Forecaster(), name="model", input_example=table)
+    for other in (Forecaster(), YearAhead()):
+        with pytest.raises(ConversionError, match=r"is of no .* Log it with mlflow\.pyfunc\.log_model\(python_"):
+            onnxserve.log_model(other, name="model", input_example=table)
 
 
 def test_a_model_is_explained_where_it_is_logged(

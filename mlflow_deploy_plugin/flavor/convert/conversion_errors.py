@@ -51,7 +51,7 @@ def pyfunc_flavor(
 ) -> tuple[str, dict[str, str]] | None:
     """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one.
 
-    One of a library that MLflow does not know, whose `predict` answers the example, is pickled as scikit-learn's are.
+    One of a library that MLflow does not know is pickled as scikit-learn's are, if it predicts one answer for a row.
     """
     if predict_fn != "predict":  # the flavors of the boosters have none, and theirs are estimators of scikit-learn, too
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
@@ -62,8 +62,7 @@ def pyfunc_flavor(
         flavor = "pytorch"  # a bare net; mlflow.transformers logs pipelines
     if flavor is None and input_example is not None:
         with suppress(Exception):  # a forecaster takes a horizon instead of rows, a recommender two arguments
-            model.predict(input_example[:1])
-            flavor = "sklearn"
+            flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
     is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # no flavor saves a tf.function alone
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
