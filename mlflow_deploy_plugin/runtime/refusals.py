@@ -123,7 +123,8 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
     for column in columns:
         rows = np.argwhere(column.values(refused))
         if len(rows):
-            raise SchemaMismatch(f"{column.label}, row {rows[0][0]}: {reason}")
+            place = f", row {rows[0][0]}" if refused.ndim else ""  # one number for all rows is in none
+            raise SchemaMismatch(f"{column.label}{place}: {reason}")
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:

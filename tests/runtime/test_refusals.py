@@ -74,6 +74,16 @@ def test_a_tensor_without_missing_numbers(name: str, called: str) -> None:
             schema.from_array(rows)
 
 
+@pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite")])
+def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number: float, reason: str) -> None:
+    names = frozenset({"threshold"})
+    tensors, inputs = (Tensor("threshold", "float32", ()),), (Input("threshold", "float32", ()),)
+    schema = compile_schema((), tensors, inputs, refusals=Refusals(missing=names, infinite=names))
+
+    with pytest.raises(SchemaMismatch, match=f"^tensor 'threshold': {reason}; the model takes "):
+        schema.from_columns({"threshold": np.array(number, np.float32)})
+
+
 def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold() -> None:
     tensors = _schema(_distance()).tensor_schema
 
