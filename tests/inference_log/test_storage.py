@@ -138,6 +138,15 @@ def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket: Bucket) -> None:
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
+def test_a_bucket_that_answers_nothing_is_an_error_that_says_so(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.inference_log.storage._ATTEMPTS", 1)
+    bucket.refusals = [0, 0]
+    with pytest.raises(OSError, match=r"^s3://b/log/f: Connection was closed before we received a valid response"):
+        write_file(locate_log("s3://b/log"), "f", b"x")
+
+
 def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
