@@ -70,7 +70,7 @@ _MICROSECONDS_A_DAY = 86_400_000_000
 
 
 class _SegmentError(Exception):
-    """A failure of one segment's own files. The others may be shipped, which makes room on a full disk."""
+    """A failure of one segment's own files, with the reason apart. The others may be shipped, which makes room."""
 
 
 class Shipper:
@@ -103,9 +103,11 @@ class Shipper:
         self._clock = clock
         self._growing: dict[str, tuple[int, float]] = {}
         """By segment: its size at the last look, and the time since which a part of it has waited."""
+        self._failing = ""
         self._failures = 0
         self._retry_at = float("-inf")
         self.state = ShippingState()
+        self._list_segments()  # what is not there yet has no row from before
 
     def round(self) -> int:
         """Ship the segments that are due, and return the number of rows.
@@ -145,19 +147,21 @@ class Shipper:
 
     def _ship(self, due: Sequence[Path]) -> int:
         rows = 0
-        error = ""
+        failing, reason = "", ""
         for segment in due:
             try:
                 rows += self._ship_segment(segment)
             except _SegmentError as failure:
-                error = str(failure)
+                failing, reason = failure.args
             except MemoryError as failure:  # a smaller one may have room
-                error = f"segment {segment.name} cannot be shipped for want of memory: {failure}"
+                failing, reason = f"segment {segment.name} cannot be shipped for want of memory", str(failure)
             except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
-                error = f"the inference log {self.location.shown} cannot be written: {failure}"
+                failing, reason = f"the inference log {self.location.shown} cannot be written", str(failure)
                 break
-        if error != self.state.error:
+        error = f"{failing}: {reason}" if failing else ""
+        if failing != self._failing:  # the reason names another file at each try
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
+            self._failing = failing
         self._failures = self._failures + 1 if error else 0
         pause = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
         self._retry_at = self._clock() + pause if error else float("-inf")
@@ -179,7 +183,7 @@ class Shipper:
             size = segment.stat().st_size
             captured = read_batches(segment, start) if size > start else CapturedSegment([], [], start)
         except OSError as error:
-            raise _SegmentError(f"segment {segment.name} cannot be read: {error}") from None
+            raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
         rows = self._write(segment, captured) if size > start else 0
         if captured.malformed:  # reported once: a segment that cannot be written now is read again
             self._keep_broken_copy(segment, captured.malformed)
@@ -196,7 +200,7 @@ class Shipper:
             try:
                 write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
             except OSError as error:
-                raise _SegmentError(f"how far {segment.name} is shipped cannot be written down: {error}") from None
+                raise _SegmentError(f"how far {segment.name} is shipped cannot be written down", str(error)) from None
         self.progress.set_complete(segment.name, moment, is_gone=is_final)
         return rows
 

@@ -41,6 +41,17 @@ def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(t
     assert said == [day, 3 * day, day + 60]
 
 
+def test_a_new_server_whose_log_is_away_is_behind_since_its_start(tmp_path: Path) -> None:
+    clock = Clock(86400.0)
+    (tmp_path / "log").touch()
+    shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
+    write(CaptureWriter(tmp_path / "spool"), "a", ["AA"])
+    clock.now += 60
+    shipper.ship()
+    assert shipper.state.error
+    assert shipper.state.complete_until == 86400.0
+
+
 def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
     writer: CaptureWriter, patient: Shipper, clock: Clock[float]
 ) -> None:
@@ -131,8 +142,8 @@ def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
     assert (shipper.state.error, shipper.progress.complete_until >= 3600) == ("", True)
 
 
-def test_a_bucket_that_refuses_gets_each_row_once_it_takes_them(
-    writer: CaptureWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_bucket_that_refuses_is_told_once_and_gets_each_row_once_it_takes_them(
+    writer: CaptureWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -145,5 +156,6 @@ def test_a_bucket_that_refuses_gets_each_row_once_it_takes_them(
             write(writer, name, ["AA"])
             shipped.append(shipper.ship())
         assert shipped == [0, 0, 3]
+        assert [line for line in caplog.messages if "cannot be written" in line] == [caplog.messages[0]]
         tables = [pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()]
     assert [row["_request_id"] for table in tables for row in table.to_pylist()] == ["a", "b", "c"]
