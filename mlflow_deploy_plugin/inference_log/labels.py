@@ -320,14 +320,12 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
     if len(runs) < 2:
         return runs
     edges = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
-    ranges = map(pa.concat_tables, zip(*(_split(run, edges) for run in runs), strict=True))
+    parts = []
+    for run in runs:
+        cuts = [0, *np.searchsorted(_names(run), edges).tolist(), len(run)]
+        parts.append([run.slice(low, high - low) for low, high in pairwise(cuts)])
+    ranges = map(pa.concat_tables, zip(*parts, strict=True))
     return [_spill(_latest_labels(labels)) for labels in ranges if len(labels)]
-
-
-def _split(run: pa.Table, edges: Array) -> list[pa.Table]:
-    """Return the labels below the first edge, those from there to the second, and so on."""
-    cuts = [0, *np.searchsorted(_names(run), edges).tolist(), len(run)]
-    return [run.slice(low, high - low) for low, high in pairwise(cuts)]
 
 
 def _spill(table: pa.Table) -> pa.Table:

@@ -34,8 +34,20 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         raise InvalidConfig("kubernetes.host: KServe makes host names and gateways itself; leave it out")
     served, storage = _stored_by_kserve(spec)
     visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
-
-    document, predictor = partial(make_document, spec.name, place), _predictor(spec, storage)
+    kubernetes = spec.kubernetes
+    model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2"}
+    if "storageUri" in storage:
+        model["storageUri"] = storage["storageUri"]
+    pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas} if kubernetes.replicas else {}
+    predictor: Document = {**pods, "model": model}
+    if kubernetes.max_replicas is not None:
+        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
+        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
+    if "canaryTrafficPercent" in storage:
+        predictor["canaryTrafficPercent"] = storage["canaryTrafficPercent"]
+    if kubernetes.service_account is not None:
+        predictor["serviceAccountName"] = kubernetes.service_account
+    document = partial(make_document, spec.name, place)
     documents = [
         document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(served))}),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
@@ -83,20 +95,3 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
         ],
         **{name: pod[name] for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations") if name in pod},
     }
-
-
-def _predictor(spec: EndpointSpec, storage: Document) -> Document:
-    kubernetes = spec.kubernetes
-    model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2"}
-    if "storageUri" in storage:
-        model["storageUri"] = storage["storageUri"]
-    pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas} if kubernetes.replicas else {}
-    predictor: Document = {**pods, "model": model}
-    if kubernetes.max_replicas is not None:
-        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
-        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
-    if "canaryTrafficPercent" in storage:
-        predictor["canaryTrafficPercent"] = storage["canaryTrafficPercent"]
-    if kubernetes.service_account is not None:
-        predictor["serviceAccountName"] = kubernetes.service_account
-    return predictor

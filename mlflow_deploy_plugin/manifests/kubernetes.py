@@ -213,6 +213,15 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
 
 def _container(spec: EndpointSpec, place: Place) -> Document:
     container, server = spec.container, spec.server
+    limits: dict[str, str] = {}
+    if container.cpus is not None:  # ONNX Runtime takes as many threads as it says
+        limits["cpu"] = f"{round(container.cpus * 1000)}m"
+    if container.memory_bytes is not None:
+        limits["memory"] = str(container.memory_bytes)
+    on_device = 0 if server.device == "cpu" else max(1, len(server.device_ids))
+    if gpus := on_device if spec.kubernetes.gpus is None else spec.kubernetes.gpus:
+        limits["nvidia.com/gpu"] = str(gpus)
+    resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}, **({"limits": limits} if limits else {})}
     ports = [{"name": one["name"], "containerPort": one["port"], "protocol": "TCP"} for one in _service_ports(spec)]
 
     def probe(path: str, period: int, failures: int) -> Document:
@@ -226,7 +235,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
         "args": SERVE,
         "env": _environment(spec, place),
         "ports": ports,
-        "resources": _resources(spec),
+        "resources": resources,
         "startupProbe": probe("/ping", 2, STARTUP_SECONDS // 2),
         "readinessProbe": probe("/v2/health/ready", 5, 2),
         "livenessProbe": probe("/v2/health/live", 10, 3),
@@ -268,20 +277,6 @@ def _projected(files: Mapping[str, Document]) -> Document:
         {"secret": {"name": one["name"], "items": [{"key": one["key"], "path": file}]}} for file, one in files.items()
     ]
     return {"projected": {"sources": sources}}
-
-
-def _resources(spec: EndpointSpec) -> Document:
-    """Return requests and limits. ONNX Runtime takes as many threads as the limit of CPUs says."""
-    container, kubernetes, server = spec.container, spec.kubernetes, spec.server
-    limits: dict[str, str] = {}
-    if container.cpus is not None:
-        limits["cpu"] = f"{round(container.cpus * 1000)}m"
-    if container.memory_bytes is not None:
-        limits["memory"] = str(container.memory_bytes)
-    on_device = 0 if server.device == "cpu" else max(1, len(server.device_ids))
-    if gpus := on_device if kubernetes.gpus is None else kubernetes.gpus:
-        limits["nvidia.com/gpu"] = str(gpus)
-    return {"requests": {"cpu": "250m", "memory": "256Mi", **limits}, **({"limits": limits} if limits else {})}
 
 
 def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document:

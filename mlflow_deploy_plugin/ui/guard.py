@@ -205,20 +205,18 @@ def _model_creation(_: AuditTrail) -> RegistryChange | None:
     return RegistryChange("tag", message.name, "", "", policy, detail={"tag": GATE_POLICY_TAG})
 
 
-def _model_rename(_: AuditTrail) -> RegistryChange | None:
-    """Read a rename: endpoints that follow the new name serve this model's stages, by its policy."""
-    message = _read("RenameRegisteredModel")
-    if _is_only_a_prompt(_registry().get_registered_model(message.name)):
-        return None
-    return RegistryChange("rename", message.name, "", message.name, message.new_name, also_of=(message.new_name,))
+def _model(request: str, action: str) -> _Reader:
+    """Return a reader of a rename or deletion: the policy goes with the model, to who follows its new name."""
 
+    def read(_: AuditTrail) -> RegistryChange | None:
+        message = _read(request)
+        if _is_only_a_prompt(_registry().get_registered_model(message.name)):
+            return None
+        new_name = getattr(message, "new_name", "")
+        also_of = (new_name,) if action == "rename" else ()
+        return RegistryChange(action, message.name, "", message.name, new_name, also_of=also_of)
 
-def _model_deletion(_: AuditTrail) -> RegistryChange | None:
-    """Read a deletion: the policy goes with the model, and a new one of its name has none."""
-    message = _read("DeleteRegisteredModel")
-    if _is_only_a_prompt(_registry().get_registered_model(message.name)):
-        return None
-    return RegistryChange("delete", message.name, "", message.name, "")
+    return read
 
 
 def _tag(request: str, keys: Sequence[str]) -> _Reader:
@@ -246,8 +244,8 @@ _READERS: dict[str, _Reader] = {
     "_delete_registered_model_alias": _alias_deletion,
     "_delete_model_version": _version_deletion,
     "_create_registered_model": _model_creation,
-    "_rename_registered_model": _model_rename,
-    "_delete_registered_model": _model_deletion,
+    "_rename_registered_model": _model("RenameRegisteredModel", "rename"),
+    "_delete_registered_model": _model("DeleteRegisteredModel", "delete"),
     "_set_model_version_tag": _tag("SetModelVersionTag", _VERDICT_TAGS),
     "_delete_model_version_tag": _tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
     "_set_registered_model_tag": _tag("SetRegisteredModelTag", (GATE_POLICY_TAG,)),

@@ -86,7 +86,11 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
     if table.schema.names != SCHEMA.names:
         raise ValueError("the columns of the table are not those of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", *_PLAIN)}
-    bins, counts = (_slices(table, name) for name in ("bins", "counts"))
+    slices = {}
+    for name in ("bins", "counts"):
+        column = table.column(name).combine_chunks()
+        values, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy().tolist()
+        slices[name] = [values[first:last] for first, last in pairwise(offsets)]
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):
@@ -96,7 +100,7 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
             profiles.append((plain["rows"][line], {}))
             continue
         histogram = np.zeros(plain["size"][line], np.int64)
-        histogram[bins[line]] = counts[line]
+        histogram[slices["bins"][line]] = slices["counts"][line]
         profiles[-1][1][name] = ColumnSketch(
             name=name,
             counts=histogram,
@@ -104,13 +108,6 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
             **{key: plain[key][line] for key in _PLAIN},
         )
     return [Profile(rows, columns) for rows, columns in profiles]
-
-
-def _slices(table: pa.Table, name: str) -> list[Array]:
-    """Return the lists of a column as arrays."""
-    column = table.column(name).combine_chunks()
-    values = column.values.to_numpy(zero_copy_only=False)
-    return [values[first:last] for first, last in pairwise(column.offsets.to_numpy().tolist())]
 
 
 def profile_to_parquet(profile: Profile) -> bytes:

@@ -257,33 +257,31 @@ def _deviates(share: TracedArray) -> TracedArray:
 
 def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column: a polynomial between two knots."""
-    columns = [_column_splines(model, spline, rows.matrix[:, n]) for n, spline in enumerate(model.bsplines_)]
+    columns = []
+    for number, spline in enumerate(model.bsplines_):
+        x, degree, count = rows.matrix[:, number], spline.k, spline.c.shape[1]
+        last = len(spline.t) - degree - 1
+        lowest, highest = float(spline.t[degree]), float(spline.t[last])
+        inside = x
+        if model.extrapolation == "periodic":
+            inside = lowest + np.remainder(x - lowest, highest - lowest)
+        elif model.extrapolation in ("constant", "linear"):
+            inside = np.clip(x, lowest, highest)
+        knots = np.unique(spline.t[degree : last + 1])
+        starts = knots[:-1]
+        position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
+        position = np.maximum(position - 1, 0)
+        coefficients = np.stack([_derivative(spline, starts, n) / factorial(n) for n in range(degree + 1)], axis=1)
+        step = inside - take(starts, position)
+        powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
+        found = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
+        if model.extrapolation == "linear":
+            below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
+            found = found + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
+        if getattr(model, "handle_missing", "error") == "zeros":
+            found = np.where(np.isnan(x)[:, None], 0.0, found)
+        columns.append(found if model.include_bias else found[:, : count - 1])
     return np.concatenate(columns, axis=1)
-
-
-def _column_splines(model: SplineTransformer, spline: Any, x: TracedArray) -> TracedArray:
-    degree, count = spline.k, spline.c.shape[1]
-    last = len(spline.t) - degree - 1
-    lowest, highest = float(spline.t[degree]), float(spline.t[last])
-    inside = x
-    if model.extrapolation == "periodic":
-        inside = lowest + np.remainder(x - lowest, highest - lowest)
-    elif model.extrapolation in ("constant", "linear"):
-        inside = np.clip(x, lowest, highest)
-    knots = np.unique(spline.t[degree : last + 1])
-    starts = knots[:-1]
-    position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
-    position = np.maximum(position - 1, 0)
-    coefficients = np.stack([_derivative(spline, starts, n) / factorial(n) for n in range(degree + 1)], axis=1)
-    step = inside - take(starts, position)
-    powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
-    found = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
-    if model.extrapolation == "linear":
-        below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
-        found = found + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
-    if getattr(model, "handle_missing", "error") == "zeros":
-        found = np.where(np.isnan(x)[:, None], 0.0, found)
-    return found if model.include_bias else found[:, : count - 1]
 
 
 def _derivative(spline: Any, x: Any, order: int) -> Array:
