@@ -82,21 +82,16 @@ def read_cloud(
         )
     if "AZUREML_MODEL_DIR" in environment:
         folder = Path(environment["AZUREML_MODEL_DIR"])
-        return Cloud(_AZURE_PORT, _azure_model(folder) or here or str(folder))
+        if not (folder / _MLMODEL).exists():  # Azure puts the registered folder into the folder that it names
+            inner = list(folder.glob(f"*/{_MLMODEL}"))
+            folder = inner[0].parent if len(inner) == 1 else Path(here or folder)
+        return Cloud(_AZURE_PORT, str(folder))
     if "K_SERVICE" in environment:
         return Cloud(_port(environment, "PORT"), here)
     if here or "SAGEMAKER_BIND_TO_PORT" in environment:
         named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
         return Cloud(_port(environment, named), here or str(sagemaker))
     return Cloud()
-
-
-def _azure_model(folder: Path) -> str:
-    """Return the model in the folder that Azure names. Azure puts the registered folder into it."""
-    if (folder / _MLMODEL).exists():
-        return str(folder)
-    inner = list(folder.glob(f"*/{_MLMODEL}"))
-    return str(inner[0].parent) if len(inner) == 1 else ""
 
 
 def _port(environment: Mapping[str, str], name: str) -> int:

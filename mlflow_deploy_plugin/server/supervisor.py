@@ -372,18 +372,16 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
         except OSError as error:
             if port is None and error.errno == errno.EADDRINUSE:
                 continue
-            raise InvalidConfig(_listen_failure(error, host, candidate, option)) from None
+            if error.errno == errno.EADDRINUSE:
+                raise InvalidConfig(f"port {candidate} on {host} is in use; choose another with {option}") from None
+            if error.errno == errno.EACCES:
+                raise InvalidConfig(
+                    f"port {candidate} may not be opened by this user; ports from 1024 up may"
+                ) from None
+            is_of_a_name = isinstance(error, socket.gaierror)  # which has numbers of its own
+            why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
+            raise InvalidConfig(f"{host}:{candidate} cannot be listened on: {why}") from None
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
-
-
-def _listen_failure(error: OSError, host: str, port: int, option: str) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; choose another with {option}"
-    if error.errno == errno.EACCES:
-        return f"port {port} may not be opened by this user; ports from 1024 up may"
-    is_of_a_name = isinstance(error, socket.gaierror)  # which has numbers of its own
-    why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
-    return f"{host}:{port} cannot be listened on: {why}"
 
 
 @contextmanager

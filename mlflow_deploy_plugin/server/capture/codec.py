@@ -201,7 +201,9 @@ def _make_plan(
     masked: list[MaskedColumn] = []
     arrays = [*feeds.items(), *outputs.items()]
     for position, (name, array) in enumerate(arrays):
-        if array.shape[:1] != (rows,) or not _has_form(array):
+        is_text = array.dtype.kind == "O"
+        is_other = is_text and array.size and not isinstance(array.flat[0], str | None)
+        if array.shape[:1] != (rows,) or is_other:
             continue  # a table has no place for it
         is_feed = position < len(feeds)
         for column, place in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
@@ -210,7 +212,6 @@ def _make_plan(
         columns = model.cuts.get(name) if is_feed else None
         if (columns is not None and not len(columns)) or (not is_feed and name in model.left_out):
             continue
-        is_text = array.dtype.kind == "O"
         inner = array.shape[1:] if columns is None else (len(columns),)
         entries["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))
         kept.append((position, is_text, columns))
@@ -228,11 +229,6 @@ def _make_plan(
         min(rows, max_rows),
         is_whole and not any(is_text for _, is_text, _ in kept),
     )
-
-
-def _has_form(array: Array) -> bool:
-    """Return False for an array of other objects than texts."""
-    return array.dtype.kind != "O" or array.size == 0 or isinstance(array.flat[0], str | None)
 
 
 class Feedback(NamedTuple):

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, 
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
-from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
@@ -68,9 +68,13 @@ class PlanTable:
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():
-            variant = _planned_variant(served)
-            if variant is None:
-                continue
+            if len(served.variants) != 1 or not served.answering:
+                continue  # each request needs a choice
+            (variant,) = served.answering
+            if not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None:
+                continue  # it is computed in another process or thread
+            if variant.capture.fraction not in (0.0, 1.0):
+                continue  # each request needs a random number
             paths = {
                 f"/endpoints/{endpoint}/invocations": INVOCATIONS,
                 f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
@@ -83,18 +87,6 @@ class PlanTable:
                     plan = compose_plan(self._server, variant, protocol)
                     plans[path] = _within_places(plan, self._server.limits) if self._server.limits.has_places else plan
         self._plans = plans
-
-
-def _planned_variant(served: ServedEndpoint) -> ServedVariant | None:
-    """Return the variant of an endpoint that a plan can serve; None if requests have to be decided one by one."""
-    if len(served.variants) != 1 or not served.answering:
-        return None  # each request needs a choice
-    (variant,) = served.answering
-    loaded = variant.loaded
-    if not isinstance(loaded.predictor, OnnxModel) or loaded.batcher is not None:
-        return None  # it is computed in another process or thread
-    is_captured_by_chance = variant.capture.fraction not in (0.0, 1.0)
-    return None if is_captured_by_chance else variant
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:

@@ -202,31 +202,22 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
-    features = _column_features(artifact) if artifact.columns else _tensor_features(artifact, feeds)
+    if artifact.columns:
+        places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
+        for entry in artifact.inputs:
+            for position, name in enumerate(entry.columns):
+                places[name].append((entry.name, position))
+        features = [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
+    else:
+        features = []
+        for entry in artifact.inputs:
+            array = feeds[entry.name]
+            for place in range(1 if array.ndim == 1 else array.shape[1]):
+                # those of the only tensor are numbered, as unnamed columns are
+                numbered = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
+                features.append(ExplainedFeature(entry.name if array.ndim == 1 else numbered, ((entry.name, place),)))
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
-    return features
-
-
-def _column_features(artifact: Artifact) -> list[ExplainedFeature]:
-    places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
-    for entry in artifact.inputs:
-        for position, name in enumerate(entry.columns):
-            places[name].append((entry.name, position))
-    return [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
-
-
-def _tensor_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """Return a feature for each column of the tensors. The columns of an only tensor are called by their numbers."""
-    features = []
-    for entry in artifact.inputs:
-        array = feeds[entry.name]
-        if array.ndim == 1:
-            features.append(ExplainedFeature(entry.name, ((entry.name, 0),)))
-            continue
-        for place in range(array.shape[1]):
-            name = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
-            features.append(ExplainedFeature(name, ((entry.name, place),)))
     return features
 
 
@@ -261,7 +252,21 @@ def explained_columns(
     names: list[Name] = []
     parts = []
     for output in explained:
-        labels, numbers = _labelled_numbers(artifact, output, outputs[output.name])
+        array = outputs[output.name]
+        labels: list[Name]
+        if output.dtype == "map":
+            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
+            numbers = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
+        elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
+            raise InvalidRequest(
+                f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
+                "are explained"
+            )
+        else:
+            numbers = array.astype(np.float64).reshape(len(array), -1)
+            width = numbers.shape[1]
+            labels = list(artifact.classes) if width == len(artifact.classes) else list(range(width))
+            labels = labels if width > 1 else []
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
@@ -271,23 +276,6 @@ def explained_columns(
     if len(names) > MAX_OUTPUTS:
         raise InvalidRequest(f"the model answers {len(names)} numbers a row; at most {MAX_OUTPUTS} are explained")
     return names, np.concatenate(parts, axis=1)
-
-
-def _labelled_numbers(artifact: Artifact, output: Output, array: Array) -> tuple[list[Name], Array]:
-    """Return the labels of the columns of an output, none of an only one, and its numbers, [N, K] float64."""
-    if output.dtype == "map":
-        labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
-        return labels, np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
-        raise InvalidRequest(
-            f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
-            "are explained"
-        )
-    numbers = array.astype(np.float64).reshape(len(array), -1)
-    width = numbers.shape[1]
-    if width == 1:
-        return [], numbers
-    return list(artifact.classes) if width == len(artifact.classes) else list(range(width)), numbers
 
 
 def _check_rank(name: str, rank: int) -> None:

@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Batcher,
     BatchPolicy,
-    Feeds,
     OnnxModel,
     Placement,
     Predictor,
@@ -110,11 +109,24 @@ def load_warm(
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
-    feeds = _try_out(model, folder, timeout_seconds)
-    if feeds is None:
-        if policy is not None:
-            logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
-        return WarmVersion(model, is_deterministic=is_deterministic)
+    example = folder / INPUT_EXAMPLE
+    if example.is_file():
+        try:
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            model.try_out(feeds, timeout_seconds)
+        except OnnxserveError as error:
+            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+            raise InvalidArtifact(reason) from None
+    else:
+        feeds = model.example_feeds()
+        try:
+            model.try_out(feeds, timeout_seconds)
+        except InferenceError as error:
+            # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
+            logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
+            if policy is not None:
+                logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
+            return WarmVersion(model, is_deterministic=is_deterministic)
     batcher = None
     if policy is not None:
         if reason := unbatchable_reason(model, feeds):
@@ -126,31 +138,6 @@ def load_warm(
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # warm up one row, too: a new shape costs most, and many requests have one row
     return WarmVersion(model, batcher, is_deterministic)
-
-
-def _try_out(model: OnnxModel, folder: Path, timeout_seconds: float) -> Feeds | None:
-    """Run the model on its example, or else on a row of zeros; return the feeds, or None if it refuses the zeros.
-
-    Raises:
-        InvalidArtifact: it cannot answer its own example, or not in time.
-    """
-    example = folder / INPUT_EXAMPLE
-    if example.is_file():
-        try:
-            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-            model.try_out(feeds, timeout_seconds)
-        except OnnxserveError as error:
-            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
-            raise InvalidArtifact(reason) from None
-        return feeds
-    feeds = model.example_feeds()
-    try:
-        model.try_out(feeds, timeout_seconds)
-    except InferenceError as error:
-        # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
-        logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
-        return None
-    return feeds
 
 
 def has_random_nodes(onnx_file: Path) -> bool:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
-from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
+from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.models.variants import (
     LoadedVersion,
@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.server.models.variants import (
     sticky_variant,
     weighted_variant,
 )
-from mlflow_deploy_plugin.spec import CaptureSpec
 from mlflow_deploy_plugin.statedir import (
     WANTED,
     LoadedVariant,
@@ -277,7 +276,9 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
-                captured = self._captured_model(loaded, wanted.capture)
+                captured = exclude_columns(loaded.captured, wanted.capture.drop, wanted.capture.mask)
+                if wanted.capture.mask:
+                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
             except InvalidConfig as error:  # serving it would capture columns that must be left out
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
@@ -288,15 +289,11 @@ class Repository:
                 endpoint, name, want.weight, want.shadow, loaded, wanted.capture, captured, want.aspects
             )
         served = make_served_endpoint(variants, wanted.sticky)
-        _warn_of_missing_keys(served)
+        for one in served.answering:
+            if one.key is not None and not has_sticky_column(one.loaded.predictor.schema, one.key):
+                text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
+                logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
-
-    def _captured_model(self, loaded: LoadedVersion, capture: CaptureSpec) -> CapturedModel:
-        """Return the columns to capture. Raises InvalidConfig if one is unknown, or none can be masked."""
-        captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
-        if capture.mask:
-            ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-        return captured
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait until no replaced version of the model is in memory, so that a third one is not loaded beside two.
@@ -361,13 +358,6 @@ class WorkerStateFile:
 
     def remove(self) -> None:
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
-
-
-def _warn_of_missing_keys(served: ServedEndpoint) -> None:
-    for one in served.answering:
-        if one.key is not None and not has_sticky_column(one.loaded.predictor.schema, one.key):
-            text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
-            logger.warning(text, one.endpoint, one.name, one.loaded.version, one.key)
 
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -165,14 +164,9 @@ def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
         if array is not None and array.size and column in (entry.columns or (entry.name,)):
             place = entry.columns.index(column) if entry.columns else 0
             value = array.reshape(len(array) if array.ndim else 1, -1)[0, place]
-            return None if value == entry.missing else _key_text(value)
+            value = value.item() if isinstance(value, np.generic) else value
+            if value is None or value != value or value == entry.missing:
+                return None
+            is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+            return str(int(value)) if is_whole else str(value)
     return None
-
-
-def _key_text(value: Any) -> str | None:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value != value:
-        return None
-    is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-    return str(int(value)) if is_whole else str(value)

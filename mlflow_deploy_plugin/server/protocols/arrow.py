@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema, Tensor
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     StringBudget,
     UnsupportedColumn,
@@ -90,8 +90,10 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     _check_value_count(table.num_rows, len(chosen), limit)
     budget, batches = StringBudget(limit), table.to_batches()
     if len(batches) == 1:
-        if (feeds := _matrix_feeds(batches[0], schema)) is not None:
-            return feeds
+        if schema.matrix_kinds and table.num_rows and table.column_names == [*schema.names]:
+            numbers = matrix(batches[0])
+            if numbers is not None and numbers.dtype.kind in schema.matrix_kinds:
+                return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(table.column_names, batches[0].columns, strict=True)}
     else:  # thousands of batches may have a few rows each
         columns = [table.column(name) for name in chosen]
@@ -101,15 +103,6 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
-
-
-def _matrix_feeds(batch: Any, schema: Schema) -> Feeds | None:
-    """Return the feeds of a batch whose columns are one matrix of numbers; None if they are not."""
-    kinds = schema.matrix_kinds
-    if not kinds or not batch.num_rows or batch.schema.names != [*schema.names]:
-        return None
-    numbers = matrix(batch)
-    return schema.from_array(numbers) if numbers is not None and numbers.dtype.kind in kinds else None
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
@@ -190,21 +183,17 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[st
     )
     names = select_columns(file.schema_arrow, schema)
     _check_value_count(rows, len(names), limit)
-    paths = [column.path for column in file.schema]
-    leaves = _leaves_of(names, paths) if schema.columns else list(range(len(paths)))
-    check_pages(body, groups, leaves, limit)
-    return file.read(columns=names, use_threads=False), names
-
-
-def _leaves_of(names: Iterable[str], paths: Sequence[str]) -> list[int]:
-    """Return the positions of the leaves of columns. A leaf's path begins with the name, which may have dots itself."""
     wanted = set(names)
     lengths = sorted({len(name) for name in wanted})
-    return [
+    leaves = [
         leaf
-        for leaf, path in enumerate(paths)
-        if any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
+        for leaf, path in enumerate(column.path for column in file.schema)
+        # a leaf's path begins with the name of its column, which may have dots itself
+        if not schema.columns
+        or any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
     ]
+    check_pages(body, groups, leaves, limit)
+    return file.read(columns=names, use_threads=False), names
 
 
 def select_columns(given: Any, schema: Schema) -> list[str]:
@@ -291,21 +280,20 @@ def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     if len(schema.tensors) == 1 and len(arrays) == 1:
         arrays = {schema.tensors[0].name: next(iter(arrays.values()))}
     if all(tensor.name in arrays for tensor in schema.tensors):
-        return schema.from_columns({tensor.name: _shaped(tensor, arrays[tensor.name]) for tensor in schema.tensors})
+        shaped = {}
+        for tensor in schema.tensors:
+            array, inner = arrays[tensor.name], tensor.shape[1:]
+            values = array.size // max(len(array), 1)
+            inner = (values,) if inner == (-1,) else inner
+            if len(array) and -1 not in inner and prod(inner) == values:  # else the schema refuses it
+                array = array.reshape(len(array), *inner)
+            shaped[tensor.name] = array
+        return schema.from_columns(shaped)
     if len(schema.tensors) == 1 and len(schema.tensors[0].shape) == 2 and arrays:
         if any(array.ndim > 1 for array in arrays.values()):
             raise SchemaMismatch("several columns make one tensor only where each has one value a row")
         return schema.from_columns({schema.tensors[0].name: np.column_stack(list(arrays.values()))})
     raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(schema.names)}")
-
-
-def _shaped(tensor: Tensor, array: Array) -> Array:
-    """Return rows of flat lists in the tensor's shape. Others stay as they are; the schema refuses them."""
-    values = array.size // max(len(array), 1)
-    inner = (values,) if tensor.shape[1:] == (-1,) else tensor.shape[1:]
-    if len(array) and -1 not in inner and prod(inner) == values:
-        return array.reshape(len(array), *inner)
-    return array
 
 
 def _to_arrow(array: Array) -> Any:

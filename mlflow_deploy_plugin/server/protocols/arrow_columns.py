@@ -121,7 +121,11 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
             raise _null_boolean(valid)
         return _bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
-        return _decimals(array)
+        if array.type.scale == 0:
+            with suppress(ValueError):  # more than 64 bits
+                return _numbers(array.cast("int64"), _NUMBERS["int64"])
+        # by their digits: Arrow's own cast is off by a bit in a third
+        return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
     if name in ("string", "large_string"):
         return _strings(array)
     if _without_zone(name) in _DATES:
@@ -191,14 +195,6 @@ def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
     return values
 
 
-def _decimals(array: Any) -> Array:
-    if array.type.scale == 0:
-        with suppress(ValueError):  # more than 64 bits
-            return _numbers(array.cast("int64"), _NUMBERS["int64"])
-    # by their digits: Arrow's own cast is off by a bit in a third
-    return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
-
-
 def _with_nan(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
@@ -232,7 +228,14 @@ def _strings(array: Any) -> Array:
 
 
 def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
-    words, lengths = _dictionary_words(array.dictionary, limit, budget)
+    key, known = address(array.dictionary), budget.dictionaries
+    if key not in known:
+        words = to_numpy(array.dictionary, limit, budget)
+        lengths = np.zeros(len(words), np.int64)
+        if words.dtype.kind == "O":
+            lengths[:] = [len(word or "") for word in words]
+        known[key] = words, lengths
+    words, lengths = known[key]
     indices = _view(array.indices.buffers()[1], _NUMBERS[str(array.indices.type)], array.offset, len(array))
     valid = _valid(array)
     if valid is not None:
@@ -250,19 +253,6 @@ def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
         values = np.full(len(array), np.nan, dtype=_with_nan(words.dtype))
     values[valid] = words[indices]
     return values
-
-
-def _dictionary_words(dictionary: Any, limit: int, budget: StringBudget) -> tuple[Array, Array]:
-    """Return the values of a dictionary, and the length of each, which is 0 for all but strings."""
-    key = address(dictionary)
-    if key not in budget.dictionaries:
-        words = to_numpy(dictionary, limit, budget)
-        if words.dtype.kind == "O":
-            lengths = np.array([len(word or "") for word in words], dtype=np.int64)
-        else:
-            lengths = np.zeros(len(words), np.int64)
-        budget.dictionaries[key] = words, lengths
-    return budget.dictionaries[key]
 
 
 def _lists(array: Any, limit: int, budget: StringBudget) -> Array:

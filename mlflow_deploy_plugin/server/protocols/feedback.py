@@ -84,33 +84,23 @@ def _entry(entry: Any, where: str) -> Feedback:
     label = _checked_value(entry["label"], f"{dot}label")
     if label != label:
         raise InvalidRequest(f"{dot}label is nan; null takes an earlier one back")
-    if key is None:
-        return Feedback(_checked_id(prediction_id, dot), _checked_row(row, dot), None, label)
-    if row is not None:
-        raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
-    return Feedback(None, None, _checked_key(key, dot), label)
-
-
-def _checked_id(prediction_id: Any, dot: str) -> str:
+    if key is not None:
+        if row is not None:
+            raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
+        if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
+            raise InvalidRequest(
+                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected"
+            )
+        values = {name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()}
+        # NaN is a missing value
+        return Feedback(None, None, {name: None if value != value else value for name, value in values.items()}, label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
             f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer is expected"
         )
-    return prediction_id
-
-
-def _checked_row(row: Any, dot: str) -> int | None:
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
-    return row
-
-
-def _checked_key(key: Any, dot: str) -> dict[str, Value]:
-    """Return the values of the key columns, with None for NaN."""
-    if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
-        raise InvalidRequest(f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
-    values = {name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()}
-    return {name: None if value != value else value for name, value in values.items()}
+    return Feedback(prediction_id, row, None, label)
 
 
 def _checked_value(value: Any, where: str) -> Value:

@@ -180,10 +180,11 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        numbers = _read_floats(rows)
-        if numbers is not None:
-            del lines, rows
-            return schema.from_rows(header, numbers)
+        with suppress(ValueError):  # missing and wrong values are read column by column
+            if "_" not in "".join(chain.from_iterable(rows)):
+                numbers = [list(map(float, fields)) for fields in rows]
+                del lines, rows
+                return schema.from_rows(header, numbers)
     if schema.columns:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
     else:  # every field has the type of the tensor
@@ -192,16 +193,6 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]  # no rows: none
     del lines, rows, texts  # they take ten times as much as the body
     return schema.from_rows(header, list(zip(*columns, strict=True)))
-
-
-def _read_floats(rows: Sequence[Sequence[str]]) -> list[list[float]] | None:
-    """Return the numbers of all rows at once; None if a value is missing or wrong, which is read column by column."""
-    if "_" in "".join(chain.from_iterable(rows)):
-        return None
-    try:
-        return [list(map(float, fields)) for fields in rows]
-    except ValueError:
-        return None
 
 
 def _check_header(header: Sequence[str], schema: Schema) -> None:

@@ -36,18 +36,6 @@ def decode(body: bytes, schema: Schema) -> Feeds:
         InvalidRequest: the body is no array, or has another size than its header says.
         SchemaMismatch: the array does not fit the signature.
     """
-    array = _read_array(body)
-    if not schema.columns:
-        return schema.from_array(array)
-    width = len(schema.names)
-    table = array.reshape(-1, 1) if array.ndim == 1 and width == 1 else array
-    if table.ndim != 2 or table.shape[1] != width:
-        raise SchemaMismatch(f"the array has the shape {list(array.shape)}; [any, {width}] is expected, a column each")
-    return schema.from_columns({name: table[:, position] for position, name in enumerate(schema.names)})
-
-
-def _read_array(body: bytes) -> Array:
-    """Return the array in the body, in this machine's byte order."""
     size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
     start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
     header = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None
@@ -60,7 +48,14 @@ def _read_array(body: bytes) -> Array:
     array = np.frombuffer(body, dtype, offset=start).reshape(shape, order="F" if header["order"] == b"True" else "C")
     if dtype.kind == "b":
         array = array.view(np.uint8) != 0  # other bytes than 0 and 1 are no booleans to numpy
-    return array.astype(dtype.newbyteorder("="), copy=not array.flags.aligned)
+    array = array.astype(dtype.newbyteorder("="), copy=not array.flags.aligned)
+    if not schema.columns:
+        return schema.from_array(array)
+    width = len(schema.names)
+    table = array.reshape(-1, 1) if array.ndim == 1 and width == 1 else array
+    if table.ndim != 2 or table.shape[1] != width:
+        raise SchemaMismatch(f"the array has the shape {list(array.shape)}; [any, {width}] is expected, a column each")
+    return schema.from_columns({name: table[:, position] for position, name in enumerate(schema.names)})
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:

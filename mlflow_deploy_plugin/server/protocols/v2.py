@@ -7,7 +7,7 @@ The inputs of a request are those of the graph or, for a column-based signature,
 outputs are computed, whichever are requested: the inference log has them all.
 """
 
-from collections.abc import Container, Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -229,7 +229,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
     """
-    by_column = _are_columns(arrays.keys(), schema)
+    by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()
+    if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
+        by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
     fed = schema if by_column else schema.tensor_schema
     dtypes, data = fed.dtypes, {}
     if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
@@ -246,14 +248,6 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             array = array.reshape(-1)
         data[name] = array
     return fed.from_columns(data)
-
-
-def _are_columns(names: Set[str], schema: Schema) -> bool:
-    """Return True if the tensors are columns of the signature, and not inputs of the graph that have such names."""
-    if not schema.columns or not names <= schema.dtypes.keys():
-        return False
-    are_inputs = names == {entry.name for entry in schema.inputs}
-    return not (are_inputs and any(len(entry.columns) > 1 for entry in schema.inputs))
 
 
 def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:

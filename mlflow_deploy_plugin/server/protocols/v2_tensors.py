@@ -133,7 +133,11 @@ def from_json(head: TensorHeader, data: Any) -> Array:
     dtype = _DTYPES[head.datatype]
     values: Array | Sequence[Any]
     if isinstance(data, np.ndarray):
-        _check_numbers(head, data, dtype)
+        if data.shape not in (head.shape, (prod(head.shape),)):
+            raise SchemaMismatch(f"{head} has elements of the shape {list(data.shape)}")
+        limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
+        if limits and (data.min() < limits.min or data.max() > limits.max):
+            raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
         values = data
     elif isinstance(data, list):
         values, found = data, set(map(type, data))
@@ -161,7 +165,18 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
-        strings = _read_strings(head, data)
+        strings: list[str] = []
+        start, end = 0, len(data)
+        while start < end:
+            text = start + _LENGTH.size
+            length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
+            start = text + length
+            if start > end:
+                raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
+            try:
+                strings.append(str(data[text:start], "utf-8"))
+            except UnicodeDecodeError:
+                raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))
         return np.array(strings, dtype=object).reshape(head.shape)
     wanted = prod(head.shape) * dtype.itemsize
@@ -173,38 +188,12 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def _read_strings(head: TensorHeader, data: memoryview) -> list[str]:
-    strings: list[str] = []
-    start, end = 0, len(data)
-    while start < end:
-        text = start + _LENGTH.size
-        length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
-        start = text + length
-        if start > end:
-            raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
-        try:
-            strings.append(str(data[text:start], "utf-8"))
-        except UnicodeDecodeError:
-            raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
-    return strings
-
-
 def to_binary(array: Array) -> bytes:
     """Return the elements of an array as bytes, which `from_binary` reads."""
     if array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     texts = [str(value).encode() for value in array.flat]
     return b"".join(chain.from_iterable((_LENGTH.pack(len(text)), text) for text in texts))
-
-
-def _check_numbers(head: TensorHeader, data: Array, dtype: np.dtype[Any]) -> None:
-    """Check the shape and the range of numbers that came as an array."""
-    if data.shape not in (head.shape, (prod(head.shape),)):
-        raise SchemaMismatch(f"{head} has elements of the shape {list(data.shape)}")
-    if dtype.kind in "iu" and data.size:
-        limits = np.iinfo(dtype)
-        if data.min() < limits.min or data.max() > limits.max:
-            raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
 
 
 def _check_count(head: TensorHeader, count: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema
 from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
@@ -133,22 +133,13 @@ def _read(loaded: LoadedVersion) -> Example | None:
             return Example(is_own=True, document=document) if is_small else None
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
-            return _from_split(split, schema)
+            data = split["data"][:MAX_ROWS]
+            columns = dict(zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True))
+            values = {name: columns[name] for name in schema.names if name in columns}
+            return Example(values, len(data), True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
         return None  # it fits the model, whose warm-up used it, but cannot be shown
-    return _from_arrays(arrays, schema)
-
-
-def _from_split(split: dict[str, Any], schema: Schema) -> Example | None:
-    rows = split["data"][:MAX_ROWS]
-    columns = dict(zip(map(str, split["columns"]), map(list, zip(*rows, strict=True)), strict=True))
-    values = {name: columns[name] for name in schema.names if name in columns}
-    return Example(values, len(rows), True) if values and rows else None
-
-
-def _from_arrays(arrays: dict[str, Array], schema: Schema) -> Example | None:
-    """Return an example of the first rows; None if it is empty, or one row is too large."""
     rows = 1
     if schema.has_rows:
         per_row = sum(array[:1].size for array in arrays.values())

@@ -17,7 +17,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Schema, Tensor
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
@@ -230,30 +230,26 @@ def form_fields(schema: Schema, example: Example) -> list[FormField]:
         return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     row = example.record() if example.values else {}
-    return [
-        _column_field(position, column, row.get(column.name), missing.get(column.name) is not None)
-        for position, column in enumerate(schema.columns)
-    ]
-
-
-def _column_field(position: int, column: Column, value: Any, takes_missing_text: bool) -> FormField:
-    """Return the field of a column, filled with `value`."""
-    dtype = COLUMN_TYPES.get(column.type, "str")
-    kind: Kind = "number"
-    if dtype in ("str", "bool"):
-        kind = "string" if dtype == "str" else "boolean"
-    if value is None or value != value:  # NaN stands for a missing number
-        value = ""
-    return FormField(
-        id=f"field-{position}",
-        name=column.name,
-        quoted_name=repr(column.name),
-        kind=kind,
-        meaning=column.type,
-        is_nullable=dtype.startswith("float") or (dtype == "str" and takes_missing_text),
-        is_required=column.required,
-        value=value if isinstance(value, str) else dump_json(value).decode(),
-    )
+    kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
+    fields = []
+    for position, column in enumerate(schema.columns):
+        dtype = COLUMN_TYPES.get(column.type, "str")
+        value = row.get(column.name)
+        if value is None or value != value:  # NaN stands for a missing number
+            value = ""
+        fields.append(
+            FormField(
+                id=f"field-{position}",
+                name=column.name,
+                quoted_name=repr(column.name),
+                kind=kinds.get(dtype, "number"),
+                meaning=column.type,
+                is_nullable=dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None),
+                is_required=column.required,
+                value=value if isinstance(value, str) else dump_json(value).decode(),
+            )
+        )
+    return fields
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:

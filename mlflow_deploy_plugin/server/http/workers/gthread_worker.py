@@ -313,18 +313,13 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             for conn in handled:
                 if getattr(conn.sock, "stalled_since", now) < now - _MAX_LAG_SECONDS:
                     _shut_down(conn, socket.SHUT_RDWR)  # which ends the wait of its thread
-            late += self._slow_in_queue(now)
+        if queued and now - self._queue_checked > 1.0:
+            self._queue_checked = now
+            waiting = self._queued_since.copy()
+            slow_waiting = [one for one, since in waiting.items() if _lag_unread(one, now - since) > _MAX_LAG_SECONDS]
+            late += [conn for conn in slow_waiting if conn in self._queued_since]  # a thread may have taken some
         for conn in late:
             _shut_down(conn, socket.SHUT_RD)
-
-    def _slow_in_queue(self, now: float) -> list[Any]:
-        """Return the queued connections whose requests come too slowly, at most once a second."""
-        if now - self._queue_checked <= 1.0:
-            return []
-        self._queue_checked = now
-        queued = self._queued_since.copy()
-        slow = [conn for conn, since in queued.items() if _lag_unread(conn, now - since) > _MAX_LAG_SECONDS]
-        return [conn for conn in slow if conn in self._queued_since]  # a thread may have taken some
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer an error of the parser in our form, not by gunicorn's page of HTML."""
