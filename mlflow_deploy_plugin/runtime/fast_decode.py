@@ -97,13 +97,7 @@ class FastDecoder:
         for position, column in enumerate(columns):
             positions.setdefault(column.type, []).append(position)
         groups = [
-            _Group(
-                kind,
-                [order[place] for place in places],
-                _picker(places),
-                _ACCEPTED[kind],
-                numpy_dtype(COLUMN_TYPES[kind]),
-            )
+            _Group(kind, [order[i] for i in places], _picker(places), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind]))
             for kind, places in positions.items()
         ]
         first = groups[0]

@@ -134,7 +134,10 @@ class KubernetesBackend:
         documents = kubernetes_documents(
             spec, Place(self.namespace, environment | workspace_environment(), self._owner)
         )
-        others = self._others(documents)
+        kinds = [(one["kind"], one["metadata"]["name"]) for one in documents if self._cluster.serves(one["kind"])]
+        found = [self._cluster.get(kind, name) for kind, name in kinds]
+        # what is applied would be merged into the objects of others
+        others = [one for one in found if one is not None and not self._is_ours(one)]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
             raise AlreadyExists(
@@ -351,12 +354,6 @@ class KubernetesBackend:
 
     def _is_ours(self, document: Document) -> bool:
         return _owner_of(document) == self._owner
-
-    def _others(self, documents: list[Document]) -> list[Document]:
-        """Return the objects there that others have made: what is applied would be merged into them."""
-        kinds = [(one["kind"], one["metadata"]["name"]) for one in documents if self._cluster.serves(one["kind"])]
-        found = [self._cluster.get(kind, name) for kind, name in kinds]
-        return [one for one in found if one is not None and not self._is_ours(one)]
 
     def _own_deployment(self, name: str) -> Document | None:
         """Return the endpoint's Deployment; None if there is none.

@@ -9,7 +9,6 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads
-from mlflow_deploy_plugin.spec import ServerSpec
 
 _MAX_STREAMS = 32
 """The streams of a worker, and its public ones; each has a thread of its own beside those of unary calls."""
@@ -59,7 +58,18 @@ class GrpcServer:
             options=list(options.items()),
             maximum_concurrent_rpcs=most,
         )
-        self._bind(spec)
+        host = f"[{spec.host}]" if ":" in spec.host else spec.host
+        address = f"{host or '[::]'}:{spec.grpc_port}"
+        try:
+            if spec.certfile is not None and spec.keyfile is not None:
+                pair = Path(spec.keyfile).read_bytes(), Path(spec.certfile).read_bytes()
+                authorities = Path(spec.ca_certs).read_bytes() if spec.ca_certs is not None else None
+                credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
+                self._grpc.add_secure_port(address, credentials)
+            else:
+                self._grpc.add_insecure_port(address)
+        except (OSError, RuntimeError) as error:
+            raise InvalidConfig(f"gRPC cannot listen on {address}: {error}") from None
         self._grpc.start()
         self._ended: threading.Event | None = None
 
@@ -80,17 +90,3 @@ class GrpcServer:
             if quiet >= _QUIET_SECONDS:
                 self._grpc.stop(None)
                 self._ended.wait()
-
-    def _bind(self, spec: ServerSpec) -> None:
-        host = f"[{spec.host}]" if ":" in spec.host else spec.host
-        address = f"{host or '[::]'}:{spec.grpc_port}"
-        try:
-            if spec.certfile is not None and spec.keyfile is not None:
-                pair = Path(spec.keyfile).read_bytes(), Path(spec.certfile).read_bytes()
-                authorities = Path(spec.ca_certs).read_bytes() if spec.ca_certs is not None else None
-                credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
-                self._grpc.add_secure_port(address, credentials)
-            else:
-                self._grpc.add_insecure_port(address)
-        except (OSError, RuntimeError) as error:
-            raise InvalidConfig(f"gRPC cannot listen on {address}: {error}") from None

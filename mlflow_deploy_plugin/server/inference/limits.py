@@ -304,23 +304,6 @@ class _Reservation:
     passes_at: float = 0.0
     is_renewed: bool = False
 
-    def take(self) -> bool:
-        """Let one request pass; return False if none is left."""
-        if not self.left:
-            return False
-        self.left -= 1
-        self.passed += 1
-        return True
-
-    @property
-    def is_half_used(self) -> bool:
-        return 2 * self.left <= self.size
-
-    def next_size(self, now: float, seconds: float) -> int:
-        """Return the size of the next reservation: the requests expected in `seconds`, at most twice this one's."""
-        expected = int(self.passed * seconds / max(now - self.began, 1e-6))
-        return max(1, min(expected, 2 * self.size))
-
 
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
@@ -352,11 +335,15 @@ class SharedRateLimiter:
             if held is not None:
                 if now < held.ends and held.passes_at:
                     return held.passes_at - now
-                has_passed = now < held.ends and held.take()
-                if has_passed and (held.is_renewed or not held.is_half_used):
-                    return None
+                if now < held.ends and held.left:
+                    held.left -= 1
+                    held.passed += 1
+                    if held.is_renewed or 2 * held.left > held.size:
+                        return None
+                    has_passed = True
                 if not held.is_renewed:
-                    asked = min(held.next_size(now, self._expected_seconds), self._most)
+                    expected = held.passed * self._expected_seconds / max(now - held.began, 1e-6)
+                    asked = max(1, min(int(expected), 2 * held.size, self._most))
                     held.is_renewed = asked > 1
         if not has_passed:
             return self._count(client, asked, 1)

@@ -80,7 +80,8 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
     """
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
-        for version, reason in served.unavailable_reasons.items():
+        for loaded in {variant.loaded.version: variant.loaded for variant in served.variants.values()}.values():
+            version, reason = loaded.version, loaded.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
                 entries.append({"name": name, "version": version, "state": state, "reason": reason})

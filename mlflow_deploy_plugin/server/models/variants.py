@@ -83,11 +83,6 @@ class ServedEndpoint:
     def versions(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
 
-    @property
-    def unavailable_reasons(self) -> dict[str, str]:
-        """By version, the reason why it cannot answer just now; empty if it can."""
-        return {variant.loaded.version: variant.loaded.unavailable_reason for variant in self.variants.values()}
-
 
 def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
     """Return the endpoint of these variants; tell each of them about the others."""
