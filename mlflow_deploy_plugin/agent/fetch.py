@@ -118,9 +118,9 @@ class ModelCache:
 
     def received_bytes(self, source: str) -> int:
         """Return the size of the files on this disk of the latest download of `source`; 0 if there was none."""
-        folder = self._downloads.get(source)
-        paths = folder.rglob("*") if folder is not None else ()
-        return sum(status.st_size for status in map(_status, paths) if status is not None)
+        walk = os.walk(self._downloads.get(source, ""))  # leaves out what is gone, since the download may end meanwhile
+        statuses = [_status(Path(folder, name)) for folder, _, names in walk for name in names]
+        return sum(status.st_size for status in statuses if status is not None)
 
     def prune(self, now: float | None = None) -> None:
         """Delete the models that no server uses any more, and forget the servers whose state folder is gone."""

@@ -213,9 +213,18 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
 
     def download(location: str, destination: Path) -> Path:
         (destination / "part").write_bytes(b"x" * 100)
+        (destination / "gone").mkdir()
         counted.append(cache.received_bytes(location))
         raise RegistryUnavailable("it breaks off")
 
+    scandir = os.scandir
+
+    def scan(folder: Any) -> Any:  # as where the download ends while its bytes are counted
+        if str(folder).endswith("gone"):
+            raise FileNotFoundError
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr("mlflow_deploy_plugin.agent.fetch.download", download)
     assert cache.received_bytes(str(source)) == 0
     with pytest.raises(RegistryUnavailable):
