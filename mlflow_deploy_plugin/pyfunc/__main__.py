@@ -55,13 +55,14 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     try:
         scorer = Scorer.load(folder)
     except ImportError as error:
-        needed = f"the Python package {error.name!r}" if error.name else error_summary(error)
+        needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
         others = ", ".join(version_differences(folder))
         logged = f" (it was logged with {others})" if others else ""
         _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
         raise CannotStart(
             f"the model needs {needed}, which is not installed here{logged}: "
-            "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers"
+            "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers; "
+            "a module of your own comes with the model that is logged with `code_paths`"
         ) from None
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")

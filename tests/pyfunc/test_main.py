@@ -36,7 +36,8 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     with pytest.raises(CannotStart) as refused:
         start_scorer(tmp_path)
     said = str(refused.value)
-    assert said.startswith("the model needs the Python package 'not_installed_here', which is not installed here (it ")
+    assert said.startswith("the model needs the Python module 'not_installed_here', which is not installed here (it ")
     assert f"(it was logged with numpy 0.1 ({np.__version__} is installed)): `pip install" in said
     assert "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers" in said
+    assert said.endswith("; a module of your own comes with the model that is logged with `code_paths`")
     assert str(tmp_path) not in said

@@ -1,9 +1,11 @@
 """Redis as an optional dependency: a request never waits long for a Redis that is down."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -43,6 +45,9 @@ def import_redis(url: str) -> Any:
 class CircuitBreaker:
     """Keeps requests from a Redis that has failed, until it answers a thread that asks in their place.
 
+    The thread asks at once: one slow answer of a busy Redis keeps requests away for milliseconds. At a second failure
+    within the pause it asks after the pause.
+
     Requests must not ask themselves: a name that no DNS server resolves holds them up for longer than any timeout of
     Redis' client, and those that come meanwhile would wait as well.
 
@@ -65,6 +70,7 @@ class CircuitBreaker:
         self._ping = ping
         self._count_failure = count_failure
         self._pause_seconds = pause_seconds
+        self._failed_at = -math.inf
         self._lock = threading.Lock()
 
     def record_failure(self, error: Exception) -> None:
@@ -74,18 +80,22 @@ class CircuitBreaker:
                 return  # a request that had asked before another one failed
             self._tell(error)
             self.is_open = True
+            before, self._failed_at = self._failed_at, time.monotonic()
+            pause = self._pause_seconds if self._failed_at < before + self._pause_seconds else 0.0
+            ask = partial(self._close_when_it_answers, pause)
             try:
-                threading.Thread(target=self._close_when_it_answers, name="onnxserve-redis", daemon=True).start()
+                threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()
             except RuntimeError:  # the machine allows no more threads: the next request asks
                 self.is_open = False
 
-    def _close_when_it_answers(self) -> None:
+    def _close_when_it_answers(self, pause: float) -> None:
         while True:
-            time.sleep(self._pause_seconds)
+            time.sleep(pause)
             try:
                 self._ping()
             except Exception as error:  # noqa: BLE001 - the boundary of a thread without which the circuit never closes
                 self._tell(error)
+                pause = self._pause_seconds
             else:
                 break
         logger.info("Redis answers again")

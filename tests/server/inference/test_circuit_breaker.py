@@ -42,6 +42,19 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.L
     assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}  # the log drops repeats
 
 
+def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> None:
+    asked = queue.SimpleQueue[None]()
+    circuit = CircuitBreaker("nothing happens", lambda: asked.put(None), lambda: None, pause_seconds=60)
+    circuit.record_failure(OSError("slow"))
+    asked.get(timeout=10)
+    wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")
+
+    circuit.record_failure(OSError("slow again"))
+    assert circuit.is_open
+    with pytest.raises(queue.Empty):
+        asked.get(timeout=0.05)
+
+
 def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -246,7 +246,7 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed.at_all}}\n")
     with pytest.raises(InvalidArtifact) as caught:
         PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
-    assert "the Python package 'not_installed'" in caught.value.message
+    assert "the Python module 'not_installed'" in caught.value.message
     assert str(tmp_path) not in caught.value.message  # clients are told it, at /ping
     assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
 
