@@ -43,15 +43,21 @@ def convertible_copy(fitted: Any) -> Any:
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
-        _change_options(part)
-        _join_targets(part)
+        _change_kind(part)
         _use_transforms(part)
     for part in sub_estimators(copy):
         if isinstance(part, Pipeline):
             _replace_later_columns(part)
     transformers = column_transformers(copy)
     for transformer in transformers:
-        _pass_on_each_column(transformer)
+        if hasattr(transformer, "feature_names_in_"):
+            names, steps = list(transformer.feature_names_in_), []
+            for name, step, columns in transformer.transformers_:
+                read = column_names(columns, names)
+                # a step for each column that is passed on, so that texts and numbers are not joined
+                apart = [[column] for column in read] if passes_on(step) else [read]
+                steps += [(name, "passthrough" if passes_on(step) else step, some) for some in apart]
+            transformer.transformers_ = steps
     for part in sub_estimators(copy):
         if all(part is not transformer for transformer in transformers):
             vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
@@ -67,8 +73,8 @@ def _graph_categories(categories: Array) -> Array:
     return categories
 
 
-def _change_options(part: Any) -> None:
-    """Change what skl2onnx does not read, or reads wrong, where that changes no prediction."""
+def _change_kind(part: Any) -> None:
+    """Change the class or the options of an estimator to those that skl2onnx reads; predictions stay the same."""
     # ensembles of imbalanced-learn learn from other rows than scikit-learn's, and predict alike
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
@@ -79,12 +85,7 @@ def _change_options(part: Any) -> None:
     if is_tree(part):  # an infinite threshold sends only missing values right: skl2onnx 1.20 hangs on it
         threshold = part.tree_.threshold
         threshold[np.isinf(threshold)] = np.finfo(np.float32).max
-
-
-def _join_targets(part: Any) -> None:
-    """Make linear regressions of several targets one regression, and replace other estimators of several targets."""
-    if not isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
-        return
+    # linear regressions of several targets are one regression
     if isinstance(part, MultiOutputRegressor) and all(map(is_linear, getattr(part, "estimators_", [None]))):
         linear = [best_estimator(one) for one in part.estimators_]
         vars(part).update(
@@ -93,7 +94,7 @@ def _join_targets(part: Any) -> None:
             intercept_=np.ravel([one.intercept_ for one in linear]),
         )
         part.__class__ = LinearRegression
-    else:
+    elif isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
         part.__class__ = SeveralTargets
 
 
@@ -178,18 +179,3 @@ def _merge(first: ColumnTransformer, second: ColumnTransformer) -> bool:
 
 def _places(made: slice) -> range:
     return range(made.start, made.stop)
-
-
-def _pass_on_each_column(transformer: ColumnTransformer) -> None:
-    """Replace a step that passes columns on by one for each column, so that texts and numbers are not joined."""
-    if not hasattr(transformer, "feature_names_in_"):
-        return
-    names = list(transformer.feature_names_in_)
-    steps: list[tuple[str, Any, list[str]]] = []
-    for name, step, columns in transformer.transformers_:
-        read = column_names(columns, names)
-        if passes_on(step):
-            steps += [(name, "passthrough", [column]) for column in read]
-        else:
-            steps.append((name, step, read))
-    transformer.transformers_ = steps
