@@ -114,7 +114,17 @@ def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredicti
         InvalidConfig: the metric does not fit the predictions, or the predictions do not fit the truth.
     """
     if metric in ("rmse", "mae"):
-        return _of_numbers(metric, truth, predictions.prediction)
+        try:
+            wanted, found = truth.astype(np.float64), predictions.prediction.astype(np.float64)
+        except (TypeError, ValueError):
+            raise InvalidConfig(f"{metric} is of numbers; the model or the target holds labels") from None
+        if wanted.shape != found.shape:
+            raise InvalidConfig(f"{metric}: the target has the shape {wanted.shape}, the answers {found.shape}")
+        errors = (wanted - found).reshape(len(wanted), -1)
+        if metric == "mae":
+            return _weighted_mean(np.abs(errors).mean(axis=1))
+        squares = _weighted_mean((errors**2).mean(axis=1))
+        return lambda weights: float(np.sqrt(squares(weights)))
     predictions = argmax_labels(truth, predictions)
     of = _of_labels if metric in ("accuracy", "f1") else _of_probabilities
     return of(metric, truth, predictions)
@@ -149,20 +159,6 @@ def paired_bootstrap(
 def _weighted_mean(values: Array) -> WeightedMetric:
     numbers = values.astype(np.float64)
     return lambda weights: float(weights @ numbers / weights.sum())
-
-
-def _of_numbers(metric: MetricName, truth: Array, prediction: Array) -> WeightedMetric:
-    try:
-        wanted, found = truth.astype(np.float64), prediction.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InvalidConfig(f"{metric} is of numbers; the model or the target holds labels") from None
-    if wanted.shape != found.shape:
-        raise InvalidConfig(f"{metric}: the target has the shape {wanted.shape}, the answers {found.shape}")
-    errors = (wanted - found).reshape(len(wanted), -1)
-    if metric == "mae":
-        return _weighted_mean(np.abs(errors).mean(axis=1))
-    squares = _weighted_mean((errors**2).mean(axis=1))
-    return lambda weights: float(np.sqrt(squares(weights)))
 
 
 def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:

@@ -255,7 +255,11 @@ class _ParityProof:
             # rows that are already wrong would only be counted twice
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
-                    self._compare_small_batches(group.batch, want)
+                    for size, rows in _SMALL_BATCHES:
+                        some = batches.take_rows(group.batch, slice(0, rows))
+                        source = RowGroup(f"batch of {size}", some, generated=False)
+                        few = {name: array[:rows] for name, array in want.items()}
+                        self._compare(source, few, self._answers_in_parts(some, size), size)
                 if self._converted.many_rows:
                     self._compare_other_way(group, want, count)
         except (SchemaMismatch, InferenceError) as error:
@@ -273,13 +277,6 @@ class _ParityProof:
                 if array.shape[:1] != (rows := batches.row_count(part),):
                     raise InferenceError(f"output {name!r} has the shape {list(array.shape)} if it is asked for {rows}")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-
-    def _compare_small_batches(self, batch: Batch, want: dict[str, Array]) -> None:
-        for size, count in _SMALL_BATCHES:
-            some = batches.take_rows(batch, slice(0, count))
-            source = RowGroup(f"batch of {size}", some, generated=False)
-            got = self._answers_in_parts(some, size)
-            self._compare(source, {name: array[:count] for name, array in want.items()}, got, size)
 
     def _compare_other_way(self, group: RowGroup, want: dict[str, Array], count: int) -> None:
         """Compare the rows as they are computed in smaller batches; if they are few already, in a larger one."""

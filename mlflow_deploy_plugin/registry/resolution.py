@@ -299,24 +299,22 @@ class BatchResolver:
             groups[lookup_key(uri)].append(uri)
         resolutions: dict[str, Resolution] = {}
         for uris in groups.values():
-            resolutions |= {uris[0]: _try_resolve(uris[0])} if len(uris) == 1 else self._resolve_group(uris)
+            if len(uris) == 1:
+                resolutions[uris[0]] = _try_resolve(uris[0])
+                continue
+            parsed = {uri: parse_model_uri(uri) for uri in uris}
+            name = parsed[uris[0]].name
+            try:
+                with registry_errors(f"model {name}"):
+                    found = self._find_versions(name, list(parsed.values()))
+            except (NotFound, InvalidConfig):
+                found = {}  # each URI is looked up alone, for the message that says what exists instead
+            except OnnxserveError as error:
+                resolutions |= dict.fromkeys(uris, error)
+                continue
+            for uri, one in parsed.items():
+                resolutions[uri] = _resolved_version(uri, one, found[one]) if one in found else _try_resolve(uri)
         return resolutions
-
-    def _resolve_group(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
-        """Look up the URIs of one registered model."""
-        parsed = {model_uri: parse_model_uri(model_uri) for model_uri in model_uris}
-        name = parsed[model_uris[0]].name
-        try:
-            with registry_errors(f"model {name}"):
-                found = self._find_versions(name, list(parsed.values()))
-        except (NotFound, InvalidConfig):
-            found = {}  # each URI is looked up alone, for the message that says what exists instead
-        except OnnxserveError as error:
-            return dict.fromkeys(model_uris, error)
-        return {
-            model_uri: _resolved_version(model_uri, uri, found[uri]) if uri in found else _try_resolve(model_uri)
-            for model_uri, uri in parsed.items()
-        }
 
     def _find_versions(self, name: str, uris: Sequence[ModelURI]) -> "dict[ModelURI, ModelVersion]":
         """Return the versions by URI; a URI without a version is left out."""

@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, MonitorSpec, empty_endpoint
 from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
 from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, held_lease, unknown_endpoint
 
@@ -89,7 +89,15 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
         InvalidConfig: the endpoint has several, and none is named.
     """
     stored = deployments.store.endpoint(endpoint)
-    spec = _unstored_spec(deployments, endpoint) if stored is None else stored.spec
+    if stored is not None:
+        spec = stored.spec
+    elif left := left_specs(endpoint, deployments.settings):  # of a server of this machine
+        spec = left[0][1]
+    else:  # rows may have been captured under the name
+        captured = open_log(deployments.settings.inference_log).endpoints()
+        if endpoint not in captured:
+            raise unknown_endpoint(endpoint, {*captured, *(one.name for one in deployments.store.endpoints())})
+        spec = empty_endpoint(endpoint)
     if name is None and len(spec.monitors) > 1:
         raise InvalidConfig(
             f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(spec.monitors))}"
@@ -213,16 +221,6 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
         yield taken
         if taken.state == "pending":
             return
-
-
-def _unstored_spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
-    """Return the spec that a server of this machine left, or an empty one if rows were captured under the name."""
-    if left := left_specs(endpoint, deployments.settings):
-        return left[0][1]
-    captured = open_log(deployments.settings.inference_log).endpoints()
-    if endpoint not in captured:
-        raise unknown_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
-    return empty_endpoint(endpoint)
 
 
 def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractContextManager[LeaseKeeper]:

@@ -12,7 +12,7 @@ clock is compared with another, and time during which nobody watched does not en
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from mlflow_deploy_plugin.controller.rollouts.evidence import (
     StepEvidence,
@@ -249,10 +249,18 @@ def progress_of(rollout: Rollout) -> Progress:
 def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
     """Return the row with this progress, to be written.
 
-    Its figures are for people, except for `ledger`, the evidence to continue from.
+    Its figures are for people, except for `ledger`, the evidence to continue from. `trace` is for pictures. It has of
+    each look the seconds since the rollout began, the step, and by criterion the share of the evidence that ends it.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
+    judged = figures(plan_of(rollout), progress.evidence)
+    trace, seconds = list(rollout.figures.get("trace", [])), round((now - rollout.created_at).total_seconds(), 1)
+    if criteria := judged.get("criteria", {}):
+        shares = {text: round(one["log_evidence"] / one["log_evidence_needed"], 4) for text, one in criteria.items()}
+        trace.append([seconds, progress.step, shares])
+    if len(trace) >= 2 * _TRACED_POINTS:  # the last look of each of so many stretches of time
+        trace = list({int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values())
     return replace(
         rollout,
         state=progress.state,
@@ -261,27 +269,13 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
         figures={
             "elapsed": round(progress.elapsed, 3),
             **trouble,
-            **(judged := figures(plan_of(rollout), progress.evidence)),
-            "trace": _trace(rollout, progress.step, judged.get("criteria", {}), now),
+            **judged,
+            "trace": trace,
             "ledger": progress.evidence.to_json(),
         },
         reason=progress.reason,
         ended_at=now if progress.state in ENDED else None,
     )
-
-
-def _trace(rollout: Rollout, step: int, criteria: dict[str, dict[str, float]], now: datetime) -> list[list[Any]]:
-    """Return the evidence at the looks so far, for pictures: seconds since the rollout began, step, criterion → share
-    of the evidence that ends the rollout. Of many looks it keeps the last of each of so many stretches of time.
-    """
-    trace = list(rollout.figures.get("trace", []))
-    seconds = round((now - rollout.created_at).total_seconds(), 1)
-    if criteria:
-        shares = {text: round(one["log_evidence"] / one["log_evidence_needed"], 4) for text, one in criteria.items()}
-        trace.append([seconds, step, shares])
-    if len(trace) < 2 * _TRACED_POINTS:
-        return trace
-    return list({int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values())
 
 
 def rollout_summary(rollout: Rollout) -> str:

@@ -104,7 +104,12 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    effective_n = _effective_n(compared) if request.spec.requirements else math.inf
+    effective_n, left_out = math.inf, 1 - request.capture.fraction
+    if request.spec.requirements and left_out:
+        # requests are drawn, so the rows of one count as one; the finite population correction makes them worth more
+        batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
+        requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
+        effective_n = max(requests, 1) / left_out
     required = [finding for one in request.spec.requirements for finding in _required(compared, one, effective_n)]
     checked = [one for one in verdict.findings if one.check in CHECKS]
     told = {one.subject for one in checked}
@@ -337,26 +342,12 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
     return "no drift", "values are missing, unseen or out of range no more than in the reference's own windows"
 
 
-def _effective_n(compared: WindowComparison) -> float:
-    """Return how many independent draws the captured rows are as a sample of those that were answered; infinity if all
-    were captured.
-
-    Requests are drawn, so the rows of one count as one. The variance is `1 - capture.fraction` of that of a sample of
-    a population without end (the finite population correction).
-    """
-    left_out = 1 - compared.request.capture.fraction
-    if not left_out:
-        return math.inf
-    rows = _version_rows(compared.request, compared.version, ("_row", "_model", "_version"))
-    requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in rows)
-    return max(requests, 1) / left_out
-
-
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
     """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest.
 
     Args:
-        effective_n: see `_effective_n`.
+        effective_n: how many independent draws the captured rows are as a sample of the answered ones; infinity if all
+            were captured.
     """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]

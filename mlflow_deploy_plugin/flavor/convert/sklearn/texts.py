@@ -8,7 +8,7 @@ rebuilt character by character.
 
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,28 +69,26 @@ def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
         raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
     if vectorizer.n_features > _MAX_HASHED:
         raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph takes up to 2**16 columns of hashes")
-    write = partial(_hashed, vectorizer)
+
+    def write(graph: NodeBuilder, texts: str) -> str:
+        tokens = _tokens(graph, vectorizer, texts)
+        skipped = graph.node("Equal", [tokens, _text(_PAD)])
+        hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
+        column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
+        signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
+        kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
+        values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
+        rows = graph.node("Shape", [tokens], start=0, end=1)
+        size = graph.node("Concat", [rows, [vectorizer.n_features]], axis=0)
+        nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
+        sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
+        if vectorizer.binary:
+            sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
+        if vectorizer.norm is not None:
+            sums = graph.node("Cast", [_normed(graph, vectorizer.norm, sums)], to=TensorProto.FLOAT)
+        return sums
+
     _write_blocks(NodeBuilder(scope, container), operator, vectorizer.n_features, write)
-
-
-def _hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str) -> str:
-    """Return the sums of the columns, [N, n_features]."""
-    tokens = _tokens(graph, vectorizer, texts)
-    skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
-    column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
-    signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
-    kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
-    values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
-    rows = graph.node("Shape", [tokens], start=0, end=1)
-    size = graph.node("Concat", [rows, [vectorizer.n_features]], axis=0)
-    nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
-    sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
-    if vectorizer.binary:
-        sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
-    if vectorizer.norm is not None:
-        sums = graph.node("Cast", [_normed(graph, vectorizer.norm, sums)], to=TensorProto.FLOAT)
-    return sums
 
 
 def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable[[NodeBuilder, str], str]) -> None:

@@ -262,8 +262,15 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     Args:
         rows: [N, features], of 32 bits if the boosting has single rows, else of 64.
     """
-    if boosting.slopes:
-        return _write_slopes(graph, rows, boosting)
+    if boosting.slopes:  # leaves are lines: the sums of their constants, and those of their slopes times the features
+        width, kinds = len(boosting.base), 1 + len(boosting.slopes)
+        walked = write_walk(graph, rows, replace(boosting, base=np.zeros(kinds * width)))
+        sums = graph.node("Reshape", [graph.node("Cast", [walked], to=TensorProto.DOUBLE), [-1, kinds, width]])
+        read = graph.node("Gather", [rows, list(boosting.slopes)], axis=1)
+        factors = graph.node("Unsqueeze", [graph.node("Pad", [read, [0, 1, 0, 0], np.array(1.0)]), [2]])
+        is_none = graph.node("Equal", [sums, np.zeros(1)])  # also where the feature is missing
+        products = graph.node("Where", [is_none, np.zeros(1), graph.node("Mul", [sums, factors])])
+        return graph.node("ReduceSum", [products, [1]], keepdims=0)
     if len(boosting.lines):
         known = graph.node("Where", [graph.node("IsNaN", [rows]), np.zeros(1, np.float32), rows])
         product = graph.node("MatMul", [graph.node("Cast", [known], to=TensorProto.DOUBLE), boosting.lines])
@@ -276,22 +283,10 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         "then_branch": (many, write_levels(many, rows, levels)),
         "else_branch": (few, write_walk(few, rows, boosting)),
     }
-    width: list[int | None] = [None, len(boosting.base)]
+    shape: list[int | None] = [None, len(boosting.base)]
     enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]])
-    graphs = {name: body.finish({}, {sums: (TensorProto.FLOAT, width)}) for name, (body, sums) in branches.items()}
+    graphs = {name: body.finish({}, {sums: (TensorProto.FLOAT, shape)}) for name, (body, sums) in branches.items()}
     return graph.node("If", [enough], **graphs)
-
-
-def _write_slopes(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add trees whose leaves are lines: the sums of their constants, and those of their slopes times the features."""
-    width, kinds = len(boosting.base), 1 + len(boosting.slopes)
-    walked = write_walk(graph, rows, replace(boosting, base=np.zeros(kinds * width)))
-    sums = graph.node("Reshape", [graph.node("Cast", [walked], to=TensorProto.DOUBLE), [-1, kinds, width]])
-    read = graph.node("Gather", [rows, list(boosting.slopes)], axis=1)
-    factors = graph.node("Unsqueeze", [graph.node("Pad", [read, [0, 1, 0, 0], np.array(1.0)]), [2]])
-    is_none = graph.node("Equal", [sums, np.zeros(1)])  # also where the feature is missing
-    products = graph.node("Where", [is_none, np.zeros(1), graph.node("Mul", [sums, factors])])
-    return graph.node("ReduceSum", [products, [1]], keepdims=0)
 
 
 def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
