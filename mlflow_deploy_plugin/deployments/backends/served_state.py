@@ -176,7 +176,17 @@ class MachineBackend:
             applied = compare_applied(spec, state)
             if failure := served_failure(applied, spec, before, state.agent) or ended:
                 raise DeploymentFailed(f"{spec.name}: {failure}")
-            return applied.pending or _pending_at_server(state_dir, server_url(spec.server))
+            if applied.pending:
+                return applied.pending
+            server, url = read_state(state_dir / SERVER, ServerState), server_url(spec.server)
+            if server is None or server.phase != "serving":  # its supervisor has not seen the workers answer
+                return "waiting for the workers to answer"
+            try:
+                with ServerSession() as session:
+                    response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
+            except requests.RequestException:
+                return f"waiting for an answer at {url}"
+            return "" if response.ok else "waiting until the server says that it is ready"
 
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress)
 
@@ -294,16 +304,3 @@ def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState
     # the same error as before is about this spec only if the agent has looked since the spec was written
     is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
     return "" if is_earlier else agent.error
-
-
-def _pending_at_server(state_dir: Path, url: str) -> str:
-    """Return what the server still waits for; empty once its supervisor has seen the workers answer and it is ready."""
-    server = read_state(state_dir / SERVER, ServerState)
-    if server is None or server.phase != "serving":
-        return "waiting for the workers to answer"
-    try:
-        with ServerSession() as session:
-            response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
-    except requests.RequestException:
-        return f"waiting for an answer at {url}"
-    return "" if response.ok else "waiting until the server says that it is ready"

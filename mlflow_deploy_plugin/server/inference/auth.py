@@ -163,7 +163,20 @@ class Authenticator:
         if entry is not None:
             return entry
         if self.issuer is not None and key.count(b".") == 2:
-            return self._token_entry(self._verify(key))
+            claims = self._verify(key)
+            granted = claims.get("scope") or claims.get("scp") or ""
+            words = granted.split() if isinstance(granted, str) else granted
+            endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
+            if not (isinstance(words, list) and isinstance(endpoints, list | None)):
+                raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
+            return KeyEntry(
+                # with the issuer: a bare subject could pass for a key in the audit trail, and use up that key's rate
+                name=f"{one_line(subject, 100)}@{urlsplit(self.issuer).hostname}",
+                scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
+                endpoints=tuple(map(str, endpoints or ())),
+                expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
+                counted_as="a token",
+            )
         if not self.takes_keys:
             raise Unauthenticated(_NO_CERTIFICATE)
         raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
@@ -222,22 +235,6 @@ class Authenticator:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
         return claims
-
-    def _token_entry(self, claims: Mapping[str, Any]) -> KeyEntry:
-        """Return the rights that the claims of a token give. Raises Unauthenticated if a claim is malformed."""
-        granted = claims.get("scope") or claims.get("scp") or ""
-        words = granted.split() if isinstance(granted, str) else granted
-        endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
-        if not (isinstance(words, list) and isinstance(endpoints, list | None)):
-            raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
-        return KeyEntry(
-            # with the issuer: a bare subject could pass for a key in the audit trail, and use up that key's rate
-            name=f"{one_line(subject, 100)}@{urlsplit(self.issuer or '').hostname}",
-            scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
-            endpoints=tuple(map(str, endpoints or ())),
-            expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
-            counted_as="a token",
-        )
 
 
 def scopes_for(need: Need) -> tuple[Scope, ...]:
