@@ -135,8 +135,7 @@ class InferenceLog:
         return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
-        """Return every hour that has files, ascending, with its files: all of them by one listing, or those that
-        overlap a window."""
+        """Return the hours with files, in order, with these: all by one listing, or those that overlap a window."""
         if window is None:
             return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
         hours = iter_hours(self.location, endpoint, window)

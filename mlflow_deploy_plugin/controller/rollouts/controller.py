@@ -196,7 +196,22 @@ class RolloutController:
             line = f"{name} takes rollouts of {self.servers} further"
             self.actions.say(line if name == self.holder else f"waits: {line}")
 
-        name, work = rollouts_lease_name(self.place), partial(self._work, ended=ended)
+        def work(keeper: LeaseKeeper) -> None:
+            self._looked_at.clear()  # while another had the lease, nobody here watched
+            runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
+            with running_tasks(self.background, keeper):
+                try:
+                    while keeper.is_held and not ended.is_set():
+                        pause = _MAX_PAUSE_SECONDS
+                        for rollout in self.store.rollouts(live=True):
+                            runner.start(rollout.id, partial(self._attempt, rollout, keeper))
+                            with suppress(InvalidConfig):  # its attempt says so
+                                pause = min(pause, plan_of(rollout).every / 10)
+                        ended.wait(max(_MIN_PAUSE_SECONDS, pause))
+                finally:
+                    runner.stop(wait=True)
+
+        name = rollouts_lease_name(self.place)
         work_under_lease(self.store, name, self.holder, self.lease_seconds, work, ended, on_holder, self.monotonic)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
@@ -224,21 +239,6 @@ class RolloutController:
             current = self.store.rollout(rollout.id) or rollout
             if not current.is_live and current.state != "promoted":
                 self.actions.roll_back(plan_of(current), current.reason)
-
-    def _work(self, keeper: LeaseKeeper, ended: threading.Event) -> None:
-        self._looked_at.clear()  # while another had the lease, nobody here watched
-        work = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
-        with running_tasks(self.background, keeper):
-            try:
-                while keeper.is_held and not ended.is_set():
-                    pause = _MAX_PAUSE_SECONDS
-                    for rollout in self.store.rollouts(live=True):
-                        work.start(rollout.id, partial(self._attempt, rollout, keeper))
-                        with suppress(InvalidConfig):  # its attempt says so
-                            pause = min(pause, plan_of(rollout).every / 10)
-                    ended.wait(max(_MIN_PAUSE_SECONDS, pause))
-            finally:
-                work.stop(wait=True)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
         if not self.actions.reaches(rollout.endpoint, self.place):  # which may take a while to find out

@@ -195,8 +195,7 @@ class WindowComparison:
         )
 
     def _report_pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
-        """Return about `_SHOWN_ROWS` rows at most of the version, in the columns that were judged; for a large window
-        those of some of its hours."""
+        """Return some `_SHOWN_ROWS` rows of the version in the judged columns; of a large window, of some hours."""
         request, window, rows = self.request, self.request.window, self.profile.rows
         parts = [window]
         if rows > READ_ROWS:  # as many of the window's hours as have about so many rows; the same ones each time

@@ -182,9 +182,7 @@ def metric_name(name: str) -> str:
 
 
 def _subject(finding: Finding) -> str:
-    """Return the finding's part of a metric name. A column's name may hold what reads as a path: `metric_name` makes
-    an underscore of it.
-    """
+    """Return the finding's part of a metric name; `metric_name` makes an underscore of what reads as a path."""
     parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
     return "/".join(part.replace("/", _NO_PATH) for part in parts)
 

@@ -60,9 +60,7 @@ class NodeBuilder:
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
     def constant(self, values: Any) -> str:
-        """Add an initializer with the shape and type of an array (an array of objects holds texts), and return its
-        name.
-        """
+        """Add an initializer like an array, whose objects are texts, and return its name."""
         array, name = np.asarray(values), self.name("constant")
         flat = array.ravel().tolist()
         if array.dtype.kind == "O":
@@ -112,9 +110,7 @@ class NodeBuilder:
         return variable
 
     def declare(self, estimator: Any, inputs: list[Any]) -> None:
-        """Tell skl2onnx that an estimator, which a formula converts, reads these variables. `refused_rows.py` looks for
-        them.
-        """
+        """Tell skl2onnx that an estimator, which a formula converts, reads these variables (for `refused_rows.py`)."""
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
         operator.init_status(is_evaluated=True)  # so it is not converted

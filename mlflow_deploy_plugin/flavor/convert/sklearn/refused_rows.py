@@ -67,9 +67,7 @@ def _out_of_range(added: Subgraph, operators: list[Any]) -> _Marks:
 
 
 def _not_finite(added: Subgraph, graph: Any, operators: list[Any]) -> _Marks:
-    """Mark the rows for which a function is not defined, or whose products exceed the graph's floats, if a later step
-    refuses NaN or infinity.
-    """
+    """Mark the rows of which a function or a product is not finite, if a later step refuses that."""
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Any]] = {}

@@ -143,8 +143,20 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
         pads = graph.node("Equal", [tokens, _text(_PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
         tokens = graph.node("Where", [runs, _text(" "), tokens])
-    words = () if characters else vectorizer.get_stop_words()
-    return _without(graph, tokens, sorted(words), vectorizer.ngram_range[1] > 1) if words else tokens
+    words = () if characters else sorted(vectorizer.get_stop_words() or ())
+    if not words:
+        return tokens
+    known: dict[str, Any] = {"keys_strings": words, "values_int64s": [1] * len(words), "default_int64": 0}
+    flags = graph.node("LabelEncoder", [tokens], **known)
+    tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
+    if vectorizer.ngram_range[1] == 1:
+        return tokens
+    # n-grams join the words on both sides of a stop word: its `_PAD` comes after all other tokens
+    length = graph.node("Shape", [tokens], start=1)
+    places = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
+    behind = graph.node("Add", [graph.node("Mul", [flags, length]), places])
+    _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
+    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -238,20 +250,6 @@ def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str,
     if strip_accents == "ascii":
         return {one: text for one, text in texts if text}, ""
     return {one: text for one, text in texts if text != one}, _PAD
-
-
-def _without(graph: NodeBuilder, tokens: str, words: list[str], joins: bool) -> str:
-    """Return the tokens [N, L] with `_PAD` in place of these words, after the other tokens if n-grams join those."""
-    known: dict[str, Any] = {"keys_strings": words, "values_int64s": [1] * len(words), "default_int64": 0}
-    flags = graph.node("LabelEncoder", [tokens], **known)
-    tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
-    if not joins:
-        return tokens
-    length = graph.node("Shape", [tokens], start=1)
-    places = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
-    behind = graph.node("Add", [graph.node("Mul", [flags, length]), places])
-    _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
-    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def transformer_shapes(operator: Any) -> None:

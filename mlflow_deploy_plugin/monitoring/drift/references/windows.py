@@ -158,9 +158,7 @@ def evenly(places: Array, most: int) -> Array:
 def window_grid(
     bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int, lag_windows: int = 0
 ) -> WindowGrid:
-    """Return the grid over the times from `first_us` to `last_us`, both included, in the phase of the window at
-    `start_us`.
-    """
+    """Return the grid over the times `first_us` to `last_us`, both included, in the phase of `start_us`."""
     first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
     windows = last - first + 1
     cells = max(sum(one.size + 1 for one in bins.values()), 1)

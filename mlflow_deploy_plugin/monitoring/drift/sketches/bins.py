@@ -135,8 +135,7 @@ class CategoryBins:
         return lengths, _RARE // lengths if lengths > 1 else 1
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
-        """Return [N] int64: the bin of each text of a large_string array, whose `hash_texts` are [N]; a null falls in
-        with the rare ones."""
+        """Return [N] int64, the bin of each text (large_string, with its `hash_texts`); a null counts as rare."""
         in_order, rare = pa.array([str(key) for key in self.codes], pa.large_string()), len(self.codes)
         codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
         if len(self.lengths):

@@ -197,9 +197,7 @@ def _whole_hours(listed: Listed, window: Window) -> Listed:
 
 
 def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
-    """Yield profiles that together are those of the window: first of the hours that it cuts, then in the order of
-    time.
-    """
+    """Yield profiles that make up the window: first of the hours that it cuts, then in the order of time."""
     whole = _whole_hours(listed, window)
     for hour in listed:
         if hour not in whole:

@@ -74,8 +74,7 @@ class IndependentRows(Null):
 
     @classmethod
     def cut(cls, group: ColumnGroup, rate: float) -> "IndependentRows | Refused":
-        """Return the null of a rate; refused if so many samples are not drawn, or if the reference's own windows
-        contradict independent rows."""
+        """Return the null of a rate; refused if it takes too many samples, or the reference's windows contradict it."""
         if needed_windows(rate) > MAX_DRAWS:
             return Refused(
                 f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the "
@@ -106,8 +105,7 @@ class IndependentRows(Null):
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge all windows of the reference by samples of its rows: where rows are independent, each is such a
-        sample."""
+        """Judge all windows of the reference by samples of its rows, which they are if rows are independent."""
         pieces = groups[0].reference.pieces
         now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
         if len(now) < FEWEST_HELD_OUT:

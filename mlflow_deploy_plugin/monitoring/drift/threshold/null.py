@@ -358,8 +358,7 @@ def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
 
 
 def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> Array:
-    """Return the level of a column in the profiles that have values of it: the mean, or the share of the most frequent
-    bin."""
+    """Return the level of a column in the profiles with values of it: the mean, or the most frequent bin's share."""
     bins = group.reference.bins[name]
     known = column_counts(profiles, name, bins)[:, :-1]
     rows = known.sum(axis=1)

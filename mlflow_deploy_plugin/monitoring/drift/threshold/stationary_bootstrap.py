@@ -151,9 +151,7 @@ class StationaryBootstrap(WindowNull):
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge windows that do not overlap, each by a new draw from the steps before it. There have to be two windows
-        at least.
-        """
+        """Judge windows that do not overlap, each by a new draw from the steps before it; there have to be two."""
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:
@@ -200,8 +198,7 @@ def can_bootstrap(step_rows: Array, length: int, found: Dependence) -> bool:
 
 
 def dependence_of(levels: Iterable[Array]) -> Dependence:
-    """Return the dependence of the columns' levels in the steps: the median of their block lengths, the longest
-    correlation time."""
+    """Return the dependence of the columns' levels: the median block length, and the longest correlation time."""
     found = [dependence(level) for level in levels if len(level) and np.ptp(level) > 0]
     if not found:
         return Dependence(1.0, 1.0)
