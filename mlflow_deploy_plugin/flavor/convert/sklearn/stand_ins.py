@@ -22,10 +22,10 @@ class _Fitted(BaseEstimator):  # type: ignore[misc]
 
 
 class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
-    """The columns that a recursive elimination (RFE) has kept: `support` has a boolean for each column, [k]."""
+    """The columns that a step keeps: `support` has a boolean for each column, [k]. `stands_for`: see `Computed`."""
 
-    def __init__(self, support: Array) -> None:
-        self.support = support
+    def __init__(self, support: Array, stands_for: str = "RFE") -> None:
+        self.support, self.stands_for = support, stands_for
         self.n_features_in_ = len(support)
 
     def _get_support_mask(self) -> Array:

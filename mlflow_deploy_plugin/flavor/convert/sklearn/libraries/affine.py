@@ -1,9 +1,9 @@
 """Estimators of any library whose answers are affine in the columns: linear models, scalers, selections, projections.
 
-They have many formulas, and one form: weights and an intercept. So the fitted estimator is asked for its answers to a
-row of zeros and to rows with one number, which are these numbers, and to further rows, which show whether it is affine.
-These have what own rules single out: codes, years, thresholds, and numbers that mark a missing one, as -999. The proof
-then compares the model's answers on rows that were not asked here.
+They have many formulas, and one form: weights and an intercept. The fitted estimator's answers to a row of zeros, and
+to rows with a single number, show these. Its answers to further rows show whether it is affine; they have the numbers
+that users' own rules single out: codes, years, large numbers, and marks of a missing value such as -999. The proof then
+compares the model's answers on other rows.
 """
 
 import warnings
@@ -25,6 +25,7 @@ _FAR = 2.0**30
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array([sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)])
 _CLOSE = 1e-12
+"""The largest error of an answer, as a share of the sum of its terms without their signs."""
 
 
 def stand_in(part: Any, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
@@ -82,7 +83,7 @@ def _step(weights: Array, intercept: Array, part: Any) -> Computed | Selection:
     scales = weights[origins, np.arange(len(origins))]
     of_one = reads.sum(axis=0) == 1
     if of_one.all() and (scales == 1).all() and not intercept.any() and (np.diff(origins) > 0).all():
-        return Selection(reads.any(axis=1))
+        return Selection(reads.any(axis=1), type(part).__name__)
 
     def compute(x: Any) -> Any:
         scaled = x[:, origins] * scales

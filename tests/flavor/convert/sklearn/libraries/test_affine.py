@@ -8,7 +8,7 @@ import pytest
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError
@@ -160,3 +160,13 @@ def test_another_one_has_no_converter(step: Any) -> None:
 def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any) -> None:
     with pytest.raises(ConversionError, match=f"there is no converter for .*{type(model).__name__}"):
         wrap(model.fit(TABLE, TARGET), TABLE)
+
+
+def test_a_step_that_replaces_texts_has_no_converter() -> None:
+    texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
+    rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
+    model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(texts, TARGET)
+    with pytest.raises(
+        ConversionError, match=r"its step 'functiontransformer' \(FunctionTransformer\): columns of texts"
+    ):
+        wrap(model, texts)
