@@ -136,6 +136,7 @@ def _mark_unknown_ids(proto: Any) -> Any:
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
     sizes = {one.name: one.dims[0] for one in graph.initializer if one.dims}
     nodes = list(graph.node)
+    makers = {output: node for node in nodes for output in node.output}
     marks: list[str] = []
     reasons: list[str] = []
     del graph.node[:]
@@ -143,13 +144,19 @@ def _mark_unknown_ids(proto: Any) -> Any:
         table, ids = (*node.input, "", "")[:2]
         # the legacy exporter's Gather has no axis if it is an embedding's
         embeds = any("aten.embedding" in entry.value for entry in node.metadata_props) or not node.attribute
-        is_lookup = node.op_type == "Gather" and embeds and table in sizes
-        if is_lookup and ids in values and values[ids].shape.dim[:1] == batch:
-            last = sizes[table] - 1
-            marks.append(_mark_ids(graph, ids, values[ids].elem_type, last, f"{REFUSED_ROWS}_{len(marks)}"))
-            node.input[1] = f"{marks[-1]}_ids"
-            is_sent = any(one.name == ids for one in graph.input)
-            reasons.append(f"{repr(ids) if is_sent else 'an embedding'} takes the ids 0 to {last}")
+        if node.op_type == "Gather" and embeds and table in sizes:
+            flat, shape = ids, ""
+            while (maker := makers.get(ids)) and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+                ids, shape = maker.input  # a bag of embeddings reads all rows as one
+            if ids in values and values[ids].shape.dim[:1] == batch:
+                last = sizes[table] - 1
+                marks.append(_mark_ids(graph, ids, values[ids].elem_type, last, f"{REFUSED_ROWS}_{len(marks)}"))
+                node.input[1] = f"{marks[-1]}_ids"
+                if ids != flat:
+                    node.input[1] = f"{marks[-1]}_all"
+                    graph.node.append(onnx.helper.make_node("Reshape", [f"{marks[-1]}_ids", shape], [node.input[1]]))
+                is_sent = any(one.name == ids for one in graph.input)
+                reasons.append(f"{repr(ids) if is_sent else 'an embedding'} takes the ids 0 to {last}")
         graph.node.append(node)
     if marks:
         graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
@@ -226,7 +233,7 @@ def _to_onnx(
                 }
                 buffer = io.BytesIO()
                 torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
-                return onnx.load_from_string(buffer.getvalue())
+                return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
             options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: attention}
             if not isinstance(model, ExportedProgram):
                 rows = Dim("batch")

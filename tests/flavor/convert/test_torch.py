@@ -343,9 +343,25 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
         model.run(model.schema.from_array(ids))
 
 
-def test_ids_are_checked_where_the_embedding_reads_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", [None, 0])
+def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
+    padding: int | None, tmp_path: Path
+) -> None:
+    bag = torch.nn.EmbeddingBag(30, 8, mode="sum", padding_idx=padding)
+    ids = np.random.default_rng(0).integers(0, 30, (20, 7))
+    save_model(bag, tmp_path / "model", input_example=ids)
+    model = load_model(str(tmp_path / "model"))
+    ids[2, 3] = -1
+
+    with pytest.raises(InferenceError, match="row 2: 'input' takes the ids 0 to 29"):
+        model.run(model.schema.from_array(ids))
+
+
+@pytest.mark.parametrize("program", ["module", "traced"])
+def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: Path) -> None:
     fields = np.random.default_rng(0).integers(0, 10, (20, 3))
-    save_model(Fields(), tmp_path / "model", input_example=fields)
+    module = Fields() if program == "module" else torch.jit.trace(Fields(), torch.from_numpy(fields))
+    save_model(module, tmp_path / "model", input_example=fields)
     model = load_model(str(tmp_path / "model"))
 
     assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)  # as torch does
