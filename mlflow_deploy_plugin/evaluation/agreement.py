@@ -53,26 +53,6 @@ class Agreement:
         return f"{', '.join(parts)} on {self.rows:,} rows"
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """The differences between two outputs of numbers; `relative` is the mean one in the base's standard deviations."""
-
-    largest: float
-    mean: float
-    relative: float
-
-    @classmethod
-    def between(cls, found: Array, expected: Array) -> "_Difference":
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(found.astype(np.float64) - expected)
-        difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0.0
-        difference[~np.isfinite(difference)] = np.inf
-        known = expected[np.isfinite(expected)].astype(np.float64)
-        mean = float(difference.mean()) if difference.size else 0.0
-        deviation = float(known.std()) if known.size else 0.0
-        return cls(float(difference.max(initial=0)), mean, mean / max(deviation, 1e-12))
-
-
 def compare_with_base(
     base: LoadedOnnx,
     form: LoadedOnnx,
@@ -97,16 +77,23 @@ def compare_with_base(
     got = form.outputs(rows)
     count = len(next(iter(want.values())))
     labels_differ: Array | None = None
-    differences: list[_Difference] = []
+    largest, means, relative = [], [], [0.0]  # differences of each output; relative to the base's deviation
     for name, expected in want.items():
         found = got.get(name)
         if found is None or found.shape != expected.shape:
             raise InvalidConfig(f"the form has no output {name!r} of the shape {list(expected.shape)}, as its base has")
-        if expected.dtype.kind == "f":
-            differences.append(_Difference.between(found, expected))
-        else:
+        if expected.dtype.kind != "f":
             differs = (found != expected).reshape(count, -1).any(axis=1)
             labels_differ = differs if labels_differ is None else labels_differ | differs
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(found.astype(np.float64) - expected)
+        difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0.0
+        difference[~np.isfinite(difference)] = np.inf
+        known = expected[np.isfinite(expected)].astype(np.float64)
+        largest.append(float(difference.max(initial=0)))
+        means.append(float(difference.mean()) if difference.size else 0.0)
+        relative.append(means[-1] / max(float(known.std()) if known.size else 0.0, 1e-12))
     ours, theirs = form.predictions(got), base.predictions(want)
     baseline, after = None, float("nan")
     if truth is not None:
@@ -116,16 +103,15 @@ def compare_with_base(
         baseline = Baseline.of(theirs, truth, metric)
         after = baseline.value_of(ours)
     equal = None if labels_differ is None else 1 - float(labels_differ.mean())
-    relative = max((one.relative for one in differences), default=0.0)
-    loss = relative if equal is None else 1 - equal
+    loss = max(relative) if equal is None else 1 - equal
     if baseline is not None:
         loss = baseline.loss(after)
     return Agreement(
         rows=count,
         equal=equal,
-        max_difference=max((one.largest for one in differences), default=None),
-        mean_difference=max((one.mean for one in differences), default=None),
-        relative_difference=relative,
+        max_difference=max(largest, default=None),
+        mean_difference=max(means, default=None),
+        relative_difference=max(relative),
         metric="" if baseline is None else baseline.metric,
         base_metric=float("nan") if baseline is None else baseline.value,
         form_metric=after,

@@ -103,7 +103,17 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
     given = operator.inputs[0].full_name
     count = graph.node("Shape", [given], start=0, end=1)
     one, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
-    plans = [(one, one.node("Reshape", [given, [1, -1]])), (several, _blocks(several, given))]
+    # several texts are cut into blocks of equal size, [blocks, rows]; the first texts fill the last block up
+    listed = several.node("Reshape", [given, [-1]])
+    is_long = several.node("RegexFullMatch", [listed], pattern=_LONG)
+    largest = several.node("ReduceMin", [several.node("Where", [is_long, [1], [_BLOCK]])])
+    total = several.node("Shape", [listed])
+    parts, size = several.equal_blocks(total, largest)
+    end = several.node("Squeeze", [several.node("Mul", [parts, size])])
+    rows = several.node("Mod", [several.node("Range", [np.int64(0), end, np.int64(1)]), total])
+    shape = several.node("Concat", [parts, size], axis=0)
+    cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
+    plans = [(one, one.node("Reshape", [given, [1, -1]])), (several, cut)]
     alone, blocked = (plan.finish({}, {found: (TensorProto.STRING, [None, None])}) for plan, found in plans)
     is_one = graph.node("Less", [count, [2]])  # a row alone is spared the other operators: 5 of 25 µs
     blocks = graph.node("If", [is_one], then_branch=alone, else_branch=blocked)
@@ -113,18 +123,6 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
     graph.node("Slice", [flat, [0], count], operator.outputs[0].full_name)
-
-
-def _blocks(graph: NodeBuilder, given: str) -> str:
-    """Return the texts in blocks of equal size, [blocks, rows], the last of which is filled up with the first texts."""
-    texts = graph.node("Reshape", [given, [-1]])
-    is_long = graph.node("RegexFullMatch", [texts], pattern=_LONG)
-    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
-    count = graph.node("Shape", [texts])
-    blocks, size = graph.equal_blocks(count, largest)
-    end = graph.node("Squeeze", [graph.node("Mul", [blocks, size])])
-    rows = graph.node("Mod", [graph.node("Range", [np.int64(0), end, np.int64(1)]), count])
-    return graph.node("Reshape", [graph.node("Gather", [texts, rows]), graph.node("Concat", [blocks, size], axis=0)])
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
