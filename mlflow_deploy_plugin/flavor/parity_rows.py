@@ -132,35 +132,32 @@ class _TableRows:
         yield from self.at_categories(boundary_values.categories)
         for name, terms in boundary_values.texts.items():
             texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
-            yield RowGroup("vocabulary", self.with_column(self.some(len(texts)), name, texts), alone=True)
+            table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
+            yield RowGroup("vocabulary", table, alone=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Any, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column has a category, and rows in which it has a value that resembles one."""
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
-        if learned and most < _CATEGORY_ROWS:
-            yield RowGroup("categories together", self.categories_together(learned), block=_UNSEEN_ROWS)
+        if learned and most < _CATEGORY_ROWS:  # in few rows all columns of a wide table show as many categories
+            table = self.some(_CATEGORY_ROWS)
+            for name, values in learned.items():
+                if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
+                    with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                        table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
+            yield RowGroup("categories together", table, block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
             changed: dict[Any, pd.Series[Any]] = {}
             for name in names:
                 chosen = self.some_categories(name, values_of(learned[name]), most)
                 whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
-                with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                with contextlib.suppress(TypeError, ValueError):  # as above
                     changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
                 table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
                 yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
-
-    def categories_together(self, learned: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
-        """Return rows in which all columns have categories: a wide table shows as many of them in few rows."""
-        table = self.some(_CATEGORY_ROWS)
-        for name, values in learned.items():
-            if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
-                with contextlib.suppress(TypeError, ValueError):  # as above
-                    table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
-        return table
 
     def some_categories(self, name: Any, values: Sequence[Any], most: int) -> list[Any]:
         """Return at most so many of the values that the column can hold."""
@@ -222,9 +219,6 @@ class _TableRows:
         low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
         # the halves' range is finite
         return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
-
-    def with_column(self, table: pd.DataFrame, name: str, values: Any) -> pd.DataFrame:
-        return table.assign(**{name: _as(values, self.example[name].dtype)})
 
     def sentence(self, terms: tuple[str, ...], number: int) -> str:
         """Return a text of terms, one of them in another case, or joined to characters that may belong to a word."""

@@ -286,8 +286,17 @@ class _FormTrials:
 
     def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
         """Save the form to the draft, load it, and compare it with the original, if there is one."""
-        example, original = self.example, converted.original
-        signature = self.signature_of_form(converted)
+        example, original, signature = self.example, converted.original, self.signature
+        if example is None or original is None:
+            signature = signature or graph_signature(example, converted.inputs, converted.outputs)
+        else:  # inputs as in the example, outputs as the original returns them
+            answers = call_original(original, batches.take_rows(example, _HEAD))
+            predicted = {name: answers[name] for name in converted.prediction}
+            only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
+            inferred = signature_of(example, only, converted.inputs, converted.outputs)
+            check_outputs(signature, inferred)
+            given = signature or inferred
+            signature = ModelSignature(given.inputs, given.outputs or inferred.outputs, given.params)
         write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
@@ -299,18 +308,6 @@ class _FormTrials:
             rows = self.rows = list(rows)
         report = prove_parity(runnable, converted, partial(self.answer_once, original), rows, MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, signature, report)
-
-    def signature_of_form(self, converted: ConvertedModel) -> ModelSignature:
-        """Return the user's signature, completed by the inputs of the example and the outputs of the original."""
-        if self.example is None or converted.original is None:
-            return self.signature or graph_signature(self.example, converted.inputs, converted.outputs)
-        answers = call_original(converted.original, batches.take_rows(self.example, _HEAD))
-        predicted = {name: answers[name] for name in converted.prediction}
-        only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
-        inferred = signature_of(self.example, only, converted.inputs, converted.outputs)
-        check_outputs(self.signature, inferred)
-        given = self.signature or inferred
-        return ModelSignature(given.inputs, given.outputs or inferred.outputs, given.params)
 
     def answer_once(self, original: OriginalModel, batch: Batch) -> dict[str, Array]:
         """Return the original's answers, which are stored for the kept rows."""
