@@ -81,10 +81,11 @@ def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool 
     return head.encode("latin-1") + body if with_body else head.encode("latin-1")
 
 
-def serialize_chunked_head(response: RawResponse, keep_alive: bool) -> bytes:
-    """Return the head of a response whose body follows in chunks."""
+def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked: bool) -> bytes:
+    """Return the head of a response whose body follows, in chunks or until the end of the connection."""
     start = _head_start(response.status, keep_alive, int(time.time()))
-    content = f"Content-Type: {response.content_type}\r\nTransfer-Encoding: chunked\r\n"
+    coding = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
+    content = f"Content-Type: {response.content_type}\r\n{coding}"
     return f"{start}{content}{header_fields(response.headers)}\r\n".encode("latin-1")
 
 

@@ -66,8 +66,8 @@ class StreamedExchange:
         body: the parser of the request's body.
         max_unsent_bytes: the most bytes of the response that wait for the client.
         write: sends a part of the response.
-        begin: sends the head of a response in chunks.
-        end: sends a response that is not in chunks, or the end of one in chunks: whole (True) or broken off (False).
+        begin: sends the head of a response that is made while it is sent.
+        end: sends any other response, or the end of such a one: whole (True) or broken off (False).
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class StreamedExchange:
             try:
                 for piece in filter(None, pieces):  # a chunk without bytes would be the last one
                     self._may_send.clear()
-                    self._loop.call_soon_threadsafe(self._send, b"%X\r\n%b\r\n" % (len(piece), piece))
+                    self._loop.call_soon_threadsafe(self._send, piece)
                     self._may_send.wait()
                     if self._is_gone:
                         break
@@ -153,11 +153,11 @@ class StreamedExchange:
                 is_whole = False
             self._loop.call_soon_threadsafe(self._end, is_whole)
 
-    def _send(self, chunk: bytes) -> None:
+    def _send(self, piece: bytes) -> None:
         if self._transport.is_closing():
             self.resume_sending(is_gone=True)
             return
-        self._write(chunk)
+        self._write(piece)
         if self._transport.get_write_buffer_size() <= self._max_unsent_bytes:
             self._may_send.set()
 

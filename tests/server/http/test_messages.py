@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.server.http.messages import RawResponse, serialize_chunked_head, serialize_response
+from mlflow_deploy_plugin.server.http.messages import RawResponse, serialize_response, serialize_streamed_head
 
 
 def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> None:
@@ -37,7 +37,10 @@ def test_the_answer_to_a_head_has_the_length_and_not_the_body() -> None:
 )
 def test_the_value_of_a_header_begins_no_other(value: str, sent: bytes) -> None:
     response = RawResponse(200, b"", headers={"X-Model-Name": value, "X-Model-Version": "1"})
-    for head in (serialize_response(response, keep_alive=True), serialize_chunked_head(response, keep_alive=True)):
+    for head in (
+        serialize_response(response, keep_alive=True),
+        serialize_streamed_head(response, keep_alive=True, is_chunked=True),
+    ):
         assert b"\r\nX-Model-Name: " + sent + b"\r\nX-Model-Version: 1\r\n\r\n" in head
 
 

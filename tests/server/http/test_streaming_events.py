@@ -1,6 +1,7 @@
 """A model that answers in parts, whose parts are sent as server-sent events while it makes them, by both workers."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,26 @@ def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(pos
     assert post("anything", stream=False).json() == {"whole": "anything"}
     told.touch()
     assert list(coming)[-1] == "[DONE]"
+
+
+def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(running: Any, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    body = json.dumps({"messages": [{"content": f"wait {told}"}], "stream": True}).encode()
+    head = f"POST /invocations HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(head.encode() + b"Connection: keep-alive\r\n\r\n" + body)
+        came = b""
+        while b"data: " not in came:
+            came += client.recv(1000)
+        told.touch()
+        while piece := client.recv(1000):
+            came += piece
+    fields, content = came.split(b"\r\n\r\n", 1)
+    assert b"\r\nConnection: close" in fields
+    assert b"Transfer-Encoding" not in fields
+    assert content.startswith(b"data: {")
+    assert content.endswith(b"\n\ndata: [DONE]\n\n")
 
 
 def test_a_model_whose_client_has_gone_is_told_so(post: Post, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
         thread.join()
 
     play(talk())
-    assert (written, ended) == ([chunk(ANSWER)], [True])
+    assert (written, ended) == ([ANSWER], [True])
 
 
 @pytest.mark.parametrize("lines", [9_000, 30_000], ids=["answer-within-the-limit", "answer-beyond-the-limit"])

@@ -28,8 +28,8 @@ from mlflow_deploy_plugin.server.http.messages import (
     RawResponse,
     exception_response,
     failure_response,
-    serialize_chunked_head,
     serialize_response,
+    serialize_streamed_head,
 )
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
@@ -400,12 +400,8 @@ class HttpConnection(asyncio.Protocol):
         return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
 
     def _send_pieces(self, head: RequestHead, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
-        """Send a response while it is made, from the thread that makes it. HTTP/1.0 has no chunks: it waits for all."""
+        """Send a response while it is made, from the thread that makes it."""
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
-            if not head.is_http_1_1:
-                response.body = b"".join(pieces)
-                self._loop.call_soon_threadsafe(self._send, head, response)
-                return
             exchange = self._new_exchange(head, body_parser(0, 0), self._app.server.max_body_bytes, self._end_pieces)
             self._loop.call_soon_threadsafe(self._adopt, exchange)
             exchange.send(response, pieces)
@@ -487,12 +483,18 @@ class HttpConnection(asyncio.Protocol):
         max_unsent_bytes: int,
         end: Callable[[RequestHead, RawResponse | bool], None],
     ) -> StreamedExchange:
+        is_chunked = head.is_http_1_1  # else its end is that of the connection
+
         def begin_response(response: RawResponse) -> None:
+            self._is_ending = self._is_ending or not is_chunked
             if not self._transport.is_closing():
-                self._write(serialize_chunked_head(response, head.keep_alive and not self._is_ending))
+                self._write(serialize_streamed_head(response, head.keep_alive and not self._is_ending, is_chunked))
+
+        def write(piece: bytes) -> None:
+            self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
 
         return StreamedExchange(
-            body, self._transport, max_unsent_bytes, self._write, begin_response, partial(end, head), self._loop
+            body, self._transport, max_unsent_bytes, write, begin_response, partial(end, head), self._loop
         )
 
     def _feed_stream(self) -> None:
@@ -529,7 +531,7 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(ending, RawResponse):
             self._send_last(serialize_response(ending, keep_alive), keep_alive)
         else:
-            self._send_last(LAST_CHUNK if ending else b"", keep_alive)
+            self._send_last(LAST_CHUNK if ending and head.is_http_1_1 else b"", keep_alive)
 
     # the end of the connection
 
