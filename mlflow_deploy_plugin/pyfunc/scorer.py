@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -291,18 +292,6 @@ def _refusal_kind(error: Exception, otherwise: RefusalKind) -> RefusalKind:
     return _LATER.get(status, otherwise)
 
 
-class _InputReader:
-    """A model that keeps its input and computes nothing."""
-
-    def __init__(self, metadata: Any) -> None:
-        self.metadata = metadata
-        self.data: Any = None
-        self.params: Any = None
-
-    def predict(self, data: Any, params: Any = None) -> None:
-        self.data, self.params = data, params
-
-
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
@@ -319,6 +308,7 @@ class _Recorder:
         self._date_form = "ISO8601" if is_csv else None  # that of the first text, as MLflow reads JSON
         self.metadata = model.metadata
         self.data: Any = None
+        self.params: Any = None
         self.prediction: Any = None
         self.error: BaseException | None = None
         self.is_too_large = False
@@ -326,7 +316,7 @@ class _Recorder:
     def predict(self, data: Any, params: Any = None) -> Any:
         if self._dates and isinstance(data, list):  # rows, as MLflow takes them
             data = pd.DataFrame(data)
-        self.data = data
+        self.data, self.params = data, params
         if isinstance(data, pd.DataFrame | dict):
             self._convert_columns(data)
         try:
@@ -444,8 +434,8 @@ class Scorer:
 
     def stream(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> Iterator[SideMessage]:
         """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end."""
-        given = _InputReader(self._model.metadata)
-        self._score(given, content_type, body, most_values)
+        reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
+        given, _ = self._score(reader, content_type, body, most_values)
         try:
             for part in self._model.predict_stream(given.data, params=given.params):
                 if count_values(part) > most_values:
