@@ -232,8 +232,12 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     count = len(is_positive)
     areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):
-        area, own = _placements(positive, score, weights)
-        areas.append(area)
+        above, below = weights * positive, weights * ~positive
+        positives, negatives = above.sum(), below.sum()
+        beaten, beating = weight_below(score, below), positives - weight_below(score, above)
+        areas.append(float(above @ beaten / (positives * negatives)))
+        own = np.where(positive, beaten / negatives, beating / positives) - areas[-1]
+        own *= weights * np.where(positive, count / positives, count / negatives)
         influence += own / is_positive.shape[1]
     value = float(np.mean(areas))
     effective_n = sampling.effective_n(influence)
@@ -247,21 +251,6 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
     logit, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
     return MetricInterval("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", effective_n)
-
-
-def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[float, Array]:
-    """Return the area, and the influence of each row on it: [N], of mean 0.
-
-    Args:
-        weights: [N], of mean 1.
-    """
-    above, below = weights * is_positive, weights * ~is_positive
-    positives, negatives = above.sum(), below.sum()
-    beaten, beating = weight_below(scores, below), positives - weight_below(scores, above)
-    area = float(above @ beaten / (positives * negatives))
-    influence = np.where(is_positive, beaten / negatives, beating / positives) - area
-    influence *= weights * np.where(is_positive, len(scores) / positives, len(scores) / negatives)
-    return area, influence
 
 
 def weight_below(scores: Array, weights: Array) -> Array:

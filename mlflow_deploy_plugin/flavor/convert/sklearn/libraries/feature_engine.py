@@ -97,11 +97,8 @@ def _added_steps(fitted: Any) -> Iterator[tuple[Computed, list[str]]]:
     match type(fitted).__name__:
         case "CyclicalFeatures":
             for name in fitted.variables_:
-                turn = 2 * np.pi / fitted.max_values_[name]
-                yield (
-                    Computed(lambda x, turn=turn: np.concatenate([np.sin(x * turn), np.cos(x * turn)], axis=1)),
-                    [name],
-                )
+                per = 2 * np.pi / fitted.max_values_[name]
+                yield Computed(lambda x, per=per: np.concatenate([np.sin(x * per), np.cos(x * per)], axis=1)), [name]
         case "MathFeatures":
             for function in fitted.func if isinstance(fitted.func, list) else [fitted.func]:
                 reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
@@ -114,10 +111,8 @@ def _added_steps(fitted: Any) -> Iterator[tuple[Computed, list[str]]]:
                 for reference, name in product(fitted.reference, fitted.variables_):
                     columns = list(dict.fromkeys([name, reference]))
                     tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and fitted.fill_value is None else None
-                    yield (
-                        Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), "takes no divisor of 0", tests),
-                        columns,
-                    )
+                    reason = "takes no divisor of 0"
+                    yield Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests), columns
 
 
 def _filled(divided: Any, fill: float, left: Any, right: Any) -> Any:
