@@ -18,6 +18,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
@@ -207,15 +208,21 @@ class EndpointLabels:
         """
         if self._index is None and not self._was_joined:
             self._was_joined = True
-            return LabelIndex(self.batches(rows.earliest_label), self.key_sets, rows).latest(rows)
+            return self._read_index(rows.earliest_label, rows).latest(rows)
         return self.index.latest(rows)
 
     @property
     def index(self) -> "LabelIndex":
         """The index of all labels."""
         if self._index is None:
-            self._index = LabelIndex(self.batches(), self.key_sets)
+            self._index = self._read_index()
         return self._index
+
+    def _read_index(self, since: datetime | None = None, rows: "RowKeys | None" = None) -> "LabelIndex":
+        """Return an index by one reading. Only if labels name rows by too many sets of columns, these are counted."""
+        with suppress(_TooManyKeySets):
+            return LabelIndex(self.batches(since), None, rows)
+        return LabelIndex(self.batches(since), self.key_sets, rows)
 
     @cached_property
     def key_sets(self) -> set[Kind]:
@@ -267,18 +274,26 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
     return table
 
 
+class _TooManyKeySets(Exception):
+    """Labels name rows by more sets of columns than count."""
+
+
 class LabelIndex:
     """The last label of each join key, ascending by the key's hash.
 
     Args:
         labels: tables of `SCHEMA`.
-        key_sets: the sets of key columns that count.
+        key_sets: the sets of key columns that count; None takes all.
         rows: only labels of these rows are kept; None keeps all.
+
+    Raises:
+        _TooManyKeySets: all are to be taken, and they are more than `MOST_KEY_SETS`.
     """
 
-    def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind], rows: "RowKeys | None" = None) -> None:
+    def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind] | None, rows: "RowKeys | None" = None) -> None:
         self.kinds: set[Kind] = set()
-        self._counted = {_BY_ID, _BY_ROW} | key_sets
+        self._key_sets = key_sets
+        self._seen = set[Kind]()
         self._parts = _merge(part for table in _grouped(labels) for part in self._named(table, rows))
 
     @property
@@ -297,8 +312,12 @@ class LabelIndex:
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
         """Yield the labels with the hash of their key in `_name`; with `rows`, those that name one of them."""
         for kind, which, hashes in label_keys(labels):
-            if kind not in self._counted:
-                continue
+            if kind not in (_BY_ID, _BY_ROW):
+                self._seen.add(kind)
+                if self._key_sets is None and len(self._seen) > MOST_KEY_SETS:
+                    raise _TooManyKeySets
+                if self._key_sets is not None and kind not in self._key_sets:
+                    continue
             if rows is not None:
                 is_known = rows.contain(kind, hashes)
                 which, hashes = which[is_known], hashes[is_known]

@@ -379,6 +379,25 @@ def test_the_64_sets_of_key_columns_that_most_labels_have_name_rows_since_a_call
     assert labels(log) == ["by id", "known too"]
 
 
+def test_labels_are_looked_through_once_for_the_first_rows(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds, counted = labels_module._key_kinds, list[int]()
+
+    def counting_kinds(texts: pa.ChunkedArray) -> Any:
+        counted.append(len(texts))
+        return kinds(texts)
+
+    monkeypatch.setattr(labels_module, "_key_kinds", counting_kinds)
+    writer.write(request(1, flight=[7]))
+    writer.label(by_key("late", flight=7), by_key("another's", flight=8))
+    rows = log.labelled("flights", WINDOW)
+
+    assert rows is not None
+    assert rows.table.column("_label").to_pylist() == ["late"]
+    assert counted == [2]
+
+
 def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
