@@ -208,7 +208,9 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            gone = asyncio.ensure_future(_wait_for_disconnect(receive))  # uvicorn's `send` does not tell
+            gone = asyncio.ensure_future(
+                receive()
+            )  # ends when the client goes, of which uvicorn's `send` does not tell
             try:
                 await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
             finally:
@@ -221,13 +223,8 @@ class AsgiApp:
         self._model.close()
 
 
-async def _wait_for_disconnect(receive: _Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _send_pieces(
-    pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[None], loop: asyncio.AbstractEventLoop
+    pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[Message], loop: asyncio.AbstractEventLoop
 ) -> None:
     """Send a body while it is made, from the thread that makes it, until the client has gone."""
     with closing(pieces):
