@@ -246,6 +246,10 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
         ('{"predictions": []}', "Row"),
         ('{"id": null, "choices": [{"text": "<i>hi</i>"}]}', "<i>hi</i>"),
         ('"<i>bare</i>"', "<i>bare</i>"),
+        ('data: {"delta": "<i>a</i>"}\n\ndata: {"delta": "b"}\n\ndata: [DONE]\n\n', "<i>a</i>"),
+        ('data: "a"\n\ndata: {"error": {"code": 503, "message": "gone"}}\n\ndata: [DONE]\n\n', "gone"),
+        ('data: {"delta": "a"}\n\ndata: {"error": {"message": "gone"}}\n\ndata: [DONE]\n\n', "gone"),
+        ("data: [DONE]\n\n", "Row"),
         ("no JSON", "The server answered 200"),
     ],
 )

@@ -45,7 +45,8 @@ function columnsOf(predictions) {
   }
   const isRecord = (row) => row !== null && typeof row === "object" && !Array.isArray(row);
   if (predictions.length === 0 || !predictions.every(isRecord)) return [["prediction", predictions]];
-  return Object.keys(predictions[0]).map((name) => [name, predictions.map((row) => row[name])]);
+  const names = new Set(predictions.flatMap((row) => Object.keys(row)));
+  return [...names].map((name) => [name, predictions.map((row) => row[name])]);
 }
 
 /** [class, probability] of each row; null where the model gives none. */

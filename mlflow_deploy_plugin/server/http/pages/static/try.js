@@ -76,9 +76,10 @@ function answered(response, text, milliseconds) {
   if (!isAtField) element("answer-title").closest("section").scrollIntoView({ block: "nearest" }); // below, on a phone
 }
 
+/** What JSON says, or the list of what server-sent events say. */
 function parsed(text) {
   try {
-    return JSON.parse(text);
+    return JSON.parse(text.startsWith("data: ") ? `[${text.match(/(?<=^data: )(?!\[DONE\]$).*$/gm) ?? ""}]` : text);
   } catch {
     return undefined;
   }
