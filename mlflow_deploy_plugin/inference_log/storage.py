@@ -191,9 +191,7 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
-        answer = (getattr(error, "response", None) or {}).get(
-            "ResponseMetadata", {}
-        )  # None if the connection broke off
+        answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})  # None: the connection broke
         if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: another one writes it just now
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
         _s3_client.cache_clear()  # a client reads credentials only once, and those in a file may have been rotated
