@@ -2,10 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,13 +193,19 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Stor
 def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_path: Path) -> None:
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/X/Production"))
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"]
+
+    def answer_without_end(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while True:
+                connection.send(b"x")  # each byte puts off the timeout of the client
+                time.sleep(1)
+
     with silent_api(tmp_path) as (config, listener):
         environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "KUBECONFIG": str(config)}
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
-            asked = listener.accept()[0]
+            threading.Thread(target=answer_without_end, args=(listener.accept()[0],)).start()
             running.terminate()
             complaint = running.communicate(timeout=120)[1]
-            asked.close()
 
     assert running.returncode == 1
     assert "the controller leaves what has not ended after 8 s" in complaint

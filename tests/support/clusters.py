@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.support.waiting import free_port
+
 
 def kubeconfig(folder: Path, server: str) -> Path:
     """Write the configuration of a cluster."""
@@ -25,6 +27,6 @@ def kubeconfig(folder: Path, server: str) -> Path:
 @contextmanager
 def silent_api(folder: Path) -> Iterator[tuple[Path, socket.socket]]:
     """Yield the configuration of a cluster whose API server takes connections and never answers, and its listener."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+    with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
         listener.settimeout(60)
         yield kubeconfig(folder, f"http://127.0.0.1:{listener.getsockname()[1]}"), listener
