@@ -74,7 +74,7 @@ class ModelCache:
         self._root = root
         self._models = root / "models"
         self._downloads: dict[str, Path] = {}
-        """The folders of the downloads under way, by source."""
+        """The folder of the latest download of each source; it is gone once that has ended."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # a copied file's mode is its original's

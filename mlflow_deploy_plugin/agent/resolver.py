@@ -242,17 +242,18 @@ class VersionResolver:
             return False
         if model.version is not None and model.serves_target and model.is_verified:
             lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
-            model.version = model.version.model_copy(update={"aspects": lasting | target.aspects})
+            if (aspects := lasting | target.aspects) != model.version.aspects:
+                model.version = model.version.model_copy(update={"aspects": aspects})
             model.rejection = None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
             reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
             model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
             return False
-        under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
-        turns = sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way)
-        if target.identity not in self._fetches and turns < _TURNS:
-            self._fetches[target.identity] = _Fetch(self.fetch_pool.submit(self._fetch, target), now, now)
+        if target.identity not in self._fetches:
+            under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
+            if sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way) < _TURNS:
+                self._fetches[target.identity] = _Fetch(self.fetch_pool.submit(self._fetch, target), now, now)
         return True
 
     def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
