@@ -208,9 +208,8 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            gone = asyncio.ensure_future(
-                receive()
-            )  # ends when the client goes, of which uvicorn's `send` does not tell
+            # ends when the client goes, of which uvicorn's `send` does not tell
+            gone = asyncio.ensure_future(receive())
             try:
                 await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
             finally:
