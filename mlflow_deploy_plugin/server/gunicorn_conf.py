@@ -91,13 +91,19 @@ def on_starting(arbiter: Any) -> None:
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)
-    workers.mkdir(parents=True)
-    make_metrics_folder(state_dir)
+    try:
+        workers.mkdir(parents=True, exist_ok=True)
+        make_metrics_folder(state_dir)
+    except OSError as error:  # a disk that has become read-only: the workers go on with the metrics of those before
+        if not (state_dir / METRICS).is_dir():
+            raise
+        arbiter.log.error("the state folder cannot be written: %s", error.strerror)
 
 
 def on_exit(arbiter: Any) -> None:
     """Remove the metrics after the last worker has ended."""
-    remove_metrics(Path(os.environ[STATE_DIR]))
+    with contextlib.suppress(OSError):  # the next server does it
+        remove_metrics(Path(os.environ[STATE_DIR]))
 
 
 def post_worker_init(worker: Any) -> None:

@@ -100,7 +100,8 @@ def supervise(
                 _Supervisor(state_dir, server, listener, shared, follow, announce, wait).run(refresh or (lambda: None))
         finally:
             listener.close()
-            (state_dir / SERVER).unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only
+                (state_dir / SERVER).unlink(missing_ok=True)
 
 
 class _Stop(Exception):

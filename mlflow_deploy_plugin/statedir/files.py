@@ -117,12 +117,13 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
 def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
     """Note that this worker loads the version in `folder`. If it dies meanwhile, the agent finds the note."""
     file = state_dir / LOADING / f"{os.getpid()}.json"
-    with suppress(OSError):  # a full disk
+    with suppress(OSError):  # a full disk, or a read-only one
         write_state(file, LoadingState(pid=os.getpid(), folder=folder))
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def take_load_deaths(state_dir: Path) -> list[Path]:
@@ -215,8 +216,9 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        # while it is held: a process that waits for the old file sees that it is another now
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has become read-only
+            # while it is held: a process that waits for the old file sees that it is another now
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 

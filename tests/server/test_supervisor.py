@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.statedir import (
     read_state,
     read_workers,
 )
+from tests.support.disk import read_only
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until
@@ -201,6 +202,20 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     assert "gunicorn was killed by SIGKILL; it is started anew" in running.log.read_text()
     assert running.end() == 0
     assert not list((running.state_dir / "spool").iterdir())
+
+
+def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(start: Start) -> None:
+    running = start("state").wait_ready()
+    (worker,), logged = workers(running), running.log.read_text()
+    with read_only(running.state_dir):
+        os.kill(gunicorn_pid(running), signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(worker), what="the end of its worker")
+        assert answers(running)
+        assert 'outcome="captured"' in requests.get(f"{running.url}/metrics", timeout=20).text
+        assert running.end() == 0
+    told = running.log.read_text().removeprefix(logged)
+    assert "[gunicorn] ERROR the state folder cannot be written: " in told
+    assert "Traceback" not in told
 
 
 def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:

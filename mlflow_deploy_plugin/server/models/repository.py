@@ -357,7 +357,8 @@ class WorkerStateFile:
         self._unwritten, self._failure = None, ""
 
     def remove(self) -> None:
-        worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
+        with suppress(OSError):  # gunicorn removes it, too
+            worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:

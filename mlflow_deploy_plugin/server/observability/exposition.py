@@ -461,9 +461,14 @@ def _remove_abandoned_metrics() -> None:
 
 
 def remove_metrics(state_dir: Path) -> None:
-    """Remove the metrics of the state folder's last server, and save its counts of rows."""
+    """Remove the metrics of the state folder's last server, and save its counts of rows.
+
+    Raises:
+        OSError: the state folder cannot be written; the metrics stay.
+    """
     link = state_dir / METRICS
     if link.is_symlink():
         save_capture_counters(state_dir)
-        shutil.rmtree(link.readlink(), ignore_errors=True)
+        folder = link.readlink()
         link.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
