@@ -165,6 +165,7 @@ class Artifact:
             figures of the comparison with it (`optimization/`). Empty for any other version.
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays. Empty: they can.
         is_streamable: a pyfunc can answer in parts (`predict_stream`).
+        task: the `metadata.task` of a pyfunc, which names the form of its bodies and answers; empty if it has none.
         logged_columns: the columns of such a pyfunc in the inference log, objects and arrays among them as JSON texts.
     """
 
@@ -189,6 +190,7 @@ class Artifact:
     optimization: Mapping[str, Any] = field(default_factory=dict)
     undescribed: str = ""
     is_streamable: bool = False
+    task: str = ""
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
 

@@ -136,6 +136,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         prediction=tuple(output.name for output in outputs),
         framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix("mlflow."),
         undescribed=undescribed,
+        task=str((document.get("metadata") or {}).get("task") or ""),
         is_streamable=document["flavors"][PYTHON_FUNCTION].get("streamable") is True,
         logged_columns=logged,
     )

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
+from typing import Any
 
 from mlflow_deploy_plugin.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
+from mlflow_deploy_plugin.server.protocols.protocol_table import OPENAI_ROUTES
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -54,9 +56,12 @@ def failure_response(request: RawRequest | None, error: Exception) -> RawRespons
 def error_response(
     path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
 ) -> RawResponse:
-    """Return an error in the form of the path's protocol: V2's, TensorFlow's, or else MLflow's."""
-    is_short = path == "/v2" or path.startswith(("/v2/", "/v1/models/"))
-    document = {"error": message} if is_short else {"error_code": error_code, "message": message}
+    """Return an error in the form of the path's protocol: V2's, TensorFlow's, OpenAI's, or else MLflow's."""
+    document: dict[str, Any] = {"error_code": error_code, "message": message}
+    if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
+        document = {"error": message}
+    elif path.endswith(tuple(OPENAI_ROUTES.values())):
+        document = {"error": {"code": error_code, "message": message}}
     return RawResponse(status, dump_json(document), headers=headers or {})
 
 

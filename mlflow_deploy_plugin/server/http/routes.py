@@ -22,7 +22,16 @@ from mlflow_deploy_plugin.server.inference.auth import Need
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, TFSERVING, V2, Protocol
+from mlflow_deploy_plugin.server.protocols.protocol_table import (
+    AZURE,
+    CHAT_COMPLETIONS,
+    PREDICT,
+    PREDICT_BATCH,
+    RESPONSES,
+    TFSERVING,
+    V2,
+    Protocol,
+)
 
 _SUGGESTED_PATHS = 3
 
@@ -107,6 +116,14 @@ ROUTES = (
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
+    *(
+        _predict(start + path, protocol, operation)
+        for start in ("", "/v1", "/endpoints/NAME")
+        for path, protocol, operation in (
+            ("/responses", RESPONSES, operations.RESPONSES),
+            ("/chat/completions", CHAT_COMPLETIONS, operations.CHAT_COMPLETIONS),
+        )
+    ),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line

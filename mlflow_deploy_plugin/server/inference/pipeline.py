@@ -32,12 +32,12 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, er
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
 from mlflow_deploy_plugin.server.protocols import jsonlines
-from mlflow_deploy_plugin.server.protocols.content import dump_json, media_type
+from mlflow_deploy_plugin.server.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 
 logger = logging.getLogger(__name__)
 
-_EVENTS, _LAST_EVENT = "text/event-stream", b"data: [DONE]\n\n"
+_LAST_EVENT = b"data: [DONE]\n\n"
 
 
 class BrokenResponse(Exception):
@@ -353,7 +353,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
         )
 
     context.headers["X-Accel-Buffering"] = "no"  # nginx would collect the events
-    return Reply(context.headers, b"", _EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
+    return Reply(context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
 
 
 def _finish_pieces(

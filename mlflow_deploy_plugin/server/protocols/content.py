@@ -13,7 +13,7 @@ import orjson
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime import Array
 
-JSON, CSV = "application/json", "text/csv"
+JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 
 MOST_CONTAINERS = 1_000_000
 """Arrays and objects in one document: each takes 56 to 232 bytes of memory for two in the body."""

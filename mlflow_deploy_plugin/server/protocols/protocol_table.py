@@ -10,6 +10,9 @@ Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...
 (https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
 Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of MLflow models without code
 (https://learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models-online-endpoints).
+
+The routes of OpenAI's clients take and give what `/invocations` does, for models whose task says that this is OpenAI's
+form (https://platform.openai.com/docs/api-reference/responses/create, …/chat/create).
 """
 
 import json
@@ -42,6 +45,12 @@ TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
 """Media types that `/invocations` takes and writes beside MLflow's JSON and CSV."""
 _MOST_PROBABILITIES = 4_000_000
 """The most probabilities by name in one answer. Each takes 105 bytes of memory, in a matrix as JSON 18."""
+OPENAI_ROUTES = {
+    "agent/v1/responses": "/responses",
+    "agent/v1/chat": "/chat/completions",
+    "llm/v1/chat": "/chat/completions",
+}
+"""MLflow's tasks whose bodies and answers are OpenAI's, and the route that OpenAI's clients ask."""
 _UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
 """Media types that MLflow's scoring server does not take, so that a pyfunc cannot read them itself."""
 
@@ -301,6 +310,27 @@ def _cloud_protocol(
     return Protocol(name, decode_request)
 
 
+def _openai_protocol(name: str, route: str) -> Protocol:
+    """Return the protocol of a route of OpenAI's clients, which only models with its task answer."""
+
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+        artifact, document = variant.loaded.predictor.artifact, load_json_object(headers.get("content-type"), body)
+        if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
+            task = repr(artifact.task[:60]) if artifact.task else "missing"
+            raise InvalidRequest(
+                f"the model does not answer in the form of {route} (the task in its MLmodel is {task}); "
+                f"send it to {own_route}"
+            )
+        if document.get("stream") is True and not artifact.is_streamable:
+            raise InvalidRequest("the model has no predict_stream, and answers only whole: send it without stream")
+        if isinstance(text := document.get("input"), str):  # to OpenAI a message of the user; MLflow takes only a list
+            check_depth(document)
+            body = json.dumps(document | {"input": [{"role": "user", "content": text}]}).encode()
+        return INVOCATIONS.decode(headers, body, variant)
+
+    return Protocol(name, decode_request)
+
+
 def decode_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
     """Return MLflow's document for a body of Vertex AI. MLflow's own, which `rawPredict` passes on, stays as it is.
 
@@ -349,3 +379,5 @@ V2 = Protocol("v2", _decode_v2)
 TFSERVING = Protocol("tfserving", _decode_tfserving)
 VERTEX = _cloud_protocol("vertex", decode_vertex, encode_vertex)
 AZURE = _cloud_protocol("azure", decode_azure, dump_json)
+RESPONSES = _openai_protocol("responses", "/responses")
+CHAT_COMPLETIONS = _openai_protocol("chat_completions", "/chat/completions")

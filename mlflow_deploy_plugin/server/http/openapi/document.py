@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.http.routes import Route, list_routes
 from mlflow_deploy_plugin.server.inference.auth import Need, scopes_for
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
-from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.protocols.content import EVENTS, JSON
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.version import __version__
 
@@ -39,6 +39,8 @@ _ERRORS = {
     503: "no version is loaded that could answer",
     504: "the answer was not ready before its deadline",
 }
+_ERROR_FORMS = {"error": "/", "error_v2": "/v2", "error_openai": "/responses"}
+"""The forms of errors, each with a path that has it."""
 _RFC_3339 = (
     r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
 )
@@ -158,7 +160,7 @@ def _security(need: Need | None, schemes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
     """Return the schemas of every endpoint's requests and responses, and of errors."""
-    components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
+    components = {name: _error_schema(path) for name, path in _ERROR_FORMS.items()}
     sides = [side for route in routes for side in (route.operation.request, route.operation.response)]
     bodies = dict.fromkeys(body for side in sides for body in side.values() if not isinstance(body, dict))
     for described in endpoints:
@@ -245,6 +247,8 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, A
     """Return the `content` of a request or a response. Without an endpoint that answers, any body fits it."""
     content: dict[str, Any] = {}
     for media_type, body in bodies.items():
+        if media_type == EVENTS and not (described and described.artifact.is_streamable):
+            continue
         if isinstance(body, dict):
             content[media_type] = {"schema": body}
             continue
@@ -259,9 +263,10 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, A
 def _error_object(path: str, status: int, operation: Operation) -> dict[str, Any]:
     if operation.response == HTML and status in (404, 503):
         return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
-    is_short = _error_fields(path) != _error_fields("/")
+    schema_of_path = _error_schema(path)
+    form = next(name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path)
     # a path that cannot be parsed has no protocol: its error is in MLflow's form
-    kinds = dict.fromkeys(["error_v2" if is_short else "error", *(["error"] if status == 400 and "{" in path else [])])
+    kinds = dict.fromkeys([form, *(["error"] if status == 400 and "{" in path else [])])
     references = [{"$ref": f"#/components/schemas/{kind}"} for kind in kinds]
     schema = references[0] if len(references) == 1 else {"anyOf": references}
     error: dict[str, Any] = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
@@ -270,10 +275,9 @@ def _error_object(path: str, status: int, operation: Operation) -> dict[str, Any
     return error
 
 
-def _error_fields(path: str) -> list[str]:
-    """Return the fields of an error for this path."""
-    return list(json.loads(error_response(path, 400, "", "").body))
-
-
 def _error_schema(path: str) -> JsonSchema:
-    return schemas.object_schema(dict.fromkeys(_error_fields(path), schemas.STRING))
+    """Return the schema of an error for this path."""
+    document = json.loads(error_response(path, 400, "", "").body)
+    inner = document.get("error")
+    nested = {"error": schemas.object_schema(dict.fromkeys(inner, schemas.STRING))} if isinstance(inner, dict) else {}
+    return schemas.object_schema(dict.fromkeys(document, schemas.STRING) | nested)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlflow_deploy_plugin.runtime import Artifact, Schema
@@ -18,8 +18,8 @@ from mlflow_deploy_plugin.server.http.openapi.schemas import (
 )
 from mlflow_deploy_plugin.server.models.explainer import is_explainable
 from mlflow_deploy_plugin.server.protocols import feedback
-from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
-from mlflow_deploy_plugin.server.protocols.protocol_table import TABLE_FORMATS
+from mlflow_deploy_plugin.server.protocols.content import CSV, EVENTS, JSON
+from mlflow_deploy_plugin.server.protocols.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
 from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 
 
@@ -98,6 +98,8 @@ _BYTES: JsonSchema = {"type": "string", "format": "binary"}
 HTML: Bodies = {"text/html": STRING}
 """A page, whose errors are pages as well."""
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
+_EVENTS: Bodies = {EVENTS: {"type": "string", "description": "the parts of the answer, if the body has `stream`: true"}}
+"""Only of models that answer in parts."""
 
 _INVOCATIONS = RequestBody("invocations", schemas.invocations_schema, examples.invocations_example)
 _PREDICT = RequestBody("predict", schemas.predict_schema, examples.predict_example)
@@ -131,7 +133,7 @@ _EXPLANATION = object_schema(
 INVOCATIONS = _prediction(
     "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
     PREDICTIONS,
-    {JSON: _INVOCATIONS_ANSWER, **_TABLES},
+    {JSON: _INVOCATIONS_ANSWER, **_TABLES, **_EVENTS},
     {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
 )
 PREDICT = _prediction("The prediction for one record", PREDICTIONS, {JSON: _PREDICT_ANSWER}, {JSON: _PREDICT})
@@ -181,6 +183,16 @@ FEEDBACK = Operation(
 AZURE_SCORE = _prediction(
     "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: _AZURE}
 )
+
+
+def _openai(route: str, input_name: str, of_input: JsonSchema) -> Operation:
+    summary, request = f"An answer in the form of OpenAI's {route}", {JSON: object_schema({input_name: of_input})}
+    operation = _prediction(summary, PREDICTIONS, {JSON: {"type": "object"}, **_EVENTS}, request)
+    return replace(operation, applies_to=lambda artifact: OPENAI_ROUTES.get(artifact.task) == route)
+
+
+RESPONSES = _openai("/responses", "input", {"type": ["string", "array"], "items": {}})
+CHAT_COMPLETIONS = _openai("/chat/completions", "messages", array_schema({"type": "object"}))
 TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )

@@ -1,0 +1,125 @@
+"""Agents of MLflow as OpenAI's own client asks them, by the routes that it knows."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.pyfunc import ChatModel, ResponsesAgent
+from mlflow.types.llm import (
+    ChatChoice,
+    ChatChoiceDelta,
+    ChatChunkChoice,
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    ChatMessage,
+)
+from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.server.protocols.protocol_table import CHAT_COMPLETIONS
+from mlflow_deploy_plugin.statedir import KeyEntry
+from tests.support.keys import write_keys
+
+openai = pytest.importorskip("openai")
+USER = [{"role": "user", "content": "hello you"}]
+
+
+class Chat(ChatModel):
+    def predict(self, context, messages, params):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+        message = ChatMessage(role="assistant", content=messages[-1].content)
+        return ChatCompletionResponse(choices=[ChatChoice(index=0, message=message, finish_reason="stop")])
+
+    def predict_stream(self, context, messages, params):  # type: ignore[no-untyped-def]
+        for word in messages[-1].content.split():
+            yield ChatCompletionChunk(choices=[ChatChunkChoice(delta=ChatChoiceDelta(content=word))])
+
+
+class Responses(ResponsesAgent):
+    def predict(self, request):  # type: ignore[no-untyped-def]
+        return ResponsesAgentResponse(output=[self.create_text_output_item(request.input[-1].content, "1")])
+
+    def predict_stream(self, request):  # type: ignore[no-untyped-def]
+        for word in request.input[-1].content.split():
+            if word == "raise":
+                raise ValueError("no such tool")
+            yield ResponsesAgentStreamEvent(**self.create_text_delta(word, "1"))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+    root = tmp_path_factory.mktemp("agents")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, model in {"responses": Responses(), "chat": Chat()}.items():
+            mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[])
+    folders = {"responses": root / "responses", "chat": root / "chat", "bias": bias_folders["1"]}
+    state_dir = root / "state"
+    tools.want(state_dir, 1, {name: {"v": tools.variant(folder)} for name, folder in folders.items()})
+    (state_dir / "spec.yaml").write_text("{name: e, variants: {v: {model: x}}, server: {api_keys: true}}")
+    write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer",))})
+    with tools.gunicorn(state_dir) as running:
+        yield running
+
+
+@pytest.fixture
+def client(running: Any) -> Callable[..., Any]:
+    def client(path: str = "", api_key: str = "sk-mine") -> Any:
+        return openai.OpenAI(base_url=running.url + path, api_key=api_key, max_retries=0)
+
+    return client
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/endpoints/responses"])
+@pytest.mark.parametrize("given", ["hello you", USER])
+def test_a_responses_agent_answers(client: Callable[..., Any], path: str, given: Any) -> None:
+    assert client(path).responses.create(model="any", input=given).output_text == "hello you"
+
+
+@pytest.mark.parametrize("path", ["/v1", "/endpoints/responses"])
+def test_a_responses_agent_answers_in_events(client: Callable[..., Any], path: str) -> None:
+    events = client(path).responses.create(model="any", input="hello you", stream=True)
+    assert [(event.type, event.delta) for event in events] == [
+        ("response.output_text.delta", "hello"),
+        ("response.output_text.delta", "you"),
+    ]
+
+
+def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
+    completions = client("/endpoints/chat").chat.completions
+    answer = completions.create(model="any", messages=USER, temperature=0.5)
+    assert answer.choices[0].message.content == "hello you"
+    parts = completions.create(model="any", messages=USER, stream=True)
+    assert [part.choices[0].delta.content for part in parts] == ["hello", "you"]
+
+
+def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]) -> None:
+    responses, message = client().responses, "the model cannot compute this input: ValueError: no such tool"
+    with pytest.raises(openai.BadRequestError, match=f"400 - {message}"):
+        responses.create(model="any", input="raise", stream=True)
+    with pytest.raises(openai.APIError, match=message) as raised:
+        list(responses.create(model="any", input="hello raise", stream=True))
+    assert raised.value.code == "BAD_REQUEST"
+    with pytest.raises(openai.AuthenticationError, match=r"401 - .*key"):
+        client(api_key="sk-other").responses.create(model="any", input="hello")
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "own_route"),
+    [("/endpoints/bias", "missing", "/invocations"), ("/endpoints/responses", "'agent/v1/responses'", "/responses")],
+)
+def test_a_model_of_another_form_says_where_to_ask(
+    client: Callable[..., Any], path: str, task: str, own_route: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"/chat/completions .* {task}.* send it to {own_route}"):
+        client(path).chat.completions.create(model="any", messages=USER)
+
+
+def test_a_whole_answer_is_not_taken_for_an_empty_stream() -> None:
+    artifact = SimpleNamespace(task="llm/v1/chat", is_streamable=False)
+    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=SimpleNamespace(artifact=artifact)))
+    with pytest.raises(InvalidRequest, match=r"no predict_stream.* without stream"):
+        CHAT_COMPLETIONS.decode({"content-type": "application/json"}, b'{"messages": [], "stream": true}', variant)
