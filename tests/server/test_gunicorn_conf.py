@@ -6,7 +6,6 @@ import resource
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +16,7 @@ from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import METRICS, read_workers
+from tests.support import servers
 from tests.support.waiting import wait_until
 
 
@@ -57,13 +57,13 @@ def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
         ServerSpec(certfile="/c.pem")
 
 
-def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 100, hard))
     try:
-        with tools.gunicorn(tmp_path):
+        with servers.gunicorn(tmp_path):
             (worker,) = read_workers(tmp_path)
             assert resource.prlimit(worker.pid, resource.RLIMIT_NOFILE) == (min(hard, 65536), hard)
     finally:
@@ -71,10 +71,10 @@ def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folder
 
 
 def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_runtime(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path) as running:
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
+    with servers.gunicorn(tmp_path) as running:
         loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
     assert "/numpy/" in loaded
     assert "/onnxruntime/" not in loaded
@@ -92,10 +92,10 @@ def are_gone(paths: list[Path]) -> bool:
 
 
 def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path) as running:
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
+    with servers.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
         metrics = metrics_of(tmp_path, worker.pid)
@@ -123,32 +123,32 @@ def test_an_arbiter_that_is_ended_before_it_may_fork_leaves_nothing(tmp_path: Pa
 
 
 def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path) as running:
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
+    with servers.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         running.process.kill()
         running.process.wait()
         metrics = metrics_of(tmp_path, worker.pid)
-        with tools.gunicorn(tmp_path):
+        with servers.gunicorn(tmp_path):
             assert are_gone(metrics)
 
 
 def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_is_gone(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
     killed, other = tmp_path / "killed", tmp_path / "other"
     for state_dir in (killed, other):
-        tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(killed) as running:
+        servers.want(state_dir, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
+    with servers.gunicorn(killed) as running:
         (worker,) = read_workers(killed)
         running.process.kill()
         running.process.wait()
         metrics = metrics_of(killed, worker.pid)
-        with tools.gunicorn(other):
+        with servers.gunicorn(other):
             assert metrics_of(killed, worker.pid) == metrics  # the folder's next server saves what they have counted
         wait_until(lambda: not psutil.pid_exists(worker.pid), what="the end of the killed server's worker")
         shutil.rmtree(killed)
-        with tools.gunicorn(other):
+        with servers.gunicorn(other):
             assert are_gone(metrics)

@@ -4,20 +4,21 @@ import json
 
 import pytest
 
-from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan, parse_criteria, parse_steps, plan_of
+from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, parse_criteria, parse_steps, plan_of
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.store import Rollout, utc_now
+from tests.support.rollouts import PLAN
 
 
-def test_a_plan_survives_being_written_down(plan: RolloutPlan) -> None:
+def test_a_plan_survives_being_written_down() -> None:
     now = utc_now()
-    written = json.loads(json.dumps(plan.to_json()))
+    written = json.loads(json.dumps(PLAN.to_json()))
 
-    assert plan_of(Rollout(1, plan.endpoint, written, "starting", 0, now, {}, "", now, now)) == plan
+    assert plan_of(Rollout(1, PLAN.endpoint, written, "starting", 0, now, {}, "", now, now)) == PLAN
 
 
-def test_the_error_probability_is_shared_by_all_tests(plan: RolloutPlan) -> None:
-    assert plan.level_of_a_test == pytest.approx(0.05 / 2 / 2)
+def test_the_error_probability_is_shared_by_all_tests() -> None:
+    assert PLAN.level_of_a_test == pytest.approx(0.05 / 2 / 2)
 
 
 def test_steps_rise_from_one_to_a_hundred_percent() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.inference_log import LABELS, Label, labels_table, parse_window
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
@@ -127,23 +127,18 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
     return EndpointWorld(Settings(home=tmp_path))
 
 
-@pytest.fixture
-def found() -> Callable[..., Finding]:
-    """Return the one finding of a subject."""
-
-    def find(judged: MonitorResult, subject: str, check: str | None = None, segment: str = "") -> Finding:
-        chosen = [
-            one
-            for one in judged.findings
-            if (one.subject, one.segment) == (subject, segment) and check in (None, one.check)
-        ]
-        assert len(chosen) == 1, judged.findings
-        return chosen[0]
-
-    return find
+def finding(judged: MonitorResult, subject: str, check: str | None = None, segment: str = "") -> Any:
+    """Return the one `Finding` of a subject."""
+    chosen = [
+        one
+        for one in judged.findings
+        if (one.subject, one.segment) == (subject, segment) and check in (None, one.check)
+    ]
+    assert len(chosen) == 1, judged.findings
+    return chosen[0]
 
 
-def classified(
+def classify(
     rng: np.random.Generator, keys: Sequence[int], skill: float = 2.0
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """Return predictions of a calibrated classifier of two classes, and the truth; rows are as hard as `skill` is
@@ -158,8 +153,3 @@ def classified(
         "output.probabilities": [[1 - chance, chance] for chance in chances],
     }
     return columns, dict(zip(keys, truth.tolist(), strict=True))
-
-
-@pytest.fixture
-def classify() -> Callable[..., tuple[dict[str, Any], dict[int, int]]]:
-    return classified

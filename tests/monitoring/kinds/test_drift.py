@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.spec import CaptureSpec
-from tests.monitoring.kinds.conftest import EndpointWorld
+from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.inference_log import ENDPOINT, event_table
 
 from .conftest import CLASSIFIER, DAY
@@ -87,15 +87,15 @@ def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
 
 
 def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
-    ask: Callable[..., Any], endpoint: EndpointWorld, found: Callable[..., Any]
+    ask: Callable[..., Any], endpoint: EndpointWorld
 ) -> None:
     calm = ask(day(100))
     shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
 
     assert (calm.state, calm.rows) == ("no drift", ROWS)
     assert shifted.state == "drift"
-    assert found(shifted, "temp", "distribution").is_alarm
-    assert not found(shifted, "noise", "distribution").is_alarm
+    assert finding(shifted, "temp", "distribution").is_alarm
+    assert not finding(shifted, "noise", "distribution").is_alarm
     assert {left.name for left, _ in shifted.report.pairs} == {"temp", "noise", "carrier", "prediction"}
     assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
@@ -108,18 +108,16 @@ def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_what_the_log_withholds_is_not_judged_and_no_drift(
-    ask: Callable[..., Any], found: Callable[..., Any], kind: str
-) -> None:
+def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., Any], kind: str) -> None:
     hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
     del hashed["temp"]
 
     judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
 
     assert judged.state == "no drift"
-    assert found(judged, "temp").reason == "capture.drop leaves it out of the log"
-    assert found(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
-    assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
+    assert finding(judged, "temp").reason == "capture.drop leaves it out of the log"
+    assert finding(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
+    assert {finding(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
     assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
 
 
@@ -132,19 +130,17 @@ def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., 
     assert "segments: carrier: capture.mask writes hashes of its values into the log" in judged.notes
 
 
-def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any], found: Callable[..., Any]) -> None:
+def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any]) -> None:
     rows = day(100)
     del rows["prediction"]
 
     judged = ask(rows, withheld=CaptureSpec(drop=("output.label",)))
 
     assert judged.state == "no drift"
-    assert found(judged, "prediction").reason == "capture.drop leaves it out of the log"
+    assert finding(judged, "prediction").reason == "capture.drop leaves it out of the log"
 
 
-def test_a_requirement_speaks_of_the_columns_that_the_log_holds(
-    ask: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..., Any]) -> None:
     rows = day(100)
     del rows["temp"]
     withheld = CaptureSpec(drop=("temp",), mask=("carrier",))
@@ -157,7 +153,7 @@ def test_a_requirement_speaks_of_the_columns_that_the_log_holds(
         "missing(noise)",
         "missing(prediction)",
     }
-    assert found(named, "missing(temp)").reason == "capture.drop leaves it out of the log"
+    assert finding(named, "missing(temp)").reason == "capture.drop leaves it out of the log"
     assert named.state == "not judged"
 
 
@@ -168,7 +164,7 @@ def test_without_a_column_that_the_log_holds_nothing_is_judged(ask: Callable[...
     assert judged.reason.startswith("capture.drop or capture.mask keeps every column")
 
 
-def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any], found: Callable[..., Any]) -> None:
+def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any]) -> None:
     warm = day(100, temp=np.full(ROWS, 50.0))
 
     assert ask(warm, "prediction_drift").state == "no drift"
@@ -177,9 +173,7 @@ def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any], found
     assert {one.subject for one in judged.findings} == {"prediction"}
 
 
-def test_segments_share_one_rate_and_tell_what_all_rows_hide(
-    ask: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask: Callable[..., Any]) -> None:
     columns = day(100, rows=480)
     only = columns["carrier"] == "UA"
     columns["noise"][only] += 4
@@ -187,14 +181,12 @@ def test_segments_share_one_rate_and_tell_what_all_rows_hide(
     judged = ask(columns, segment_by=["carrier", "gate"], min_rows=60)
 
     assert judged.state == "drift"
-    assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
-    assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert finding(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not finding(judged, "noise", "distribution", "carrier=AA").is_alarm
     assert "segments: the reference has no column 'gate' to tell rows by" in judged.notes
 
 
-def test_quality_is_judged_by_the_reference_and_by_what_is_required(
-    ask: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask: Callable[..., Any]) -> None:
     temperature = np.random.default_rng(5).normal(size=ROWS)
     temperature[:120] = np.nan
 
@@ -206,11 +198,11 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(
 
     assert judged.state == "violated"
     assert judged.reason.startswith("missing(temp): 50.00% of 240 rows")
-    assert (found(judged, "missing(temp)").value, found(judged, "missing(temp)").state) == (0.5, "violated")
-    assert found(judged, "missing(noise)").state == "kept"
-    assert found(judged, "unseen(carrier)").state == "kept"
-    assert found(judged, "missing(x)").state == "not judged"
-    assert found(judged, "temp", "missing").is_alarm
+    assert (finding(judged, "missing(temp)").value, finding(judged, "missing(temp)").state) == (0.5, "violated")
+    assert finding(judged, "missing(noise)").state == "kept"
+    assert finding(judged, "unseen(carrier)").state == "kept"
+    assert finding(judged, "missing(x)").state == "not judged"
+    assert finding(judged, "temp", "missing").is_alarm
     assert {one.check for one in judged.findings} <= {"missing", "unseen", "range", "type", "presence", "criterion"}
 
 
@@ -264,9 +256,7 @@ def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: C
     assert (quality.state, quality.figures["is_drift"]) == ("no drift", 0)
 
 
-def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
@@ -274,14 +264,12 @@ def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
         endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"])
     )
 
-    assert found(judged, "missing(temp)").state == "kept"
-    assert found(judged, "unseen").state == "not judged"
-    assert "has no reference" in found(judged, "unseen").reason
+    assert finding(judged, "missing(temp)").state == "kept"
+    assert finding(judged, "unseen").state == "not judged"
+    assert "has no reference" in finding(judged, "unseen").reason
 
 
-def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(
-    ask: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(ask: Callable[..., Any]) -> None:
     columns = day(100)
     columns["temp"][: ROWS // 2] = np.nan
     columns["carrier"][:60] = "ZZ"
@@ -291,10 +279,10 @@ def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference
         columns, "data_quality", require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"]
     )
 
-    assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", found(judged, "missing(temp)").change)
-    assert found(judged, "unseen(carrier)").change == "0.0% (the reference) → 25.0%, more"
-    assert found(judged, "out_of_range(noise)").change == "0.0% (the reference) → 12.5%, more"
-    assert found(judged, "missing(noise)").change == "0.0% (the reference) → 0.0%, unchanged"
+    assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", finding(judged, "missing(temp)").change)
+    assert finding(judged, "unseen(carrier)").change == "0.0% (the reference) → 25.0%, more"
+    assert finding(judged, "out_of_range(noise)").change == "0.0% (the reference) → 12.5%, more"
+    assert finding(judged, "missing(noise)").change == "0.0% (the reference) → 0.0%, unchanged"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -363,14 +351,14 @@ def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., A
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_different_texts_are_judged(ask: Any, found: Any) -> None:
+def test_a_hundred_thousand_different_texts_are_judged(ask: Any) -> None:
     rows = 100_000
     columns = day(100, rows=rows, carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object))
 
     judged = ask(columns, "data_quality", require=["unseen(carrier)<=0.1"])
 
-    assert found(judged, "unseen(carrier)").value == 1
-    assert found(judged, "carrier", "unseen").is_alarm
+    assert finding(judged, "unseen(carrier)").value == 1
+    assert finding(judged, "carrier", "unseen").is_alarm
 
 
 @pytest.mark.long
@@ -419,7 +407,7 @@ def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
 
 
 @pytest.mark.long
-def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any, found: Any) -> None:
+def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 41):
         endpoint.answer(day(number), DAY - timedelta(days=number))
@@ -432,6 +420,6 @@ def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any, found: An
     )
 
     assert judged.state == "drift"
-    assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
-    assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
-    assert not found(judged, "temp", "distribution").is_alarm
+    assert finding(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not finding(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert not finding(judged, "temp", "distribution").is_alarm

@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.performance import judge
 from mlflow_deploy_plugin.spec import CaptureSpec
-from tests.monitoring.kinds.conftest import EndpointWorld
+from tests.monitoring.kinds.conftest import EndpointWorld, classify, finding
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
@@ -21,7 +21,6 @@ ACCURACY: dict[str, Any] = {"kind": "performance", "require": ["accuracy>=0.8"],
 
 def flights(
     endpoint: EndpointWorld,
-    classify: Callable[..., Any],
     rows: int = 600,
     skill: float = 4.0,
     labelled: int | None = None,
@@ -37,15 +36,13 @@ def flights(
 
 
 @pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
-def test_a_requirement_is_judged_on_labels_with_its_interval(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any], skill: float, state: str
-) -> None:
+def test_a_requirement_is_judged_on_labels_with_its_interval(endpoint: EndpointWorld, skill: float, state: str) -> None:
     endpoint.serve(CLASSIFIER)
-    flights(endpoint, classify, skill=skill)
+    flights(endpoint, skill=skill)
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    one = found(judged, "accuracy")
+    one = finding(judged, "accuracy")
     assert (judged.state, one.state, one.threshold) == (state, state, 0.8)
     assert "on 600 rows" in one.reason
     assert "Wilson" in one.reason
@@ -57,22 +54,20 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])
 def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figure_is(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any], beyond: float
+    endpoint: EndpointWorld, beyond: float
 ) -> None:
     endpoint.serve(CLASSIFIER)
-    flights(endpoint, classify, rows=200, skill=3.0)
+    flights(endpoint, rows=200, skill=3.0)
     accuracy = judge(endpoint.ask(**ACCURACY)).figures["accuracy"]
 
     judged = judge(endpoint.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + beyond:.3f}"]})))
 
     assert judged.state == "cannot tell"
     assert not judged.is_alarm
-    assert "which lies within the interval" in found(judged, "accuracy").reason
+    assert "which lies within the interval" in finding(judged, "accuracy").reason
 
 
-def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
-    endpoint: EndpointWorld, classify: Callable[..., Any]
-) -> None:
+def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     endpoint.answer(columns)
@@ -86,7 +81,6 @@ def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
 
 def partly(
     endpoint: EndpointWorld,
-    classify: Callable[..., Any],
     chance: Callable[..., Any],
     skill: float = 8.0,
     rows: int = 1_000,
@@ -104,11 +98,9 @@ def partly(
     endpoint.label("flight", labels, f"labels-{first}")
 
 
-def test_half_of_the_labels_are_judged_and_the_other_half_is_told(
-    endpoint: EndpointWorld, classify: Callable[..., Any]
-) -> None:
+def test_half_of_the_labels_are_judged_and_the_other_half_is_told(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, classify, lambda said, true: 0.5, rows=600)
+    partly(endpoint, lambda said, true: 0.5, rows=600)
 
     result = judge(endpoint.ask(**ACCURACY))
 
@@ -120,7 +112,7 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(
 
 
 def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(
-    endpoint: EndpointWorld, classify: Callable[..., Any]
+    endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(1_000), 8.0)
@@ -132,15 +124,13 @@ def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_tha
     assert judge(endpoint.ask(**ACCURACY)).state == "violated"
 
 
-def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+    partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
 
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
 
-    one = found(judged, "accuracy")
+    one = finding(judged, "accuracy")
     assert one.value == pytest.approx(0.77, abs=0.04)  # of the labelled ones alone 0.85
     assert one.state == "violated"
     figures = judged.figures
@@ -148,26 +138,24 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(
     assert any("differ from those without in score" in n and "are weighted" in n for n in judged.notes)
 
 
-def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, classify, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
+    partly(endpoint, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
     ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
 
     judged = judge(endpoint.ask(**ask))
     near = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
 
-    one = found(judged, "accuracy")
+    one = finding(judged, "accuracy")
     assert (judged.state, one.state) == ("cannot tell", "cannot tell")
     assert "worst case" in one.reason
-    assert found(judged, "roc_auc").state == "cannot tell"
+    assert finding(judged, "roc_auc").state == "cannot tell"
     assert any("labels may be missing by what they would say" in note for note in judged.notes)
-    assert found(near, "accuracy").state == "kept"  # whatever the labels that are not there say
+    assert finding(near, "accuracy").state == "kept"  # whatever the labels that are not there say
 
 
 def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld,
 ) -> None:
     def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
         columns, truth = classify(np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0)
@@ -195,52 +183,40 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
         label(number, columns, truth, 1.0)
     beside = judge(endpoint.ask(**ACCURACY))
 
-    assert "worst case" in found(alone, "accuracy").reason
-    assert "Wilson" in found(beside, "accuracy").reason
-    assert found(beside, "accuracy").state == "violated"
+    assert "worst case" in finding(alone, "accuracy").reason
+    assert "Wilson" in finding(beside, "accuracy").reason
+    assert finding(beside, "accuracy").state == "violated"
 
 
-def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    flights(endpoint, classify, labelled=300, skill=8.0)
+    flights(endpoint, labelled=300, skill=8.0)
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    one = found(judged, "accuracy")
+    one = finding(judged, "accuracy")
     assert judged.state == "cannot tell"
     assert "worst case" in one.reason
     assert any("hardly one like them has any" in note for note in judged.notes)
 
 
 def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
-        partly(
-            endpoint,
-            classify,
-            lambda said, true: np.where(true, 0.9, 0.2),
-            2.0,
-            seed=number,
-            day=day,
-            first=1_000 * number,
-        )
-    flights(endpoint, classify, labelled=0)
+        partly(endpoint, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number)
+    flights(endpoint, labelled=0)
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    assert "0 earlier windows" in found(judged, "estimated accuracy").reason
+    assert "0 earlier windows" in finding(judged, "estimated accuracy").reason
     note = "4 earlier windows are left out, whose rows with a label are not like those without"
     assert note in judged.notes
 
 
-def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     answers = rng.uniform(0, 10, 4_000)
@@ -253,40 +229,36 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
 
     real = float(np.abs(wanted - answers).mean())
     alone = float(np.abs(wanted - answers)[known].mean())
-    assert abs(found(judged, "mae").value - real) < 0.5 * abs(alone - real)
+    assert abs(finding(judged, "mae").value - real) < 0.5 * abs(alone - real)
     assert any("cannot be seen without probabilities" in note for note in judged.notes)
 
 
-def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    flights(endpoint, classify, skill=1.0, labelled=20)
+    flights(endpoint, skill=1.0, labelled=20)
 
     judged = judge(endpoint.ask(**ACCURACY))
 
     assert judged.state == "not judged"
     assert judged.figures["estimated/accuracy"] == pytest.approx(0.69, abs=0.05)
-    assert "0 earlier windows with labels cannot confirm" in found(judged, "estimated accuracy").reason
+    assert "0 earlier windows with labels cannot confirm" in finding(judged, "estimated accuracy").reason
     assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.notes)
 
 
-def confirmed(endpoint: EndpointWorld, classify: Callable[..., Any], rows: int = 600, windows: int = 4) -> None:
+def confirmed(endpoint: EndpointWorld, rows: int = 600, windows: int = 4) -> None:
     """Write earlier windows whose labels are in."""
     for number in range(1, windows + 1):
-        flights(endpoint, classify, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+        flights(endpoint, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
 
 
-def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    confirmed(endpoint, classify)
-    flights(endpoint, classify, skill=0.5, labelled=0)
+    confirmed(endpoint)
+    flights(endpoint, skill=0.5, labelled=0)
 
     judged = judge(endpoint.ask(**ACCURACY, estimate="decides"))
 
-    one = found(judged, "estimated accuracy")
+    one = finding(judged, "estimated accuracy")
     assert (judged.state, one.state) == ("violated", "violated")
     assert "prediction interval, confidence 0.95" in one.reason
     figures = judged.figures
@@ -298,27 +270,23 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
     assert any("CBPE" in note for note in judged.notes)
 
 
-def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(
-    endpoint: EndpointWorld, classify: Callable[..., Any]
-) -> None:
+def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    flights(endpoint, classify, 2_400, labelled=800)  # 200 in each quarter of three hours
+    flights(endpoint, 2_400, labelled=800)  # 200 in each quarter of three hours
 
     judged = judge(endpoint.ask("2013-04-01T01:00/15m", **ACCURACY))
 
     assert judged.figures["estimated/windows"] == 4
 
 
-def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    confirmed(endpoint, classify)
-    flights(endpoint, classify, skill=0.5, labelled=0)
+    confirmed(endpoint)
+    flights(endpoint, skill=0.5, labelled=0)
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    one = found(judged, "estimated accuracy")
+    one = finding(judged, "estimated accuracy")
     assert (judged.state, one.state) == ("not judged", "not judged")
     assert one.value == pytest.approx(judged.figures["estimated/accuracy"])
     assert "prediction interval" in one.reason
@@ -326,24 +294,20 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
-def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
-    endpoint: EndpointWorld, classify: Callable[..., Any], estimate: str
-) -> None:
+def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(endpoint: EndpointWorld, estimate: str) -> None:
     endpoint.serve(CLASSIFIER)
-    confirmed(endpoint, classify)
-    flights(endpoint, classify, rows=99, skill=0.5, labelled=0)
+    confirmed(endpoint)
+    flights(endpoint, rows=99, skill=0.5, labelled=0)
 
     result = judge(endpoint.ask(**ACCURACY, estimate=estimate))
 
     assert (result.state, result.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
 
 
-def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
-        flights(endpoint, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+        flights(endpoint, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
     columns, _ = classify(np.random.default_rng(0), range(600), 8.0)
     hard = columns["carrier"] == "UA"
     chance = np.random.default_rng(1).uniform(0.45, 0.55, hard.sum())
@@ -360,25 +324,21 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"} | {
         "carrier=new": "not judged"
     }
-    new = found(judged, "estimated accuracy", segment="carrier=new")
+    new = finding(judged, "estimated accuracy", segment="carrier=new")
     assert "which 0 earlier windows with labels cannot confirm" in new.reason
 
 
-def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(endpoint: EndpointWorld) -> None:
     classes = list(range(12))
     endpoint.serve(CLASSIFIER | {"classes": classes})
     endpoint.answer({"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240})
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    assert "of at most 8 labels they are read from the log, and the model has 12" in found(judged, "accuracy").reason
+    assert "of at most 8 labels they are read from the log, and the model has 12" in finding(judged, "accuracy").reason
 
 
-def test_of_numbers_nothing_is_estimated_and_labels_are_judged(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
@@ -391,14 +351,12 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(
 
     assert before.state == "not judged"
     assert "how far they are off cannot be seen" in before.reason
-    assert [found(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
-    assert "accuracy is a metric of labels, and the model answers numbers" in found(after, "accuracy").reason
+    assert [finding(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
+    assert "accuracy is a metric of labels, and the model answers numbers" in finding(after, "accuracy").reason
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
-def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(200))
     endpoint.answer(columns)
@@ -406,14 +364,12 @@ def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
 
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
 
-    assert found(judged, "accuracy").state == "kept"
-    assert found(judged, "roc_auc").reason == "all labels are '0'; roc_auc needs two"
-    assert found(judged, "recall").reason == "no label is '1'"
+    assert finding(judged, "accuracy").state == "kept"
+    assert finding(judged, "roc_auc").reason == "all labels are '0'; roc_auc needs two"
+    assert finding(judged, "recall").reason == "no label is '1'"
 
 
-def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(900), 8.0)
     carriers = columns["carrier"]
@@ -427,7 +383,7 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
     assert judged.state == "violated"
     states = {one.segment: one.state for one in judged.findings}
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"}
-    assert "0.9875" in found(judged, "accuracy", segment="carrier=UA").reason  # 1 - 0.05 / 4
+    assert "0.9875" in finding(judged, "accuracy", segment="carrier=UA").reason  # 1 - 0.05 / 4
     assert any("1 values of carrier with 5 rows" in note for note in judged.notes)
     assert "segments: the rows have no column 'gate'" in judged.notes
 
@@ -454,7 +410,7 @@ def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(endpoi
     ("names", "shown"), [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")]
 )
 def test_labels_that_name_other_classes_than_the_model_are_not_judged(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any], names: dict[str, Any], shown: str
+    endpoint: EndpointWorld, names: dict[int, Any], shown: str
 ) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
@@ -470,9 +426,7 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
-    endpoint: EndpointWorld, classify: Callable[..., Any], rows: int
-) -> None:
+def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(endpoint: EndpointWorld, rows: int) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
     endpoint.answer(columns)
@@ -503,9 +457,7 @@ def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(endpoint
     assert "150 labels are no numbers and are left out" in result.notes
 
 
-def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
-    endpoint: EndpointWorld, classify: Callable[..., Any]
-) -> None:
+def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
     endpoint.answer(columns)
@@ -517,9 +469,7 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
     assert "1 of 300 rows have a label; min_rows is 100; the labels are '2', the model's" in result.notes[0]
 
 
-def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
     endpoint.answer(columns)
@@ -528,33 +478,29 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})))
 
     predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
-    assert found(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
+    assert finding(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
     # still of the model's own two classes: of the larger one, and no mean over three
-    assert found(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
-    assert found(judged, "roc_auc").state == "kept"
+    assert finding(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
+    assert finding(judged, "roc_auc").state == "kept"
     note = "40 labels name a class that the model does not know ('2'); each counts as a wrong answer"
     assert note in judged.notes
 
 
-def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(
-    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
-) -> None:
+def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
         columns, truth = classify(np.random.default_rng(number), range(1000 * number, 1000 * number + 300), 8.0)
         endpoint.answer(columns, day)
         endpoint.label("flight", {key: "yes" if value else "no" for key, value in truth.items()}, f"labels-{number}")
-    flights(endpoint, classify, labelled=0)
+    flights(endpoint, labelled=0)
 
-    reason = found(judge(endpoint.ask(**ACCURACY)), "estimated accuracy").reason
+    reason = finding(judge(endpoint.ask(**ACCURACY)), "estimated accuracy").reason
 
     assert "0 earlier windows" in reason
 
 
-def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER | {"classes": []})
     names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
     endpoint.answer({"flight": np.arange(20_000), "prediction": names})
@@ -562,13 +508,11 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
 
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.8", "f1>=0.8"]})))
 
-    assert found(judged, "accuracy").state == "kept"
-    assert "more than 200 different labels" in found(judged, "f1").reason
+    assert finding(judged, "accuracy").state == "kept"
+    assert "more than 200 different labels" in finding(judged, "f1").reason
 
 
-def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     rows, right = 6000, 2000
     endpoint.answer(
@@ -588,7 +532,7 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
     assert peak < 100 * 2**20  # a probability of each label for each row takes 192 MB
     assert judged.figures["accuracy"] == pytest.approx(right / rows)
     assert judged.figures["brier"] == pytest.approx(1 - right / rows)
-    assert "more than 200 different labels" in found(judged, "f1").reason
+    assert "more than 200 different labels" in finding(judged, "f1").reason
 
 
 def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint: EndpointWorld) -> None:
@@ -638,14 +582,12 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
     assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
-def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
-    endpoint: Any, classify: Any, mlflow_store: Any
-) -> None:
+def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endpoint: Any, mlflow_store: Any) -> None:
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
     endpoint.serve(CLASSIFIER)
     for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
-        flights(endpoint, classify, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
+        flights(endpoint, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
     found = [run_monitor(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY))[0] for day in (1, 2, 3, 4, 5)]
 
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
@@ -662,7 +604,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
     ids=str,
 )
 def test_answers_that_the_log_does_not_hold_are_told_by_the_probabilities(
-    endpoint: EndpointWorld, classify: Callable[..., Any], withheld: CaptureSpec
+    endpoint: EndpointWorld, withheld: CaptureSpec
 ) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(600), 8.0)
@@ -676,7 +618,7 @@ def test_answers_that_the_log_does_not_hold_are_told_by_the_probabilities(
     assert judge(request).state == "kept"  # by the probabilities
 
 
-def test_hashes_are_no_answers(endpoint: EndpointWorld, classify: Callable[..., Any]) -> None:
+def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     for name in ("prediction", "output.probabilities"):
@@ -690,11 +632,9 @@ def test_hashes_are_no_answers(endpoint: EndpointWorld, classify: Callable[..., 
     assert judged.reason.startswith("the log has no column that holds one answer a row: capture.mask writes hashes of")
 
 
-def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(
-    endpoint: EndpointWorld, classify: Callable[..., Any]
-) -> None:
+def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    flights(endpoint, classify, rows=2_000)
+    flights(endpoint, rows=2_000)
 
     taken = judge(endpoint.ask(**ACCURACY, independent_rows=True)).findings[0]
 

@@ -1,6 +1,5 @@
 """Latencies and failures of a window against an objective."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
 from mlflow_deploy_plugin.runtime import Array
-from tests.monitoring.kinds.conftest import EndpointWorld
+from tests.monitoring.kinds.conftest import EndpointWorld, finding
 
 P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
 
@@ -23,47 +22,41 @@ def requests(rng: Any, count: int = 1_000, slow: float = 0.002, **others: Any) -
 @pytest.mark.parametrize(
     ("slow", "state"), [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")]
 )
-def test_a_quantile_is_judged_by_the_share_of_slow_requests(
-    endpoint: EndpointWorld, found: Callable[..., Any], slow: float, state: str
-) -> None:
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint: EndpointWorld, slow: float, state: str) -> None:
     endpoint.answer(requests(np.random.default_rng(0), slow=slow))
 
     judged = judge(endpoint.ask(**P99))
 
-    one = found(judged, "p99")
+    one = finding(judged, "p99")
     assert (judged.state, one.state) == (state, state)
     assert f"{slow:.2%} of 1,000 answers took longer than 0.2 s" in one.reason
     assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
-def test_failures_are_judged_from_the_log_of_what_got_no_answer(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: EndpointWorld) -> None:
     endpoint.answer(requests(np.random.default_rng(0)))
     without = judge(endpoint.ask(**P99))
     statuses = np.array([500] * 60 + [400] * 40, np.int16)
     endpoint.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
     after = judge(endpoint.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
 
-    assert (found(without, "error_rate").state, found(without, "error_rate").value) == ("kept", 0)
-    one = found(after, "error_rate")
+    assert (finding(without, "error_rate").state, finding(without, "error_rate").value) == ("kept", 0)
+    one = finding(after, "error_rate")
     assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
-    assert found(after, "p99").state == "kept"  # of answers alone
+    assert finding(after, "p99").state == "kept"  # of answers alone
     assert after.figures["refused_rate"] == pytest.approx(40 / 1_100)
     assert after.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
-    assert found(after, "error_rate", segment="_variant=champion").value == one.value
+    assert finding(after, "error_rate", segment="_variant=champion").value == one.value
 
 
-def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(endpoint: EndpointWorld) -> None:
     endpoint.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
 
     judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
 
-    assert found(judged, "p99", segment="carrier=UA").state == "kept"
-    assert "no columns of the model" in found(judged, "error_rate", segment="carrier=UA").reason
+    assert finding(judged, "p99", segment="carrier=UA").state == "kept"
+    assert "no columns of the model" in finding(judged, "error_rate", segment="carrier=UA").reason
 
 
 def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
@@ -77,7 +70,7 @@ def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
         assert figures[name] == pytest.approx(exact, rel=0.01)
 
 
-def test_segments_are_judged_apart(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
+def test_segments_are_judged_apart(endpoint: EndpointWorld) -> None:
     columns = requests(np.random.default_rng(0), count=3_000, slow=0)
     columns["carrier"] = np.array(["UA", "AA", None] * 1_000, dtype=object)
     columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
@@ -85,14 +78,12 @@ def test_segments_are_judged_apart(endpoint: EndpointWorld, found: Callable[...,
 
     judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier", "gate"]})))
 
-    assert found(judged, "p99", segment="carrier=UA").state == "violated"
-    assert found(judged, "p99", segment="carrier=AA").state == "kept"
+    assert finding(judged, "p99", segment="carrier=UA").state == "violated"
+    assert finding(judged, "p99", segment="carrier=AA").state == "kept"
     assert "segments: the rows have no column 'gate'" in judged.notes
 
 
-def test_no_request_few_requests_and_failures_alone_are_told(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_no_request_few_requests_and_failures_alone_are_told(endpoint: EndpointWorld) -> None:
     assert judge(endpoint.ask(**P99)).reason == "the window has no rows"
 
     columns = {"_latency_us": np.full(50, 900), "_status": np.full(50, 500, np.int16)}
@@ -100,5 +91,5 @@ def test_no_request_few_requests_and_failures_alone_are_told(
     assert judge(endpoint.ask(**P99)).reason == "the window has 50 requests; min_rows is 100"
 
     judged = judge(endpoint.ask(**(P99 | {"min_rows": 10})))
-    assert (judged.state, found(judged, "error_rate").state) == ("violated", "violated")
-    assert found(judged, "p99").reason == "no request was answered that says how long it took"
+    assert (judged.state, finding(judged, "error_rate").state) == ("violated", "violated")
+    assert finding(judged, "p99").reason == "no request was answered that says how long it took"

@@ -1,6 +1,5 @@
 """The disagreement of shadows with what was answered."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import CaptureSpec
-from tests.monitoring.kinds.conftest import EndpointWorld
+from tests.monitoring.kinds.conftest import EndpointWorld, finding
 
 from .conftest import CLASSIFIER, REGRESSOR
 
@@ -45,28 +44,26 @@ def answer_both(
 
 
 @pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
-def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
-    endpoint: EndpointWorld, found: Callable[..., Any], wrong: int, state: str
-) -> None:
+def test_rows_are_laid_side_by_side_by_prediction_id_and_row(endpoint: EndpointWorld, wrong: int, state: str) -> None:
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
     answer_both(endpoint, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
 
     judged = judge(endpoint.ask(**AGREE))
 
-    one = found(judged, "disagreement")
+    one = finding(judged, "disagreement")
     assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
     assert (judged.version, judged.rows) == ("1", 600)
     assert judged.figures["disagreement/candidate"] == one.value
     assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.notes
 
 
-def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
+def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR, v2=REGRESSOR)
     numbers = np.random.default_rng(0).normal(100, 10, 400)
     answer_both(endpoint, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
 
-    assert found(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
+    assert finding(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
 
 
 @pytest.mark.parametrize(
@@ -87,9 +84,7 @@ def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(
     assert judged.state == state
 
 
-def test_shadows_are_judged_apart_and_a_requirement_may_name_one(
-    endpoint: EndpointWorld, found: Callable[..., Any]
-) -> None:
+def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(300) % 2
     answer_both(endpoint, answers, answers, "calm")
@@ -106,25 +101,28 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(
     each = judge(endpoint.ask(**AGREE))
     named = judge(endpoint.ask(**(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})))
 
-    assert (found(each, "disagreement(calm)").state, found(each, "disagreement(wild)").state) == ("kept", "violated")
-    assert found(named, "disagreement(calm)").state == "kept"
+    assert (finding(each, "disagreement(calm)").state, finding(each, "disagreement(wild)").state) == (
+        "kept",
+        "violated",
+    )
+    assert finding(named, "disagreement(calm)").state == "kept"
     assert named.state == "cannot tell"
-    assert "no shadow 'gone'" in found(named, "disagreement(gone)").reason
+    assert "no shadow 'gone'" in finding(named, "disagreement(gone)").reason
 
 
-def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
+def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
     answer_both(endpoint, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
 
     judged = judge(endpoint.ask(**(AGREE | {"segment_by": ["carrier"]})))
 
-    assert found(judged, "disagreement", segment="carrier=UA").value == 1
-    assert found(judged, "disagreement", segment="carrier=AA").state == "kept"
+    assert finding(judged, "disagreement", segment="carrier=UA").value == 1
+    assert finding(judged, "disagreement", segment="carrier=AA").state == "kept"
     assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
 
 
-def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
+def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld) -> None:
     other = REGRESSOR | {"outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}]}
     endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
     endpoint.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
@@ -138,9 +136,7 @@ def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld, found
     assert any("200 rows of flight-delay version 1 and its shadow" in note for note in judged.notes)
 
 
-def test_no_row_no_shadow_and_versions_that_are_gone(
-    endpoint: EndpointWorld, found: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_row_no_shadow_and_versions_that_are_gone(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.serve(CLASSIFIER)
     assert judge(endpoint.ask(**AGREE)).reason == "the window has no rows"
 
@@ -148,9 +144,7 @@ def test_no_row_no_shadow_and_versions_that_are_gone(
     assert judge(endpoint.ask(**AGREE)).reason == "no shadow has computed a row of the window"
 
 
-def test_of_many_rows_both_sides_keep_the_same_ones(
-    endpoint: EndpointWorld, found: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_rows_both_sides_keep_the_same_ones(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.monitoring.kinds.shadow.MAX_ROWS", 250)
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(1_000) % 2
@@ -159,5 +153,5 @@ def test_of_many_rows_both_sides_keep_the_same_ones(
     judged = judge(endpoint.ask(**AGREE))
 
     assert 125 <= judged.rows == judged.figures["compared_rows/candidate"] <= 250
-    assert found(judged, "disagreement").value == pytest.approx(0.1, abs=0.05)
+    assert finding(judged, "disagreement").value == pytest.approx(0.1, abs=0.05)
     assert any(note.startswith("of 2,000 rows, with those of shadows, ") for note in judged.notes)

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle
+from tests.support.servers import variant, want
 from tests.support.waiting import wait_until
 
 COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
@@ -108,14 +109,14 @@ def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_lef
 
 
 def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"e": tools.variant(bias_folders["1"])}}, drop=["a"])
+    server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
     state_dir = server.repository.state_dir
     body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
     request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
     assert handle(server, request).status == 200
-    tools.want(state_dir, 2, {"e": {"e": tools.variant(bias_folders["2"], version="2")}}, drop=["aa"])
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
     account = next((state_dir / "workers").glob("*.json"))
 
     def told() -> str:
@@ -130,12 +131,12 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
 
 
 def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"e": tools.variant(bias_folders["1"])}})
+    server = serve_here({"e": {"e": variant(bias_folders["1"])}})
     state_dir = server.repository.state_dir
     (state_dir / MASK_KEY).write_text("none")
-    tools.want(state_dir, 2, {"e": {"e": tools.variant(bias_folders["2"], version="2")}}, mask=["a"])
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, mask=["a"])
 
     def told() -> str:
         state = read_state(worker_file(state_dir, os.getpid()), WorkerState)

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,8 @@ from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle
+from tests.support.models import write_model
+from tests.support.servers import variant
 
 GRAPHS = {
     "fixed": "g (float[3,2] x) => (float[3,2] y) { y = Neg(x) }",
@@ -48,10 +49,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def server(tmp_path: Path, serve_here: Callable[..., Server], tools: SimpleNamespace) -> Server:
+def server(tmp_path: Path, serve_here: Callable[..., Server]) -> Server:
     """Serve each graph at an endpoint of its name, with batching and capture on."""
-    folders = {name: tools.write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
-    endpoints = {name: {"main": tools.variant(folder)} for name, folder in folders.items()}
+    folders = {name: write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
+    endpoints = {name: {"main": variant(folder)} for name, folder in folders.items()}
     return serve_here(endpoints, {"max_batch_size": 8})
 
 
@@ -146,11 +147,9 @@ def test_rows_of_nothing_pass_where_the_graph_takes_them(server: Server) -> None
     assert (output["shape"], output["data"]) == ([0, 1], [])
 
 
-def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
-    tmp_path: Path, serve_here: Callable[..., Server], tools: SimpleNamespace
-) -> None:
-    folder = tools.write_model(tmp_path / "one", "g (float[1,2] x) => (float[1,2] y) { y = Neg(x) }")
-    server = serve_here({"one": {"main": tools.variant(folder)}})
+def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(tmp_path: Path, serve_here: Callable[..., Server]) -> None:
+    folder = write_model(tmp_path / "one", "g (float[1,2] x) => (float[1,2] y) { y = Neg(x) }")
+    server = serve_here({"one": {"main": variant(folder)}})
 
     assert told(server, "/predict", {"x": [1.0, 2.0]})["prediction"] == [-1.0, -2.0]
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire
+from tests.support.servers import gunicorn, variant, want
 from tests.support.waiting import wait_until
 
 WORKERS = ("fast", "gthread")
@@ -41,19 +42,19 @@ class Tried:
 Start = Callable[..., Any]
 
 
-def _write_state(folder: Path, model_folders: dict[str, Path], tools: Any, server: dict[str, Any]) -> None:
+def _write_state(folder: Path, model_folders: dict[str, Path], server: dict[str, Any]) -> None:
     """Write the state folder of a server of `routes.py`; `server` are fields of its spec."""
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
-    tools.want(folder, 1, {name: {"v": tools.variant(model_folders[kind])} for name, kind in kinds.items()})
+    want(folder, 1, {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()})
     document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": server}
     (folder / "spec.yaml").write_text(yaml.safe_dump(document))
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
     """The server of `routes.py` in this process."""
     folder = tmp_path_factory.mktemp("here")
-    _write_state(folder, model_folders, tools, SERVER)
+    _write_state(folder, model_folders, SERVER)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _VERTEX.items():
             patch.setenv(name, value)
@@ -66,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Start:
+def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Start:
     """Start a server with the endpoints of `routes.py`; keywords are fields of its spec.
 
     `config` stands in for gunicorn's configuration file.
@@ -76,8 +77,8 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
     def started(worker_class: str, config: Path | None = None, **fields: Any) -> Iterator[Tried]:
         state_dir = tmp_path_factory.mktemp(worker_class)
         server = {**SERVER, "worker_class": worker_class, **fields}
-        _write_state(state_dir, model_folders, tools, server)
-        with tools.gunicorn(state_dir, ServerSpec.model_validate(server), config, environment=_VERTEX) as running:
+        _write_state(state_dir, model_folders, server)
+        with gunicorn(state_dir, ServerSpec.model_validate(server), config, environment=_VERTEX) as running:
             secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
             port = int(running.url.rpartition(":")[2])
             yield Tried(running, Wire(port, secrets))

@@ -1,10 +1,9 @@
 """gunicorn with a gRPC port, and requests for it by Triton's client."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,6 +16,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import write_model
+from tests.support.servers import gunicorn, variant, want
 from tests.support.waiting import free_port
 
 DTYPES: dict[str, npt.DTypeLike] = {
@@ -62,36 +62,27 @@ class Called:
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-@pytest.fixture(scope="session")
-def calling(tools: Any) -> Callable[..., Any]:
+@contextmanager
+def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
     """Serve endpoint → variant → fields on HTTP and gRPC; keywords are fields of the server's spec."""
-
-    @contextmanager
-    def serve(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
-        server = {"grpc_port": free_port(), **fields}
-        first = next(iter(endpoints))
-        document = {"name": first, "variants": {"v": {"model": "models:/m/1"}}, "server": server}
-        (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
-        tools.want(state_dir, 1, endpoints)
-        with tools.gunicorn(state_dir, ServerSpec.model_validate(server)) as running:
-            yield Called(running, f"127.0.0.1:{server['grpc_port']}")
-
-    return serve
+    server = {"grpc_port": free_port(), **fields}
+    first = next(iter(endpoints))
+    document = {"name": first, "variants": {"v": {"model": "models:/m/1"}}, "server": server}
+    (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
+    want(state_dir, 1, endpoints)
+    with gunicorn(state_dir, ServerSpec.model_validate(server)) as running:
+        yield Called(running, f"127.0.0.1:{server['grpc_port']}")
 
 
 @pytest.fixture(scope="session", params=["fast", "gthread"])
 def called(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-    calling: Callable[..., Any],
-    tools: Any,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]
 ) -> Iterator[Called]:
     """Run one server a worker class, with the models of the other tests and one for each datatype."""
     root = tmp_path_factory.mktemp("grpc")
     folders = {kind: model_folders[kind] for kind in ("mixed", "single", "tensor")}
     folders |= {datatype: echo_model(root / datatype, datatype) for datatype in (*DTYPES, "BYTES")}
-    endpoints = {name: {"v": tools.variant(folder, "7")} for name, folder in folders.items()}
+    endpoints = {name: {"v": variant(folder, "7")} for name, folder in folders.items()}
     with calling(root, endpoints, worker_class=request.param) as served:
         yield served
 
@@ -108,9 +99,3 @@ def message(endpoint: str, *, name: str = "image", shape: Any = (1, 2, 2), datat
     contents = more.pop("contents", None)
     entry = service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape, contents=contents)
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[entry], **more)
-
-
-@pytest.fixture(scope="session")
-def asking() -> SimpleNamespace:
-    """Return the functions of this file: tests cannot import a conftest."""
-    return SimpleNamespace(tensor=tensor, message=message, dtypes=DTYPES, echo_model=echo_model)

@@ -1,6 +1,6 @@
 """Limits, cache, capture, traces and pyfuncs work over gRPC as over HTTP."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import requests
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.server.capture.frames import segments
+from tests.server.grpc.conftest import calling, message, tensor
 from tests.support.pyfuncs import save_pyfuncs
+from tests.support.servers import variant
 from tests.support.services.collector import attributes, collector
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
@@ -33,16 +35,14 @@ def told(call: Any) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def limited(
-    tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], calling: Callable[..., Any], tools: Any
-) -> Iterator[Any]:
-    endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"])}}
+def limited(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+    endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
     with calling(tmp_path_factory.mktemp("limited"), endpoints, **LIMITS) as called:
         yield called
 
 
-def test_a_caller_has_its_rate_over_both_together(limited: Any, asking: Any) -> None:
-    request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with limited.stub() as stub:
         for _ in range(3):
             assert stub.ModelInfer(request, metadata=[("x-key", "one")]).outputs
@@ -59,9 +59,9 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any, asking: Any) -> 
     assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 429
 
 
-def test_requests_in_flight_are_bounded_over_both_together(limited: Any, asking: Any) -> None:
+def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None:
     """Requests that come together wait for a batch to fill, longer than it takes to send them."""
-    request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
     with limited.stub() as stub:
         calls = [stub.ModelInfer.future(request, metadata=[("x-key", f"crowd {number}")]) for number in range(8)]
@@ -73,20 +73,15 @@ def test_requests_in_flight_are_bounded_over_both_together(limited: Any, asking:
 
 
 def test_answers_are_kept_captured_and_traced_as_those_of_http(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-    calling: Callable[..., Any],
-    tools: Any,
-    asking: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     metadata = [
         ("traceparent", f"00-{TRACE}-{PARENT}-01"),
         ("x-request-id", "mine"),
         ("x-event-time", "2013-07-04T12:00:00Z"),
     ]
-    endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"])}}
+    endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -119,18 +114,16 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
     np.testing.assert_array_equal(mine.outputs["doubled"], IMAGE * 2)
 
 
-def test_a_pyfunc_answers_and_says_what_is_wrong(
-    tmp_path: Path, calling: Callable[..., Any], tools: Any, asking: Any
-) -> None:
+def test_a_pyfunc_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
     folder = save_pyfuncs(tmp_path / "models", ["days"])["days"]
     (tmp_path / "state").mkdir()
-    with calling(tmp_path / "state", {"days": {"v": tools.variant(folder)}}) as called, called.client() as client:
+    with calling(tmp_path / "state", {"days": {"v": variant(folder)}}) as called, called.client() as client:
         assert client.is_model_ready("days")
         texts = {"when": ["2013-07-01T12:00:00"], "name": ["ä"]}
-        days = [asking.tensor(name, np.array(values, object)) for name, values in texts.items()]
+        days = [tensor(name, np.array(values, object)) for name, values in texts.items()]
         answer = client.infer("days", days)
         assert (answer.as_numpy("day").tolist(), answer.as_numpy("name")[0].decode()) == ([183], "Ä")
-        days[0] = asking.tensor("when", np.array(["yesterday"], object))
+        days[0] = tensor("when", np.array(["yesterday"], object))
         with pytest.raises(InferenceServerException, match="not a date") as refused:
             client.infer("days", days)
         assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"

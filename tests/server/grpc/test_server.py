@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
+from tests.server.grpc.conftest import calling, message, tensor
+from tests.support.servers import variant
 from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
@@ -30,8 +32,8 @@ CLASSES = pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 
 
 @pytest.fixture
-def endpoints(model_folders: dict[str, Path], tools: Any) -> dict[str, Any]:
-    return {"tensor": {"v": tools.variant(model_folders["tensor"])}}
+def endpoints(model_folders: dict[str, Path]) -> dict[str, Any]:
+    return {"tensor": {"v": variant(model_folders["tensor"])}}
 
 
 def worker_pids(called: Any) -> list[int]:
@@ -42,14 +44,12 @@ def holds_grpcio(pid: int) -> bool:
     return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
 
 
-def test_a_worker_without_the_port_has_not_imported_grpcio(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Callable[..., Any]
-) -> None:
+def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     with calling(tmp_path, endpoints, grpc_port=None) as called:
         assert not holds_grpcio(worker_pids(called)[0])
 
 
-def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any) -> None:
+def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     with calling(tmp_path, endpoints, workers=2) as called:
         pids = wait_until(lambda: len(found := worker_pids(called)) == 2 and found, what="two workers")
         port = int(called.address.rpartition(":")[2])
@@ -61,17 +61,17 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any], c
         wait_until(lambda: listening() == pids, what="both listen")
         for _ in range(10):
             with called.client() as client:
-                assert client.infer("tensor", [asking.tensor("image", IMAGE)]).as_numpy("total") == [4.0]
+                assert client.infer("tensor", [tensor("image", IMAGE)]).as_numpy("total") == [4.0]
         assert all(map(holds_grpcio, pids))
 
 
 @CLASSES
 def test_a_call_in_flight_is_answered_when_the_server_ends(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any, worker_class: str
+    tmp_path: Path, endpoints: dict[str, Any], worker_class: str
 ) -> None:
     """A partial batch waits for 1.5 s; a second call on the same connection shows that the first has arrived."""
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
-    request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called, called.stub() as stub:
         asked = stub.ModelInfer.future(request)
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
@@ -83,13 +83,13 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
 
 @CLASSES
 def test_idle_streams_and_connections_do_not_delay_the_end(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any, worker_class: str
+    tmp_path: Path, endpoints: dict[str, Any], worker_class: str
 ) -> None:
     answered = threading.Event()
     serving = calling(tmp_path, endpoints, worker_class=worker_class, graceful_timeout_seconds=60)
     with serving as called, called.client() as client:
         client.start_stream(lambda result, error: answered.set())
-        client.async_stream_infer("tensor", [asking.tensor("image", IMAGE)])
+        client.async_stream_infer("tensor", [tensor("image", IMAGE)])
         assert answered.wait(20)
         called.http.process.send_signal(signal.SIGTERM)
         assert called.http.process.wait(20) == 0
@@ -97,7 +97,7 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
 
 
 def test_calls_are_answered_by_the_threads_that_there_are(
-    serve_here: Callable[..., Server], endpoints: dict[str, Any], asking: Any, monkeypatch: pytest.MonkeyPatch
+    serve_here: Callable[..., Server], endpoints: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
 
@@ -112,15 +112,13 @@ def test_calls_are_answered_by_the_threads_that_there_are(
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for _ in range(2):
-            request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+            request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
             assert stub.ModelInfer(request, timeout=30).raw_output_contents[1] == np.float32(4).tobytes()
     served.drain()
     served.wait()
 
 
-def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any
-) -> None:
+def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     unknown, serving, not_serving = b"\x08\x03", b"\x08\x01", b"\x08\x02"
     with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
@@ -135,9 +133,7 @@ def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
         assert called.http.process.wait(30) == 0
 
 
-def test_a_client_that_hears_nothing_does_not_delay_the_end(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any
-) -> None:
+def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
     code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
     with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
@@ -152,9 +148,9 @@ def test_a_client_that_hears_nothing_does_not_delay_the_end(
 
 
 def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any
+    tmp_path: Path, endpoints: dict[str, Any]
 ) -> None:
-    request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints) as called, called.stub() as stub:
         ended = threading.Event()
 
@@ -173,9 +169,7 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
         assert next(stub.ModelStreamInfer(iter([request]))).infer_response.outputs
 
 
-def test_messages_that_never_come_do_not_keep_others_out(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any
-) -> None:
+def test_messages_that_never_come_do_not_keep_others_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     """More calls than threads that send nothing are cancelled after the timeout."""
     ended = threading.Event()
 
@@ -190,7 +184,7 @@ def test_messages_that_never_come_do_not_keep_others_out(
     ):
         infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         waiting = [infer.future(silent()) for _ in range(40)]
-        request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+        request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
         assert stub.ModelInfer(request, timeout=30).outputs
         assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
         ended.set()
@@ -215,9 +209,7 @@ def begun_and_reset(stream: int) -> bytes:
     return http2_frame(1, 4, stream, block) + http2_frame(3, 0, stream, struct.pack(">I", 8))
 
 
-def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Callable[..., Any], asking: Any
-) -> None:
+def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     """https://nvd.nist.gov/vuln/detail/CVE-2023-44487"""
     is_over = threading.Event()
 
@@ -235,23 +227,21 @@ def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(
         flooding.start()
         try:
             for _ in range(200):
-                image = [asking.tensor("image", IMAGE)]
+                image = [tensor("image", IMAGE)]
                 assert client.infer("tensor", image, client_timeout=20).as_numpy("total") == [4.0]
         finally:
             is_over.set()
             flooding.join()
 
 
-def test_messages_beyond_the_limit_are_refused(
-    tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any
-) -> None:
-    small = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    small = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as refused:
-                stub.ModelInfer(asking.message("tensor", raw_input_contents=[bytes(size)]))
+                stub.ModelInfer(message("tensor", raw_input_contents=[bytes(size)]))
             assert refused.value.code().name == code
-        large = asking.message("tensor", raw_input_contents=[bytes(10_000_000)])
+        large = message("tensor", raw_input_contents=[bytes(10_000_000)])
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(large, compression=grpc.Compression.Gzip)
         assert refused.value.code().name in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
@@ -270,7 +260,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_the_port_speaks_tls_where_the_server_does(
-    serve_here: Any, endpoints: dict[str, Any], certificate: tuple[Path, Path], asking: Any
+    serve_here: Any, endpoints: dict[str, Any], certificate: tuple[Path, Path]
 ) -> None:
     certfile, keyfile = certificate
     spec = ServerSpec(host="localhost", grpc_port=free_port(), certfile=str(certfile), keyfile=str(keyfile))
@@ -278,7 +268,7 @@ def test_the_port_speaks_tls_where_the_server_does(
     credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        assert stub.ModelInfer(asking.message("tensor", raw_input_contents=[IMAGE.tobytes()]), timeout=20).outputs
+        assert stub.ModelInfer(message("tensor", raw_input_contents=[IMAGE.tobytes()]), timeout=20).outputs
     with grpc.insecure_channel(f"localhost:{spec.grpc_port}") as channel, pytest.raises(grpc.RpcError):
         service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
     listener.drain()

@@ -11,6 +11,7 @@ from tritonclient.grpc import InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.server.grpc.service import with_deadline
+from tests.server.grpc.conftest import DTYPES, message, tensor
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 DATATYPES = ["BOOL", *(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)), "FP16", "FP32", "FP64"]
@@ -22,8 +23,8 @@ def client(called: Any) -> Any:
         yield client
 
 
-def ask_tensor(client: Any, asking: Any, **more: Any) -> Any:
-    return client.infer("tensor", [asking.tensor("image", IMAGE)], **more)
+def ask_tensor(client: Any, **more: Any) -> Any:
+    return client.infer("tensor", [tensor("image", IMAGE)], **more)
 
 
 def test_server_and_models_tell_of_themselves(client: Any) -> None:
@@ -39,14 +40,14 @@ def test_server_and_models_tell_of_themselves(client: Any) -> None:
     ]
 
 
-def test_columns_go_in_and_named_outputs_come_back(client: Any, asking: Any) -> None:
+def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
     columns = {
         "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
         "distance": np.zeros((2, 1)),
         "hour": np.zeros((2, 1), np.int32),
         "late": np.zeros((2, 1), np.bool_),
     }
-    inputs = [asking.tensor(name, array) for name, array in columns.items()]
+    inputs = [tensor(name, array) for name, array in columns.items()]
     wanted = [InferRequestedOutput("probabilities"), InferRequestedOutput("label")]
     result = client.infer("mixed", inputs, "7", outputs=wanted, request_id="mine", parameters={"note": "any"})
     response = result.get_response()
@@ -57,38 +58,38 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any, asking: Any) -> 
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_every_datatype_goes_both_ways_in_bytes(client: Any, asking: Any, datatype: str) -> None:
-    dtype = np.dtype(asking.dtypes[datatype])
+def test_every_datatype_goes_both_ways_in_bytes(client: Any, datatype: str) -> None:
+    dtype = np.dtype(DTYPES[datatype])
     limits = (np.finfo if dtype.kind == "f" else np.iinfo)(dtype) if dtype.kind != "b" else None
     array = np.array([[False, True]] if limits is None else [[limits.min, limits.max], [0, 1]], dtype)
-    result = client.infer(datatype, [asking.tensor("x", array)])
+    result = client.infer(datatype, [tensor("x", array)])
     assert result.as_numpy("y").dtype == dtype
     np.testing.assert_array_equal(result.as_numpy("y"), array)
 
 
-def test_strings_of_any_length_go_both_ways(client: Any, asking: Any) -> None:
+def test_strings_of_any_length_go_both_ways(client: Any) -> None:
     array = np.array([["", "Zürich"], ["\0", "x" * 100_000]], dtype=object)
-    answered = client.infer("BYTES", [asking.tensor("x", array)]).as_numpy("y")
+    answered = client.infer("BYTES", [tensor("x", array)]).as_numpy("y")
     assert [value.decode() for value in answered.flat] == list(array.flat)
 
 
-def test_typed_contents_are_answered_in_kind(called: Any, asking: Any) -> None:
+def test_typed_contents_are_answered_in_kind(called: Any) -> None:
     with called.stub() as stub:
-        answer = stub.ModelInfer(asking.message("tensor", contents={"fp32_contents": IMAGE.ravel()}))
+        answer = stub.ModelInfer(message("tensor", contents={"fp32_contents": IMAGE.ravel()}))
         assert not answer.raw_output_contents
         assert [(output.name, list(output.contents.fp32_contents)) for output in answer.outputs] == [
             ("doubled", [3.0, 4.0, 6.0, 8.0]),
             ("total", [10.5]),
         ]
-        texts = asking.message(
+        texts = message(
             "BYTES", name="x", shape=(1, 2), datatype="BYTES", contents={"bytes_contents": [b"a", "ü".encode()]}
         )
         assert list(stub.ModelInfer(texts).outputs[0].contents.bytes_contents) == [b"a", "ü".encode()]
 
 
-def test_every_answer_says_who_gave_it(called: Any, asking: Any) -> None:
+def test_every_answer_says_who_gave_it(called: Any) -> None:
     with called.stub() as stub:
-        request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
+        request = message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
         _, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
         told = dict(call.trailing_metadata())
         assert (told["x-request-id"], told["x-model-name"], told["x-model-version"]) == ("mine", "m", "7")
@@ -100,18 +101,18 @@ def test_every_answer_says_who_gave_it(called: Any, asking: Any) -> None:
         assert dict(refused.value.trailing_metadata())["x-model-version"] == "7"
 
 
-def test_calls_are_counted_beside_those_of_http(called: Any, client: Any, asking: Any) -> None:
-    ask_tensor(client, asking)
+def test_calls_are_counted_beside_those_of_http(called: Any, client: Any) -> None:
+    ask_tensor(client)
     page = requests.get(called.http.url + "/metrics", timeout=10).text
     assert 'endpoint="tensor",model="m",protocol="grpc",status="200",variant="v",version="7"' in page
 
 
-def test_many_calls_at_once_get_their_own_answers(client: Any, asking: Any) -> None:
+def test_many_calls_at_once_get_their_own_answers(client: Any) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     for number in range(40):
         client.async_infer(
             "tensor",
-            [asking.tensor("image", IMAGE + number)],
+            [tensor("image", IMAGE + number)],
             callback=lambda result, error: answers.put((result, error)),
             request_id=str(number),
         )
@@ -122,11 +123,11 @@ def test_many_calls_at_once_get_their_own_answers(client: Any, asking: Any) -> N
         np.testing.assert_array_equal(result.as_numpy("doubled"), (IMAGE + number) * 2)
 
 
-def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(client: Any, asking: Any) -> None:
+def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(client: Any) -> None:
     """Triton marks each response: github.com/triton-inference-server/server, docs/user_guide/decoupled_models.md."""
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
-    given = [asking.tensor("image", IMAGE)]
+    given = [tensor("image", IMAGE)]
     client.async_stream_infer("tensor", given, enable_empty_final_response=True)
     result, error = answers.get(timeout=30)
     client.stop_stream()
@@ -134,11 +135,11 @@ def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_en
     assert result.get_response().parameters["triton_final_response"].bool_param
 
 
-def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any, asking: Any) -> None:
+def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(6):
-        given = asking.tensor("image", IMAGE + number) if number != 3 else asking.tensor("nothing", IMAGE[0])
+        given = tensor("image", IMAGE + number) if number != 3 else tensor("nothing", IMAGE[0])
         client.async_stream_infer("tensor", [given], request_id=str(number))
     told = [answers.get(timeout=30) for _ in range(6)]
     client.stop_stream()
@@ -193,16 +194,16 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_told_and_the_next_call_is_answered(called: Any, asking: Any, case: str) -> None:
+def test_what_is_wrong_is_told_and_the_next_call_is_answered(called: Any, case: str) -> None:
     fields, code, words = BAD[case]
     fields = {"endpoint": "tensor", "raw_input_contents": [bytes(fields.get("bytes", 16))], **fields}
     fields.pop("bytes", None)
     with called.stub() as stub:
         with pytest.raises(grpc.RpcError, match=words) as refused:
-            stub.ModelInfer(asking.message(**fields))
+            stub.ModelInfer(message(**fields))
         assert refused.value.code().name == code
         assert "Traceback" not in refused.value.details()
-        good = stub.ModelInfer(asking.message("tensor", raw_input_contents=[IMAGE.tobytes()]))
+        good = stub.ModelInfer(message("tensor", raw_input_contents=[IMAGE.tobytes()]))
         assert good.raw_output_contents[0] == (IMAGE * 2).tobytes()
 
 
@@ -221,11 +222,11 @@ def test_bytes_that_are_no_message_are_refused(called: Any) -> None:
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any, asking: Any) -> None:
+def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any) -> None:
     with pytest.raises(InferenceServerException) as refused:
-        ask_tensor(client, asking, timeout=1)
+        ask_tensor(client, timeout=1)
     assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
-    assert ask_tensor(client, asking, client_timeout=20, timeout=10_000_000).as_numpy("total") == [10.5]
+    assert ask_tensor(client, client_timeout=20, timeout=10_000_000).as_numpy("total") == [10.5]
 
 
 @pytest.mark.parametrize(
@@ -257,8 +258,8 @@ def test_grpc_s_own_health_check_is_answered(called: Any) -> None:
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_the_repository_its_statistics_and_configuration_are_told(called: Any, client: Any, asking: Any) -> None:
-    ask_tensor(client, asking)
+def test_the_repository_its_statistics_and_configuration_are_told(called: Any, client: Any) -> None:
+    ask_tensor(client)
     index = {(model.name, model.version, model.state) for model in client.get_model_repository_index().models}
     assert {("tensor", "7", "READY"), ("mixed", "7", "READY")} <= index
     statistics = client.get_inference_statistics("tensor", "7").model_stats[0]

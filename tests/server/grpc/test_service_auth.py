@@ -11,7 +11,9 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope
+from tests.server.grpc.conftest import calling, message, tensor
 from tests.support.keys import write_keys
+from tests.support.servers import variant
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
@@ -25,13 +27,11 @@ def code(refused: pytest.ExceptionInfo[InferenceServerException]) -> str:
     return str(refused.value.status())
 
 
-def test_each_method_needs_its_scope_and_health_needs_none(
-    tmp_path: Path, model_folders: dict[str, Path], calling: Any, asking: Any, tools: Any
-) -> None:
+def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model_folders: dict[str, Path]) -> None:
     entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
     write_keys(tmp_path, {**entries, "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))})
-    endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}
-    image = [asking.tensor("image", IMAGE)]
+    endpoints = {"tensor": {"v": variant(model_folders["tensor"], "7")}}
+    image = [tensor("image", IMAGE)]
     settings = {"api_keys": True, "model_control_mode": "explicit"}
     with calling(tmp_path, endpoints, **settings) as served, served.client() as client:
         assert (client.is_server_live(), client.is_server_ready()) == (True, True)
@@ -56,7 +56,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(
         assert code(refused) == "StatusCode.PERMISSION_DENIED"
         with served.stub() as stub:
             with pytest.raises(grpc.RpcError, match="send Authorization: Bearer KEY"):
-                next(stub.ModelStreamInfer(iter([asking.message("tensor")]), timeout=10))
+                next(stub.ModelStreamInfer(iter([message("tensor")]), timeout=10))
             twice = [("authorization", "Bearer wrong"), ("authorization", "Bearer read")]
             with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
                 stub.RepositoryIndex(grpc_index(), timeout=10, metadata=twice)
@@ -65,13 +65,11 @@ def test_each_method_needs_its_scope_and_health_needs_none(
 
 
 @pytest.fixture(scope="module")
-def keyed(
-    tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], calling: Any, tools: Any
-) -> Iterator[Any]:
+def keyed(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
     """A server whose callers need a key; `infer` is one."""
     folder = tmp_path_factory.mktemp("keyed")
     write_keys(folder, {"infer": KeyEntry(name="infer", scopes=("infer",))})
-    with calling(folder, {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}, api_keys=True) as served:
+    with calling(folder, {"tensor": {"v": variant(model_folders["tensor"], "7")}}, api_keys=True) as served:
         yield served
 
 
@@ -84,8 +82,8 @@ def keyed(
         "/grpc.health.v1.Health/Watch",
     ],
 )
-def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, asking: Any, path: str) -> None:
-    asked = asking.message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
+def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) -> None:
+    asked = message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
     key, is_over = [("authorization", "Bearer infer")], threading.Event()
 
     def nothing() -> Iterator[bytes]:

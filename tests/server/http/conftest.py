@@ -10,18 +10,20 @@ import yaml
 
 from mlflow_deploy_plugin.statedir import SPEC
 from tests.support import page_models
+from tests.support.models import mixed_model
+from tests.support.servers import gunicorn, variant, want
 from tests.support.waiting import EXPLAINER_SECONDS
 
 FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
 
 
 @pytest.fixture(scope="session")
-def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
     """flights (a table, classes), digits (pictures, classes), hostile (names that are HTML), tensor, stock."""
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
     state_dir.mkdir()
-    flights = page_models.with_example(tools.mixed_model(root / "flights"), FLIGHTS)
+    flights = page_models.with_example(mixed_model(root / "flights"), FLIGHTS)
     aspects = {"stage": "Production", "run_id": "r-1"}
     folders = {
         "flights": flights,
@@ -30,11 +32,11 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
     }
-    tools.want(state_dir, 1, {name: {"v": tools.variant(folder, aspects=aspects)} for name, folder in folders.items()})
+    want(state_dir, 1, {name: {"v": variant(folder, aspects=aspects)} for name, folder in folders.items()})
     settings = {"request_timeout_seconds": EXPLAINER_SECONDS}
     document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": settings}
     (state_dir / SPEC).write_text(yaml.safe_dump(document))
-    with tools.gunicorn(state_dir) as running:
+    with gunicorn(state_dir) as running:
         yield running
 
 

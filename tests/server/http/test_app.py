@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flask import request
@@ -13,6 +12,7 @@ from flask import request
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from tests.support.servers import variant
 
 PATIENCE_SECONDS = 1.0
 
@@ -24,9 +24,9 @@ class SlowBody(io.BytesIO):
 
 
 def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    server = serve_here({"e": {"v": variant(bias_folders["1"], "1")}})
     inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [1.0]} for name in ("a", "b", "c")]
     body = json.dumps({"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}).encode()
     response = (
@@ -48,9 +48,9 @@ def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
     [({}, "http://flights:1/where"), ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where")],
 )
 def test_a_view_of_others_knows_by_which_address_it_was_asked(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any, spec: dict[str, str], url: str
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], spec: dict[str, str], url: str
 ) -> None:
-    app = ServerApp(serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, spec))
+    app = ServerApp(serve_here({"e": {"v": variant(bias_folders["1"], "1")}}, spec))
     app.add_url_rule("/where", view_func=lambda: request.url)
     answer = app.handle(RawRequest("GET", "/where", {"host": "flights:1"}, b""))
     assert answer.body.decode() == url

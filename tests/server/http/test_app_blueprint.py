@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec
+from tests.support.servers import gunicorn, variant, want
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
 
@@ -51,12 +52,11 @@ def running(
     tmp_path_factory: pytest.TempPathFactory,
     distribution: Path,
     bias_folders: dict[str, Path],
-    tools: Any,
 ) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp(request.param)
-    tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(state_dir, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     path = os.pathsep.join(filter(None, [str(distribution), os.environ.get("PYTHONPATH")]))
-    with tools.gunicorn(state_dir, ServerSpec(worker_class=request.param), environment={"PYTHONPATH": path}) as running:
+    with gunicorn(state_dir, ServerSpec(worker_class=request.param), environment={"PYTHONPATH": path}) as running:
         yield running
 
 

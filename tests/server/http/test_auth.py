@@ -20,6 +20,8 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC, KeyEntry, Scope
 from tests.support.handling import ROW, ask, handle
 from tests.support.keys import write_keys
+from tests.support.models import write_model
+from tests.support.servers import gunicorn, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
@@ -35,8 +37,8 @@ def write_scopes(state_dir: Path) -> None:
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
-    variants = {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
+def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
+    variants = {"e": {"v": variant(bias_folders["1"], "1")}, "f": {"w": variant(bias_folders["2"], "2")}}
     server = serve_here(variants, SETTINGS)
     write_scopes(server.repository.state_dir)
     return server
@@ -101,8 +103,8 @@ def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(server: Server
     assert offered("only-f") == []
 
 
-def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Path, tools: Any) -> None:
-    tools.want(server.repository.state_dir, 2, {"g": {"v": tools.variant(tmp_path, "1")}})
+def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Path) -> None:
+    want(server.repository.state_dir, 2, {"g": {"v": variant(tmp_path, "1")}})
     server.repository.poll()
     told = ask(server, "/ping", "GET", authorization="Bearer infer")
     assert (told.status, b"no MLmodel file" in told.body) == (503, True)
@@ -145,12 +147,12 @@ def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest
 
 
 @pytest.fixture(params=["fast", "gthread"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> Iterator[str]:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[str]:
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec.model_validate({"worker_class": request.param, **SETTINGS})
     (tmp_path / SPEC).write_text(f"{{name: e, variants: {{e: {{model: m}}}}, server: {spec.model_dump_json()}}}")
     write_scopes(tmp_path)
-    with tools.gunicorn(tmp_path, spec) as running:
+    with gunicorn(tmp_path, spec) as running:
         yield running.url
 
 
@@ -195,13 +197,13 @@ def test_both_workers_count_requests_by_key_and_refuse_what_is_above_its_limit(u
 
 
 def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
-    serve_here: Callable[..., Server], tools: Any, tmp_path: Path
+    serve_here: Callable[..., Server], tmp_path: Path
 ) -> None:
     pick = (
         "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y = Gather(table, X) }"
     )
-    folder = tools.write_model(tmp_path / "pick", pick)
-    server = serve_here({"e": {"v": tools.variant(folder)}}, SETTINGS)
+    folder = write_model(tmp_path / "pick", pick)
+    server = serve_here({"e": {"v": variant(folder)}}, SETTINGS)
     limits = ("3/minute", "4/hour")
     write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",), limits=limits)})
     plans = PlanTable(server)

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
 from tests.support.handling import handle
+from tests.support.servers import gunicorn, variant, want
 
 BATCH = {
     "feedback": [
@@ -31,8 +32,8 @@ ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any) -> Server:
-    return serve_here({"flights": {"v": tools.variant(model_folders["mixed"])}}, mask=["carrier"], drop=["distance"])
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+    return serve_here({"flights": {"v": variant(model_folders["mixed"])}}, mask=["carrier"], drop=["distance"])
 
 
 def give(server: Server, body: Any, path: str = "/feedback", content_type: str = "application/json") -> RawResponse:
@@ -46,10 +47,10 @@ def kept(spool: Path) -> list[FeedbackFrame]:
 
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
-    tmp_path: Path, model_folders: dict[str, Path], tools: Any, worker_class: WorkerClass
+    tmp_path: Path, model_folders: dict[str, Path], worker_class: WorkerClass
 ) -> None:
-    tools.want(tmp_path, 1, {"flights": {"v": tools.variant(model_folders["mixed"])}})
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class=worker_class)) as running:
+    want(tmp_path, 1, {"flights": {"v": variant(model_folders["mixed"])}})
+    with gunicorn(tmp_path, ServerSpec(worker_class=worker_class)) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
         one = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
         for path, body, accepted in (("/feedback", one, 1), ("/endpoints/flights/feedback", BATCH, 3)):
@@ -57,7 +58,7 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
             assert (answered.status_code, answered.json()) == (202, {"accepted": accepted})
         first, second = kept(tmp_path / SPOOL)
         assert first.endpoint == second.endpoint == "flights"
-        assert first.entries == (Feedback(one["prediction_id"], 0, None, True),)
+        assert first.entries == (Feedback(predicted.headers["X-Prediction-Id"], 0, None, True),)
         assert second.entries == (
             Feedback("p1", 2, None, "yes"),
             Feedback("p2", None, None, 1.5),

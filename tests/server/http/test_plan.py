@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL
+from tests.support import servers
 from tests.support.handling import handle
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
@@ -43,8 +44,8 @@ BODIES: list[tuple[str, Any]] = [
 
 
 @pytest.fixture
-def endpoints(model_folders: dict[str, Path], tools: Any) -> dict[str, dict[str, Any]]:
-    return {kind: {"v": tools.variant(model_folders[kind])} for kind in ("mixed", "single", "tensor", "stock")}
+def endpoints(model_folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return {kind: {"v": servers.variant(model_folders[kind])} for kind in ("mixed", "single", "tensor", "stock")}
 
 
 @pytest.fixture
@@ -109,9 +110,9 @@ def test_a_plan_answers_tables_of_any_format(server: Server, headers: dict[str, 
 
 
 def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
 ) -> None:
-    variant = {**tools.variant(model_folders["mixed"]), "model": "50 % Modèle\r\nX-Evil: yes"}
+    variant = {**servers.variant(model_folders["mixed"]), "model": "50 % Modèle\r\nX-Evil: yes"}
     server = serve_here({"mixed": {"v": variant}})
     for headers in ({"x_request_id": "100%"}, {}):
         request = post("/invocations", {"dataframe_split": SPLIT}, **headers)
@@ -122,10 +123,10 @@ def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Any:
+def shared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Any:
     state_dir = tmp_path_factory.mktemp("plans")
     kinds = ("mixed", "single", "tensor", "stock")
-    tools.want(state_dir, 1, {kind: {"v": tools.variant(model_folders[kind])} for kind in kinds})
+    servers.want(state_dir, 1, {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds})
     opened = open_server(state_dir)
     wait_until(lambda: not opened.repository.not_ready_reason(), what="the server")
     yield opened
@@ -244,9 +245,9 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
 
 
 def test_a_version_that_is_swapped_in_has_its_plan_at_once(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    server = serve_here({"e": {"v": servers.variant(bias_folders["1"], "1")}})
     plans = PlanTable(server)
     request = post("/invocations", {"inputs": [[0, 0, 0]]})
 
@@ -257,5 +258,5 @@ def test_a_version_that_is_swapped_in_has_its_plan_at_once(
         return response.headers["X-Model-Version"]
 
     assert version() == "1"
-    tools.want(server.repository.state_dir, 2, {"e": {"v": tools.variant(bias_folders["2"], "2")}})
+    servers.want(server.repository.state_dir, 2, {"e": {"v": servers.variant(bias_folders["2"], "2")}})
     wait_until(lambda: version() == "2", what="the plan of version 2")

@@ -13,13 +13,12 @@ from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.routes import expand_path
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import ROW, V2_ROW, ask, handle
+from tests.support.servers import variant
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
-    return serve_here(
-        {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
-    )
+def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
+    return serve_here({"e": {"v": variant(bias_folders["1"], "1")}, "f": {"w": variant(bias_folders["2"], "2")}})
 
 
 def test_the_plain_pages_answer(server: Server) -> None:

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec
+from tests.support.servers import gunicorn, variant, want
 from tests.support.waiting import wait_until
 
 LIMIT = 1_000_000
@@ -22,13 +23,13 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 @pytest.fixture(scope="module", params=["fast", "gthread"])
 def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], tools: Any
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]
 ) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp(request.param)
-    tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(state_dir, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     server = f"{{max_body_bytes: {LIMIT}, worker_class: {request.param}}}"
     (state_dir / "spec.yaml").write_text(f"{{name: e, variants: {{v: {{model: 'models:/m/1'}}}}, server: {server}}}")
-    with tools.gunicorn(state_dir, ServerSpec(request_timeout_seconds=3, worker_class=request.param)) as running:
+    with gunicorn(state_dir, ServerSpec(request_timeout_seconds=3, worker_class=request.param)) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 
@@ -174,13 +175,13 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_the_model_has_all_the_time_between_two_pieces(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: Any
+    tmp_path: Path, bias_folders: dict[str, Path], kind: Any
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     slow = {"worker_class": kind, "max_batch_size": 64, "max_queue_delay_microseconds": 4_000_000}
     spec = {"name": "e", "variants": {"v": {"model": "models:/m/1"}}, "server": slow}
     (tmp_path / "spec.yaml").write_text(json.dumps(spec))
-    with tools.gunicorn(tmp_path, ServerSpec(request_timeout_seconds=2, **slow)) as running:
+    with gunicorn(tmp_path, ServerSpec(request_timeout_seconds=2, **slow)) as running:
         line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
         response = requests.post(
             running.url + "/invocations",

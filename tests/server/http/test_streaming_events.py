@@ -11,6 +11,7 @@ import requests
 import yaml
 
 from mlflow_deploy_plugin.spec import ServerSpec
+from tests.support.servers import gunicorn, variant, want
 from tests.support.waiting import wait_until
 
 CODE = """
@@ -49,17 +50,17 @@ Post = Callable[..., requests.Response]
 
 
 @pytest.fixture(scope="module", params=["fast", "gthread"])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tools: Any) -> Iterator[Any]:
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "code").mkdir()
     (folder / "code" / "agent_in_parts.py").write_text(CODE)
     loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
     state_dir = folder / "state"
-    tools.want(state_dir, 1, {"agent": {"v": tools.variant(folder)}})
+    want(state_dir, 1, {"agent": {"v": variant(folder)}})
     spec = "{name: agent, variants: {v: {model: x}}, server: {threads: 2}}"
     (state_dir / "spec.yaml").write_text(spec)
-    with tools.gunicorn(state_dir, ServerSpec(threads=2, worker_class=request.param)) as running:
+    with gunicorn(state_dir, ServerSpec(threads=2, worker_class=request.param)) as running:
         yield running
 
 

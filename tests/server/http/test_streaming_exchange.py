@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.server.http.streaming import StreamedExchange
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import ConnectionLimits, InlinePolicy, WorkerApp
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from tests.support.models import write_model
+from tests.support.servers import variant
 
 LINE = b"[1, 2, 3]\n"
 ANSWER = b"[1006.0]\n"
@@ -37,10 +39,10 @@ def chunk(piece: bytes = b"") -> bytes:
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
+def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
     """Allow one request at a time, so that one that is never released shows."""
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
-    return serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, limits)
+    return serve_here({"e": {"v": variant(bias_folders["1"], "1")}}, limits)
 
 
 class Listener:
@@ -190,10 +192,10 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
 
 
 def test_time_runs_for_the_client_only_while_the_model_is_done(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
     slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
-    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, slow)
+    server = serve_here({"e": {"v": variant(bias_folders["1"], "1")}}, slow)
 
     async def talk() -> None:
         async with listener(server) as opened:
@@ -246,9 +248,9 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
 
 
 def test_the_labels_that_a_stream_predicts_are_counted(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(model_folders["mixed"], "7")}})
+    server = serve_here({"e": {"v": variant(model_folders["mixed"], "7")}})
 
     async def talk() -> None:
         async with listener(server) as opened:
@@ -260,9 +262,7 @@ def test_the_labels_that_a_stream_predicts_are_counted(
     assert counted(server, "ml_predictions_total")['model_version="7",prediction="yes"'] == 1_500
 
 
-def test_a_piece_without_an_answer_does_not_end_the_answer(
-    serve_here: Callable[..., Server], tmp_path: Path, tools: Any
-) -> None:
+def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here: Callable[..., Server], tmp_path: Path) -> None:
     """A chunk without bytes would be the last one."""
     graph = """
     positive (float[N,1] X) => (float[M] y) <float[1] zero = {0.0}> {
@@ -278,8 +278,8 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
         "prediction": ["y"],
     }
     columns = [{"name": "a", "type": "double", "required": True}]
-    folder = tools.write_model(tmp_path / "positive", graph, columns, section)
-    server = serve_here({"e": {"v": tools.variant(folder)}})
+    folder = write_model(tmp_path / "positive", graph, columns, section)
+    server = serve_here({"e": {"v": variant(folder)}})
 
     async def talk() -> None:
         async with listener(server) as opened:

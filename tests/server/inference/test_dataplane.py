@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.models import write_model
+from tests.support.servers import variant, want
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -32,9 +33,9 @@ NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y 
 
 
 @pytest.fixture
-def serve(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> Serve:
+def serve(serve_here: Serve, bias_folders: dict[str, Path]) -> Serve:
     """Serve version 1 of the single model at endpoint e, with these fields of the spec's server."""
-    return lambda **server: serve_here({"e": {"e": tools.variant(bias_folders["1"])}}, server)
+    return lambda **server: serve_here({"e": {"e": variant(bias_folders["1"])}}, server)
 
 
 def ask(server: Server, body: Any = None, path: str = "/invocations", **headers: str) -> RawResponse:
@@ -144,8 +145,8 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Se
     assert "X-Cache" not in ask(serve()).headers
 
 
-def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> None:
-    folders = {name: tools.variant(bias_folders[name], name) for name in ("1", "2")}
+def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders: dict[str, Path]) -> None:
+    folders = {name: variant(bias_folders[name], name) for name in ("1", "2")}
     server = serve_here({"e": folders}, {"response_cache_bytes": 1_000_000})
     for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
         first, second = ask(server, v2(), path), ask(server, v2(), path)
@@ -154,28 +155,28 @@ def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders:
 
 
 def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
-    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+    serve_here: Serve, bias_folders: dict[str, Path]
 ) -> None:
     # of two registries, or of two workspaces of one, both without a run
-    endpoints = {name: {name: tools.variant(bias_folders[folder], "1")} for name, folder in (("a", "1"), ("b", "2"))}
+    endpoints = {name: {name: variant(bias_folders[folder], "1")} for name, folder in (("a", "1"), ("b", "2"))}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
     assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
 
 
 def test_two_folders_of_one_name_do_not_answer_for_each_other(
-    serve_here: Serve, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+    serve_here: Serve, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     copies = {name: shutil.copytree(bias_folders[number], tmp_path / name / "model") for name, number in ("a1", "b2")}
-    endpoints = {name: {name: tools.variant(folder, "unknown")} for name, folder in copies.items()}
+    endpoints = {name: {name: variant(folder, "unknown")} for name, folder in copies.items()}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
     assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
 
 
-def test_random_answers_are_not_cached(serve_here: Serve, tmp_path: Path, tools: Any) -> None:
+def test_random_answers_are_not_cached(serve_here: Serve, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "noisy", NOISY)
-    server = serve_here({"e": {"e": tools.variant(folder)}}, {"response_cache_bytes": 1_000_000})
+    server = serve_here({"e": {"e": variant(folder)}}, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, {"inputs": [[1.0]]}) for _ in range(2)]
     assert answers[0].status == 200, answers[0].body
     assert answers[0].body != answers[1].body
@@ -210,7 +211,7 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
 
 
 def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
-    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     server = serve(max_batch_size=4)
     stop = threading.Event()
@@ -228,7 +229,7 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
     try:
         wait_until(lambda: answers, what="version 1")
         for generation, version in enumerate("234", 2):
-            tools.want(tmp_path / "state-0", generation, {"e": {"e": tools.variant(bias_folders[version], version)}})
+            want(tmp_path / "state-0", generation, {"e": {"e": variant(bias_folders[version], version)}})
             wait_until(lambda: answers and answers[-1][0] == version, what=f"version {version}")  # noqa: B023
     finally:
         stop.set()
@@ -321,13 +322,13 @@ def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
 
 
 def test_the_threads_of_a_batcher_end_with_its_version(
-    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
     batcher = server.dataplane.select_variant("e").loaded.batcher
     assert batcher is not None
-    tools.want(tmp_path / "state-0", 2, {"e": {"e": tools.variant(bias_folders["2"], "2")}})
+    want(tmp_path / "state-0", 2, {"e": {"e": variant(bias_folders["2"], "2")}})
 
     wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
     assert ask_later(server, "/predict", ROW)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -14,21 +13,22 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
 from mlflow_deploy_plugin.spec import ServerSpec
+from tests.support import servers
 from tests.support.waiting import wait_until
 
 Serve = Callable[..., Server]
 
 
 @pytest.fixture
-def server(serve_here: Serve, model_folders: dict[str, Path], tools: Any) -> Server:
+def server(serve_here: Serve, model_folders: dict[str, Path]) -> Server:
     return serve_here(
         {
-            "mixed": {"v": tools.variant(model_folders["mixed"], "7")},
+            "mixed": {"v": servers.variant(model_folders["mixed"], "7")},
             "two": {
-                "a": tools.variant(model_folders["single"], "1"),
-                "b": tools.variant(model_folders["single"], "m-2", weight=0),
+                "a": servers.variant(model_folders["single"], "1"),
+                "b": servers.variant(model_folders["single"], "m-2", weight=0),
             },
-            "broken": {"v": tools.variant(model_folders["single"].parent / "nothing", "1")},
+            "broken": {"v": servers.variant(model_folders["single"].parent / "nothing", "1")},
         }
     )
 

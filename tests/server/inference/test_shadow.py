@@ -28,8 +28,9 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
+from tests.support import servers
 from tests.support.handling import handle
-from tests.support.models import write_model
+from tests.support.models import mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.spool import CapturedRequest, read_segment
@@ -39,11 +40,11 @@ Serve = Callable[..., Server]
 
 
 @pytest.fixture
-def serve(serve_here: Serve, tools: Any) -> Callable[..., Server]:
+def serve(serve_here: Serve) -> Callable[..., Server]:
     """Serve the endpoint e with an answering variant and its shadow."""
 
     def serve(answering: Path, shadow: Path, server: dict[str, Any] | None = None, **capture: Any) -> Server:
-        variants = {"main": tools.variant(answering, "1"), "new": tools.variant(shadow, "2", shadow=True)}
+        variants = {"main": servers.variant(answering, "1"), "new": servers.variant(shadow, "2", shadow=True)}
         return serve_here({"e": variants}, server, **capture)
 
     return serve
@@ -85,8 +86,8 @@ def test_an_answer_is_compared_with_what_the_shadow_says(serve: Serve, bias_fold
     assert b"onnxserve_shadow_rows_total{" in server.metrics.page()
 
 
-def test_equal_labels_agree(serve: Serve, model_folders: dict[str, Path], tools: Any, tmp_path: Path) -> None:
-    server = serve(model_folders["mixed"], tools.mixed_model(tmp_path / "again"))
+def test_equal_labels_agree(serve: Serve, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    server = serve(model_folders["mixed"], mixed_model(tmp_path / "again"))
     row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
     body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
     handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
@@ -133,9 +134,9 @@ def test_a_shadow_that_refuses_the_input_has_failed(
 
 
 def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
-    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    server = serve(bias_folders["1"], tools.single_model(tmp_path / "same", 1000.0), {"max_batch_size": 16})
+    server = serve(bias_folders["1"], servers.single_model(tmp_path / "same", 1000.0), {"max_batch_size": 16})
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: ask(server, [number, 0, 0], [0, number, 1]), range(100)))
     compared(server, 100)
@@ -314,16 +315,16 @@ def test_copies_are_computed_where_the_system_lowers_no_priority(
     shadows.close()
 
 
-def test_without_a_shadow_there_is_no_thread(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> None:
-    server = serve_here({"e": {"main": tools.variant(bias_folders["1"])}})
+def test_without_a_shadow_there_is_no_thread(serve_here: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve_here({"e": {"main": servers.variant(bias_folders["1"])}})
     ask(server, [1, 2, 3])
     assert server.shadows._thread is None
 
 
 def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow(
-    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+    serve_here: Serve, bias_folders: dict[str, Path]
 ) -> None:
-    one, two = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
+    one, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
     assert server.dataplane.select_variant("e", "2").name == "new"
 
@@ -359,11 +360,11 @@ def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve,
 
 
 def test_endpoints_that_share_their_versions_are_counted_apart(
-    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+    serve_here: Serve, bias_folders: dict[str, Path]
 ) -> None:
     variants = {
-        "main": tools.variant(bias_folders["1"], "1"),
-        "new": tools.variant(bias_folders["2"], "2", shadow=True),
+        "main": servers.variant(bias_folders["1"], "1"),
+        "new": servers.variant(bias_folders["2"], "2", shadow=True),
     }
     server = serve_here({"e": variants, "f": variants})
     body = orjson.dumps({"inputs": [[1, 2, 3]]})

@@ -14,6 +14,7 @@ from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.statedir import AGENT, CONTROL, AgentState, Control, read_state
+from tests.support.servers import single_model
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until
 
@@ -138,9 +139,9 @@ def test_a_load_that_cannot_be_says_why_and_leaves_no_trace(
 
 
 def test_a_model_that_no_worker_can_load_is_refused_and_the_others_are_served_on(
-    served: Served, client: Any, tmp_path: Path, tools: Any
+    served: Served, client: Any, tmp_path: Path
 ) -> None:
-    broken = tools.single_model(tmp_path / "broken")
+    broken = single_model(tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(InferenceServerException, match=r"cannot load model\.onnx"):
         client.load_model("broken", config=json.dumps({"name": "broken", "variants": {"v": {"model": str(broken)}}}))

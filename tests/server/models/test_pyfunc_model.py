@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,6 +25,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.statedir import SPEC
+from tests.support import servers
 from tests.support.handling import handle
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_segment
@@ -43,12 +43,10 @@ def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def server(
-    pyfunc_folders: dict[str, Path], tools: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def server(pyfunc_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serve one endpoint for each model, of the same name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
-    tools.want(state_dir, 1, {name: {"main": tools.variant(pyfunc_folders[name])} for name in MODELS})
+    servers.want(state_dir, 1, {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS})
     limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}, threads: 1}}"
     spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {limits}"
     (state_dir / SPEC).write_text(spec)
@@ -262,9 +260,9 @@ def test_without_mlflow_it_says_what_is_missing(
 
 @pytest.mark.long
 def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
-    pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tools: Any, tmp_path: Path
+    pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tmp_path: Path
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(model_folders["single"], "1")}})
+    server = serve_here({"e": {"v": servers.variant(model_folders["single"], "1")}})
     state_dir = tmp_path / "state-0"
     rows = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}).encode()
 
@@ -277,7 +275,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
         return handle(server, RawRequest("GET", path, {}, b""))
 
     assert version() == "1"
-    tools.want(state_dir, 2, {"e": {"v": tools.variant(pyfunc_folders["knn"], "2")}})
+    servers.want(state_dir, 2, {"e": {"v": servers.variant(pyfunc_folders["knn"], "2")}})
     wait_until(lambda: version() == "2", 60, "the pyfunc answers")
     psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid).kill()
     wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
@@ -288,7 +286,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     side = psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid)
     assert is_alive(side)
     assert server.repository.has_pyfuncs
-    tools.want(state_dir, 3, {"e": {"v": tools.variant(model_folders["single"], "3")}})
+    servers.want(state_dir, 3, {"e": {"v": servers.variant(model_folders["single"], "3")}})
     wait_until(lambda: version() == "3", 60, "the ONNX model answers")
     wait_until(lambda: not is_alive(side), what="the end of the side process")
     assert not server.repository.has_pyfuncs
@@ -303,11 +301,9 @@ def spin(running: Any) -> None:
         running.post(json=trouble("spin"))
 
 
-def test_nothing_is_left_of_a_worker_that_is_killed(
-    pyfunc_folders: dict[str, Path], tools: Any, tmp_path: Path
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(pyfunc_folders["troubled"])}})
-    with tools.gunicorn(tmp_path) as running:
+def test_nothing_is_left_of_a_worker_that_is_killed(pyfunc_folders: dict[str, Path], tmp_path: Path) -> None:
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(pyfunc_folders["troubled"])}})
+    with servers.gunicorn(tmp_path) as running:
         response = running.post(json=trouble("pid"))
         assert response.status_code == 200
         side = psutil.Process(int(response.json()["predictions"][0]))

@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,6 +18,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.statedir import SPEC
 from tests.support.handling import handle
+from tests.support.servers import variant, want
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -39,7 +39,7 @@ def _load_pyfunc(path):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tools: SimpleNamespace) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("names")
     (folder / "code").mkdir()
     (folder / "code" / "names_of_people.py").write_text(CODE)
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tools: SimpleNamespace) -> 
     document = {"flavors": {"python_function": loader}, "signature": {"inputs": json.dumps(columns)}}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     state_dir = folder / "state"
-    tools.want(state_dir, 1, {"names": {"v": tools.variant(folder)}})
+    want(state_dir, 1, {"names": {"v": variant(folder)}})
     (state_dir / SPEC).write_text("name: names\nvariants: {v: {model: x}}\nserver: {threads: 2}")
     server = open_server(state_dir)
     wait_until(lambda: not server.repository.not_ready_reason(), 250, "the side process")

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.statedir import (
     take_load_deaths,
     write_state,
 )
+from tests.support import servers
 from tests.support.disk import files_of_at_most
 from tests.support.waiting import wait_until
 
@@ -53,12 +54,12 @@ Serve = Callable[..., WorkerState]
 
 
 @pytest.fixture
-def serve(tmp_path: Path, repository: Repository, tools: Any) -> Serve:
+def serve(tmp_path: Path, repository: Repository) -> Serve:
     """Want variants of the endpoint e, and return the worker's state of them."""
     generations = iter(range(1, 100))
 
     def serve(**variants: dict[str, Any]) -> WorkerState:
-        tools.want(tmp_path, next(generations), {"e": variants})
+        servers.want(tmp_path, next(generations), {"e": variants})
         repository.poll()
         (state,) = read_workers(tmp_path)
         return state
@@ -74,12 +75,12 @@ def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> No
 
 
 def test_a_request_keeps_its_version_until_it_lets_go(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:
-    serve(v=tools.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"], "1"))
     leased = repository.select_variant(None, 0.0)
     dropped = weakref.ref(leased.loaded)
-    serve(v=tools.variant(bias_folders["2"], "2"))
+    serve(v=servers.variant(bias_folders["2"], "2"))
     assert repository.select_variant(None, 0.0).loaded.version == "2"
     feeds = leased.loaded.predictor.schema.from_array([[1, 2, 3]])
     assert leased.loaded.predictor.run(feeds)["y"].tolist() == [[1006.0]]
@@ -90,12 +91,12 @@ def test_a_request_keeps_its_version_until_it_lets_go(
 
 
 def test_a_third_version_is_loaded_when_the_first_has_left(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
-    serve(v=tools.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"], "1"))
     leased = [repository.select_variant(None, 0.0)]
-    serve(v=tools.variant(bias_folders["2"], "2"))
-    third = threading.Thread(target=serve, kwargs={"v": tools.variant(bias_folders["3"], "3")})
+    serve(v=servers.variant(bias_folders["2"], "2"))
+    third = threading.Thread(target=serve, kwargs={"v": servers.variant(bias_folders["3"], "3")})
     third.start()
     third.join(0.3)
     assert (len(loads), repository.select_variant(None, 0.0).loaded.version) == (2, "2")
@@ -105,22 +106,22 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
 
 
 def test_a_change_of_weights_or_aspects_loads_nothing(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
-    serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(bias_folders["2"], "2", weight=0))
+    serve(a=servers.variant(bias_folders["1"], "1"), b=servers.variant(bias_folders["2"], "2", weight=0))
     before = repository.select_variant(None, 0.0).loaded
-    serve(a=tools.variant(bias_folders["1"], "1", weight=50), b=tools.variant(bias_folders["2"], "2", weight=50))
+    serve(a=servers.variant(bias_folders["1"], "1", weight=50), b=servers.variant(bias_folders["2"], "2", weight=50))
     assert repository.select_variant(None, 0.0).loaded is before
     assert repository.select_variant(None, 0.9).loaded.version == "2"
     assert len(loads) == 2
-    serve(a=tools.variant(bias_folders["1"], "1"))
+    serve(a=servers.variant(bias_folders["1"], "1"))
     assert {repository.select_variant(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
 def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
-    old, new = (tools.variant(bias_folders[version], version) for version in "12")
+    old, new = (servers.variant(bias_folders[version], version) for version in "12")
     serve(champion=old, candidate=new | {"weight": 0})
     candidate = repository.table["e"].variants["candidate"].loaded
 
@@ -132,28 +133,28 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
 
 
 def test_endpoints_share_a_version_and_the_last_one_frees_it(
-    repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path, tools: Any
+    repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path
 ) -> None:
-    one = tools.variant(bias_folders["1"], "1")
-    tools.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
+    one = servers.variant(bias_folders["1"], "1")
+    servers.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
     repository.poll()
     shared = weakref.ref(repository.select_variant("a", 0.0).loaded)
     assert repository.select_variant("b", 0.0).loaded is shared()
     assert len(loads) == 1
 
-    tools.want(tmp_path, 2, {"b": {"v": one}})
+    servers.want(tmp_path, 2, {"b": {"v": one}})
     repository.poll()
     assert shared() is not None
-    tools.want(tmp_path, 3, {"b": {"v": tools.variant(bias_folders["2"], "2")}})
+    servers.want(tmp_path, 3, {"b": {"v": servers.variant(bias_folders["2"], "2")}})
     repository.poll()
     gc.collect()
     assert shared() is None
 
 
 def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:
-    old, new = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
+    old, new = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     serve(champion=old, candidate=new)
     assert all(not variant.shadows for variant in repository.table["e"].answering)
     serve(champion=old, candidate=new, watched=new | {"shadow": True})
@@ -194,12 +195,12 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
 
 
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:
     serve(
-        a=tools.variant(bias_folders["1"], "1", weight=0),
-        b=tools.variant(bias_folders["2"], "2", weight=100, shadow=True),
-        c=tools.variant(bias_folders["3"], "3", weight=1),
+        a=servers.variant(bias_folders["1"], "1", weight=0),
+        b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
+        c=servers.variant(bias_folders["3"], "3", weight=1),
     )
     assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"3"}
 
@@ -234,26 +235,25 @@ def test_whatever_fails_leaves_the_old_version_and_is_told(
     repository: Repository,
     bias_folders: dict[str, Path],
     tmp_path: Path,
-    tools: Any,
     spoil: Callable[[Path], None],
     words: str,
 ) -> None:
-    serve(v=tools.variant(bias_folders["1"], "1"))
-    spoil(tools.single_model(tmp_path / "spoilt"))
-    state = serve(v=tools.variant(tmp_path / "spoilt", "2"))
+    serve(v=servers.variant(bias_folders["1"], "1"))
+    spoil(servers.single_model(tmp_path / "spoilt"))
+    state = serve(v=servers.variant(tmp_path / "spoilt", "2"))
     loaded = state.endpoints["e"]["v"]
     assert (state.generation, loaded.version) == (2, "1")
     assert words in loaded.error
     assert repository.not_ready_reason() == ""
     assert repository.select_variant("e", 0.0).loaded.version == "1"
-    healed = serve(v=tools.variant(bias_folders["3"], "3"))
+    healed = serve(v=servers.variant(bias_folders["3"], "3"))
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
 
 
 def test_a_first_version_that_fails_says_why_to_whoever_asks(
-    serve: Serve, repository: Repository, tmp_path: Path, tools: Any
+    serve: Serve, repository: Repository, tmp_path: Path
 ) -> None:
-    state = serve(v=tools.variant(tmp_path / "nothing", "1"))
+    state = serve(v=servers.variant(tmp_path / "nothing", "1"))
     assert state.endpoints["e"]["v"].version == ""
     assert "no MLmodel file" in repository.not_ready_reason()
     with pytest.raises(NotReady, match="no MLmodel file"):
@@ -261,21 +261,21 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(
 
 
 def test_a_failing_new_variant_leaves_the_endpoint_ready(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(tmp_path / "nothing", "2"))
+    serve(a=servers.variant(bias_folders["1"], "1"), b=servers.variant(tmp_path / "nothing", "2"))
     assert repository.not_ready_reason() == ""
     assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
 def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
-    tmp_path: Path, tools: Any, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def load(folder: Path) -> Any:
         raise MemoryError("secret")
 
     repository = Repository(tmp_path, load)
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(tmp_path)}})
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(tmp_path)}})
     repository.poll()
     (state,) = read_workers(tmp_path)
     assert "MemoryError" in state.endpoints["e"]["v"].error
@@ -283,40 +283,36 @@ def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
     assert "secret" in caplog.text
 
 
-def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path, tools: Any) -> None:
-    folder = tools.single_model(tmp_path / "m")
+def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path) -> None:
+    folder = servers.single_model(tmp_path / "m")
     (folder / INPUT_EXAMPLE).write_text('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}')
-    assert serve(v=tools.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
+    assert serve(v=servers.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"generation": "x"}', b"[]"])
 def test_a_wanted_file_that_cannot_be_read_changes_nothing(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any, content: bytes
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, content: bytes
 ) -> None:
-    serve(v=tools.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"], "1"))
     (tmp_path / WANTED).write_bytes(content)
     repository.poll()
     assert repository.select_variant("e", 0.0).loaded.version == "1"
-    assert serve(v=tools.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
+    assert serve(v=servers.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
 
 
-def test_endpoints_come_and_go(
-    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
-) -> None:
-    first, second = tools.variant(bias_folders["1"], "1"), tools.variant(bias_folders["2"], "2")
-    tools.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
+def test_endpoints_come_and_go(repository: Repository, bias_folders: dict[str, Path], tmp_path: Path) -> None:
+    first, second = servers.variant(bias_folders["1"], "1"), servers.variant(bias_folders["2"], "2")
+    servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
     repository.poll()
     assert [repository.select_variant(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
-    tools.want(tmp_path, 2, {"two": {"v": second}})
+    servers.want(tmp_path, 2, {"two": {"v": second}})
     repository.poll()
     assert repository.select_variant(None, 0.0).loaded.version == "2"
     with pytest.raises(NotFound, match="no endpoint 'one' here; there is 'two'"):
         repository.select_variant("one", 0.0)
 
 
-def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
+def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
@@ -328,7 +324,7 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
         return load_warm(bias_folders["1"], placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
-    tools.want(tmp_path, 1, {folder.name: {"v": tools.variant(folder, "1")} for folder in folders})
+    servers.want(tmp_path, 1, {folder.name: {"v": servers.variant(folder, "1")} for folder in folders})
     repository.poll()
 
     assert list(repository.table) == ["a", "b"]
@@ -336,17 +332,17 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
     repository.stop()
 
 
-def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
+def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     repository = Repository(tmp_path, partial(load_warm, placement=Placement(), intra_op_num_threads=1))
     repository.start()
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
     wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
     repository.stop()
     assert read_workers(tmp_path) == []
 
 
 def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
     may_load = threading.Event()
 
@@ -354,7 +350,7 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
         may_load.wait()
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"])}})
     repository = Repository(tmp_path, load)
     repository.start()
     try:
@@ -379,10 +375,10 @@ def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wante
 
 
 def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows(
-    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     endpoints = {
-        "good": {"variants": {"v": tools.variant(bias_folders["1"], "1")}},
+        "good": {"variants": {"v": servers.variant(bias_folders["1"], "1")}},
         "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
     }
     write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
@@ -392,9 +388,7 @@ def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows
         repository.select_variant("bad", 0.0)
 
 
-def test_a_worker_that_dies_of_loading_leaves_word_of_it(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
+def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     def load(folder: Path) -> Any:
         other = subprocess.Popen(["true"])
         other.wait()
@@ -405,7 +399,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
+    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"])}})
     repository.poll()
     assert repository.not_ready_reason() == ""
     assert list((tmp_path / LOADING).iterdir()) == []

@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.runtime import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, read_state
+from tests.support import servers
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until
 
@@ -19,10 +20,10 @@ COUNT = 50
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tools: Any) -> list[Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Make models that differ: number n adds n."""
     root = tmp_path_factory.mktemp("many")
-    return [tools.single_model(root / f"m{number}", float(number)) for number in range(COUNT)]
+    return [servers.single_model(root / f"m{number}", float(number)) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,7 @@ def test_an_unknown_endpoint_is_told_some_of_the_names(served: Served) -> None:
     assert f"and {COUNT + 2 - 10} more" in answer.json()["error"]
 
 
-def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
-    tmp_path: Path, folders: list[Path], tools: Any
-) -> None:
+def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path, folders: list[Path]) -> None:
     loads: list[str] = []
     tables: list[int] = []
 
@@ -89,11 +88,11 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
 
     def want(generation: int, names: list[str], changed: str) -> None:
         variants = {
-            name: {"v": tools.variant(tmp_path / "nothing" if name == "m3" else folders[int(name[1:])], "1")}
+            name: {"v": servers.variant(tmp_path / "nothing" if name == "m3" else folders[int(name[1:])], "1")}
             for name in names
         }
-        variants[changed] = {"v": tools.variant(folders[49], "2")}
-        tools.want(tmp_path, generation, variants)
+        variants[changed] = {"v": servers.variant(folders[49], "2")}
+        servers.want(tmp_path, generation, variants)
         repository.poll()
 
     repository = Repository(tmp_path, load)

@@ -12,6 +12,7 @@ import pytest
 from mlflow_deploy_plugin.runtime import Artifact, Output
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.observability.metrics import Metrics, Statistics, count_response, predicted_labels
+from tests.support import servers
 
 LABEL = Output("label", "int64", (-1,), "label")
 PROBABILITIES = Output("p", "float32", (-1, 2), "probabilities")
@@ -44,9 +45,9 @@ def test_labels_are_counted_by_row(model: Artifact, outputs: dict[str, Any], lab
 
 
 def test_an_answer_counts_for_its_version(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, tmp_path: Path
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    variant = serve_here({"e": {"v": tools.variant(model_folders["mixed"])}}).dataplane.select_variant("e")
+    variant = serve_here({"e": {"v": servers.variant(model_folders["mixed"])}}).dataplane.select_variant("e")
     metrics = Metrics(tmp_path / "counted")
     outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
     count_response(metrics, variant, "v2", "200", 0.5, outputs)

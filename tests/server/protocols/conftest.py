@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +12,7 @@ from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.models import parse_graph
+from tests.support.servers import variant, want
 from tests.support.waiting import wait_until
 
 Answer = tuple[int, bytes]
@@ -160,12 +160,10 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 
 
 @pytest.fixture(scope="module")
-def ask_ours(
-    scored_folders: dict[str, tuple[Path, Path]], tools: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ask]:
+def ask_ours(scored_folders: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     """Yield our server, one endpoint a model."""
     state_dir = tmp_path_factory.mktemp("ours") / "state"
-    tools.want(state_dir, 1, {name: {"main": tools.variant(ours)} for name, (_, ours) in scored_folders.items()})
+    want(state_dir, 1, {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()})
     server = open_server(state_dir)
     wait_until(lambda: not server.repository.not_ready_reason(), what="our server")
 

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from mlflow_deploy_plugin.server.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHeader, datatype_of, from_binary, to_binary
 from tests.support.handling import handle
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
+from tests.support.servers import variant
 
 EVERY = 12
 """One case in so many is asked in `make test`."""
@@ -31,11 +31,11 @@ EVERY = 12
     [pytest.param(EVERY, 100, id="a sample"), pytest.param(1, 1_300, id="all", marks=pytest.mark.long)],
 )
 def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
-    tmp_path: Path, serve_here: Callable[..., Server], tools: SimpleNamespace, every: int, at_least: int
+    tmp_path: Path, serve_here: Callable[..., Server], every: int, at_least: int
 ) -> None:
     cases = {f"n{place}": case for place, case in enumerate(node_cases(every))}
     folders = {name: saved(tmp_path / name, case) for name, case in cases.items()}
-    server = serve_here({name: {"main": tools.variant(folder)} for name, folder in folders.items()})
+    server = serve_here({name: {"main": variant(folder)} for name, folder in folders.items()})
 
     told: Counter[str] = Counter()
     wrong = []

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols import protocol_table
 from mlflow_deploy_plugin.server.protocols.protocol_table import encode_record
+from tests.support import servers
 from tests.support.handling import handle
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
@@ -31,8 +32,8 @@ def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any
 
 
 @pytest.fixture
-def mixed(serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any) -> Server:
-    return serve_here({"e": {"v": tools.variant(model_folders["mixed"], "3")}})
+def mixed(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+    return serve_here({"e": {"v": servers.variant(model_folders["mixed"], "3")}})
 
 
 @pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
@@ -54,14 +55,14 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
 
 
 def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_them(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, tmp_path: Path
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"]["onnxserve"]
     section["prediction"] = [output["name"] for output in section["outputs"] if output["role"] == "probabilities"]
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    server = serve_here({"e": {"v": tools.variant(folder, "3")}})
+    server = serve_here({"e": {"v": servers.variant(folder, "3")}})
 
     _, given = post(server, "/predict", RECORD)
 
@@ -106,13 +107,12 @@ def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with
 def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
     serve_here: Callable[..., Server],
     model_folders: dict[str, Path],
-    tools: Any,
     monkeypatch: pytest.MonkeyPatch,
     max_batch_size: int,
 ) -> None:
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
-    server = serve_here({"e": {"v": tools.variant(model_folders["single"], "3")}}, limits)
+    server = serve_here({"e": {"v": servers.variant(model_folders["single"], "3")}}, limits)
 
     for path in ("/invocations", "/predict/batch"):
         assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
@@ -125,9 +125,9 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
 
 
 def test_a_small_bound_on_bodies_bounds_no_answers(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(model_folders["single"], "3")}}, {"max_body_bytes": 1024})
+    server = serve_here({"e": {"v": servers.variant(model_folders["single"], "3")}}, {"max_body_bytes": 1024})
 
     assert post(server, "/invocations", {"instances": [[0, 0, 0]] * 1025})[0] == 200
 
@@ -142,9 +142,9 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
     ],
 )
 def test_models_without_classes_answer_without_probabilities(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, kind: str, body: Any, prediction: Any
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], kind: str, body: Any, prediction: Any
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(model_folders[kind])}})
+    server = serve_here({"e": {"v": servers.variant(model_folders[kind])}})
     assert post(server, "/predict", body) == (200, {"prediction": prediction, "model": "m", "model_version": "1"})
 
 

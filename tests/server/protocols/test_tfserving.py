@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.tfserving import decode_base64
+from tests.support import servers
 from tests.support.handling import handle
 
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
 
 @pytest.fixture
-def server(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], bias_folders: dict[str, Path], tools: Any
-) -> Server:
-    variant = tools.variant
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], bias_folders: dict[str, Path]) -> Server:
+    variant = servers.variant
     return serve_here(
         {
             "mixed": {"v": variant(model_folders["mixed"], "7")},

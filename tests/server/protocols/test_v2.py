@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
+from tests.support.servers import variant
 
 X = {"name": "X", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}
 Y = {"name": "y", "shape": [2, 1], "datatype": "FP32", "data": [6.0, 15.0]}
@@ -22,8 +23,8 @@ HEADER_LENGTH = "inference-header-content-length"
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any) -> Server:
-    return serve_here({kind: {"v": tools.variant(folder, "7")} for kind, folder in model_folders.items()})
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+    return serve_here({kind: {"v": variant(folder, "7")} for kind, folder in model_folders.items()})
 
 
 def ask(server: Server, document: Any, model: str = "single", binary: bytes | None = None, **more: str) -> RawResponse:

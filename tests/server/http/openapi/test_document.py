@@ -22,7 +22,8 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
-from tests.support.models import columns, write_model
+from tests.support.models import columns, mixed_model, write_model
+from tests.support.servers import variant, want
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
@@ -47,13 +48,13 @@ def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path, tools: Any) -> Server:
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path) -> Server:
     flights = {
         "columns": ["carrier", "distance", "hour", "late"],
         "data": [["AA", None, 7, False], ["UA", 2.5, 8, True]],
     }
     folders = {
-        "flights": page_models.with_example(tools.mixed_model(tmp_path / "flights"), {"dataframe_split": flights}),
+        "flights": page_models.with_example(mixed_model(tmp_path / "flights"), {"dataframe_split": flights}),
         "digits": page_models.digits_model(tmp_path / "digits"),
         "hostile": page_models.hostile_model(tmp_path / "hostile"),
         "tensor": model_folders["tensor"],
@@ -68,7 +69,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
             tmp_path / "masked", "masked (bool[N,2] mask, string[N] s) => (bool[N,2] y) { y = Not(mask) }"
         ),
     }
-    endpoints = {name: {"v": tools.variant(folder)} for name, folder in folders.items()}
+    endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
     return serve_here(endpoints, server={"request_timeout_seconds": EXPLAINER_SECONDS})
 
 
@@ -133,12 +134,12 @@ def test_the_error_of_a_page_is_a_page(server: Server) -> None:
 
 
 def test_another_version_is_described_anew_and_the_old_one_let_go(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": tools.variant(bias_folders["1"])}})
+    server = serve_here({"e": {"v": variant(bias_folders["1"])}})
     assert "m version 1" in fetched(server)["info"]["description"]
     old = weakref.ref(server.repository.table["e"].variants["v"].loaded)
-    tools.want(server.repository.state_dir, 2, {"e": {"v": tools.variant(bias_folders["2"], "2")}})
+    want(server.repository.state_dir, 2, {"e": {"v": variant(bias_folders["2"], "2")}})
     wait_until(lambda: "m version 2" in fetched(server)["info"]["description"], what="the description of version 2")
     wait_until(lambda: old() is None, what="version 1 to be freed")
 
@@ -266,10 +267,10 @@ def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
 
 
 def test_many_endpoints_are_described_one_by_one(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
 ) -> None:
     count = MAX_ENDPOINTS + 1
-    server = serve_here({f"e{number}": {"v": tools.variant(model_folders["single"])} for number in range(count)})
+    server = serve_here({f"e{number}": {"v": variant(model_folders["single"])} for number in range(count)})
     document = fetched(server)
     assert {path for path in document["paths"] if path.endswith("/invocations")} == {
         "/invocations",
@@ -282,7 +283,7 @@ def test_many_endpoints_are_described_one_by_one(
 
 
 def test_before_anything_is_loaded_the_pages_are_there_and_say_so(
-    serve_here: Callable[..., Server], tmp_path: Path, tools: Any
+    serve_here: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = serve_here({})
     for path in ("/", "/docs"):

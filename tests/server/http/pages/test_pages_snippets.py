@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.pages import snippets
 from tests.support.handling import ask
+from tests.support.servers import variant
 
 
 def shown(url: str, endpoint: str) -> list[str]:
@@ -64,12 +65,7 @@ def test_the_answer_to_a_chat_has_no_predictions(document: dict[str, Any], shown
     ],
 )
 def test_the_code_asks_over_tls_where_the_server_or_its_proxy_speaks_it(
-    serve_here: Callable[..., Server],
-    model_folders: dict[str, Path],
-    tools: Any,
-    spec: dict[str, str],
-    headers: Any,
-    url: bytes,
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], spec: dict[str, str], headers: Any, url: bytes
 ) -> None:
-    server = serve_here({"mixed": {"v": tools.variant(model_folders["mixed"])}}, spec)
+    server = serve_here({"mixed": {"v": variant(model_folders["mixed"])}}, spec)
     assert url in ask(server, "/docs", "GET", host="flights:1", **headers).body

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from tests.support.models import write_model
+from tests.support.servers import gunicorn, variant, want
 from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
@@ -38,30 +38,28 @@ def kind(request: pytest.FixtureRequest) -> WorkerClass:
 
 
 @pytest.fixture
-def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass) -> Iterator[Connect]:
+def connect(tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass) -> Iterator[Connect]:
     """Open a connection to a worker with 4 threads, and send something."""
-    with open_connections(tmp_path, bias_folders, tools, ServerSpec(worker_class=kind)) as connected:
+    with open_connections(tmp_path, bias_folders, ServerSpec(worker_class=kind)) as connected:
         yield connected
 
 
 @pytest.fixture
-def connect_tls(
-    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any
-) -> Iterator[Connect]:
+def connect_tls(tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]) -> Iterator[Connect]:
     """Open a TLS connection to the fast worker, and send something."""
     cert, key = map(str, certificate)
-    with open_connections(tmp_path, bias_folders, tools, ServerSpec(certfile=cert, keyfile=key)) as connected:
+    with open_connections(tmp_path, bias_folders, ServerSpec(certfile=cert, keyfile=key)) as connected:
         yield connected
 
 
 @contextlib.contextmanager
-def open_connections(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, spec: ServerSpec) -> Iterator[Connect]:
+def open_connections(tmp_path: Path, bias_folders: dict[str, Path], spec: ServerSpec) -> Iterator[Connect]:
     tls = ssl.create_default_context(cafile=spec.certfile) if spec.certfile else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
-    long = tools.variant(write_model(tmp_path / "model", LONG))
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}, "long": {"v": long}})
-    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as opened:
+    long = variant(write_model(tmp_path / "model", LONG))
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}, "long": {"v": long}})
+    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as opened:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
 
         def connected(sent: bytes = b"") -> socket.socket:

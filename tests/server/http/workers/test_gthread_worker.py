@@ -23,6 +23,7 @@ import pytest
 from mlflow_deploy_plugin.server.http.workers import gthread_worker
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
+from tests.support.servers import gunicorn, variant, want
 from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
@@ -74,13 +75,13 @@ BEGUN = (b"GET /ping HTTP/1.1\r\nX:", b"POST /invocations HTTP/1.1\r\nHost: x\r\
 
 
 def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
     """There are as many clients of either kind as threads."""
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=1)
     stop = threading.Event()
-    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
         slow.callback(stop.set)
         for begun in BEGUN * 2:
             connection = slow.enter_context(
@@ -93,9 +94,9 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
 
 
 def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others_wait(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     (tmp_path / "spec.yaml").write_text(
         "{name: e, variants: {v: {model: 'models:/m/1'}}, server: {max_body_bytes: 100000}}"
     )
@@ -108,7 +109,7 @@ def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others
                 connection.sendall(b"%X\r\n%b\r\n" % (len(rows), rows))
 
     spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=60)
-    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
         for _ in range(spec.threads):
             connection = slow.enter_context(
                 socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
@@ -120,12 +121,10 @@ def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others
         assert "Traceback" not in running.log.read_text()
 
 
-def test_the_wait_for_a_thread_counts_towards_the_deadline(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+def test_the_wait_for_a_thread_counts_towards_the_deadline(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     tensor = {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class="gthread", threads=1)) as running:
+    with gunicorn(tmp_path, ServerSpec(worker_class="gthread", threads=1)) as running:
         (worker,) = read_workers(tmp_path)
         address = "127.0.0.1", int(running.url.rpartition(":")[2])
         with contextlib.ExitStack() as opened:
@@ -146,14 +145,14 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
 
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+    tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
 
     def is_told_to_end() -> bool:
         return bool(int(status(worker.pid, "ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
 
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as waiting:
+    with gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as waiting:
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)
@@ -219,13 +218,11 @@ class LivingWorker:
 
 
 @pytest.fixture
-def living(
-    request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> Iterator[LivingWorker]:
+def living(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[LivingWorker]:
     """Run a server; the parameter is its number of threads."""
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec(worker_class="gthread", threads=getattr(request, "param", 4))
-    with tools.gunicorn(tmp_path, spec) as running:
+    with gunicorn(tmp_path, spec) as running:
         (state,) = read_workers(tmp_path)
         yield LivingWorker(running, state.pid)
         assert "Traceback" not in running.log.read_text()

@@ -16,6 +16,7 @@ import requests
 from mlflow_deploy_plugin.server.capture.frames import is_released, segments
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
+from tests.support.servers import gunicorn, ping, variant, want
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -36,12 +37,12 @@ def bias_of(response: requests.Response) -> float:
 
 @pytest.mark.parametrize(("kind", "framework"), [("fast", "uvloop"), ("gthread", "gunicorn")])
 def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
-    tmp_path: Path, model_folders: dict[str, Path], tools: Any, kind: WorkerClass, framework: str
+    tmp_path: Path, model_folders: dict[str, Path], kind: WorkerClass, framework: str
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(model_folders["single"])}})
+    want(tmp_path, 1, {"e": {"v": variant(model_folders["single"])}})
     config, modules = tmp_path / "probe.py", tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind), config=config) as running:
+    with gunicorn(tmp_path, ServerSpec(worker_class=kind), config=config) as running:
         assert running.post(json=ROW).status_code == 200
         assert running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code == 200
         pid = read_workers(tmp_path)[0].pid
@@ -53,10 +54,8 @@ def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
 
 
 @pytest.mark.long
-def test_versions_change_under_load_without_one_failure(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     answers: list[tuple[int, str, float]] = []
     stop = threading.Event()
 
@@ -73,7 +72,7 @@ def test_versions_change_under_load_without_one_failure(
     def wait_for_answers(count: int) -> None:
         wait_until(lambda: len(answers) >= count)
 
-    with tools.gunicorn(tmp_path, ServerSpec(workers=2)) as running:
+    with gunicorn(tmp_path, ServerSpec(workers=2)) as running:
         # as the supervisor does before it says ready: the worker that starts last answers 503 until it has loaded
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
@@ -82,7 +81,7 @@ def test_versions_change_under_load_without_one_failure(
         try:
             for generation in range(2, 10):
                 version = str((generation - 1) % 4 + 1)
-                tools.want(tmp_path, generation, {"e": {"v": tools.variant(bias_folders[version], version)}})
+                want(tmp_path, generation, {"e": {"v": variant(bias_folders[version], version)}})
                 wait_for_generation(generation)
                 before = len(answers)
                 wait_for_answers(before + 20)
@@ -96,12 +95,12 @@ def test_versions_change_under_load_without_one_failure(
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     (tmp_path / "broken").mkdir()
-    with tools.gunicorn(tmp_path) as running:
-        tools.want(tmp_path, 2, {"e": {"v": tools.variant(tmp_path / "broken", "2")}})
+    with gunicorn(tmp_path) as running:
+        want(tmp_path, 2, {"e": {"v": variant(tmp_path / "broken", "2")}})
         state = wait_until(lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None))
         assert state.endpoints["e"]["v"].version == "1"
         assert "no MLmodel file" in state.endpoints["e"]["v"].error
@@ -111,9 +110,9 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
 
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+    tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
 ) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     started = threading.Event()
 
     def slowly() -> Any:
@@ -124,7 +123,7 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
 
     stopped = threading.Event()
     statuses: list[int] = []
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, requests.Session() as idle:
+    with gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, requests.Session() as idle:
         idle.get(running.url + "/ping", timeout=5)
 
         def post() -> None:
@@ -135,7 +134,7 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
         thread.start()
         started.wait()
         running.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: tools.ping(running) == 0, what="the listener's end")
+        wait_until(lambda: ping(running) == 0, what="the listener's end")
         stopped.set()
         thread.join()
         began = time.monotonic()
@@ -148,11 +147,9 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
     assert len(read_segment(segment)[0]) == 1
 
 
-def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path) as running:
+def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
+    with gunicorn(tmp_path) as running:
         assert running.post(json=ROW).status_code == 200
         (killed,) = [state.pid for state in read_workers(tmp_path)]
         os.kill(killed, signal.SIGKILL)
@@ -170,8 +167,8 @@ def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
     assert 'onnxserve_served_version{endpoint="e",model="m",variant="v",version="1"} 1.0' in page
 
 
-def test_a_server_without_a_model_says_so(tmp_path: Path, tools: Any) -> None:
-    with tools.gunicorn(tmp_path, awaited=503) as running:
+def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, awaited=503) as running:
         for path in ("/ping", "/health", "/version"):
             response = requests.get(running.url + path, timeout=5)
             assert (response.status_code, response.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
@@ -180,13 +177,13 @@ def test_a_server_without_a_model_says_so(tmp_path: Path, tools: Any) -> None:
 
 
 def test_one_row_costs_little_more_than_an_answer_without_a_model(
-    tmp_path: Path, model_folders: dict[str, Path], tools: Any
+    tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:
     """The bound is a ratio, since the machine is shared: decode, run, encode and capture against a bare /ping."""
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(model_folders["mixed"])}})
+    want(tmp_path, 1, {"e": {"v": variant(model_folders["mixed"])}})
     row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)
-    with tools.gunicorn(tmp_path) as running, requests.Session() as session:
+    with gunicorn(tmp_path) as running, requests.Session() as session:
 
         def seconds(call: Any) -> float:
             began = time.perf_counter()
@@ -203,13 +200,11 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
     assert sorted(scores)[50] < 4 * sorted(pings)[50]
 
 
-def test_silent_clients_do_not_hold_the_threads_for_ever(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
+def test_silent_clients_do_not_hold_the_threads_for_ever(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     """There are as many clients of either kind as threads."""
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec(threads=2, request_timeout_seconds=1)
-    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as silent:
+    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as silent:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         for begun in (b"POST /invocations HT", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"):
             for _ in range(2):

@@ -1,0 +1,115 @@
+"""Tiny models of bias and version, wanted.json, and gunicorn around a state folder."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from mlflow_deploy_plugin.server import remove_metrics
+from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.supervisor import open_listener
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_workers, write_state
+from tests.support.models import columns, write_model
+from tests.support.waiting import wait_until
+
+
+def single(bias: float, width: int = 3) -> str:
+    """y = the sum of X's columns + bias, as [N,1]."""
+    return f"""
+single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64[1] axis = {{1}}> {{
+  s = ReduceSum(X, axis)
+  y = Add(s, bias)
+}}"""
+
+
+def single_model(folder: Path, bias: float = 0.0) -> Path:
+    """Make a model of the columns a, b, c, stacked into X; the bias of y shows the version."""
+    section = {
+        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
+
+
+def stock_model(folder: Path) -> Path:
+    """Make a model of MLflow's own onnx flavor, without a signature."""
+    return write_model(folder, single(0.5))
+
+
+def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
+    return {"model_uri": f"models:/m/{version}", "model": "m", "version": version, "folder": str(folder), **more}
+
+
+def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> None:
+    """Write wanted.json: endpoint → variant → fields."""
+    document = {name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()}
+    write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
+
+
+@dataclass(frozen=True)
+class Running:
+    """gunicorn on a port of its own."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    state_dir: Path
+    log: Path
+    trusted: str | None = None
+
+    def post(self, path: str = "/invocations", **arguments: Any) -> requests.Response:
+        return requests.post(self.url + path, timeout=30, **arguments)
+
+
+@contextmanager
+def gunicorn(
+    state_dir: Path,
+    spec: ServerSpec | None = None,
+    config: Path | None = None,
+    awaited: int = 200,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """Run a real server on the state folder, once /ping answers `awaited`; `config` replaces our configuration."""
+    spec = spec or ServerSpec()
+    log = state_dir / "server.log"
+    listener = open_listener(spec.host, 0)
+    port, descriptor = listener.getsockname()[1], listener.fileno()
+    command = gunicorn_command(state_dir, spec, descriptor)
+    if config is not None:
+        command[command.index("--config") + 1] = str(config)
+    with log.open("wb") as output, listener:
+        variables = {**os.environ, **(environment or {})}
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=variables, pass_fds=[descriptor]
+        )
+    running = Running(f"{spec.scheme}://127.0.0.1:{port}", process, state_dir, log, spec.certfile)
+    try:
+        wait_until(lambda: ping(running) == awaited, 90, "gunicorn")
+        if awaited == 200:  # a worker is ready a moment before its state file is there
+            wait_until(lambda: read_workers(state_dir), what="a worker's state file")
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.returncode == -signal.SIGKILL:  # others take their metrics out of shared memory themselves
+            remove_metrics(state_dir)
+
+
+def ping(running: Running) -> int:
+    """Return the status of /ping, or 0 if nobody answers."""
+    assert running.process.poll() is None, running.log.read_text()
+    try:
+        return requests.get(running.url + "/ping", timeout=5, verify=running.trusted or True).status_code
+    except (requests.ConnectionError, requests.Timeout):  # a worker may take long to import on a busy machine
+        return 0
