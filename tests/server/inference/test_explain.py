@@ -18,6 +18,8 @@ import yaml
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
 from tests.support import page_models
+from tests.support.models import mixed_model, write_model
+from tests.support.servers import gunicorn, variant
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 WEIGHTS = (2.0, -3.0, 0.5)
@@ -55,18 +57,18 @@ def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
     return folder
 
 
-def numbers_model(tools: Any, folder: Path, graph: str, output: dict[str, Any]) -> Path:
+def numbers_model(folder: Path, graph: str, output: dict[str, Any]) -> Path:
     section = {
         "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
         "outputs": [{"name": "y", **output}],
         "prediction": ["y"],
     }
     signature = [{"name": name, "type": "double", "required": True} for name in "abc"]
-    return tools.write_model(folder, graph, signature, section)
+    return write_model(folder, graph, signature, section)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("explained")
     state_dir = root / "state"
     state_dir.mkdir()
@@ -75,17 +77,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
     label = {"dtype": "int64", "shape": [-1, 3], "role": "label"}
     example = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]]}}
     folders = {
-        "flights": with_reference(tools.mixed_model(root / "flights"), FLIGHTS),
-        "linear": with_reference(numbers_model(tools, root / "linear", LINEAR, number), NUMBERS),
-        "wide": page_models.with_example(numbers_model(tools, root / "wide", WIDE, wide), example),
-        "labels": page_models.with_example(numbers_model(tools, root / "labels", LABELS, label), example),
-        "bare": tools.mixed_model(root / "bare"),
-        "stock": page_models.with_example(tools.write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}),
+        "flights": with_reference(mixed_model(root / "flights"), FLIGHTS),
+        "linear": with_reference(numbers_model(root / "linear", LINEAR, number), NUMBERS),
+        "wide": page_models.with_example(numbers_model(root / "wide", WIDE, wide), example),
+        "labels": page_models.with_example(numbers_model(root / "labels", LABELS, label), example),
+        "bare": mixed_model(root / "bare"),
+        "stock": page_models.with_example(write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}),
         "images": model_folders["tensor"],
     }
-    wanted = {name: {"v": tools.variant(folder)} for name, folder in folders.items()}
+    wanted = {name: {"v": variant(folder)} for name, folder in folders.items()}
     wanted["sticky"] = {
-        name: tools.variant(folders["linear"], str(version), weight=50) for version, name in enumerate(("old", "new"))
+        name: variant(folders["linear"], str(version), weight=50) for version, name in enumerate(("old", "new"))
     }
     endpoints: dict[str, Any] = {name: {"variants": variants} for name, variants in wanted.items()}
     endpoints["sticky"]["sticky"] = {"key": "a"}
@@ -93,7 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
     settings = {"explain_max_rows": MOST_ROWS, "request_timeout_seconds": EXPLAINER_SECONDS}
     spec = {"name": "flights", "variants": {"v": {"model": "x"}}, "server": settings}
     (state_dir / SPEC).write_text(yaml.safe_dump(spec))
-    with tools.gunicorn(state_dir) as running:
+    with gunicorn(state_dir) as running:
         yield running
 
 
@@ -126,7 +128,7 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
     assert (answer.headers["X-Model-Name"], answer.headers["X-Model-Version"]) == ("m", "1")
 
 
-def test_columns_of_all_types_share_out_the_probability_of_each_class(server: Any, tmp_path: Path, tools: Any) -> None:
+def test_columns_of_all_types_share_out_the_probability_of_each_class(server: Any, tmp_path: Path) -> None:
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
 
@@ -135,7 +137,7 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(server: An
     values, base_values = np.array(document["values"]), np.array(document["base_values"])
     assert values.shape == (3, 4, 2)
     assert (document["columns"], document["outputs"]) == (list(rows), ["no", "yes"])
-    probabilities = probabilities_of(OnnxModel.load(tools.mixed_model(tmp_path / "flights")), rows)
+    probabilities = probabilities_of(OnnxModel.load(mixed_model(tmp_path / "flights")), rows)
     np.testing.assert_allclose(base_values + values.sum(axis=1), probabilities, atol=1e-5)
     assert document["predictions"] == [["no", "yes"][int(p)] for p in probabilities[:, 1] > 0.5]
     model = OnnxModel.load(tmp_path / "flights")
@@ -204,12 +206,12 @@ def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
 
 
 def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(server: Any) -> None:
-    document = explain(server, "wide", json={"inputs": [[2.0, 2.0, 3.0]]}).json()
+    document = explain(server, "wide", json={"inputs": [[2.0, 2.0, 3.0]] * MOST_ROWS}).json()
 
     assert document["outputs"] == [0, 1, 2]
     assert document["background"] == {"source": "input_example", "rows": 1}
-    np.testing.assert_allclose(document["values"][0], [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    assert document["base_values"] == [[2.0, 4.0, 6.0]]
+    np.testing.assert_allclose(document["values"], [[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]] * MOST_ROWS)
+    assert document["base_values"] == [[2.0, 4.0, 6.0]] * MOST_ROWS
 
 
 def test_a_tensor_of_rank_two_is_a_table_without_names(server: Any) -> None:
@@ -251,6 +253,7 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 6}}, "3 columns need at least 7"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 10**9}}, "a whole number from 1 to 20000"),
+        ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 9.5}}, "max_evals is 9.5; a whole number from 1"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"evals": 9}}, "params holds 'evals'; explaining takes"),
     ],
 )

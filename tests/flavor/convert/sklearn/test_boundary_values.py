@@ -6,9 +6,11 @@ from sklearn.ensemble import BaggingRegressor
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ParityError
+from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -32,6 +34,31 @@ def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -
     edges = boundary_values_of(bag, ["a", "b"]).edges["ab"[drawn[0]]]
 
     assert set(thresholds) <= set(edges)
+
+
+def test_a_tree_of_32_bits_is_tried_at_its_threshold_and_where_roundings_to_it_begin() -> None:
+    rows = np.array([[0.0], [0.1], [0.2], [0.3]])
+    tree = DecisionTreeRegressor().fit(rows, rows[:, 0])
+    thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]
+
+    edges = boundary_values_of(tree, ["a"]).edges["a"]
+
+    assert len(edges) == 2 * len(thresholds)
+    assert set(thresholds) <= set(edges)
+    for middle in set(edges) - set(thresholds):
+        below, above = np.nextafter(middle, [-np.inf, np.inf])
+        (threshold,) = thresholds[np.isclose(thresholds, middle, atol=1e-6)]
+        assert np.float32(below) <= threshold < np.float32(above)
+
+
+def test_of_more_values_than_can_be_tried_some_from_the_first_to_the_last_are() -> None:
+    categories = [f"{number:06}" for number in range(MAX_VALUES + 1)]
+    encoder = OrdinalEncoder().fit(np.array(categories, dtype=object)[:, None])
+
+    tried = boundary_values_of(encoder, ["a"]).categories["a"]
+
+    assert len(set(tried)) == MAX_VALUES
+    assert (tried[0], tried[-1]) == (categories[0], categories[-1])
 
 
 def test_a_step_without_edges_has_none_before_its_scaler_either() -> None:
