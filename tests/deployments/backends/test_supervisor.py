@@ -66,16 +66,19 @@ def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_a
             assert is_port_free("127.0.0.1", port)
 
 
-def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("said", "kept"), [("sqlite:///here.db", "sqlite:///{}/here.db"), ("mlruns", "{}/mlruns")])
+def test_the_registry_of_the_first_start_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kept: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("home"), log_uri="log")
     state_dir = tmp_path / "state"
-    with tracking_at("sqlite:///here.db"):
+    with tracking_at(said):
         first = server_environment(state_dir, settings)
     with tracking_at("http://elsewhere:5000"):
         second = server_environment(state_dir, settings)
 
-    assert first["MLFLOW_TRACKING_URI"] == second["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/here.db"
+    assert first["MLFLOW_TRACKING_URI"] == second["MLFLOW_TRACKING_URI"] == kept.format(tmp_path)
     assert first["ONNXSERVE_HOME"] == str(tmp_path / "home")
     assert first["ONNXSERVE_LOG_URI"] == str(tmp_path / "log")
     assert first["PATH"]

@@ -10,7 +10,7 @@ from flask import Flask, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, OnnxserveError, TargetTooLong
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     BodyParser,
@@ -42,6 +42,24 @@ def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before:
     assert [parse_head(data[:end]) for end in range(len(data))] == [(None, data[:end]) for end in range(len(data))]
     head, rest = parse_head(data + b"\r\nrest")
     assert (head, rest) == (read_head(data.removeprefix(b"\r\n")[:-4]), b"\r\nrest")
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "said"),
+    [
+        (b"GET /" + b"a" * 8190 + b" HTTP/1.1\r\nHost: x", TargetTooLong, "longer than .* limit of 8190 bytes"),
+        (b"GET / HTTP/1.1\r\nHost: x" + 17 * (b"\r\nA: " + b"a" * 8000), HeadersTooLarge, "together are more than"),
+        (b"GET / HTTP/1.1\r\nHost: x\nA: b", InvalidRequest, "ends without CR"),
+    ],
+    ids=["line", "fields", "LF"],
+)
+def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(
+    head: bytes, error: type[OnnxserveError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        parse_head(head + b"\r\n\r\n")
+    with pytest.raises(error, match=said):
+        parse_head(head)
 
 
 def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:

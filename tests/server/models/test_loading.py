@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError
-from mlflow_deploy_plugin.runtime import BatchPolicy, Placement
+from mlflow_deploy_plugin.runtime import Array, BatchPolicy, Feeds, OnnxModel, Placement, row_count
 from mlflow_deploy_plugin.server.models import loading
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
-from tests.support.models import write_model
+from tests.support.models import mixed_model, write_model
+from tests.support.page_models import with_example
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
@@ -36,6 +37,27 @@ def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
 
     assert warm.batcher is not None
     assert warm.batcher.policy.max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("policy", "sizes"), [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})]
+)
+def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: BatchPolicy | None, sizes: set[int]
+) -> None:
+    row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True}
+    folder = with_example(mixed_model(tmp_path), {"dataframe_records": [row] * 3})
+    computed, run = set(), OnnxModel.run
+
+    def note(model: OnnxModel, feeds: Feeds) -> dict[str, Array]:
+        computed.add(row_count(feeds))
+        return run(model, feeds)
+
+    monkeypatch.setattr(OnnxModel, "run", note)
+
+    load_warm(folder, Placement(), 1, policy)
+
+    assert computed >= sizes
 
 
 def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,6 +118,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     (folder / "weights").write_bytes(b"x")
     return folder
+
+
+def test_the_memory_of_all_descendants_is_used(tmp_path: Path) -> None:
+    holds = "held = b'x' * (64 << 20); print('held', flush=True); input()"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
+    before = MemoryLimit(None).used()
+    with subprocess.Popen([sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+
+        assert MemoryLimit(None).used() - before > 64 * MIB
+
+        child.communicate(b"\n")
 
 
 def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: Path, small: Path) -> None:
