@@ -169,7 +169,11 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):
             dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in artifact.inputs}
-            return {name: np.asarray(data[name]).astype(dtype) for name, dtype in dtypes.items()}
+            arrays = {name: np.asarray(data[name]).astype(dtype) for name, dtype in dtypes.items()}
+            return {
+                name: _typed(array.ravel(), "str", "string").reshape(array.shape) if array.dtype.kind == "O" else array
+                for name, array in arrays.items()
+            }
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body is not what the signature describes")
@@ -194,6 +198,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # a text of a tensor of objects, as MLflow reads `instances`
+        value = value.item()
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} is no text")
     return value

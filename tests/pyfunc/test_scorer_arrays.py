@@ -19,7 +19,15 @@ from mlflow_deploy_plugin.pyfunc.scorer import (
     to_model_input,
     to_outputs,
 )
-from mlflow_deploy_plugin.runtime import Artifact, Column, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime import (
+    Artifact,
+    Column,
+    Input,
+    Tensor,
+    object_array,
+    pyfunc_schema,
+    read_served_artifact,
+)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,28 @@ def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], input
     answer = load_scorer(tmp_path / "zeros").invoke("application/json", json.dumps({"inputs": inputs}).encode())
     texts = next(iter(answer.arrays["feeds"].values()))
     assert (texts.dtype, texts.tolist()) == (np.dtype(object), ["a", "bcd"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([np.array("a", object), np.array("b", object)], ["a", "b"]),  # as MLflow reads `instances`
+        (["a", None], ["a", None]),
+        (["a", 2], NotRepresentable),
+        ([{"a": 1}, ["b"]], NotRepresentable),
+    ],
+    ids=["arrays of one text", "a missing text", "a number", "objects"],
+)
+def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expected: Any) -> None:
+    tensors = (Tensor("title", "str", (-1,)),)
+    inputs = (Input("title", "str", (-1,)),)
+    artifact = Artifact(Path(), Path(), "python_function", "", "", "", tensors=tensors, inputs=inputs)
+    data = {"title": object_array(cells)}
+    if expected is NotRepresentable:
+        with pytest.raises(NotRepresentable, match="is no text"):
+            to_feeds(data, artifact, {})
+    else:
+        assert json.loads(json.dumps(to_feeds(data, artifact, {})["title"].tolist())) == expected
 
 
 @pytest.mark.parametrize(("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)])
