@@ -22,6 +22,7 @@ from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamE
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.server.protocols.protocol_table import CHAT_COMPLETIONS
 from mlflow_deploy_plugin.statedir import KeyEntry
+from tests.support import servers
 from tests.support.keys import write_keys
 
 openai = pytest.importorskip("openai")
@@ -50,7 +51,7 @@ class Responses(ResponsesAgent):
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("agents")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,10 +59,10 @@ def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Pa
             mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[])
     folders = {"responses": root / "responses", "chat": root / "chat", "bias": bias_folders["1"]}
     state_dir = root / "state"
-    tools.want(state_dir, 1, {name: {"v": tools.variant(folder)} for name, folder in folders.items()})
+    servers.want(state_dir, 1, {name: {"v": servers.variant(folder)} for name, folder in folders.items()})
     (state_dir / "spec.yaml").write_text("{name: e, variants: {v: {model: x}}, server: {api_keys: true}}")
     write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer",))})
-    with tools.gunicorn(state_dir) as running:
+    with servers.gunicorn(state_dir) as running:
         yield running
 
 
