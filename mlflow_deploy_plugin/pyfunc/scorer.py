@@ -439,16 +439,21 @@ class Scorer:
         return recorder, answer.response
 
     def stream(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> Iterator[SideMessage]:
-        """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end."""
+        """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end.
+
+        The first part also has the arrays `feeds` for the inference log.
+        """
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
         given, _ = self._score(reader, content_type, body, most_values)
+        feeds = self._log_feeds(given.data)
         try:
             for part in self._model.predict_stream(given.data, params=given.params):
                 if count_values(part) > most_values:
                     raise RequestRefused("size", too_many_values(most_values))
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
-                yield SideMessage(PART_MESSAGE, body=_strict_json(text.getvalue()))
+                yield SideMessage(PART_MESSAGE, arrays={"feeds": feeds}, body=_strict_json(text.getvalue()))
+                feeds = {}
         except RequestRefused:
             raise
         except MlflowException as error:
@@ -489,13 +494,7 @@ class Scorer:
 
         A warning says once if parts of rows have no form there.
         """
-        arrays: dict[str, Mapping[str, Array]] = {"feeds": {}}
-        try:
-            if self._artifact.undescribed and not self._artifact.logged_columns:
-                raise NotRepresentable("its signature has no columns that the inference log knows")
-            arrays["feeds"] = to_feeds(recorder.data, self._artifact, self._types)
-        except NotRepresentable as error:
-            self._warn_once(error)
+        arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data)}
         try:
             return {**arrays, "outputs": to_outputs(recorder.prediction)}
         except NotRepresentable:
@@ -506,6 +505,15 @@ class Scorer:
         except NotRepresentable as error:
             self._warn_once(error)
         return arrays
+
+    def _log_feeds(self, data: Any) -> Feeds:
+        try:
+            if self._artifact.undescribed and not self._artifact.logged_columns:
+                raise NotRepresentable("its signature has no columns that the inference log knows")
+            return to_feeds(data, self._artifact, self._types)
+        except NotRepresentable as error:
+            self._warn_once(error)
+            return {}
 
     def _warn_once(self, reason: NotRepresentable) -> None:
         if not self._has_warned:

@@ -34,6 +34,8 @@ from mlflow_deploy_plugin.statedir import read_or_make_secret
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server with a copy of it makes the same hashes."""
+STREAM_OUTPUT = "stream"
+"""The output that holds all parts of an answer in parts."""
 _KEY_BYTES, _MAX_KEY_BYTES = 32, 64
 _DIGEST_BYTES = 16
 
@@ -127,6 +129,11 @@ class CapturedModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", self.schema.capture_schema)
+
+    @property
+    def has_all_outputs(self) -> bool:
+        """True if no output is left out or masked, as a stream of parts of all outputs must not be otherwise."""
+        return not self.left_out and not any(name == PREDICTION or name.startswith(OUTPUT_PREFIX) for name in self.mask)
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
         """Return the column of this output if it is masked, in the form of `masked`."""

@@ -8,13 +8,15 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.runtime import Array, BatchCallback, Feeds, OpaqueBody, short_repr
+from mlflow_deploy_plugin.runtime import Array, BatchCallback, Feeds, OpaqueBody, object_array, short_repr
+from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import new_id
@@ -25,6 +27,8 @@ from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_key
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
 
+_MOST_CAPTURED_BYTES = 1024 * 1024
+"""The most bytes of a stream that are captured. Later parts are left out."""
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -140,22 +144,42 @@ class DataPlane:
         outputs = self._run(variant, request, deadline)
         return self._capture_response(variant, request, arrived, request.inputs, outputs)
 
-    def stream(self, variant: ServedVariant, request: InferRequest) -> Generator[bytes, None, None]:
-        """Yield the parts of the answer to a body that asks for them. They are counted when they end, not captured.
+    def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
+        """Yield the parts of the answer to a body that asks for them.
 
-        Raises as `infer`.
+        When they end, or the caller wants no more, they are captured as one output: a JSON list. Raises as `infer`.
         """
+        arrived = time.time_ns() // 1000
         predictor, deadline = variant.loaded.predictor, self._deadline(request)
         assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
         assert request.body is not None
         _check_deadline(deadline)
-        began, parts = time.perf_counter(), predictor.stream(request.body, deadline)
-        first = next(parts, None)
-        waited = predictor.queue_seconds  # of this thread; another one may take the rest
-        if first is not None:
-            yield first
-            yield from parts
-        self._batch_callback(variant)(1, waited, time.perf_counter() - began - waited)
+        began = time.perf_counter()
+        outcome, count, size = "abandoned", 0, 0
+        sent: list[bytes] = []
+        with closing(predictor.stream(request.body, deadline)) as parts:
+            try:
+                for part in parts:
+                    if not count:
+                        feeds, waited = part.feeds, predictor.queue_seconds  # of this thread; another may take the rest
+                        first_seconds = time.perf_counter() - request.arrived
+                    count += 1
+                    size += len(part.content)
+                    if size <= _MOST_CAPTURED_BYTES:
+                        sent.append(part.content)
+                    yield part.content
+                outcome = "complete"
+            except Exception:
+                outcome = "failed"
+                raise
+            finally:
+                if count:
+                    self._batch_callback(variant)(1, waited, time.perf_counter() - began - waited)
+                    self.metrics.count_stream(variant, outcome, count, first_seconds)
+                if count and outcome != "failed":  # which the pipeline captures
+                    text = object_array([f"[{b','.join(sent).decode()}]"])
+                    outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
+                    self._capture_response(variant, request, arrived, feeds, outputs, prediction_id=prediction_id)
 
     def capture_failure(
         self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None
@@ -205,22 +229,24 @@ class DataPlane:
         outputs: dict[str, Array],
         body: bytes = b"",
         is_cached: bool | None = None,
+        prediction_id: str = "",
     ) -> InferResponse:
-        """Return the response once the request is in the spool."""
+        """Return the response once the request is in the spool. Shadows do not answer in parts."""
         loaded, capture = variant.loaded, variant.capture
-        prediction_id = new_id()
+        prediction_id = prediction_id or new_id()
+        shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
         fraction = capture.fraction
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
         captured: CapturedRows
         if not is_captured:
             captured = loaded.predictor.schema.count_rows(feeds or outputs), 0, None
-        if is_captured or variant.shadows:
+        if is_captured or shadows:
             moment = arrived if request.event_time is None else request.event_time
             latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
             if is_captured:
                 captured = self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
-            if variant.shadows:
+            if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
         self.metrics.count_capture(variant.endpoint, captured)
         return InferResponse(request.id, prediction_id, outputs, body, is_cached)

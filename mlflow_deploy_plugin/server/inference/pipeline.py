@@ -28,7 +28,14 @@ from mlflow_deploy_plugin.runtime import Array, Feeds
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, event_time, request_id
+from mlflow_deploy_plugin.server.inference.messages import (
+    RawRequest,
+    Reply,
+    error_reply,
+    event_time,
+    new_id,
+    request_id,
+)
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
 from mlflow_deploy_plugin.server.protocols import jsonlines
@@ -193,7 +200,8 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                return _begin_events(context, dataplane.stream(variant, infer_request))
+                context.headers["X-Prediction-Id"] = identity = new_id()
+                return _begin_events(context, dataplane.stream(variant, infer_request, identity))
             if tracer:
                 marks.append(("infer", time.perf_counter()))
             inferred = dataplane.infer(variant, infer_request)
@@ -330,16 +338,14 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
     """Return the reply that sends the parts of an answer, each a JSON text, as server-sent events.
 
-    The events are those of OpenAI's API and of MLflow's agent server. If the first part fails, the reply is an error,
-    which is not captured, as no stream is. Later the head has been sent: the last event but one is then an object with
-    `error`.
+    The events are those of OpenAI's API and of MLflow's agent server. If the first part fails, the reply is an error
+    like any other. Later the head has been sent: the last event but one is then an object with `error`.
     """
     try:
         first = next(parts, None)
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        reply = context.fail(error)
-        context.count(reply.status)
-        return reply
+        context.headers.pop("X-Prediction-Id")
+        return context.finish(context.fail(error))
 
     def events() -> Iterator[bytes]:
         with closing(parts):
@@ -366,7 +372,7 @@ def _finish_pieces(
     """
 
     def finish() -> Generator[bytes, None, None]:
-        status = ClientDisconnected.http_status
+        reply, status = None, ClientDisconnected.http_status
         try:
             yield b""
             yield from pieces
@@ -382,7 +388,10 @@ def _finish_pieces(
                 raise BrokenResponse from None
         finally:
             context.release()
-            context.count(status)
+            if reply is None or breaks_off:
+                context.count(status)
+            else:
+                context.finish(reply)
 
     generator = finish()
     next(generator)  # one that has not begun would not count when it is closed

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.runtime import (
     repeat_row,
     unbatchable_reason,
 )
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
+from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
@@ -74,6 +74,8 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
         raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
     artifact = warm.predictor.artifact
     outputs = tuple(output.name for output in artifact.outputs) or None
+    if outputs and artifact.is_streamable:
+        outputs += (STREAM_OUTPUT,)
     captured = CapturedModel(want.model, want.version, warm.predictor.schema, artifact.prediction, outputs)
     loaded = LoadedVersion(want.model, want.version, want.folder, captured=captured, **vars(warm))
     logger.info("loaded %s %s", want.model, want.version)

@@ -4,7 +4,8 @@ import logging
 import math
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from mlflow_deploy_plugin.errors import InferenceError, join_names
@@ -115,14 +116,15 @@ class PyfuncPredictor:
         self._learn_outputs(outputs)
         return OpaqueResponse(answer.body, feeds, outputs or texts)
 
-    def stream(self, body: OpaqueBody, deadline: float = math.inf) -> Iterator[bytes]:
+    def stream(self, body: OpaqueBody, deadline: float = math.inf) -> Generator[OpaqueResponse, None, None]:
         """Yield the parts of the answer to a body of `/invocations` as the model makes them, each as JSON.
 
-        Raises as `answer`.
+        The first one has the feeds. Raises as `answer`.
         """
         fields = {"content_type": body.content_type, "most_values": self._most_values}
-        for part in self._process.stream(SideMessage("stream", fields, body=body.content), deadline):
-            yield part.body
+        with closing(self._process.stream(SideMessage("stream", fields, body=body.content), deadline)) as parts:
+            for part in parts:
+                yield OpaqueResponse(part.body, dict(part.arrays["feeds"]), {})
 
     def _learn_outputs(self, computed: Mapping[str, Array], source: str = "to its first request it answered") -> None:
         """Take the outputs of the first response for those of the model, if nothing else has declared them."""

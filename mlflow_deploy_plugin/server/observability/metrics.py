@@ -58,6 +58,8 @@ _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
 _BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows of one run of a graph.", _ROWS_BOUNDS)
 _QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "Time that the oldest request waited for its run.", _SECONDS_BOUNDS)
 _COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time of one run of a graph.", _SECONDS_BOUNDS)
+_STREAM_PARTS = Metric("onnxserve_stream_parts", "Parts of one answer in parts, by how it ended.", _ROWS_BOUNDS)
+_FIRST_PART = Metric("onnxserve_stream_first_part_seconds", "Time until an answer's first part.", _SECONDS_BOUNDS)
 _CAPTURE_REQUESTS = Metric(
     "onnxserve_capture_requests", "Requests written to the spool, and those lost because it could not be written."
 )
@@ -250,6 +252,14 @@ class Metrics:
         with self._lock:
             slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
             self._values.cells[slot] += rows
+
+    def count_stream(self, variant: ServedVariant, outcome: str, parts: int, first_seconds: float) -> None:
+        """Count one answer in parts: complete, failed, or abandoned by its caller."""
+        loaded = variant.loaded
+        labels = {"endpoint": variant.endpoint, "model": loaded.model, "version": loaded.version}
+        with self._lock:
+            self._observe(self._values.slot(_STREAM_PARTS, {**labels, "outcome": outcome}), parts, _ROWS)
+            self._observe(self._values.slot(_FIRST_PART, labels), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
         """Count the rows of one response."""

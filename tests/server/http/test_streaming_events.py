@@ -1,6 +1,7 @@
 """A model that answers in parts, whose parts are sent as server-sent events while it makes them, by both workers."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 import requests
 import yaml
 
+from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.servers import gunicorn, variant, want
+from tests.support.spool import CapturedRequest, read_segment
 from tests.support.waiting import wait_until
 
 CODE = """
@@ -22,9 +26,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_EXHAUSTED
 
 class Agent:
     def predict(self, data, params=None):
-        if data["messages"][0]["content"] == "busy":
+        (message,) = data["messages"][0]  # a table
+        if message["content"] == "busy":
             raise MlflowException("the quota is used up", RESOURCE_EXHAUSTED)
-        return {"whole": data["messages"][0]["content"]}
+        return {"whole": message["content"]}
 
     def predict_stream(self, data, params=None):
         task, *words = data["messages"][0]["content"].split()
@@ -55,7 +60,15 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (folder / "code").mkdir()
     (folder / "code" / "agent_in_parts.py").write_text(CODE)
     loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
-    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
+    fields = {name: {"type": "string", "required": name == "content"} for name in ("role", "content")}
+    messages = {
+        "type": "array",
+        "items": {"type": "object", "properties": fields},
+        "name": "messages",
+        "required": True,
+    }
+    signature = {"inputs": json.dumps([messages])}
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}))
     state_dir = folder / "state"
     want(state_dir, 1, {"agent": {"v": variant(folder)}})
     spec = "{name: agent, variants: {v: {model: x}}, server: {threads: 2}}"
@@ -71,6 +84,16 @@ def post(running: Any) -> Post:
         return requests.post(running.url + path, json=body, stream=True, timeout=60)
 
     return post
+
+
+def captured(running: Any) -> list[CapturedRequest]:
+    """Return the captured requests, the last one last."""
+    return [request for segment in segments(running.state_dir / SPOOL) for request in read_segment(segment)[0]]
+
+
+def count(running: Any, sample: str) -> float:
+    lines = requests.get(f"{running.url}/metrics", timeout=10).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(sample, line))
 
 
 def events(response: requests.Response) -> Iterator[str]:
@@ -92,6 +115,49 @@ def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
         {"word": "b", "score": None},
     ]
     assert last == "[DONE]"
+
+
+def test_what_was_streamed_is_captured_as_one_output(running: Any, post: Post, tmp_path: Path) -> None:
+    response = post(f"say {tmp_path}/a b")
+    *parts, _ = events(response)
+    request = captured(running)[-1]
+    assert request.record.prediction_id == response.headers["X-Prediction-Id"]
+    assert json.loads(request.feeds["messages"][0])[0]["content"] == f"say {tmp_path}/a b"
+    assert json.loads(request.outputs["stream"][0]) == [json.loads(part) for part in parts]
+
+
+def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(
+    running: Any, post: Post, tmp_path: Path
+) -> None:
+    abandoned = 'onnxserve_stream_parts_count.*outcome="abandoned"'
+    before = count(running, abandoned)
+    response = post(f"wait {tmp_path}/never")
+    first = next(events(response))
+    response.close()
+    wait_until(lambda: count(running, abandoned) == before + 1, what="the end of the stream")
+    request = captured(running)[-1]
+    assert request.record.prediction_id == response.headers["X-Prediction-Id"]
+    assert json.loads(request.outputs["stream"][0])[0] == json.loads(first)
+
+
+@pytest.mark.parametrize("task", ["fail", "refuse"])
+def test_a_stream_that_fails_is_captured_as_a_failure(running: Any, post: Post, tmp_path: Path, task: str) -> None:
+    assert post(f"{task} {tmp_path}/a").text
+    assert captured(running)[-1].record.status == 400
+    assert not captured(running)[-1].outputs
+
+
+def test_streams_are_counted_by_their_end_and_until_their_first_part(running: Any, post: Post, tmp_path: Path) -> None:
+    samples = ["count.*complete", "sum.*complete", "count.*failed"]
+    before = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
+    streams, seconds = "onnxserve_stream_first_part_seconds_count", "onnxserve_stream_first_part_seconds_sum"
+    streams_before = count(running, streams)
+    list(events(post(f"say {tmp_path}/a b c")))
+    list(events(post(f"fail {tmp_path}/a")))
+    after = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
+    assert [one - other for one, other in zip(after, before, strict=True)] == [1, 3, 1]
+    assert count(running, streams) == streams_before + 2
+    assert count(running, seconds) > 0
 
 
 def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(post: Post, tmp_path: Path) -> None:

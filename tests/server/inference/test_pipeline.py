@@ -158,11 +158,11 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     assert b"".join(pieces) == b'"yes"\n"no"\n' * 1000
 
 
-def test_a_stream_that_fails_is_counted_and_not_captured_as_no_stream_is(server: Server, tmp_path: Path) -> None:
+def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server: Server, tmp_path: Path) -> None:
     body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
     streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
     server.dataplane.stream = Mock(return_value=iter(Mock(side_effect=InferenceError("no such tool")), None))  # type: ignore[method-assign]
     reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
     assert (reply.status, reply.pieces) == (400, None)
     assert b'status="400"' in server.metrics.page()
-    assert captured(server, tmp_path) == []
+    assert [request.record.status for request in captured(server, tmp_path)] == [400]
