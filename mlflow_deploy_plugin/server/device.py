@@ -1,7 +1,7 @@
-"""A check that the device of a server is really there, before anything is fetched or started; and each worker's GPU.
+"""The check of a server's device before anything is fetched or started, and the choice of each worker's GPU.
 
-A process of its own computes one addition on the device: ONNX Runtime writes a page of text to stderr if a library is
-missing, and CUDA takes hundreds of megabytes of a process that only wants to know.
+The check computes one addition on the device, in a process of its own: CUDA takes hundreds of megabytes of memory, and
+ONNX Runtime writes a page of text to stderr if a library is missing.
 """
 
 import fcntl
@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
@@ -25,7 +24,7 @@ _TIMEOUT_SECONDS = 120.0  # TensorRT compiles even an addition
 
 
 def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
-    """Return if ONNX Runtime computes on `device`, and on each of its GPUs that is named.
+    """Check that ONNX Runtime computes on `device`, and on each GPU in `device_ids`.
 
     Raises:
         DeviceUnavailable: it does not; the message says what is missing.
@@ -51,13 +50,15 @@ def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
 
 
 def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
-    """Return the GPU of this worker: the first of those that the fewest living workers of the state folder have.
+    """Claim a GPU for this worker, and return its id: the first one among those with the fewest workers.
 
-    The claim is a lock on a file (flock), which ends with the process, so that a worker's successor gets its GPU.
+    A worker claims a GPU by a lock on a file (flock) of the state folder. The lock ends with the process, so that the
+    worker's successor gets the same GPU.
     """
     folder = state_dir / "gpus"
     folder.mkdir(parents=True, exist_ok=True)
-    for place in count():
+    place = 0
+    while True:
         for device_id in device_ids:
             descriptor = os.open(folder / f"{device_id}.{place}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -66,11 +67,11 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
                 os.close(descriptor)
             else:
                 return device_id
-    raise AssertionError("count() has no end")
+        place += 1
 
 
 def _compute_on(device: Device, device_ids: Sequence[int]) -> None:
-    # imported here, so that the supervisor, which only asks, stays without numpy
+    # imported here: the supervisor calls this function in another process, and needs no numpy itself
     import numpy as np
 
     from mlflow_deploy_plugin.runtime import Placement, check_device_libraries, import_onnxruntime, open_session

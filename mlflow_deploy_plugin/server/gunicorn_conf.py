@@ -32,16 +32,15 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
-    """Return the command that serves the state folder, run in any folder, until SIGTERM.
+    """Return the command that serves the state folder until SIGTERM. It may run in any folder.
 
-    SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. The modules of the application are
-    imported before the fork, for all workers. Each makes its application, and loads ONNX Runtime and its models, after
-    the fork, since ONNX Runtime's threads do not survive one.
+    After SIGTERM, requests in flight have `graceful_timeout_seconds` to finish. The application's modules are imported
+    once, before the fork. Each worker makes its application, and loads ONNX Runtime and its models, after the fork,
+    since ONNX Runtime's threads do not survive one.
 
     Args:
-        listeners: the file descriptors, inherited by the command, of sockets that are bound already; the second is
-            shared with other servers.
-        may_fork: an inherited file descriptor; the first worker is forked when it is at its end. None: at once.
+        listeners: inherited file descriptors of bound sockets; the second one is shared with other servers.
+        may_fork: an inherited file descriptor. Workers are forked once it is at its end; None: at once.
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -74,9 +73,9 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
 
 
 def on_starting(arbiter: Any) -> None:
-    """Import the workers' modules, and wait until they may be forked; only then make what `on_exit` removes.
+    """Import the workers' modules, wait until workers may be forked, and make their folders anew.
 
-    What an earlier run has left is removed, and workers may have a file for each connection.
+    The folders come last: a gunicorn that is ended while it waits does not call `on_exit`, which removes the metrics.
     """
     configure_logging(load_settings(), "gunicorn")
     gc.disable()  # it would look through what is imported again and again
@@ -109,10 +108,12 @@ def on_exit(arbiter: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
 
-    The kernel keeps new clients until some worker accepts them, so that nobody gets a 503 from a worker that replaces a
-    dead one. After `_MAX_LOAD_SECONDS` it accepts all the same: then `/ping` can say what is wrong. But a worker that
-    shares its listener with another server takes no client from that one before it can answer. The worker's class
-    calls `grpc.drain()` when it is told to end, so that both drain at the same time.
+    New clients wait in the kernel's queue until a worker accepts them. So a worker that replaces a dead one answers
+    nobody with 503 while it loads. After `_MAX_LOAD_SECONDS` it accepts all the same, so that `/ping` can say what is
+    wrong. A worker that shares its listener with another server goes on waiting until it can answer: the other server
+    takes the clients meanwhile.
+
+    The worker's class calls `grpc.drain()` when it is told to end, so that HTTP and gRPC drain at the same time.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1
@@ -134,13 +135,13 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:
-    """Wait for the gRPC calls in flight; those over HTTP are answered by now."""
+    """Wait for the gRPC calls in flight. Requests over HTTP are answered by now."""
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
-    """Remove the state of a worker that has ended or was killed."""
+    """Remove the state file and the gauges of a worker that has ended or was killed."""
     state_dir = Path(os.environ[STATE_DIR])
     for file in (worker_file(state_dir, worker.pid), state_dir / METRICS / f"gauges_{worker.pid}.db"):
         with contextlib.suppress(OSError):

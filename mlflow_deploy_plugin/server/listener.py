@@ -1,10 +1,10 @@
-"""A listening socket that outlives the servers that accept from it, so that one takes over from another without a gap.
+"""A listening socket that is shared by servers, so that one takes over from another without a gap.
 
-`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` holds it, and hands it to each server that connects to the
-Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container. Servers that have it share one queue of the
-kernel: while one of them ends, no connection is refused and none is lost. A request costs nothing more by it.
+`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` is its holder. It sends the socket to each server that
+connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container. These servers accept from one
+queue of the kernel: while one of them ends, no connection is refused or lost. Requests take no longer.
 
-The server keeps its connection to the holder, whose end tells that the listening socket is gone.
+A server keeps its connection to the holder. Once that is closed, the listening socket is gone.
 """
 
 import os
@@ -26,20 +26,20 @@ _WAIT_SECONDS, _RETRY_SECONDS = 30.0, 0.2
 
 @dataclass(frozen=True)
 class SharedListener:
-    """A listening socket that others have too, and the connection to its holder."""
+    """The listening socket, and the connection to its holder."""
 
     listener: socket.socket
     holder: socket.socket
 
     @property
     def is_gone(self) -> bool:
-        """True if the holder has ended: nobody reaches the socket any more."""
+        """True if the holder has ended, so that no client reaches the socket any more."""
         return bool(_ended([self.holder]))
 
 
 @contextmanager
 def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
-    """Yield the listening socket of the holder at `path`; None without a path. A holder may start after its servers.
+    """Yield the listening socket of the holder at `path`, which may start later; None without a path.
 
     Raises:
         DeploymentFailed: there is no holder.
@@ -59,14 +59,14 @@ def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
                     raise DeploymentFailed(f"nobody holds the listening socket at {path}: {error.strerror}") from None
                 time.sleep(_RETRY_SECONDS)
         if not descriptors:
-            raise DeploymentFailed(f"whoever listens at {path} hands out no listening socket")
+            raise DeploymentFailed(f"the process that listens at {path} has sent no listening socket")
         with socket.socket(fileno=descriptors[0]) as listener:
             yield SharedListener(listener, holder)
 
 
 def _ended(connections: list[socket.socket]) -> list[socket.socket]:
-    """Return those whose other end is closed. It is poll(2): select(2) takes no descriptor beyond 1,023."""
-    poll = select.poll()
+    """Return the connections whose other end is closed."""
+    poll = select.poll()  # select(2) takes no descriptor beyond 1,023
     for connection in connections:
         poll.register(connection, select.POLLIN)
     ended = {descriptor for descriptor, _ in poll.poll(0)}
@@ -74,7 +74,7 @@ def _ended(connections: list[socket.socket]) -> list[socket.socket]:
 
 
 def hold(path: Path, port: int) -> None:
-    """Listen on `port` of every address, and hand the socket out at `path` until SIGTERM."""
+    """Listen on `port` of every address, and send the socket to the servers that connect to `path`, until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     path.unlink(missing_ok=True)
     with socket.create_server(("", port), backlog=_BACKLOG) as listener, socket.socket(socket.AF_UNIX) as door:

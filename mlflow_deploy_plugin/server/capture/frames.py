@@ -1,17 +1,17 @@
 """The segment files of the spool and the frames in them.
 
-A segment `spool/<uuid>.seg` is a row of frames: magic, length of the payload, its CRC32, the payload. The first byte of
-the payload is its kind:
+A segment `spool/<uuid>.seg` is a sequence of frames: magic, length of the payload, its CRC32, the payload. The first
+byte of a payload is its kind:
 
-| kind | payload |
+| kind | the rest of the payload |
 |---|---|
 | model | JSON that binds a version's arrays to its signature (`captured_model.py`) |
-| layout | the offset of its model frame, and JSON that says what its requests hold (`codec.py`) |
+| layout | the offset of its model frame, and JSON that describes its requests (`codec.py`) |
 | request | the offset of its layout frame, then ids, times and arrays as they lie in memory |
-| feedback | what a caller said of earlier predictions (`codec.py`) |
+| feedback | labels of earlier predictions (`codec.py`) |
 
-A worker holds an flock on its open segment. The kernel releases it however the worker ends, so the agent can tell
-(`is_released`) when a segment stops growing. A frame that a crash has torn ends the segment for its reader.
+A worker holds an flock on its open segment. The kernel releases it however the worker ends, so that the agent knows
+when a segment stops growing (`is_released`). A reader stops at a last frame that a crash has torn.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def segments(spool: Path) -> list[Path]:
     """Return the segments in the spool, oldest first."""
     found: list[tuple[int, Path]] = []
     for path in spool.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # the agent removes what it has shipped
+        with contextlib.suppress(FileNotFoundError):  # the agent has just removed it
             found.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(found)]
 
@@ -48,18 +48,15 @@ def segments(spool: Path) -> list[Path]:
 def spool_bytes(spool: Path) -> int:
     """Return the size of all files in the spool, shipped or not; 0 if there is no spool."""
     size = 0
-    try:
-        with os.scandir(spool) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # the agent removes what it has shipped
-                    size += entry.stat().st_size
-    except FileNotFoundError:
-        return 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # the agent has just removed it
+                size += entry.stat().st_size
     return size
 
 
 def shipped_bytes(segment: Path) -> int:
-    """Return how many bytes of the segment are in the inference log, as the agent has written it down."""
+    """Return how many bytes of the segment are in the inference log, as the agent has recorded."""
     try:
         return int(segment.with_suffix(SHIPPED).read_text())
     except (FileNotFoundError, ValueError):
@@ -67,7 +64,7 @@ def shipped_bytes(segment: Path) -> int:
 
 
 def is_released(segment: Path) -> bool:
-    """Return whether the worker has released the segment (rotated, ended or was killed), so that it stops growing."""
+    """Return True if the worker has closed the segment, has ended or was killed: the segment grows no more."""
     with segment.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,13 +86,13 @@ def payload_at(content: bytes, offset: int) -> memoryview | None:
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """The whole frames of a segment by offset.
+    """The offsets of the whole frames of a segment.
 
     Attributes:
         requests, feedback: [N] int64, ascending.
-        end: where the last whole frame ends.
-        lost_bytes: bytes between whole frames that belong to none.
-        malformed: frames that are too short for their kind.
+        end: the end of the last whole frame.
+        lost_bytes: the number of bytes between whole frames that belong to none.
+        malformed: the number of frames that are too short for their kind.
     """
 
     requests: Array
@@ -108,29 +105,28 @@ class Frames:
 def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     """Find the frames of a segment; a request's payload has at least `min_request_bytes`.
 
-    An incomplete frame at the end is being written or was torn. Anywhere else it was damaged later.
+    An incomplete frame at the end is being written or was torn. One before other frames was damaged later: it is lost,
+    and the reader goes on at the next whole frame.
     """
     begins, lengths = [], []
-    lost_bytes = 0
-    length, last = len(content), len(content) - FRAME.size
+    lost_bytes = offset = 0
     unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
-    offset = 0
-    while offset <= last:
-        magic, payload_length, checksum = unpack(content, offset)
-        stop = offset + size + payload_length
-        # of a copy of the bytes: it is made faster than a view of them
-        if magic != MAGIC or stop > length or checksum_of(content[offset + size : stop]) != checksum:
-            following = content.find(MAGIC, offset + 1)
-            while following >= 0 and payload_at(content, following) is None:
-                following = content.find(MAGIC, following + 1)
-            if following < 0:
-                break
-            lost_bytes += following - offset
-            offset = following
+    while offset + size <= len(content):
+        magic, length, checksum = unpack(content, offset)
+        stop = offset + size + length
+        # the bytes are copied, which is faster than a view of them
+        if magic == MAGIC and stop <= len(content) and checksum_of(content[offset + size : stop]) == checksum:
+            begins.append(offset)
+            lengths.append(length)
+            offset = stop
             continue
-        begins.append(offset)
-        lengths.append(payload_length)
-        offset = stop
+        following = content.find(MAGIC, offset + 1)
+        while following >= 0 and payload_at(content, following) is None:
+            following = content.find(MAGIC, following + 1)
+        if following < 0:
+            break
+        lost_bytes += following - offset
+        offset = following
     starts, sizes = np.array(begins, dtype=np.int64), np.array(lengths, dtype=np.int64)
     kinds = np.zeros(len(starts), dtype=np.uint8)
     kinds[sizes > 0] = np.frombuffer(content, np.uint8)[starts[sizes > 0] + size]

@@ -125,10 +125,7 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
             """Return the payload of a frame, which may lie before `start`."""
             file.seek(offset)
             head = file.read(FRAME.size)
-            if len(head) < FRAME.size:
-                return None
-            _, length, _ = FRAME.unpack(head)
-            return payload_at(head + file.read(length), 0)
+            return payload_at(head + file.read(FRAME.unpack(head)[1]), 0)
 
         def batch_of(group: Array) -> CapturedBatch:
             offset = int(heads["layout"][group[0]])

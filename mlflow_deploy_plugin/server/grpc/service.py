@@ -1,16 +1,15 @@
 """The methods of the gRPC services.
 
 An infer call goes through `inference/pipeline.py` like every prediction, with the message as its body. The methods
-about models and the server have the documents of V2's REST form (`inference/management.py`): Triton made both with the
-same fields, and where REST has a bare array or object, the message has it in a field. This module has what the wire
-adds: metadata, status codes, deadlines, streams.
+about models and the server answer with the documents of V2's REST form (`inference/management.py`): Triton gave both
+the same fields. This module adds what only gRPC has: metadata, status codes, deadlines, streams.
 
-Status codes are paired with HTTP's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
-but 413 and 429 are both RESOURCE_EXHAUSTED: gRPC itself answers so if a message exceeds its limit.
+HTTP's status codes become gRPC's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
+but 413 and 429 both become RESOURCE_EXHAUSTED, with which gRPC itself answers a message above its limit.
 
-Each call holds a thread from its first byte on, and grpcio's servers wait for ever for the rest of it. So every method
-is registered as one that takes a stream, even if it takes one message (the wire does not know the difference): then the
-wait is ours, bounded, and ended when the server drains.
+A call holds a thread from its first byte on, and grpcio waits for the rest of its message without a limit. So every
+method is registered as one that takes a stream, even if it takes one message; on the wire they are the same. Then the
+wait is ours: it is bounded, and ends when the server drains.
 """
 
 import base64
@@ -44,7 +43,7 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest,
 
 _CHECK_SECONDS = 0.5
 MAX_STRANGERS = 64
-"""The most strangers whose message is awaited; a further one takes the place of the oldest."""
+"""The most callers without a key whose message is awaited; one more takes the place of the oldest."""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -72,18 +71,19 @@ _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[..., dict[str, Any]]
-"""Answers a method, given the server, its message and, if it changes something, the caller: returns the fields of the
-response."""
+"""Returns the fields of a response. It takes the server, the message and, if it changes something, the caller."""
 
 
 class OpenCalls:
     """The open calls of one worker.
 
-    Strangers, who may send nothing and end nothing, have places of their own.
-
     Args:
-        max_streams: open at the same time, and as many of strangers; more are refused.
-        message_seconds: how long the message of a unary call may take to arrive whole.
+        max_streams: the most streams at the same time, and the most public ones, which need no key; more are refused.
+        message_seconds: the time that the message of a unary call may take to arrive whole.
+
+    Attributes:
+        open: the number of open calls. A call is open until its response is on the way to the client.
+        draining: set once the server drains.
     """
 
     def __init__(self, max_streams: int, message_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,15 +94,10 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # until when, and if it is a stranger's
-        self._open = 0
-        self._draining = threading.Event()
+        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # the deadline, and True for a stranger
+        self.open = 0
+        self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
-
-    @property
-    def open(self) -> int:
-        """The number of open calls. A call is open until its response is on the way to the client."""
-        return self._open
 
     def receive_one(
         self, context: grpc.ServicerContext, bodies: Iterator[bytes], is_stranger: bool = False
@@ -115,9 +110,10 @@ class OpenCalls:
         self._open_call(context)
         with self._lock:
             self._arriving[context] = self._clock() + self._message_seconds, is_stranger
-            strangers = [one for one, (_, is_other) in self._arriving.items() if is_other] if is_stranger else []
-        for oldest in strangers[:-MAX_STRANGERS]:
-            oldest.cancel()
+            strangers = [one for one, (_, is_other) in self._arriving.items() if is_other]
+        if is_stranger:
+            for oldest in strangers[:-MAX_STRANGERS]:
+                oldest.cancel()
         try:
             return next(bodies, None)
         finally:
@@ -126,7 +122,7 @@ class OpenCalls:
 
     @contextmanager
     def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
-        """Hold a place for a stream; end the call with RESOURCE_EXHAUSTED if there is none."""
+        """Hold a place for a stream. If there is none, end the call with RESOURCE_EXHAUSTED."""
         self._open_call(context)
         streams = self._public_streams if is_public else self._streams
         with self._lock:
@@ -146,7 +142,7 @@ class OpenCalls:
         """Yield the messages of a stream, until the client or `drain` ends it."""
         while True:
             with self._lock:
-                if self._draining.is_set():
+                if self.draining.is_set():
                     return
                 self._idle.add(context)
             try:
@@ -161,29 +157,25 @@ class OpenCalls:
             yield body
 
     def drain(self) -> None:
-        """Cancel the streams that wait for a message; the others end after their current response."""
+        """Cancel the streams that wait for a message. Each other stream ends after its current response."""
         with self._lock:
-            self._draining.set()
+            self.draining.set()
             idle = list(self._idle)
         for context in idle:
             context.cancel()
 
-    def wait_for_drain(self, seconds: float) -> bool:
-        """Wait so long, or until the server drains; return whether it does."""
-        return self._draining.wait(seconds)
-
     def _open_call(self, context: grpc.ServicerContext) -> None:
         with self._lock:
-            self._open += 1
+            self.open += 1
         if not context.add_callback(self._close_call):  # the client has gone already
             self._close_call()
 
     def _close_call(self) -> None:
         with self._lock:
-            self._open -= 1
+            self.open -= 1
 
     def _cancel_late(self) -> None:
-        while not self._draining.wait(_CHECK_SECONDS):
+        while not self.draining.wait(_CHECK_SECONDS):
             with self._lock:
                 now = self._clock()
                 late = [context for context, (deadline, _) in self._arriving.items() if deadline < now]
@@ -217,8 +209,8 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a method of one message. It waits for no message without fields, and for none of a stranger
-    who is refused in any case."""
+    """Return the handler of a method of one message. A message that has no fields, or that a stranger sends, who is
+    refused in any case, is not awaited."""
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         is_stranger = _is_stranger(server, context)
@@ -256,10 +248,10 @@ def _management_call(
 def _model_stream_infer(
     server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
 ) -> Iterator[bytes]:
-    """Yield one response a request, in order; an error takes its place, and the stream goes on, as in Triton.
+    """Yield one response for each request, in order. After an error the stream goes on, as in Triton.
 
-    A response has no metadata of its own: its ids are parameters of the message. Triton's clients read until
-    `triton_final_response` is true; each response is the final one of its request.
+    A response within a stream has no metadata, so that its ids are parameters of the message. Triton's clients read
+    until `triton_final_response` is true, as it is in each response.
     """
     if _is_stranger(server, context):
         _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
@@ -270,7 +262,7 @@ def _model_stream_infer(
                 message = messages.ModelInferResponse.FromString(reply.body)
             else:
                 message = messages.ModelInferResponse()
-                with suppress(InvalidRequest):  # the id says which request was refused, if it can be read
+                with suppress(InvalidRequest):  # the id, if it can be read, names the refused request
                     message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
             for name, value in reply.headers.items():
                 message.parameters[name.lower()].string_param = value
@@ -309,12 +301,12 @@ def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> 
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
     timeout = parameters.get("timeout")
-    is_shorter = type(timeout) is not int or (timeout != 0 and timeout < left)  # what is no time the data plane refuses
+    is_shorter = type(timeout) is not int or 0 != timeout < left  # the data plane refuses what is no whole number
     return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
 
 
 def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
-    """Answer a request, which is traced and logged as over HTTP. Never raises."""
+    """Answer a request; trace and log it as HTTP's. Never raises."""
 
     def guarded() -> Reply:
         try:
@@ -336,7 +328,7 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(value, str):  # one that comes twice is joined, as over HTTP: no proxy may have read another
+        if isinstance(value, str):  # values of one name are joined, as over HTTP: a proxy may have read either
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
     if server.auth.needs_certificate:  # without one TLS has refused the connection
@@ -346,13 +338,13 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
-    """Return True if the caller needs a key and has none. Waiting for its message would hold a thread."""
+    """Return True if the caller needs a key and has none. To await its message would hold a thread."""
     request = _raw_request(server, "", b"", context) if server.auth.is_required else None
     return request is not None and server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return the code of an error; without one in the table it is the caller's fault or ours, as its status says."""
+    """Return gRPC's code of an error. One that is not in the table is the caller's fault or ours, by its status."""
     is_callers = error.http_status < 500
     return _CODES.get(error.http_status, grpc.StatusCode.INVALID_ARGUMENT if is_callers else grpc.StatusCode.INTERNAL)
 
@@ -380,8 +372,8 @@ def watch_health(
 ) -> Iterator[bytes]:
     """Answer `grpc.health.v1.Health/Watch` with the status now and after every change.
 
-    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status like another, and a
-    server that ends says NOT_SERVING first. A watcher takes a place among the streams of its worker.
+    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status, not an error, and a
+    server says NOT_SERVING before it ends. A watcher takes a place among the public streams of its worker.
     """
     with calls.stream(context, is_public=True):
         try:
@@ -389,14 +381,14 @@ def watch_health(
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
             raise
-        sent, is_draining = None, False
-        while context.is_active() and not is_draining:
+        sent = None
+        while context.is_active() and not calls.draining.is_set():
             status = _health_status(server, service)
             if status != sent:
                 yield messages.HealthCheckResponse(status=status).SerializeToString()
                 sent = status
-            is_draining = calls.wait_for_drain(_WATCH_SECONDS)
-        if is_draining and sent == _STATUS.SERVING:
+            calls.draining.wait(_WATCH_SECONDS)
+        if calls.draining.is_set() and sent == _STATUS.SERVING:
             yield messages.HealthCheckResponse(status=_STATUS.NOT_SERVING).SerializeToString()
 
 
@@ -407,7 +399,7 @@ def _health_status(server: Server, service: str) -> messages.HealthCheckResponse
 
 
 def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, Any]:
-    """Call a missing model not ready, as Triton does: otherwise its clients' `is_model_ready` would raise."""
+    """Answer that a missing model is not ready, as Triton does: at an error its clients' `is_model_ready` raises."""
     try:
         return documents.model_ready(server, message.name, message.version or None)
     except (NotFound, NotReady):
@@ -415,7 +407,7 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
 
 
 def _control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> ManagementMethod:
-    """Return the method of a load or an unload; parameters that are bytes (files) come in base64, as over REST."""
+    """Return the method of a load or an unload. Parameters of bytes (files) become base64, as they are over REST."""
 
     def method(server: Server, message: Any, actor: str) -> dict[str, Any]:
         parameters = {

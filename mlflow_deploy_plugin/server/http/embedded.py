@@ -1,9 +1,9 @@
-"""The server of one endpoint within an application of somebody else's, as a WSGI and an ASGI application.
+"""One endpoint within the process of another application, as a WSGI and an ASGI application.
 
-The process is what a worker of `onnxserve serve` is: it has a state folder, loads what `wanted.json` says, and answers
-by the same code. The agent is its child, so that MLflow's memory is not the application's. The child is started by a
-thread that lives as long as the process: the kernel ends the agent with that thread (`processes/child.py`), however the
-process ends.
+The process does as a worker of `onnxserve serve`: it has a state folder, loads the versions in `wanted.json`, and
+answers by the same code. The agent is a child process, so that MLflow takes no memory of the application's. The kernel
+ends the agent together with the thread that has started it (`processes/child.py`). That thread lives as long as the
+process.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.statedir import AGENT, SPEC, AgentState, claim_free_st
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
-"""The routes for people. Their links know no prefix."""
+"""The pages. They are not served here, since their links have no prefix."""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
@@ -50,9 +50,9 @@ class EmbeddedModel:
     """One endpoint that is answered in this process. It is ready when the constructor returns.
 
     Args:
-        folder: a state folder for this process; if another process uses it, the next free one beside it is taken.
-        follow: follow a stage or alias; if not, it is resolved once.
-        wait_seconds: for the registry and the load.
+        folder: the state folder; if another process uses it, the next free one beside it is taken.
+        follow: follow a stage or alias; if False, it is resolved once.
+        wait_seconds: the time for the registry and the load.
 
     Raises:
         DeploymentFailed: the model cannot be resolved, fetched or loaded; the message says why.
@@ -66,7 +66,7 @@ class EmbeddedModel:
         try:
             self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
             write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
-            # earlier states could pass for those of this run, whose process ids may be the same
+            # process ids come back: the states of an earlier run could pass for those of this one
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             agent = _AgentKeeper(self.state_dir, follow)
@@ -88,13 +88,13 @@ class EmbeddedModel:
             raise
 
     def close(self) -> None:
-        """Drop the model, ship what was captured, and end the agent. Requests must have ended."""
-        if os.getpid() == self._process:  # else this is the end of a fork, and the model is its parent's
+        """Drop the model, ship what was captured, and end the agent. All requests must have ended."""
+        if os.getpid() == self._process:  # not at the end of a forked child: the model is its parent's
             self._held.close()
         atexit.unregister(self.close)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer a request, whose path has no prefix any more. Never raises."""
+        """Answer a request; its path is without the prefix. Never raises."""
         return _no_page(raw.path) or self.app.handle(raw)
 
 
@@ -111,14 +111,14 @@ class _AgentKeeper:
         self._thread.start()
 
     def is_ready(self) -> bool:
-        """Return whether the agent has said what is to be served. Raises DeploymentFailed if nothing can be."""
+        """Return True once the agent has written its state. Raises DeploymentFailed if that is a fatal error."""
         state = read_state(self._state_dir / AGENT, AgentState)
         if state is not None and state.fatal:
             raise DeploymentFailed(state.error)
         return state is not None
 
     def stop(self) -> None:
-        """End the agent once it has shipped the rest."""
+        """Tell the agent to ship the rest and to end; kill it if that takes too long."""
         self._stopping.set()
         if (child := self._child) is not None and child.exit_status is None:
             signal_process(child.pid, signal.SIGTERM)
@@ -135,7 +135,7 @@ class _AgentKeeper:
                 how = f"cannot be started: {error.strerror}"
             else:
                 started_at = self._child.started_at
-                if self._stopping.is_set():  # it came between the question and the start
+                if self._stopping.is_set():  # `stop` has not seen this child
                     signal_process(self._child.pid, signal.SIGTERM)
                 how = exit_reason(self._child.wait() or 0)
             pause = crashes.add(started_at)
@@ -145,7 +145,7 @@ class _AgentKeeper:
 
 
 class WsgiApp:
-    """The WSGI application (PEP 3333): Flask's, for a path below the prefix at which it is mounted."""
+    """The WSGI application (PEP 3333): Flask's, mounted at any prefix."""
 
     def __init__(self, model: EmbeddedModel) -> None:
         self._model = model
@@ -174,7 +174,7 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan":  # it is an application of its own, mounted nowhere
+        if scope["type"] == "lifespan":  # it is not mounted, but the server's only application
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             await asyncio.to_thread(self.close)
@@ -208,7 +208,7 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            # ends when the client goes, of which uvicorn's `send` does not tell
+            # this ends when the client has gone; uvicorn's `send` does not say so
             gone = asyncio.ensure_future(receive())
             try:
                 await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
@@ -225,7 +225,7 @@ class AsgiApp:
 def _send_pieces(
     pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[Message], loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Send a body while it is made, from the thread that makes it, until the client has gone."""
+    """Send a body piece by piece, from the thread that makes it, until the client has gone."""
     with closing(pieces):
         for piece in pieces:
             if gone.done():

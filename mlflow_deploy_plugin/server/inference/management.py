@@ -1,6 +1,7 @@
-"""The documents about models and the server, and the orders to load and unload, for V2's REST form and gRPC alike.
+"""V2's documents about models and the server, and the commands to load and unload a model, for REST and gRPC.
 
-The metadata are V2's own; the rest are extensions of Triton, which gave both transports the same fields:
+The metadata are V2's own. The rest are extensions of Triton, with the same fields in both transports
+(https://github.com/triton-inference-server/server and `…/common`):
 
 | extension | document |
 |---|---|
@@ -8,9 +9,8 @@ The metadata are V2's own; the rest are extensions of Triton, which gave both tr
 | model configuration | docs/protocol/extension_model_configuration.md, protobuf/model_config.proto |
 | statistics | docs/protocol/extension_statistics.md |
 
-The documents are those of https://github.com/triton-inference-server/server and `…/common`. A "model" is an endpoint
-here. For Triton's parameter `config`, its ModelConfig, we take an endpoint as in our spec. A function raises what
-`DataPlane.select_variant` or `Repository.versions` raise for an endpoint or a version that is not served.
+A "model" is an endpoint here. The parameter `config` of a load is an endpoint of our spec, not Triton's ModelConfig.
+For an endpoint or a version that is not served, a function raises as `DataPlane.select_variant`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
-    """Return the loaded versions, and the inputs and outputs of this one."""
+    """Return the loaded versions of the endpoint, and the inputs and outputs of this version."""
     variant = server.dataplane.select_variant(endpoint, version)
     versions = server.repository.versions(endpoint)
     return v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact)
@@ -63,21 +63,18 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> d
 
 
 def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
-    """Load the endpoint by order of this caller. Raises as `endpoint_to_load` and `ModelControl.load`."""
+    """Load the endpoint for this caller. Raises as `endpoint_to_load` and `ModelControl.load`."""
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
 def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
-    """Unload the endpoint by order of this caller. Raises as `check_unload_parameters` and `ModelControl.unload`."""
+    """Unload the endpoint for this caller. Raises as `check_unload_parameters` and `ModelControl.unload`."""
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
 
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
-    """Return the index: the versions in memory, the endpoints without one, and those that a command has unloaded.
-
-    An entry that is unavailable has the reason.
-    """
+    """Return an entry for each version in memory, each endpoint without one, and each that a command has unloaded."""
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
         for loaded in {variant.loaded.version: variant.loaded for variant in served.variants.values()}.values():
@@ -108,10 +105,10 @@ def decode_parameters(body: bytes) -> Mapping[str, Any]:
 
 
 def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
-    """Return the endpoint that the parameters of a load describe, or None for one that the server knows already.
+    """Return the endpoint that the parameters of a load describe; None without parameters: the server knows it already.
 
     Raises:
-        InvalidRequest: a parameter is not understood, or both that are understood are given.
+        InvalidRequest: a parameter is unknown, or both are given.
         InvalidConfig: they describe no endpoint of this name.
     """
     for key, value in parameters.items():
@@ -134,7 +131,6 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
 
 
 def _read_config(name: str, config: str) -> EndpointSpec:
-    """Return the endpoint of this name that a `config` describes. Raises InvalidConfig if it describes none."""
     if len(config) > LARGEST_CONFIG_BYTES:
         raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
     try:
@@ -154,7 +150,7 @@ def _read_config(name: str, config: str) -> EndpointSpec:
 
 
 def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest but for `unload_dependents`, which Triton's clients always send; it has no effect here."""
+    """Raise InvalidRequest for any parameter but `unload_dependents`, which Triton's clients send, without effect."""
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
 
@@ -167,15 +163,16 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     """Return a version of an endpoint as Triton's ModelConfig.
 
     As in Triton, the batch is left out of `dims` if requests are batched (`max_batch_size` above 0). For a graph
-    without a batch dimension, `parameters` has the reason. Triton's versions are numbers, which a model that is not
-    registered has not.
+    without a batch dimension, `parameters` has the reason.
     """
     policy: dict[str, Any] = {"latest": {"num_versions": len(versions)}}
+    # Triton's versions are numbers; the version of a model that is not registered is none
     if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
         policy = {"specific": {"versions": [int(version) for version in versions]}}
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
     is_onnx = artifact.flavor != PYTHON_FUNCTION
+    kind = "KIND_CPU" if server.device == "cpu" else "KIND_GPU"
     document: dict[str, Any] = {
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
@@ -184,13 +181,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
         "max_batch_size": batcher.policy.max_batch_size if batcher else 0,
         "input": _tensors(artifact.inputs, batcher is not None),
         "output": _tensors(artifact.outputs, batcher is not None),
-        "instance_group": [
-            {
-                "name": variant.endpoint,
-                "kind": "KIND_CPU" if server.device == "cpu" else "KIND_GPU",
-                "count": server.workers,
-            }
-        ],
+        "instance_group": [{"name": variant.endpoint, "kind": kind, "count": server.workers}],
         "default_model_filename": artifact.onnx_file.name if is_onnx else "",
     }
     if reason := no_batch_dimension_reason(artifact):
@@ -208,9 +199,10 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[str, Any]]:
-    """Return the tensors that have a datatype in V2. Triton calls text TYPE_STRING here, and BYTES elsewhere.
+    """Return the tensors that have a datatype in V2.
 
-    `dims` are never empty in Triton: a scalar is a tensor of one element that is reshaped.
+    Triton calls text TYPE_STRING here, and BYTES elsewhere. Its `dims` are never empty: a scalar is one element,
+    reshaped.
     """
     tensors = []
     for entry in entries:
@@ -224,9 +216,8 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[s
 def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of each version in memory: of every endpoint, of one, or of one of its versions.
 
-    All workers are summed up. Figures that are not measured are 0: decoding and encoding (`compute_input`,
-    `compute_output`) and failures have a count without a time, and `success.ns` is that of all requests; the sizes of
-    batches are in `/metrics`.
+    They are sums over all workers. `success.ns` is the time of all requests, also of those that failed. A time that is
+    not measured is 0: that of failures, decoding and encoding (`compute_input`, `compute_output`).
     """
     repository, counted = server.repository, server.metrics.statistics()
     if version is not None:
@@ -240,25 +231,28 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
                 continue
             one = counted.get((name, model, held), Statistics())
             succeeded = one.requests - one.failures
-            inference_stats = {
-                "success": _duration(succeeded, one.request_seconds),
-                "fail": _duration(one.failures),
-                "queue": _duration(succeeded, one.queue_seconds),
-                "compute_input": _duration(succeeded),
-                "compute_infer": _duration(succeeded, one.compute_seconds),
-                "compute_output": _duration(succeeded),
-                "cache_hit": _duration(0),
-                "cache_miss": _duration(0),
-            }
-            entry = {
-                "name": name,
-                "version": held,
-                "last_inference": round(1000 * one.last_request),
-                "inference_count": one.rows if one.batches else succeeded,
-                "execution_count": one.batches or succeeded,
-                "inference_stats": inference_stats,
-            }
-            entries.append({**entry, "response_stats": {}, "batch_stats": [], "memory_usage": []})
+            entries.append(
+                {
+                    "name": name,
+                    "version": held,
+                    "last_inference": round(1000 * one.last_request),
+                    "inference_count": one.rows if one.batches else succeeded,
+                    "execution_count": one.batches or succeeded,
+                    "inference_stats": {
+                        "success": _duration(succeeded, one.request_seconds),
+                        "fail": _duration(one.failures),
+                        "queue": _duration(succeeded, one.queue_seconds),
+                        "compute_input": _duration(succeeded),
+                        "compute_infer": _duration(succeeded, one.compute_seconds),
+                        "compute_output": _duration(succeeded),
+                        "cache_hit": _duration(0),
+                        "cache_miss": _duration(0),
+                    },
+                    "response_stats": {},
+                    "batch_stats": [],
+                    "memory_usage": [],
+                }
+            )
     return {"model_stats": entries}
 
 

@@ -1,12 +1,11 @@
-"""The last hour and the last day of a server: what its workers have counted, interval by interval.
+"""The history of a server: what its workers have counted in each interval of the last hour and of the last day.
 
     history/hour.jsonl      agent → workers     10 s a line, 360 of them
     history/day.jsonl       agent → workers     5 min a line, 288 of them
 
-Counters say what is now; a picture needs what was. The agent keeps it beside the server, out of the way of requests:
-it is there if no Prometheus is, if nobody looked at the time, and if MLflow was away. A line holds what was *added*
-since the one before, so that lines can be dropped and added up, and a restart of the server is no fall. An interval in
-which the server did not run has no line.
+The console draws it. The agent writes it, so that it takes no time of requests. It needs no Prometheus, and no MLflow.
+A line holds what was added since the line before. So lines can be left out or added up, and a restart of the server is
+not seen as a fall. An interval in which the server did not run has no line.
 
     {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model, version, status, number], …],
      "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …], "rows": {endpoint: number},
@@ -18,9 +17,10 @@ without those of the buckets below it.
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -58,21 +58,21 @@ class HistoryWriter:
         self._has_failed = False
 
     def round(self) -> None:
-        """Write a line if it is time for one; a disk that is full costs the lines, and nothing else."""
+        """Write a line if it is time for one. If the disk is full, lines are lost, and nothing else."""
         now = self._monotonic()
         if self._run and now - self._seen_at < HISTORY_INTERVALS["hour"][0]:
             return
         try:
             folder = (self._state_dir / METRICS).readlink()
             counts = _read_counts(folder)
-        except OSError:  # no server runs: whatever the next one has counted is new
+        except OSError:  # no server runs: all counts of the next one are new
             self._run, self._seen_at = self._run or "none", now
             return
-        # counts from before the agent's start are left out; those of a new server count from zero
-        added = counts - (self._seen if folder.name == self._run else _Counts()) if self._run else None
+        is_first = not self._run  # its counts are from before the agent's start
+        added = counts - self._seen if folder.name == self._run else counts  # a new server counts from zero
         seconds, self._seen_at = now - self._seen_at, now
         self._run, self._seen = folder.name, counts
-        if added is None:
+        if is_first:
             return
         try:
             for ring in self._rings:
@@ -85,7 +85,7 @@ class HistoryWriter:
 
 
 class _Ring:
-    """A file of the last `kept` lines: appended to, and written anew once it has twice as many."""
+    """A file of the last `kept` lines. Lines are appended; once there are twice as many, the file is written anew."""
 
     def __init__(self, path: Path, seconds: float, kept: int) -> None:
         self._path, self._seconds, self._kept = path, seconds, kept
@@ -105,12 +105,12 @@ class _Ring:
             self._lines = len(kept)
         self._path.parent.mkdir(exist_ok=True)
         with self._path.open("ab") as file:
-            file.write(b"\n" + line)  # in front: it also ends one that was cut off
+            file.write(b"\n" + line)  # the line end in front also ends a line that was cut off
         self._lines += 1
 
 
 def read_history(state_dir: Path, span: Span) -> bytes:
-    """Return the lines that are kept, oldest first; one that was cut off by a crash is left out."""
+    """Return the lines that are kept, oldest first, without any that a crash has cut off."""
     return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]))
 
 
@@ -125,13 +125,12 @@ def _lines(path: Path) -> list[bytes]:
 def _read_counts(folder: Path) -> _Counts:
     counts = _Counts()
     found = exposition.read_series(folder)
+    of_version = itemgetter(*exposition.OF_VARIANT)
     for series in found[exposition.REQUESTS]:
-        of_version = tuple(series.labels[name] for name in exposition.OF_VARIANT)
-        counts["requests", *of_version, series.labels["status"]] += int(series.value)
+        counts["requests", *of_version(series.labels), series.labels["status"]] += int(series.value)
     for series in found[exposition.REQUEST_DURATION]:
-        of_version = tuple(series.labels[name] for name in exposition.OF_VARIANT)
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
-            counts["durations", *of_version, bound] += int(count - below)
+            counts["durations", *of_version(series.labels), bound] += int(count - below)
     for series in found[exposition.CAPTURE_ROWS]:
         if series.labels["outcome"] == "answered":
             counts["rows", series.labels["endpoint"]] += int(series.value)
@@ -142,15 +141,16 @@ def _read_counts(folder: Path) -> _Counts:
 
 
 def _document(at: float, seconds: float, counts: _Counts) -> dict[str, Any]:
-    durations: dict[tuple[str, ...], dict[str, int]] = {}
-    for (kind, *labels), number in counts.items():
-        if kind == "durations" and number:
-            durations.setdefault(tuple(labels[:-1]), {})[labels[-1]] = number
+    counted = [(kind, labels, number) for (kind, *labels), number in counts.items() if number]
+    durations = defaultdict[tuple[str, ...], dict[str, int]](dict)
+    for kind, labels, number in counted:
+        if kind == "durations":
+            durations[tuple(labels[:-1])][labels[-1]] = number
     return {
         "at": round(at, 3),
         "seconds": round(seconds, 3),
-        "requests": [[*labels, number] for (kind, *labels), number in counts.items() if kind == "requests" and number],
+        "requests": [[*labels, number] for kind, labels, number in counted if kind == "requests"],
         "durations": [[*labels, buckets] for labels, buckets in durations.items()],
-        "rows": {labels[0]: number for (kind, *labels), number in counts.items() if kind == "rows" and number},
+        "rows": {labels[0]: number for kind, labels, number in counted if kind == "rows"},
         "labels": counts["labels",],
     }

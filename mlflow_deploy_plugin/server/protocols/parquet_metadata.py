@@ -1,11 +1,11 @@
-"""The footer and the page headers of a Parquet file, read to bound what the file takes when it is decompressed.
+"""The footer and the page headers of a Parquet file, read to bound the memory that the file takes decompressed.
 
-pyarrow takes the size of a page, and the number of values that it stands for, as the file says them (run lengths make
-billions of a few bytes). It does not tell the sizes of single pages, and its `FileMetaData.row_group(i).column(j)` ends
-the process for some torn footers (pyarrow 25: a C++ exception that nothing catches). So they are read here.
+pyarrow trusts the file for the size of a page and its number of values; run lengths make billions of values of a few
+bytes. It does not tell the sizes of single pages, and its `FileMetaData.row_group(i).column(j)` ends the process for
+some torn footers (pyarrow 25: an uncaught C++ exception). So footer and page headers are read here.
 
-The numbers of fields are those of parquet.thrift: https://parquet.apache.org/docs/file-format/. The encoding is the
-compact protocol of Thrift: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md.
+The field numbers are those of parquet.thrift (https://parquet.apache.org/docs/file-format/), the encoding is Thrift's
+compact protocol (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md).
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,10 +27,10 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT =
 
 
 def read_row_groups(body: bytes) -> list[Struct]:
-    """Return the row groups in the footer of a file. The footer's length stands in four bytes before the last word.
+    """Return the row groups in the footer of a file. The footer's length is in the four bytes before the last word.
 
     Raises:
-        InvalidRequest: it is no Parquet file, or its footer is longer than that of ten thousand columns.
+        InvalidRequest: it is no Parquet file, or its footer is too long; one of ten thousand columns is not.
     """
     if len(body) < 12 or not (body.startswith(MAGIC) and body.endswith(MAGIC)):
         raise InvalidRequest("the body is not a valid Parquet file: it does not begin and end with PAR1")
@@ -39,7 +39,7 @@ def read_row_groups(body: bytes) -> list[Struct]:
         raise _invalid(f"its footer has {length} bytes; at most {_LARGEST_FOOTER} within the body are read")
     try:
         footer, _ = read_struct(memoryview(body)[-8 - length : -8], 0)
-    except InvalidThrift:
+    except _TORN:
         raise _invalid("its footer is torn") from None
     groups = footer.get(4)
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
@@ -108,7 +108,7 @@ def _page_sizes(view: memoryview, start: int, end: int) -> Iterator[tuple[int, i
     while start < end:
         try:
             header, start = read_struct(view, start)
-        except InvalidThrift:
+        except _TORN:
             raise _invalid("a page is torn") from None
         size, start = _size(header, 2), start + _size(header, 3)
         values = 0
@@ -143,25 +143,14 @@ def _invalid(reason: str) -> InvalidRequest:
 
 
 class InvalidThrift(Exception):
-    """The bytes are no struct, end within it, or name a field twice (readers differ in which of the two counts)."""
+    """The bytes are no struct, or name a field twice (readers differ in which of the two counts)."""
 
 
-def read_struct(view: memoryview, at: int) -> tuple[Struct, int]:
-    """Return the struct that begins at `at`, and where it ends.
-
-    Every element takes a byte, so that the result takes at most a constant times the bytes that are read.
-
-    Raises:
-        InvalidThrift: there is none.
-    """
-    try:
-        return _struct(view, at, 0)
-    except IndexError:
-        raise InvalidThrift from None
+_TORN = (InvalidThrift, IndexError)
 
 
 def read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the number in base 128 (LEB128) that begins at `at`, and where it ends.
+    """Return the number in base 128 (LEB128) that begins at `at`, and its end.
 
     Raises:
         InvalidThrift: it has more than ten bytes.
@@ -176,7 +165,14 @@ def read_varint(view: memoryview, at: int) -> tuple[int, int]:
     raise InvalidThrift
 
 
-def _struct(view: memoryview, at: int, depth: int) -> tuple[Struct, int]:
+def read_struct(view: memoryview, at: int, depth: int = 0) -> tuple[Struct, int]:
+    """Return the struct that begins at `at`, and its end.
+
+    Every element takes a byte, so that the result takes at most a constant times the bytes that are read.
+
+    Raises:
+        InvalidThrift, IndexError: there is none, or the bytes end within it.
+    """
     if depth > _MOST_NESTED:
         raise InvalidThrift
     fields: Struct = {}
@@ -201,7 +197,7 @@ def _value(view: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind in (_I16, _I32, _I64):
         return _zigzag(view, at)
     if kind == _STRUCT:
-        return _struct(view, at, depth + 1)
+        return read_struct(view, at, depth + 1)
     if kind == _BINARY:
         length, at = read_varint(view, at)
         if length > len(view) - at:

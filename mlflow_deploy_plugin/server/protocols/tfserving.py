@@ -1,8 +1,8 @@
-"""TensorFlow Serving's REST protocol: bytes ↔ arrays.
+"""TensorFlow Serving's REST protocol: bytes ↔ arrays (https://www.tensorflow.org/tfx/serving/api_rest).
 
-https://www.tensorflow.org/tfx/serving/api_rest: `instances` (row format) is answered by `predictions`, `inputs` (column
-format) by `outputs`; a model of one input takes it without its name, one of one output gives it without. Every model
-has the one signature `serving_default`, with all outputs of its graph. Text may come as `{"b64": …}`.
+`instances` (row format) is answered by `predictions`, `inputs` (column format) by `outputs`. The name of the only input
+or output of a model is left out. Every model has one signature, `serving_default`, with all outputs of its graph. Text
+may come as `{"b64": …}`.
 """
 
 import base64
@@ -31,8 +31,8 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     """Return the feeds in the body of a `:predict`, and True if it has `instances`, which are answered row by row.
 
     Raises:
-        InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, another signature.
-        SchemaMismatch: it does not fit the signature.
+        InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, or another signature.
+        SchemaMismatch: the values do not fit the signature.
     """
     document = json_object(body)
     if b'"b64"' in body:
@@ -56,18 +56,17 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     """Return `{"predictions": …}` for rows, `{"outputs": …}` for columns; without names if there is one output.
 
     Raises:
-        SchemaMismatch: the request is by row, and an output has not one value for each.
+        SchemaMismatch: the request is by row, and an output has not one value for each row.
     """
-    named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES}
-    named = named or dict(outputs)
-    only = next(iter(named.values())) if len(named) == 1 else None
-    if not is_by_row:
-        return dump_json({"outputs": named if only is None else only})
-    return dump_json({"predictions": rows_of(named) if only is None else only})
+    named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES} or outputs
+    field = "predictions" if is_by_row else "outputs"
+    if len(named) == 1:
+        return dump_json({field: next(iter(named.values()))})
+    return dump_json({field: rows_of(named) if is_by_row else named})
 
 
 def decode_base64(value: Any, depth: int = 0) -> Any:
-    """Return a JSON document in which every `{"b64": …}` is replaced by its text.
+    """Return the JSON document with the text itself in place of every `{"b64": …}`.
 
     Raises:
         InvalidRequest: a text is not base64, or not UTF-8, or the document is nested too deeply.
@@ -87,10 +86,7 @@ def decode_base64(value: Any, depth: int = 0) -> Any:
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:
-    """Return the body of `GET /v1/models/NAME` for versions that are all loaded.
-
-    KServe's client of its V1 protocol reads `ready`.
-    """
+    """Return the body of `GET /v1/models/NAME` for loaded versions. `ready` is for KServe's client of V1."""
     ok = {"error_code": "OK", "error_message": ""}
     states = [{"version": version, "state": "AVAILABLE", "status": ok} for version in versions]
     return dump_json({"name": endpoint, "ready": bool(versions), "model_version_status": states})

@@ -10,11 +10,12 @@ import contextlib
 import os
 import signal
 import socket
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
+
+from mlflow_deploy_plugin.server.http.workers.worker_app import ConnectionLimits
 
 _CHECK_SECONDS = 0.1
 
@@ -44,12 +45,8 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         """Serve by our subclass of uvicorn's server."""
-        self.wsgi.limits = replace(
-            self.wsgi.limits,
-            request_seconds=self.cfg.timeout,
-            keep_alive_seconds=self.cfg.keepalive,
-            connections=self.cfg.worker_connections,
-        )
+        cfg = self.cfg
+        self.wsgi.limits = ConnectionLimits(cfg.timeout, cfg.keepalive, cfg.worker_connections)
         self.config.app = self.wsgi
         server = _Server(self)
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.quit)
@@ -99,9 +96,9 @@ class _Server(UvicornServer):
         self._checker.cancel()
 
     async def _check_deadlines(self) -> None:
-        """Check the deadlines of all connections, tell gunicorn that the loop turns, and end without gunicorn.
+        """Check the deadlines of all connections, notify gunicorn, and end if gunicorn has ended.
 
-        uvicorn tells so only after half of `--timeout`, not at all while it ends, and would outlive a killed gunicorn.
+        uvicorn notifies it only after half of `--timeout`, and not while it ends. It would also outlive gunicorn.
         """
         loop = asyncio.get_running_loop()
         while True:

@@ -15,10 +15,10 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 
 INLINE_SECONDS = 0.001
-"""The limit for the event loop: a request that is expected to take longer is answered in a thread."""
+"""A request that is expected to take longer than this is answered in a thread, and not on the event loop."""
 _SWITCH_SECONDS = 0.0005
-"""The time after which a thread with a large request hands the interpreter to the loop. With Python's default, small
-requests waited 5 ms. The threaded worker keeps the default: a shorter time would only make it switch more often."""
+"""The time after which a thread with a large request gives the interpreter to the loop. With Python's default, small
+requests waited 5 ms. The threaded worker keeps the default, since it would only switch more often."""
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8
@@ -26,26 +26,24 @@ _INLINE_SAMPLING = 8
 _ALWAYS_INLINE = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
 
 _RequestClass = tuple[str, str | None, int]
-"""Path, content type (which is what a protocol reads), and size of the body in powers of two."""
+"""Path, content type, and size of the body in powers of two."""
 
 
 class InlinePolicy:
-    """Decides whether a request may be answered on the event loop, by what requests of its class took.
+    """Decides which requests are answered on the event loop, by the time that requests of the same class have taken.
 
-    An unknown class, and whatever is no prediction (a page, an admin call that waits for other workers), goes to a
-    thread. The average of a class falls faster than it rises, since in a thread requests pay for their neighbours, too.
-    One measurement counts as eight times the average at most: a busy machine takes the core away for milliseconds now
-    and then, and only three slow ones in a row say that it is the model. On the loop, where each microsecond counts,
-    the policy learns from one in eight of the quick answers, and from every slow one.
+    A request of an unknown class goes to a thread. So does everything but predictions: pages, and admin calls, which
+    wait for other workers. The average of a class falls faster than it rises, since requests in threads slow each other
+    down. One measurement counts as eight times the average at most: a busy machine stops a thread for milliseconds now
+    and then, and only three slow answers in a row show that the model is slow.
 
-    Args:
+    Attributes:
         may_be_inline: returns False if the request waits for others (batching), or for another process.
     """
 
     def __init__(self, may_be_inline: Callable[[RawRequest], bool]) -> None:
-        self._may_be_inline = may_be_inline
+        self.may_be_inline = may_be_inline
         self._seconds: dict[_RequestClass, float] = {}
-        self._sample = 0
 
     def is_quick(self, request: RawRequest) -> bool:
         """Return True if the request is expected to take less than `INLINE_SECONDS`."""
@@ -54,29 +52,10 @@ class InlinePolicy:
         if seconds is None:
             return path in _ALWAYS_INLINE and "content-encoding" not in headers
         is_small = size <= _INLINE_BYTES and "content-encoding" not in headers
-        return seconds < INLINE_SECONDS and is_small and self._may_be_inline(request)
+        return seconds < INLINE_SECONDS and is_small and self.may_be_inline(request)
 
-    def run_inline(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse | None:
-        """Answer a request on the loop if it is quick; None if it is not."""
-        if not self.is_quick(request):
-            return None
-        response = handle(request)
-        self._sample = sample = (self._sample + 1) % _INLINE_SAMPLING
-        seconds = time.perf_counter() - request.arrived
-        if sample == 0 or seconds >= INLINE_SECONDS:
-            self._learn(request, response, seconds)
-        return response
-
-    def run_in_thread(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse:
-        """Answer a request, and learn what it took, unless it may have waited for others."""
-        is_telling = self._may_be_inline(request)
-        began = time.perf_counter()
-        response = handle(request)
-        if is_telling:
-            self._learn(request, response, time.perf_counter() - began)
-        return response
-
-    def _learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
+    def learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
+        """Take the time of this request into the average of its class."""
         key = request.path, request.headers.get("content-type"), len(request.body).bit_length()
         average = self._seconds.get(key)
         is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
@@ -96,12 +75,10 @@ class ConnectionLimits:
     """gunicorn's settings for the connections of one worker.
 
     Attributes:
-        request_seconds: `--timeout`: the time that a request may take to arrive, and a client to take a part of its
-            response.
-        keep_alive_seconds: `--keep-alive`: the time that a connection may be idle.
-        connections: `--worker-connections`: above it, an idle connection is closed for a new one, or the new one
-            refused.
-        body_bytes: the bytes of all bodies that are incomplete or not answered; above it, requests are refused.
+        request_seconds: `--timeout`: for a request to arrive, and for a client to take a part of its response.
+        keep_alive_seconds: `--keep-alive`: for a connection to be idle.
+        connections: `--worker-connections`: one more replaces an idle connection, or is refused.
+        body_bytes: for all bodies that are incomplete or not answered; above it, requests are refused.
     """
 
     request_seconds: float = 60.0
@@ -111,7 +88,7 @@ class ConnectionLimits:
 
 
 class WorkerApp:
-    """The application that gunicorn hands the fast worker.
+    """The application of the fast worker.
 
     Args:
         may_be_inline: predictions do not wait for each other, so that one can be computed on the loop.
@@ -121,8 +98,8 @@ class WorkerApp:
         limits: set by the worker before it listens.
         now: the loop's time, a tenth of a second old at most.
         buffered_bytes: see `ConnectionLimits.body_bytes`.
-        streams: streamed requests that are being answered (`http/streaming.py`).
-        blocked_connections: the connections whose clients have not taken all that was sent, by when that began.
+        streams: the number of streamed requests that are being answered (`http/streaming.py`).
+        blocked_connections: the connections whose clients do not take what is sent, in the order in which that began.
         idle_connections: the connections to close first for new ones, and since when they are idle (`connection.py`).
     """
 
@@ -135,6 +112,7 @@ class WorkerApp:
             return may_be_inline and is_here and not may_wait_for_limits(server, request)
 
         self.inline_policy = InlinePolicy(waits_for_nobody)
+        self._sample = 0
         self.pool = RequestThreads(threads)
         self.limits = ConnectionLimits()
         self.now = 0.0
@@ -149,18 +127,32 @@ class WorkerApp:
         return self._plans.answer(request) or self._flask.handle(request)
 
     def handle(self, request: RawRequest) -> RawResponse:
-        """Answer a request in a thread."""
-        return self.inline_policy.run_in_thread(self._handle, request)
+        """Answer a request in a thread. Its time is not learned if it may have waited for others."""
+        may_be_inline, began = self.inline_policy.may_be_inline(request), time.perf_counter()
+        response = self._handle(request)
+        if may_be_inline:
+            self.inline_policy.learn(request, response, time.perf_counter() - began)
+        return response
 
     def answer_inline(self, request: RawRequest) -> RawResponse | None:
-        """Answer a quick request on the loop; None for another."""
-        return self.inline_policy.run_inline(self._handle, request)
+        """Answer a quick request on the loop; return None for another one.
+
+        Each microsecond counts here. So one in eight of the quick answers is learned from, and every slow one.
+        """
+        if not self.inline_policy.is_quick(request):
+            return None
+        response = self._handle(request)
+        self._sample = sample = (self._sample + 1) % _INLINE_SAMPLING
+        seconds = time.perf_counter() - request.arrived
+        if sample == 0 or seconds >= INLINE_SECONDS:
+            self.inline_policy.learn(request, response, seconds)
+        return response
 
     __call__ = handle  # gunicorn wants its application to be callable
 
 
 def create_worker_app(state_dir: str) -> WorkerApp:
-    """Return the application of one worker, serving what the state folder says. Called after the fork.
+    """Return the application of one worker for the state folder. Call it after the fork.
 
     Raises:
         InvalidConfig: spec.yaml in the folder is not a spec.

@@ -118,28 +118,8 @@ QUICK, SLOW = INLINE_SECONDS / 20, INLINE_SECONDS * 20
 SMALL = RawRequest("POST", "/invocations", {"content-type": "application/json"}, b"x" * 100)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the clock, which a response moves on."""
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    return now
-
-
-@pytest.fixture
-def took(clock: list[float]) -> Callable[..., None]:
-    """Return a function that answers a request in so many seconds."""
-
-    def answer(
-        policy: InlinePolicy, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True
-    ) -> None:
-        def slowly(_: RawRequest) -> RawResponse:
-            clock[0] += seconds
-            return RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {})
-
-        policy.run_in_thread(slowly, request)
-
-    return answer
+def took(policy: InlinePolicy, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True) -> None:
+    policy.learn(request, RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {}), seconds)
 
 
 @pytest.fixture
@@ -151,7 +131,7 @@ def of_size(size: int, path: str = "/invocations", **headers: str) -> RawRequest
     return RawRequest("POST", path, {"content-type": "application/json", **headers}, b"x" * size)
 
 
-def test_what_is_not_known_yet_is_no_matter_for_the_loop(policy: InlinePolicy, took: Callable[..., None]) -> None:
+def test_what_is_not_known_yet_is_no_matter_for_the_loop(policy: InlinePolicy) -> None:
     assert not policy.is_quick(SMALL)
     took(policy, SMALL, QUICK)
     assert policy.is_quick(SMALL)
@@ -165,9 +145,7 @@ def test_liveness_never_waits_for_a_thread(policy: InlinePolicy) -> None:
     assert not policy.is_quick(of_size(60_000, "/ping", **{"content-encoding": "gzip"}))
 
 
-def test_one_slow_answer_is_the_machine_and_several_are_the_model(
-    policy: InlinePolicy, took: Callable[..., None]
-) -> None:
+def test_one_slow_answer_is_the_machine_and_several_are_the_model(policy: InlinePolicy) -> None:
     took(policy, SMALL, QUICK)
     took(policy, SMALL, SLOW)
     assert policy.is_quick(SMALL)
@@ -179,12 +157,12 @@ def test_one_slow_answer_is_the_machine_and_several_are_the_model(
     assert policy.is_quick(SMALL)
 
 
-def test_refusals_say_nothing_of_what_answers_cost(policy: InlinePolicy, took: Callable[..., None]) -> None:
+def test_refusals_say_nothing_of_what_answers_cost(policy: InlinePolicy) -> None:
     took(policy, SMALL, QUICK, status=400)
     assert not policy.is_quick(SMALL)
 
 
-def test_a_failure_that_takes_long_leaves_the_loop(policy: InlinePolicy, took: Callable[..., None]) -> None:
+def test_a_failure_that_takes_long_leaves_the_loop(policy: InlinePolicy) -> None:
     took(policy, SMALL, QUICK)
     for _ in range(4):
         took(policy, SMALL, SLOW, status=500, predicts=False)
@@ -192,34 +170,30 @@ def test_a_failure_that_takes_long_leaves_the_loop(policy: InlinePolicy, took: C
 
 
 @pytest.mark.parametrize("path", ["/score", "/v1/models/flights/labels/champion:predict", "/what/vertex/named"])
-def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(
-    policy: InlinePolicy, took: Callable[..., None], path: str
-) -> None:
+def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(policy: InlinePolicy, path: str) -> None:
     took(policy, of_size(100, path), QUICK)
     assert policy.is_quick(of_size(100, path))
 
 
-def test_what_is_no_prediction_stays_off_the_loop(policy: InlinePolicy, took: Callable[..., None]) -> None:
+def test_what_is_no_prediction_stays_off_the_loop(policy: InlinePolicy) -> None:
     load = of_size(100, "/v2/repository/models/trial/load")
     took(policy, load, QUICK, predicts=False)
     assert not policy.is_quick(load)
 
 
 @pytest.mark.parametrize("request_", [of_size(100_000), of_size(100, **{"content-encoding": "gzip"})])
-def test_large_and_packed_requests_stay_off_the_loop(
-    policy: InlinePolicy, took: Callable[..., None], request_: RawRequest
-) -> None:
+def test_large_and_packed_requests_stay_off_the_loop(policy: InlinePolicy, request_: RawRequest) -> None:
     took(policy, request_, QUICK)
     assert not policy.is_quick(request_)
 
 
-def test_predictions_that_wait_stay_off_the_loop(took: Callable[..., None]) -> None:
+def test_predictions_that_wait_stay_off_the_loop() -> None:
     policy = InlinePolicy(lambda _: False)
     took(policy, SMALL, QUICK)
     assert not policy.is_quick(SMALL)
 
 
-def test_what_is_remembered_is_bounded(policy: InlinePolicy, took: Callable[..., None]) -> None:
+def test_what_is_remembered_is_bounded(policy: InlinePolicy) -> None:
     for number in range(10_000):
         took(policy, of_size(100, path=f"/v2/models/{number}/infer"), QUICK)
     assert len(policy._seconds) <= 4096
