@@ -1,11 +1,11 @@
 """The folder of a saved model: the MLmodel file, the signature, the ONNX file, the meaning of its outputs.
 
-The flavor (`flavor/save.py`) writes the section `flavors.onnxserve` that is read here. A model that only has MLflow's
-own `onnx` section is read too; its inputs are bound to the signature when the graph is loaded (`runtime/model.py`).
+`flavor/save.py` writes the section `flavors.onnxserve` that is read here. A model that has only MLflow's own `onnx`
+section is read, too; its inputs are bound to the signature when the graph is loaded (`runtime/model.py`).
 
-libyaml reads everything. PyYAML's own reader would take most of the load time of a small model: 5.8 ms a file instead
-of 1.7 ms, measured with 200 models of 30 columns. Several readers ask for the same file one after the other, so the
-last few documents are kept.
+libyaml reads the files. PyYAML's own reader would take most of the load time of a small model: 5.8 ms a file instead
+of 1.7 ms, measured with 200 models of 30 columns. Several functions read the same file one after the other, so the last
+few documents are kept.
 
 `check_yaml` looks at the events of a document before anything is built of it, which is safe with both readers. It
 refuses four kinds of document:
@@ -13,7 +13,7 @@ refuses four kinds of document:
 - Deep nesting. PyYAML's own reader takes time that grows with the square of the depth (16 s for 5,000 brackets).
   libyaml recurses in C without a limit; 200,000 brackets end the process.
 - Aliases that stand for too much. A few hundred characters may become gigabytes once a value is written as text.
-- Aliases within what they name.
+- Aliases within the value that they name.
 - Long numbers with colons. YAML 1.1 has such numbers (1:59:59), and reading one takes time that grows with the square
   of its parts.
 """
@@ -39,9 +39,9 @@ _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
 _MAX_DEPTH = 100
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""The errors that reading a document raises if it has anything but the expected mapping, list or text."""
+"""The errors of a reader that finds anything but the expected mapping, list or text."""
 _MAX_ALIASED = 1_000_000
-"""The characters and values that the aliases of a document may stand for."""
+"""The most characters and values that the aliases of a document may stand for."""
 _MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
 
 FLAVOR = "onnxserve"
@@ -118,12 +118,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Refusals:
-    """The values that the original refuses, as the proof of parity has found; the graph would answer them.
+    """The values that the original refuses, as the proof of parity has found. The graph would answer them.
 
     Attributes:
         missing: the columns (or tensors) that take no missing number.
-        infinite: those that take no infinite one.
-        categories: the values that a column takes, where it takes no other.
+        infinite: the columns (or tensors) that take no infinite number.
+        categories: the values of each column that takes no others.
     """
 
     missing: frozenset[str] = frozenset()
@@ -149,11 +149,11 @@ class Artifact:
     """The content of an MLmodel folder.
 
     Attributes:
-        onnx_file: the graph. A pyfunc has none, and `folder` stands here (`runtime/pyfunc_artifact.py`).
+        onnx_file: the graph; for a pyfunc, which has none, the folder (`runtime/pyfunc_artifact.py`).
         columns / tensors: the inputs of the signature. One of them is empty; both are if there is no signature.
-        has_signature: true if the MLmodel file has one. If not, `tensors` are the inputs of the loaded graph.
+        has_signature: the MLmodel file has one. Without one, `tensors` are the inputs of the loaded graph.
         inputs / outputs: those of the graph, bound to the signature. Empty for a stock `onnx` model until it is loaded.
-        refusals: the values that the server refuses since the original does.
+        refusals: the values that the server refuses because the original does.
         prediction: the outputs that `predict` returns: a single one as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
         classes: the labels in the order of the columns of the probabilities.
@@ -163,10 +163,10 @@ class Artifact:
         digests: `sha256:…` of the saved files, by path within the folder. Empty for models that record none.
         optimization: for a smaller or faster form of another version: `base`, its address, `base_digest`, and the
             figures of the comparison with it (`optimization/`). Empty for any other version.
-        undescribed: the reason why the inputs of a pyfunc cannot be named arrays. Empty: they can.
-        is_streamable: a pyfunc can answer in parts (`predict_stream`).
+        undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
+        logged_columns: the columns of an undescribed pyfunc in the inference log, with JSON texts for objects.
+        is_streamable: a pyfunc that can answer in parts (`predict_stream`).
         task: the `metadata.task` of a pyfunc, which names the form of its bodies and answers; empty if it has none.
-        logged_columns: the columns of such a pyfunc in the inference log, objects and arrays among them as JSON texts.
     """
 
     folder: Path
@@ -303,9 +303,16 @@ def read_artifact(folder: Path) -> Artifact:
             f"this model has the flavors {known}, none of which is onnxserve or onnx: "
             "log it with mlflow_deploy_plugin.log_model"
         )
+    given: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     try:
         columns, tensors = _read_signature(document.get("signature"))
-        refused = section.get("refused") or {}
+        inputs = [
+            Input(*_read_array(one, one), tuple(map(checked_name, one.get("columns") or ())), one.get("missing"))
+            for one in given.get("inputs", ())
+        ]
+        refused = given.get("refused", {})
+        missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
+        known = {str(name): tuple(dict.fromkeys(values)) for name, values in (refused.get("categories") or {}).items()}
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -315,25 +322,18 @@ def read_artifact(folder: Path) -> Artifact:
             run_id=str(document.get("run_id") or ""),
             columns=columns,
             tensors=tensors,
-            inputs=tuple(
-                Input(*_read_array(one, one), tuple(map(checked_name, one.get("columns") or ())), one.get("missing"))
-                for one in section.get("inputs") or ()
-            ),
-            outputs=tuple(Output(*_read_array(one, one), one["role"]) for one in section.get("outputs") or ()),
-            refusals=Refusals(
-                frozenset(map(str, refused.get("missing") or ())),
-                frozenset(map(str, refused.get("infinite") or ())),
-                {str(name): tuple(dict.fromkeys(known)) for name, known in (refused.get("categories") or {}).items()},
-            ),
-            prediction=tuple(section.get("prediction") or ()),
-            classes=tuple(section.get("classes") or ()),
-            framework=str(section.get("framework", "onnx")),
-            parity=dict(section.get("parity") or {"state": "no-original"}),
-            provenance=dict(section.get("provenance") or {}),
-            reference=(section.get("reference") or {}).get("data"),
+            inputs=tuple(inputs),
+            outputs=tuple(Output(*_read_array(one, one), one["role"]) for one in given.get("outputs", ())),
+            refusals=Refusals(missing, infinite, known),
+            prediction=tuple(given.get("prediction", ())),
+            classes=tuple(given.get("classes", ())),
+            framework=str(given.get("framework", "onnx")),
+            parity=dict(given.get("parity", {"state": "no-original"})),
+            provenance=dict(given.get("provenance", {})),
+            reference=given.get("reference", {}).get("data"),
             has_signature=bool(columns or tensors),
-            digests={str(name): str(digest) for name, digest in (section.get("digests") or {}).items()},
-            optimization=dict(section.get("optimization") or {}),
+            digests={str(name): str(digest) for name, digest in given.get("digests", {}).items()},
+            optimization=dict(given.get("optimization", {})),
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
@@ -366,7 +366,7 @@ def _inside(folder: Path, relative: str) -> Path:
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(f"the MLmodel file names {relative!r}, which lies outside of the model")
-    if not os.path.isfile(path):  # it says no, too, to a name that no file can have
+    if not os.path.isfile(path):  # returns False also for a name that no file can have
         raise InvalidArtifact(f"the model lacks its file {relative!r}")
     return path
 
@@ -374,7 +374,7 @@ def _inside(folder: Path, relative: str) -> Path:
 def checked_name(name: Any) -> str:
     """Return the name of a column or a tensor; raise TypeError or ValueError if it is no text of Unicode.
 
-    A frame that was made of an array has numbers for names, which MLflow writes as such.
+    A name may be a number: MLflow writes those of a frame that was made of an array so.
     """
     if type(name) is int:
         return str(name)

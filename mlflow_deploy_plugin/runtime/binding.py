@@ -1,13 +1,13 @@
 """Runs of a session through ONNX Runtime's IO binding: inputs in buffers that keep their address.
 
-The host's side of an input is page-locked ("pinned") memory, which a GPU reads without the driver's own copy; the
-device's side is one `OrtValue` that is written in place. CUDA graphs need such buffers, and outputs at fixed addresses
-too: a graph that was captured is replayed on the very same memory, so its runs take turns. Each shape of the inputs has
-a graph of its own, under the run option `gpu_graph_id`; -1 runs without one.
+On the host an input is in page-locked ("pinned") memory, which a GPU reads without the driver's own copy. On the device
+it is an `OrtValue` that is written in place. CUDA graphs need such buffers, and outputs at fixed addresses, too. A
+captured graph is replayed on the same memory each time, so that its runs take turns. Each shape of the inputs has a
+graph of its own, named by the run option `gpu_graph_id`; -1 runs without one.
 
-A run releases the GIL. ONNX Runtime's copies into and out of an `OrtValue` keep it (1.31, on a CPU, 48 MB of output:
-for 10 ms no other thread ran); those within `InferenceSession.run` do not. So large inputs may gain less than
-page-locked memory promises: `benchmarks/gpu.py` compares both.
+A run releases the GIL, but ONNX Runtime's copies into and out of an `OrtValue` do not (1.31, on a CPU, 48 MB of output:
+no other thread ran for 10 ms). The copies within `InferenceSession.run` do. So large inputs may gain less than
+page-locked memory promises; `benchmarks/gpu.py` compares both ways.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -27,18 +27,17 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.session import Placement, import_onnxruntime
 
 MAX_GRAPHS = 16
-"""Shapes with a CUDA graph: those that came first, which are the sizes of the warm-up. Each keeps its memory."""
+"""The most shapes with a CUDA graph, each of which keeps its memory. The first ones are the sizes of the warm-up."""
 MAX_IDLE_BUFFERS = 32
 _GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
 
 class Buffers:
-    """The buffers of one run at a time, for inputs of one shape.
+    """Buffers for inputs of one shape, used by one run at a time.
 
     Attributes:
         binding: ONNX Runtime's, with all inputs bound.
-        outputs: values at fixed addresses of the device; empty if each run allocates its own.
     """
 
     def __init__(self, session: Any, placement: Placement, feeds: Feeds, names: Sequence[str]) -> None:
@@ -46,11 +45,11 @@ class Buffers:
         self._device_id = placement.device_id
         self.binding = session.io_binding()
         self._names = names
-        self.outputs: list[Any] = []
+        self._outputs: list[Any] = []  # at fixed addresses of the device; none if each run allocates its own
         self._inputs: dict[str, tuple[Array, Any]] = {}
         for name, array in feeds.items():
-            value = self._value(array.shape, array.dtype)
             shape, dtype = array.shape, array.dtype
+            value = self._value(shape, dtype)
             host = np.empty(shape, dtype) if self._memory == "cpu" else pinned_empty(shape, dtype, self._device_id)
             self._inputs[name] = host, value
             self.binding.bind_ortvalue_input(name, value)
@@ -64,16 +63,16 @@ class Buffers:
             value.update_inplace(host)
 
     def fix_outputs(self, computed: Sequence[Array]) -> None:
-        """Bind outputs of the shapes and types that a run has computed to addresses that stay."""
-        self.outputs = [self._value(array.shape, array.dtype) for array in computed]
-        for name, value in zip(self._names, self.outputs, strict=True):
+        """Bind the outputs to fixed addresses, with the shapes and dtypes that a run has computed."""
+        self._outputs = [self._value(array.shape, array.dtype) for array in computed]
+        for name, value in zip(self._names, self._outputs, strict=True):
             self.binding.bind_ortvalue_output(name, value)
 
     def read(self) -> list[Array]:
-        """Return copies of what the last run has computed."""
-        if self.outputs:
-            arrays = [value.numpy() for value in self.outputs]
-            return arrays if self._memory == "cuda" else [array.copy() for array in arrays]  # on the CPU it is a view
+        """Return copies of the outputs of the last run."""
+        if self._outputs:
+            arrays = [value.numpy() for value in self._outputs]  # on a CPU these are views
+            return arrays if self._memory == "cuda" else [array.copy() for array in arrays]
         return list(self.binding.copy_outputs_to_cpu())
 
     def _value(self, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -98,17 +97,16 @@ class BoundSession:
         self._without_graph = self._run_options(_NO_GRAPH)
 
     def run(self, names: Sequence[str], feeds: Feeds, options: Any = None) -> list[Array]:
-        """Compute the named outputs; as `InferenceSession.run`, whose errors it raises. `options` are not used."""
+        """Compute the named outputs, as `InferenceSession.run`, whose errors it raises. `options` are not used."""
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
-        if self._placement.options.enable_cuda_graph:
-            with self._graph_lock:  # what another thread allocates meanwhile would break a capture
-                if key in self._graphs or len(self._graphs) < MAX_GRAPHS:
-                    return self._run_graph(key, names, feeds)
-                return self._run_buffers(key, names, feeds)
-        return self._run_buffers(key, names, feeds)
+        if not self._placement.options.enable_cuda_graph:
+            return self._run_buffers(key, names, feeds)
+        with self._graph_lock:  # a capture breaks if another thread allocates memory meanwhile
+            may_have_graph = key in self._graphs or len(self._graphs) < MAX_GRAPHS
+            return (self._run_graph if may_have_graph else self._run_buffers)(key, names, feeds)
 
     def _run_buffers(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Run with buffers that no other thread uses at the moment."""
+        """Run with buffers that no other thread is using."""
         with self._lock:
             idle = self._idle.pop(key, [])
             buffers = idle.pop() if idle else None
@@ -121,7 +119,7 @@ class BoundSession:
         computed = buffers.read()
         with self._lock:
             self._idle.setdefault(key, []).append(buffers)
-            self._idle.move_to_end(key)  # the shape that was not used for longest is dropped first
+            self._idle.move_to_end(key)  # the shape that was used least recently is dropped first
             if sum(map(len, self._idle.values())) > MAX_IDLE_BUFFERS:
                 self._idle.popitem(last=False)
         return computed
@@ -147,13 +145,13 @@ class BoundSession:
 
 
 def can_bind(session: Any) -> bool:
-    """Return True if all inputs and outputs are tensors of numbers: texts and mappings have no form on a device."""
+    """Return True if all inputs and outputs are tensors of numbers. A device holds no texts and no mappings."""
     types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
     return all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: Any, device_id: int) -> Array:
-    """Return an array of page-locked memory without content, or of ordinary memory where CUDA gives none."""
+    """Return an uninitialised array in page-locked memory, or in ordinary memory if CUDA gives none."""
     runtime, size = _cuda_runtime(), math.prod(shape) * np.dtype(dtype).itemsize
     pointer = ctypes.c_void_p()
     if (

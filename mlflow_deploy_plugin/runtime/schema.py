@@ -1,8 +1,8 @@
 """The compiled signature: columns, records, rows or tensors → the named arrays that feed the graph, and back.
 
-The signature says what a client sends, the graph what it is fed: columns are stacked into the input that they belong
-to, extra columns are ignored, a missing one is an error. `runtime/values.py` checks the values themselves. A table that
-plainly fits takes the fast path of `runtime/fast_decode.py`; the path here decides on every other one.
+Columns of the signature are stacked into the graph's input that they belong to. Further columns are ignored, a missing
+one is an error. `runtime/values.py` checks the values. A table that plainly fits takes the fast path of
+`runtime/fast_decode.py`; any other table is decoded here.
 """
 
 from collections import Counter
@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.runtime.values import (
 )
 
 _MAX_FILLED = 10_000_000
-"""The largest number of omitted values that are filled in for a request that does not send as many itself."""
+"""The most omitted values that are filled in. A request that sends more values itself may omit as many."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Schema:
         columns: the columns of the signature; empty for a tensor-based one.
         tensors: the tensors of the signature; empty for a column-based one.
         inputs: the inputs of the graph, each bound to columns or to a tensor.
-        has_rows: true if the first dimension of every tensor is its rows. If not, a request counts as one row.
-        refusals: the values that are refused since the original of the model does.
+        has_rows: the first dimension of every tensor is its rows. If not, a request counts as one row.
+        refusals: the values that are refused because the original of the model refuses them.
     """
 
     columns: tuple[Column, ...]
@@ -95,7 +95,9 @@ class Schema:
         with np.errstate(over="raise"):
             arrays = {
                 column.name: convert_column(
-                    column, data[column.name] if column.name in data else [None] * rows, self._replacements[column.name]
+                    column,
+                    data[column.name] if column.name in data else [None] * rows,
+                    self._replacements.get(column.name),
                 )
                 for column in self.columns
             }
@@ -105,7 +107,7 @@ class Schema:
                 raise SchemaMismatch(overflow_message(arrays)) from None
         if not self._blocks:
             return self._taken(feeds)
-        texts = {column.name for column in self.columns if column.type == "string"}  # these stand in no block
+        texts = {column.name for column in self.columns if column.type == "string"}  # blocks hold no texts
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
         sent |= {entry.name: feeds[entry.name] for entry in self.inputs if not texts.isdisjoint(entry.columns)}
         return self._taken(narrowed_feeds(feeds, sent))
@@ -114,7 +116,7 @@ class Schema:
         """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
 
         Raises:
-            SchemaMismatch: as `from_columns`, a row is no mapping, or names other columns of a tensor than the first.
+            SchemaMismatch: as `from_columns`; a row is no mapping; or, for tensors, it has other names than the first.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return self._taken(feeds)
@@ -128,7 +130,7 @@ class Schema:
         if not self.columns:
             names = records[0].keys()
             for row, record in enumerate(records):
-                if record.keys() != names:  # with keys of its own for each row, a table would be as wide as long
+                if record.keys() != names:  # if each row had its own keys, the table would be as wide as long
                     other = short_repr(next(iter(record.keys() ^ names)))
                     raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
             return self._from_frame({name: [record[name] for record in records] for name in names})
@@ -144,7 +146,7 @@ class Schema:
         """Return feeds from rows that are lists in the order of `names` (pandas' "split").
 
         Raises:
-            SchemaMismatch: as `from_columns`, a name that stands twice, or a row of another length than `names`.
+            SchemaMismatch: as `from_columns`; a name stands twice; or a row has another length than `names`.
         """
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return self._taken(feeds)
@@ -180,14 +182,13 @@ class Schema:
 
     @property
     def matrix_kinds(self) -> str:
-        """The numpy kinds of a matrix that `from_array` takes as it is; none if it is not the graph's only input."""
+        """The numpy kinds of a matrix that `from_array` decodes at once; empty if the graph takes no such matrix."""
         return self._fast.array_kinds if self._fast is not None else ""
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the sent values of feeds: arrays of [N] by column, or of [N, …] by tensor.
+        """Return the sent values of feeds, as captured rows hold them: [N] by column, or [N, …] by tensor.
 
-        Captured rows are written like this. An input without an entry in `feeds` has no column: one value for all rows
-        is not captured. A missing text is None again.
+        An input that is not in `feeds` is left out: one value for all rows is not captured. A missing text is None.
         """
         columns: dict[str, Array] = {}
         arrays = sent_arrays(feeds)
@@ -239,8 +240,7 @@ class Schema:
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
-        """The arrays that may hold sent rows: the graph's inputs, and a block for each type of number that the graph
-        narrows."""
+        """The arrays that may hold sent rows: the graph's inputs, and the blocks of numbers that it narrows."""
         return (*self.inputs, *self._blocks)
 
     @cached_property
@@ -250,7 +250,7 @@ class Schema:
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
-        """The numbers of each type as one array of that type. Empty if the graph's inputs lose nothing of them."""
+        """A block for each type of numbers, of that type; empty if the graph's inputs hold all numbers exactly."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
         return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
@@ -265,15 +265,14 @@ class Schema:
 
     @cached_property
     def _shared(self) -> SharedDimensions:
-        # a signature may say another rank than the graph, which then refuses what it is fed
+        # a tensor may have another rank than its input: the graph then refuses the feeds
         fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.dimension_names)]
         return shared_dimensions(fitting)
 
     @cached_property
     def _replacements(self) -> Mapping[str, str | Missing | None]:
         """The value that replaces a missing string, by column. None: nothing does."""
-        said = {name: entry.missing for entry in self.inputs for name in entry.columns}
-        return {name: said.get(name) for name in self.names}
+        return {name: entry.missing for entry in self.inputs for name in entry.columns}
 
     def _common_length(self, data: Mapping[str, Any]) -> int:
         """Return the one length of all columns."""
@@ -330,14 +329,14 @@ class Schema:
         sent = {}
         for entry, tensor in self._bound_tensors:
             given = data[tensor.name]
-            # the signature says nothing of the type of an input that columns are stacked in
+            # the type of an input that columns are stacked in is not the signature's
             is_typed = entry.columns and isinstance(given, np.ndarray) and given.dtype.kind in "fiub"
             sent[entry.name] = given if is_typed else arrays[tensor.name]
         is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
         return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
 
     def _taken(self, feeds: Feeds) -> Feeds:
-        """Return the feeds if the original of the model takes their values. Raises SchemaMismatch if it refuses one."""
+        """Return the feeds. Raises SchemaMismatch if the original of the model refuses one of their values."""
         if self._checks:
             if isinstance(feeds, NarrowedFeeds):
                 check_values(self._sent_checks, feeds.sent)
@@ -352,7 +351,7 @@ class Schema:
 
     @cached_property
     def _sent_checks(self) -> list[ValueCheck]:
-        """The checks of `NarrowedFeeds.sent`: a block holds the numbers of many inputs."""
+        """The checks of `NarrowedFeeds.sent`, whose blocks hold the numbers of several inputs."""
         if not self._blocks:
             return self._checks
         texts = [entry for entry in self.inputs if entry.dtype == "str"]
@@ -394,7 +393,8 @@ def compile_schema(
 
 
 def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
-    """Return a column of a table as a tensor: a cell holds the row's one value or all of them flat, as in MLflow."""
+    """Return a column of a table as a tensor. A cell holds the row's only value, or all of its values flat, as in
+    MLflow."""
     inner = tensor.shape[1:]
     if len(inner) == 1:
         return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
@@ -421,7 +421,7 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
 
 
 def _check_filled(missing: int, given: int) -> None:
-    """Refuse a small body that becomes a table of gigabytes: a million empty rows for hundreds of columns."""
+    """Refuse a small body that would become a table of gigabytes, as a million empty rows of hundreds of columns."""
     if missing > max(_MAX_FILLED, given):
         raise SchemaMismatch(
             f"{missing} values are left out, and at most {given} given; send fewer rows, or whole ones"

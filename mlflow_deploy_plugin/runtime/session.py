@@ -1,9 +1,12 @@
-"""An ONNX Runtime session with everything said explicitly: providers, threads, and a device that is really used.
+"""An ONNX Runtime session with explicit providers and threads, on a device that is really used.
 
-ONNX Runtime optimises a graph at each load. Graphs that were kept optimised for the next one would not pay: writing
-them made the first load of a version, which serving pays for, slower by more than the later ones won (medians of 5:
-20 convolutions, 47 MB: 165 ms the first time, then 17, against 98 without; 48 dense layers, 201 MB: 653, then 229,
-against 202).
+ONNX Runtime optimises a graph at each load. To keep optimised graphs for the next load would not pay: the first load of
+a version, which serving waits for, got slower by more than later ones gained (milliseconds, medians of 5):
+
+| graph | first load, kept | later load, kept | load, not kept |
+|---|---|---|---|
+| 20 convolutions, 47 MB | 165 | 17 | 98 |
+| 48 dense layers, 201 MB | 653 | 229 | 202 |
 """
 
 import contextlib
@@ -31,7 +34,7 @@ _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
 )
-"""The parts of ONNX Runtime's messages that say nothing to their reader: paths, and its own functions."""
+"""The parts of ONNX Runtime's messages that do not help their reader: paths, and its own functions."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,9 @@ class Placement:
     """The place where a session computes.
 
     Attributes:
-        device_id: which of several GPUs, as CUDA counts them.
-        options: those of the providers; what is not said has ONNX Runtime's default.
-        engine_cache: the folder that keeps TensorRT's engines, unless the options name one; None: none are kept.
+        device_id: the GPU, as CUDA counts them.
+        options: those of the providers. An option that is None has ONNX Runtime's default.
+        engine_cache: the folder for TensorRT's engines, unless the options name one; None: engines are not kept.
         io_binding: inputs are copied into page-locked buffers first (`runtime/binding.py`); CUDA graphs need that.
     """
 
@@ -59,8 +62,8 @@ class Placement:
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """ONNX Runtime's providers in the order of preference, each with its options; never the CPU beside a GPU.
 
-        https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and TensorRT-ExecutionProvider.html
-        have the names and values.
+        Names and values: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and
+        TensorRT-ExecutionProvider.html.
         """
         if self.device == "cpu":
             return [(_PROVIDERS["cpu"], {})]
@@ -83,14 +86,14 @@ class Placement:
 ON_CPU = Placement()
 
 OLDEST_ONNXRUNTIME = (1, 29)
-"""The oldest version that is taken, as in setup.cfg: 1.28 has no cosine in 64 bits, 1.27 answers forests wrongly
-(measured: 52 labels of 569), and 1.26 reads any file of the machine as a graph's weights."""
+"""The oldest supported version, as in setup.cfg: 1.28 has no cosine in 64 bits, 1.27 answers forests wrongly (measured:
+52 labels of 569), and 1.26 reads any file of the machine as a graph's weights."""
 
 
 def import_onnxruntime() -> Any:
-    """Return the module, with its telemetry off unless the environment says otherwise.
+    """Return the module, with its telemetry off unless the environment turns it on.
 
-    Since 1.29 its import keeps a number of this machine in HOME, and sends what is loaded to Microsoft.
+    Since 1.29, its import writes an id of this machine into HOME, and reports loaded models to Microsoft.
 
     Raises:
         RuntimeMissing: it is not installed; the message says how to install it.
@@ -108,9 +111,9 @@ def import_onnxruntime() -> Any:
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use.
+    """Return the number of cores that this process may use, by its affinity and by the quotas of its cgroups.
 
-    They are limited by its affinity and by the quotas of its cgroups, which ONNX Runtime itself ignores.
+    ONNX Runtime itself ignores the quotas.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
     for folder in cgroup_folders("cpu"):
@@ -125,14 +128,14 @@ def available_cores() -> int:
 
 
 def cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroup and of those above it, which limit it too (cgroups(7)).
+    """Yield the folders of this process's cgroup and of those above it, which limit it, too (cgroups(7)).
 
-    A container sees its own as the topmost one; a unit of systemd is somewhere below. Not all of them are there.
+    In a container its own cgroup is the topmost one, a unit of systemd is below that. Some folders may not exist.
     """
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "" or controller in controllers.split(","):  # version 2 has no list of them
+            if controllers == "" or controller in controllers.split(","):  # cgroups 2 name no controllers
                 top = _CGROUPS / controller if controllers else _CGROUPS
                 folder = top / path.lstrip("/")
                 yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
@@ -141,8 +144,8 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 def open_session(onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> Any:
     """Return an `onnxruntime.InferenceSession` on the device of `placement`, and on nothing else.
 
-    ONNX Runtime falls back to the CPU without a word where a GPU library is missing; here that is an error, and so is
-    a node of the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
+    ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here that is an error, and so is a node of
+    the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed, or is too old.
@@ -160,7 +163,7 @@ def open_session(onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_th
     check_device_libraries(ort, device)
     options = session_options(ort, device, intra_op_num_threads)
     try:
-        # its Python would try again on the CPU, which the options forbid, and that error would hide the first
+        # with its fallback it would try again on the CPU, which the options forbid, and report that error instead
         session = ort.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
@@ -176,11 +179,11 @@ def open_session(onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_th
 
 
 def arena_shrinking_options() -> Any:
-    """The options of a run after which the arena gives back what it does not need any more, on a CPU.
+    """Return the options of a run on a CPU after which the arena frees unused memory.
 
-    Without, a worker keeps the memory of the largest batches that its threads ever computed at the same time: a small
-    CNN, 1 to 512 rows in four threads, 189 MB resident; without any arena 132 MB; with this 64 MB. It costs 0.7 µs a
-    run, so that small runs do without (`runtime/model.py`), and no time that could be measured from 32 rows on.
+    Without it, a worker keeps the memory of the largest batches that its threads ever computed at the same time. A
+    small CNN, 1 to 512 rows in four threads, took 189 MB; without any arena 132 MB; with these options 64 MB. They cost
+    0.7 µs a run, which cannot be measured from 32 rows on. Small runs do without (`runtime/model.py`).
     """
     options = import_onnxruntime().RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -225,7 +228,7 @@ def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Spinning threads take the core from the other workers: measured, it matters from two sessions on few cores.
+    # spinning threads take cores from the other workers: measured with two sessions on few cores
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
     if device != "cpu":

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,7 +73,6 @@ _FEEDBACK_LABELS = Metric(
 _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
-_SHADOW_OUTCOMES: tuple[ShadowOutcome, ...] = get_args(ShadowOutcome)
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
 """The bounds are wide, so that they fit any model: probabilities lie at one end, prices at the other."""
@@ -146,13 +146,12 @@ class Metrics:
         gauges.unlink(missing_ok=True)  # process ids come back
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
-        self._requests: dict[RequestLabels, _RequestSlots] = {}
-        self._batches: dict[tuple[str, str, str], _BatchSlots] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
-        self._captured_rows: dict[str, tuple[int, int, int]] = {}
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
-        self._shadows: dict[tuple[str, str, str, str], dict[str, int]] = {}
+        # the slots of a label set are looked up for each request
+        self._request_slots, self._batch_slots = cache(self._find_request_slots), cache(self._find_batch_slots)
+        self._row_slots, self._shadow_slots = cache(self._find_row_slots), cache(self._find_shadow_slots)
         self._captures = {
             is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
@@ -162,7 +161,7 @@ class Metrics:
         """Count one request, `seconds` from its body's arrival to the finished response."""
         bucket = 1 + bisect_left(SECONDS, seconds)
         with self._lock:
-            requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
+            requests, last, histograms = self._request_slots(labels)
             cells = self._values.cells
             cells[requests] += 1
             cells[last] = time.time()
@@ -174,9 +173,8 @@ class Metrics:
         self, endpoint: str, rows: int, queue_seconds: float, compute_seconds: float, model: str = "", version: str = ""
     ) -> None:
         """Count one run of a graph over `rows` rows; its oldest request has waited for `queue_seconds`."""
-        labels = endpoint, model, version
         with self._lock:
-            of_rows, of_queue, of_compute = self._batches.get(labels) or self._new_batch(labels)
+            of_rows, of_queue, of_compute = self._batch_slots(endpoint, model, version)
             self._observe(of_rows, rows, _ROWS)
             self._observe(of_queue, queue_seconds)
             self._observe(of_compute, compute_seconds)
@@ -193,7 +191,7 @@ class Metrics:
         values = self._values
         known = self._predictions.setdefault(version, {})
         lock, now, captures, prediction_slot = self._lock, time.time, self._captures, self._prediction_slot
-        slots: tuple[_BatchSlots, _RequestSlots, tuple[int, int, int]] | None = None
+        slots: tuple[_BatchSlots, _RequestSlots, tuple[int, ...]] | None = None
 
         def count(captured: CapturedRows, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
             nonlocal slots
@@ -205,12 +203,8 @@ class Metrics:
             bucket = 1 + bisect_left(SECONDS, seconds)
             with lock:
                 if slots is None:
-                    batch = endpoint, loaded.model, version
-                    slots = (
-                        self._batches.get(batch) or self._new_batch(batch),
-                        self._requests.get(labels) or self._new_request(labels),
-                        self._captured_rows.get(endpoint) or self._new_capture(endpoint),
-                    )
+                    batch = self._batch_slots(endpoint, loaded.model, version)
+                    slots = batch, self._request_slots(labels), self._row_slots(endpoint)
                 (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
                 cells = values.cells
                 cells[of_rows] += rows
@@ -265,7 +259,7 @@ class Metrics:
         """Count the rows of one response."""
         rows, kept, is_written = captured
         with self._lock:
-            of_capture = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
+            of_capture = self._row_slots(endpoint)
             cells = self._values.cells
             cells[of_capture[0]] += rows
             if is_written is not None:
@@ -279,8 +273,9 @@ class Metrics:
 
     def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome) -> None:
         """Count a request whose copy was compared, failed, or was dropped."""
-        with self._lock:
-            slot = self._shadow_slots(shadow)[outcome]  # first: the file may have to grow
+        loaded = shadow.loaded
+        with self._lock:  # the slot is found first: the file may have to grow for it
+            slot = self._shadow_slots(shadow.endpoint, shadow.name, loaded.model, loaded.version)[outcome]
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
@@ -289,9 +284,9 @@ class Metrics:
         """Count requests that were compared, after one run of `seconds`."""
         numbers = comparison.differences[np.isfinite(comparison.differences)]
         places = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound that is not below
-        same = int(comparison.same.sum())
+        same, loaded = int(comparison.same.sum()), shadow.loaded
         with self._lock:
-            slots = self._shadow_slots(shadow)
+            slots = self._shadow_slots(shadow.endpoint, shadow.name, loaded.model, loaded.version)
             cells = self._values.cells
             cells[slots["compared"]] += requests
             cells[slots["same"]] += same
@@ -359,48 +354,33 @@ class Metrics:
         self._values.cells[histogram] += value
         self._values.cells[histogram + 1 + bisect_left(bounds, value)] += 1
 
-    def _new_request(self, labels: RequestLabels) -> _RequestSlots:
+    def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
         endpoint, variant, model, version, protocol, status = labels
         version_of = {"endpoint": endpoint, "model": model, "version": version}
-        named = {"endpoint": endpoint, "variant": variant, "model": model, "version": version, "protocol": protocol}
+        named = {**version_of, "variant": variant, "protocol": protocol}
         requests = self._values.slot(_REQUESTS, {**named, "status": status})
         last = self._values.slot(_LAST_REQUEST, version_of)
         histograms = [self._values.slot(_REQUEST_DURATION, named)]
         if status == "200":
             histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": version}))
-        slots = self._requests[labels] = requests, last, tuple(histograms)
-        return slots
+        return requests, last, tuple(histograms)
 
-    def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSlots:
-        named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
-        rows, queue, compute = (
-            self._values.slot(metric, named) for metric in (_BATCH_ROWS, _QUEUE_SECONDS, _COMPUTE_SECONDS)
-        )
-        slots = self._batches[labels] = rows, queue, compute
-        return slots
+    def _find_batch_slots(self, endpoint: str, model: str, version: str) -> _BatchSlots:
+        slot, named = self._values.slot, {"endpoint": endpoint, "model": model, "version": version}
+        return slot(_BATCH_ROWS, named), slot(_QUEUE_SECONDS, named), slot(_COMPUTE_SECONDS, named)
 
-    def _new_capture(self, endpoint: str) -> tuple[int, int, int]:
-        answered, captured, dropped = (
-            self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
-            for outcome in ("answered", "captured", "dropped")
-        )
-        slots = self._captured_rows[endpoint] = answered, captured, dropped
-        return slots
+    def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
+        """Return the slots of the rows that were answered, captured and dropped."""
+        outcomes = "answered", "captured", "dropped"
+        return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": one}) for one in outcomes)
 
-    def _shadow_slots(self, shadow: ServedVariant) -> Mapping[str, int]:
+    def _find_shadow_slots(self, *labels: str) -> Mapping[str, int]:
         """Return the slots of a shadow: of each outcome, `same` and `different`, `difference` and `seconds`."""
-        labels = shadow.endpoint, shadow.name, shadow.loaded.model, shadow.loaded.version
-        if (slots := self._shadows.get(labels)) is None:
-            named = dict(zip(OF_VARIANT, labels, strict=True))
-            slots = self._shadows[labels] = {
-                "difference": self._values.slot(_SHADOW_DIFFERENCE, named),
-                "seconds": self._values.slot(_SHADOW_DURATION, named),
-            }
-            for outcome in _SHADOW_OUTCOMES:
-                slots[outcome] = self._values.slot(_SHADOW_REQUESTS, {**named, "outcome": outcome})
-            for agreement in ("same", "different"):
-                slots[agreement] = self._values.slot(_SHADOW_ROWS, {**named, "agreement": agreement})
-        return slots
+        slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
+        requests = {one: slot(_SHADOW_REQUESTS, {**named, "outcome": one}) for one in get_args(ShadowOutcome)}
+        rows = {one: slot(_SHADOW_ROWS, {**named, "agreement": one}) for one in ("same", "different")}
+        of_numbers = {"difference": slot(_SHADOW_DIFFERENCE, named), "seconds": slot(_SHADOW_DURATION, named)}
+        return {**requests, **rows, **of_numbers}
 
     def _prediction_slot(self, known: dict[Any, int], version: str, label: Any) -> int:
         of_type = type(label), label  # 1 == True in Python; every label is hashable
