@@ -312,7 +312,8 @@ def read_artifact(folder: Path) -> Artifact:
         ]
         refused = given.get("refused", {})
         missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
-        known = {str(name): tuple(dict.fromkeys(values)) for name, values in (refused.get("categories") or {}).items()}
+        categories = refused.get("categories") or {}
+        categories = {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()}
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -324,7 +325,7 @@ def read_artifact(folder: Path) -> Artifact:
             tensors=tensors,
             inputs=tuple(inputs),
             outputs=tuple(Output(*_read_array(one, one), one["role"]) for one in given.get("outputs", ())),
-            refusals=Refusals(missing, infinite, known),
+            refusals=Refusals(missing, infinite, categories),
             prediction=tuple(given.get("prediction", ())),
             classes=tuple(given.get("classes", ())),
             framework=str(given.get("framework", "onnx")),

@@ -77,7 +77,9 @@ def test_requests_without_an_answer_are_a_log_of_their_own(
 ) -> None:
     write(writer, "a", ["AA"])
     for status in (400, 504):
-        writer.write_failure(RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status), TABULAR)
+        writer.write(
+            RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status), TABULAR, {}, {}, 1
+        )
     assert shipper.ship() == 3
     log = open_log(str(tmp_path / "log"))
     window = parse_window("2026-06-01/1d")

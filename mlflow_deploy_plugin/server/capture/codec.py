@@ -1,9 +1,9 @@
 """One captured request as bytes; and feedback, the labels that callers report for earlier predictions.
 
-The layout holds what many requests share, and is written once: JSON that names the arrays in order, with their dtypes
-and the shape of a row. A request is a head of fixed size, both ids, and the arrays: numbers as they lie in memory,
-strings as JSON after its length. `RequestEncoder` keeps a plan for each kind of request, so that writing one costs a
-comparison and one copy an array.
+Requests of one kind share a layout, which is written once: JSON that names the arrays in order, with their dtypes and
+the shape of a row. A request is a head of fixed size, both ids, and the arrays: numbers as they lie in memory, strings
+as JSON after its length. `RequestEncoder` keeps a plan for each kind, so that a request costs a comparison and one copy
+an array.
 """
 
 import struct
@@ -25,8 +25,7 @@ _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, s
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
-"""The most plans that are kept; one more empties the cache. Requests share a plan if endpoint, variant, number of
-feeds and shape of the first array are the same."""
+"""The most plans that are kept; one more empties the cache."""
 _form: Callable[[Array], tuple[tuple[int, ...], np.dtype[Any]]] = attrgetter("shape", "dtype")
 
 Value = str | int | float | bool | None
@@ -55,10 +54,10 @@ class RequestRecord(NamedTuple):
 
 
 KeptArray = tuple[int, bool, Array | None]
-"""An array that is written: its position in the request, whether it is text, and its columns (None: all). A plain
-tuple, since a named one is unpacked more slowly."""
+"""An array that is written: its position in the request, True if it is text, and the columns that are kept (None: all).
+A named tuple would be unpacked more slowly."""
 MaskedColumn = tuple[int, int | None]
-"""A column whose hashes are written: the position of its array, and its place in there (None: it is the array)."""
+"""A column whose hashes are written: the position of its array, and its place in the array (None: it is the array)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,8 +70,8 @@ class EncodingPlan:
         names, forms: of the arrays; a form is a shape and a dtype.
         rows: of the request; `kept_rows` of them are written.
         is_plain: every array is written as it lies in memory.
-        segment, reference: the writer's: the number of the last segment that has the layout, and the beginning of the
-            payload of a request in there.
+        segment, reference: of the writer: the number of the last segment that has the layout, and the beginning of a
+            request's payload there.
     """
 
     model: CapturedModel
@@ -105,8 +104,8 @@ class RequestEncoder:
     ) -> tuple[EncodingPlan, list[bytes]]:
         """Encode the first `max_rows` rows of a request; return the plan and the pieces of the payload.
 
-        Arrays that do not have one entry a row, that hold objects no column takes, or that the model does not keep are
-        left out. A request to a model without rows is one row of whole arrays.
+        An array is left out if it does not have one entry a row, holds objects other than texts, or is not kept by the
+        model. A request to a model without rows is one row of whole arrays.
         """
         if not model.schema.has_rows:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
@@ -121,8 +120,8 @@ class RequestEncoder:
                 self._plans.clear()
             self._plans[key] = plan
         request, prediction = request_id.encode(), prediction_id.encode()
-        if not 0 <= latency <= _MAX_LATENCY:  # a clock that was set back
-            latency = 0
+        if not 0 <= latency <= _MAX_LATENCY:
+            latency = min(max(latency, 0), _MAX_LATENCY)
         head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(request), len(prediction))
         if plan.is_plain:
             return plan, [head, request, prediction, *map(np.ndarray.tobytes, arrays)]
@@ -152,20 +151,10 @@ def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array[np.newaxis] for name, array in arrays.items()}
 
 
-def encode_failure(record: RequestRecord, model: CapturedModel) -> tuple[EncodingPlan, list[bytes]]:
-    """Encode a request that got no prediction: one row without columns."""
-    ids = record.request_id.encode(), record.prediction_id.encode()
-    latency = min(max(record.latency, 0), _MAX_LATENCY)
-    lengths = len(ids[0]), len(ids[1])
-    head = _HEAD.pack(1, record.event_time, record.received_time, latency, record.status, *lengths)
-    layout = _encode_layout(record, {"feeds": [], "outputs": []})
-    return EncodingPlan(model, layout, [], [], (), (), 1, 1, True), [head, *ids]
-
-
 def decode_layout(
     payload_of: Callable[[int], memoryview | None], offset: int, models: dict[int, CapturedModel]
 ) -> tuple[CapturedModel, Any]:
-    """Return the layout at `offset` and its model, which is one object however many layouts it has.
+    """Return the layout at `offset` and its model. All layouts of a model share one object.
 
     Args:
         payload_of: returns the payload of the frame at an offset of the segment.
@@ -187,40 +176,37 @@ def decode_layout(
     return models[model_offset], orjson.loads(payload[REFERRING.size :])
 
 
-def _encode_layout(record: RequestRecord, entries: Mapping[str, Any]) -> bytes:
-    head = {"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow}
-    return orjson.dumps({**head, "failed": record.status >= FIRST_ERROR_STATUS, **entries})
-
-
 def _make_plan(
     record: RequestRecord, model: CapturedModel, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
 ) -> EncodingPlan:
-    rows = next((len(array) for array in feeds.values() if array.ndim), 0)
-    entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": [], "masked": []}
+    """Return the plan of a request; of one that has failed, a row without columns."""
+    is_failed = record.status >= FIRST_ERROR_STATUS
+    rows = 1 if is_failed else next((len(array) for array in feeds.values() if array.ndim), 0)
+    sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": [], "masked": []}
     kept: list[KeptArray] = []
     masked: list[MaskedColumn] = []
     arrays = [*feeds.items(), *outputs.items()]
     for position, (name, array) in enumerate(arrays):
-        is_text = array.dtype.kind == "O"
-        is_other = is_text and array.size and not isinstance(array.flat[0], str | None)
-        if array.shape[:1] != (rows,) or is_other:
-            continue  # a table has no place for it
-        is_feed = position < len(feeds)
+        is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
+        holds_objects = is_text and array.size and not isinstance(array.flat[0], str | None)
+        if array.shape[:1] != (rows,) or holds_objects:
+            continue  # no column can hold it
         for column, place in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
-            entries["masked"].append((column, "str", ()))
+            sides["masked"].append((column, "str", ()))
             masked.append((position, place))
         columns = model.cuts.get(name) if is_feed else None
         if (columns is not None and not len(columns)) or (not is_feed and name in model.left_out):
             continue
         inner = array.shape[1:] if columns is None else (len(columns),)
-        entries["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))
+        sides["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))
         kept.append((position, is_text, columns))
     if not masked:
-        del entries["masked"]
+        del sides["masked"]
+    head = {"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow, "failed": is_failed}
     is_whole = rows <= max_rows and len(kept) == len(arrays) and all(columns is None for _, _, columns in kept)
     return EncodingPlan(
         model,
-        _encode_layout(record, entries),
+        orjson.dumps({**head, **sides}),
         [name for name, _ in arrays],
         [_form(array) for _, array in arrays],
         kept,

@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.server.capture.codec import (
     Feedback,
     RequestEncoder,
     RequestRecord,
-    encode_failure,
     encode_feedback,
 )
 from mlflow_deploy_plugin.server.capture.frames import (
@@ -81,7 +80,7 @@ class CaptureWriter:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> tuple[int, int, bool]:
-        """Append the first `max_rows` rows of a request as it was sent.
+        """Append the first `max_rows` rows of a request as it was sent. One that has failed is a row without arrays.
 
         Returns:
             Its rows, how many of them were to be written, and whether they are in the file.
@@ -92,20 +91,13 @@ class CaptureWriter:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(plan, pieces)
-        except Exception as error:  # noqa: BLE001 - the boundary: the response is right and is sent all the same
+        except Exception as error:  # the boundary: the response is right, and is sent all the same
+            if (now := self.clock()) >= self._quiet_until:
+                self._quiet_until = now + _LOG_SECONDS
+                logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))
             rows = model.schema.count_rows(feeds)
-            self._log_failure(error)
             return rows, min(rows, max_rows), False
         return plan.rows, plan.kept_rows, True
-
-    def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
-        """Append a request that `model` has not answered: its times and status."""
-        try:
-            plan, pieces = encode_failure(record, model)
-            with self._lock:
-                self._append(plan, pieces)
-        except Exception as error:  # noqa: BLE001 - as in `write`
-            self._log_failure(error)
 
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
@@ -194,9 +186,3 @@ class CaptureWriter:
         self._file, self._size = -1, 0
         self._models.clear()
         self._layouts.clear()
-
-    def _log_failure(self, error: Exception) -> None:
-        now = self.clock()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _LOG_SECONDS
-            logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))

@@ -191,7 +191,7 @@ class DataPlane:
             ids = request_id, new_id()
             moment = now if event_time is None else event_time
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
-            self.capture.write_failure(record, variant.captured)
+            self.capture.write(record, variant.captured, {}, {}, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run every variant of the endpoint; a response cache may have to wait."""

@@ -12,8 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -71,49 +70,39 @@ def open_tracer() -> "Tracer | None":
     return Tracer(provider, exporter)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSpan:
-    """The span of one request while it is processed. `traceparent` continues it (W3C Trace Context)."""
-
-    span: Any
-    traceparent: str
-
-    def set_status(self, status: int, attributes: Mapping[str, str]) -> None:
-        """Set the status of the response; from 500 up the span is an error, as HTTP's conventions have it."""
-        self.span.set_attributes({"http.response.status_code": status, **attributes})
-        if status >= 500:
-            from opentelemetry.trace import Status, StatusCode
-
-            self.span.set_status(Status(StatusCode.ERROR))
-
-
 class Tracer:
     """Makes one span a request, below the client's if that sends `traceparent`."""
 
     def __init__(self, provider: Any, exporter: Any) -> None:
-        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._exporter = exporter
         self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._kind = SpanKind.SERVER
+        self._kind, self.error = SpanKind.SERVER, StatusCode.ERROR
         self._closing = threading.Event()
         # started now: Python 3.12 starts no thread while the interpreter ends, which is when workers close
         self._closer = threading.Thread(target=self._shut_down, name="onnxserve-traces", daemon=True)
         self._closer.start()
 
     @contextmanager
-    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[RequestSpan]:
-        """Open the span of a request, current in this thread; names of headers in lower case."""
+    def request(
+        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
+    ) -> Iterator[tuple[Any, str]]:
+        """Open the span of a request, current in this thread. Yield it and the `traceparent` (W3C) that continues it.
+
+        Args:
+            headers: of the request, by their names in lower case.
+        """
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
             name, parent, self._kind, attributes=attributes, record_exception=False
         ) as span:
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)
-            yield RequestSpan(span, carrier["traceparent"])
+            yield span, carrier["traceparent"]
 
     def phases(self, marks: Sequence[tuple[str, float]]) -> None:
         """Add child spans to the current request after the fact, so that a request without a trace costs nothing.
@@ -167,14 +156,19 @@ def observe_request(
     path = request.path[:500]
     fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
     began = time.perf_counter()
-    with tracer.request(_span_name(request), request.headers, fields) if tracer else nullcontext() as span:
+    opened: AbstractContextManager[tuple[Any, str]] = nullcontext((None, ""))
+    if tracer:
+        opened = tracer.request(_span_name(request), request.headers, fields)
+    with opened as (span, traceparent):
         response = handle()
         named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
         if request.caller:
             named["user.name"] = request.caller
-        if span:
-            response.headers["traceparent"] = span.traceparent
-            span.set_status(response.status, named)
+        if tracer:
+            response.headers["traceparent"] = traceparent
+            span.set_attributes({"http.response.status_code": response.status, **named})
+            if response.status >= 500:  # as HTTP's conventions have it
+                span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began
         extra = {
@@ -185,8 +179,8 @@ def observe_request(
             "http.response.body.bytes": len(response.body),
             "event.duration": int(seconds * 1e9),
         }
-        if span:
-            extra["trace.id"] = span.traceparent.split("-")[1]
+        if tracer:
+            extra["trace.id"] = traceparent.split("-")[1]
         logger.info(
             "%s %s %d in %.2f ms, X-Request-Id %s%s",
             fields["http.request.method"],
