@@ -254,12 +254,38 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
     ],
 )
 def test_whatever_a_model_of_python_answers_is_shown_as_text(page: Any, body: str, shown: str) -> None:
-    page.route("**/predict/batch", lambda route: route.fulfill(status=200, body=body))
+    media = "text/event-stream" if body.startswith("data: ") else "application/json"
+    page.route("**/predict/batch", lambda route: route.fulfill(status=200, body=body, content_type=media))
     page.goto("/endpoints/flights")
     page.get_by_role("button", name="Predict").click()
     page.locator("#told-headers").wait_for()
     assert shown in page.locator("section", has=page.locator("#answer")).inner_text()
     assert page.locator("#answer i").count() == 0
+
+
+def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
+    page.add_init_script(
+        """const { readable, writable } = new TransformStream();
+        window.fetch = async () => new Response(readable, { headers: { "Content-Type": "text/event-stream" } });
+        const bytes = (code) => code.charCodeAt(0);
+        window.send = (text) => void (window.writer ??= writable.getWriter()).write(Uint8Array.from(text, bytes));"""
+    )
+
+    def send(data: bytes) -> None:
+        page.evaluate("text => send(text)", data.decode("latin-1"))
+
+    event = 'data: {"delta": "né"}\n\n'.encode()
+    page.goto("/endpoints/flights")
+    page.get_by_role("button", name="Predict").click()
+    send(b'data: {"delta": "one"}\n\n' + event[:19])  # the first byte of two
+    expect(page.locator("#answer")).to_contain_text("one")
+    assert page.locator("#told-headers").is_hidden()
+    send(event[19:])
+    expect(page.locator("#answer tbody")).to_have_text("0one1né")
+    send(b"data: [DONE]\n\n")
+    page.evaluate("window.writer.close()")
+    page.locator("#told-headers").wait_for()
+    assert table(page) == [["0", "one"], ["1", "né"]]
 
 
 def test_another_endpoint_is_chosen(page: Any) -> None:

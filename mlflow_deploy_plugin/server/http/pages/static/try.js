@@ -59,7 +59,7 @@ async function ask() {
   element("waiting").hidden = false;
   try {
     const response = await fetch(page.predictionPath, { method: "POST", headers: { "Content-Type": contentType }, body });
-    answered(response, await response.text(), performance.now() - started);
+    answered(response, await answerOf(response), performance.now() - started);
   } catch (error) {
     refuse(`No answer: ${error.message}.`);
   } finally {
@@ -67,8 +67,7 @@ async function ask() {
   }
 }
 
-function answered(response, text, milliseconds) {
-  const answer = parsed(text);
+function answered(response, answer, milliseconds) {
   if (response.ok && answer !== undefined) show(answer);
   else refuse(answer?.message ?? answer?.error ?? `The server answered ${response.status} ${response.statusText}`);
   tell(response.headers, milliseconds);
@@ -76,13 +75,21 @@ function answered(response, text, milliseconds) {
   if (!isAtField) element("answer-title").closest("section").scrollIntoView({ block: "nearest" }); // below, on a phone
 }
 
-/** What JSON says, or the list of what server-sent events say. */
-function parsed(text) {
-  try {
-    return JSON.parse(text.startsWith("data: ") ? `[${text.match(/(?<=^data: )(?!\[DONE\]$).*$/gm) ?? ""}]` : text);
-  } catch {
-    return undefined;
+/** What JSON says, undefined where it is none; or the list of what server-sent events say, shown while it grows. */
+async function answerOf(response) {
+  if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return response.json().catch(() => undefined);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const parts = [];
+  let rest = "";
+  let frame = 0;
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    const events = (rest + piece.value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) if (event !== "data: [DONE]") parts.push(JSON.parse(event.slice("data: ".length)));
+    if (parts.length) frame ||= requestAnimationFrame(() => (show(parts), (frame = 0)));
   }
+  cancelAnimationFrame(frame);
+  return parts;
 }
 
 // ---- what is shown -----------------------------------------------------------------------------------------------
@@ -129,7 +136,7 @@ function tell(headers, milliseconds) {
 function show(answer) {
   const given = read(answer);
   element("waiting").hidden = true;
-  element("answer").append(drawn(given));
+  element("answer").replaceChildren(drawn(given));
   element("download").onclick = () => {
     const link = make("a");
     link.href = URL.createObjectURL(new Blob([csvOf(given)], { type: "text/csv" }));
