@@ -53,6 +53,11 @@ def test_a_tag_has_a_key_and_a_value() -> None:
     assert parse_model_uri("models:/x/tag:a.b/c=x=y").tag == ("a.b/c", "x=y")
 
 
+@pytest.mark.parametrize(("uri", "place"), [("models:/x/Production", "Production"), ("models:/x@a", "@a")])
+def test_the_audit_trail_tells_an_alias_from_a_stage(uri: str, place: str) -> None:
+    assert parse_model_uri(uri).place == place
+
+
 @pytest.mark.parametrize(
     "model_uri",
     [

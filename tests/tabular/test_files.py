@@ -40,11 +40,12 @@ def test_an_output_without_an_ending_has_the_format_of_the_input() -> None:
 def test_a_file_is_replaced_at_the_end_and_keeps_its_permissions(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
-    path.chmod(0o640)
+    path.chmod(0o600)
     with atomic_file(path) as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
-    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"after", 0o640)
+        assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600, "nor may others read what is written meanwhile"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"after", 0o600)
     assert os.listdir(tmp_path) == ["out"]
 
 

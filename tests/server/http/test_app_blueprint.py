@@ -22,6 +22,13 @@ def broken():
     raise RuntimeError("secret")
 
 
+@blueprint.get("/aborts/<int:status>")
+def aborts(status):
+    from flask import abort
+
+    abort(status, description="its own words")
+
+
 @blueprint.get("/file")
 def file():
     from flask import send_file
@@ -86,6 +93,12 @@ def test_a_view_that_fails_is_answered_without_its_reason(running: Any) -> None:
     assert response.json()["error_code"] == "INTERNAL_ERROR"
     assert "secret" not in response.text
     assert "secret" in running.log.read_text()
+
+
+@pytest.mark.parametrize("status", [404, 405, 410])
+def test_what_a_view_refuses_is_answered_in_its_own_words(running: Any, status: int) -> None:
+    refused = requests.get(f"{running.url}/aborts/{status}", timeout=30)
+    assert (refused.status_code, "its own words" in refused.text) == (status, True)
 
 
 def test_one_that_cannot_be_loaded_keeps_nobody_from_answers(running: Any) -> None:
