@@ -62,7 +62,8 @@ def work_under_lease(
         try:
             lease = store.acquire_lease(name, holder, seconds)
             view = store.lease(name)
-            if view is not None and view.holder != last_holder:
+            is_own_from_before = lease is None and view is not None and view.holder == holder  # it was lost
+            if view is not None and view.holder != last_holder and not is_own_from_before:
                 last_holder = view.holder
                 on_holder(last_holder)
             if lease is None:

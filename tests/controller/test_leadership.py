@@ -67,6 +67,19 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     store.close()
 
 
+def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(tmp_path: Path) -> None:
+    store, ended, said = open_store(f"sqlite:///{tmp_path}/store.db"), threading.Event(), []
+    assert store.acquire_lease(STORE_LEASE, "this", 1)  # and nobody renews it, as while the store takes no writes
+    lost = store.lease(STORE_LEASE)
+
+    def work(keeper: LeaseKeeper, over: threading.Event) -> None:
+        ended.set()
+
+    lead_store(store, [work], "this", 4, lambda line: said.append((line, store.lease(STORE_LEASE) == lost)), ended)
+    assert said == [("this is the controller", False)]
+    store.close()
+
+
 def test_prometheus_is_told_whether_this_process_leads(start: Start, worked: list[str]) -> None:
     ended = start("the test")
     wait_until(lambda: worked, SECONDS, "it works")
