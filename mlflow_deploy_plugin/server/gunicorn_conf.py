@@ -120,11 +120,10 @@ def post_worker_init(worker: Any) -> None:
     repository = server.repository
     while worker.alive:
         is_applied, is_late = repository.wait_until_applied(_NOTIFY_SECONDS), time.monotonic() >= deadline
-        if not is_shared and (is_applied or is_late):
+        can_answer = repository.is_complete or (is_late and not repository.not_ready_reason())
+        if (is_applied and can_answer) if is_shared else (is_applied or is_late):
             break
-        if is_shared and is_applied:
-            if repository.is_complete or (is_late and not repository.not_ready_reason()):
-                break
+        if is_applied:
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
     server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # the first have the ages 1, 2, …

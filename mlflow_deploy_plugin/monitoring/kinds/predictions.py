@@ -182,6 +182,13 @@ class _Columns:
 
 
 def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Predictions:
+    """Return the predictions of a classifier.
+
+    Args:
+        labels: [N], the classes that it has answered.
+        probabilities: [N, C], in the order of `given`.
+        given: the classes in the model's files; empty if these name none.
+    """
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
     predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
@@ -190,33 +197,29 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
         if not is_text and LABEL_NUMBER in table.column_names:
             numbers = table.column(LABEL_NUMBER).combine_chunks()
             truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
-    columns = [name for one in given if (name := name_of(one)) is not None]
-    own = _ascending({*columns, *_seen(predicted)})
-    others = _ascending({*_seen(truth)} - {*own})
-    # where nothing says which classes the model has, it may know those that it has not answered here
-    named = [*own, *others] if columns else _ascending({*own, *others})
-    # a caller may send a text of its own for each row, and each class takes room for the probability of every row
-    classes = named[: len(own) + MOST_CLASSES + 1] if columns else named
-    unknown = len(classes) - len(own) if columns else 0
-    places = {name: place for place, name in enumerate(named)}
-    if probabilities is not None and columns:
+    in_files = [name for one in given if (name := name_of(one)) is not None]
+    own = _ascending({*in_files, *_seen(predicted)})
+    only_labels = _ascending({*_seen(truth)} - {*own})
+    # without the classes in its files, the model may know those that it has not answered here
+    every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
+    # each row may have a label of its own, and each class takes room for the probability of every row
+    unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
+    classes = every[: len(own) + unknown] if in_files else every
+    places = {name: place for place, name in enumerate(every)}
+    ordered: Array | None = None
+    if probabilities is not None and in_files:
         probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
         total = probabilities.sum(axis=1, keepdims=True)
         ordered = np.zeros((len(probabilities), len(classes)))
-        ordered[:, [places[name] for name in columns]] = probabilities / np.where(total > 0, total, 1)
-        probabilities = ordered if np.isfinite(ordered).all() else None
-    else:
-        probabilities = None
+        ordered[:, [places[name] for name in in_files]] = probabilities / np.where(total > 0, total, 1)
+        ordered = ordered if np.isfinite(ordered).all() else None
     called, true = _places(predicted, places), np.minimum(_places(truth, places), len(classes) - 1)
-    label_mismatch = ""
-    if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(columns)):
-        label_mismatch = (
-            f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}; "
-            "they have to be the same"
-        )
-    return Predictions(
-        ClassPredictions(called, probabilities, tuple(classes), unknown), None, true, label_mismatch=label_mismatch
-    )
+    mismatch = ""
+    if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(in_files)):
+        mismatch = f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}"
+        mismatch += "; they have to be the same"
+    classified = ClassPredictions(called, ordered, tuple(classes), unknown)
+    return Predictions(classified, None, true, label_mismatch=mismatch)
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:

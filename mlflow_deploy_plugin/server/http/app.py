@@ -207,14 +207,13 @@ def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: 
             yield piece
             awaits_client(True)
 
-    response, answered = stream_predictions(server, raw, pieces())
-    if answered is None:
-        return flask_response(response)
-    held_back = _hold_back(answered, server.max_body_bytes)
-    return Response(held_back, response.status, safe_headers(response.headers), content_type=response.content_type)
+    response = stream_predictions(server, raw, pieces())
+    if response.pieces is not None:
+        response.pieces = _hold_back(response.pieces, server.max_body_bytes)
+    return flask_response(response)
 
 
-def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:
+def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
     """Yield the response once it has more than `limit` bytes, or at its end.
 
     Most clients read nothing before they have sent all, and this worker reads nothing while it cannot send. The

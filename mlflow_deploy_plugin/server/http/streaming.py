@@ -37,21 +37,14 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
     return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in ("*/*", media)
 
 
-def stream_predictions(
-    server: Server, request: RawRequest, pieces: Iterable[bytes]
-) -> tuple[RawResponse, Generator[bytes, None, None] | None]:
-    """Return the head of the response and its pieces; or the whole response, and None. See `infer_lines`."""
-    begun: list[Generator[bytes, None, None]] = []
+def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
+    """Return the response of `infer_lines`."""
 
-    def begin() -> RawResponse:
+    def answer() -> RawResponse:
         match = _PATH.fullmatch(request.path)
-        reply, answered = infer_lines(server, request, match[1] if match else None, pieces)
-        if answered is not None:
-            begun.append(answered)
-        return http_response(request.path, reply)
+        return http_response(request.path, infer_lines(server, request, match[1] if match else None, pieces))
 
-    response = observe_request(request, begin, server.tracer, server.logs_requests)
-    return response, begun[0] if begun else None
+    return observe_request(request, answer, server.tracer, server.logs_requests)
 
 
 class StreamedExchange:
@@ -130,12 +123,12 @@ class StreamedExchange:
 
     def run(self, server: Server, request: RawRequest) -> None:
         """Answer the request, in a thread of its own, from the first byte to the last."""
-        response, pieces = stream_predictions(server, request, self._pieces())
+        response = stream_predictions(server, request, self._pieces())
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
-            if pieces is None:
+            if response.pieces is None:
                 self._loop.call_soon_threadsafe(self._end, response)
             else:
-                self.send(response, pieces)
+                self.send(response, response.pieces)
 
     def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
         """Send a response as it is made, and close its pieces. Raises RuntimeError if the loop has ended."""

@@ -270,22 +270,17 @@ def infer_async(
     return True
 
 
-def infer_lines(
-    server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]
-) -> tuple[Reply, Generator[bytes, None, None] | None]:
+def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
     """Answer JSON Lines while they come. Neither the body nor the response is ever held whole.
 
     One version answers the whole stream, in pieces of up to a thousand lines. Each piece is captured as a request of
     its own. If the first piece fails, the reply is an error like any other. If a later one fails, the head has been
-    sent, and the last line is an object with `error_code` and `message`.
+    sent: the last line is then an object with `error_code` and `message`, after which the reply's pieces raise
+    `BrokenResponse`.
 
     Args:
         request: the request without its body.
         pieces: the body as it comes. An error that they raise ends the response.
-
-    Returns:
-        The head of the reply and its pieces; or an error and None. If the last piece holds an error, the pieces raise
-        `BrokenResponse` after it. They have to be closed.
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:
@@ -297,13 +292,13 @@ def infer_lines(
         reply = context.fail(error)
         context.release()
         context.count(reply.status)
-        return reply, None
+        return reply
 
     def end(error: OnnxserveError) -> bytes:
         return dump_json({"error_code": error.error_code, "message": error.message}) + b"\n"
 
-    pieces = _finish_pieces(context, chain((first,), predictions), end, breaks_off=True)
-    return Reply(context.headers, content_type=media), pieces
+    answered = _finish_pieces(context, chain((first,), predictions), end, breaks_off=True)
+    return Reply(context.headers, content_type=media, pieces=answered)
 
 
 def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -354,9 +349,8 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
             yield _LAST_EVENT
 
     def end(error: OnnxserveError) -> bytes:
-        return (
-            b"data: %b\n\n" % dump_json({"error": {"code": error.error_code, "message": error.message}}) + _LAST_EVENT
-        )
+        document = {"error": {"code": error.error_code, "message": error.message}}
+        return b"data: %b\n\n" % dump_json(document) + _LAST_EVENT
 
     context.headers["X-Accel-Buffering"] = "no"  # nginx would collect the events
     return Reply(context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))

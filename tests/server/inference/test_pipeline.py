@@ -151,11 +151,11 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
     lines = b'["AA", 0, 0, false]\n["UA", 0, 0, false]\n' * 1000
 
-    reply, pieces = infer_lines(server, request, "e", [lines])
+    reply = infer_lines(server, request, "e", [lines])
 
     assert reply.status == 200, reply.body
-    assert pieces is not None
-    assert b"".join(pieces) == b'"yes"\n"no"\n' * 1000
+    assert reply.pieces is not None
+    assert b"".join(reply.pieces) == b'"yes"\n"no"\n' * 1000
 
 
 def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server: Server, tmp_path: Path) -> None:
