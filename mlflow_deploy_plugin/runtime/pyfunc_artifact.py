@@ -37,7 +37,7 @@ UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if it has none."""
 
 _AS_STRINGS = {"datetime", "binary"}
-_AS_JSON = {"object", "array", "map"}
+_AS_JSON = {"object", "array", "map", "any"}
 _ONLY_INPUT = "input"
 
 

@@ -110,6 +110,15 @@ def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any
             ask()
 
 
+def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
+    items = {"type": "array", "items": {"type": "any"}}
+    artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])  # as a ResponsesAgent's
+    assert [(column.name, column.type) for column in artifact.logged_columns] == [
+        ("input", "string"),
+        ("text", "string"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("outputs", "expected"),
     [

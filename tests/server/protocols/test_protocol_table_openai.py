@@ -1,5 +1,6 @@
 """Agents of MLflow as OpenAI's own client asks them, by the routes that it knows."""
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +21,12 @@ from mlflow.types.llm import (
 from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
 
 from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.protocols.protocol_table import CHAT_COMPLETIONS
-from mlflow_deploy_plugin.statedir import KeyEntry
+from mlflow_deploy_plugin.statedir import SPOOL, KeyEntry
 from tests.support import servers
 from tests.support.keys import write_keys
+from tests.support.spool import read_segment
 
 openai = pytest.importorskip("openai")
 USER = [{"role": "user", "content": "hello you"}]
@@ -81,12 +84,15 @@ def test_a_responses_agent_answers(client: Callable[..., Any], path: str, given:
 
 
 @pytest.mark.parametrize("path", ["/v1", "/endpoints/responses"])
-def test_a_responses_agent_answers_in_events(client: Callable[..., Any], path: str) -> None:
+def test_a_responses_agent_answers_in_events(running: Any, client: Callable[..., Any], path: str) -> None:
     events = client(path).responses.create(model="any", input="hello you", stream=True)
     assert [(event.type, event.delta) for event in events] == [
         ("response.output_text.delta", "hello"),
         ("response.output_text.delta", "you"),
     ]
+    request = [one for segment in segments(running.state_dir / SPOOL) for one in read_segment(segment)[0]][-1]
+    assert json.loads(request.feeds["input"][0]) == USER
+    assert [part["delta"] for part in json.loads(request.outputs["stream"][0])] == ["hello", "you"]
 
 
 def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
