@@ -1,8 +1,8 @@
-"""The spool's reader, by the batch: the agent ships requests without a Python object for each of them.
+"""The spool's reader. It reads requests in batches, without a Python object for each of them.
 
-Requests of one layout are frames whose parts have the same order and mostly the same size, so numpy takes each part of
-all of them in one call: a million requests of 30 floats cost a second instead of fifteen (benchmarks/RESULTS.md).
-tests/support/spool.py reads the same requests one by one, and a test holds both equal.
+The frames of requests of one layout have the same parts in the same order, mostly of the same size. So numpy reads each
+part of all of them in one call: a million requests of 30 floats take a second instead of fifteen
+(benchmarks/RESULTS.md). tests/support/spool.py reads requests one by one, and a test holds both equal.
 """
 
 import struct
@@ -143,8 +143,8 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
     """Return the segment's bytes from `start` on, and the frames in them.
 
-    On a full disk a worker truncates the half of a frame that it could write, and writes another one there. A reader
-    may see the beginning of the first and the end of the second, which looks like damage. So it reads again.
+    On a full disk, a worker truncates a frame that it could write only half, and writes another one there. A reader may
+    see the beginning of the first and the end of the second, which looks like damage. So it reads again.
     """
     for _ in range(_READS):
         file.seek(start)

@@ -1,9 +1,9 @@
 """Plans: the pipeline of a prediction, composed when a version is swapped in.
 
-Until what is served changes, most decisions of the pipeline come out alike for every request to a path: its protocol,
-whether there are rates, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable` makes them once.
-A request that its plan does not cover, or that fails in it, takes the general way (`routes.handle_direct`). That way
-gives the same bytes, and every error; a property test holds the two together.
+As long as the same versions are served, most decisions of the pipeline are the same for every request to a path: its
+protocol, and whether there are rates, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable`
+makes them once. A request that its plan does not cover, or that fails in it, takes the general way
+(`routes.handle_direct`). That gives the same bytes, and every error; a property test holds the two equal.
 """
 
 import time
@@ -42,11 +42,11 @@ id in the body."""
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
-"""The largest body of a plan. A refused body is decoded twice, which has to be cheap, and a large one gains nothing."""
+"""The largest body of a plan. A body that is refused is decoded twice, and a larger one gains nothing by a plan."""
 
 
 class PlanTable:
-    """The plans of one worker, by path. There are none if every request has a tracer, a log, a cache or a deadline."""
+    """The plans of one worker, by path. There are none with a tracer, a log of requests, a cache or a deadline."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -72,7 +72,7 @@ class PlanTable:
                 continue  # each request needs a choice
             (variant,) = served.answering
             if not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None:
-                continue  # it is computed in another process or thread
+                continue  # another process or thread computes it
             if variant.capture.fraction not in (0.0, 1.0):
                 continue  # each request needs a random number
             paths = {
@@ -176,8 +176,8 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
         content_type, accept = headers.get("content-type"), headers.get("accept")
         if takes_documents and content_type == JSON and accept in (None, "*/*") and len(body) < LARGE_BYTES:
             return decode_document(json_object(body), schema), None, ""
-        spoken = negotiate_protocol(content_type, accept, limit) if is_invocations else protocol
-        feeds, encode, body_id, _, parameters = spoken.decode(headers, body, variant)
+        negotiated = negotiate_protocol(content_type, accept, limit) if is_invocations else protocol
+        feeds, encode, body_id, _, parameters = negotiated.decode(headers, body, variant)
         return {} if "timeout" in parameters else feeds, encode, body_id
 
     return decode

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.server.inference.messages import (
     request_id,
 )
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
+from mlflow_deploy_plugin.server.observability.metrics import predicted_labels
 from mlflow_deploy_plugin.server.protocols import jsonlines
 from mlflow_deploy_plugin.server.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, DecodedRequest, Protocol
@@ -126,7 +126,7 @@ class RequestContext:
     def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
         """Count the reply, and return the seconds since the request arrived."""
         seconds = time.perf_counter() - self.request.arrived
-        count_response(self.server.metrics, self.variant, self._protocol, str(status), seconds, outputs)
+        self.server.metrics.count_response(self.variant, self._protocol, str(status), seconds, outputs or {})
         return seconds
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:

@@ -1,9 +1,9 @@
-"""Shadows: variants that run a copy of each request, to be compared with the response, and never answer.
+"""Shadows: variants that run a copy of each request, which is compared with the response. They never answer.
 
-The request path only puts a copy into a queue. One thread of each worker empties it, with a low priority and after a
-pause in which the response leaves. It runs requests of one kind together if the shadow's rows do not depend on each
-other. A copy that finds no room is dropped and counted; a failure is counted, and logged once a minute. A shadow that
-is slow, or never returns, costs copies and no response.
+A request only puts a copy into a queue. One thread of each worker empties it, with a low priority and after a pause in
+which the response leaves. It runs requests of one kind together if the shadow's rows do not depend on each other. A
+copy that finds no room is dropped and counted; a failure is counted, and logged once a minute. If a shadow is slow or
+never returns, copies are lost, and no response.
 """
 
 import logging
@@ -46,12 +46,12 @@ MAX_BYTES = 64 * 1024 * 1024
 _MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
 _NICE = 10
 _PAUSE_SECONDS = 0.05
-"""The pause before the queue is emptied. The response leaves undisturbed, and the copies that gather run together."""
+"""The pause before the queue is emptied: the response leaves undisturbed, and copies gather that can run together."""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
-"""A thread that sleeps hands the interpreter over at once. One that computes keeps it for 5 ms each time that another
-wants it (`sys.getswitchinterval`)."""
+"""A thread that sleeps gives the interpreter away at once. A thread that computes keeps it for 5 ms each time that
+another one wants it (`sys.getswitchinterval`)."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
-"""The pause of the thread, as a multiple of the time for which it held the interpreter (a running graph does not)."""
+"""The pause of the thread, as a multiple of the time for which it held the interpreter, which a running graph frees."""
 _LOG_SECONDS = 60.0
 
 
@@ -92,10 +92,10 @@ class MirroredRequest:
 
 @dataclass(eq=False)
 class Shadows:
-    """The queue of one worker's copies, and the thread that runs them; it starts with the first copy.
+    """The queue of one worker's copies, and the thread that runs them, which starts with the first copy.
 
     Attributes:
-        capture: writes the shadows' rows. It is a writer of its own, so that no response waits for it.
+        capture: writes the shadows' rows. No other rows are written by it, so that no response waits for it.
     """
 
     capture: CaptureWriter
@@ -129,12 +129,7 @@ class Shadows:
         outputs: Mapping[str, Array],
         body: OpaqueBody | None = None,
     ) -> None:
-        """Queue a copy of a request to `variant` for each of its shadows. This never fails and never waits.
-
-        Args:
-            record: the record of the response. With `is_captured` the rows of the shadow are captured under its ids.
-            body: the body of a request that the answering version has read itself.
-        """
+        """Queue a copy of a request to `variant` for each of its shadows (`MirroredRequest`). Never fails or waits."""
         try:
             for array in outputs.values():
                 if array.base is not None:
@@ -150,7 +145,7 @@ class Shadows:
             logger.exception("a copy for the shadows of %s could not be made", variant.endpoint)
 
     def close(self, seconds: float = 1.0) -> None:
-        """End the thread after its current run, or abandon it after `seconds`; the queue is dropped."""
+        """Drop the queue, and wait for the current run of the thread, for `seconds` at most."""
         self._is_stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -267,7 +262,7 @@ class Shadows:
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
     ) -> None:
-        """Write the shadow's rows into the spool, request by request. `latency`: of the run, in microseconds."""
+        """Write the shadow's rows into the spool, request by request; `latency` is that of the run, in microseconds."""
         start = 0
         for number, copy in enumerate(batch, 1):
             if number % _WRITES_AT_ONCE == 0:

@@ -1,23 +1,22 @@
-"""A process beside the worker that runs the code of one pyfunc version, or explains.
+"""A process beside the worker that runs the code of one pyfunc version, or explains predictions.
 
-So the worker has neither mlflow nor pandas nor shap in memory, and outlives whatever that code does. A keeper thread
-starts the process, waits for its end, and restarts it, after a pause that grows while it keeps ending. A request that
-finds no process is refused at once.
+So the worker has no mlflow, pandas or shap in memory, and survives whatever that code does. A keeper thread starts the
+process, waits for its end, and restarts it, after pauses that grow while it keeps ending. A request that finds no
+process is refused at once.
 
-Each request has a connection of its own while it lasts, and the process a thread for each connection, so that a model
-that waits for others (an agent) answers several requests at once. The worker passes the process's end of a new
-connection over the first one, and keeps connections for later requests.
+Each request has a connection of its own, and the process a thread for each connection, so that a model that waits for
+others (an agent) answers several requests at once. The worker passes the process's end of a new connection over the
+first one. It keeps connections for later requests.
 
-A request that takes too long is given up. Its thread cannot be ended, only the process can: that is killed if it has
-answered nobody since the request was sent, or if as many given-up requests still run as may run at once.
+A request that takes too long is given up. Its thread cannot be ended without its process. So the process is killed if
+it has answered nobody since the request was sent, or if as many given-up requests still run as may run at once.
 
-The process ends with its worker, however that ends: its first connection is closed, which it watches, and the kernel
-kills it when its parent thread, the keeper, has gone. It leads a process group, which is killed with it.
+The process ends with its worker, however that ends: it watches its first connection, and the kernel kills it when its
+parent thread, the keeper, has gone. It leads a process group, which is killed with it.
 
-The messages are JSON, then arrays and bytes as they lie in memory. A frame is a magic number, the length of the JSON,
-the length of what follows it, and both. The JSON names the message, its plain fields and its arrays in order. Nothing
-in it is code: unlike a pickle, a side process's message cannot make a worker run anything. Lengths are checked before
-anything is read.
+A message is a frame: a magic number, two lengths, then JSON, then arrays and bytes as they lie in memory. The JSON
+names the message, its plain fields and its arrays in order. Unlike a pickle, it holds no code, so that no message can
+make a worker run anything. Lengths are checked before anything is read.
 """
 
 import contextlib
@@ -54,11 +53,11 @@ logger = logging.getLogger(__name__)
 
 READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
 PART_MESSAGE = "part"
-"""A part of an answer; another message follows."""
+"""The kind of a part of an answer, which another message follows."""
 _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-"""The time that a process has to end after it has closed its connection, so that its own exit status is seen."""
+"""The time for a process to end by itself after it has closed its connection, so that its exit status is its own."""
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters must not be among the worker's
 
 _REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {

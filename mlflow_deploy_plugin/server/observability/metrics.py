@@ -169,6 +169,23 @@ class Metrics:
                 cells[slot] += seconds
                 cells[slot + bucket] += 1
 
+    def count_response(
+        self, variant: ServedVariant | None, protocol: str, status: str, seconds: float, outputs: Mapping[str, Array]
+    ) -> None:
+        """Count one request of any transport, and the labels that it predicted.
+
+        Args:
+            variant: None if none was selected. The labels are empty then, because the endpoint is the client's text.
+            outputs: of the graph; empty if it was not run.
+        """
+        if variant is None:
+            self.count_request(("", "", "", "", protocol, status), seconds)
+            return
+        loaded = variant.loaded
+        self.count_request((variant.endpoint, variant.name, loaded.model, loaded.version, protocol, status), seconds)
+        for label, rows in predicted_labels(loaded.predictor.artifact, outputs):
+            self.count_prediction(loaded.version, label, rows)
+
     def count_batch(
         self, endpoint: str, rows: int, queue_seconds: float, compute_seconds: float, model: str = "", version: str = ""
     ) -> None:
@@ -393,31 +410,6 @@ class Metrics:
         named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
         slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
         return slot
-
-
-def count_response(
-    metrics: Metrics,
-    variant: ServedVariant | None,
-    protocol: str,
-    status: str,
-    seconds: float,
-    outputs: Mapping[str, Array] | None = None,
-) -> None:
-    """Count one request of any transport, and the labels that it predicted.
-
-    Args:
-        variant: None if none was selected. The labels are empty then, because the endpoint is the client's text.
-        outputs: of the graph; None if it was not run.
-    """
-    if variant is None:
-        metrics.count_request(("", "", "", "", protocol, status), seconds)
-        return
-    loaded = variant.loaded
-    labels = variant.endpoint, variant.name, loaded.model, loaded.version, protocol, status
-    metrics.count_request(labels, seconds)
-    if outputs:
-        for label, rows in predicted_labels(loaded.predictor.artifact, outputs):
-            metrics.count_prediction(loaded.version, label, rows)
 
 
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.runtime import Artifact, Output
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.observability.metrics import Metrics, Statistics, count_response, predicted_labels
+from mlflow_deploy_plugin.server.observability.metrics import Metrics, Statistics, predicted_labels
 from tests.support import servers
 
 LABEL = Output("label", "int64", (-1,), "label")
@@ -50,9 +50,9 @@ def test_an_answer_counts_for_its_version(
     variant = serve_here({"e": {"v": servers.variant(model_folders["mixed"])}}).dataplane.select_variant("e")
     metrics = Metrics(tmp_path / "counted")
     outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
-    count_response(metrics, variant, "v2", "200", 0.5, outputs)
-    count_response(metrics, variant, "v2", "400", 0.25)
-    count_response(metrics, None, "v2", "404", 0.25)
+    metrics.count_response(variant, "v2", "200", 0.5, outputs)
+    metrics.count_response(variant, "v2", "400", 0.25, {})
+    metrics.count_response(None, "v2", "404", 0.25, {})
     counted = metrics.statistics()["e", "m", "1"]
     assert replace(counted, last_request=0.0) == Statistics(2, 1, 0.75)
     page = metrics.page().decode()
