@@ -5,27 +5,29 @@ that computes (`C(city)`, `np.log(x)`) is Python, and so are time series.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
-import onnx
 import pandas as pd
 import statsmodels
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from scipy import special
+from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, take_rows
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
     OriginalModel,
     bind_graph,
+    call_original,
     require_example,
 )
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import OPSETS, Subgraph
 from mlflow_deploy_plugin.runtime import Array
-
-_OPSET = 18
 
 _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
 _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}
@@ -50,22 +52,24 @@ def forms(
 
 def _convert(results: Any, batch: Batch) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
-    link, graph = _inverse_link(results.model), _Graph()
-    width = batch.shape[1] if isinstance(batch, pd.DataFrame) else batch[""].shape[-1]
-    if getattr(results.model, "formula", None) is None:
-        linear = graph.add("MatMul", "columns", weights)
-    elif isinstance(batch, pd.DataFrame):
-        linear = _add_formula(graph, results.model, weights, [str(name) for name in batch.columns])
-    else:
+    link, graph, original = _inverse_link(results.model), Subgraph(Scope("statsmodels")), original_model(results)
+    has_formula, is_table = getattr(results.model, "formula", None) is not None, isinstance(batch, pd.DataFrame)
+    if has_formula and not is_table:
         raise InvalidConfig("input_example: the model has a formula; give a table with its columns")
-    answer = link(graph, linear)
-    shape = ["batch"] if weights.ndim == 1 else ["batch", weights.shape[1] + (link is _shares)]
-    proto = graph.model(answer, width, shape)
-    return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original_model(results))
+    call_original(original, take_rows(batch, slice(0, 1)))  # whose columns may be others
+    names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
+    rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
+    linear = _formula(results.model, weights, rows, [*names]) if has_formula else rows @ weights
+    answer = link(linear)
+    graph.node("Identity", [answer.name], "prediction")
+    inputs, outputs = ((TensorProto.DOUBLE, ["batch", *one.sample.shape[1:]]) for one in (rows, answer))
+    made = graph.finish({"columns": inputs}, {"prediction": outputs})
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10)
+    return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
-def _add_formula(graph: "_Graph", model: Any, weights: Array, columns: list[str]) -> str:
-    """Add the linear predictor of a formula of these columns; an interaction is the product of its columns.
+def _formula(model: Any, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
+    """Return the linear predictor of a formula of these columns; an interaction is the product of its columns.
 
     Raises ConversionError if Python computes a term.
     """
@@ -76,22 +80,18 @@ def _add_formula(graph: "_Graph", model: Any, weights: Array, columns: list[str]
             f"{type(model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is computed by "
             "Python; make it a column of the table"
         )
-    linear = ""
-    for count in sorted(set(map(len, factors.values()))) or [1]:
-        group = [place for place, names in factors.items() if len(names) == count]
-        product = ""
-        for level in range(count):
-            places = np.array([columns.index(factors[place][level]) for place in group], dtype=np.int64)
-            picked = graph.add("Gather", "columns", places, axis=1)
-            product = graph.add("Mul", product, picked) if product else picked
-        part = graph.add("MatMul", product, weights[group])
-        linear = graph.add("Add", linear, part) if linear else part
-    intercept = weights[[place for place in range(len(terms)) if place not in factors]].sum(axis=0)
-    return graph.add("Add", linear, intercept)
+    parts = []
+    for count in sorted(set(map(len, factors.values()))):  # terms of as many columns are computed together
+        places = [place for place, names in factors.items() if len(names) == count]
+        levels = zip(*(factors[place] for place in places), strict=True)
+        product = reduce(np.multiply, [rows[:, [columns.index(name) for name in names]] for names in levels])
+        parts.append(product @ weights[places])
+    linear = reduce(np.add, parts or [np.zeros_like(rows[:, :1]) @ weights[:1]])
+    return linear + weights[[place for place in range(len(terms)) if place not in factors]].sum(axis=0)
 
 
-def _inverse_link(model: Any) -> Callable[["_Graph", str], str]:
-    """Return what adds the prediction of a linear predictor. Raises ConversionError if the model predicts otherwise."""
+def _inverse_link(model: Any) -> Callable[[TracedArray], TracedArray]:
+    """Return the prediction as a function of the linear predictor. Raises ConversionError if the model has another."""
     kind = type(model).__name__
     if type(model).__module__.startswith("statsmodels."):
         link = "Identity" if kind in _LINEAR else _DISCRETE.get(kind, "")
@@ -117,51 +117,19 @@ def original_model(results: Any) -> OriginalModel:
     return original
 
 
-class _Graph:
-    """A chain of operators, whose inputs are the names of others or constants."""
-
-    def __init__(self) -> None:
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
-
-    def add(self, operator: str, *inputs: Any, **attributes: Any) -> str:
-        names = []
-        for one in inputs:
-            if not isinstance(one, str):
-                self._constants.append(numpy_helper.from_array(np.asarray(one), f"constant_{len(self._constants)}"))
-            names.append(one if isinstance(one, str) else self._constants[-1].name)
-        output = f"{operator}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, names, [output], **attributes))
-        return output
-
-    def model(self, answer: str, width: int, shape: list[Any]) -> onnx.ModelProto:
-        self._nodes.append(helper.make_node("Identity", [answer], ["prediction"]))
-        graph = helper.make_graph(
-            self._nodes,
-            "statsmodels",
-            [helper.make_tensor_value_info("columns", TensorProto.DOUBLE, ["batch", width])],
-            [helper.make_tensor_value_info("prediction", TensorProto.DOUBLE, shape)],
-            self._constants,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
+def _shares(linear: TracedArray) -> TracedArray:
+    """Return the shares of the classes, of which the first has the score 0."""
+    scores = np.exp(np.concatenate([np.zeros_like(linear[:, :1]), linear], axis=1))
+    return scores / scores.sum(axis=1, keepdims=True)
 
 
-def _shares(graph: _Graph, linear: str) -> str:
-    """Add the first class, with the score 0, and the shares; where exp overflows, statsmodels and these are NaN."""
-    first = graph.add("Slice", linear, [0], [1], [1])
-    scores = graph.add("Exp", graph.add("Concat", graph.add("Sub", first, first), linear, axis=1))
-    return graph.add("Div", scores, graph.add("ReduceSum", scores, [1]))
-
-
-_INVERSE_LINKS: dict[str, Callable[[_Graph, str], str]] = {
-    "Identity": lambda graph, linear: linear,
-    "Log": lambda graph, linear: graph.add("Exp", linear),
-    "Logit": lambda graph, linear: graph.add("Sigmoid", linear),
-    "InversePower": lambda graph, linear: graph.add("Reciprocal", linear),
-    "Sqrt": lambda graph, linear: graph.add("Mul", linear, linear),
-    "CLogLog": lambda graph, linear: graph.add(
-        "Sub", 1.0, graph.add("Exp", graph.add("Neg", graph.add("Exp", linear)))
-    ),
+_INVERSE_LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
+    "Identity": lambda linear: linear,
+    "Log": np.exp,
+    "Logit": special.expit,
+    "InversePower": np.reciprocal,
+    "Sqrt": np.square,
+    "CLogLog": lambda linear: 1.0 - np.exp(-np.exp(linear)),
     "Multinomial": _shares,
 }
 """The prediction of a linear predictor by the class of a GLM's link (statsmodels.genmod.families.links), and for the

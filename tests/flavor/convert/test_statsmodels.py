@@ -38,6 +38,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "OLS by formula": lambda: smf.ols("value ~ c + a", DATA).fit(),
     "OLS by interactions": lambda: smf.ols("value ~ a * b + a:b:c", DATA).fit(),
     "OLS of interactions alone": lambda: smf.ols("value ~ a:c - 1", DATA).fit(),
+    "OLS of an intercept alone": lambda: smf.ols("value ~ 1", DATA).fit(),
     "quantile": lambda: sm.QuantReg(DATA.value, ROWS).fit(q=0.3),
     "robust": lambda: sm.RLM(DATA.value, ROWS).fit(),
     "Logit": lambda: sm.Logit(DATA.late, ROWS).fit(disp=0),
