@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Schema
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Refusals, Tensor
+from mlflow_deploy_plugin.runtime.refusals import check_rows
 from mlflow_deploy_plugin.runtime.schema import compile_schema
 
 COLUMNS = (Column("distance", "double"), Column("hour", "long"), Column("wind", "double"), Column("carrier", "string"))
@@ -42,6 +43,12 @@ def test_an_infinite_number_is_refused_where_the_original_refuses_it(number: flo
     assert np.isnan(schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0])
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: infinite; the model takes finite numbers$"):
         schema.from_records([ROW | {"distance": None}, ROW | {"distance": number}])
+
+
+def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request() -> None:
+    check_rows(np.zeros(2), "the original refuses it", first_row=10)
+    with pytest.raises(InferenceError, match=r"^row 12: the original refuses it$"):
+        check_rows(np.array([0.0, 0.0, np.nan, 1.0]), "the original refuses it", first_row=10)
 
 
 def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:

@@ -91,6 +91,11 @@ def test_an_optional_integer_column_still_needs_a_value() -> None:
         schema.from_columns({"a": [1.0]})
 
 
+def test_columns_of_different_lengths_are_refused_with_both() -> None:
+    with pytest.raises(SchemaMismatch, match=r"^column 'b' has 1 values, but column 'a' has 2$"):
+        stacked_schema("float32", "a", "b").from_columns({"a": [1.0, 2.0], "b": [1.0]})
+
+
 def test_columns_are_stacked_in_the_order_of_the_graph() -> None:
     schema = stacked_schema("float32", "a", "b", "c")
     feeds = schema.from_columns({"c": [3, 6], "a": [1, 4], "b": [2.0, 5.0]})

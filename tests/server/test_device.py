@@ -1,13 +1,17 @@
 """A missing device is refused. On a machine with a GPU the refusals cannot be provoked and are skipped."""
 
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.runtime import import_onnxruntime
+from mlflow_deploy_plugin.server import device
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.spec import Device
 
@@ -21,10 +25,34 @@ def test_the_cpu_is_always_there() -> None:
 
 
 @no_cuda
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(device: Device) -> None:
-    with pytest.raises(DeviceUnavailable, match=rf"^--device {device} needs ONNX Runtime's GPU build"):
-        require_device(device)
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(name: Device) -> None:
+    with pytest.raises(DeviceUnavailable, match=rf"^--device {name} needs ONNX Runtime's GPU build"):
+        require_device(name)
+
+
+def _hang(*_: object) -> None:
+    time.sleep(600)
+
+
+def _crash(*_: object) -> None:
+    os.abort()
+
+
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [
+        (_hang, r"^--device cuda did not compute one addition in 3 s$"),
+        (_crash, r"^--device cuda cannot be tried: .*SIGABRT"),
+    ],
+)
+def test_a_device_whose_libraries_hang_or_crash_is_refused(
+    monkeypatch: pytest.MonkeyPatch, library: Callable[..., None], said: str
+) -> None:
+    monkeypatch.setattr(device, "_compute_on", library)
+    monkeypatch.setattr(device, "_TIMEOUT_SECONDS", 3.0)
+    with pytest.raises(DeviceUnavailable, match=said):
+        require_device("cuda")
 
 
 @no_cuda
