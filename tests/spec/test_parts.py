@@ -28,3 +28,29 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
     assert apply_config(gated, {"require": ""}).require is None
     with pytest.raises(InvalidConfig, match=r"require: .*gate=passed"):
         apply_config(gated, {"require": "gate=maybe"})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"server.certfile": "/c.pem"}, "certfile and keyfile belong together"),
+        ({"server.ca_certs": "/ca.pem"}, "ca_certs is about https"),
+        ({"server.jwt_issuer": "https://i"}, "jwt_issuer and jwt_audience belong together"),
+        ({"server.jwt_audience": "flights"}, "jwt_issuer and jwt_audience belong together"),
+        ({"server.grpc_port": "8080"}, "port and grpc_port are both 8080"),
+        ({"server.device_ids": "0"}, "device_ids is for a GPU, and device is cpu"),
+        ({"server.device": "cuda", "server.device_ids": "0,0"}, "device_ids"),
+        ({"server.device": "cuda", "server.device_ids": "0,1,2"}, "device_ids"),
+        ({"capture.drop": "carrier", "capture.mask": "carrier,hour"}, "drop and mask both name 'carrier'"),
+        ({"kubernetes.replicas": "3", "kubernetes.max_replicas": "3"}, "max_replicas 3 is to be more than replicas, 3"),
+        ({"kubernetes.replicas": "0", "kubernetes.max_replicas": "3"}, "and those 1 or more"),
+        ({"kubernetes.tls_secret": "tls"}, "tls_secret goes with `host`"),
+        ({"kubernetes.host": "h", "kubernetes.gateway": "g", "kubernetes.tls_secret": "t"}, "say one of both"),
+        ({"variants.champion.weight": "0", "variants.challenger.weight": "0"}, "no variant answers"),
+        ({"variants.champion.weight": "0", "variants.challenger.shadow": "true"}, "no variant answers"),
+    ],
+    ids=str,
+)
+def test_fields_that_contradict_each_other_are_refused_together(config: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        apply_config(flights(), config)
