@@ -213,7 +213,6 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
     from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.inference.messages import RawRequest
-    from mlflow_deploy_plugin.server.observability.metrics import count_response
     from mlflow_deploy_plugin.server.protocols import protocol_table
 
     by_path = {
@@ -243,7 +242,7 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
         server.capture.write(record, variant.captured, question.feeds, outputs, rows)
 
     def metrics() -> None:
-        count_response(server.metrics, variant, protocol.name, "200", 0.0001, outputs)
+        server.metrics.count_response(variant, protocol.name, "200", 0.0001, outputs)
 
     return {
         "decode": lambda: protocol.decode(headers, body, variant),
