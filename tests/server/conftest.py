@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.statedir import SPEC
+from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import mixed_model, tensor_model
-from tests.support.servers import single_model, stock_model, want
+from tests.support.servers import single_model, stock_model, want, write_spec
 from tests.support.services.redis_server import redis_server
 from tests.support.waiting import wait_until
 
@@ -56,8 +55,7 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         state_dir = tmp_path / f"state-{len(opened)}"
         want(state_dir, 1, endpoints, **capture)
         if server is not None:
-            spec = {"name": "e", "variants": {"e": {"model": "models:/m/1"}}, "server": server}
-            (state_dir / SPEC).write_text(yaml.safe_dump(spec))
+            write_spec(state_dir, "e", ServerSpec.model_validate(server))
         opened.append(open_server(state_dir))
         repository = opened[-1].repository
         seconds = 60 + len(endpoints) / 10  # beside other work, 1,300 models took a minute

@@ -58,12 +58,11 @@ def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
 
 
 def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 100, hard))
     try:
-        with servers.gunicorn(tmp_path):
+        with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])):
             (worker,) = read_workers(tmp_path)
             assert resource.prlimit(worker.pid, resource.RLIMIT_NOFILE) == (min(hard, 65536), hard)
     finally:
@@ -73,8 +72,7 @@ def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folder
 def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_runtime(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
-    with servers.gunicorn(tmp_path) as running:
+    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
         loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
     assert "/numpy/" in loaded
     assert "/onnxruntime/" not in loaded
@@ -94,8 +92,7 @@ def are_gone(paths: list[Path]) -> bool:
 def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
-    with servers.gunicorn(tmp_path) as running:
+    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
         (worker,) = read_workers(tmp_path)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
         metrics = metrics_of(tmp_path, worker.pid)
@@ -104,6 +101,7 @@ def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
         "counted.json",
         "loading",
         "server.log",
+        "spec.yaml",
         "spool",
         "wanted.json",
         "workers",
@@ -125,8 +123,7 @@ def test_an_arbiter_that_is_ended_before_it_may_fork_leaves_nothing(tmp_path: Pa
 def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
-    with servers.gunicorn(tmp_path) as running:
+    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
         (worker,) = read_workers(tmp_path)
         running.process.kill()
         running.process.wait()
@@ -140,7 +137,7 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
 ) -> None:
     killed, other = tmp_path / "killed", tmp_path / "other"
     for state_dir in (killed, other):
-        servers.want(state_dir, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
+        servers.want(state_dir, 1, servers.one_endpoint(bias_folders["1"]))
     with servers.gunicorn(killed) as running:
         (worker,) = read_workers(killed)
         running.process.kill()

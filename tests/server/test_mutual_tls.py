@@ -22,8 +22,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import LOCAL_KEY, SPEC, make_local_key
-from tests.support.servers import gunicorn, variant, want
+from mlflow_deploy_plugin.statedir import LOCAL_KEY, make_local_key
+from tests.support.servers import gunicorn, one_endpoint
 from tests.support.serving import Served
 from tests.support.waiting import free_port
 
@@ -118,11 +118,9 @@ def client(
     ours: Authority,
     settings: dict[str, str],
 ) -> Iterator[Client]:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec.model_validate({"worker_class": request.param, **settings})
-    (tmp_path / SPEC).write_text(f"{{name: e, variants: {{e: {{model: m}}}}, server: {spec.model_dump_json()}}}")
     make_local_key(tmp_path)
-    with gunicorn(tmp_path, spec) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         yield Client(running.url, ours)
 
 
@@ -161,7 +159,7 @@ def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
 def test_grpc_needs_one_too(
     serve_here: Callable[..., Any], bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
 ) -> None:
-    server = serve_here({"e": {"v": variant(bias_folders["1"], "1")}}, settings)
+    server = serve_here(one_endpoint(bias_folders["1"]), settings)
     spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
     listener = GrpcServer(replace(server, spec=spec))
     root, (certificate, key) = Path(ours.certificate).read_bytes(), ours.issue("shop")

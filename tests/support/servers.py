@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import requests
+import yaml
 
 from mlflow_deploy_plugin.server import remove_metrics
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_workers, write_state
+from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, write_state
 from tests.support.models import columns, write_model
 from tests.support.waiting import wait_until
 
@@ -48,6 +49,11 @@ def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
     return {"model_uri": f"models:/m/{version}", "model": "m", "version": version, "folder": str(folder), **more}
 
 
+def one_endpoint(folder: Path, version: str = "1", **more: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the endpoint e of one variant, for `gunicorn`, `want` and the fixture `serve_here`."""
+    return {"e": {"v": variant(folder, version, **more)}}
+
+
 def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> None:
     """Write wanted.json: endpoint → variant → fields."""
     document = {name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()}
@@ -68,16 +74,32 @@ class Running:
         return requests.post(self.url + path, timeout=30, **arguments)
 
 
+def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
+    """Write spec.yaml of the endpoint `name`; `server` says how it is served."""
+    fields = server.model_dump(mode="json", exclude_unset=True)
+    document = {"name": name, "variants": {"v": {"model": "models:/m/1"}}, "server": fields}
+    (state_dir / SPEC).write_text(yaml.safe_dump(document))
+
+
 @contextmanager
 def gunicorn(
     state_dir: Path,
+    endpoints: dict[str, dict[str, dict[str, Any]]] | None = None,
     spec: ServerSpec | None = None,
     config: Path | None = None,
     awaited: int = 200,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """Run a real server on the state folder, once /ping answers `awaited`; `config` replaces our configuration."""
+    """Run a real server of endpoint → variant → fields (None: of what the state folder holds), and yield it.
+
+    Args:
+        config: a file that replaces our configuration of gunicorn.
+        awaited: the status of /ping that is waited for.
+    """
     spec = spec or ServerSpec()
+    if endpoints is not None:
+        want(state_dir, 1, endpoints)
+        write_spec(state_dir, next(iter(endpoints)), spec)
     log = state_dir / "server.log"
     listener = open_listener(spec.host, 0)
     port, descriptor = listener.getsockname()[1], listener.fileno()

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant, want, write_spec
 from tests.support.waiting import wait_until
 
 WORKERS = ("fast", "gthread")
@@ -46,8 +45,7 @@ def _write_state(folder: Path, model_folders: dict[str, Path], server: dict[str,
     """Write the state folder of a server of `routes.py`; `server` are fields of its spec."""
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
     want(folder, 1, {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()})
-    document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": server}
-    (folder / "spec.yaml").write_text(yaml.safe_dump(document))
+    write_spec(folder, "flights", ServerSpec.model_validate(server))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +76,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
         state_dir = tmp_path_factory.mktemp(worker_class)
         server = {**SERVER, "worker_class": worker_class, **fields}
         _write_state(state_dir, model_folders, server)
-        with gunicorn(state_dir, ServerSpec.model_validate(server), config, environment=_VERTEX) as running:
+        with gunicorn(state_dir, spec=ServerSpec.model_validate(server), config=config, environment=_VERTEX) as running:
             secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
             port = int(running.url.rpartition(":")[2])
             yield Tried(running, Wire(port, secrets))

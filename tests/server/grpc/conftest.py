@@ -10,13 +10,12 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
-import yaml
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype
 
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import write_model
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant
 from tests.support.waiting import free_port
 
 DTYPES: dict[str, npt.DTypeLike] = {
@@ -65,13 +64,9 @@ class Called:
 @contextmanager
 def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
     """Serve endpoint → variant → fields on HTTP and gRPC; keywords are fields of the server's spec."""
-    server = {"grpc_port": free_port(), **fields}
-    first = next(iter(endpoints))
-    document = {"name": first, "variants": {"v": {"model": "models:/m/1"}}, "server": server}
-    (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
-    want(state_dir, 1, endpoints)
-    with gunicorn(state_dir, ServerSpec.model_validate(server)) as running:
-        yield Called(running, f"127.0.0.1:{server['grpc_port']}")
+    spec = ServerSpec.model_validate({"grpc_port": free_port(), **fields})
+    with gunicorn(state_dir, endpoints, spec) as running:
+        yield Called(running, f"127.0.0.1:{spec.grpc_port}")
 
 
 @pytest.fixture(scope="session", params=["fast", "gthread"])

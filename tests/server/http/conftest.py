@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from mlflow_deploy_plugin.statedir import SPEC
+from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.models import mixed_model
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant
 from tests.support.waiting import EXPLAINER_SECONDS
 
 FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
@@ -32,11 +31,11 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
     }
-    want(state_dir, 1, {name: {"v": variant(folder, aspects=aspects)} for name, folder in folders.items()})
-    settings = {"request_timeout_seconds": EXPLAINER_SECONDS}
-    document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": settings}
-    (state_dir / SPEC).write_text(yaml.safe_dump(document))
-    with gunicorn(state_dir) as running:
+    with gunicorn(
+        state_dir,
+        {name: {"v": variant(folder, aspects=aspects)} for name, folder in folders.items()},
+        ServerSpec(request_timeout_seconds=EXPLAINER_SECONDS),
+    ) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
 
@@ -61,9 +61,13 @@ def running(
     bias_folders: dict[str, Path],
 ) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp(request.param)
-    want(state_dir, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     path = os.pathsep.join(filter(None, [str(distribution), os.environ.get("PYTHONPATH")]))
-    with gunicorn(state_dir, ServerSpec(worker_class=request.param), environment={"PYTHONPATH": path}) as running:
+    with gunicorn(
+        state_dir,
+        one_endpoint(bias_folders["1"]),
+        ServerSpec(worker_class=request.param),
+        environment={"PYTHONPATH": path},
+    ) as running:
         yield running
 
 

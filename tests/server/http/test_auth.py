@@ -17,11 +17,11 @@ from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.routes import ROUTES
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import SPEC, KeyEntry, Scope
+from mlflow_deploy_plugin.statedir import KeyEntry, Scope
 from tests.support.handling import ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
@@ -38,7 +38,7 @@ def write_scopes(state_dir: Path) -> None:
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    variants = {"e": {"v": variant(bias_folders["1"], "1")}, "f": {"w": variant(bias_folders["2"], "2")}}
+    variants = {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}}
     server = serve_here(variants, SETTINGS)
     write_scopes(server.repository.state_dir)
     return server
@@ -148,11 +148,9 @@ def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest
 
 @pytest.fixture(params=["fast", "gthread"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[str]:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec.model_validate({"worker_class": request.param, **SETTINGS})
-    (tmp_path / SPEC).write_text(f"{{name: e, variants: {{e: {{model: m}}}}, server: {spec.model_dump_json()}}}")
     write_scopes(tmp_path)
-    with gunicorn(tmp_path, spec) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         yield running.url
 
 
@@ -203,7 +201,7 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
         "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y = Gather(table, X) }"
     )
     folder = write_model(tmp_path / "pick", pick)
-    server = serve_here({"e": {"v": variant(folder)}}, SETTINGS)
+    server = serve_here(one_endpoint(folder), SETTINGS)
     limits = ("3/minute", "4/hour")
     write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",), limits=limits)})
     plans = PlanTable(server)

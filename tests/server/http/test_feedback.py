@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
 from tests.support.handling import handle
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant
 
 BATCH = {
     "feedback": [
@@ -49,8 +49,9 @@ def kept(spool: Path) -> list[FeedbackFrame]:
 def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
     tmp_path: Path, model_folders: dict[str, Path], worker_class: WorkerClass
 ) -> None:
-    want(tmp_path, 1, {"flights": {"v": variant(model_folders["mixed"])}})
-    with gunicorn(tmp_path, ServerSpec(worker_class=worker_class)) as running:
+    with gunicorn(
+        tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}, ServerSpec(worker_class=worker_class)
+    ) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
         one = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
         for path, body, accepted in (("/feedback", one, 1), ("/endpoints/flights/feedback", BATCH, 3)):

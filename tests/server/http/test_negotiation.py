@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.handling import handle
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint
 
 TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
 
@@ -64,7 +64,7 @@ READ: dict[str, Callable[[bytes], list[Any]]] = {
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": variant(model_folders["single"])}})
+    return serve_here(one_endpoint(model_folders["single"]))
 
 
 def ask(server: Server, content_type: str, body: bytes, path: str = "/invocations", **headers: str) -> RawResponse:
@@ -117,8 +117,7 @@ def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]
 ) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
-    want(state_dir, 1, {"e": {"v": variant(model_folders["single"])}})
-    with gunicorn(state_dir, ServerSpec(worker_class=request.param)) as running:
+    with gunicorn(state_dir, one_endpoint(model_folders["single"]), ServerSpec(worker_class=request.param)) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, decode_body, encode_body
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
-from tests.support.servers import variant
+from tests.support.servers import one_endpoint
 
 LIMIT = 1_000_000
 ROW = b'{"inputs": [[1, 2, 3]]}'
@@ -175,7 +175,7 @@ def test_small_answers_and_those_that_are_compressed_already_stay_as_they_are() 
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": variant(model_folders["single"])}})
+    return serve_here(one_endpoint(model_folders["single"]))
 
 
 def ask(server: Server, path: str, body: bytes, **headers: str) -> RawResponse:

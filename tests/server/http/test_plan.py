@@ -247,7 +247,7 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
 def test_a_version_that_is_swapped_in_has_its_plan_at_once(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": servers.variant(bias_folders["1"], "1")}})
+    server = serve_here(servers.one_endpoint(bias_folders["1"]))
     plans = PlanTable(server)
     request = post("/invocations", {"inputs": [[0, 0, 0]]})
 
@@ -258,5 +258,5 @@ def test_a_version_that_is_swapped_in_has_its_plan_at_once(
         return response.headers["X-Model-Version"]
 
     assert version() == "1"
-    servers.want(server.repository.state_dir, 2, {"e": {"v": servers.variant(bias_folders["2"], "2")}})
+    servers.want(server.repository.state_dir, 2, servers.one_endpoint(bias_folders["2"], "2"))
     wait_until(lambda: version() == "2", what="the plan of version 2")

@@ -18,7 +18,7 @@ from tests.support.servers import variant
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": variant(bias_folders["1"], "1")}, "f": {"w": variant(bias_folders["2"], "2")}})
+    return serve_here({"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}})
 
 
 def test_the_plain_pages_answer(server: Server) -> None:

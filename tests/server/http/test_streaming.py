@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint
 from tests.support.waiting import wait_until
 
 LIMIT = 1_000_000
@@ -26,10 +26,8 @@ def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]
 ) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp(request.param)
-    want(state_dir, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    server = f"{{max_body_bytes: {LIMIT}, worker_class: {request.param}}}"
-    (state_dir / "spec.yaml").write_text(f"{{name: e, variants: {{v: {{model: 'models:/m/1'}}}}, server: {server}}}")
-    with gunicorn(state_dir, ServerSpec(request_timeout_seconds=3, worker_class=request.param)) as running:
+    spec = ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=3, worker_class=request.param)
+    with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 
@@ -177,11 +175,8 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(
 def test_the_model_has_all_the_time_between_two_pieces(
     tmp_path: Path, bias_folders: dict[str, Path], kind: Any
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    slow = {"worker_class": kind, "max_batch_size": 64, "max_queue_delay_microseconds": 4_000_000}
-    spec = {"name": "e", "variants": {"v": {"model": "models:/m/1"}}, "server": slow}
-    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
-    with gunicorn(tmp_path, ServerSpec(request_timeout_seconds=2, **slow)) as running:
+    slow: Any = {"max_batch_size": 64, "max_queue_delay_microseconds": 4_000_000, "request_timeout_seconds": 2}
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(worker_class=kind, **slow)) as running:
         line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
         response = requests.post(
             running.url + "/invocations",

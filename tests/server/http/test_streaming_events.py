@@ -14,7 +14,7 @@ import yaml
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPOOL
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant
 from tests.support.spool import CapturedRequest, read_segment
 from tests.support.waiting import wait_until
 
@@ -70,10 +70,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     signature = {"inputs": json.dumps([messages])}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}))
     state_dir = folder / "state"
-    want(state_dir, 1, {"agent": {"v": variant(folder)}})
-    spec = "{name: agent, variants: {v: {model: x}}, server: {threads: 2}}"
-    (state_dir / "spec.yaml").write_text(spec)
-    with gunicorn(state_dir, ServerSpec(threads=2, worker_class=request.param)) as running:
+    with gunicorn(
+        state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2, worker_class=request.param)
+    ) as running:
         yield running
 
 

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import ConnectionLimits, InlinePolicy, WorkerApp
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.models import write_model
-from tests.support.servers import variant
+from tests.support.servers import one_endpoint
 
 LINE = b"[1, 2, 3]\n"
 ANSWER = b"[1006.0]\n"
@@ -42,7 +42,7 @@ def chunk(piece: bytes = b"") -> bytes:
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
     """Allow one request at a time, so that one that is never released shows."""
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
-    return serve_here({"e": {"v": variant(bias_folders["1"], "1")}}, limits)
+    return serve_here(one_endpoint(bias_folders["1"]), limits)
 
 
 class Listener:
@@ -195,7 +195,7 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
     slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
-    server = serve_here({"e": {"v": variant(bias_folders["1"], "1")}}, slow)
+    server = serve_here(one_endpoint(bias_folders["1"]), slow)
 
     async def talk() -> None:
         async with listener(server) as opened:
@@ -250,7 +250,7 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
 def test_the_labels_that_a_stream_predicts_are_counted(
     serve_here: Callable[..., Server], model_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": variant(model_folders["mixed"], "7")}})
+    server = serve_here(one_endpoint(model_folders["mixed"], "7"))
 
     async def talk() -> None:
         async with listener(server) as opened:
@@ -279,7 +279,7 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here: Callable[
     }
     columns = [{"name": "a", "type": "double", "required": True}]
     folder = write_model(tmp_path / "positive", graph, columns, section)
-    server = serve_here({"e": {"v": variant(folder)}})
+    server = serve_here(one_endpoint(folder))
 
     async def talk() -> None:
         async with listener(server) as opened:

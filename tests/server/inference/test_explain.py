@@ -16,10 +16,11 @@ import requests
 import yaml
 
 from mlflow_deploy_plugin.runtime import OnnxModel
-from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
 from tests.support import page_models
 from tests.support.models import mixed_model, write_model
-from tests.support.servers import gunicorn, variant
+from tests.support.servers import gunicorn, variant, write_spec
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 WEIGHTS = (2.0, -3.0, 0.5)
@@ -92,10 +93,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
     endpoints: dict[str, Any] = {name: {"variants": variants} for name, variants in wanted.items()}
     endpoints["sticky"]["sticky"] = {"key": "a"}
     write_state(state_dir / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
-    settings = {"explain_max_rows": MOST_ROWS, "request_timeout_seconds": EXPLAINER_SECONDS}
-    spec = {"name": "flights", "variants": {"v": {"model": "x"}}, "server": settings}
-    (state_dir / SPEC).write_text(yaml.safe_dump(spec))
-    with gunicorn(state_dir) as running:
+    spec = ServerSpec(explain_max_rows=MOST_ROWS, request_timeout_seconds=EXPLAINER_SECONDS)
+    write_spec(state_dir, "flights", spec)
+    with gunicorn(state_dir, spec=spec) as running:
         yield running
 
 

@@ -25,7 +25,7 @@ def server(serve_here: Serve, model_folders: dict[str, Path]) -> Server:
         {
             "mixed": {"v": servers.variant(model_folders["mixed"], "7")},
             "two": {
-                "a": servers.variant(model_folders["single"], "1"),
+                "a": servers.variant(model_folders["single"]),
                 "b": servers.variant(model_folders["single"], "m-2", weight=0),
             },
             "broken": {"v": servers.variant(model_folders["single"].parent / "nothing", "1")},

@@ -18,13 +18,13 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import infer, infer_lines
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, Protocol
 from tests.support.handling import V2_ROW, ask
-from tests.support.servers import variant
+from tests.support.servers import one_endpoint, variant
 from tests.support.spool import read_segment
 
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": variant(bias_folders["1"], "1")}, "f": {"w": variant(bias_folders["2"], "2")}})
+    return serve_here({"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}})
 
 
 def captured(server: Server, tmp_path: Path) -> list[Any]:
@@ -101,7 +101,7 @@ def test_a_fraction_of_the_requests_is_captured(
     low: int,
     high: int,
 ) -> None:
-    server = serve_here({"e": {"v": variant(bias_folders["1"])}}, fraction=fraction)
+    server = serve_here(one_endpoint(bias_folders["1"]), fraction=fraction)
     for _ in range(100):
         assert ask(server).status == 200
     assert low <= len(captured(server, tmp_path)) <= high
@@ -125,7 +125,7 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     variants = {
-        "champion": variant(bias_folders["1"], "1"),
+        "champion": variant(bias_folders["1"]),
         "idle": variant(bias_folders["2"], "2", weight=0),
         "shadow": variant(bias_folders["3"], "3", shadow=True),
     }
@@ -147,7 +147,7 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     serve_here: Callable[..., Server], model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
-    server = serve_here({"e": {"v": variant(model_folders["mixed"], "1")}}, {"max_body_bytes": 1024})
+    server = serve_here(one_endpoint(model_folders["mixed"]), {"max_body_bytes": 1024})
     request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
     lines = b'["AA", 0, 0, false]\n["UA", 0, 0, false]\n' * 1000
 

@@ -362,10 +362,7 @@ def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve,
 def test_endpoints_that_share_their_versions_are_counted_apart(
     serve_here: Serve, bias_folders: dict[str, Path]
 ) -> None:
-    variants = {
-        "main": servers.variant(bias_folders["1"], "1"),
-        "new": servers.variant(bias_folders["2"], "2", shadow=True),
-    }
+    variants = {"main": servers.variant(bias_folders["1"]), "new": servers.variant(bias_folders["2"], "2", shadow=True)}
     server = serve_here({"e": variants, "f": variants})
     body = orjson.dumps({"inputs": [[1, 2, 3]]})
     for path in ["/endpoints/e/invocations", "/endpoints/f/invocations", "/endpoints/f/invocations"] * 10:

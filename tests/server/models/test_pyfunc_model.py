@@ -262,7 +262,7 @@ def test_without_mlflow_it_says_what_is_missing(
 def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
     pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tmp_path: Path
 ) -> None:
-    server = serve_here({"e": {"v": servers.variant(model_folders["single"], "1")}})
+    server = serve_here(servers.one_endpoint(model_folders["single"]))
     state_dir = tmp_path / "state-0"
     rows = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}).encode()
 
@@ -275,7 +275,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
         return handle(server, RawRequest("GET", path, {}, b""))
 
     assert version() == "1"
-    servers.want(state_dir, 2, {"e": {"v": servers.variant(pyfunc_folders["knn"], "2")}})
+    servers.want(state_dir, 2, servers.one_endpoint(pyfunc_folders["knn"], "2"))
     wait_until(lambda: version() == "2", 60, "the pyfunc answers")
     psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid).kill()
     wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
@@ -286,7 +286,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     side = psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid)
     assert is_alive(side)
     assert server.repository.has_pyfuncs
-    servers.want(state_dir, 3, {"e": {"v": servers.variant(model_folders["single"], "3")}})
+    servers.want(state_dir, 3, servers.one_endpoint(model_folders["single"], "3"))
     wait_until(lambda: version() == "3", 60, "the ONNX model answers")
     wait_until(lambda: not is_alive(side), what="the end of the side process")
     assert not server.repository.has_pyfuncs
@@ -302,8 +302,7 @@ def spin(running: Any) -> None:
 
 
 def test_nothing_is_left_of_a_worker_that_is_killed(pyfunc_folders: dict[str, Path], tmp_path: Path) -> None:
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(pyfunc_folders["troubled"])}})
-    with servers.gunicorn(tmp_path) as running:
+    with servers.gunicorn(tmp_path, servers.one_endpoint(pyfunc_folders["troubled"])) as running:
         response = running.post(json=trouble("pid"))
         assert response.status_code == 200
         side = psutil.Process(int(response.json()["predictions"][0]))

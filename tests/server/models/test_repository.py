@@ -77,7 +77,7 @@ def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> No
 def test_a_request_keeps_its_version_until_it_lets_go(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:
-    serve(v=servers.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"]))
     leased = repository.select_variant(None, 0.0)
     dropped = weakref.ref(leased.loaded)
     serve(v=servers.variant(bias_folders["2"], "2"))
@@ -93,7 +93,7 @@ def test_a_request_keeps_its_version_until_it_lets_go(
 def test_a_third_version_is_loaded_when_the_first_has_left(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
-    serve(v=servers.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"]))
     leased = [repository.select_variant(None, 0.0)]
     serve(v=servers.variant(bias_folders["2"], "2"))
     third = threading.Thread(target=serve, kwargs={"v": servers.variant(bias_folders["3"], "3")})
@@ -108,13 +108,13 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
 def test_a_change_of_weights_or_aspects_loads_nothing(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
-    serve(a=servers.variant(bias_folders["1"], "1"), b=servers.variant(bias_folders["2"], "2", weight=0))
+    serve(a=servers.variant(bias_folders["1"]), b=servers.variant(bias_folders["2"], "2", weight=0))
     before = repository.select_variant(None, 0.0).loaded
-    serve(a=servers.variant(bias_folders["1"], "1", weight=50), b=servers.variant(bias_folders["2"], "2", weight=50))
+    serve(a=servers.variant(bias_folders["1"], weight=50), b=servers.variant(bias_folders["2"], "2", weight=50))
     assert repository.select_variant(None, 0.0).loaded is before
     assert repository.select_variant(None, 0.9).loaded.version == "2"
     assert len(loads) == 2
-    serve(a=servers.variant(bias_folders["1"], "1"))
+    serve(a=servers.variant(bias_folders["1"]))
     assert {repository.select_variant(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
@@ -135,7 +135,7 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
 def test_endpoints_share_a_version_and_the_last_one_frees_it(
     repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path
 ) -> None:
-    one = servers.variant(bias_folders["1"], "1")
+    one = servers.variant(bias_folders["1"])
     servers.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
     repository.poll()
     shared = weakref.ref(repository.select_variant("a", 0.0).loaded)
@@ -198,7 +198,7 @@ def test_a_variant_in_the_shadow_or_without_weight_never_answers(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:
     serve(
-        a=servers.variant(bias_folders["1"], "1", weight=0),
+        a=servers.variant(bias_folders["1"], weight=0),
         b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
         c=servers.variant(bias_folders["3"], "3", weight=1),
     )
@@ -238,7 +238,7 @@ def test_whatever_fails_leaves_the_old_version_and_is_told(
     spoil: Callable[[Path], None],
     words: str,
 ) -> None:
-    serve(v=servers.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"]))
     spoil(servers.single_model(tmp_path / "spoilt"))
     state = serve(v=servers.variant(tmp_path / "spoilt", "2"))
     loaded = state.endpoints["e"]["v"]
@@ -263,7 +263,7 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(
 def test_a_failing_new_variant_leaves_the_endpoint_ready(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    serve(a=servers.variant(bias_folders["1"], "1"), b=servers.variant(tmp_path / "nothing", "2"))
+    serve(a=servers.variant(bias_folders["1"]), b=servers.variant(tmp_path / "nothing", "2"))
     assert repository.not_ready_reason() == ""
     assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
 
@@ -275,7 +275,7 @@ def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
         raise MemoryError("secret")
 
     repository = Repository(tmp_path, load)
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(tmp_path)}})
+    servers.want(tmp_path, 1, servers.one_endpoint(tmp_path))
     repository.poll()
     (state,) = read_workers(tmp_path)
     assert "MemoryError" in state.endpoints["e"]["v"].error
@@ -293,7 +293,7 @@ def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path) -> None
 def test_a_wanted_file_that_cannot_be_read_changes_nothing(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, content: bytes
 ) -> None:
-    serve(v=servers.variant(bias_folders["1"], "1"))
+    serve(v=servers.variant(bias_folders["1"]))
     (tmp_path / WANTED).write_bytes(content)
     repository.poll()
     assert repository.select_variant("e", 0.0).loaded.version == "1"
@@ -301,7 +301,7 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
 
 
 def test_endpoints_come_and_go(repository: Repository, bias_folders: dict[str, Path], tmp_path: Path) -> None:
-    first, second = servers.variant(bias_folders["1"], "1"), servers.variant(bias_folders["2"], "2")
+    first, second = servers.variant(bias_folders["1"]), servers.variant(bias_folders["2"], "2")
     servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
     repository.poll()
     assert [repository.select_variant(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
@@ -335,7 +335,7 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path: Path, bias_f
 def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     repository = Repository(tmp_path, partial(load_warm, placement=Placement(), intra_op_num_threads=1))
     repository.start()
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"], "1")}})
+    servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
     wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
     repository.stop()
     assert read_workers(tmp_path) == []
@@ -350,7 +350,7 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
         may_load.wait()
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"])}})
+    servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
     repository = Repository(tmp_path, load)
     repository.start()
     try:
@@ -378,7 +378,7 @@ def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows
     repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     endpoints = {
-        "good": {"variants": {"v": servers.variant(bias_folders["1"], "1")}},
+        "good": {"variants": {"v": servers.variant(bias_folders["1"])}},
         "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
     }
     write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
@@ -399,7 +399,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path: Path, bias_fo
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
-    servers.want(tmp_path, 1, {"e": {"v": servers.variant(bias_folders["1"])}})
+    servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
     repository.poll()
     assert repository.not_ready_reason() == ""
     assert list((tmp_path / LOADING).iterdir()) == []

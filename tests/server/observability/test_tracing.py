@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.server.observability.tracing import tracing_is_on
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint
 from tests.support.services.collector import attributes, collector
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
@@ -38,11 +38,10 @@ def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(
 def test_a_request_is_a_span_below_its_callers(
     tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with gunicorn(tmp_path) as running:
+        with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
             answer = running.post(
                 "/endpoints/e/invocations",
                 json={"inputs": [[1, 2, 3]]},
@@ -82,9 +81,8 @@ def test_a_request_is_a_span_below_its_callers(
 def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
     tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    with gunicorn(tmp_path) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(9) == 0  # its exporter would try for 10 s
@@ -93,11 +91,10 @@ def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
 def test_the_last_spans_of_a_worker_are_sent_at_its_end(
     tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
-        with gunicorn(tmp_path) as running:
+        with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
             assert running.post(json={"inputs": [[1, 2, 3]]}).status_code == 200
         assert len(received.named("POST /invocations")) == 1
     log = running.log.read_text()
@@ -108,12 +105,11 @@ def test_the_last_spans_of_a_worker_are_sent_at_its_end(
 def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
     tmp_path: Path, bias_folders: dict[str, Path], mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     client = MlflowClient(mlflow_server.url)
     experiment = client.create_experiment("traces of a server")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", mlflow_server.url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-mlflow-experiment-id={experiment}")
-    with gunicorn(tmp_path) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         answer = running.post(json={"inputs": [[1, 2, 3]]})
     found = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
     (span,) = (span for span in found.data.spans if span.name == "POST /invocations")

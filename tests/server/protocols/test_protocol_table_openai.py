@@ -23,6 +23,7 @@ from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamE
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.protocols.protocol_table import CHAT_COMPLETIONS
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPOOL, KeyEntry
 from tests.support import servers
 from tests.support.keys import write_keys
@@ -62,10 +63,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Pa
             mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[])
     folders = {"responses": root / "responses", "chat": root / "chat", "bias": bias_folders["1"]}
     state_dir = root / "state"
-    servers.want(state_dir, 1, {name: {"v": servers.variant(folder)} for name, folder in folders.items()})
-    (state_dir / "spec.yaml").write_text("{name: e, variants: {v: {model: x}}, server: {api_keys: true}}")
     write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer",))})
-    with servers.gunicorn(state_dir) as running:
+    endpoints = {name: {"v": servers.variant(folder)} for name, folder in folders.items()}
+    with servers.gunicorn(state_dir, endpoints, ServerSpec(api_keys=True)) as running:
         yield running
 
 

@@ -33,7 +33,7 @@ def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any
 
 @pytest.fixture
 def mixed(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": servers.variant(model_folders["mixed"], "3")}})
+    return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
 
 
 @pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
@@ -62,7 +62,7 @@ def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_th
     section = document["flavors"]["onnxserve"]
     section["prediction"] = [output["name"] for output in section["outputs"] if output["role"] == "probabilities"]
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    server = serve_here({"e": {"v": servers.variant(folder, "3")}})
+    server = serve_here(servers.one_endpoint(folder, "3"))
 
     _, given = post(server, "/predict", RECORD)
 
@@ -112,7 +112,7 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
 ) -> None:
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
-    server = serve_here({"e": {"v": servers.variant(model_folders["single"], "3")}}, limits)
+    server = serve_here(servers.one_endpoint(model_folders["single"], "3"), limits)
 
     for path in ("/invocations", "/predict/batch"):
         assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
@@ -127,7 +127,7 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
 def test_a_small_bound_on_bodies_bounds_no_answers(
     serve_here: Callable[..., Server], model_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": servers.variant(model_folders["single"], "3")}}, {"max_body_bytes": 1024})
+    server = serve_here(servers.one_endpoint(model_folders["single"], "3"), {"max_body_bytes": 1024})
 
     assert post(server, "/invocations", {"instances": [[0, 0, 0]] * 1025})[0] == 200
 
@@ -144,7 +144,7 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
 def test_models_without_classes_answer_without_probabilities(
     serve_here: Callable[..., Server], model_folders: dict[str, Path], kind: str, body: Any, prediction: Any
 ) -> None:
-    server = serve_here({"e": {"v": servers.variant(model_folders[kind])}})
+    server = serve_here(servers.one_endpoint(model_folders[kind]))
     assert post(server, "/predict", body) == (200, {"prediction": prediction, "model": "m", "model_version": "1"})
 
 

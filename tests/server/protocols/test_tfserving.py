@@ -27,7 +27,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], bi
             "mixed": {"v": variant(model_folders["mixed"], "7")},
             "tensor": {"v": variant(model_folders["tensor"])},
             "single": {
-                "champion": variant(bias_folders["1"], "1"),
+                "champion": variant(bias_folders["1"]),
                 "challenger": variant(bias_folders["2"], "2", weight=0, aspects={"alias": "next"}),
             },
         }

@@ -9,15 +9,14 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
     variants = {kind: {"v": variant(model_folders[kind], "7")} for kind in ("mixed", "tensor")}
-    want(state_dir, 1, variants)
-    with gunicorn(state_dir) as running:
+    with gunicorn(state_dir, variants) as running:
         client = InferenceServerClient(running.url.removeprefix("http://"))
         yield client
         client.close()

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model
-from tests.support.servers import variant, want
+from tests.support.servers import one_endpoint, variant, want
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
@@ -136,10 +136,10 @@ def test_the_error_of_a_page_is_a_page(server: Server) -> None:
 def test_another_version_is_described_anew_and_the_old_one_let_go(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    server = serve_here({"e": {"v": variant(bias_folders["1"])}})
+    server = serve_here(one_endpoint(bias_folders["1"]))
     assert "m version 1" in fetched(server)["info"]["description"]
     old = weakref.ref(server.repository.table["e"].variants["v"].loaded)
-    want(server.repository.state_dir, 2, {"e": {"v": variant(bias_folders["2"], "2")}})
+    want(server.repository.state_dir, 2, one_endpoint(bias_folders["2"], "2"))
     wait_until(lambda: "m version 2" in fetched(server)["info"]["description"], what="the description of version 2")
     wait_until(lambda: old() is None, what="version 1 to be freed")
 

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.raising import raise_it
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint
 from tests.support.waiting import wait_until
 
 BODY = b'{"inputs": [[1, 2, 3]]}'
@@ -41,11 +41,9 @@ def post(body: bytes = BODY, head: bytes = POST) -> bytes:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("fast")
-    want(state_dir, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    (state_dir / "spec.yaml").write_text(
-        f"{{name: e, variants: {{v: {{model: 'models:/m/1'}}}}, server: {{max_body_bytes: {LIMIT}}}}}"
-    )
-    with gunicorn(state_dir, ServerSpec(request_timeout_seconds=2)) as running:
+    with gunicorn(
+        state_dir, one_endpoint(bias_folders["1"]), ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=2)
+    ) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 
@@ -388,7 +386,7 @@ def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect
 
 @pytest.fixture
 def app(serve_here: Any, bias_folders: Any) -> WorkerApp:
-    return WorkerApp(serve_here({"e": {"v": variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
+    return WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
 
 
 def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) -> list[bytes]:
@@ -507,8 +505,7 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    with gunicorn(tmp_path, ServerSpec(request_timeout_seconds=1)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)) as running:
         (worker,) = read_workers(tmp_path)
         os.kill(worker.pid, signal.SIGSTOP)
         wait_until(lambda: [s for s in read_workers(tmp_path) if s.pid != worker.pid], what="another worker")

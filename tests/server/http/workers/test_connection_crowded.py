@@ -13,7 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from tests.support.models import write_model
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, variant
 from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
@@ -58,8 +58,10 @@ def open_connections(tmp_path: Path, bias_folders: dict[str, Path], spec: Server
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
     long = variant(write_model(tmp_path / "model", LONG))
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}, "long": {"v": long}})
-    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as opened:
+    with (
+        gunicorn(tmp_path, {"e": {"v": variant(bias_folders["1"])}, "long": {"v": long}}, spec) as running,
+        contextlib.ExitStack() as opened,
+    ):
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
 
         def connected(sent: bytes = b"") -> socket.socket:

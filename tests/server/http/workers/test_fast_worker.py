@@ -20,7 +20,7 @@ import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint, variant
 from tests.support.waiting import wait_until
 
 WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")
@@ -40,8 +40,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]
             state_dir = tmp_path_factory.mktemp(kind)
             endpoints = {name: {"v": variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
             endpoints["odd"] = {"v": variant(bias_folders["3"], "3\r\n\r\nHTTP/1.1 200 OK", model=ODD)}
-            want(state_dir, 1, endpoints)
-            running.append(servers.enter_context(gunicorn(state_dir, ServerSpec(worker_class=kind))))
+            running.append(servers.enter_context(gunicorn(state_dir, endpoints, ServerSpec(worker_class=kind))))
         yield running
 
 
@@ -267,8 +266,7 @@ def other_workers(state_dir: Path, than: set[int]) -> set[int]:
 def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    with gunicorn(tmp_path, ServerSpec(workers=2)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
             for _ in range(2):
@@ -286,8 +284,7 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
 def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
     tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    with gunicorn(tmp_path, ServerSpec(workers=2, worker_class=kind)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2, worker_class=kind)) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
             load.wait_for(50)
@@ -304,8 +301,7 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
     tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
 ) -> None:
     variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}  # takes a while to load
-    want(tmp_path, 1, {"e": variants})
-    with gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running:
+    with gunicorn(tmp_path, {"e": variants}, ServerSpec(worker_class=kind)) as running:
         (killed,) = other_workers(tmp_path, set())
         os.kill(killed, signal.SIGKILL)
         statuses = set()
@@ -328,10 +324,9 @@ def encrypted(
 ) -> Iterator[Any]:
     """Yield a server that speaks TLS; its `trusted` is the certificate."""
     state_dir = tmp_path_factory.mktemp("encrypted")
-    want(state_dir, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     cert, key = certificate
     spec = ServerSpec(worker_class=request.param, threads=2, certfile=str(cert), keyfile=str(key))
-    with gunicorn(state_dir, spec) as running:
+    with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
         yield running
 
 
@@ -379,12 +374,11 @@ def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) 
 def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_answered(
     tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     cert, key = certificate
     spec = ServerSpec(worker_class="gthread", certfile=str(cert), keyfile=str(key))
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = ssl.create_default_context(cafile=str(cert)).wrap_bio(received, sent, server_hostname="127.0.0.1")
-    with gunicorn(tmp_path, spec) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         with socket.create_connection(address, timeout=30) as connection:
             with contextlib.suppress(ssl.SSLWantReadError):
@@ -412,9 +406,8 @@ def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gun
         servers = []
         for kind in WORKERS:
             (tmp_path / kind).mkdir()
-            want(tmp_path / kind, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
             spec = ServerSpec(worker_class=kind, request_timeout_seconds=1)
-            servers.append(stack.enter_context(gunicorn(tmp_path / kind, spec)))
+            servers.append(stack.enter_context(gunicorn(tmp_path / kind, one_endpoint(bias_folders["1"]), spec)))
         before = [other_workers(running.state_dir, set()) for running in servers]
         began = time.monotonic()
         with contextlib.ExitStack() as clients:

@@ -23,7 +23,7 @@ import pytest
 from mlflow_deploy_plugin.server.http.workers import gthread_worker
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
-from tests.support.servers import gunicorn, variant, want
+from tests.support.servers import gunicorn, one_endpoint
 from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
@@ -78,10 +78,9 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
     """There are as many clients of either kind as threads."""
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=1)
     stop = threading.Event()
-    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running, contextlib.ExitStack() as slow:
         slow.callback(stop.set)
         for begun in BEGUN * 2:
             connection = slow.enter_context(
@@ -96,10 +95,6 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
 def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others_wait(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    (tmp_path / "spec.yaml").write_text(
-        "{name: e, variants: {v: {model: 'models:/m/1'}}, server: {max_body_bytes: 100000}}"
-    )
     head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/jsonlines\r\n"
     rows = b"[1,2,3]\n" * 20_000
 
@@ -108,8 +103,8 @@ def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others
             while True:
                 connection.sendall(b"%X\r\n%b\r\n" % (len(rows), rows))
 
-    spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=60)
-    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+    spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=60, max_body_bytes=100_000)
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running, contextlib.ExitStack() as slow:
         for _ in range(spec.threads):
             connection = slow.enter_context(
                 socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
@@ -122,9 +117,8 @@ def test_streams_whose_clients_take_nothing_do_not_hold_the_threads_while_others
 
 
 def test_the_wait_for_a_thread_counts_towards_the_deadline(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     tensor = {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
-    with gunicorn(tmp_path, ServerSpec(worker_class="gthread", threads=1)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(worker_class="gthread", threads=1)) as running:
         (worker,) = read_workers(tmp_path)
         address = "127.0.0.1", int(running.url.rpartition(":")[2])
         with contextlib.ExitStack() as opened:
@@ -147,12 +141,14 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(tmp_path: Path, bias_
 def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
     tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
 
     def is_told_to_end() -> bool:
         return bool(int(status(worker.pid, "ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
 
-    with gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as waiting:
+    with (
+        gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(worker_class=kind)) as running,
+        contextlib.ExitStack() as waiting,
+    ):
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)
@@ -220,9 +216,8 @@ class LivingWorker:
 @pytest.fixture
 def living(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[LivingWorker]:
     """Run a server; the parameter is its number of threads."""
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec(worker_class="gthread", threads=getattr(request, "param", 4))
-    with gunicorn(tmp_path, spec) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         (state,) = read_workers(tmp_path)
         yield LivingWorker(running, state.pid)
         assert "Traceback" not in running.log.read_text()

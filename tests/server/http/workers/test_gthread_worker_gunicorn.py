@@ -16,7 +16,7 @@ import requests
 from mlflow_deploy_plugin.server.capture.frames import is_released, segments
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
-from tests.support.servers import gunicorn, ping, variant, want
+from tests.support.servers import gunicorn, one_endpoint, ping, want
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -39,10 +39,11 @@ def bias_of(response: requests.Response) -> float:
 def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
     tmp_path: Path, model_folders: dict[str, Path], kind: WorkerClass, framework: str
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(model_folders["single"])}})
     config, modules = tmp_path / "probe.py", tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
-    with gunicorn(tmp_path, ServerSpec(worker_class=kind), config=config) as running:
+    with gunicorn(
+        tmp_path, one_endpoint(model_folders["single"]), ServerSpec(worker_class=kind), config=config
+    ) as running:
         assert running.post(json=ROW).status_code == 200
         assert running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code == 200
         pid = read_workers(tmp_path)[0].pid
@@ -55,7 +56,6 @@ def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
 
 @pytest.mark.long
 def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     answers: list[tuple[int, str, float]] = []
     stop = threading.Event()
 
@@ -72,7 +72,7 @@ def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_fol
     def wait_for_answers(count: int) -> None:
         wait_until(lambda: len(answers) >= count)
 
-    with gunicorn(tmp_path, ServerSpec(workers=2)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         # as the supervisor does before it says ready: the worker that starts last answers 503 until it has loaded
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
@@ -81,7 +81,7 @@ def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_fol
         try:
             for generation in range(2, 10):
                 version = str((generation - 1) % 4 + 1)
-                want(tmp_path, generation, {"e": {"v": variant(bias_folders[version], version)}})
+                want(tmp_path, generation, one_endpoint(bias_folders[version], version))
                 wait_for_generation(generation)
                 before = len(answers)
                 wait_for_answers(before + 20)
@@ -97,10 +97,9 @@ def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_fol
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     (tmp_path / "broken").mkdir()
-    with gunicorn(tmp_path) as running:
-        want(tmp_path, 2, {"e": {"v": variant(tmp_path / "broken", "2")}})
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
+        want(tmp_path, 2, one_endpoint(tmp_path / "broken", "2"))
         state = wait_until(lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None))
         assert state.endpoints["e"]["v"].version == "1"
         assert "no MLmodel file" in state.endpoints["e"]["v"].error
@@ -112,7 +111,6 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
 def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
     tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
 ) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     started = threading.Event()
 
     def slowly() -> Any:
@@ -123,7 +121,10 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
 
     stopped = threading.Event()
     statuses: list[int] = []
-    with gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, requests.Session() as idle:
+    with (
+        gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(worker_class=kind)) as running,
+        requests.Session() as idle,
+    ):
         idle.get(running.url + "/ping", timeout=5)
 
         def post() -> None:
@@ -148,8 +149,7 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
 
 
 def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
-    with gunicorn(tmp_path) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert running.post(json=ROW).status_code == 200
         (killed,) = [state.pid for state in read_workers(tmp_path)]
         os.kill(killed, signal.SIGKILL)
@@ -180,10 +180,9 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
     tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:
     """The bound is a ratio, since the machine is shared: decode, run, encode and capture against a bare /ping."""
-    want(tmp_path, 1, {"e": {"v": variant(model_folders["mixed"])}})
     row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)
-    with gunicorn(tmp_path) as running, requests.Session() as session:
+    with gunicorn(tmp_path, one_endpoint(model_folders["mixed"])) as running, requests.Session() as session:
 
         def seconds(call: Any) -> float:
             began = time.perf_counter()
@@ -202,9 +201,8 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
 
 def test_silent_clients_do_not_hold_the_threads_for_ever(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     """There are as many clients of either kind as threads."""
-    want(tmp_path, 1, {"e": {"v": variant(bias_folders["1"], "1")}})
     spec = ServerSpec(threads=2, request_timeout_seconds=1)
-    with gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as silent:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running, contextlib.ExitStack() as silent:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         for begun in (b"POST /invocations HT", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"):
             for _ in range(2):

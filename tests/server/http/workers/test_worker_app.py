@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.http.workers.worker_app import (
     WorkerApp,
 )
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from tests.support.servers import variant
+from tests.support.servers import one_endpoint, variant
 from tests.support.waiting import wait_until
 
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -31,7 +31,7 @@ HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 def test_bodies_of_all_connections_together_are_bounded(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
-    app = WorkerApp(serve_here({"e": {"v": variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
+    app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
     app.limits = ConnectionLimits(body_bytes=100_000)
 
     async def talk() -> None:
@@ -64,7 +64,7 @@ def test_bodies_of_all_connections_together_are_bounded(
 def test_the_wait_for_a_thread_counts_towards_the_deadline(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path], padding: int
 ) -> None:
-    app = WorkerApp(serve_here({"e": {"v": variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
+    app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
     tensor = b'{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}'
     body = b'{"inputs": [%b], "parameters": {"timeout": 200000}}' % tensor + b" " * padding
     head = HEAD.replace(b"/invocations", b"/v2/models/e/infer") + b"Content-Length: %d\r\n\r\n" % len(body)
@@ -97,7 +97,7 @@ def test_a_pyfunc_beside_it_takes_no_model_from_the_loop(
         "class A:\n  def predict(self, data): return [1]\n_load_pyfunc = lambda path: A()"
     )
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: agent_beside, code: .}}")
-    variants = {"e": {"v": variant(bias_folders["1"], "1")}, "agent": {"v": variant(tmp_path, "1")}}
+    variants = {"e": {"v": variant(bias_folders["1"])}, "agent": {"v": variant(tmp_path, "1")}}
     app = WorkerApp(serve_here(variants), may_be_inline=True, threads=1)
     wait_until(lambda: not app.server.repository.not_ready_reason(), 60, "the side process")
     body = b'{"inputs": [[1, 2, 3]]}'
