@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.runtime import Array, BatchCallback, Feeds, OpaqueBody, object_array, short_repr
+from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array, short_repr
 from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
@@ -128,7 +128,7 @@ class DataPlane:
             read = predictor.answer(request.body, deadline)
             rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
             seconds, waited = time.perf_counter() - began, predictor.queue_seconds
-            self._batch_callback(variant)(rows, waited, seconds - waited)
+            self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
             return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
         if (
             self.cache is not None
@@ -174,8 +174,8 @@ class DataPlane:
                 raise
             finally:
                 if count:
-                    self._batch_callback(variant)(1, waited, time.perf_counter() - began - waited)
-                    self.metrics.count_stream(variant, outcome, count, first_seconds)
+                    self.metrics.count_batch(variant.labels, 1, waited, time.perf_counter() - began - waited)
+                    self.metrics.count_stream(variant.labels, outcome, count, first_seconds)
                 if count and outcome != "failed":  # which the pipeline captures
                     text = object_array([f"[{b','.join(sent).decode()}]"])
                     outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
@@ -218,7 +218,8 @@ class DataPlane:
             else:
                 done(self._capture_response(variant, request, arrived, request.inputs, outputs))
 
-        batcher.submit(request.inputs, self._deadline(request), self._batch_callback(variant), computed)
+        count = partial(self.metrics.count_batch, variant.labels)
+        batcher.submit(request.inputs, self._deadline(request), count, computed)
 
     def _capture_response(
         self,
@@ -254,7 +255,7 @@ class DataPlane:
     def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
         if loaded.batcher is not None:
-            return loaded.batcher.run(inputs, deadline, self._batch_callback(variant))
+            return loaded.batcher.run(inputs, deadline, partial(self.metrics.count_batch, variant.labels))
         if deadline != math.inf:
             _check_deadline(deadline)
         began = time.perf_counter()
@@ -262,12 +263,8 @@ class DataPlane:
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1
-        self.metrics.count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
+        self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
         return outputs
-
-    def _batch_callback(self, variant: ServedVariant) -> BatchCallback:
-        loaded = variant.loaded
-        return partial(self.metrics.count_batch, variant.endpoint, model=loaded.model, version=loaded.version)
 
     def _deadline(self, request: InferRequest) -> float:
         """Return the deadline in `time.perf_counter()`: the earlier one of the server's and the client's."""

@@ -140,7 +140,7 @@ class Shadows:
             for shadow in variant.shadows:
                 copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._enqueue(copy):
-                    self.metrics.count_shadow(shadow, "dropped")
+                    self.metrics.count_shadow(shadow.labels, "dropped")
         except Exception:
             logger.exception("a copy for the shadows of %s could not be made", variant.endpoint)
 
@@ -227,7 +227,7 @@ class Shadows:
                     time.sleep(_HANDOVER_SECONDS)
                     self._process([copy])
                 return
-            self.metrics.count_shadow(shadow, "failed")
+            self.metrics.count_shadow(shadow.labels, "failed")
             if (now := time.monotonic()) >= self._quiet_until:
                 self._quiet_until = now + _LOG_SECONDS
                 traceback = None if isinstance(error, OnnxserveError) else error
@@ -257,7 +257,7 @@ class Shadows:
                 answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed)
             )
         self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
-        self.metrics.count_shadow_comparison(shadow, comparison, len(batch), seconds)
+        self.metrics.count_shadow_comparison(shadow.labels, comparison, len(batch), seconds)
 
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int

@@ -70,6 +70,11 @@ class ServedVariant:
     key: str | None = None
     has_others: bool = False
 
+    @cached_property
+    def labels(self) -> tuple[str, str, str, str]:
+        """The endpoint, the variant, the model and the version, as metrics name them (`exposition.OF_VARIANT`)."""
+        return self.endpoint, self.name, self.loaded.model, self.loaded.version
+
 
 @dataclass(frozen=True)
 class ServedEndpoint:

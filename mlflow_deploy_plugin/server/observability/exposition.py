@@ -154,19 +154,6 @@ class MmapCounters:
         self.cells = self._bytes.cast("d")
 
 
-def claim_counters(folder: Path) -> MmapCounters:
-    """Return the values for this worker: those of a worker that has died, or else new ones.
-
-    So however often workers die, there are no more files than workers that ran at the same time.
-    """
-    number = 0
-    while True:
-        try:
-            return MmapCounters(folder / f"counts_{number}.db")
-        except BlockingIOError:
-            number += 1
-
-
 @dataclass(slots=True)
 class MetricSeries:
     """The values of one label set.
@@ -229,21 +216,15 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
         text = family.text.replace("\\", r"\\").replace("\n", r"\n")
         lines.append(f"# HELP {name} {text}\n# TYPE {name} {family.kind}\n")
         for series in _unhurried(family.series.values(), _SERIES_AT_ONCE):
-            lines += _format_series(family, name, series)
+            labels = [f'{label}="{value.translate(_ESCAPED)}"' for label, value in sorted(series.labels.items())]
+            braced = f"{{{','.join(labels)}}}" if labels else ""
+            if family.kind != "histogram":
+                lines.append(f"{name}{braced} {series.value!r}\n")
+                continue
+            begin = f"{name}_bucket{{" + "".join(f"{label}," for label in labels)
+            lines += [f'{begin}le="{bound}"}} {count!r}\n' for bound, count in series.buckets]
+            lines.append(f"{name}_count{braced} {series.count!r}\n{name}_sum{braced} {series.value!r}\n")
     return "".join(lines).encode()
-
-
-def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Iterator[str]:
-    labels = ",".join(f'{label}="{value.translate(_ESCAPED)}"' for label, value in sorted(series.labels.items()))
-    braced = f"{{{labels}}}" if labels else ""
-    if family.kind != "histogram":
-        yield f"{name}{braced} {series.value!r}\n"
-        return
-    begin = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
-    for bound, count in series.buckets:
-        yield f'{begin}le="{bound}"}} {count!r}\n'
-    yield f"{name}_count{braced} {series.count!r}\n"
-    yield f"{name}_sum{braced} {series.value!r}\n"
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
@@ -320,24 +301,20 @@ def agent_metrics_page(state_dir: Path) -> bytes:
     return prometheus_text([*families, refused])
 
 
-def _gpu_gauges(nvml: Any, gpu: Any) -> Iterator[tuple[str, str, Callable[[], float]]]:
-    """Yield the name, the help text and the reader of each gauge."""
-    memory, rates, temperature = (
-        getattr(nvml, f"nvmlDeviceGet{name}") for name in ("MemoryInfo", "UtilizationRates", "Temperature")
-    )
-    yield "onnxserve_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", lambda: memory(gpu).used
-    yield "onnxserve_gpu_memory_total_bytes", "Memory of the GPU.", lambda: memory(gpu).total
-    yield (
-        "onnxserve_gpu_utilization_ratio",
+_GPU_GAUGES: dict[str, tuple[str, Callable[[Any, Any], float]]] = {
+    "memory_used_bytes": ("Memory in use, by all processes.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+    "memory_total_bytes": ("Memory of the GPU.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+    "utilization_ratio": (
         "Share of the last sample period in which some kernel ran.",
-        lambda: rates(gpu).gpu / 100,
-    )
-    yield (
-        "onnxserve_gpu_temperature_celsius",
+        lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
+    ),
+    "temperature_celsius": (
         "Temperature of the GPU.",
-        lambda: temperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-    )
-    yield "onnxserve_gpu_power_watts", "Power that the GPU draws.", lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    ),
+    "power_watts": ("Power that the GPU draws.", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+}
+"""The help text of each gauge, and the function that reads it by NVML."""
 
 
 def gpu_metrics_page() -> bytes:
@@ -354,10 +331,10 @@ def gpu_metrics_page() -> bytes:
         for number in range(nvml.nvmlDeviceGetCount()):
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
             labels = {"gpu": str(number), "uuid": nvml.nvmlDeviceGetUUID(gpu)}
-            for name, text, read in _gpu_gauges(nvml, gpu):
+            for name, (text, read) in _GPU_GAUGES.items():
                 with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
-                    series = MetricSeries(labels, float(read()))
-                    family = families.setdefault(name, MetricFamily(name, "gauge", text))
+                    series = MetricSeries(labels, float(read(nvml, gpu)))
+                    family = families.setdefault(name, MetricFamily(f"onnxserve_gpu_{name}", "gauge", text))
                     family.series[tuple(labels.values())] = series
     except nvml.NVMLError as error:  # a GPU that has fallen off the bus
         logger.warning("NVML does not answer: %s", error)

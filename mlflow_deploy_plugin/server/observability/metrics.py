@@ -8,7 +8,8 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,6 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     Metric,
     MetricSeries,
     MmapCounters,
-    claim_counters,
     prometheus_text,
     read_families,
     read_series,
@@ -93,9 +93,10 @@ _SHADOW_DURATION = Metric(
 )
 
 Label = str | int | float | bool
+VariantLabels = tuple[str, str, str, str]
+"""The values of `OF_VARIANT`: endpoint, variant, model, version."""
 RequestLabels = tuple[str, str, str, str, str, str]
-"""Endpoint, variant, model, version, protocol, status (HTTP's, over gRPC too). All but the last two are empty if no
-variant was selected."""
+"""Those of the variant (empty if none was selected), the protocol, and the status (HTTP's, over gRPC too)."""
 
 _RequestSlots = tuple[int, int, tuple[int, ...]]
 """The slots of the requests and of the last one's time, and the histograms of the seconds."""
@@ -141,7 +142,12 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
-        self._values = claim_counters(self.folder)
+        number, values = 0, None
+        while values is None:  # the file of a dead worker is taken over: they are as many as live workers
+            with suppress(BlockingIOError):
+                values = MmapCounters(self.folder / f"counts_{number}.db")
+            number += 1
+        self._values = values
         gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py knows this name
         gauges.unlink(missing_ok=True)  # process ids come back
         self._gauges = MmapCounters(gauges)
@@ -181,17 +187,14 @@ class Metrics:
         if variant is None:
             self.count_request(("", "", "", "", protocol, status), seconds)
             return
-        loaded = variant.loaded
-        self.count_request((variant.endpoint, variant.name, loaded.model, loaded.version, protocol, status), seconds)
-        for label, rows in predicted_labels(loaded.predictor.artifact, outputs):
-            self.count_prediction(loaded.version, label, rows)
+        self.count_request((*variant.labels, protocol, status), seconds)
+        for label, rows in predicted_labels(variant.loaded.predictor.artifact, outputs):
+            self.count_prediction(variant.loaded.version, label, rows)
 
-    def count_batch(
-        self, endpoint: str, rows: int, queue_seconds: float, compute_seconds: float, model: str = "", version: str = ""
-    ) -> None:
+    def count_batch(self, labels: VariantLabels, rows: int, queue_seconds: float, compute_seconds: float) -> None:
         """Count one run of a graph over `rows` rows; its oldest request has waited for `queue_seconds`."""
         with self._lock:
-            of_rows, of_queue, of_compute = self._batch_slots(endpoint, model, version)
+            of_rows, of_queue, of_compute = self._batch_slots(labels)
             self._observe(of_rows, rows, _ROWS)
             self._observe(of_queue, queue_seconds)
             self._observe(of_compute, compute_seconds)
@@ -201,9 +204,7 @@ class Metrics:
 
         It does as `count_batch`, `count_response` and `count_capture` together, under one lock.
         """
-        loaded = variant.loaded
-        artifact, version, endpoint = loaded.predictor.artifact, loaded.version, variant.endpoint
-        labels = endpoint, variant.name, loaded.model, version, protocol, "200"
+        artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
         label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
         values = self._values
         known = self._predictions.setdefault(version, {})
@@ -220,8 +221,8 @@ class Metrics:
             bucket = 1 + bisect_left(SECONDS, seconds)
             with lock:
                 if slots is None:
-                    batch = self._batch_slots(endpoint, loaded.model, version)
-                    slots = batch, self._request_slots(labels), self._row_slots(endpoint)
+                    requests_of = self._request_slots((*variant.labels, protocol, "200"))
+                    slots = self._batch_slots(variant.labels), requests_of, self._row_slots(variant.endpoint)
                 (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
                 cells = values.cells
                 cells[of_rows] += rows
@@ -264,13 +265,12 @@ class Metrics:
             slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
             self._values.cells[slot] += rows
 
-    def count_stream(self, variant: ServedVariant, outcome: str, parts: int, first_seconds: float) -> None:
+    def count_stream(self, labels: VariantLabels, outcome: str, parts: int, first_seconds: float) -> None:
         """Count one answer in parts: complete, failed, or abandoned by its caller."""
-        loaded = variant.loaded
-        labels = {"endpoint": variant.endpoint, "model": loaded.model, "version": loaded.version}
+        named = _without_variant(labels)
         with self._lock:
-            self._observe(self._values.slot(_STREAM_PARTS, {**labels, "outcome": outcome}), parts, _ROWS)
-            self._observe(self._values.slot(_FIRST_PART, labels), first_seconds)
+            self._observe(self._values.slot(_STREAM_PARTS, {**named, "outcome": outcome}), parts, _ROWS)
+            self._observe(self._values.slot(_FIRST_PART, named), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
         """Count the rows of one response."""
@@ -288,23 +288,21 @@ class Metrics:
         with self._lock:
             self._values.cells[self._captures[is_written]] += 1
 
-    def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome) -> None:
+    def count_shadow(self, labels: VariantLabels, outcome: ShadowOutcome) -> None:
         """Count a request whose copy was compared, failed, or was dropped."""
-        loaded = shadow.loaded
         with self._lock:  # the slot is found first: the file may have to grow for it
-            slot = self._shadow_slots(shadow.endpoint, shadow.name, loaded.model, loaded.version)[outcome]
+            slot = self._shadow_slots(labels)[outcome]
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
-        self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float
+        self, labels: VariantLabels, comparison: ShadowComparison, requests: int, seconds: float
     ) -> None:
         """Count requests that were compared, after one run of `seconds`."""
         numbers = comparison.differences[np.isfinite(comparison.differences)]
         places = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound that is not below
-        same, loaded = int(comparison.same.sum()), shadow.loaded
+        same = int(comparison.same.sum())
         with self._lock:
-            slots = self._shadow_slots(shadow.endpoint, shadow.name, loaded.model, loaded.version)
-            cells = self._values.cells
+            slots, cells = self._shadow_slots(labels), self._values.cells
             cells[slots["compared"]] += requests
             cells[slots["same"]] += same
             cells[slots["different"]] += len(comparison.same) - same
@@ -319,11 +317,7 @@ class Metrics:
 
     def set_served_versions(self, table: ServedTable) -> None:
         """Set the gauges of the versions that this worker serves from now on."""
-        served = {
-            (endpoint, variant.name, variant.loaded.model, variant.loaded.version)
-            for endpoint, one in table.items()
-            for variant in one.variants.values()
-        }
+        served = {variant.labels for one in table.values() for variant in one.variants.values()}
         with self._lock:
             self._served |= served
             for labels in self._served:
@@ -372,18 +366,17 @@ class Metrics:
         self._values.cells[histogram + 1 + bisect_left(bounds, value)] += 1
 
     def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
-        endpoint, variant, model, version, protocol, status = labels
-        version_of = {"endpoint": endpoint, "model": model, "version": version}
-        named = {**version_of, "variant": variant, "protocol": protocol}
+        *of_variant, protocol, status = labels
+        named = {**dict(zip(OF_VARIANT, of_variant, strict=True)), "protocol": protocol}
         requests = self._values.slot(_REQUESTS, {**named, "status": status})
-        last = self._values.slot(_LAST_REQUEST, version_of)
+        last = self._values.slot(_LAST_REQUEST, _without_variant(of_variant))
         histograms = [self._values.slot(_REQUEST_DURATION, named)]
         if status == "200":
-            histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": version}))
+            histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": named["version"]}))
         return requests, last, tuple(histograms)
 
-    def _find_batch_slots(self, endpoint: str, model: str, version: str) -> _BatchSlots:
-        slot, named = self._values.slot, {"endpoint": endpoint, "model": model, "version": version}
+    def _find_batch_slots(self, labels: VariantLabels) -> _BatchSlots:
+        slot, named = self._values.slot, _without_variant(labels)
         return slot(_BATCH_ROWS, named), slot(_QUEUE_SECONDS, named), slot(_COMPUTE_SECONDS, named)
 
     def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
@@ -391,7 +384,7 @@ class Metrics:
         outcomes = "answered", "captured", "dropped"
         return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": one}) for one in outcomes)
 
-    def _find_shadow_slots(self, *labels: str) -> Mapping[str, int]:
+    def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
         """Return the slots of a shadow: of each outcome, `same` and `different`, `difference` and `seconds`."""
         slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
         requests = {one: slot(_SHADOW_REQUESTS, {**named, "outcome": one}) for one in get_args(ShadowOutcome)}
@@ -410,6 +403,11 @@ class Metrics:
         named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
         slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
         return slot
+
+
+def _without_variant(labels: Sequence[str]) -> dict[str, str]:
+    endpoint, _, model, version = labels
+    return {"endpoint": endpoint, "model": model, "version": version}
 
 
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:

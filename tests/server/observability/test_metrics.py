@@ -7,8 +7,6 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -57,17 +55,17 @@ def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metri
 
 
 def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None:
-    workers[0].count_batch("e", 8, 0.0, 0.001)
+    workers[0].count_batch(("e", "v", "m", "7"), 8, 0.0, 0.001)
     buckets = samples(workers[0], "onnxserve_batch_rows_bucket")
-    assert buckets['endpoint="e",model="",version="",le="4.0"'] == 0
-    assert buckets['endpoint="e",model="",version="",le="8.0"'] == 1
+    assert buckets['endpoint="e",model="m",version="7",le="4.0"'] == 0
+    assert buckets['endpoint="e",model="m",version="7",le="8.0"'] == 1
 
 
 def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics, Metrics]) -> None:
     for metrics, protocol in zip(workers, ("v2", "invocations"), strict=True):
         metrics.count_request(("e", "v", "m", "7", protocol, "200"), 0.5)
         metrics.count_request(("e", "v", "m", "7", protocol, "404"), 0.25)
-        metrics.count_batch("e", 3, 0.125, 0.25, "m", "7")
+        metrics.count_batch(("e", "v", "m", "7"), 3, 0.125, 0.25)
     workers[0].count_request(("", "", "", "", "v2", "404"), 1.0)
     statistics = workers[1].statistics()
     assert all(0 <= time.time() - counted.last_request < 60 for counted in statistics.values())
@@ -131,7 +129,7 @@ def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers: tuple[Met
 def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metrics]) -> None:
     for metrics in workers:
         metrics.count_request(REQUEST, 0.1)
-        metrics.count_batch("e", 3, 0.125, 0.25, "m", "7")
+        metrics.count_batch(("e", "v", "m", "7"), 3, 0.125, 0.25)
     families = {family.name: family for family in text_string_to_metric_families(workers[0].page().decode())}
     assert "unknown" not in {family.type for family in families.values()}
     assert not [sample for family in families.values() for sample in family.samples if "pid" in sample.labels]
@@ -152,14 +150,13 @@ def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
     assert sum(samples(workers[0], "onnxserve_requests_total").values()) == 8000
 
 
-def shadow(name: str = "new") -> Any:
-    return SimpleNamespace(endpoint="e", name=name, loaded=SimpleNamespace(model="m", version="2"))
+SHADOW = ("e", "new", "m", "2")
 
 
 def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     for number in range(200):
-        metrics.count_shadow(shadow(str(number)), "failed")
+        metrics.count_shadow(("e", str(number), "m", "2"), "failed")
     failed = [one for one in read_series(tmp_path)["onnxserve_shadow_requests"] if one.labels["outcome"] == "failed"]
     assert [one.value for one in failed] == [1.0] * 200
 
@@ -167,9 +164,9 @@ def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path
 def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metrics, Metrics]) -> None:
     same, differences = np.array([True, False, True]), np.array([0.0, 0.02, np.nan])
     for metrics in workers:
-        metrics.count_shadow_comparison(shadow(), ShadowComparison(same, differences), 2, 0.003)
-        metrics.count_shadow(shadow(), "dropped")
-        metrics.count_shadow(shadow(), "failed")
+        metrics.count_shadow_comparison(SHADOW, ShadowComparison(same, differences), 2, 0.003)
+        metrics.count_shadow(SHADOW, "dropped")
+        metrics.count_shadow(SHADOW, "failed")
 
     outcomes = {one.labels["outcome"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_requests"]}
     assert outcomes == {"compared": 4.0, "dropped": 2.0, "failed": 2.0}

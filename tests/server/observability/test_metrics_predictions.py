@@ -63,8 +63,8 @@ def test_an_answer_counts_for_its_version(
 def test_labels_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     for version in range(12):
-        loaded = SimpleNamespace(predictor=SimpleNamespace(artifact=artifact(LABEL)), model="m", version=str(version))
-        variant: Any = SimpleNamespace(endpoint="e", name="v", loaded=loaded)
+        loaded = SimpleNamespace(predictor=SimpleNamespace(artifact=artifact(LABEL)), version=str(version))
+        variant: Any = SimpleNamespace(endpoint="e", loaded=loaded, labels=("e", "v", "m", loaded.version))
         count = metrics.prediction_counter(variant, "v2")
         for label in range(100):
             count((1, 1, True), 0.001, 0.002, {"label": np.array([label])})
