@@ -16,7 +16,6 @@ from .artifact import check_yaml as check_yaml
 from .artifact import load_yaml as load_yaml
 from .artifact import read_artifact as read_artifact
 from .artifact import read_mlmodel as read_mlmodel
-from .batcher import BatchCallback as BatchCallback
 from .batcher import Batcher as Batcher
 from .batcher import BatchPolicy as BatchPolicy
 from .batcher import unbatchable_reason as unbatchable_reason
@@ -67,6 +66,7 @@ from .session import session_options as session_options
 from .values import NO_ROWS as NO_ROWS
 from .values import fits_shape as fits_shape
 from .values import numpy_dtype as numpy_dtype
+from .values import shape_text as shape_text
 from .values import short_repr as short_repr
 
 __all__: list[str]

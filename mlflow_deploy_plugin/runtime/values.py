@@ -114,7 +114,7 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
-        raise SchemaMismatch(f"{label} has the shape {_sizes(array.shape)}; {_sizes(tensor.shape)} is expected")
+        raise SchemaMismatch(f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is expected")
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(f"{label} holds {_found(array.dtype.kind)}, where {tensor.dtype} is expected")
     converted = cast_tensor(tensor.name, array, tensor.dtype)
@@ -155,21 +155,19 @@ def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
     """Refuse values for which numpy would take gigabytes: one long text makes every number as large as itself."""
     level: Sequence[Any] = [values]
     is_ragged = False
-    for _ in tensor.shape:
+    for _ in range(len(tensor.shape) + 1):
         kinds = set(map(type, level))
         if str in kinds and tensor.dtype != "str":
             raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
         if kinds.isdisjoint(LISTS):
-            return
+            break
         is_ragged = is_ragged or not kinds <= LISTS or len(set(map(len, level))) > 1
         if is_ragged:
             level = [value for value in level if type(value) in LISTS]
         level = list(chain.from_iterable(level))
-    kinds = set(map(type, level))
     if is_ragged or not kinds.isdisjoint(LISTS):
-        raise SchemaMismatch(f"{label} is ragged, or nested too deeply: the shape {_sizes(tensor.shape)} is expected")
-    if str in kinds and tensor.dtype != "str":
-        raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
+        expected = shape_text(tensor.shape)
+        raise SchemaMismatch(f"{label} is ragged, or nested too deeply: the shape {expected} is expected")
 
 
 def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
@@ -272,5 +270,6 @@ def _found(kind: str) -> str:
     return names.get(kind, "null, or a mixture of types")
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as people read it: `[any, 3]`."""
     return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"

@@ -210,15 +210,12 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
         return False
     routes, named = _match(request.path)
     route = routes.get("POST")
-    if route is None:
-        return False
-    if route.view is views.invocations:
+    protocol = route.protocol if route else None
+    if route is not None and route.view is views.invocations:
         headers = request.headers
         protocol = negotiate_protocol(headers.get("content-type"), headers.get("accept"), server.max_body_bytes)
-    elif route.protocol is None:
+    if protocol is None:
         return False
-    else:
-        protocol = route.protocol
 
     def finish(reply: Reply) -> None:
         try:

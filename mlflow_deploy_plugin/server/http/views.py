@@ -62,7 +62,7 @@ def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
-    """Return 200 with `body` if every wanted version is loaded and some endpoint can answer, else 503 with why not."""
+    """Return 200 with `body` if some endpoint can answer, or if nothing is to be served; else 503 with the reason."""
     if reason := server.repository.not_ready_reason():
         if server.auth.is_stranger(request.headers, request.caller):
             reason = "nothing is served here just now; a caller with a key is told why"

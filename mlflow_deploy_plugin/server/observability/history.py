@@ -55,7 +55,6 @@ class HistoryWriter:
         self._rings = [
             _Ring(state_dir / HISTORY / f"{span}.jsonl", *interval) for span, interval in HISTORY_INTERVALS.items()
         ]
-        self._has_failed = False
 
     def round(self) -> None:
         """Write a line if it is time for one. If the disk is full, lines are lost, and nothing else."""
@@ -77,11 +76,8 @@ class HistoryWriter:
         try:
             for ring in self._rings:
                 ring.add(self._clock(), seconds, added)
-            self._has_failed = False
         except OSError as error:
-            if not self._has_failed:
-                _log.warning("the server's history cannot be written: %s", error.strerror)
-            self._has_failed = True
+            _log.warning("the server's history cannot be written: %s", error.strerror)
 
 
 class _Ring:

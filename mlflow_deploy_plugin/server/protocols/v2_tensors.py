@@ -30,6 +30,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
+DATATYPES = tuple(_DTYPES)
 _DATATYPE_OF_DTYPE = {dtype: name for name, dtype in _DTYPES.items()}
 _DATATYPES = {dtype.name: name for name, dtype in _DTYPES.items()} | {"str": "BYTES"}
 
@@ -112,7 +113,7 @@ def read_tensor_header(position: int, entry: Any) -> TensorHeader:
     if len(shape) > MAX_RANK:
         raise SchemaMismatch(f"tensor {name[:100]!r} has {len(shape)} dimensions; at most {MAX_RANK} are taken")
     if not isinstance(datatype, str) or datatype not in _DTYPES:
-        known = ", ".join(_DTYPES)
+        known = ", ".join(DATATYPES)
         raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {short_repr(datatype)}; there are {known}")
     head = TensorHeader(name, tuple(shape), datatype)
     if 0 in shape and prod(size for size in shape if size) > MAX_EMPTY_TENSOR_SIZE:

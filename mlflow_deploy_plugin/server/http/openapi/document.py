@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.http.routes import Route, list_routes
-from mlflow_deploy_plugin.server.inference.auth import Need, scopes_for
+from mlflow_deploy_plugin.server.inference.auth import scopes_for
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.server.protocols.content import EVENTS, JSON
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -137,7 +137,10 @@ def _paths(
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         is_named = _NAME in route.path
-        needed = _security(route.need, schemes)
+        needed = {}
+        if route.need is not None and schemes:  # all schemes together, with one of the scopes that the route takes
+            scopes = scopes_for(route.need) if _KEY in schemes else [""]
+            needed["security"] = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
         errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
         for described in endpoints if is_named else [default]:
             path = route.path
@@ -148,14 +151,6 @@ def _paths(
             operation = _operation_object(route.operation, path, described, errors)
             paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
-
-
-def _security(need: Need | None, schemes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a route requires: all schemes together, with one of the scopes that it takes; empty for nothing."""
-    if need is None or not schemes:
-        return {}
-    scopes = scopes_for(need) if _KEY in schemes else [""]
-    return {"security": [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]}
 
 
 def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:

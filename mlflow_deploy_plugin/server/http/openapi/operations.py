@@ -217,7 +217,7 @@ V2_SERVER = Operation(
     "The server's name and version", V2, {JSON: _object_of(name="string", version="string", extensions="array")}
 )
 V2_LIVE = Operation("Whether the server lives", V2, {JSON: _object_of(live="boolean")})
-V2_READY = _readable("Whether every endpoint can answer", V2, {JSON: _object_of(ready="boolean")})
+V2_READY = _readable("Whether the server can predict", V2, {JSON: _object_of(ready="boolean")})
 V2_METADATA = _readable("The inputs and outputs of the graph", V2, {JSON: _V2_MODEL})
 V2_MODEL_READY = _readable(
     "Whether the endpoint, or this version of it, can answer", V2, {JSON: _object_of(name="string", ready="boolean")}
@@ -250,8 +250,8 @@ V2_LOAD, V2_UNLOAD = (
     )
     for verb in ("Loads", "Unloads")
 )
-PING = _readable("Whether every endpoint can answer; MLflow's empty line", SERVER, {})
-HEALTH = _readable("Whether every endpoint can answer", SERVER, {JSON: _object_of(status="string")})
+PING = _readable("Whether the server can predict; MLflow's empty line", SERVER, {})
+HEALTH = _readable("Whether the server can predict", SERVER, {JSON: _object_of(status="string")})
 MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": STRING})
 METRICS = Operation("Figures for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
 METRICS_HISTORY = Operation(

@@ -5,14 +5,14 @@ missing value in a floating-point column, `20.0` is an integer, and columns that
 A part with a title becomes a component of the document, so one title has one content for a model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Output, Schema, Tensor
-from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Output, Schema, Tensor, shape_text
+from mlflow_deploy_plugin.server.protocols.v2_tensors import DATATYPES, datatype_of
 
 JsonSchema = dict[str, Any]
 
@@ -20,10 +20,6 @@ STRING: JsonSchema = {"type": "string"}
 ARRAY_OR_OBJECT: JsonSchema = {"type": ["array", "object"], "items": {}}
 _ANY_OBJECT: JsonSchema = {"type": ["object", "null"]}
 _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
-_V2_DTYPES = (
-    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-    *("float16", "float32", "float64"),
-)
 
 
 def object_schema(
@@ -78,7 +74,7 @@ def nested(item: JsonSchema, rank: int) -> JsonSchema:
 def tensor_schema(tensor: Tensor) -> JsonSchema:
     """Return the schema of a tensor as nested lists."""
     values = nested(dtype_schema(tensor.dtype), len(tensor.shape))
-    return {**values, "description": f"{tensor.dtype}, shape {_sizes(tensor.shape)}, as nested lists"}
+    return {**values, "description": f"{tensor.dtype}, shape {shape_text(tensor.shape)}, as nested lists"}
 
 
 def record_schema(schema: Schema) -> JsonSchema:
@@ -142,12 +138,11 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
     types = dict(schema.tensor_schema.dtypes) if schema.names else {}
     if schema.columns:
         types |= schema.dtypes
-    datatypes = [datatype_of(np.dtype(name).name) for name in _V2_DTYPES] + ["BYTES"]
     tensor = object_schema(
         {
             "name": {"type": "string", **({"enum": list(types)} if types else {})},
             "shape": array_schema({"type": "integer", "minimum": 0}),
-            "datatype": {"type": "string", "enum": datatypes},
+            "datatype": {"type": "string", "enum": list(DATATYPES)},
         },
         {
             "data": array_schema(description="flat or nested, as many values as the shape says"),
@@ -214,12 +209,8 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
         item = {"enum": list(artifact.classes)}  # generators of clients know no enumeration of booleans
     return {
         **nested(item, len(output.shape)),
-        "description": f"{output.role}: {output.dtype}, shape {_sizes(output.shape)}",
+        "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",
     }
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return f"[{', '.join('any' if size == -1 else str(size) for size in shape)}]"
 
 
 def _probabilities(artifact: Artifact) -> dict[str, JsonSchema]:

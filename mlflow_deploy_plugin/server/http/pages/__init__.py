@@ -258,17 +258,15 @@ def image_input(tensor: Tensor) -> ImageInput | None:
     if kind != "f" and tensor.dtype != "uint8":
         return None
     match tensor.shape:
-        case (-1 | 1, (1 | 3) as channels, height, width) if _are_sides(height, width):
-            return ImageInput("NCHW", channels, height, width, kind == "f")
-        case (-1 | 1, height, width, (1 | 3) as channels) if _are_sides(height, width):
-            return ImageInput("NHWC", channels, height, width, kind == "f")
-        case (-1 | 1, height, width) if _are_sides(height, width):
-            return ImageInput("NHW", 1, height, width, kind == "f")
-    return None
-
-
-def _are_sides(height: int, width: int) -> bool:
-    return _LEAST_SIDE <= height <= _MOST_SIDE and _LEAST_SIDE <= width <= _MOST_SIDE
+        case (-1 | 1, (1 | 3) as channels, height, width):
+            picture = ImageInput("NCHW", channels, height, width, kind == "f")
+        case (-1 | 1, height, width, (1 | 3) as channels):
+            picture = ImageInput("NHWC", channels, height, width, kind == "f")
+        case (-1 | 1, height, width):
+            picture = ImageInput("NHW", 1, height, width, kind == "f")
+        case _:
+            return None
+    return picture if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE else None
 
 
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:

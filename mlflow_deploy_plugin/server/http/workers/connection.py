@@ -1,14 +1,13 @@
 """A connection of the fast worker: HTTP/1.1 on the event loop, bytes → `ServerApp.handle` → bytes.
 
-No framework is between, and Flask is not even imported: the surface is one function, so every route is a hot one. A
-request that is expected to take less than a millisecond is answered on the loop, another one in a thread. A connection
-answers one request at a time, so that pipelined requests are answered in their order; bytes beyond it wait in a bounded
-buffer while reading is paused.
+A request that is expected to take less than a millisecond is answered on the loop, any other in a thread. A connection
+answers one request at a time, so that pipelined requests are answered in their order. Bytes beyond the request wait in
+a bounded buffer, and reading is paused when it is full.
 
 Every wait has an end: for the first byte and between requests (keep-alive), for a whole request, and for a client that
 takes nothing of its response. Deadlines are checked a few times a second (`check_deadline`), which costs a request
-nothing. If there are too many connections, the one that has been idle the longest is closed for a new one: a thousand
-clients that send nothing, or next to nothing, keep nobody out.
+nothing. If there are too many connections, a new one replaces the one that has been idle the longest, so that a
+thousand clients that send (next to) nothing keep nobody out.
 """
 
 import asyncio
