@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 PICTURES = Path(__file__).parent / "pictures"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-_BEFORE_SECONDS, _ROLLOUT_SECONDS = 240, 160
+_BEFORE_SECONDS, _ROLLOUT_SECONDS = 240, 110
 _ROLLOUT = "rollout flights --to models:/flight-delay/{} --steps 10,50,100 --every 60s"
 
 

@@ -1,7 +1,7 @@
 """The steps of the demo, each a function of MLflow, the deployment client and the flights.
 
 They use what any user has: the commands `mlflow run` and the Python API of MLflow, `get_deploy_client("onnxserve")`,
-plain HTTP, and the drift job.
+plain HTTP, and a drift monitor.
 """
 
 import os
@@ -152,8 +152,14 @@ def undeploy_all(say: Say) -> int:
     return len(deployments)
 
 
+def add_monitor() -> None:
+    """Give the deployment a monitor, whose windows the console draws: `onnxserve monitor add flights daily …`."""
+    config = {"monitors.daily.kind": "drift", "monitors.daily.every": "1d"}
+    get_deploy_client("onnxserve").update_endpoint(DEPLOYMENT, config)
+
+
 def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
-    """Run the drift job on each day of the flights: one verdict and one MLflow run a day."""
+    """Run the monitor on each day of the flights: one verdict and one MLflow run a day."""
     results = []
     for day in sorted(flights[DAY].unique()):
         start = pd.Timestamp(day).to_pydatetime()

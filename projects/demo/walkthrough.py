@@ -154,6 +154,7 @@ def _watch(server: str, printer: StepPrinter) -> Watched:
     printer.line(f"{len(answers.table):,} flights answered in {answers.versions.total()} requests")
 
     printer.step("Judge each of the twenty days against the training days")
+    steps.add_monitor()
     printer.line("ten calm days")
     calm_results = steps.judge_days(calm, printer.line)
     printer.line("ten summer days")
