@@ -1,20 +1,19 @@
 """scikit-learn estimators and pipelines, and boosters of XGBoost, LightGBM and CatBoost, converted by skl2onnx.
 
-| module                       | content                                                              |
-|------------------------------|----------------------------------------------------------------------|
-| `estimators.py`              | the parts of a fitted estimator, and the graph's inputs              |
-| `stand_ins.py`               | estimators that stand in for others                                  |
-| `libraries/`                 | stand-ins for category_encoders, feature-engine, interpret and skrub |
-| `convertible.py`             | the copy of an estimator that skl2onnx converts correctly            |
-| `graph.py`                   | nodes, casts and outputs of the graph                                |
-| `boundary_values.py`         | thresholds, categories and terms, for the parity rows                |
-| `boosters.py`                | XGBoost, LightGBM and CatBoost                                       |
-| `levels.py`                  | boosted trees for many rows                                          |
-| `nets.py`                    | nets of skorch, and TabNet's regressor                               |
-| `categories.py`, `texts.py`  | converters that skl2onnx lacks, or has wrong                         |
-| `elementwise.py`, `trees.py` | likewise                                                             |
-| `refused_rows.py`            | rows that a step within the original refuses                         |
-| `formulas/`                  | all other estimators, as formulas of numpy                           |
+| module                                  | content                                                              |
+|-----------------------------------------|----------------------------------------------------------------------|
+| `estimators.py`                         | the parts of a fitted estimator, and the graph's inputs              |
+| `stand_ins.py`                          | estimators that stand in for others                                  |
+| `libraries/`                            | stand-ins for category_encoders, feature-engine, interpret and skrub |
+| `convertible.py`                        | the copy of an estimator that skl2onnx converts correctly            |
+| `graph.py`                              | nodes, casts and outputs of the graph                                |
+| `boundary_values.py`                    | thresholds, categories and terms, for the parity rows                |
+| `boosters.py`                           | XGBoost, LightGBM and CatBoost                                       |
+| `levels.py`                             | boosted trees for many rows                                          |
+| `nets.py`                               | nets of skorch, and TabNet's regressor                               |
+| `categories.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong                         |
+| `refused_rows.py`                       | rows that a step within the original refuses                         |
+| `formulas/`                             | all other estimators, as formulas of numpy                           |
 """
 
 import warnings
@@ -50,16 +49,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn import (
-    boosters,
-    categories,
-    elementwise,
-    formulas,
-    levels,
-    nets,
-    texts,
-    trees,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, formulas, levels, nets, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -256,12 +246,7 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     return of_several_targets if has_several else None
 
 
-_OWN: dict[type, tuple[Any, Any]] = {
-    **categories.CONVERTERS,
-    **elementwise.CONVERTERS,
-    **texts.CONVERTERS,
-    **trees.CONVERTERS,
-}
+_OWN: dict[type, tuple[Any, Any]] = {**categories.CONVERTERS, **texts.CONVERTERS, **trees.CONVERTERS}
 """The shape calculators and converters that skl2onnx lacks, or has wrong."""
 
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     passes_on,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed, Intervals
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
 from mlflow_deploy_plugin.runtime import Array
 
@@ -164,8 +164,7 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
     ],
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
     # not the 0 of a divisor: the quotient by a 64-bit number next to it is none in 32 bits
-    Computed: lambda step: [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]],
-    Intervals: lambda step: [step.edges[np.isfinite(step.edges)]],
+    Computed: lambda step: step.edges or [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]],
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
     QuantileTransformer: lambda step: step.quantiles_.T,

@@ -1,19 +1,21 @@
-"""Converters for encoders of categories: one LabelEncoder a column maps each category to a code.
+"""Converters for steps whose columns may be texts: encoders of categories, and SimpleImputer.
 
-skl2onnx's own converters give a missing text a number of its own (OrdinalEncoder), refuse numbers with fractions, and
-make graphs that fail on an unseen value if categories are grouped as infrequent (OneHotEncoder).
+One LabelEncoder a column maps each category to a code. skl2onnx's own converters of encoders give a missing text a
+number of its own (OrdinalEncoder), refuse numbers with fractions, and make graphs that fail on an unseen value if
+categories are grouped as infrequent (OneHotEncoder). That of SimpleImputer refuses texts, indicators and 64-bit floats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, GroupedCategories
 from mlflow_deploy_plugin.runtime import Array
@@ -28,26 +30,38 @@ _NO_COLUMN = -1.0
 """The code of a category that is dropped, or unknown: it has no column."""
 
 
-def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
-    """Add the codes of all columns, side by side; a code may be NaN.
+def convert_codes(scope: Any, operator: Any, container: Any) -> None:
+    """Add the number of each row's category in each column, side by side."""
+    graph, encoder = NodeBuilder(scope, container), operator.raw_operator
+    columns = columns_of(graph, operator)
+    parts = [
+        encode(graph, columns[position], encoder.categories_[position], codes, unknown)
+        for position, codes, unknown in _codes(encoder)
+    ]
+    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
+
+
+def _codes(encoder: OrdinalEncoder | TargetEncoder) -> Iterator[tuple[int, list[float], float]]:
+    """Yield for each output the position of its column, the number of each category, and that of an unknown one.
+
+    The number is a code, which may be NaN, or the mean of the target: for more than two classes, a mean for each class.
 
     Raises:
         NotImplementedError: infrequent categories.
     """
-    graph = NodeBuilder(scope, container)
-    encoder: OrdinalEncoder = operator.raw_operator
+    if isinstance(encoder, TargetEncoder):
+        means = np.atleast_1d(encoder.target_mean_)
+        for place, encoding in enumerate(encoder.encodings_):
+            yield place // len(means), [float(mean) for mean in encoding], float(means[place % len(means)])
+        return
     if getattr(encoder, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
     unknown = float(encoder.unknown_value) if encoder.handle_unknown == "use_encoded_value" else _NO_COLUMN
-    missing = float(encoder.encoded_missing_value)
-    parts = []
-    columns = columns_of(graph, operator)
-    for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
+    for position, categories in enumerate(encoder.categories_):
         codes = [float(code) for code in range(len(categories))]
         if position in encoder._missing_indices:  # None is a category like others, and NaN is missing
-            codes[encoder._missing_indices[position]] = missing
-        parts.append(encode(graph, column, categories, codes, unknown))
-    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
+            codes[encoder._missing_indices[position]] = float(encoder.encoded_missing_value)
+        yield position, codes, unknown
 
 
 def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
@@ -61,23 +75,6 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
         code = encode(graph, column, categories, codes, unknown)
         equal = graph.node("Equal", [code, np.arange(width, dtype=np.float32)[None]])
         parts.append(graph.node("Cast", [equal], to=TensorProto.FLOAT))
-    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
-
-
-def convert_target(scope: Any, operator: Any, container: Any) -> None:
-    """Add the mean of the target for each row's category, and the mean of all rows for an unknown one.
-
-    With more than two classes, there is a mean for each column and class.
-    """
-    graph = NodeBuilder(scope, container)
-    encoder: TargetEncoder = operator.raw_operator
-    means = np.atleast_1d(encoder.target_mean_)
-    parts = []
-    columns = columns_of(graph, operator)
-    for position, encoding in enumerate(encoder.encodings_):
-        feature, mean = position // len(means), float(means[position % len(means)])
-        codes = [float(code) for code in encoding]
-        parts.append(encode(graph, columns[feature], encoder.categories_[feature], codes, mean))
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
@@ -164,15 +161,65 @@ def is_missing(entry: Any) -> bool:
     return bool(pd.isna(entry)) or entry == MISSING
 
 
+def imputer_shapes(operator: Any) -> None:
+    """Set the output type: that of the input, with as many columns and one more for each that is marked as missing."""
+    imputer = operator.raw_operator
+    width = len(imputer.statistics_) + len(_marked(imputer))
+    operator.outputs[0].type = type(operator.inputs[0].type)([None, width])
+
+
+def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
+    """Add IsNaN (for texts: equal to `MISSING`) and Where.
+
+    Raises:
+        NotImplementedError: an option that drops columns, or marks something else as missing.
+    """
+    graph = NodeBuilder(scope, container)
+    imputer: SimpleImputer = operator.raw_operator
+    kind = operator.inputs[0].type
+    texts = isinstance(kind, StringTensorType)
+    if not (marks_nan(imputer) or texts) or (texts and _marked(imputer)):
+        raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator on texts")
+    source = graph.joined(operator.inputs)
+    result = operator.outputs[0].full_name
+    if isinstance(kind, Int64TensorType):  # integers have no gaps
+        graph.node("Identity", [source], result)
+        return
+    if texts:
+        filler = imputer.statistics_.astype(object)
+        gaps = graph.node("Equal", [source, np.array([MISSING], object)])
+    else:
+        filler = np.asarray(imputer.statistics_, helper.tensor_dtype_to_np_dtype(_float(kind)))
+        if np.isnan(filler).any():
+            raise NotImplementedError("SimpleImputer that dropped a column without any value")
+        gaps = graph.node("IsNaN", [source])
+    filled = graph.node("Where", [gaps, filler[None], source])
+    if marked := _marked(imputer):
+        flags = graph.node("Gather", [gaps, marked], axis=1)
+        numbers = graph.node("Cast", [flags], to=_float(kind))
+        filled = graph.node("Concat", [filled, numbers], axis=1)
+    graph.node("Identity", [filled], result)
+
+
+def _marked(imputer: SimpleImputer) -> list[int]:
+    """Return the positions of the columns that `add_indicator` marks."""
+    return [int(position) for position in imputer.indicator_.features_] if imputer.add_indicator else []
+
+
+def _float(kind: Any) -> int:
+    return int(TensorProto.DOUBLE if isinstance(kind, DoubleTensorType) else TensorProto.FLOAT)
+
+
 CONVERTERS = {
-    OrdinalEncoder: (float_columns(lambda encoder: len(encoder.categories_)), convert_ordinal),
+    OrdinalEncoder: (float_columns(lambda encoder: len(encoder.categories_)), convert_codes),
     OneHotEncoder: (
         float_columns(lambda encoder: sum(_one_hot_codes(encoder, n)[2] for n in range(len(encoder.categories_)))),
         convert_one_hot,
     ),
-    TargetEncoder: (float_columns(lambda encoder: len(encoder.encodings_)), convert_target),
+    TargetEncoder: (float_columns(lambda encoder: len(encoder.encodings_)), convert_codes),
     CategoryTables: (float_columns(_numbers), convert_tables),
     GroupedCategories: (grouped_shapes, convert_grouped),
+    SimpleImputer: (imputer_shapes, convert_imputer),
 }
 PRECISE = {CategoryTables: (float_columns(_numbers, DoubleTensorType), convert_tables)}
 """Instead of the same in `CONVERTERS`, where everything is computed in 64 bits."""

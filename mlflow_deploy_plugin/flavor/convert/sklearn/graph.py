@@ -109,11 +109,15 @@ class NodeBuilder:
         self.node("Identity", [name], variable.full_name)
         return variable
 
-    def declare(self, estimator: Any, inputs: list[Any]) -> None:
-        """Tell skl2onnx that an estimator, which a formula converts, reads these variables (for `refused_rows.py`)."""
+    def declare(self, estimator: Any, inputs: list[Any]) -> Any:
+        """Tell skl2onnx that an estimator, which a formula converts, reads these variables (for `refused_rows.py`).
+
+        The result is its operator, which may get an output.
+        """
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
         operator.init_status(is_evaluated=True)  # so it is not converted
+        return operator
 
     def joined(self, inputs: list[Any]) -> str:
         """Return skl2onnx's variables side by side, [N, k]."""

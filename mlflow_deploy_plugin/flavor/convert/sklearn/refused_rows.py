@@ -15,7 +15,7 @@ from skl2onnx.common._topology import Scope
 from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, PowerTransformer, SplineTransformer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Intervals
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS
 
 _PARTIAL = {
@@ -51,7 +51,7 @@ def _out_of_range(added: Subgraph, operators: list[Any]) -> _Marks:
             case SplineTransformer(extrapolation="error"):
                 first, last = np.array([(one.t[one.k], one.t[-one.k - 1]) for one in step.bsplines_]).T
                 reason, tests = "takes numbers between its knots only", {"Less": first, "Greater": last}
-            case Computed() | Intervals():
+            case Computed():
                 reason, tests = step.refuses, step.tests or {}
             case _:
                 continue

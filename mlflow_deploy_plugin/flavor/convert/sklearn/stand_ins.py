@@ -3,6 +3,7 @@
 Each holds what its original has learned. `categories.py` and `formulas/` have the converters.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,32 +79,20 @@ class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
         refuses: the reason why the original refuses some rows, for error messages.
         tests: the refused numbers as ONNX operators (`Less`), each with one bound, or with one bound for each column.
         stands_for: the class name of the original, for error messages.
+        edges: of each column, the numbers at which the function jumps.
     """
 
-    def __init__(self, compute: Any, refuses: str = "", tests: Any = None, stands_for: str = "") -> None:
+    def __init__(
+        self, compute: Any, refuses: str = "", tests: Any = None, stands_for: str = "", edges: Any = ()
+    ) -> None:
         self.compute, self.refuses, self.tests, self.stands_for = compute, refuses, tests, stands_for
+        self.edges = edges
 
     def transform(self, rows: Any) -> Any:
         return self.compute(np.asarray(rows, np.float64))
 
 
-class Intervals(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A step that turns each number of a column into the position of its interval, which includes its upper edge.
-
-    A number outside of all intervals becomes NaN, or is refused by `tests`. `tests` and `stands_for`: see `Computed`.
-    """
-
-    n_features_in_ = 1
-    refuses = "takes numbers within its intervals only"
-
-    def __init__(self, edges: Array, tests: Any = None, stands_for: str = "") -> None:
-        self.edges, self.tests, self.stands_for = edges, tests, stands_for
-
-    def transform(self, rows: Any) -> Any:
-        outside = (rows < self.edges[0]) | (rows > self.edges[-1])
-        return np.where(outside, np.nan, np.digitize(rows, self.edges[1:-1], right=True).astype(np.float64))
-
-
+@dataclass(eq=False, repr=False)
 class AdditiveModel(_Fitted):
     """A sum of terms, each of which is looked up by the bins of one or several columns.
 
@@ -116,18 +105,16 @@ class AdditiveModel(_Fitted):
         link: the link function; its inverse turns the sum into the prediction.
     """
 
-    def __init__(
-        self,
-        cuts: list[tuple[int, Array | None]],
-        strides: Array,
-        offsets: Array,
-        scores: Array,
-        intercept: Array,
-        link: str,
-    ) -> None:
-        self.cuts, self.strides, self.offsets, self.scores = cuts, strides, offsets, scores
-        self.intercept, self.link = intercept, link
-        self.n_features_in_ = 1 + max(position for position, _ in cuts)
+    cuts: list[tuple[int, Array | None]]
+    strides: Array
+    offsets: Array
+    scores: Array
+    intercept: Array
+    link: str
+
+    @property
+    def n_features_in_(self) -> int:
+        return 1 + max(position for position, _ in self.cuts)
 
 
 class AdditiveClassifier(ClassifierMixin, AdditiveModel):  # type: ignore[misc]

@@ -8,12 +8,11 @@ rebuilt character by character.
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from skl2onnx.common.data_types import FloatTensorType
 from sklearn.feature_extraction.text import (
     CountVectorizer,
     HashingVectorizer,
@@ -23,6 +22,7 @@ from sklearn.feature_extraction.text import (
     strip_accents_unicode,
 )
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values, float_columns
 from mlflow_deploy_plugin.runtime import Array
 
@@ -53,9 +53,12 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
         counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer))
         if vectorizer.binary:
             counts = graph.node("Min", [counts, np.ones(1, np.float32)])
-        return _weighted(graph, vectorizer._tfidf, counts) if isinstance(vectorizer, TfidfVectorizer) else counts
+        if not isinstance(vectorizer, TfidfVectorizer):
+            return counts
+        return _single(graph, counts, width, partial(weighted, vectorizer._tfidf))
 
-    _write_blocks(NodeBuilder(scope, container), operator, len(vectorizer.vocabulary_), write)
+    width = len(vectorizer.vocabulary_)
+    _write_blocks(NodeBuilder(scope, container), operator, width, write)
 
 
 def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
@@ -85,7 +88,7 @@ def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
         if vectorizer.binary:
             sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
         if vectorizer.norm is not None:
-            sums = graph.node("Cast", [_normed(graph, vectorizer.norm, sums)], to=TensorProto.FLOAT)
+            sums = _single(graph, sums, vectorizer.n_features, partial(_normed, norm=vectorizer.norm))
         return sums
 
     _write_blocks(NodeBuilder(scope, container), operator, vectorizer.n_features, write)
@@ -250,37 +253,28 @@ def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str,
     return {one: text for one, text in texts if text != one}, _PAD
 
 
-def transformer_shapes(operator: Any) -> None:
-    """Set the output type: as many columns as the input."""
-    operator.outputs[0].type = FloatTensorType([None, operator.inputs[0].type.shape[1]])
-
-
-def convert_transformer(scope: Any, operator: Any, container: Any) -> None:
-    """Add the weights for counts that another step has made."""
-    graph = NodeBuilder(scope, container)
-    weighted = _weighted(graph, operator.raw_operator, operator.inputs[0].full_name)
-    graph.node("Identity", [weighted], operator.outputs[0].full_name)
-
-
-def _weighted(graph: NodeBuilder, transformer: TfidfTransformer, counts: str) -> str:
+def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
     """Return counts [N, V] times the terms' weights, each row with norm 1; 64 bits, so that no square vanishes."""
-    counts = graph.node("Cast", [counts], to=TensorProto.DOUBLE)
+    counts = counts.astype(np.float64)
     if transformer.sublinear_tf:
-        damped = graph.node("Add", [graph.node("Log", [counts]), [1.0]])
-        counts = graph.node("Where", [graph.node("Equal", [counts, [0.0]]), [0.0], damped])
+        counts = np.where(counts == 0, 0.0, np.log(counts) + 1.0)
     if transformer.use_idf:
-        counts = graph.node("Mul", [counts, np.asarray(transformer.idf_, np.float64)[None]])
-    if transformer.norm is not None:
-        counts = _normed(graph, transformer.norm, counts)
-    return graph.node("Cast", [counts], to=TensorProto.FLOAT)
+        counts = counts * np.asarray(transformer.idf_, np.float64)[None]
+    return _normed(counts, transformer.norm)
 
 
-def _normed(graph: NodeBuilder, norm: str, counts: str) -> str:
-    """Return counts [N, V] in 64 bits, each row with norm 1; a row of zeros stays."""
-    counts = graph.node("Cast", [counts], to=TensorProto.DOUBLE)
-    length = graph.node({"l1": "ReduceL1", "l2": "ReduceL2"}[norm], [counts, [1]])
-    empty = graph.node("Equal", [length, [0.0]])
-    return graph.node("Div", [counts, graph.node("Where", [empty, [1.0], length])])
+def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
+    """Return counts [N, V], each row with norm 1; a row of zeros stays."""
+    if norm is None:
+        return counts
+    length = (np.abs(counts).sum if norm == "l1" else partial(np.linalg.norm, counts))(axis=1, keepdims=True)
+    return counts / np.where(length == 0, 1.0, length)
+
+
+def _single(graph: NodeBuilder, name: str, width: int, change: Callable[[TracedArray], TracedArray]) -> str:
+    """Return 32-bit floats [N, width], changed by a formula in 64 bits."""
+    changed = change(Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32)).astype(np.float64))
+    return str(changed.astype(np.float32).name)
 
 
 def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
@@ -406,5 +400,4 @@ CONVERTERS = {
     CountVectorizer: _VECTORIZER,
     TfidfVectorizer: _VECTORIZER,
     HashingVectorizer: (float_columns(lambda vectorizer: vectorizer.n_features), convert_hashed),
-    TfidfTransformer: (transformer_shapes, convert_transformer),
 }

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
@@ -99,3 +100,11 @@ def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.refused_by_original == {}
+
+
+def test_gaps_are_marked_by_the_imputer_s_indicator(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+    table, labels = weather
+    numbers = table[["temperature", "humidity"]]
+    model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(numbers, labels)
+
+    assert wrap(model, numbers).report.state == "proven"

@@ -10,6 +10,7 @@ from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomTreesEmbedding
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.feature_selection import (
     RFE,
     RFECV,
@@ -23,6 +24,7 @@ from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSke
 from sklearn.neural_network import BernoulliRBM
 from sklearn.preprocessing import (
     Binarizer,
+    FunctionTransformer,
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
@@ -39,13 +41,8 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan, pa
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import (
-    Computed,
-    Intervals,
-    LaterColumns,
-    Selection,
-    Transforming,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, LaterColumns, Selection, Transforming
+from mlflow_deploy_plugin.flavor.convert.sklearn.texts import weighted
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import Boosting, Tree, write_walk
 from mlflow_deploy_plugin.runtime import Array
 
@@ -70,6 +67,24 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
         return np.sqrt(squared_distances(rows.matrix, within.cluster_centers_))
     centred = rows.matrix - within.xbar_ if within.solver == "svd" else rows.matrix
     return centred @ within.scalings_[:, : within._max_components]
+
+
+def called(model: FunctionTransformer, rows: Rows) -> TracedArray:
+    """Return the columns that a function of numpy functions makes.
+
+    Raises:
+        NotImplementedError: the function has no form in a graph; the message names the operation at which it stopped.
+    """
+    if model.func is None:
+        return rows.matrix
+    name = getattr(model.func, "__name__", repr(model.func))
+    try:
+        found = model.func(rows.matrix, **(model.kw_args or {}))
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        raise NotImplementedError(f"its option func={name} is a Python function with {error}") from None
+    if not isinstance(found, Traced) or found.ndim != 2:
+        raise NotImplementedError(f"its option func={name} is a Python function that makes no columns of its own")
+    return found.astype(np.float64)
 
 
 def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
@@ -323,7 +338,8 @@ FORMULAS: dict[type, Formula] = {
     Binarizer: binarized,
     KBinsDiscretizer: binned,
     Computed: lambda model, rows: model.compute(rows.matrix),
-    Intervals: lambda model, rows: model.transform(rows.matrix),
+    FunctionTransformer: called,
+    TfidfTransformer: lambda model, rows: weighted(model, rows.matrix),
     PowerTransformer: powered,
     QuantileTransformer: ranked,
     AdditiveChi2Sampler: additive_chi2,

@@ -108,7 +108,7 @@ class Rows:
         if isinstance(estimator, Pipeline):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
-        self._declare([estimator])
+        operator = self._declare([estimator])
         if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if method == "decision_function" and type(estimator) in SCORES:
@@ -116,7 +116,7 @@ class Rows:
         if (formula := FORMULAS.get(type(estimator))) is not None:
             answer = formula(estimator, self)
             if not isinstance(answer, tuple):
-                return answer.astype(np.float64)
+                return self._output(operator, answer.astype(np.float64))
             if method == "decision_function":
                 raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
             return _classes_at(estimator, answer[0]) if method == "predict" else answer[1]
@@ -140,13 +140,23 @@ class Rows:
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
-    def _declare(self, estimators: list[Any]) -> None:
-        """Tell skl2onnx which estimators read these rows."""
+    def _declare(self, estimators: list[Any]) -> Any:
+        """Tell skl2onnx which estimators read these rows, and return the operator of the last one."""
+        operator = None
         if self._graph is not None:
             kind = DoubleTensorType([None, self._columns])
             inputs = self._inputs or [self._graph.variable(self.matrix.name, kind)]
             for one in estimators:
-                self._graph.declare(best_estimator(one), inputs)
+                operator = self._graph.declare(best_estimator(one), inputs)
+        return operator
+
+    def _output(self, operator: Any, answer: TracedArray) -> TracedArray:
+        """Return the answer as the output of its operator, so that `refused_rows.py` finds where it is read."""
+        if self._graph is None:
+            return answer
+        output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
+        operator.outputs.append(output)
+        return Traced(self._graph, output.full_name, answer.sample)
 
     def sums(self, estimators: list[Any]) -> TracedArray:
         """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""

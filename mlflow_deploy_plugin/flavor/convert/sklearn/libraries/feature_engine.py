@@ -17,7 +17,7 @@ from sklearn.impute import SimpleImputer
 from mlflow_deploy_plugin.errors import ConversionError, one_line
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries.category_tables import as_tables
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, GroupedCategories, Intervals
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, GroupedCategories
 
 
 def stand_in(transformer: Any) -> Any:
@@ -55,7 +55,7 @@ def _column_steps(transformer: Any) -> ColumnTransformer:
         steps = [(name, changed.get(name, "passthrough"), [name]) for name in names if name not in dropped]
         steps += [(f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)]
         for _, step, _ in steps:
-            if isinstance(step, Computed | Intervals):
+            if isinstance(step, Computed):
                 step.stands_for = kind
         # a row that each step takes: a step that fills in texts takes texts
         row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
@@ -70,12 +70,19 @@ def _known(table: dict[str, Any], function: str) -> Any:
     return table[function]
 
 
-def _intervals(fitted: Any, name: str) -> Intervals:
+def _intervals(fitted: Any, name: str) -> Computed:
+    """Return the step to the position of a number's interval, which includes its upper edge; outside of all: NaN."""
     if fitted.return_boundaries:
         raise ValueError("return_boundaries=True makes texts")
     edges = np.asarray(fitted.binner_dict_[name], float)
+
+    def compute(x: Any) -> Any:
+        is_outside = (x < edges[0]) | (x > edges[-1])
+        return np.where(is_outside, np.nan, np.digitize(x, edges[1:-1], right=True).astype(np.float64))
+
     refused = {"Less": edges[:1], "Greater": edges[-1:]} if getattr(fitted, "errors", "") == "raise" else None
-    return Intervals(edges, refused)
+    finite = [edges[np.isfinite(edges)]]
+    return Computed(compute, "takes numbers within its intervals only", refused, edges=finite)
 
 
 def _logarithm(fitted: Any, name: str) -> Computed:

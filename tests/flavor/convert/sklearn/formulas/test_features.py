@@ -9,7 +9,7 @@ from sklearn.cluster import FeatureAgglomeration, KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA, FactorAnalysis, FastICA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestRegressor, RandomTreesEmbedding
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor, RandomTreesEmbedding
 from sklearn.feature_selection import RFE, GenericUnivariateSelect, SelectFromModel, SequentialFeatureSelector
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
@@ -23,6 +23,7 @@ from sklearn.preprocessing import (
     PolynomialFeatures,
     PowerTransformer,
     QuantileTransformer,
+    RobustScaler,
     SplineTransformer,
     StandardScaler,
 )
@@ -169,3 +170,28 @@ def test_an_elimination_predicts_by_its_own_estimator() -> None:
 def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
     with pytest.raises(ConversionError, match=words):
         wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
+    dtype: Any, matrix: tuple[np.ndarray, np.ndarray]
+) -> None:
+    rows, target = matrix
+    table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
+
+    wrapped = wrap(
+        make_pipeline(RobustScaler(), HistGradientBoostingRegressor(max_iter=5)).fit(table, target[:300]), table
+    )
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.outputs[0].ties == 0
+
+
+@pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
+def test_powers_are_computed_in_64_bits_where_32_overflow(method: str, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    table = pd.DataFrame(np.abs(rows[:300, :2]) ** 0.2 + 0.1, columns=["a", "b"])
+
+    wrapped = wrap(make_pipeline(PowerTransformer(method), Ridge()).fit(table, target[:300]), table)
+
+    assert wrapped.report.state == "proven"
