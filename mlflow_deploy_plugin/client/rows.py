@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,21 +43,16 @@ def encode_json(rows: Any, extras: Mapping[str, Any] | None = None) -> bytes:
     return dump_json({**_rows_document(rows), **(extras or {})})
 
 
-class EncodedRows(NamedTuple):
-    body: bytes
-    content_type: str
-    accept: str
-
-
-def encode_rows(rows: Any) -> EncodedRows:
-    """Return rows in the fastest form that keeps their types: Arrow, numpy's format, or JSON, as for dates."""
+def encode_rows(rows: Any) -> tuple[bytes, str, str]:
+    """Return the body of `/invocations`, its Content-Type and the Accept header, in the fastest form that keeps the
+    types of the rows: Arrow, numpy's format, or JSON, as for dates."""
     if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub":
         sink = io.BytesIO()
         np.save(sink, rows, allow_pickle=False)
-        return EncodedRows(sink.getvalue(), _NPY, f"{_ARROW}, {JSON};q=0.5")
+        return sink.getvalue(), _NPY, f"{_ARROW}, {JSON};q=0.5"
     columns = isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values())
     if not columns and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
-        return EncodedRows(encode_json(rows), JSON, JSON)
+        return encode_json(rows), JSON, JSON
     import pyarrow as pa  # here: rows of plain values need not wait for it
 
     try:
@@ -67,14 +62,14 @@ def encode_rows(rows: Any) -> EncodedRows:
         else:
             table = pa.table(rows)
     except (pa.ArrowException, ValueError, TypeError):  # mixed types, or columns of several lengths: the server decides
-        return EncodedRows(encode_json(rows), JSON, JSON)
+        return encode_json(rows), JSON, JSON
     taken = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
     if not all(any(is_kind(column) for is_kind in taken) for column in table.schema.types):  # dates, objects
-        return EncodedRows(encode_json(rows), JSON, JSON)
+        return encode_json(rows), JSON, JSON
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
-    return EncodedRows(stream.getvalue().to_pybytes(), _ARROW, f"{_ARROW}, {JSON};q=0.5")
+    return stream.getvalue().to_pybytes(), _ARROW, f"{_ARROW}, {JSON};q=0.5"
 
 
 def _to_arrow(array: Array) -> Any:

@@ -75,7 +75,7 @@ def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
     assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
 
 
-@pytest.mark.parametrize("encode", [encode_json, lambda rows: encode_rows(rows).body])
+@pytest.mark.parametrize("encode", [encode_json, lambda rows: encode_rows(rows)[0]])
 def test_a_decimal_is_a_number(encode: Callable[[Any], bytes]) -> None:
     frame = pd.DataFrame({"a": [Decimal("1.5"), None]})
 

@@ -59,19 +59,17 @@ _CODES = {
 }
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
-_EMPTY_METHODS = ("ServerLive", "ServerReady")
-_PUBLIC_METHODS = (*_EMPTY_METHODS, "HealthCheck")
-_ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
-_NEEDS: Mapping[str, Need] = {
-    **dict.fromkeys(_ADMIN_METHODS, "admin"),
+_NEEDS: Mapping[str, Need | None] = {
+    **dict.fromkeys(("ServerLive", "ServerReady", "HealthCheck"), None),
+    **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), "admin"),
     **dict.fromkeys(("ModelReady", "ModelMetadata", "ModelConfig"), "describe"),
 }
-"""The scope that a method needs; methods that are not named need `read`."""
+"""The scope that a method needs, None if everybody may call it; methods that are not named need `read`."""
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[..., dict[str, Any]]
-"""Returns the fields of a response. It takes the server, the message and, if it changes something, the caller."""
+"""Returns the fields of a response. It takes the server, the message and, if it needs `admin`, the caller."""
 
 
 class OpenCalls:
@@ -209,12 +207,13 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a method of one message. A message that has no fields, or that a stranger sends, who is
-    refused in any case, is not awaited."""
+    """Return the handler of a method of one message. It does not await a message that has no fields, or that a stranger
+    sends, who is refused in any case."""
+    is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         is_stranger = _is_stranger(server, context)
-        if name in _EMPTY_METHODS or (is_stranger and name not in _PUBLIC_METHODS):
+        if is_empty or (is_stranger and _NEEDS.get(name, "read") is not None):
             return answer(b"", context)
         body = calls.receive_one(context, bodies, is_stranger)
         if body is None:
@@ -228,13 +227,14 @@ def _management_call(
     server: Server, name: str, method: ManagementMethod
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     request_type, response_type = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
+    need = _NEEDS.get(name, "read")
 
     def respond(request: RawRequest) -> Reply:
         message = tensors.read_message(request_type, request.body)
-        if server.auth.is_required and name not in _PUBLIC_METHODS:
+        if server.auth.is_required and need is not None:
             endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
-            server.auth.identify(request, _NEEDS.get(name, "read"), endpoint or None)
-        caller = (request.caller,) if name in _ADMIN_METHODS else ()
+            server.auth.identify(request, need, endpoint or None)
+        caller = (request.caller,) if need == "admin" else ()
         document = orjson.loads(dump_json(method(server, message, *caller)))
         response = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
         return Reply({}, response.SerializeToString())

@@ -5,7 +5,6 @@ plots take them as they are.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
@@ -26,46 +25,36 @@ _MOST_SEED = 2**32 - 1
 _PARAMS = ("max_evals", "seed", "version")
 
 
-@dataclass(frozen=True, slots=True)
-class ExplainRequest:
-    """The rows to explain, and the parameters of the explainer.
-
-    Attributes:
-        max_evals: evaluations of the model a row; None: see `evaluations_per_row`.
-        version: the loaded version to explain; None: that of the variant that would predict.
-    """
-
-    feeds: Feeds
-    max_evals: int | None = None
-    seed: int = 0
-    version: str | None = None
-
-
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> Reply:
     """Explain the predictions of the endpoint (None: the default one). Explanations are not captured."""
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)
             variant = context.select_variant(endpoint)
-            decoded = _decode(server, request, variant)
+            feeds, params = _decode(server, request, variant)
             named = variant  # by the version in the body, or by its sticky column
-            if decoded.version is not None:
-                if decoded.version != variant.loaded.version:
-                    named = server.dataplane.select_variant(variant.endpoint, decoded.version)
+            if (version := params.get("version")) is not None:
+                if version != variant.loaded.version:
+                    named = server.dataplane.select_variant(variant.endpoint, version)
             elif variant.key is not None:
-                named = server.dataplane.sticky_variant(variant, decoded.feeds)
+                named = server.dataplane.sticky_variant(variant, feeds)
             if named is not variant:
                 variant = context.answer_by(named)
-                decoded = _decode(server, request, variant)
+                feeds, params = _decode(server, request, variant)
             predictor = variant.loaded.predictor
             # everything that can be refused is refused before the explainer's process is asked
-            rows, most = row_count(decoded.feeds), server.spec.explain_max_rows
+            rows, most = row_count(feeds), server.spec.explain_max_rows
             if rows > most:
                 message = f"the request has {rows} rows; at most {most} are explained at once (server.explain_max_rows)"
                 raise SchemaMismatch(message)
-            max_evals = evaluations_per_row(decoded, len(explained_features(predictor.artifact, decoded.feeds)))
-            outputs = predictor.run(decoded.feeds)
-            explanation = server.explainer.explain(variant.loaded.folder, decoded.feeds, max_evals, decoded.seed)
+            columns = len(explained_features(predictor.artifact, feeds))
+            once = 2 * columns + 1  # evaluations of one permutation of the columns
+            max_evals = params.get("max_evals") or _PERMUTATIONS * once
+            if max_evals < once:
+                message = f"{columns} columns need at least {once}, twice as many and one"
+                raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
+            outputs = predictor.run(feeds)
+            explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, params.get("seed") or 0)
             reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
         except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
             reply = context.fail(error)
@@ -73,10 +62,11 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     return reply
 
 
-def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> ExplainRequest:
-    """Decode the request for this variant: a table, or a JSON document of `/invocations`.
+def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tuple[Feeds, Mapping[str, Any]]:
+    """Decode the request for this variant: a table, or a JSON document of `/invocations` and its `params`.
 
-    The `params` of the document may hold `max_evals`, `seed` and `version`.
+    These are the evaluations of the model a row (`max_evals`), the `seed`, and the loaded `version` to explain, in
+    place of the one that would predict.
 
     Raises:
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_rows`; or the variant is not explained, or a
@@ -88,41 +78,20 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> Expl
     check_explainable(predictor.artifact)
     content_type = request.headers.get("content-type")
     if media_name(content_type) != JSON:
-        return ExplainRequest(decode_rows(content_type, request.body, predictor.schema, server.max_body_bytes))
+        return decode_rows(content_type, request.body, predictor.schema, server.max_body_bytes), {}
     document = load_json_object(content_type, request.body)
     feeds = mlflow.decode_document(document, predictor.schema)
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
         raise InvalidRequest(f"params holds {unknown[0][:60]!r}; explaining takes {', '.join(_PARAMS)}")
-    max_evals = _integer_param(params, "max_evals", 1, MOST_EVALS)
-    seed = _integer_param(params, "seed", 0, _MOST_SEED) or 0
-    version = params.get("version")
-    if not isinstance(version, str | None):
+    for name, least, most in (("max_evals", 1, MOST_EVALS), ("seed", 0, _MOST_SEED)):
+        value = params.get(name)
+        if value is not None and (type(value) is not int or not least <= value <= most):
+            expected = f"a whole number from {least} to {most} is expected"
+            raise InvalidRequest(f"params.{name} is {short_repr(value)}; {expected}")
+    if not isinstance(version := params.get("version"), str | None):
         raise InvalidRequest(f"params.version is {short_repr(version)}; a text is expected, as X-Model-Version has it")
-    return ExplainRequest(feeds, max_evals, seed, version)
-
-
-def _integer_param(params: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
-    value = params.get(name)
-    if value is not None and (type(value) is not int or not least <= value <= most):
-        raise InvalidRequest(f"params.{name} is {short_repr(value)}; a whole number from {least} to {most} is expected")
-    return value
-
-
-def evaluations_per_row(request: ExplainRequest, columns: int) -> int:
-    """Return the number of evaluations of the model for each row.
-
-    Raises:
-        InvalidRequest: the request allows too few evaluations for this many columns.
-    """
-    once = 2 * columns + 1
-    if request.max_evals is None:
-        return _PERMUTATIONS * once
-    if request.max_evals < once:
-        raise InvalidRequest(
-            f"params.max_evals is {request.max_evals}; {columns} columns need at least {once}, twice as many and one"
-        )
-    return request.max_evals
+    return feeds, params
 
 
 def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:

@@ -289,18 +289,10 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Snippet:
-    """A piece of code that runs as it is."""
-
-    title: str
-    code: str
-
-
 def snippets(
     base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
-) -> list[Snippet]:
-    """Return code that asks for the example's predictions.
+) -> dict[str, str]:
+    """Return code that asks for the example's predictions and runs as it is, by the tool that it uses.
 
     Args:
         base: the server's address, as http://127.0.0.1:8080.
@@ -309,16 +301,16 @@ def snippets(
     """
     body = invocations_example(schema, example)
     if not body:
-        return []
+        return {}
     url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
     sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
     headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
     curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
     python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
     answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
-    found = [Snippet("curl", curl), Snippet("Python, requests", f"{python}print(response.json(){answer})")]
+    found = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
     if tensors := v2_example(schema, example):
-        found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors, headers)))
+        found["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
     return found
 
 

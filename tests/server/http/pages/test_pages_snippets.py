@@ -52,8 +52,8 @@ def test_every_snippet_runs_and_is_answered(pages_server: Any, endpoint: str, an
 )
 def test_the_answer_to_a_chat_has_no_predictions(document: dict[str, Any], shown: str) -> None:
     schema = UndescribedSchema((), (), ())
-    _, python = snippets("http://a:1", "/invocations", "chat", schema, Example(document=document))
-    assert python.code.endswith(shown)
+    code = snippets("http://a:1", "/invocations", "chat", schema, Example(document=document))
+    assert code["Python, requests"].endswith(shown)
 
 
 @pytest.mark.parametrize(
