@@ -18,7 +18,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_object, json_type, media_type
-from mlflow_deploy_plugin.server.protocols.large_json import read_large_feeds
+from mlflow_deploy_plugin.server.protocols.large_json import read_large_csv, read_large_feeds
 
 _ACCEPTED = (JSON, CSV)
 _COLUMN_NAME_TYPES = {str, int}
@@ -165,9 +165,18 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     Without a header the fields are the signature's columns, in its order (those of a tensor have no names anyway).
 
     Raises:
-        InvalidRequest: not UTF-8, or not CSV.
+        InvalidRequest: not UTF-8, not CSV, or with more lines or columns than are taken.
         SchemaMismatch: a field is not of its column's type, a row has another length than the header, no rows.
     """
+    if len(body) > MOST_COLUMNS:  # many lines or columns are refused before a line is read
+        returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
+        if (count := body.count(b"\n") + returns) > MOST_LINES:
+            raise InvalidRequest(
+                f"the CSV has {count} lines; at most {MOST_LINES} are taken: send fewer, or send Arrow"
+            )
+        _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
+    if (feeds := read_large_csv(body, schema, has_header)) is not None:
+        return feeds
     lines = _parse_csv(body)
     if has_header:
         header, rows = lines[0], lines[1:]
@@ -220,15 +229,8 @@ def _parse_csv(body: bytes) -> list[list[str]]:
     """Return the fields of each line, and at least one line.
 
     Raises:
-        InvalidRequest: not UTF-8, not CSV, empty, or with more lines or columns than are taken.
+        InvalidRequest: not UTF-8, not CSV, empty, or with more columns than are taken.
     """
-    if len(body) > MOST_COLUMNS:  # many lines or columns are refused before a line is read
-        count = body.count(b"\n") + body.count(b"\r") - body.count(b"\r\n")
-        if count > MOST_LINES:
-            raise InvalidRequest(
-                f"the CSV has {count} lines; at most {MOST_LINES} are taken: send fewer, or send Arrow"
-            )
-        _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
     try:
         text = body.decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -107,6 +107,7 @@ def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact,
     kind, body = request_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_BYTES", 0)
+        patch.setattr(large_json, "_COLUMN_BYTES", 1)
         quick = outcome(body, artifact, SCHEMAS[kind])
     assert len(body) < large_json.LARGE_BYTES
     assert quick == outcome(body, artifact, SCHEMAS[kind])
