@@ -239,27 +239,31 @@ def _signal_after(parent: int, number: int) -> None:
         os._exit(0)
 
 
-def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Request]:
-    """Return an endless iterator over the requests of the parent.
+def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float = 0.0) -> Iterator[Request]:
+    """Return an iterator over the requests of the parent.
 
     A thread reads them from now on. When the parent has gone, the thread ends this process and everything that it has
     started, also while a request is computed.
 
     Args:
         receive: blocks until the next request; returns None or raises if the parent has gone.
+        end_seconds: the time in which the process may end by itself before. The iterator ends then.
     """
-    requests: queue.Queue[Request] = queue.Queue(1)
+    requests: queue.Queue[Request | None] = queue.Queue(1)
 
     def read() -> None:
         with contextlib.suppress(Exception):  # whatever it is, nothing can be read any more
             while (request := receive()) is not None:
                 requests.put(request)
+        if end_seconds:
+            requests.put(None)
+            time.sleep(end_seconds)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    return iter(requests.get, object())
+    return iter(requests.get, None)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 """MLflow's own scoring server sets the first, too: models may read it."""
+_PREDICTION_ID = "onnxserve.prediction_id"
+"""The tag by which a trace in MLflow, of a model that makes some, names its answer."""
 _NICENESS = 10
 """Explanations yield to predictions."""
 
@@ -46,6 +48,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     os.environ.update(_SERVING)
     logging.getLogger("mlflow.pyfunc.scoring_server").setLevel(logging.ERROR)  # it warns at every refused request
     try:
+        from mlflow.tracing import context as tracing_context
+
         from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # what it imports may be missing, as in the image
     except ImportError as error:
         raise CannotStart(
@@ -68,13 +72,17 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         _log.exception("the model cannot be loaded")
         raise CannotStart(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
-    def answer(question: SideMessage) -> SideMessage | Iterator[SideMessage]:
+    def answer(question: SideMessage) -> Iterator[SideMessage]:
         most = question.fields["most_values"]
-        if question.kind == "stream":
-            return scorer.stream(question.fields["content_type"], question.body, most)
-        if question.kind == "invocations":
-            return scorer.invoke(question.fields["content_type"], question.body, most)
-        return scorer.predict(question.arrays["feeds"], most)
+        if question.kind == "predict":
+            yield scorer.predict(question.arrays["feeds"], most)
+            return
+        content_type = question.fields["content_type"]
+        with tracing_context(tags={_PREDICTION_ID: question.fields["prediction_id"]}):
+            if question.kind == "stream":
+                yield from scorer.stream(content_type, question.body, most)
+            else:
+                yield scorer.invoke(content_type, question.body, most)
 
     return SideMessage(READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
 

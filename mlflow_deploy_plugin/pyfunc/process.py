@@ -31,6 +31,7 @@ Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
 """Returns the answer to one request, or its parts and an end, or raises `RequestRefused`. Called in several threads at
 once."""
 
+_END_SECONDS = 5.0
 _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
@@ -53,7 +54,10 @@ class RequestRefused(Exception):
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer until the worker has gone, which ends the process. Return if nothing can be made ready.
+    """Answer until the worker has gone, or return at once if nothing can be made ready.
+
+    The process ends soon after that. Before, the interpreter calls what libraries have registered for its end: MLflow
+    sends the traces that wait.
 
     Args:
         name: the role of this process in its log.
@@ -62,7 +66,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     die_with_parent()  # code that never lets go of the GIL dies by this
-    connections = requests_of_parent(lambda: receive_connection(control))
+    connections = requests_of_parent(lambda: receive_connection(control), _END_SECONDS)
     configure_logging(load_settings(), name)
     gc.disable()  # it would look through what is imported again and again
     try:

@@ -27,6 +27,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
+from mlflow.tracing import context as tracing_context
 from mlflow.types import DataType, Schema
 from pandas.api.types import is_object_dtype
 
@@ -408,7 +409,8 @@ class Scorer:
         if not example.is_file():
             return {}
         try:
-            outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
+            with tracing_context(enabled=False):  # nobody has asked
+                outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
         except RequestRefused as refusal:
             _log.warning("the model does not answer its own example (%s): %s", INPUT_EXAMPLE, refusal.message)
             return {}

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, WarmVersion, load_warm, worker_limit
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.settings import load_settings
@@ -56,6 +57,7 @@ class Server:
         self.shadows.close()
         self.capture.close()
         self.explainer.close()
+        SideProcess.wait_for_ends()
         if self.tracer:
             self.tracer.close()
 

@@ -17,14 +17,21 @@ from tests.support.ecs import read_line
 from tests.support.waiting import wait_until
 
 CHILD = """
-import sys
+import atexit, sys, time
+from mlflow_deploy_plugin.pyfunc import process
 from mlflow_deploy_plugin.pyfunc.process import CannotStart, RequestRefused, answer_all
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.side_process import SideMessage
 
 side_process.MAX_BYTES = 1000
+if sys.argv[1] == "hangs at its end":
+    process._END_SECONDS = 0.1
 
 def start():
+    if "end" in sys.argv[1]:
+        atexit.register(print, "sends what waits", flush=True, file=sys.stderr)
+    if sys.argv[1] == "hangs at its end":
+        atexit.register(time.sleep, 3600)
     if sys.argv[1] == "fails":
         raise CannotStart("the package 'x' is missing")
     return SideMessage("ready"), answer
@@ -92,6 +99,20 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     ours.close()
     control.close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "status"), [("has an end", "sends what waits\n", 0), ("hangs at its end", "", -9)]
+)
+def test_it_has_a_moment_to_end_when_the_worker_has_gone(
+    connections: tuple[socket.socket, socket.socket], tmp_path: Path, how: str, said: str, status: int
+) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        child = start(connections, how, log)
+    receive_message(connections[0])
+    connections[0].close()
+    assert child.wait(60) == status
+    assert (tmp_path / "log").read_text() == said
 
 
 def test_its_log_is_in_the_form_of_the_server_s(

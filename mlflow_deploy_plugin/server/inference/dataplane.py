@@ -125,11 +125,14 @@ class DataPlane:
             assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
             _check_deadline(deadline)
             began = time.perf_counter()
-            read = predictor.answer(request.body, deadline)
+            prediction_id = new_id()
+            read = predictor.answer(request.body, deadline, prediction_id)
             rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
             seconds, waited = time.perf_counter() - began, predictor.queue_seconds
             self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
-            return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
+            return self._capture_response(
+                variant, request, arrived, read.feeds, read.outputs, read.content, prediction_id=prediction_id
+            )
         if (
             self.cache is not None
             and variant.loaded.is_deterministic
@@ -157,7 +160,7 @@ class DataPlane:
         began = time.perf_counter()
         outcome, count, size = "abandoned", 0, 0
         sent: list[bytes] = []
-        with closing(predictor.stream(request.body, deadline)) as parts:
+        with closing(predictor.stream(request.body, deadline, prediction_id)) as parts:
             try:
                 for part in parts:
                     if not count:

@@ -239,7 +239,7 @@ class Shadows:
         answered_by = first.answered_by.predictor
         began = time.perf_counter()
         if first.body is not None and isinstance(predictor, PyfuncPredictor):
-            response = predictor.answer(first.body)
+            response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
             feeds, computed = response.feeds, response.outputs
         elif first.feeds:
             given = concatenate_feeds([copy.feeds for copy in batch])

@@ -101,30 +101,36 @@ class PyfuncPredictor:
         """Return the bare array of a single output, a mapping of several."""
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
-    def answer(self, body: OpaqueBody, deadline: float = math.inf) -> OpaqueResponse:
+    def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
         """Answer a body of `/invocations` with MLflow's own scoring functions.
+
+        Args:
+            prediction_id: a tag of the model's traces.
 
         Raises:
             InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.
             BodyTooLarge: it answers with more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        fields = {"content_type": body.content_type, "most_values": self._most_values}
-        message = SideMessage("invocations", fields, body=body.content)
-        answer = self._process.request(message, deadline)
+        answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
         feeds, outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs", "texts"))
         self._learn_outputs(outputs)
         return OpaqueResponse(answer.body, feeds, outputs or texts)
 
-    def stream(self, body: OpaqueBody, deadline: float = math.inf) -> Generator[OpaqueResponse, None, None]:
+    def stream(
+        self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
+    ) -> Generator[OpaqueResponse, None, None]:
         """Yield the parts of the answer to a body of `/invocations` as the model makes them, each as JSON.
 
         The first one has the feeds. Raises as `answer`.
         """
-        fields = {"content_type": body.content_type, "most_values": self._most_values}
-        with closing(self._process.stream(SideMessage("stream", fields, body=body.content), deadline)) as parts:
+        with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
             for part in parts:
                 yield OpaqueResponse(part.body, dict(part.arrays["feeds"]), {})
+
+    def _message(self, kind: str, body: OpaqueBody, prediction_id: str) -> SideMessage:
+        fields = {"content_type": body.content_type, "most_values": self._most_values, "prediction_id": prediction_id}
+        return SideMessage(kind, fields, body=body.content)
 
     def _learn_outputs(self, computed: Mapping[str, Array], source: str = "to its first request it answered") -> None:
         """Take the outputs of the first response for those of the model, if nothing else has declared them."""

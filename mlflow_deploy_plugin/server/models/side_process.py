@@ -12,7 +12,8 @@ A request that takes too long is given up. Its thread cannot be ended without it
 it has answered nobody since the request was sent, or if as many given-up requests still run as may run at once.
 
 The process ends with its worker, however that ends: it watches its first connection, and the kernel kills it when its
-parent thread, the keeper, has gone. It leads a process group, which is killed with it.
+parent thread, the keeper, has gone. It leads a process group, which is killed with it. If it is ended on purpose, it
+has a moment to send what it holds back, as traces.
 
 A message is a frame: a magic number, two lengths, then JSON, then arrays and bytes as they lie in memory. The JSON
 names the message, its plain fields and its arrays in order. Unlike a pickle, it holds no code, so that no message can
@@ -29,6 +30,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -278,6 +280,12 @@ class _ProcessRun:
             self._free.clear()
             self._given_up.clear()
 
+    def end(self) -> None:
+        """Have the process end by itself, and kill it if that takes too long."""
+        with contextlib.suppress(OSError):  # it has ended
+            self.control.shutdown(socket.SHUT_WR)
+        self.child.kill_after(_END_SECONDS)
+
     def exit_reason(self) -> str:
         """Return in words how it ended."""
         status = self.child.wait(_END_SECONDS)
@@ -326,6 +334,7 @@ class SideProcess:
             NotReady: it is not ready after `wait_seconds` (None to wait as long as it takes), but still starting.
         """
         self._keeper.start()
+        threading.Thread(target=self._end_when_closed, daemon=True).start()
         if not self._looked.wait(wait_seconds):
             raise NotReady(self._unavailable(), 1)
         if (first := self._first) is not None and not self.has_failed:
@@ -364,10 +373,17 @@ class SideProcess:
 
     def close(self) -> None:
         """End the process for good, without waiting."""
+        if (running := self._running) is not None:
+            running.is_ending = True
+        _ENDING.add(self)
         self._closed.set()
-        for running in (self._starting, self._running):
-            if running is not None:
-                running.child.kill()
+
+    @staticmethod
+    def wait_for_ends() -> None:
+        """Wait until those that are closed have ended, for a few seconds at most."""
+        deadline = time.monotonic() + _END_SECONDS
+        for keeper in [process._keeper for process in _ENDING if process._keeper.is_alive()]:
+            keeper.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def has_failed(self) -> bool:
@@ -479,9 +495,17 @@ class SideProcess:
                 self._serve(running)
             self._looked.set()
             if self.has_failed:
-                return  # `start` raises
+                self._closed.set()  # `start` raises
             pause = crashes.add(started_at)
             self._closed.wait(pause if crashes.in_a_row > 1 else 0.0)
+
+    def _end_when_closed(self) -> None:
+        """Run in a thread of its own: `close` may be called in a garbage collection, which can wait for nothing."""
+        self._closed.wait()
+        if (starting := self._starting) is not None:
+            starting.child.kill()
+        if (running := self._running) is not None:
+            running.end()
 
     def _serve(self, running: _ProcessRun) -> None:
         """Follow a process from its start to its end."""
@@ -517,3 +541,7 @@ class SideProcess:
             self._state = f"{running.exit_reason()} and is started anew"
         if not self._closed.is_set() and self._looked.is_set():  # else `start` raises
             logger.error("the process %d of this %s %s", running.child.pid, self._label, self._state)
+
+
+_ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()
+"""Those that are closed, while their processes may still run."""

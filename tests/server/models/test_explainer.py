@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, NotInstalled, NotReady, TooManyRequests
 from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Output
+from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.explainer import (
     MAX_COLUMNS,
     ExplainerClient,
@@ -52,7 +53,8 @@ HANGS, CRASHES = 1, 2
 
 
 @pytest.fixture
-def explainer(tmp_path: Path) -> Iterator[Callable[..., ExplainerClient]]:
+def explainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ExplainerClient]]:
+    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # the child does not end by itself
     child = tmp_path / "child.py"
     child.write_text(CHILD)
     made: list[ExplainerClient] = []

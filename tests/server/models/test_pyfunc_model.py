@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
+import yaml
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
@@ -322,3 +324,44 @@ def test_nothing_is_left_of_a_worker_that_is_killed(pyfunc_folders: dict[str, Pa
         assert running.post(json=trouble("ok")).json() == {"predictions": [{"do": "ok"}]}
         left = psutil.Process(running.process.pid).children(recursive=True)
     wait_until(lambda: not any(map(is_alive, left)), what="the end of all")
+
+
+TRACED = """
+import mlflow
+
+class Agent:
+    @mlflow.trace
+    def predict(self, data, params=None):
+        return data
+
+    @mlflow.trace
+    def predict_stream(self, data, params=None):
+        yield data
+
+def _load_pyfunc(path):
+    return Agent()
+"""
+
+
+def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "traced_agent.py").write_text(TRACED)
+    loader = {"loader_module": "traced_agent", "code": "code", "streamable": True}
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
+    (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
+    state_dir = tmp_path / "state"
+    servers.want(state_dir, 1, {"agent": {"v": servers.variant(tmp_path)}})
+    (state_dir / SPEC).write_text("name: agent\nvariants: {v: {model: x}}")
+    server = open_server(state_dir)
+    wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side process")
+    predictions = []
+    for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
+        answer = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        list(answer.pieces or ())
+        predictions.append(answer.headers["X-Prediction-Id"])
+    server.close()
+    traces = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_traces(locations=["0"])
+    assert {trace.info.tags["onnxserve.prediction_id"] for trace in traces} == set(predictions)
