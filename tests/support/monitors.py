@@ -91,6 +91,12 @@ class MonitoredWorld:
             times = [hour + timedelta(seconds=second) for second in range(rows)]
             self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
 
+    def due(self, **monitors: Mapping[str, Any]) -> None:
+        """Add an endpoint as `endpoint` does, and rows of the hour from NOON, which is due to be judged."""
+        self.endpoint("flights", **monitors)
+        self.rows(NOON)
+        self.now = NOON + HOUR + timedelta(minutes=6)
+
     def watermark(self, complete_until: datetime, agent: str = "one", **fields: Any) -> None:
         mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
         write_watermark(locate_log(self.settings.inference_log), mark)

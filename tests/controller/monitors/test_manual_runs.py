@@ -136,9 +136,7 @@ def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: Mo
 def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_tells(
     world: MonitoredWorld, by: str
 ) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.due()
     world.judge = lambda asked: "no drift"
     found = find_monitor(deployments(world), "flights", None)
 
@@ -155,9 +153,7 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
 
 
 def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.due()
     world.watermark(NOON + HOUR / 2)
     run(world)
 
@@ -191,9 +187,7 @@ def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by
 
 
 def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.due()
     waiting = replace(world.monitors.add("flights", "hourly", NOON, NOON + HOUR), attempts=1)
     world.monitors.update(waiting)
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
@@ -207,9 +201,7 @@ def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: Monit
 
 
 def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.due()
     world.start()
     world.wait_for(1)
     world.end()

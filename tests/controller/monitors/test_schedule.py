@@ -144,9 +144,7 @@ def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWor
         raise OnnxserveError("the reference cannot be read")
 
     world.judge = judge
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     world.start()
     window = world.wait_for_attempt(1)
 

@@ -156,9 +156,7 @@ def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: Monitore
         return "drift"
 
     world.judge = judge
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     world.start()
     for attempts in range(1, 9):
         window = world.wait_for_attempt(attempts)
@@ -196,9 +194,7 @@ def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> N
 
 
 def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     world.start()
     world.wait_for(1)
     world.end()
@@ -212,9 +208,7 @@ def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> N
 
 
 def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     world.start()
     (window,) = world.wait_for(1)
     world.end()
@@ -246,9 +240,7 @@ def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(world: Mon
         raise OnnxserveError("not now")
 
     world.judge = judge
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     world.start()
     wait_until(lambda: world.monitors.windows(states=("pending",)) and world.asked, SECONDS)
 
@@ -386,9 +378,7 @@ def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_eac
 def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_judged_meanwhile(
     world: MonitoredWorld,
 ) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     world.start()
     world.wait_for(1)
     world.end()
@@ -468,9 +458,7 @@ def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> Non
 
 
 def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running"))
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
@@ -483,9 +471,7 @@ def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: Monitor
 
 
 def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running", attempts=4))
 
@@ -507,9 +493,7 @@ def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) 
         return "drift"
 
     world.judge = judge
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
 
     world.start()
 
@@ -525,9 +509,7 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
         raise ProcessEnded("it was ended with the controller")
 
     world.judge = judge
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     over = world.start()
     wait_until(lambda: world.asked, SECONDS)
     over.set()
@@ -544,9 +526,7 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
 
 def test_what_a_monitor_has_told_is_over_when_it_is_taken_away(world: MonitoredWorld) -> None:
     world.judge = lambda asked: "drift"
-    world.endpoint(hourly={}, other={"every": "30d"})
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due(hourly={}, other={"every": "30d"})
     world.start()
     world.wait_for(1, "hourly")
     assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]

@@ -57,9 +57,7 @@ def test_an_alarm_is_told_of_though_a_person_has_had_later_windows_judged(world:
 
 
 def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due()
     over = world.start()
     world.wait_for(1)
     over.set()
@@ -72,9 +70,7 @@ def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: Monito
 
 
 def test_a_monitor_that_is_taken_out_while_it_is_judged_tells_nobody(world: MonitoredWorld) -> None:
-    world.endpoint(hourly={}, other={"every": "30d"})
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due(hourly={}, other={"every": "30d"})
 
     def judge(asked: object) -> str:
         world.store.replace_spec(world.spec(other={"every": "30d"}))
