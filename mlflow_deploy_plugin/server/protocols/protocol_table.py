@@ -326,7 +326,11 @@ def _openai_protocol(name: str, route: str) -> Protocol:
         if isinstance(text := document.get("input"), str):  # to OpenAI a message of the user; MLflow takes only a list
             check_depth(document)
             body = json.dumps(document | {"input": [{"role": "user", "content": text}]}).encode()
-        return INVOCATIONS.decode(headers, body, variant)
+        return INVOCATIONS.decode(headers, body, variant)._replace(encode=encode)
+
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        # MLflow's transformers answer a list of one answer
+        return EncodedResponse(response.body[1:-1] if response.body.startswith(b"[") else response.body)
 
     return Protocol(name, decode_request)
 

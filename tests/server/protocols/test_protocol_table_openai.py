@@ -9,7 +9,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.pyfunc import ChatModel, ResponsesAgent
+from mlflow.pyfunc import ChatModel, PythonModel, ResponsesAgent
 from mlflow.types.llm import (
     ChatChoice,
     ChatChoiceDelta,
@@ -54,6 +54,14 @@ class Responses(ResponsesAgent):
             yield ResponsesAgentStreamEvent(**self.create_text_delta(word, "1"))
 
 
+class ListedChat(PythonModel):
+    """Answers as MLflow's transformers of the task `llm/v1/chat` do: by a list of one answer."""
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        message = {"role": "assistant", "content": list(model_input["messages"])[-1]["content"]}
+        return [{"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}]
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("agents")
@@ -61,7 +69,10 @@ def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Pa
         warnings.simplefilter("ignore")
         for name, model in {"responses": Responses(), "chat": Chat()}.items():
             mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[])
-    folders = {"responses": root / "responses", "chat": root / "chat", "bias": bias_folders["1"]}
+        mlflow.pyfunc.save_model(
+            root / "listed", python_model=ListedChat(), pip_requirements=[], metadata={"task": "llm/v1/chat"}
+        )
+    folders = {name: root / name for name in ("responses", "chat", "listed")} | {"bias": bias_folders["1"]}
     state_dir = root / "state"
     write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer",))})
     endpoints = {name: {"v": servers.variant(folder)} for name, folder in folders.items()}
@@ -101,6 +112,11 @@ def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
     assert answer.choices[0].message.content == "hello you"
     parts = completions.create(model="any", messages=USER, stream=True)
     assert [part.choices[0].delta.content for part in parts] == ["hello", "you"]
+
+
+def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> None:
+    answer = client("/endpoints/listed").chat.completions.create(model="any", messages=USER)
+    assert answer.choices[0].message.content == "hello you"
 
 
 def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]) -> None:
