@@ -1,8 +1,8 @@
 """The fast path from a table to feeds, for nearly every request: the right columns, the right types, no gaps.
 
-`compile_fast_decoder` works out once a version which columns have which type and which input they end in. A request
-then takes one look at its types and one array a type. For anything unusual the decoder returns None, and
-`runtime/schema.py` decides, column by column, and names what is wrong. A property test holds both to the same feeds.
+`FastDecoder` works out once a version which columns have which type and which input they feed. A request then takes one
+look at its types and one array a type. For anything unusual the decoder returns None, and `runtime/schema.py` decides,
+column by column, and names what is wrong. A property test holds both to the same feeds.
 """
 
 import struct
@@ -352,16 +352,6 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
     return tuple(
         Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names)) for kind, names in members.items()
     )
-
-
-def compile_fast_decoder(
-    columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]
-) -> FastDecoder | None:
-    """Return a decoder for this signature; None if it has tensors, or numbers as text."""
-    is_text = {column.name: column.type == "string" for column in columns}
-    if not columns or any(is_text[name] != (entry.dtype == "str") for entry in inputs for name in entry.columns):
-        return None
-    return FastDecoder(columns, inputs, blocks)
 
 
 def _row_packer(entry: Input, form: str, block: str) -> Callable[[Sequence[Any]], Feeds | None]:

@@ -17,12 +17,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch, hint_for_missing, join_names
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, NO_REFUSALS, Column, Input, Output, Refusals, Tensor
-from mlflow_deploy_plugin.runtime.fast_decode import (
-    FastDecoder,
-    compile_fast_decoder,
-    compile_fast_tensor_decoder,
-    type_blocks,
-)
+from mlflow_deploy_plugin.runtime.fast_decode import FastDecoder, compile_fast_tensor_decoder, type_blocks
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,
     Feeds,
@@ -257,7 +252,10 @@ class Schema:
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
-        return compile_fast_decoder(self.columns, self.inputs, self._blocks)
+        """The decoder of tables that plainly fit; None for tensors, and if a number is fed as text."""
+        texts = {column.name for column in self.columns if column.type == "string"}
+        is_plain = all((name in texts) == (entry.dtype == "str") for entry in self.inputs for name in entry.columns)
+        return FastDecoder(self.columns, self.inputs, self._blocks) if self.columns and is_plain else None
 
     @cached_property
     def _fast_tensors(self) -> Callable[[Mapping[str, Any]], Feeds | None] | None:

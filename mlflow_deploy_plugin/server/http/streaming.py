@@ -1,7 +1,7 @@
-"""Responses that are sent while they are made, over a connection: to JSON Lines that are answered while they come, and
-the events of a model that answers in parts.
+"""Responses that are sent while they are made: the predictions for JSON Lines that are still coming, and the events of
+a model that answers in parts.
 
-If an error comes after the head was sent, the response ends without its last chunk, so that no client takes it for a
+If an error occurs after the head was sent, the response ends without its last chunk, so that no client takes it for a
 complete one. `stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the
 event loop.
 """

@@ -254,7 +254,7 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
     """Return the values of one column, at once if Python reads all of them as we do."""
     read = _FIELD_READERS.get(types.get(name, "string"), str)
     try:
-        if read is _float and "_" not in "".join(fields):
+        if read is float and "_" not in "".join(fields):
             return list(map(float, fields))
     except ValueError:
         pass  # missing and wrong values are read one by one
@@ -264,6 +264,8 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
             values.append(None)
             continue
         try:
+            if "_" in text and read is not str:  # Python reads "1_000" as a number, which a CSV file does not mean
+                raise ValueError
             values.append(read(text))
         except (KeyError, ValueError):
             raise SchemaMismatch(
@@ -272,27 +274,16 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
     return values
 
 
-def _float(text: str) -> float:
-    return float(_without_underscore(text))
-
-
 def _integer(text: str) -> int | float:
     """Return a float for a number with a point or an exponent; the schema takes it if it is whole."""
     try:
-        return int(_without_underscore(text))
+        return int(text)
     except ValueError:
-        return _float(text)
-
-
-def _without_underscore(text: str) -> str:
-    """Refuse the underscore: Python reads "1_000" as a number, which a CSV file does not mean."""
-    if "_" in text:
-        raise ValueError(text)
-    return text
+        return float(text)
 
 
 _FIELD_READERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("double", "float", "float16", "float32", "float64"), _float),
+    **dict.fromkeys(("double", "float", "float16", "float32", "float64"), float),
     **dict.fromkeys(("integer", "long"), _integer),
     **{f"{sign}int{bits}": _integer for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **dict.fromkeys(("boolean", "bool"), lambda text: _BOOLEANS[text.strip().lower()]),
