@@ -89,7 +89,8 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
 def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for a block of rows, and return their sums, [rows, targets]."""
-    # a column stands there with -inf for what is missing too, if the comparison has to hold for it at some splits
+    # the columns that splits compare, [columns, rows]; one whose missing values count as holding for some splits stands
+    # there once more, with -inf in their place
     codes = levels.column * 2 + levels.default
     used = np.unique(codes)
     places = np.searchsorted(used, codes)
@@ -98,41 +99,44 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
         columns = graph.node("Where", [graph.node("IsNaN", [columns]), missing, columns])
 
-    # symmetric trees have one split a level
-    nodes = [each[:, :1] if (each == each[:, :1]).all() else each for each in levels.nodes]
-    are_compared = [level < _COMPARED_LEVELS or each.shape[1] == 1 for level, each in enumerate(nodes)]
-    compared = np.unique(np.concatenate([each.ravel() for each, one in zip(nodes, are_compared, strict=True) if one]))
+    # the splits that are compared for all rows, [splits, rows]; a symmetric tree has one split a level
+    nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
+    are_compared = [depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)]
+    compared = np.unique(np.concatenate([level.ravel() for level, one in zip(nodes, are_compared, strict=True) if one]))
     values = graph.node("Gather", [columns, places[compared]], axis=0)
-    holding = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
-    holding = graph.node("Cast", [holding], to=TensorProto.UINT8)
+    holds = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
+    holds = graph.node("Cast", [holds], to=TensorProto.UINT8)
 
+    # each row's node in each tree, [trees, rows], level by level; a step is 1 if the comparison at the node holds
     position, kind = "", TensorProto.UINT8
-    steps: list[str] = []  # 1 where the comparison holds, at each level so far
-    for level, (each, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
-        if level == 8:  # bytes hold the positions so far, and are computed four times as fast
+    steps: list[str] = []
+    for depth, (level, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
+        if depth == 8:  # bytes hold the positions so far, and are computed four times as fast
             kind = TensorProto.INT32
             position = graph.node("Cast", [position], to=kind)
         if is_compared:
-            found = [graph.node("Gather", [holding, np.searchsorted(compared, one)], axis=0) for one in each.T]
-            for before in reversed(steps if len(found) > 1 else []):
+            # of all nodes of the level, the steps so far choose the row's own: the last one halves them, and so on
+            choices = [graph.node("Gather", [holds, np.searchsorted(compared, node)], axis=0) for node in level.T]
+            for before in reversed(steps if len(choices) > 1 else []):
                 condition = graph.node("Cast", [before], to=TensorProto.BOOL)
-                pairs = zip(found[1::2], found[::2], strict=True)
-                found = [graph.node("Where", [condition, odd, even]) for odd, even in pairs]
-            [step] = found
+                pairs = zip(choices[1::2], choices[::2], strict=True)
+                choices = [graph.node("Where", [condition, odd, even]) for odd, even in pairs]
+            [step] = choices
         else:
             at = graph.node("Cast", [position], to=TensorProto.INT32)
-            place = graph.node("GatherElements", [places[each].astype(np.int32), at], axis=1)
+            place = graph.node("GatherElements", [places[level].astype(np.int32), at], axis=1)
             values = graph.node("GatherElements", [columns, place], axis=0)
-            threshold = graph.node("GatherElements", [levels.threshold[each], at], axis=1)
+            threshold = graph.node("GatherElements", [levels.threshold[level], at], axis=1)
             step = graph.node("Cast", [graph.node(levels.comparison, [values, threshold])], to=TensorProto.UINT8)
         steps.append(step)
         number = graph.node("Cast", [step], to=kind)
         position = graph.node("Add", [graph.node("Add", [position, position]), number]) if position else number
 
+    # the leaves at these positions, summed in groups in 32 bits, then as wide as the base
     leaf = graph.node("Cast", [position], to=TensorProto.INT32)
     targets, trees, leaves = levels.value.shape
     size = trees // levels.groups
-    sums = []  # of each group, [groups, rows]
+    sums = []
     for table in levels.value if len(nodes[0]) == trees else [levels.value.reshape(-1, leaves)]:
         values = graph.node("GatherElements", [table, leaf], axis=1)
         grouped = graph.node("Reshape", [values, [len(table) // size, size, -1]])
