@@ -37,9 +37,9 @@ from mlflow_deploy_plugin.version import __version__
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _CONNECT_SECONDS = 5.0
 _MOST_LABELS = 10_000
-"""Labels in a request, as `server/protocols/feedback.py` takes them."""
+"""The most labels of one request, as in `server/protocols/feedback.py`."""
 _REFUSED_UNDONE = (429, 503)
-"""Statuses of requests of which nothing was computed."""
+"""The statuses of requests that are sent again: nothing of them was computed."""
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -47,15 +47,16 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """When a request is sent again: after a failed connection, 429 and 503, before which nothing was computed.
+    """The number of tries of a request, and the pauses between them.
 
-    A pause is drawn between zero and a bound that doubles ("full jitter",
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server names one (`Retry-After`),
-    it is that, and up to a tenth more, so that not all clients come back in the same moment.
+    A request is sent again after a failed connection, and after 429 and 503: nothing of it was computed. The pause is
+    drawn between zero and a bound that doubles ("full jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server names a pause
+    (`Retry-After`), it is that and up to a tenth more, so that not all clients come back at the same moment.
 
     Attributes:
-        tries: requests in all; 1 never tries again.
-        first_pause_seconds / max_pause_seconds: the bounds of the first pause and of any.
+        tries: the most requests; 1 never tries again.
+        first_pause_seconds / max_pause_seconds: the bound of the first pause, and the largest bound.
     """
 
     tries: int = 4
@@ -71,13 +72,13 @@ class RetryPolicy:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The answer to some rows. `np.asarray(prediction)` is its only output.
+    """The answer to some rows. `np.asarray(prediction)` returns its only output.
 
     Attributes:
-        values: one output as an array, rows first; several by their names.
-        id: the X-Prediction-Id, to which labels are sent; empty if the server gives none.
-        model / version: which model answered; empty as well.
-        request_id: the caller's X-Request-Id, or the one that the server has made.
+        values: the only output as an array, rows first; several outputs by their names.
+        id: the X-Prediction-Id, by which labels are sent; empty if the server gives none.
+        model / version: the model that answered, and its version; empty if the server does not name them.
+        request_id: the caller's X-Request-Id, or one that the server has made.
     """
 
     values: Array | dict[str, Array]
@@ -100,15 +101,15 @@ class Client:
     """A client of one endpoint. Any number of threads may share it.
 
     Args:
-        url: of the server, or of the prefix under which a model is mounted (`http://HOST:PORT[/PREFIX]`).
-        endpoint: the name of the endpoint; None for the default one of the server.
-        timeout_seconds: for a whole call, pauses included.
+        url: the address of the server, or of a mounted model (`http://HOST:PORT[/PREFIX]`).
+        endpoint: the name of the endpoint; None for the server's default one.
+        timeout_seconds: the time for a whole call, with its pauses.
         headers: sent with every request, e.g. `{"Authorization": "Bearer KEY"}` for a server that asks for an API key.
-        retries: when a request is sent again.
-        connections: that are kept open; more threads open further ones for the moment.
-        only_json: send nothing in Arrow or numpy's format, as to a pyfunc whose signature names no inputs. It becomes
-            true when a server refuses them.
-        pool: what sends the requests, if it needs a proxy (`urllib3.ProxyManager`) or certificates of its own
+        retries: the tries of a request, and the pauses between them.
+        connections: the number of connections that are kept open. More threads open further ones for one request.
+        only_json: send only JSON, which every model takes, and neither Arrow nor numpy's format. It becomes true once
+            the server has refused these, as for a pyfunc whose signature names no inputs.
+        pool: sends the requests. It is given for a proxy (`urllib3.ProxyManager`), or for certificates of one's own
             (`urllib3.PoolManager(ca_certs=…)`).
         generator: draws the pauses.
 
@@ -156,20 +157,20 @@ class Client:
         event_time: datetime | None = None,
         request_id: str | None = None,
     ) -> Prediction:
-        """Return what the model's `predict` answers.
+        """Return the predictions of the model's `predict` for these rows.
 
         Args:
             rows: a frame; an array of [rows, columns] in the signature's order, or the model's tensor; a dict of
                 columns or tensors by name; a list of records or rows; one record.
-            params: MLflow's, for a model that takes some.
-            event_time: when the rows happened, with its time zone; else the time of the request counts.
-            request_id: 1 to 128 visible ASCII characters that the logs shall show.
+            params: MLflow's params, for a model that takes them.
+            event_time: the time of the event that the rows describe, with a time zone; else that of the request.
+            request_id: the id of the request in the server's logs, 1 to 128 visible ASCII characters.
 
         Raises:
             InvalidRequest: the rows have no form that can be sent, or the server refuses them.
-            TooManyRequests, NotReady: it refuses, or does not answer, until there is no time or try left.
+            TooManyRequests, NotReady: the server refuses, or does not answer, until no time or try is left.
             DeadlineExceeded: the time is up.
-            OnnxserveError: anything else; every error of the server has its `request_id` and `status`.
+            OnnxserveError: any other error. Every error of the server has its `request_id` and `status`.
         """
         named = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
         headers = {name: value for name, value in named.items() if value}
@@ -186,11 +187,11 @@ class Client:
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
     def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Prediction:
-        """Return outputs of the graph by their names: a classifier's `probabilities` too.
+        """Return outputs of the graph by their names, also those that `predict` leaves out, as `probabilities`.
 
         Args:
-            inputs: tensors of the graph, or the columns of the signature as [N] or [N, 1].
-            outputs: those that are wanted; None: all.
+            inputs: the tensors of the graph, or the columns of the signature as [N] or [N, 1].
+            outputs: the names of the outputs; None for all.
 
         Raises:
             InvalidRequest: an array has no datatype of the protocol (V2), or as `predict`.
@@ -208,9 +209,9 @@ class Client:
 
         Args:
             rows: as in `predict`.
-            max_evals: evaluations of the model a row.
-            seed: of the permutations.
-            version: the loaded version to explain; None: the one that would predict.
+            max_evals: the most evaluations of the model for a row.
+            seed: the seed of the permutations.
+            version: the loaded version to explain; None for the one that would predict.
 
         Raises:
             InvalidRequest: the model cannot be explained, or as `predict`.
@@ -226,9 +227,9 @@ class Client:
         """Send the true labels of an earlier prediction, and return how many the server has taken.
 
         Args:
-            prediction: or its id.
-            labels: one for each row, in their order; by the row's number, from 0; or one for all rows. None takes an
-                earlier label back.
+            prediction: the prediction, or its id.
+            labels: a label for each row, in their order; labels by the number of the row, from 0; or one for all rows.
+                The label None takes an earlier one back.
 
         Raises:
             InvalidRequest: the prediction has no id, or a label is no text, number or boolean.
@@ -254,7 +255,7 @@ class Client:
         return document
 
     def ready(self) -> bool:
-        """Return whether the endpoint answers predictions now. Asks once, and waits for nobody."""
+        """Return True if the endpoint answers predictions now. The server is asked once, without a retry."""
         url = f"{self._base}/ping" if self.endpoint is None else f"{self._base}/v2/models/{self._name()}/ready"
         try:
             self._send("GET", url, retries=RetryPolicy(tries=1))
@@ -336,11 +337,9 @@ def _in_thread(
 
 
 class AsyncClient:
-    """The same for asyncio: each call runs in one of `connections` threads, over one pool of connections.
+    """A `Client` for asyncio, with the same arguments. Each call runs in one of `connections` threads.
 
-    A thread costs less than a client of asyncio's own does (docs/client.md).
-
-    Args: as `Client`.
+    A thread costs less than a client of asyncio's own (docs/client.md).
     """
 
     def __init__(self, url: str, endpoint: str | None = None, **options: Any) -> None:
@@ -369,7 +368,7 @@ class AsyncClient:
 
 
 def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> OnnxserveError:
-    """Return the error that a server's response without success means, in the server's words."""
+    """Return the error of a response without success, in the server's words."""
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:

@@ -1,6 +1,6 @@
-"""The rows of a request in the form that they travel in, and the arrays of its answer.
+"""The rows of a request as bytes, and the bytes of its answer as arrays.
 
-A frame is anything with `__arrow_c_stream__` (pandas, polars, pyarrow), so that none of them is imported to find out:
+A frame of pandas, polars or pyarrow is recognised by `__arrow_c_stream__`, without an import of its library:
 https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 """
 
@@ -35,7 +35,7 @@ def encode_json(rows: Any, extras: Mapping[str, Any] | None = None) -> bytes:
     null.
 
     Args:
-        extras: what stands beside the rows, as `params`.
+        extras: the fields beside the rows, as `params`.
 
     Raises:
         InvalidRequest: the rows are none of these, or hold a value that JSON has no form for.
@@ -166,7 +166,7 @@ def as_array(values: Any) -> Array:
 
 
 def _has_unnamed_columns(rows: Any) -> bool:
-    """Return whether this is a frame of pandas whose columns are known by their position."""
+    """Return True for a frame of pandas whose columns have numbers for names."""
     return getattr(getattr(rows, "columns", None), "inferred_type", "") == "integer"
 
 
