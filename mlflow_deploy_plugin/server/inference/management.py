@@ -51,7 +51,7 @@ def model_metadata(server: Server, endpoint: str, version: str | None = None) ->
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
     """Return the document of a model that is ready. Raises NotReady if it is not; the message says why."""
-    if reason := server.dataplane.select_variant(endpoint, version).loaded.unavailable_reason:
+    if reason := server.dataplane.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
 
@@ -78,7 +78,7 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
         for loaded in {variant.loaded.version: variant.loaded for variant in served.variants.values()}.values():
-            version, reason = loaded.version, loaded.unavailable_reason
+            version, reason = loaded.version, loaded.predictor.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
                 entries.append({"name": name, "version": version, "state": state, "reason": reason})

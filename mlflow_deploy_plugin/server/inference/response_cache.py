@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -30,14 +30,6 @@ _ENTRY_BYTES = 1024
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
-
-
-class ResponseCache(Protocol):
-    """Outputs by the digest of a request."""
-
-    def get(self, key: bytes) -> Outputs | None: ...
-
-    def put(self, key: bytes, outputs: Outputs) -> None: ...
 
 
 def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
@@ -139,6 +131,9 @@ class RedisCache:
             self._client.set(_PREFIX + key, content, ex=self._seconds)
         except self._failures as error:
             self._circuit.record_failure(error)
+
+
+ResponseCache = MemoryCache | RedisCache
 
 
 def open_cache(

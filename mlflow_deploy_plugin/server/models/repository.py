@@ -176,7 +176,8 @@ class Repository:
         if self._generation is None:
             return _NOT_LOADED
         table = self.table
-        if not table or any(not one.loaded.unavailable_reason for served in table.values() for one in served.answering):
+        answering = (variant.loaded.predictor for served in table.values() for variant in served.answering)
+        if not table or not all(predictor.unavailable_reason for predictor in answering):
             return ""
         return self.unavailable_reason(next(iter(table)))
 
@@ -188,7 +189,8 @@ class Repository:
     def unavailable_reason(self, endpoint: str) -> str:
         """Return why no version of the endpoint answers."""
         applied, served = self._applied.get(endpoint), self.table.get(endpoint)
-        reasons = {name: one.loaded.unavailable_reason for name, one in served.variants.items()} if served else {}
+        held = served.variants if served else {}
+        reasons = {name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()}
         reasons |= (applied.errors if applied else {}) | self._errors.get(endpoint, {})
         listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
         return f"endpoint {endpoint!r} has no version that answers" + (f": {listed}" if listed else "")

@@ -41,11 +41,6 @@ class LoadedVersion:
         files = artifact.digests.values() or [str(self.folder)]
         return self.model, self.version, artifact.model_id, artifact.run_id, *files
 
-    @property
-    def unavailable_reason(self) -> str:
-        """The reason why the version, though loaded, cannot answer just now; empty if it can."""
-        return self.predictor.unavailable_reason
-
 
 @dataclass(frozen=True)
 class ServedVariant:
