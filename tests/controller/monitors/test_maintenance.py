@@ -1,5 +1,6 @@
 """The log's upkeep beside the rollouts."""
 
+import glob
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until
 
 
-def files(folder: Path) -> list[Path]:
-    return list((folder / "inference_log" / "endpoint=flights").rglob("*.parquet"))
+def files(folder: Path) -> list[str]:
+    """Return the files of the log. (`Path.rglob` raises where the upkeep removes a folder meanwhile.)"""
+    return glob.glob("inference_log/endpoint=flights/**/*.parquet", root_dir=folder, recursive=True)
 
 
 @contextmanager
