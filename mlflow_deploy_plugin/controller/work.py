@@ -35,16 +35,11 @@ def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
     """Return the first time after `after`, in UTC, of a crontab line, as `crontab_times` has them.
 
     Raises:
-        InvalidConfig: it cannot be read, or no time ever fits it.
+        InvalidConfig: this machine does not know the time zone.
     """
-    try:
-        times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
-        # in the second of two equal hours they begin with those of the first
-        return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
-    except ValueError as error:
-        raise InvalidConfig(f"schedule {schedule!r}: {error}") from None
-    except StopIteration:
-        raise InvalidConfig(f"schedule {schedule!r} names a time that never comes") from None
+    times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
+    # in the second of two equal hours they begin with those of the first
+    return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
 
 
 def backoff(failures: int) -> timedelta:

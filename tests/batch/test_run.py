@@ -29,12 +29,12 @@ from mlflow.types import ColSpec, Schema
 from mlflow_deploy_plugin.batch import BatchPlan, run_batch
 from mlflow_deploy_plugin.batch.manifest import BatchOutput
 from mlflow_deploy_plugin.batch.run import BatchProgress
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.services.s3 import s3_server
 from tests.support.tracking import tracking_at
-from tests.support.waiting import wait_until
+from tests.support.waiting import free_port, wait_until
 
 from .conftest import flights, labels, write
 
@@ -244,6 +244,7 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
         ("in", "in/below", "lie in each other: name another folder"),
         ("in", "out.parquet", "--output .*out.parquet is the name of a file"),
         ("in", "taken", "--output .*taken holds a.txt, which no batch has written"),
+        ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
         ("ftp://host/x", "out", "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX"),
     ],
 )
@@ -251,6 +252,7 @@ def test_mistakes_are_refused_before_a_row_is_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input: str, output: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     fill(tmp_path / "in", 1)
     for name in ("empty", "strange/notes.txt", "double/a.csv", "double/a.jsonl", "taken/a.txt"):
         path = tmp_path / name
@@ -263,7 +265,7 @@ def test_mistakes_are_refused_before_a_row_is_read(
         Path("pair", name).mkdir(parents=True)
         Path("pair", name, other).symlink_to(tmp_path / "pair" / other)
 
-    with pytest.raises((InvalidConfig, AlreadyExists), match=message):
+    with pytest.raises(OnnxserveError, match=message):
         run_batch(BatchPlan(str(model), input, output, output_format="parquet"))
 
 

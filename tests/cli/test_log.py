@@ -132,6 +132,15 @@ def test_a_mistake_is_one_line(writer: LogWriter, arguments: tuple[str, ...], me
     assert message in said(log("query", *arguments))
 
 
+def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "log", "query", "flights", "-o", "parquet"]
+    terminal, output = os.openpty()
+    ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    for end in (terminal, output):
+        os.close(end)
+    assert (ended.returncode, ended.stderr) == (1, "Error: Parquet is nothing for a terminal: name a FILE\n")
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_what_a_form_has_no_room_for_is_said_in_one_line(writer: LogWriter, tmp_path: Path, form: str) -> None:
     message = said(log("query", "flights", str(tmp_path / f"rows.{form}"), "--select", "INTERVAL 1 DAY"))

@@ -18,6 +18,12 @@ def test_a_time_zone_has_to_be_known_where_it_is_said() -> None:
     assert configure(spec, {"monitors.daily.time_zone": ""}).monitors["daily"].time_zone == "UTC"
 
 
+@pytest.mark.parametrize("traffic", ["flights=100", {}, 7])
+def test_traffic_is_a_weight_of_each_name(traffic: object) -> None:
+    with pytest.raises(InvalidConfig, match=r"traffic is \{NAME: WEIGHT\}, not .*: -C traffic\.NAME=WEIGHT$"):
+        configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

@@ -495,7 +495,7 @@ def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) 
     world.judge = judge
     world.due()
 
-    world.start()
+    world.start(lease_seconds=3)
 
     (window,) = world.wait_for(1)
     assert (window.verdict, len(world.asked)) == ("no drift", 2)

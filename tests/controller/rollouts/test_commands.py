@@ -9,13 +9,15 @@ import pytest
 from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.commands import (
     RolloutRequest,
+    command_rollout,
     describe_rollout,
+    last_rollout,
     require_controller,
     stall_reason,
     start_rollout,
 )
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
@@ -75,3 +77,13 @@ def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
     told = describe_rollout(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
 
     assert "many requests failed; 100% of the evidence that would end it" in told
+
+
+def test_what_a_rollout_cannot_do_in_its_state_is_refused(store: Store, tmp_path: Path) -> None:
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    with pytest.raises(NotFound, match="endpoint 'flights' has had no rollout"):
+        last_rollout(store, "flights")
+
+    store.add_rollout("flights", PLAN.to_json(), "stepping")
+    with pytest.raises(InvalidConfig, match="the rollout of 'flights' cannot be resumed: it is stepping"):
+        command_rollout(deployments, "flights", "resume")

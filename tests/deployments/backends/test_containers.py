@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import APIError
 
 from mlflow_deploy_plugin.deployments.backends.containers import (
     DIGEST,
     check_registry,
+    docker_errors,
     listener_options,
     make_folder,
     server_options,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
 
@@ -131,3 +133,23 @@ def test_a_registry_within_reach_is_not() -> None:
     check_registry("http://172.17.0.1:5000", is_host=False)
     check_registry("http://127.0.0.1:5000", is_host=True)
     check_registry("databricks-uc", is_host=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        ("Bind for 0.0.0.0:8123 failed: port is already allocated", InvalidConfig, "port 8123 on .* choose another by"),
+        ("listen tcp4 0.0.0.0:8123: bind: address already in use", InvalidConfig, "port 8123 on .* choose another by"),
+        ('The name "/x" is already in use by container "7"', AlreadyExists, "another container has the name: .*/x"),
+        ("Range of CPUs is from 0.01 to 4.00", InvalidConfig, "container.cpus: Range of CPUs is from 0.01 to 4.00"),
+        ("network ml not found", InvalidConfig, "container.network: there is no Docker network ml"),
+        ("could not select device driver", InvalidConfig, "this engine has not NVIDIA's container toolkit"),
+        ("bind source path does not exist: /x", InvalidConfig, "does not see a folder of this machine: .*/x"),
+        ("the disk\nis full", DeploymentFailed, "Docker says: the disk is full"),
+    ],
+)
+def test_what_an_engine_refuses_is_told_by_the_field_that_changes_it(
+    said: str, kind: type[OnnxserveError], message: str
+) -> None:
+    with pytest.raises(kind, match=message), docker_errors(flights()):
+        raise APIError("409 Client Error", explanation=said)

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_port, choose_port, is_port_free
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LOG, METRICS, claim_state_dir
@@ -28,6 +28,8 @@ def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
 
     assert choose_port("127.0.0.1", []) == free_port
     assert choose_port("127.0.0.1", [free_port]) > free_port
+    with pytest.raises(DeploymentFailed, match=f"no port from {free_port} to .* is free: give one by -C server.port="):
+        choose_port("127.0.0.1", range(free_port, 65536))
 
 
 def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:

@@ -159,8 +159,6 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
     try:
         table = read_parquet(path)
         times = event_times(table)
-    except FileNotFoundError:
-        raise InvalidArtifact(f"{shown} lacks its reference {path.name!r}") from None
     except (OSError, pa.ArrowException) as error:
         raise InvalidArtifact(f"the reference {path.name!r} of {shown} cannot be read: {error}") from None
     notes = () if times is not None else (_NO_TIMES,)

@@ -170,6 +170,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
     "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither texts"),
     "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
     "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
+    "catboost, powers": (lambda: cat("Regressor", loss_function="Lq:q=2").fit(FULL, SCORE), "the loss Lq"),
     "catboost, categories": (
         lambda: cat(cat_features=["kind", "code"]).fit(CODES, TWO),
         "features that are no numbers",

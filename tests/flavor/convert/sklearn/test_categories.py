@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
+from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
@@ -108,3 +109,10 @@ def test_gaps_are_marked_by_the_imputer_s_indicator(weather: tuple[pd.DataFrame,
     model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(numbers, labels)
 
     assert wrap(model, numbers).report.state == "proven"
+
+
+def test_ordinals_of_infrequent_categories_are_refused() -> None:
+    table = pd.DataFrame({"kind": ["a", "b", "c", "a"] * 5})
+    model = make_pipeline(OrdinalEncoder(min_frequency=6), Ridge()).fit(table, np.arange(20))
+    with pytest.raises(ConversionError, match="OrdinalEncoder with infrequent categories"):
+        wrap(model, table)

@@ -132,6 +132,7 @@ def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.Monke
         (RadiusNeighborsClassifier(9.0, outlier_label=7), "an outlier_label that is no class"),
         (LabelPropagation(kernel=lambda x, y: np.ones((len(x), len(y)))), "a kernel that is a Python function"),
         (KernelRidge(kernel=lambda x, y: float(x @ y)), "kernel=<function"),
+        (KernelRidge(kernel="rbf", kernel_params={"gamma": 2}), "KernelRidge with kernel_params"),
         (make_pipeline(KNNImputer(missing_values=-1), Ridge()), "missing_values other than NaN"),
         (make_pipeline(Isomap(n_neighbors=None, radius=9.0), Ridge()), "Isomap with a radius"),
     ],
