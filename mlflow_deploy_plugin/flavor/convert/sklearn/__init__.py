@@ -1,19 +1,19 @@
 """scikit-learn estimators and pipelines, and boosters of XGBoost, LightGBM and CatBoost, converted by skl2onnx.
 
-| module                                  | content                                                              |
-|-----------------------------------------|----------------------------------------------------------------------|
-| `estimators.py`                         | the parts of a fitted estimator, and the graph's inputs              |
-| `stand_ins.py`                          | estimators that stand in for others                                  |
-| `libraries/`                            | stand-ins for category_encoders, feature-engine, interpret and skrub |
-| `convertible.py`                        | the copy of an estimator that skl2onnx converts correctly            |
-| `graph.py`                              | nodes, casts and outputs of the graph                                |
-| `boundary_values.py`                    | thresholds, categories and terms, for the parity rows                |
-| `boosters.py`                           | XGBoost, LightGBM and CatBoost                                       |
-| `levels.py`                             | boosted trees for many rows                                          |
-| `nets.py`                               | nets of skorch, and TabNet's regressor                               |
-| `categories.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong                         |
-| `refused_rows.py`                       | rows that a step within the original refuses                         |
-| `formulas/`                             | all other estimators, as formulas of numpy                           |
+| module               | content                                                              |
+|----------------------|----------------------------------------------------------------------|
+| `estimators.py`      | the parts of a fitted estimator, and the graph's inputs              |
+| `stand_ins.py`       | estimators that stand in for others                                  |
+| `libraries/`         | stand-ins for category_encoders, feature-engine, interpret and skrub |
+| `convertible.py`     | the copy of an estimator that skl2onnx converts correctly            |
+| `graph.py`           | nodes, casts and outputs of the graph                                |
+| `boundary_values.py` | thresholds, categories and terms, for the parity rows                |
+| `boosters.py`        | the trees of XGBoost, LightGBM and CatBoost                          |
+| `trees.py`           | trees as arrays and as nodes, and those that skl2onnx would change   |
+| `levels.py`          | boosted trees for many rows                                          |
+| `nets.py`            | nets of skorch, and TabNet's regressor                               |
+| `refused_rows.py`    | rows that a step within the original refuses                         |
+| `formulas/`          | estimators as formulas of numpy, which are written as graphs         |
 """
 
 import warnings
@@ -27,14 +27,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from onnx import helper
-from skl2onnx import convert_sklearn, update_registered_converter
+from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
-from sklearn.feature_extraction.text import HashingVectorizer
 from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
@@ -49,7 +48,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, formulas, levels, nets, texts, trees
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, formulas, levels, nets, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -65,6 +64,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     OPSETS,
     Precision,
     finish_outputs,
+    no_shapes,
     parse_columns,
     round_before_last_step,
     widen,
@@ -246,9 +246,6 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     return of_several_targets if has_several else None
 
 
-_OWN: dict[type, tuple[Any, Any]] = {**categories.CONVERTERS, **texts.CONVERTERS, **trees.CONVERTERS}
-"""The shape calculators and converters that skl2onnx lacks, or has wrong."""
-
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
 
 
@@ -258,11 +255,9 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     Raises:
         ConversionError: a step has no converter; the message names it.
     """
-    boosters.register()
     formulas.register()
     nets.register()
-    update_registered_converter(HashingVectorizer, "OnnxserveHashingVectorizer", *_OWN[HashingVectorizer])
-    own = _OWN | formulas.PRECISE | categories.PRECISE if precision == "double" else _OWN
+    precise = formulas.PRECISE if precision == "double" else {}
     try:
         copy = convertible_copy(fitted)
         if precision == "double_until_last_step":
@@ -275,8 +270,8 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix; the default is a list of mappings
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
-                custom_conversion_functions={kind: convert for kind, (_, convert) in own.items()},
-                custom_shape_calculators={kind: shapes for kind, (shapes, _) in own.items()},
+                custom_conversion_functions=precise,
+                custom_shape_calculators=dict.fromkeys(precise, no_shapes),
                 custom_parsers={ColumnTransformer: parse_columns},
                 target_opset=OPSETS,
                 intermediate=True,

@@ -22,21 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.categories import encode
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, register_converter
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
-    LEAF,
-    Boosting,
-    Node,
-    Tree,
-    classifier_shapes,
-    write_answers,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import LEAF, Boosting, Node, Tree
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -300,60 +289,3 @@ _CATBOOST_LINKS = {
 }
 
 _READERS: dict[str, Callable[[Any], Boosting]] = {"xgboost": _xgboost, "lightgbm": _lightgbm, "catboost": _catboost}
-
-
-def _regressor_shapes(operator: Any) -> None:
-    """Set the output type: a float for each target. The trees are kept: to read a large booster takes seconds."""
-    operator.boosting = read_boosting(operator.raw_operator)
-    kind = DoubleTensorType if operator.boosting.sums_type == TensorProto.DOUBLE else FloatTensorType
-    operator.outputs[0].type = kind([None, len(operator.boosting.base)])
-
-
-def _convert(scope: Any, operator: Any, container: Any) -> None:
-    """Add the trees, with the codes of categories and the missing values of the library."""
-    graph = NodeBuilder(scope, container)
-    boosting = getattr(operator, "boosting", None) or read_boosting(operator.raw_operator)
-    rows = _features(graph, operator, boosting)
-    if not np.isnan(boosting.missing):
-        is_missing = graph.node("Equal", [rows, np.array([boosting.missing], np.float32)])
-        rows = graph.node("Where", [is_missing, np.array([np.nan], np.float32), rows])
-    write_answers(graph, operator, boosting, rows)
-
-
-def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
-    """Return the columns as numbers, [N, features]: a code for each category, NaN for a value that is no category."""
-    kind = TensorProto.FLOAT if boosting.has_single_rows else TensorProto.DOUBLE
-    kinds = (StringTensorType, Int64TensorType)
-    read = [variable for variable in operator.inputs if isinstance(variable.type, kinds)]
-    if not boosting.categories and not any(isinstance(variable.type, StringTensorType) for variable in read):
-        return graph.node("Cast", [graph.joined(operator.inputs)], to=kind)
-    if len(read) != len(boosting.categories) or any(variable.type.shape[1] != 1 for variable in read):
-        raise NotImplementedError("categories that are no columns of texts or integers of their own")
-    known = dict(zip((variable.full_name for variable in read), boosting.categories, strict=True))
-    columns = []
-    for variable in operator.inputs:
-        name = variable.full_name
-        if name in known:
-            codes = [float(code) for code in range(len(known[name]))]
-            name = encode(graph, (name, type(variable.type)), np.array(known[name], object), codes, np.nan)
-        columns.append(graph.node("Cast", [name], to=kind))
-    return graph.node("Concat", columns, axis=1)
-
-
-_ESTIMATORS = {
-    "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor"),
-    "lightgbm": ("LGBMClassifier", "LGBMRegressor", "LGBMRanker"),
-    "catboost": ("CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker"),
-}
-
-
-def register() -> None:
-    """Tell skl2onnx about the estimators of the libraries in use: a fitted booster has imported its own."""
-    for library, names in _ESTIMATORS.items():
-        if library not in sys.modules:
-            continue
-        for name in names:
-            classifies = name.endswith("Classifier")
-            shapes = classifier_shapes if classifies else _regressor_shapes
-            register_converter(getattr(sys.modules[library], name), shapes, _convert, classifies)
-    register_converter(NativeBooster, _regressor_shapes, _convert, False)

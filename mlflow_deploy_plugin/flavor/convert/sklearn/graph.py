@@ -7,7 +7,6 @@
 | `double`                 | 64 bits throughout                                                                  |
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
@@ -69,10 +68,6 @@ class NodeBuilder:
         self._container.add_initializer(name, kind, list(array.shape), flat)
         return name
 
-    def option(self, estimator: Any, name: str) -> bool:
-        """Return an option of the conversion that an ensemble has set for an estimator within it."""
-        return bool(self._container.get_options(estimator, {name: False})[name])
-
     def equal_blocks(self, count: str, largest: Any) -> tuple[str, str]:
         """Return the number of blocks of equal size that hold so many rows, and their size, each [1].
 
@@ -127,24 +122,31 @@ class NodeBuilder:
         return str(joined if isinstance(joined, str) else joined[0])
 
 
-def register_converter(kind: type, shapes: Any, convert: Any, has_labels: bool) -> None:
+def register_converter(kind: type, convert: Any, has_labels: bool, keeps_type: bool = False) -> None:
     """Tell skl2onnx how an estimator is converted, to labels and probabilities or to one output.
 
     skl2onnx's own parser knows ClassifierMixin only, and declares a second output for clusters and outliers. The
-    options are those that it asks of a classifier, also of one within an ensemble.
+    options are those that it asks of a classifier, also of one within an ensemble. `convert` sets the output types.
+
+    Args:
+        keeps_type: the output has the type of the input, e.g. texts.
     """
     alias = f"Onnxserve{kind.__name__}"
-    outputs = [("label", Int64TensorType), ("probabilities", FloatTensorType)]
 
     def parse(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
-        for name, tensor in outputs if has_labels else [("variable", FloatTensorType)]:
+        values = type(inputs[0].type) if keeps_type else FloatTensorType
+        for name, tensor in [("label", Int64TensorType)] * has_labels + [("values", values)]:
             operator.outputs.append(scope.declare_local_variable(name, tensor()))
         return list(operator.outputs)
 
-    options = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
-    update_registered_converter(kind, alias, shapes, convert, parser=parse, options=options)
+    options = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
+    update_registered_converter(kind, alias, no_shapes, convert, parser=parse, options=options)
+
+
+def no_shapes(operator: Any) -> None:
+    """Do nothing: skl2onnx calls the converter of an operator right after this, and that sets the output types."""
 
 
 def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
@@ -162,14 +164,6 @@ def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any
 def label_type(classes: Array) -> Any:
     """Return the type of an output of labels [N]."""
     return (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
-
-
-def write_labels(graph: NodeBuilder, operator: Any, position: str) -> None:
-    """Add the first output: the classes at the positions [N] or [N, 1]."""
-    classes = operator.raw_operator.classes_
-    flat = graph.node("Reshape", [position, [-1]])
-    labels = classes.astype(object if classes.dtype.kind in "OU" else np.int64)
-    graph.node("Gather", [labels, flat], operator.outputs[0].full_name, axis=0)
 
 
 class Subgraph(NodeBuilder):
@@ -201,15 +195,6 @@ class Subgraph(NodeBuilder):
 
 Values = dict[str, tuple[int, list[int | None]]]
 """The ONNX type and shape of values by name; the size None is free."""
-
-
-def float_columns(width: Callable[[Any], int], kind: Any = FloatTensorType) -> Callable[[Any], None]:
-    """Return a shape calculator that sets the output type to `width` (of the estimator) columns, of 32-bit floats."""
-
-    def set_type(operator: Any) -> None:
-        operator.outputs[0].type = kind([None, width(operator.raw_operator)])
-
-    return set_type
 
 
 @cache

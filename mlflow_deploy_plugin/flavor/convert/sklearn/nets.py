@@ -21,22 +21,18 @@ def register() -> None:
     """Tell skl2onnx about the estimators of the libraries in use: a fitted one has imported its own."""
     for library, names in _ESTIMATORS.items():
         for name in names if library in sys.modules else ():
-            register_converter(getattr(sys.modules[library], name), net_types, convert_net, name.endswith("Classifier"))
-
-
-def net_types(operator: Any) -> None:
-    *labels, values = operator.outputs
-    values.type = FloatTensorType([None, None])
-    for label in labels:
-        label.type = Int64TensorType([None])  # skorch answers the places of the classes
+            register_converter(getattr(sys.modules[library], name), convert_net, name.endswith("Classifier"))
 
 
 def convert_net(scope: Any, operator: Any, container: Any) -> None:
     estimator, graph = operator.raw_operator, NodeBuilder(scope, container)
     answer = _add_net(graph, container, estimator, operator.inputs)
-    *labels, values = (output.full_name for output in operator.outputs)
-    graph.node("Identity", [answer], values)
-    for label in labels:
+    *labels, values = operator.outputs
+    values.type = FloatTensorType([None, None])
+    graph.node("Identity", [answer], values.full_name)
+    for output in labels:
+        output.type = Int64TensorType([None])  # skorch answers the places of the classes
+        label = output.full_name
         if hasattr(estimator, "threshold"):
             second = graph.node("Gather", [answer, np.array(1)], axis=1)
             above = graph.node("Greater", [second, np.array(estimator.threshold, np.float32)])

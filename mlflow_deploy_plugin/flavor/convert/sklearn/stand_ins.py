@@ -1,6 +1,6 @@
 """Fitted estimators that stand in for others, which skl2onnx cannot read: of other libraries, and some of scikit-learn.
 
-Each holds what its original has learned. `categories.py` and `formulas/` have the converters.
+Each holds what its original has learned. `formulas/` has their formulas.
 """
 
 from dataclasses import dataclass

@@ -4,22 +4,18 @@ HistGradientBoosting compares in 64 bits; scikit-learn's other trees round their
 skl2onnx rounds its thresholds, so a number between a threshold and its rounding would go the other way. Here the
 thresholds are not rounded, and the trees are summed in 64 bits, too (`levels.py` sums groups of them in 32).
 
-An IsolationForest gets one operator for all trees. skl2onnx writes 27 nodes a tree, and a model of 500 trees took
-minutes to load. For all other trees, the thresholds and the directions of missing values are restored.
+For decision trees and forests, which skl2onnx converts, the thresholds and the directions of missing values are
+restored.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
-from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, IsolationForest
-from sklearn.ensemble._iforest import _average_path_length
+from onnx import TensorProto, numpy_helper
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.categories import columns_of, encode, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns, label_type, write_labels
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
 from mlflow_deploy_plugin.runtime import Array
 
@@ -180,11 +176,6 @@ class Boosting:
     lines: Array = field(default_factory=lambda: np.empty(0))
     slopes: tuple[int, ...] = ()
 
-    @property
-    def sums_type(self) -> int:
-        """The ONNX type of what `write_sums` returns: slopes leave the range of 32-bit floats."""
-        return int(TensorProto.DOUBLE if self.slopes else TensorProto.FLOAT)
-
     def edges(self) -> dict[int, Array]:
         """Return the thresholds of each feature by its position."""
         if not self.trees:
@@ -256,25 +247,12 @@ def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
     return nodes, roots
 
 
-def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add the trees, and return [N, targets], the sums of their leaves, of the type `boosting.sums_type`.
+def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
+    """Add the trees, and return [N, targets] 32-bit floats, the sums of their leaves.
 
     Args:
         rows: [N, features], of 32 bits if the boosting has single rows, else of 64.
     """
-    if boosting.slopes:  # leaves are lines: the sums of their constants, and those of their slopes times the features
-        width, kinds = len(boosting.base), 1 + len(boosting.slopes)
-        walked = write_walk(graph, rows, replace(boosting, base=np.zeros(kinds * width)))
-        sums = graph.node("Reshape", [graph.node("Cast", [walked], to=TensorProto.DOUBLE), [-1, kinds, width]])
-        read = graph.node("Gather", [rows, list(boosting.slopes)], axis=1)
-        factors = graph.node("Unsqueeze", [graph.node("Pad", [read, [0, 1, 0, 0], np.array(1.0)]), [2]])
-        is_none = graph.node("Equal", [sums, np.zeros(1)])  # also where the feature is missing
-        products = graph.node("Where", [is_none, np.zeros(1), graph.node("Mul", [sums, factors])])
-        return graph.node("ReduceSum", [products, [1]], keepdims=0)
-    if len(boosting.lines):
-        known = graph.node("Where", [graph.node("IsNaN", [rows]), np.zeros(1, np.float32), rows])
-        product = graph.node("MatMul", [graph.node("Cast", [known], to=TensorProto.DOUBLE), boosting.lines])
-        return graph.node("Cast", [graph.node("Add", [product, boosting.base])], to=TensorProto.FLOAT)
     levels = boosting.levels()
     if levels is None:
         return write_walk(graph, rows, boosting)
@@ -369,92 +347,9 @@ def histogram_boosting(estimator: Any) -> Boosting:
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
 
 
-def classifier_shapes(operator: Any) -> None:
-    """Set the output types: the label, and a 32-bit float for each class."""
-    classes = operator.raw_operator.classes_
-    operator.outputs[0].type = label_type(classes)
-    operator.outputs[1].type = FloatTensorType([None, len(classes)])
-
-
-def convert_histograms(scope: Any, operator: Any, container: Any) -> None:
-    """Add the trees of boosting by histograms, with the codes of its categories."""
-    graph, estimator = NodeBuilder(scope, container), operator.raw_operator
-    if estimator.is_categorical_ is None:
-        rows = graph.node("Cast", [graph.joined(operator.inputs)], to=TensorProto.DOUBLE)
-    else:
-        typed = columns_of(graph, operator)
-        columns = [name for name, _ in typed]
-        for position, categories in categories_of(estimator).items():
-            # an unknown category counts as missing, as a text that is missing does
-            codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
-            columns[position] = encode(graph, typed[position], categories, codes, np.nan)
-        rows = graph.node("Concat", [graph.node("Cast", [name], to=TensorProto.DOUBLE) for name in columns], axis=1)
-    write_answers(graph, operator, histogram_boosting(estimator), rows)
-
-
-def write_answers(graph: NodeBuilder, operator: Any, boosting: Boosting, rows: str) -> None:
-    """Add the trees and the outputs: predictions, or the probabilities and the class of the largest.
-
-    With one score for two classes, a positive one is that of the second. An ensemble may ask for the scores themselves.
-
-    Args:
-        rows: as `write_sums` has them.
-    """
-    scores, link = write_sums(graph, rows, boosting), boosting.link
-    if len(operator.outputs) == 1:
-        graph.node(link, [scores], operator.outputs[0].full_name)
-        return
-    if graph.option(operator.raw_operator, "raw_scores"):
-        link = "Identity"
-    likely, number = graph.node(link, [scores]), helper.tensor_dtype_to_np_dtype(boosting.sums_type)
-    if len(boosting.base) == 1:
-        chosen = graph.node("Greater", [scores, np.zeros(1, number)])
-        other = graph.node("Neg", [scores]) if link == "Identity" else graph.node("Sub", [np.ones(1, number), likely])
-        likely = graph.node("Concat", [other, likely], axis=1)
-        position = graph.node("Cast", [chosen], to=TensorProto.INT64)
-    else:
-        position = graph.node("ArgMax", [scores], axis=1, keepdims=1)
-    graph.node("Cast", [likely], operator.outputs[1].full_name, to=TensorProto.FLOAT)
-    write_labels(graph, operator, position)
-
-
 def categories_of(estimator: Any) -> dict[int, Array]:
     """Return the categories of each column that boosting by histograms reads as such, in the order of their codes."""
     if estimator.is_categorical_ is None:
         return {}
     encoder = estimator._preprocessor.named_transformers_["encoder"]
     return dict(zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True))
-
-
-def isolation_shapes(operator: Any) -> None:
-    """Set the output type: 1 of an inlier, -1 of an outlier."""
-    operator.outputs[0].type = Int64TensorType([None])
-
-
-def convert_isolation_forest(scope: Any, operator: Any, container: Any) -> None:
-    """Add the trees of an IsolationForest, whose leaves have their depth, and what the mean depth says."""
-    graph, estimator = NodeBuilder(scope, container), operator.raw_operator
-    trees = []
-    for part, columns, depth, below in zip(
-        estimator.estimators_,
-        estimator.estimators_features_,
-        estimator._decision_path_lengths,
-        estimator._average_path_length_per_tree,
-        strict=True,
-    ):
-        trees.append(Tree.fitted(part.tree_, depth + below - 1.0, columns))
-    rows = graph.node("Cast", [graph.joined(operator.inputs)], to=TensorProto.FLOAT)
-    forest = Boosting(trees, [0] * len(trees), np.zeros(1), "BRANCH_LEQ", "Identity", has_single_rows=True)
-    # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier
-    scale, offset = len(trees) * _average_path_length([estimator._max_samples])[0], estimator.offset_
-    least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    is_inlier = graph.node("GreaterOrEqual", [write_walk(graph, rows, forest), np.array([least], np.float32)])
-    flat = graph.node("Reshape", [is_inlier, np.array([-1])])
-    graph.node("Where", [flat, np.array([1]), np.array([-1])], operator.outputs[0].full_name)
-
-
-CONVERTERS = {
-    IsolationForest: (isolation_shapes, convert_isolation_forest),
-    HistGradientBoostingRegressor: (float_columns(lambda boosting: 1), convert_histograms),
-    HistGradientBoostingClassifier: (classifier_shapes, convert_histograms),
-}

@@ -9,8 +9,6 @@ from scipy import special
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomTreesEmbedding
-from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.feature_selection import (
     RFE,
     RFECV,
@@ -42,8 +40,6 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squa
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, LaterColumns, Selection, Transforming
-from mlflow_deploy_plugin.flavor.convert.sklearn.texts import weighted
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import Boosting, Tree, write_walk
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -201,17 +197,6 @@ def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
     return np.concatenate(flags, axis=1).astype(np.float64)
 
 
-def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
-    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
-    trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
-    x = rows.own.astype(np.float32)
-    forest = Boosting(trees, [*range(len(trees))], np.zeros(len(trees)), "BRANCH_LEQ", "Identity", True, True)
-    name = "" if x.graph is None else write_walk(x.graph, x.name, forest)
-    reached = Traced(x.graph, name, x.sample[:, [0] * len(trees)])
-    leaves = model.one_hot_encoder_.categories_
-    return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
-
-
 def box_cox(x: Any, powers: Array) -> Any:
     none = np.abs(powers) < np.spacing(1.0)
     return np.where(none, np.log(x), (x**powers - 1.0) / np.where(none, 1.0, powers))
@@ -339,11 +324,9 @@ FORMULAS: dict[type, Formula] = {
     KBinsDiscretizer: binned,
     Computed: lambda model, rows: model.compute(rows.matrix),
     FunctionTransformer: called,
-    TfidfTransformer: lambda model, rows: weighted(model, rows.matrix),
     PowerTransformer: powered,
     QuantileTransformer: ranked,
     AdditiveChi2Sampler: additive_chi2,
-    RandomTreesEmbedding: embedded,
     PolynomialCountSketch: count_sketch,
     PolynomialFeatures: products,
     SplineTransformer: splines,

@@ -8,7 +8,7 @@ from typing import Any
 import joblib
 import numpy as np
 from onnx import TensorProto
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
     compares_in_64_bits,
     is_linear,
-    library_of,
     passes_on,
     sub_estimators,
 )
@@ -43,17 +42,18 @@ class Rows:
         is_single: True if the original reads 32-bit floats: it compares in 32 bits. It takes integers as 64-bit floats.
     """
 
-    def __init__(self, graph: NodeBuilder | None, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
+    def __init__(self, graph: NodeBuilder, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
         # what was asked already, by the id of the step or estimator: its part of the graph is made once
         # also by what the step has learned; with the step, whose id another one has otherwise, once it is gone
         self._after: dict[int | str, tuple[Rows, Any]] = {}
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # without and with raw scores
+        self._answers: dict[int, tuple[Any, Any]] = {}  # of a formula, with the estimator
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
 
     @classmethod
-    def of(cls, graph: NodeBuilder | None, operator: Any) -> "Rows":
+    def of(cls, graph: NodeBuilder, operator: Any) -> "Rows":
         widths = [entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs]
         known = getattr(operator.raw_operator, "n_features_in_", None)
         return cls(graph, list(operator.inputs), known or sum(width or 1 for width in widths))
@@ -72,22 +72,43 @@ class Rows:
         return self._cast(dtype) if self._inputs else self.matrix.astype(dtype)
 
     def _cast(self, dtype: type) -> TracedArray:
-        if any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
+        if self.has_texts:
             raise NotImplementedError("columns of texts, which no step before it turns into numbers")
         sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
-        name = ""
-        if self._graph is not None:
-            name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=ONNX_TYPES[sample.dtype.name])
+        # also to the type that skl2onnx declares, which is not always the real one
+        name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=ONNX_TYPES[sample.dtype.name])
         return Traced(self._graph, name, sample)
+
+    @property
+    def has_texts(self) -> bool:
+        return any(isinstance(entry.type, StringTensorType) for entry in self._inputs)
+
+    @property
+    def _parts(self) -> list[TracedArray]:
+        """The inputs, [N, k] each."""
+        widths = [entry.type.shape[1] if len(self._inputs) > 1 else self._columns for entry in self._inputs]
+        return [
+            Traced(self._graph, entry.full_name, np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)]))
+            for entry, width in zip(self._inputs, widths, strict=True)
+        ] or [self.matrix]
+
+    @property
+    def raw(self) -> TracedArray:
+        """The rows as [N, k] of the type of their first column; texts are objects."""
+        first = self._parts[0]
+        if len(self._inputs) < 2:
+            return first
+        sample = np.ones((SAMPLE_ROWS, self._columns), first.dtype)
+        return Traced(self._graph, self._graph.joined(self._inputs), sample)
+
+    def columns(self) -> list[TracedArray]:
+        """Return each column [N, 1] of its own type; texts are objects."""
+        return [part[:, n : n + 1] for part in self._parts for n in range(part.sample.shape[1])]
 
     def full(self, value: float) -> TracedArray:
         """Return one number for each row, [N]; the rows may be texts."""
-        texts = next((entry for entry in self._inputs if isinstance(entry.type, StringTensorType)), None)
-        if texts is None:
-            return np.full_like(self.matrix[:, 0], value)
-        traced = Traced(self._graph, texts.full_name, np.ones((SAMPLE_ROWS, texts.type.shape[1]), bool))
-        same = traced.emit("Equal", [traced, traced], traced.sample)
-        return np.full_like(same[:, 0].astype(np.float64), value)
+        first = self._parts[0][:, 0]
+        return np.full_like((first == first).astype(np.float64), value)
 
     def with_matrix(self, matrix: TracedArray) -> "Rows":
         """Return other rows for the estimators within."""
@@ -108,18 +129,26 @@ class Rows:
         if isinstance(estimator, Pipeline):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
-        operator = self._declare([estimator])
+        [operator] = self._declare([estimator])
         if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if method == "decision_function" and type(estimator) in SCORES:
             return SCORES[type(estimator)](estimator, self)
         if (formula := FORMULAS.get(type(estimator))) is not None:
-            answer = formula(estimator, self)
-            if not isinstance(answer, tuple):
-                return self._output(operator, answer.astype(np.float64))
-            if method == "decision_function":
+            if id(estimator) not in self._answers:
+                self._answers[id(estimator)] = formula(estimator, self), estimator
+            answer, _ = self._answers[id(estimator)]
+            if not isinstance(answer, tuple):  # as an output, so that `refused_rows.py` finds where it is read
+                answer = answer.astype(np.float64)
+                output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
+                operator.outputs.append(output)
+                return Traced(self._graph, output.full_name, answer.sample)
+            if method == "predict":
+                return _classes_at(estimator, answer[0])
+            place = _SCORES.index(method) + 1
+            if len(answer) <= place:
                 raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
-            return _classes_at(estimator, answer[0]) if method == "predict" else answer[1]
+            return answer[place].astype(np.float64)
         return self._by_converter(estimator, method)
 
     def before_last_step(self, estimator: Any) -> tuple["Rows", Any]:
@@ -140,23 +169,10 @@ class Rows:
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
-    def _declare(self, estimators: list[Any]) -> Any:
-        """Tell skl2onnx which estimators read these rows, and return the operator of the last one."""
-        operator = None
-        if self._graph is not None:
-            kind = DoubleTensorType([None, self._columns])
-            inputs = self._inputs or [self._graph.variable(self.matrix.name, kind)]
-            for one in estimators:
-                operator = self._graph.declare(best_estimator(one), inputs)
-        return operator
-
-    def _output(self, operator: Any, answer: TracedArray) -> TracedArray:
-        """Return the answer as the output of its operator, so that `refused_rows.py` finds where it is read."""
-        if self._graph is None:
-            return answer
-        output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
-        operator.outputs.append(output)
-        return Traced(self._graph, output.full_name, answer.sample)
+    def _declare(self, estimators: list[Any]) -> list[Any]:
+        """Tell skl2onnx which estimators read these rows, and return their operators."""
+        inputs = self._inputs or [self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns]))]
+        return [self._graph.declare(best_estimator(one), inputs) for one in estimators]
 
     def sums(self, estimators: list[Any]) -> TracedArray:
         """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
@@ -193,8 +209,6 @@ class Rows:
 
     def _by_converter(self, estimator: Any, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
-        if self._graph is None:
-            return Traced(None, "", sample)
         key = id(estimator), method == "decision_function"
         if key[1] and len(getattr(estimator, "probA_", ())):  # its operator writes either scores or probabilities
             estimator = copy(estimator)
@@ -214,7 +228,6 @@ class Rows:
         is_table = len(self._inputs) > 1 and not isinstance(estimator, ColumnTransformer | FeatureUnion)
         if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs
-        assert self._graph is not None  # only the graph has variables
         matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)
         kind = DoubleTensorType if matrix.dtype == np.float64 else FloatTensorType
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
@@ -227,19 +240,23 @@ class Rows:
             return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
         if isinstance(estimator, ColumnTransformer):
             return np.ones((SAMPLE_ROWS, max(part.stop for part in estimator.output_indices_.values())))
-        if self._inputs and any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
+        if self.has_texts:
             if method == "transform":
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
-        # these rows have no names, and XGBoost's lines ask for those of training
-        options = {"validate_features": False} if library_of(estimator) == "xgboost" else {}
-        answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)), **options)
+        answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
         answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # a table, by set_output
         if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
             raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
         return np.ones(answer.shape)
 
 
+_DTYPES = {
+    StringTensorType: object,
+    Int64TensorType: np.int64,
+    FloatTensorType: np.float32,
+    DoubleTensorType: np.float64,
+}
 _SCORES = ("predict_proba", "decision_function")
 Formula = Callable[[Any, Rows], Any]
 FORMULAS: dict[type, Formula] = {}

@@ -24,6 +24,7 @@ ONNX_TYPES = {
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
+    "object": TensorProto.STRING,
 }
 SAMPLE_ROWS = 7
 """The rows of a sample: a number that a constant's own length seldom is."""
@@ -40,12 +41,12 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     """An array of the graph. Each operation is also done with a small sample, which tells the type and the shape.
 
     Attributes:
-        graph: receives the nodes; None if only the sample counts.
+        graph: receives the nodes.
         name: the array's name in the graph.
-        sample: [7, …], numbers of the array's type.
+        sample: [7, …], numbers of the array's type; objects stand for texts.
     """
 
-    def __init__(self, graph: NodeBuilder | None, name: str, sample: Array) -> None:
+    def __init__(self, graph: NodeBuilder, name: str, sample: Array) -> None:
         self.graph, self.name, self.sample = graph, name, sample
 
     @property
@@ -62,8 +63,6 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     def emit(self, operator: str, inputs: list[Any], sample: Array, **attributes: Any) -> TracedArray:
         """Add a node. Inputs are traced arrays, and constants of their own type."""
-        if self.graph is None:
-            return Traced(None, "", sample)
         given = [one.name if isinstance(one, Traced) else np.asarray(one) for one in inputs]
         given = [one if isinstance(one, str) else one.astype(_supported(one.dtype)) for one in given]
         return Traced(self.graph, self.graph.node(operator, given, **attributes), sample)
@@ -72,6 +71,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         kind = _supported(np.dtype(dtype))
         if kind == self.dtype:
             return self
+        if kind.kind == "O":
+            raise NotImplementedError("numbers as objects")
         with np.errstate(all="ignore"):
             return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
 
@@ -125,7 +126,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             kind = np.dtype(bool)
         elif kind.kind == "b":
             kind = np.result_type(*(one.sample if isinstance(one, Traced) else one for one in inputs))
-        if ufunc is np.isnan or operator == "IsInf":
+        if operator in ("IsNaN", "IsInf") and kind.kind != "f":
             kind = np.dtype(np.float64)
         same = [one.astype(kind) if isinstance(one, Traced) else np.asarray(one, kind) for one in inputs]
         return self.emit(operator, same, sample)
@@ -333,8 +334,6 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     """Return the smallest numbers of each row [N, count] and their positions, ascending; equal ones by place."""
     places = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(x.sample, places, axis=1)
-    if x.graph is None:
-        return Traced(None, "", values), Traced(None, "", places)
     names = x.graph.nodes("TopK", [x.name, [count]], 2, axis=1, largest=0, sorted=1)
     return Traced(x.graph, names[0], values), Traced(x.graph, names[1], places)
 

@@ -1,7 +1,7 @@
 """Estimators of other libraries, replaced by estimators that this package converts.
 
 `_STAND_INS` has a function for some libraries; estimators of the others, and of users, are replaced if they are affine.
-Boosters and nets need none: skl2onnx converts them by a converter of their own (`boosters.py`, `nets.py`).
+Boosters and nets need none (`boosters.py`, `nets.py`).
 """
 
 from collections.abc import Callable

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import special
+from skl2onnx.common._topology import Scope
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 ROWS = np.random.default_rng(0).normal(size=(200, 3))
@@ -79,7 +81,7 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
 @pytest.mark.parametrize(("function", "words"), REFUSED)
 def test_what_no_graph_can_follow_is_named(function: Callable[[Any], Any], words: str) -> None:
     with pytest.raises(NotImplementedError, match=re.escape(words)):
-        function(Traced(None, "", np.ones((SAMPLE_ROWS, 3))))
+        function(Traced(Subgraph(Scope("refused")), "x", np.ones((SAMPLE_ROWS, 3))))
 
 
 @pytest.mark.parametrize(

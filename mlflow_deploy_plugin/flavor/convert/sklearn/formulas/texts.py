@@ -1,4 +1,4 @@
-"""Converters for the vectorizers of texts and TfidfTransformer, with exactly the tokens that Python finds.
+"""Formulas of the vectorizers of texts and TfidfTransformer, with exactly the tokens that Python finds.
 
 skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm". They have
 the logarithm of `sublinear_tf` wrong. ONNX Runtime lowers characters as Python does, except for two: "İ" becomes two
@@ -22,8 +22,9 @@ from sklearn.feature_extraction.text import (
     strip_accents_unicode,
 )
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values, float_columns
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values
 from mlflow_deploy_plugin.runtime import Array
 
 # fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
@@ -40,13 +41,13 @@ _TOKENS = re.compile(
 )
 
 
-def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
-    """Add the tokens, TfIdfVectorizer, and the weights of TF-IDF.
+def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
+    """Return the counts of the terms, by TfIdfVectorizer, with the weights of TF-IDF.
 
     Raises:
         NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
     """
-    vectorizer: CountVectorizer = operator.raw_operator
+    width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
         tokens = _tokens(graph, vectorizer, texts)
@@ -57,17 +58,15 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
             return counts
         return _single(graph, counts, width, partial(weighted, vectorizer._tfidf))
 
-    width = len(vectorizer.vocabulary_)
-    _write_blocks(NodeBuilder(scope, container), operator, width, write)
+    return _in_blocks(rows.raw, vectorizer, width, write)
 
 
-def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
-    """Add the tokens, their MurmurHash3 as column and sign, and the sums of the columns.
+def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
+    """Return the sums of the columns, which MurmurHash3 of each token names with a sign.
 
     Raises:
         NotImplementedError: n-grams of several tokens, more than 2**16 columns, an obstacle of the tokens.
     """
-    vectorizer: HashingVectorizer = operator.raw_operator
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
     if vectorizer.n_features > _MAX_HASHED:
@@ -91,11 +90,13 @@ def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
             sums = _single(graph, sums, vectorizer.n_features, partial(_normed, norm=vectorizer.norm))
         return sums
 
-    _write_blocks(NodeBuilder(scope, container), operator, vectorizer.n_features, write)
+    return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
 
 
-def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable[[NodeBuilder, str], str]) -> None:
-    """Add the output [N, width] of the texts, computed in blocks of rows, each row alone if a text is long.
+def _in_blocks(
+    column: TracedArray, vectorizer: Any, width: int, write: Callable[[NodeBuilder, str], str]
+) -> TracedArray:
+    """Return the numbers [N, width] of the texts, computed in blocks of rows, each row alone if a text is long.
 
     The tokens of a block are a table as wide as its longest text: 1,000 rows at once beside a text of 50,000 words took
     20 s and more than 9 GB.
@@ -103,7 +104,7 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
     Args:
         write: adds the output [n, width] for the texts [n] of a block to the graph that it is given.
     """
-    given = operator.inputs[0].full_name
+    graph, given = column.graph, column.name
     count = graph.node("Shape", [given], start=0, end=1)
     one, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
     # several texts are cut into blocks of equal size, [blocks, rows]; the first texts fill the last block up
@@ -121,11 +122,11 @@ def _write_blocks(graph: NodeBuilder, operator: Any, width: int, write: Callable
     is_one = graph.node("Less", [count, [2]])  # a row alone is spared the other operators: 5 of 25 µs
     blocks = graph.node("If", [is_one], then_branch=alone, else_branch=blocked)
     texts = body.name()
-    found = write(body, _preprocessed(body, operator.raw_operator, texts))
+    found = write(body, _preprocessed(body, vectorizer, texts))
     step = body.finish({texts: (TensorProto.STRING, [None])}, {found: (TensorProto.FLOAT, [None, width])})
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
-    graph.node("Slice", [flat, [0], count], operator.outputs[0].full_name)
+    return Traced(graph, graph.node("Slice", [flat, [0], count]), np.ones((SAMPLE_ROWS, width), np.float32))
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -395,9 +396,8 @@ def _text(text: str) -> Array:
     return np.array([text], dtype=object)
 
 
-_VECTORIZER = float_columns(lambda vectorizer: len(vectorizer.vocabulary_)), convert_vectorizer
-CONVERTERS = {
-    CountVectorizer: _VECTORIZER,
-    TfidfVectorizer: _VECTORIZER,
-    HashingVectorizer: (float_columns(lambda vectorizer: vectorizer.n_features), convert_hashed),
+FORMULAS: dict[type, Formula] = {
+    **dict.fromkeys((CountVectorizer, TfidfVectorizer), vectorized),
+    HashingVectorizer: hashed,
+    TfidfTransformer: lambda transformer, rows: weighted(transformer, rows.matrix),
 }

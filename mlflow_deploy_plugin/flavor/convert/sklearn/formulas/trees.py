@@ -1,0 +1,122 @@
+"""Formulas of boosted trees and of forests whose leaves are no answers: their trees are one ONNX node."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy import special
+from sklearn.base import is_classifier
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomTreesEmbedding,
+)
+from sklearn.ensemble._iforest import _average_path_length
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import NativeBooster, read_boosting
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.categories import encoded, is_missing
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
+    Boosting,
+    Tree,
+    categories_of,
+    histogram_boosting,
+    write_trees,
+    write_walk,
+)
+
+_LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
+    "Identity": lambda scores: scores,
+    "Exp": np.exp,
+    "Sigmoid": special.expit,
+    "Softmax": softmax,
+}
+
+
+def boosted(model: Any, rows: Rows) -> Any:
+    """Return predictions, or the decision, the probabilities and the scores of a classifier.
+
+    With one score for two classes, a positive one is that of the second.
+    """
+    boosting = histogram_boosting(model) if hasattr(model, "_predictors") else read_boosting(model)
+    x = _features(model, rows, boosting)
+    if boosting.slopes:  # leaves are lines: the sums of their constants, and those of their slopes times the features
+        width, kinds = len(boosting.base), 1 + len(boosting.slopes)
+        walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
+        found = walked.astype(np.float64).reshape(-1, kinds, width)
+        factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)[:, :, None]
+        scores = np.where(found == 0, 0.0, found * factors).sum(axis=1)  # 0 also where the feature is missing
+    elif len(boosting.lines):
+        known = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
+        scores = (known @ boosting.lines + boosting.base).astype(np.float32)
+    else:
+        scores = _walked(x, boosting, write_trees)
+    likely = _LINKS[boosting.link](scores)
+    if not is_classifier(model):
+        return likely
+    if scores.sample.shape[1] > 1:
+        return np.argmax(scores, axis=1), likely, scores
+    flat = scores.reshape(-1)
+    return (flat > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1), flat
+
+
+def _features(model: Any, rows: Rows, boosting: Boosting) -> TracedArray:
+    """Return the columns as numbers [N, k]: a code for each category, NaN for a value that is missing or no category.
+
+    Raises:
+        NotImplementedError: the categories of a booster are not in columns of texts or integers.
+    """
+    known: Any = categories_of(model) if hasattr(model, "_predictors") else {}
+    columns = rows.columns() if known or boosting.categories or rows.has_texts else []
+    if columns and not known:
+        places = [place for place, column in enumerate(columns) if column.dtype.kind in "iO"]
+        if len(places) != len(boosting.categories):
+            raise NotImplementedError("categories that are no columns of texts or integers of their own")
+        known = dict(zip(places, boosting.categories, strict=True))
+    for place, categories in known.items():
+        codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+        columns[place] = encoded(columns[place], np.array(categories, object), codes, np.nan)
+    dtype = np.float32 if boosting.has_single_rows else np.float64
+    if columns:
+        x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
+    else:
+        x = (rows.own if boosting.has_single_rows else rows.matrix).astype(dtype)
+    return x if np.isnan(boosting.missing) else np.where(x == boosting.missing, dtype(np.nan), x)
+
+
+def _walked(x: TracedArray, boosting: Boosting, write: Any = write_walk) -> TracedArray:
+    sample = np.ones((SAMPLE_ROWS, len(boosting.base)), np.float32)
+    return Traced(x.graph, write(x.graph, x.name, boosting), sample)
+
+
+def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
+    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
+    trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
+    forest = Boosting(trees, [*range(len(trees))], np.zeros(len(trees)), "BRANCH_LEQ", "Identity", True, True)
+    reached, leaves = _walked(rows.own.astype(np.float32), forest), model.one_hot_encoder_.categories_
+    return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
+
+
+def isolated(model: IsolationForest, rows: Rows) -> TracedArray:
+    """Return 1 for an inlier, else -1, by the sum of the depths of its leaves.
+
+    skl2onnx writes 27 nodes a tree: a model of 500 trees took minutes to load.
+    """
+    depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
+    members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
+    trees = [Tree.fitted(part.tree_, depth + below - 1.0, columns) for part, columns, (depth, below) in members]
+    forest = Boosting(trees, [0] * len(trees), np.zeros(1), "BRANCH_LEQ", "Identity", has_single_rows=True)
+    # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier
+    scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
+    least = -scale * np.log2(-offset) if offset < 0 else np.inf
+    return np.where(_walked(rows.own.astype(np.float32), forest).reshape(-1) >= np.float32(least), 1, -1)
+
+
+FORMULAS: dict[type, Formula] = {
+    **dict.fromkeys((HistGradientBoostingClassifier, HistGradientBoostingRegressor, NativeBooster), boosted),
+    RandomTreesEmbedding: embedded,
+    IsolationForest: isolated,
+}
