@@ -253,18 +253,20 @@ def _check_column_count(count: int) -> None:
 def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:
     """Return the values of one column, at once if Python reads all of them as we do."""
     read = _FIELD_READERS.get(types.get(name, "string"), str)
+    if read is str:
+        return [text or None for text in fields]
     try:
-        if read is float and "_" not in "".join(fields):
-            return list(map(float, fields))
-    except ValueError:
+        if "_" not in "".join(fields):
+            return list(map(int if read is _integer else read, fields))
+    except (KeyError, ValueError):
         pass  # missing and wrong values are read one by one
     values: list[Any] = []
     for row, text in enumerate(fields):
-        if not text or (text in _MISSING and read is not str):
+        if not text or text in _MISSING:
             values.append(None)
             continue
         try:
-            if "_" in text and read is not str:  # Python reads "1_000" as a number, which a CSV file does not mean
+            if "_" in text:  # Python reads "1_000" as a number, which a CSV file does not mean
                 raise ValueError
             values.append(read(text))
         except (KeyError, ValueError):
