@@ -9,7 +9,7 @@ other model. A fetch that receives nothing for minutes is reported as a failure;
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -82,11 +82,11 @@ class PyfuncPolicy:
 
     Attributes:
         named: the model URIs in the server's own spec.
-        allowed: the URIs that every variant naming them allows to be pyfuncs.
+        refused: those that a variant naming them does not allow to be pyfuncs, with the variant's name.
     """
 
     named: frozenset[str] = frozenset()
-    allowed: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, model_uri: str, is_followed: bool) -> None:
         """Check that a version without an ONNX form may be served for this URI.
@@ -94,23 +94,22 @@ class PyfuncPolicy:
         Raises:
             InvalidArtifact: it may not; the message says what would allow it.
         """
-        if model_uri in self.allowed or (model_uri in self.named and not is_followed):
+        if model_uri in self.named and not (is_followed and model_uri in self.refused):
             return
         what = "the version has no ONNX form, so that serving it runs code of its own"
         if model_uri in self.named:
             raise InvalidArtifact(
-                f"{what}; for a stage, an alias or a tag, -C variants.NAME.allow_pyfunc=true allows that "
-                "(of `mlflow deployments create` and `update` also --flavor python_function)"
+                f"{what}; for a stage, an alias or a tag, -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
+                "allows that (of `mlflow deployments create` and `update` also --flavor python_function)"
             )
         raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
 
 
 def pyfunc_policy(specs: Sequence[EndpointSpec]) -> PyfuncPolicy:
     """Return the policy that the server's own specs set."""
-    variants = [variant for spec in specs for variant in spec.variants.values()]
-    refused = {variant.model for variant in variants if not variant.allow_pyfunc}
-    named = frozenset(variant.model for variant in variants)
-    return PyfuncPolicy(named, named - refused)
+    variants = [(variant, name) for spec in specs for name, variant in spec.variants.items()]
+    refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
+    return PyfuncPolicy(frozenset(variant.model for variant, _ in variants), refused)
 
 
 @dataclass
@@ -154,7 +153,7 @@ class VersionResolver:
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
         """Take a new policy, and try again the versions that it no longer refuses."""
         before = self.pyfunc_policy
-        agreed = (policy.allowed - before.allowed) | (policy.named - before.named)
+        agreed = (before.refused.keys() - policy.refused.keys()) | (policy.named - before.named)
         for ref, model in self.models.items():
             if ref.uri in agreed and model.rejection is not None and model.rejection.cause == "consent":
                 model.retry_now()

@@ -43,7 +43,7 @@ def test_a_stage_that_moves_to_a_pyfunc_needs_the_specs_consent(case: Case) -> N
     case.world.pyfuncs = {"2"}
     follower = case.serving("1")
     case.move("2")
-    assert "-C variants.NAME.allow_pyfunc=true" in follower.round().error
+    assert "-C variants.v1.allow_pyfunc=true" in follower.round().error
     assert case.versions == {"v1": "1"}
 
     (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', allow_pyfunc: true}}}}")

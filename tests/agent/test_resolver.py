@@ -167,8 +167,8 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
 @pytest.mark.parametrize(
     ("uri", "is_followed", "said"),
     [
-        ("models:/x/Production", True, "-C variants.NAME.allow_pyfunc=true allows that"),
-        ("models:/z@champion", True, "-C variants.NAME.allow_pyfunc=true allows that"),  # not by every variant
+        ("models:/x/Production", True, "-C variants.stage.allow_pyfunc=true allows that"),
+        ("models:/z@champion", True, "-C variants.half.allow_pyfunc=true allows that"),  # not by every variant
         ("models:/loaded-over-http/1", False, "which only the server's own spec can allow"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
     refused = wait_until(
         lambda: (got := client.get_deployment("s"))["error"] and got, seconds=60, what="the pyfunc is refused"
     )
-    assert "-C variants.NAME.allow_pyfunc=true allows that" in refused["error"]
+    assert "-C variants.s.allow_pyfunc=true allows that" in refused["error"]
     assert (refused["state"], refused["version"], refused["flavor"]) == ("running", "1", "onnx")
 
     client.update_deployment("s", flavor="python_function")
