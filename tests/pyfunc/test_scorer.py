@@ -182,6 +182,7 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
     [
         ("bytes", {"blob": ["%"]}, "schema", "column 'blob' (binary) holds a text that is not base64"),
         ("troubled", {"do": ["raise"]}, "model", "the model cannot compute this input: KeyError: 'no such thing"),
+        ("troubled", {"do": ["point"]}, "model", "the model's answer has no form as named arrays ("),
     ],
 )
 def test_a_refusal_says_what_is_at_fault(
@@ -192,3 +193,9 @@ def test_a_refusal_says_what_is_at_fault(
     assert caught.value.what == what
     assert said in caught.value.message
     assert "/usr" not in caught.value.message
+
+
+def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers: dict[str, Any]) -> None:
+    with pytest.raises(RequestRefused, match="the answer has no form as JSON: TypeError") as caught:
+        scorers["troubled"].invoke(JSON, records({"do": "point"}))
+    assert caught.value.what == "model"

@@ -47,6 +47,8 @@ class Troubled(PythonModel):
             raise KeyError("no such thing\nin /usr/lib/python3/thing.py")
         if what == "count":
             return [{"n": 2**70}]
+        if what == "point":
+            return [{"n": self}]
         return np.array([os.getpid()] * len(model_input)) if what == "pid" else model_input["do"]
 
 
