@@ -21,7 +21,7 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # both cores have a process each
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.drifting import alarms, cost, covering, cycles, obvious, power, slow  # noqa: E402
+from benchmarks.drifting import alarms, cost, covering, cycles, obvious, power, slow, vectors  # noqa: E402
 from benchmarks.drifting.judging import Line  # noqa: E402
 
 _HEAD = "called drifted; 95 % interval | target | outcome |\n|---|---|---|---|"
@@ -58,6 +58,7 @@ PARTS: dict[str, Callable[[float], None]] = {
     "cycles": lambda share: show_alarms(cycles.of_cycles(share)),
     "slow": lambda share: show_alarms(slow.of_slow_time(share)),
     "obvious": lambda share: show_alarms(obvious.of_obvious_changes(share)),
+    "vectors": lambda share: show_alarms(vectors.of_vectors(share)),
     "intervals": show_intervals,
     "injected": show_injected,
     "months": show_months,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from mlflow_deploy_plugin.inference_log import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
@@ -47,8 +48,9 @@ class Rows:
 
 def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> DriftReference:
     """The reference as a monitor with windows of this phase and length has it."""
-    features, notes = read_columns(rows.table)
-    bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
+    table = summarise_lists(rows.table)
+    features, notes = read_columns(table)
+    bins = {name: freeze_bins(one, str(table.schema.field(name).type)) for name, one in features.items()}
     pieces = cut_pieces(bins, rows.table, rows.times if has_times else None, start_us, length_us)
     return DriftReference(
         bins, bins_digest(bins), pieces, rows.with_times() if has_times else rows.table, notes=tuple(notes)

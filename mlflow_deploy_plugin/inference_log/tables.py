@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.runtime import Array, as_text
 
 _COMPONENTS = 8
+_PROJECTIONS = 8
 _SHORT_BYTES = 256
 IDENTITY = ("_segment", "_offset", "_row")
 
@@ -81,12 +82,14 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
     """Replace each column of lists of numbers by a few columns of numbers. Other lists stay.
 
     A short vector (a list in Parquet) becomes its components: `probabilities.0`, `probabilities.1`. A long one or a
-    tensor becomes the mean and the spread of each row: `image.mean`, `image.std`. The rows of a tensor are large; a log
-    is reduced by this while it is read.
+    tensor becomes the mean and the spread of each row, `image.mean` and `image.std`, and its projections on eight
+    random directions, `image.projection.0`, which show another pattern of the same mean and spread (Johnson and
+    Lindenstrauss; with signs as directions: Achlioptas, PODS 2001). The rows of a tensor are large; a log is reduced by
+    this while it is read.
 
     Args:
         known: columns that are expected, so that the result does not depend on which rows the table has. `x.mean` asks
-            for mean and spread, `x.0`, `x.1` for at least these components.
+            for mean, spread and projections, `x.0`, `x.1` for at least these components.
     """
     for name in table.column_names:
         column = table.column(name)
@@ -145,17 +148,24 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
     count = len(column)
     lengths = np.bincount(rows, minlength=count)
     longest = max(int(lengths.max(initial=0)), components)
+    positions = np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]
     if depth == 1 and longest <= _COMPONENTS and not is_tensor:
         table = np.full((count, longest), np.nan)
-        table[rows, np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]] = values
+        table[rows, positions] = values
         return {str(position): table[:, position] for position in range(longest)}
     is_finite = np.isfinite(values)
-    rows, values = rows[is_finite], values[is_finite]
+    rows, positions, values = rows[is_finite], positions[is_finite], values[is_finite]
+    scattered = splitmix64(np.arange(longest, dtype=np.uint64))
     with np.errstate(invalid="ignore"):
         lengths = np.bincount(rows, minlength=count)
         mean = np.bincount(rows, values, minlength=count) / lengths
-        deviation = np.bincount(rows, (values - mean[rows]) ** 2, minlength=count) / lengths
-    return {"mean": mean, "std": np.sqrt(deviation)}
+        values -= mean[rows]
+        summary = {"mean": mean, "std": np.sqrt(np.bincount(rows, values**2, minlength=count) / lengths)}
+        for number in range(_PROJECTIONS):
+            signs = np.where(scattered >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
+            sums = np.bincount(rows, values * signs[positions], minlength=count)
+            summary[f"projection.{number}"] = sums / np.sqrt(lengths)
+    return summary
 
 
 class Deduplicator:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.datasets import load_digits
 
+from mlflow_deploy_plugin.inference_log import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
@@ -44,6 +46,7 @@ def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> t
 
 
 def reference_of(table: pa.Table, times: Array | None, length: int = DAY, start: int = LATER) -> DriftReference:
+    table = summarise_lists(table)
     features, notes = read_columns(table)
     bins = {name: freeze_bins(feature, str(table.schema.field(name).type)) for name, feature in features.items()}
     pieces = cut_pieces(bins, table, times, start, length)
@@ -231,6 +234,19 @@ def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_anot
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "number")
     assert re.fullmatch(change, verdict.findings[0].change)
+
+
+def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern() -> None:
+    images = np.random.default_rng(0).permutation(load_digits().images)
+    table = pa.table({"image": images[: 20 * ROWS].tolist()})
+    reference = reference_of(table, np.repeat(np.arange(20) * DAY, ROWS))
+    calm, turned = images[20 * ROWS : 21 * ROWS], images[20 * ROWS : 21 * ROWS].transpose(0, 2, 1)
+
+    verdict = verdict_on(pa.table({"image": turned.tolist()}), reference)
+
+    assert verdict_on(pa.table({"image": calm.tolist()}), reference).state == "no drift"
+    assert verdict.state == "drift"
+    assert {one.subject for one in verdict.findings if one.is_alarm} <= {f"image.projection.{n}" for n in range(8)}
 
 
 def test_a_sensor_that_is_stuck_at_a_usual_value_is_found() -> None:

@@ -102,7 +102,7 @@ class LogReference:
         """
         versions = window_versions(self.log, self.endpoint, self.sampled)
         rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
-        key = f"{self.sampled} {self.model} {self.version} {rows}"
+        key = f"projected {self.sampled} {self.model} {self.version} {rows}"
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -2,8 +2,8 @@
 
 A number is float64 with NaN if it is missing; a category is text with None if it is missing. Booleans are
 categories. A short vector (a list in Parquet), as probabilities are, becomes its components: `probabilities.0`,
-`probabilities.1`; a long one or a tensor the mean and the spread of each row: `image.mean`, `image.std`. Times, binary
-values and structures have no distance here and are left out, with a note.
+`probabilities.1`; a long one or a tensor a few figures of each row, such as `image.mean` (`summarise_lists`). Times,
+binary values and structures have no distance here and are left out, with a note.
 """
 
 from collections.abc import Collection, Iterator, Mapping

@@ -32,16 +32,21 @@ def test_a_column_becomes_a_feature(column: Any, kind: str, values: list[Any]) -
     np.testing.assert_array_equal(features["x"].values, np.array(values, dtype=features["x"].values.dtype))
 
 
-def test_a_tensor_becomes_the_mean_and_the_spread_of_each_row() -> None:
+def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row() -> None:
     nested = pa.array([[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]])
     long = pa.array([list(range(9)), []])
 
     features, _ = read_columns(pa.table({"image": nested, "tokens": long}))
 
-    assert list(features) == ["image.mean", "image.std", "tokens.mean", "tokens.std"]
+    figures = ["mean", "std", *(f"projection.{number}" for number in range(8))]
+    assert list(features) == [f"{name}.{figure}" for name in ("image", "tokens") for figure in figures]
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
     np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
     np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
+    for number in range(8):  # -3, -1, 1 and 3, the deviations of the first image, each with a sign, over their root
+        assert features[f"image.projection.{number}"].values[0] in (-4, -3, -2, -1, 0, 1, 2, 3, 4)
+        assert features[f"image.projection.{number}"].values[1] == 0
+        assert np.isnan(features[f"tokens.projection.{number}"].values[1])
 
 
 def test_a_short_vector_becomes_its_components() -> None:

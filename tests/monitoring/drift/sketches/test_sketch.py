@@ -170,7 +170,8 @@ def test_a_vector_stays_a_vector_whatever_rows_a_batch_has() -> None:
 
     profile = sketch(reference, {"p": [[1.0]], "image": [[1, 2]]}, {"p": [[], None], "image": [None, []]})
 
-    assert set(profile.columns) == {"p.0", "p.1", "image.mean", "image.std"}
+    projections = {f"image.projection.{number}" for number in range(8)}
+    assert {*profile.columns} == {"p.0", "p.1", "image.mean", "image.std", *projections}
     assert (profile.columns["p.1"].missing, profile.columns["image.mean"].mean) == (3, 1.5)
 
 
