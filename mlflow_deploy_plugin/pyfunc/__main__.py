@@ -46,7 +46,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         CannotStart: it cannot be loaded.
     """
     os.environ.update(_SERVING)
-    logging.getLogger("mlflow.pyfunc.scoring_server").setLevel(logging.ERROR)  # it warns at every refused request
+    for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they warn at every request that is refused, or has a `model`
     try:
         from mlflow.tracing import context as tracing_context
 

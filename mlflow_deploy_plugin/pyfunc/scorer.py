@@ -28,7 +28,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
 from mlflow.tracing import context as tracing_context
-from mlflow.types import DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Object
+from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
@@ -401,7 +403,15 @@ class Scorer:
         """Load the MLmodel folder as `mlflow.pyfunc.load_model` does; raises whatever that raises."""
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
             os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
-        return cls(load_model(str(folder)), read_served_artifact(folder))
+        model, artifact = load_model(str(folder)), read_served_artifact(folder)
+        if artifact.task == "agent/v1/responses":  # checks all itself; MLflow's signature refuses the names of tools
+            opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
+            columns = [
+                ColSpec(opened.get(type(one.type), one.type), one.name, one.required)
+                for one in model.metadata.get_input_schema()
+            ]
+            model.metadata.signature.inputs = Schema(columns)
+        return cls(model, artifact)
 
     def warm_up(self) -> dict[str, Array]:
         """Answer the model's own example, if it has one, and return its outputs without their rows."""

@@ -45,7 +45,8 @@ class Chat(ChatModel):
 
 class Responses(ResponsesAgent):
     def predict(self, request):  # type: ignore[no-untyped-def]
-        return ResponsesAgentResponse(output=[self.create_text_output_item(request.input[-1].content, "1")])
+        text = request.tools[0].name if request.tools else request.input[-1].content
+        return ResponsesAgentResponse(output=[self.create_text_output_item(text, "1")])
 
     def predict_stream(self, request):  # type: ignore[no-untyped-def]
         for word in request.input[-1].content.split():
@@ -92,6 +93,13 @@ def client(running: Any) -> Callable[..., Any]:
 @pytest.mark.parametrize("given", ["hello you", USER])
 def test_a_responses_agent_answers(client: Callable[..., Any], path: str, given: Any) -> None:
     assert client(path).responses.create(model="any", input=given).output_text == "hello you"
+
+
+def test_a_responses_agent_takes_tools(client: Callable[..., Any]) -> None:
+    tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
+    assert client().responses.create(model="any", input="hello", tools=[tool]).output_text == "weather"
+    with pytest.raises(openai.BadRequestError, match=r"tools\.0\.type Field required"):
+        client().responses.create(model="any", input="hello", tools=[{"name": "weather"}])
 
 
 @pytest.mark.parametrize("path", ["/v1", "/endpoints/responses"])
