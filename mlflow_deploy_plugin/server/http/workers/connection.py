@@ -327,7 +327,7 @@ class HttpConnection(asyncio.Protocol):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
                 self._answer(head, (piece,))
                 return
-            if self._app.server.auth.is_stranger(head.headers, self._caller):  # whose body takes nobody's room
+            if self._app.server.auth.is_stranger(head.headers, self._caller):  # its body is not read, and takes no room
                 self._is_ending = self._reads_on = True
                 self._answer(head, (b"",))
                 return

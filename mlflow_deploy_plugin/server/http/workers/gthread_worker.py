@@ -2,20 +2,21 @@
 
 The faults of gunicorn 26.2, and what this worker does:
 
-- Its end waits for the whole graceful timeout as soon as one client keeps an idle connection open (tried: 30 s instead
-  of 0.3 s), since it sleeps on its selector until then. Meanwhile new clients are neither answered nor refused, since
-  it keeps a listener from which nobody accepts.
-- It waits for ever for the rest of a request, and for a client to take its response: as many silent clients as there
-  are threads, and nobody is served any more. Here a request has to be whole after `timeout` seconds, however its bytes
-  trickle in (each piece of a streamed one). A response that its client does not take at once holds no thread: the main
-  thread sends the rest, of which the client has to take something in `timeout` seconds.
-- It closes connections in its main thread, where it waits up to 2 s for each client to do the same; here nothing waits.
-- A pipelined request waits until the client sends something more: it lies in the parser's buffer, and the selector
-  hears nothing of it.
+- It ends only after the whole graceful timeout if one client keeps an idle connection open (tried: 30 s instead of
+  0.3 s), because it sleeps on its selector until then. Meanwhile it keeps a listener from which nobody accepts, so that
+  new clients are neither answered nor refused.
+- It waits for ever for the rest of a request, and for a client to take its response. Once there are as many silent
+  clients as threads, nobody is served any more. Here a request has to be whole after `timeout` seconds, however its
+  bytes trickle in; a streamed one has this time for each piece. A response that its client does not take at once holds
+  no thread: the main thread sends the rest, and the client has to take a part of it every `timeout` seconds.
+- It closes connections in its main thread, and waits there up to 2 s for each client to do the same; here nothing
+  waits.
+- It answers a pipelined request only after the client has sent something more: the request lies in the parser's buffer,
+  of which the selector knows nothing.
 - A client that sends nothing takes a thread for 5 s; here it takes none before its first byte. If there are too many
-  connections, the one that has been idle the longest is closed. If requests wait for a thread, requests that come too
-  slowly are ended, in a thread or waiting for one: 366 half heads kept new clients out for minutes, when each had its
-  three seconds of a thread.
+  connections, the one that has been idle the longest is closed. While requests wait for a thread, those that come too
+  slowly are ended, with a thread or without: 366 half heads, each with a thread for three seconds, kept new clients out
+  for minutes.
 - A TLS handshake takes a thread until the client has done its part; here it takes none.
 - It answers an invalid trailer with a traceback, and loses the next request with it; it bounds neither the line of a
   chunk's size nor what follows the last chunk. Heads and bodies are parsed here by the parser of the fast worker
@@ -224,7 +225,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         super().init_process()
 
     def get_thread_pool(self) -> RequestThreads:
-        """Return threads that the worker survives if no further one can be started."""
+        """Return a pool with which the worker goes on if no more threads can be started."""
         return RequestThreads(self.cfg.threads)
 
     def handle(self, conn: Any) -> Any:
@@ -240,8 +241,8 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Handle a request, and give its body two functions for the application (`http/app.py`).
 
-        `close_connection` gives the connection up with a body that is not read to its end, since nobody knows where the
-        next request would begin. `awaits_client` says when the client of a streamed request has to send.
+        `close_connection` ends the connection after a body that is not read to its end, since it is not known where the
+        next request begins. `awaits_client` says when the client of a streamed request has to send.
         """
         conn.body = req.body
         req.body.waited_seconds = conn.waited_seconds
@@ -438,9 +439,9 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self.method_queue.defer(self._stop_listening)
 
     def _stop_listening(self) -> None:
-        """Stop, in the main thread. An idle connection is closed by ending its time.
+        """Stop listening, in the main thread, and close idle connections by ending their time.
 
-        Clients that the kernel has connected already, and that nobody has accepted yet, would be reset by the close.
+        Clients that the kernel has already connected are accepted first: the close of the listener would reset them.
         """
         if self.grpc is not None:
             self.grpc.drain()
