@@ -93,11 +93,7 @@ def _from_arrow(column: Any) -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return the predictions in an answer: one output as an array, several by their names.
-
-    Raises:
-        OnnxserveError: there are none.
-    """
+    """Return the predictions in an answer: one output as an array, several by name. Raises OnnxserveError if none."""
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 

@@ -196,11 +196,7 @@ class Artifact:
 
     @property
     def reference_file(self) -> Path | None:
-        """The path of the reference sample, or None.
-
-        Raises:
-            InvalidArtifact: it leads out of the folder, or is missing.
-        """
+        """The path of the reference sample, or None. Raises InvalidArtifact: it is missing, or elsewhere."""
         return None if self.reference is None else _inside(self.folder, self.reference)
 
     @property

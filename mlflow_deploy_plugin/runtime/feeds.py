@@ -70,11 +70,7 @@ def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
 
 
 def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
-    """Return the rows of several feeds, one after the other.
-
-    Raises:
-        ValueError: their arrays have different shapes.
-    """
+    """Return the rows of several feeds, one after the other. Raises ValueError: their arrays have different shapes."""
     fed = _concatenate(parts)
     if all(isinstance(part, NarrowedFeeds) for part in parts):
         return narrowed_feeds(fed, _concatenate([sent_arrays(part) for part in parts]))

@@ -170,11 +170,7 @@ class _Supervisor:
                 self._end()
 
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
-        """Wait for signals and check the children, until `done`.
-
-        Raises:
-            _Stop, DeploymentFailed
-        """
+        """Wait for signals and check the children, until `done`. Raises _Stop and DeploymentFailed."""
         while not done():
             if self._wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (None, signal.SIGCHLD):
                 raise _Stop

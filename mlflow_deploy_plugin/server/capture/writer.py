@@ -139,11 +139,7 @@ class CaptureWriter:
         self._write_frame(b"".join((plan.reference, *pieces)))
 
     def _make_room(self, size: int) -> None:
-        """Make sure that a segment with room for `size` bytes is open.
-
-        Raises:
-            OSError: the spool is full, or no file can be made.
-        """
+        """Open a segment with room for `size` bytes, if none is. Raises OSError: the spool, or the disk, is full."""
         if (now := self.clock()) >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._is_full = spool_bytes(self.spool) >= self.max_bytes

@@ -35,11 +35,7 @@ _OPTIONS = {
 
 
 class GrpcServer:
-    """Serves on `grpc_port` until `drain`.
-
-    Raises:
-        InvalidConfig: the port cannot be bound, or the certificate cannot be read.
-    """
+    """Serves on `grpc_port` until `drain`. Raises InvalidConfig if the port or the certificate cannot be used."""
 
     def __init__(self, server: Server) -> None:
         spec = server.spec

@@ -113,11 +113,7 @@ def encode(
 
 
 def parameter_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters as Python values; None for a parameter without a value.
-
-    Raises:
-        InvalidRequest: there are too many.
-    """
+    """Return the parameters as Python values, None for one without. Raises InvalidRequest: there are too many."""
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequest(f"there are {len(parameters)} parameters in one place; at most {_MAX_PARAMETERS} are read")
     kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}

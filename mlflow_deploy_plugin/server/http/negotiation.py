@@ -38,13 +38,8 @@ _ZSTD_WINDOW = 8 * 1024 * 1024
 _LEVEL = 1
 """The level of both encodings: several times faster than their default, for responses a few per cent larger."""
 
-_COMPRESSIBLE = (
-    "application/json",
-    "text/",
-    "application/jsonl",
-    "application/vnd.apache.arrow.",
-    "application/x-ndjson",
-)
+_COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "application/x-ndjson")
+"""The beginnings of the content types of compressed responses."""
 
 
 @lru_cache(maxsize=256)

@@ -128,7 +128,7 @@ ROUTES = (
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
-    _server_wide("/version", views.version, operations.MLFLOW_VERSION),
+    _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
     _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
     _server_wide("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),

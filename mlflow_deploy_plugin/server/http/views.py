@@ -70,7 +70,7 @@ def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
     return RawResponse(200, body)
 
 
-def version(server: Server, request: RawRequest) -> RawResponse:
+def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
     """Return the version of MLflow that the served model was logged with."""
     artifact = server.dataplane.select_variant(None).loaded.predictor.artifact
     return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")

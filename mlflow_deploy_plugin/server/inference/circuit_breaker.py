@@ -21,11 +21,7 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def import_redis(url: str) -> Any:
-    """Import Redis' client and check the URL.
-
-    Raises:
-        InvalidConfig: the client is not installed, or `url` is malformed.
-    """
+    """Import Redis' client and check the URL. Raises InvalidConfig: it is not installed, or `url` is malformed."""
     try:
         import redis  # late: it is optional, and costs memory and time at the start
     except ImportError:

@@ -175,11 +175,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def check_row_aligned(outputs: Mapping[str, Array]) -> None:
-    """Check that each output has one value, or array of values, for each of the same rows.
-
-    Raises:
-        SchemaMismatch: an output has not.
-    """
+    """Raise SchemaMismatch unless each output has one value, or array of values, for each of the same rows."""
     lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
     if len(lengths) != 1 or -1 in lengths:
         raise SchemaMismatch("the outputs of this model are not one value for each row; ask for JSON at /invocations")

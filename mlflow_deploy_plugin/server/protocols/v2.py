@@ -278,11 +278,7 @@ def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[
 
 
 def resolve_outputs(wanted: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
-    """Return the requested outputs by the names of the response.
-
-    Raises:
-        SchemaMismatch: the response has no such output.
-    """
+    """Return the requested outputs by the names of the response. Raises SchemaMismatch if it lacks one of them."""
     if len(wanted) == 1 and not wanted[0].name:
         return [RequestedOutput(name, wanted[0].is_binary) for name in outputs]
     for output in wanted:

@@ -88,11 +88,7 @@ def kind_of(datatype: Any) -> str:
 
 
 def check_datatype(head: TensorHeader, dtype: str) -> None:
-    """Check that an input of this numpy dtype accepts the tensor's datatype, without its values.
-
-    Raises:
-        SchemaMismatch: it does not.
-    """
+    """Raise SchemaMismatch unless an input of this numpy dtype accepts the tensor's datatype."""
     if (head.datatype, dtype) not in _ACCEPTED:
         raise SchemaMismatch(f"{head} is of the wrong datatype; {datatype_of(dtype)} is expected")
 

@@ -138,11 +138,7 @@ class _WsgiInput:
         return self._body.is_whole
 
     def limit(self, limit: int) -> None:
-        """Refuse a body that is larger. Call this before anything is read.
-
-        Raises:
-            BodyTooLarge: its length is larger.
-        """
+        """Bound the body, before anything is read. Raises BodyTooLarge: its declared length is larger."""
         self._body = body_parser(self._length, limit)
 
     def read(self, size: int = -1) -> bytes:
