@@ -143,7 +143,7 @@ class Metrics:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
         number, values = 0, None
-        while values is None:  # the file of a dead worker is taken over: they are as many as live workers
+        while values is None:  # a dead worker's file is taken over: there are never more files than workers at once
             with suppress(BlockingIOError):
                 values = MmapCounters(self.folder / f"counts_{number}.db")
             number += 1
