@@ -39,7 +39,6 @@ _NO_OPERATOR = re.compile(  # of tf2onnx, torch's dynamo exporter, its legacy ex
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
     "inhomogeneous": "its targets have different numbers of classes",  # numpy, of the classes of each target
-    "invalid literal for int()": "several targets whose labels are texts",  # skl2onnx, of a forest
     "no attribute 'upper'": "a kernel that is a Python function",  # and of support vector machines
     "Could not infer attribute `support_vectors`": "a kernel that is computed before it (kernel='precomputed')",
 }

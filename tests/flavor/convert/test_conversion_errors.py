@@ -176,7 +176,6 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got 3 input(s)",
             "it reads 3 inputs of different types, and its converter takes 1; a ColumnTransformer before it",
         ),
-        ("invalid literal for int() with base 10: 'female'", "several targets whose labels are texts"),
         ("'functools.partial' object has no attribute 'upper'", "a kernel that is a Python function"),
         (
             "Could not infer attribute `support_vectors` type from empty iterator",

@@ -9,7 +9,7 @@
 | `graph.py`           | nodes, casts and outputs of the graph                                |
 | `boundary_values.py` | thresholds, categories and terms, for the parity rows                |
 | `boosters.py`        | the trees of XGBoost, LightGBM and CatBoost                          |
-| `trees.py`           | trees as arrays and as nodes, and those that skl2onnx would change   |
+| `trees.py`           | trees as arrays, and as a node   |
 | `levels.py`          | boosted trees for many rows                                          |
 | `nets.py`            | nets of skorch, and TabNet's regressor                               |
 | `refused_rows.py`    | rows that a step within the original refuses                         |
@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, formulas, levels, nets, trees
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, formulas, levels, nets
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -288,6 +288,5 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     proto.opset_import.extend([*opsets, *others])
     if precision != "single":
         widen(proto)
-    trees.restore_splits(proto.graph, fitted)
     sort_rows(proto.graph)
     return proto

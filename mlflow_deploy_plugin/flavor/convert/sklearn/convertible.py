@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     column_transformers,
     encoders,
     is_linear,
-    is_tree,
     named_steps,
     passes_on,
     sub_estimators,
@@ -82,9 +81,6 @@ def _change_kind(part: Any) -> None:
         part.classes_ = part.classes_.astype(np.int64)  # skl2onnx would write texts
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has none, and the numbers are the same
-    if is_tree(part):  # an infinite threshold sends only missing values right: skl2onnx 1.20 hangs on it
-        threshold = part.tree_.threshold
-        threshold[np.isinf(threshold)] = np.finfo(np.float32).max
     # linear regressions of several targets are one regression
     if isinstance(part, MultiOutputRegressor) and all(map(is_linear, getattr(part, "estimators_", [None]))):
         linear = [best_estimator(one) for one in part.estimators_]

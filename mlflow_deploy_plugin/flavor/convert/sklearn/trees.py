@@ -1,11 +1,9 @@
-"""Trees that skl2onnx would convert to trees that decide differently.
+"""Trees of all kinds as arrays, and as ONNX Runtime's operator.
 
 HistGradientBoosting compares in 64 bits; scikit-learn's other trees round their input to 32 bits before they compare.
-skl2onnx rounds its thresholds, so a number between a threshold and its rounding would go the other way. Here the
-thresholds are not rounded, and the trees are summed in 64 bits, too (`levels.py` sums groups of them in 32).
-
-For decision trees and forests, which skl2onnx converts, the thresholds and the directions of missing values are
-restored.
+skl2onnx rounds the thresholds of the former, so a number between a threshold and its rounding would go the other way,
+and sends every missing value of the latter to the right. Here the thresholds of 64 bits are not rounded, and the trees
+are summed in 64 bits, too (`levels.py` sums groups of them in 32).
 """
 
 from dataclasses import dataclass, field
@@ -14,68 +12,15 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
 from mlflow_deploy_plugin.runtime import Array
-
-
-def restore_splits(graph: Any, fitted: Any) -> None:
-    """Restore in the graph the thresholds of decision trees and forests, and the direction of a missing value at each
-    node.
-
-    skl2onnx 1.20 sends every missing value to the right, while scikit-learn's trees keep the side that training
-    preferred. With several targets it rounds a 64-bit threshold to the nearest 32-bit number. A number below the
-    threshold may then be on the other side.
-    """
-    trees = [part.tree_ for part in sub_estimators(fitted) if hasattr(part, "tree_")]
-    for node in graph.node:
-        if not node.op_type.startswith("TreeEnsemble"):
-            continue
-        lists = {attribute.name: np.array(attribute.ints or attribute.floats) for attribute in node.attribute}
-        if tensor := next((one.t for one in node.attribute if one.name == "nodes_values_as_tensor"), None):
-            lists["nodes_values"] = numpy_helper.to_array(tensor)
-        owners, positions = lists["nodes_treeids"], lists["nodes_nodeids"]
-        count = len(np.unique(owners))
-        # the nodes of several forests do not always come in their order
-        starts = (start for start in range(len(trees) - count + 1) if _is_of(lists, trees[start : start + count]))
-        if (start := next(starts, None)) is None:
-            continue  # gradient boosting, which has the directions itself, or an unknown arrangement
-        used = trees[start : start + count]
-        del trees[start : start + count]
-        at = np.cumsum([0, *(tree.node_count for tree in used[:-1])])[owners] + positions
-        for attribute in node.attribute:
-            if attribute.name == "nodes_missing_value_tracks_true":
-                attribute.ints[:] = np.concatenate([tree.missing_go_to_left for tree in used])[at].tolist()
-            elif attribute.name == "nodes_values":
-                attribute.floats[:] = rounded_down(np.concatenate([tree.threshold for tree in used])[at]).tolist()
 
 
 def rounded_down(thresholds: Array) -> Array:
     """Return the largest 32-bit floats that are not above: numbers of 32 bits lie on the same side of both."""
     rounded = thresholds.astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-
-
-def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
-    """Return True if a node of the graph holds these trees: as many nodes in each, deciding by the same numbers.
-
-    Thresholds of 64 bits may stand there in 32. An infinite one is the largest number (`estimators.py`).
-    """
-    limits = np.finfo(np.float32)
-    for owner, tree in enumerate(trees):
-        mine = lists["nodes_treeids"] == owner
-        if mine.sum() != tree.node_count:
-            return False
-        at = lists["nodes_nodeids"][mine]
-        inner = tree.feature[at] >= 0
-        thresholds = np.minimum(tree.threshold[at][inner], limits.max)
-        if not (
-            np.array_equal(lists["nodes_featureids"][mine][inner], tree.feature[at][inner])
-            and np.allclose(lists["nodes_values"][mine][inner], thresholds, rtol=1e-6, atol=limits.tiny)
-        ):
-            return False
-    return True
 
 
 Node = tuple[int, float, int, int, bool, float]

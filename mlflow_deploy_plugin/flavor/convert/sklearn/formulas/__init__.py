@@ -73,12 +73,13 @@ def convert_formula(is_double: bool, scope: Any, operator: Any, container: Any) 
     graph, estimator = NodeBuilder(scope, container), operator.raw_operator
     rows = Rows.of(graph, operator)
     answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)
-    output = operator.outputs[-1]
+    output = operator.outputs[0]
     if isinstance(answer, tuple):
         position, answer, *_ = answer
-        operator.outputs[0].type = kind = label_type(estimator.classes_)
+        output.type = kind = label_type(estimator.classes_)
         labels = estimator.classes_.astype(object if isinstance(kind, StringTensorType) else np.int64)
-        graph.node("Gather", [labels, position.name], operator.outputs[0].full_name, axis=0)
+        graph.node("Gather", [labels, position.name], output.full_name, axis=0)
+        output = operator.outputs[1]
     if answer.dtype.kind in "fb":
         is_wide = answer.dtype == np.float64 and (rows.is_double or is_double)
         answer = answer.astype(np.float64 if is_wide else np.float32)

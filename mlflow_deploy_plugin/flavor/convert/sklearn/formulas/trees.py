@@ -1,4 +1,4 @@
-"""Formulas of boosted trees and of forests whose leaves are no answers: their trees are one ONNX node."""
+"""Formulas of trees, forests and boosted trees, all of which are one ONNX node."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,17 +8,22 @@ import numpy as np
 from scipy import special
 from sklearn.base import is_classifier
 from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
     RandomTreesEmbedding,
 )
 from sklearn.ensemble._iforest import _average_path_length
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.categories import encoded, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     Boosting,
     Tree,
@@ -92,6 +97,32 @@ def _walked(x: TracedArray, boosting: Boosting, write: Any = write_walk) -> Trac
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
+def grown(model: Any, rows: Rows) -> Any:
+    """Return the answer of a decision tree or the mean of a forest, whose trees read 32-bit floats."""
+    fitted = [part.tree_ for part in getattr(model, "estimators_", [model])]
+    sizes = np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * model.n_outputs_
+    trees: list[Tree] = []
+    targets: list[int] = []
+    for tree in fitted:
+        leaves = [tree.value[:, output, :size] for output, size in enumerate(sizes)]
+        if is_classifier(model):
+            leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
+        values = np.concatenate(leaves, axis=1) / len(fitted)
+        trees += [Tree.fitted(tree, column) for column in values.T]
+        targets += range(values.shape[1])
+    forest = Boosting(trees, targets, np.zeros(sum(sizes)), "BRANCH_LEQ", "Identity", not rows.is_double, True)
+    found = _walked(rows.own.astype(np.float32), forest, write_trees)
+    if not is_classifier(model):
+        return found
+    if model.n_outputs_ == 1:
+        return np.argmax(found, axis=1), found
+    labels = []
+    for classes, size, end in zip(model.classes_, sizes, np.cumsum(sizes), strict=True):
+        known = classes.astype(object) if classes.dtype.kind == "U" else classes
+        labels.append(take(known, np.argmax(found[:, end - size : end], axis=1)))
+    return np.stack(labels, axis=1)
+
+
 def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
     trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
@@ -117,6 +148,8 @@ def isolated(model: IsolationForest, rows: Rows) -> TracedArray:
 
 FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((HistGradientBoostingClassifier, HistGradientBoostingRegressor, NativeBooster), boosted),
+    **dict.fromkeys((DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor), grown),
+    **dict.fromkeys((RandomForestClassifier, RandomForestRegressor, ExtraTreesClassifier, ExtraTreesRegressor), grown),
     RandomTreesEmbedding: embedded,
     IsolationForest: isolated,
 }
