@@ -349,19 +349,19 @@ def load_folder(folder: Path, shown: str) -> Original:
         )
     differences = version_differences(folder)
     try:
+        convert.check_flavor(names[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions, which are named below
             if backend := flavors.get("keras", {}).get("keras_backend"):
                 os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
+        convert.converter_for(model)
+    except ConversionError as error:
+        raise ConversionError(f"{error.message}; {shown} is served as pyfunc as it stands") from error
     except Exception as error:
         raise ConversionError(
             f"{shown} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
         ) from error
-    try:
-        convert.converter_for(model)
-    except ConversionError as error:
-        raise ConversionError(f"{error.message}; {shown} is served as pyfunc as it stands") from error
     notes = [f"it was logged with {one}" for one in differences if one.split()[0] in _FRAMEWORKS]
     return Original(model, mlmodel, predict_fn, tuple(notes))
 

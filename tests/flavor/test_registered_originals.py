@@ -60,3 +60,17 @@ def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path: Path) -> None:
 
     with pytest.raises(ConversionError, match=r"Rule is of no framework .*; it is served as pyfunc as it stands"):
         load_folder(tmp_path / "saved", "it")
+
+
+def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -> None:
+    mlmodel = mlflow.models.Model(
+        flavors={
+            "python_function": {"loader_module": "mlflow.spark", "data": "sparkml"},
+            "spark": {"model_data": "sparkml", "pyspark_version": "4.0.1"},
+        }
+    )
+    mlmodel.save(str(tmp_path / "MLmodel"))
+
+    unknown = r"a model of mlflow.spark is of no framework .*known are catboost.*; it is served as pyfunc as it stands"
+    with pytest.raises(ConversionError, match=unknown):
+        load_folder(tmp_path, "it")

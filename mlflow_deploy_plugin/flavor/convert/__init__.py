@@ -35,6 +35,7 @@ __all__ = [
     "Converter",
     "DynamicAxes",
     "bind_graph",
+    "check_flavor",
     "converter_for",
     "load_file",
 ]
@@ -106,6 +107,16 @@ class _Registered:
             ) from error
 
 
+def check_flavor(flavor: str) -> None:
+    """Check that what MLflow's flavor loads may have a converter, so that nothing is loaded in vain.
+
+    Raises:
+        ConversionError: nothing knows the flavor's framework.
+    """
+    if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
+        raise _unknown_framework(f"a model of mlflow.{flavor}")
+
+
 def converter_for(model: Any) -> Any:
     """Return what converts `model`: a registered converter, or the module of the first package in its ancestry.
 
@@ -125,10 +136,7 @@ def converter_for(model: Any) -> Any:
     known = (name for name in packages_of(model) if name in _MODULES or name in _NEVER)
     framework = "onnx" if is_onnx(model) else next(known, None)
     if framework is None or framework in _NEVER:
-        raise ConversionError(
-            f"{type(model).__module__}.{type(model).__qualname__} is of no framework that can be converted to ONNX; "
-            f"known are {', '.join(sorted(_MODULES))}"
-        )
+        raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
         return import_module(f"{_ROOM}.{extra}")  # only now: the frameworks are heavy, and optional
@@ -137,6 +145,11 @@ def converter_for(model: Any) -> Any:
         raise ConversionError(
             f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'"
         ) from None
+
+
+def _unknown_framework(what: str) -> ConversionError:
+    known = ", ".join(sorted(_MODULES))
+    return ConversionError(f"{what} is of no framework that can be converted to ONNX; known are {known}")
 
 
 def _described(entry: EntryPoint) -> str:
