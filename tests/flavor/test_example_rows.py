@@ -123,11 +123,6 @@ def test_made_up_tensors_have_the_shape_of_the_signature(spec: TensorSpec, dtype
     assert (rows.dtype.name, rows.shape) == (dtype, shape)
 
 
-def test_a_type_that_no_graph_takes_is_named() -> None:
-    with pytest.raises(InvalidConfig, match="signature: column 'when' has the type datetime"):
-        made_up_rows(ModelSignature(Schema([ColSpec("datetime", "when")])), DecisionTreeClassifier())
-
-
 def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Path) -> None:
     (tmp_path / "input_example.json").write_text('{"inputs": [[0.5, null], [1.5, 2.5]]}')
     mlmodel = Model(

@@ -8,6 +8,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -283,6 +285,14 @@ def test_what_cannot_be_wrapped_is_said_in_one_line(
     with pytest.raises(error, match=message) as caught:
         onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(model: Pipeline, tmp_path: Path) -> None:
+    dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
+    mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
+    refused = r"column 'when' has the type datetime, which an ONNX model cannot take; .*; \S+ is served as pyfunc"
+    with pytest.raises(ConversionError, match=refused):
+        onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
 
 
 def test_another_version_of_the_framework_that_loads_is_a_warning(
