@@ -40,6 +40,9 @@ if how == "silent":
 if how == "failed":
     send_message(control, SideMessage("failed", {"message": "the package 'x' is missing"}))
     time.sleep(3600)
+if how == "loading":
+    open("loading", "w").write(str(os.getpid()))
+    time.sleep(3600)
 meeting = threading.Barrier(3)
 making_parts = 0
 
@@ -208,6 +211,19 @@ def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
     wait_until(lambda: is_gone(pid) and is_gone(grandchild), what="the end of both")
     with pytest.raises(NotReady):
         process.request(SideMessage("echo"))
+
+
+def test_close_ends_one_that_is_still_loading(
+    new_process: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process, loading = new_process("loading"), tmp_path / "loading"
+    starting = threading.Thread(target=pytest.raises, args=(InvalidArtifact, process.start), daemon=True)
+    starting.start()
+    pid = int(wait_until(lambda: loading.exists() and loading.read_text(), what="it loads"))
+    process.close()
+    wait_until(lambda: is_gone(pid), 10, "its end")
+    starting.join()
 
 
 @pytest.mark.parametrize(("how", "said"), [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")])
