@@ -10,11 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
@@ -48,9 +47,7 @@ class Rows:
 
 def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> DriftReference:
     """The reference as a monitor with windows of this phase and length has it."""
-    table = summarise_lists(rows.table)
-    features, notes = read_columns(table)
-    bins = {name: freeze_bins(one, str(table.schema.field(name).type)) for name, one in features.items()}
+    bins, notes = freeze_table(rows.table, (), "the rows")
     pieces = cut_pieces(bins, rows.table, rows.times if has_times else None, start_us, length_us)
     return DriftReference(
         bins, bins_digest(bins), pieces, rows.with_times() if has_times else rows.table, notes=tuple(notes)
@@ -59,8 +56,7 @@ def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = Tr
 
 def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> DriftReference:
     """That of `rolling:`: each window is compared with the one so many windows before it."""
-    features, _ = read_columns(rows.table)
-    bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
+    bins, _ = freeze_table(rows.table, (), "the rows")
     over = window_grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
     return DriftReference(
         bins, bins_digest(bins), sketch_pieces(bins, [(rows.table, rows.times)], over), rows.with_times()

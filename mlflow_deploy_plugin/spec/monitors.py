@@ -271,7 +271,7 @@ class MonitorSpec(SpecPart):
     independent_rows: bool = False
     """Says that rows do not depend on their neighbours in time, so that single rows may be resampled."""
     columns: TextList = ()
-    """Only these columns are judged. Default: all."""
+    """Only these columns are judged, with their parts (image.mean of image). Default: all."""
     segment_by: TextList = ()
     """Columns each of whose values is judged by itself, beside all rows."""
     consecutive: int = Field(default=1, ge=1, le=100)

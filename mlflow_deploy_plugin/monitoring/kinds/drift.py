@@ -11,7 +11,7 @@ other.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,12 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
+    ColumnValues,
+    pair_columns,
+    read_columns,
+    select_columns,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
     spark_window_profile,
@@ -83,9 +88,8 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     chosen = request.spec.columns
     columns = tuple(
         name
-        for name in compared.names
+        for name in select_columns(compared.names, chosen)
         if name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
-        if not chosen or name in chosen
     )
     if not columns:
         among = f"; columns names {', '.join(chosen)}" if chosen else ""
@@ -156,7 +160,8 @@ class WindowComparison:
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
         """Return the verdict on some columns; empty means all. Without a reference nothing is judged."""
         request = self.request
-        chosen = tuple(name for name in columns or self.names if name not in self.excluded)
+        absent = [name for name in columns if not select_columns(self.names, [name])]
+        chosen = tuple(one for one in (*select_columns(self.names, columns), *absent) if one not in self.excluded)
         if self.reference is None or not chosen:
             reason = self.missing_reason or _NOTHING_LEFT
             findings = self._not_judged(dict.fromkeys(self.names, reason), columns)
@@ -174,7 +179,7 @@ class WindowComparison:
 
     @staticmethod
     def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
-        return tuple(not_judged_findings({name: reasons[name] for name in reasons if not columns or name in columns}))
+        return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
         """Return the result with the data of its report; `state` and `reason` replace those of the verdict."""
@@ -257,19 +262,13 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     return WindowComparison(request, version, reference, missing_reason, profile, segments, tuple(notes), excluded)
 
 
-def excluded_columns(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, str]:
+def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
     """Return the columns that are not judged, and the reason: `capture.drop` or `capture.mask` names them.
 
-    Their values in the log differ from any reference by intention. The parts of a vector (`output.probabilities.0`)
-    are excluded with it.
+    Their values in the log differ from any reference by intention. Parts are excluded with them.
     """
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
-    found = {}
-    for column in columns:
-        name = next((name for name in reasons if column == name or column.startswith(f"{name}.")), None)
-        if name is not None:
-            found[column] = reasons[name]
-    return found
+    return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}
 
 
 def _segment_profiles(
@@ -350,7 +349,7 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
     """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
-    names = [argument] if argument else [name for name in held if not spec.columns or name in spec.columns]
+    names = [argument] if argument else select_columns(held, spec.columns)
     if why_not := _why_not_judged(compared, requirement, names):
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)

@@ -12,11 +12,10 @@ import pyarrow as pa
 import pytest
 from sklearn.datasets import load_digits
 
-from mlflow_deploy_plugin.inference_log import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
@@ -46,9 +45,7 @@ def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> t
 
 
 def reference_of(table: pa.Table, times: Array | None, length: int = DAY, start: int = LATER) -> DriftReference:
-    table = summarise_lists(table)
-    features, notes = read_columns(table)
-    bins = {name: freeze_bins(feature, str(table.schema.field(name).type)) for name, feature in features.items()}
+    bins, notes = freeze_table(table, (), "the table")
     pieces = cut_pieces(bins, table, times, start, length)
     sample = (
         table if times is None else table.append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))

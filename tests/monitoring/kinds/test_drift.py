@@ -107,6 +107,19 @@ def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
     assert {one.subject for one in judged.findings} == {"noise", "carrier"}
 
 
+def test_a_column_is_named_with_its_parts(
+    ask: Callable[..., Any], endpoint: EndpointWorld, reference: pa.Table
+) -> None:
+    embeddings = np.random.default_rng(0).normal(size=(len(reference), 16))
+    endpoint.serve(CLASSIFIER, reference.append_column("embedding", pa.array(embeddings.tolist())))
+
+    judged = ask(day(100, embedding=embeddings[:ROWS].tolist()), columns=["embedding"])
+
+    assert judged.state == "no drift"
+    projections = {f"embedding.projection.{number}" for number in range(8)}
+    assert {one.subject for one in judged.findings} == {"embedding.mean", "embedding.std", *projections}
+
+
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., Any], kind: str) -> None:
     hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))

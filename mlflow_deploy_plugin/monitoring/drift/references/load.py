@@ -56,7 +56,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     window_grid,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns, select_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
     hour_profiles,
@@ -292,15 +292,14 @@ def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[d
         InvalidConfig: the table has none of `columns`.
     """
     features, notes = read_columns(table)
-    missing = [name for name in columns if name not in features]
+    missing = [name for name in columns if not select_columns(features, [name])]
     if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
-        name: freeze_bins(feature, types.get(name, "double"))  # a component of a list is a double
-        for name, feature in features.items()
-        if not columns or name in columns
+        name: freeze_bins(features[name], types.get(name, "double"))  # a part of a list is a double
+        for name in select_columns(features, columns)
     }, notes
 
 

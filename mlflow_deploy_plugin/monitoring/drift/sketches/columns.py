@@ -6,7 +6,7 @@ categories. A short vector (a list in Parquet), as probabilities are, becomes it
 binary values and structures have no distance here and are left out, with a note.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +68,12 @@ def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tu
     for name in summarised.column_names:
         if not name.startswith(OWN_PREFIX):
             yield name, summarised.column(name)
+
+
+def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
+    """Return the chosen columns, and the parts of chosen ones: `image.mean` is part of `image`. None chosen: all."""
+    parts = tuple(f"{name}." for name in chosen)
+    return [name for name in columns if not chosen or name in chosen or name.startswith(parts)]
 
 
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
