@@ -67,7 +67,6 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     no_shapes,
     parse_columns,
     round_before_last_step,
-    widen,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
@@ -286,7 +285,5 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
     del proto.opset_import[:]
     proto.opset_import.extend([*opsets, *others])
-    if precision != "single":
-        widen(proto)
     sort_rows(proto.graph)
     return proto

@@ -14,7 +14,6 @@ import pandas as pd
 from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import AdaBoostClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
@@ -77,8 +76,6 @@ def _change_kind(part: Any) -> None:
     # ensembles of imbalanced-learn learn from other rows than scikit-learn's, and predict alike
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
-    if isinstance(part, AdaBoostClassifier) and getattr(part, "classes_", np.empty(0)).dtype.kind == "b":
-        part.classes_ = part.classes_.astype(np.int64)  # skl2onnx would write texts
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has none, and the numbers are the same
     # linear regressions of several targets are one regression

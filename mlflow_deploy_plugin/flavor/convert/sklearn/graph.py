@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 from skl2onnx import update_registered_converter
 from skl2onnx._parse import _parse_sklearn, _parse_sklearn_column_transformer
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
@@ -208,12 +208,6 @@ def _domain_and_version(operator: str) -> tuple[str, int]:
 
 Precision = Literal["single", "double_until_last_step", "double"]
 
-_ALIKE = (
-    *("Add", "Sub", "Mul", "Div", "Sum", "Concat", "Max", "Min", "Mean", "MatMul", "Gemm"),
-    *("Where", "Pow", "Equal", "Greater", "Less"),
-)
-"""Operators whose inputs must have one type (for `Where`, all but the first)."""
-
 
 def round_before_last_step(copy: Any) -> Any:
     """Round to 32 bits right before the predictor, also within ensembles; boosting by histograms does not round."""
@@ -228,53 +222,6 @@ def round_before_last_step(copy: Any) -> Any:
     return copy
 
 
-def _casts_before(node: Any, types: dict[str, Any]) -> list[Any]:
-    """Return casts of a node's 32-bit inputs if others have 64; it reads them, and `types` knows them, from now on."""
-    first = 1 if node.op_type == "Where" else 0
-    kinds = [types[name].tensor_type.elem_type if name in types else 0 for name in node.input]
-    if node.op_type not in _ALIKE or not {TensorProto.FLOAT, TensorProto.DOUBLE} <= set(kinds[first:]):
-        return []
-    casts = []
-    for position, kind in enumerate(kinds[first:], first):
-        if kind == TensorProto.FLOAT:
-            wide = f"{node.input[position]}_wide_{node.output[0]}_{position}"
-            casts.append(helper.make_node("Cast", [node.input[position]], [wide], name=wide, to=TensorProto.DOUBLE))
-            types[wide] = helper.make_tensor_type_proto(TensorProto.DOUBLE, None)
-            node.input[position] = wide
-    return casts
-
-
-def widen(model: Any) -> None:
-    """Cast 32-bit inputs to 64 bits if a node reads both, and correct the types that follow.
-
-    skl2onnx assumes that the prediction of an estimator within an ensemble is as wide as the ensemble's input.
-    """
-    graph = model.graph
-    types = {value.name: value.type for value in graph.input}
-    types |= {entry.name: helper.make_tensor_type_proto(entry.data_type, entry.dims) for entry in graph.initializer}
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    nodes: list[Any] = []
-    for node in graph.node:
-        nodes += _casts_before(node, types)
-        nodes.append(node)
-        if node.op_type in ("If", "Scan"):  # their bodies declare the types
-            declared = zip(node.output, node.attribute[0].g.output, strict=True)
-            types |= {name: value.type for name, value in declared}
-            continue
-        try:
-            schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
-            known = {name: types[name] for name in node.input if name in types}
-            types |= onnx.shape_inference.infer_node_outputs(schema, node, known)
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, KeyError):
-            pass  # the types of an operator that ONNX does not know stay unknown
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]
-    for output in graph.output:
-        if output.name in types and types[output.name].tensor_type.elem_type:
-            output.type.tensor_type.elem_type = types[output.name].tensor_type.elem_type
-
-
 def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
     """Give the outputs the names, shapes and label types of the original's; skl2onnx's other outputs are dropped."""
     finished, outputs = [], []
@@ -287,14 +234,11 @@ def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
         for node in graph.node:
             node.input[:] = [raw.get(one, one) for one in node.input]
             node.output[:] = [raw.get(one, one) for one in node.output]
-        current, kind = raw[value.name], _ONNX_TYPES[output.dtype]
-        if value.type.tensor_type.elem_type != kind:
-            cast = f"{name}_cast"
-            graph.node.append(helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind))
-            current = cast
-        sizes = f"{name}_shape"
+        cast, kind, sizes = f"{name}_cast", _ONNX_TYPES[output.dtype], f"{name}_shape"
+        # also to the type that skl2onnx declares, which is not always the real one
+        graph.node.append(helper.make_node("Cast", [raw[value.name]], [cast], name=f"onnxserve_{cast}", to=kind))
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), sizes))
-        graph.node.append(helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"))
+        graph.node.append(helper.make_node("Reshape", [cast, sizes], [name], name=f"onnxserve_{name}"))
         finished.append(helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]]))
         outputs.append(output)
     finished += [value for value in graph.output if value.name == REFUSED_ROWS]

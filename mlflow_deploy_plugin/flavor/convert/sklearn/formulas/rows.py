@@ -12,17 +12,12 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble._gb import BaseGradientBoosting
 from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    best_estimator,
-    compares_in_64_bits,
-    is_linear,
-    passes_on,
-    sub_estimators,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, passes_on, sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     ONNX_TYPES,
     SAMPLE_ROWS,
@@ -222,9 +217,8 @@ class Rows:
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Any) -> list[Any]:
-        """Return the inputs of an estimator's converter; trees read 32-bit floats, as in scikit-learn."""
-        parts = list(sub_estimators(estimator))
-        rounds = any(hasattr(part, "tree_") for part in parts) and not any(map(compares_in_64_bits, parts))
+        """Return the inputs of an estimator's converter; gradient boosting reads 32-bit floats, as in scikit-learn."""
+        rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
         is_table = len(self._inputs) > 1 and not isinstance(estimator, ColumnTransformer | FeatureUnion)
         if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs

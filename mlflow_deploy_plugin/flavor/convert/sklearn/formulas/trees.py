@@ -8,6 +8,8 @@ import numpy as np
 from scipy import special
 from sklearn.base import is_classifier
 from sklearn.ensemble import (
+    AdaBoostClassifier,
+    AdaBoostRegressor,
     ExtraTreesClassifier,
     ExtraTreesRegressor,
     HistGradientBoostingClassifier,
@@ -18,12 +20,24 @@ from sklearn.ensemble import (
     RandomTreesEmbedding,
 )
 from sklearn.ensemble._iforest import _average_path_length
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
+from sklearn.tree import (
+    BaseDecisionTree,
+    DecisionTreeClassifier,
+    DecisionTreeRegressor,
+    ExtraTreeClassifier,
+    ExtraTreeRegressor,
+)
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.categories import encoded, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
+    SAMPLE_ROWS,
+    Traced,
+    TracedArray,
+    smallest,
+    take,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     Boosting,
     Tree,
@@ -123,6 +137,53 @@ def grown(model: Any, rows: Rows) -> Any:
     return np.stack(labels, axis=1)
 
 
+def adaptive_classes(model: AdaBoostClassifier, rows: Rows) -> tuple[TracedArray, TracedArray, TracedArray]:
+    """Return the decision of the members' weighted votes: 1 for a class, and -1 / (C - 1) for each other."""
+    count, members = len(model.classes_), model.estimators_
+    weights = model.estimator_weights_[: len(members)]
+    if getattr(model, "algorithm", "") == "SAMME.R":  # of scikit-learn before 1.6
+        least = np.finfo(np.float64).eps
+        logs = np.stack([np.log(np.maximum(rows.ask(one, "predict_proba"), least)) for one in members], axis=1)
+        total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
+    else:
+        is_vote = _of_members(model, rows)[:, :, None] == np.arange(count)
+        total = np.where(is_vote, weights[:, None], -weights[:, None] / (count - 1)).sum(axis=1)
+    total = total / model.estimator_weights_.sum()
+    if count > 2:
+        return np.argmax(total, axis=1), softmax(total / (count - 1.0)), total
+    score = total[:, 1] - total[:, 0]
+    return (score > 0).astype(np.int64), softmax(np.stack([-score, score], axis=1) / 2.0), score
+
+
+def adaptive_values(model: AdaBoostRegressor, rows: Rows) -> TracedArray:
+    """Return the weighted median of the members' predictions."""
+    count = len(model.estimators_)
+    values, members = smallest(_of_members(model, rows), count)
+    up_to_here = take(model.estimator_weights_, members) @ np.triu(np.ones((count, count)))
+    median = np.argmax((up_to_here >= 0.5 * up_to_here[:, -1:]).astype(np.int64), axis=1)
+    return np.where(median[:, None] == np.arange(count), values, 0.0).sum(axis=1)
+
+
+def _of_members(model: Any, rows: Rows) -> TracedArray:
+    """Return the members' predictions side by side, [N, members], of a classifier the positions of the classes."""
+    trees, answers = [], []
+    for one in model.estimators_:
+        known = np.searchsorted(model.classes_, one.classes_).astype(float) if is_classifier(model) else np.empty(0)
+        if isinstance(one, BaseDecisionTree):
+            values = one.tree_.value[:, 0, :]
+            trees.append(Tree.fitted(one.tree_, known[values.argmax(axis=1)] if len(known) else values[:, 0]))
+        elif not len(known):
+            answers.append(rows.ask(one, "predict").reshape(-1))
+        else:
+            scores = rows.ask(one, "predict_proba" if hasattr(one, "predict_proba") else "decision_function")
+            place = (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
+            answers.append(take(known, place))
+    if answers:
+        return np.stack(answers, axis=1)
+    forest = Boosting(trees, [*range(len(trees))], np.zeros(len(trees)), "BRANCH_LEQ", "Identity", False, True)
+    return _walked(rows.own.astype(np.float32), forest).astype(np.float64)
+
+
 def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
     trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
@@ -147,6 +208,8 @@ def isolated(model: IsolationForest, rows: Rows) -> TracedArray:
 
 
 FORMULAS: dict[type, Formula] = {
+    AdaBoostClassifier: adaptive_classes,
+    AdaBoostRegressor: adaptive_values,
     **dict.fromkeys((HistGradientBoostingClassifier, HistGradientBoostingRegressor, NativeBooster), boosted),
     **dict.fromkeys((DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor), grown),
     **dict.fromkeys((RandomForestClassifier, RandomForestRegressor, ExtraTreesClassifier, ExtraTreesRegressor), grown),
