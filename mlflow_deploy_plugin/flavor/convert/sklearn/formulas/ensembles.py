@@ -36,7 +36,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, is_tree, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
     Formula,
@@ -47,6 +47,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
     votes_of_pairs,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.trees import grown
 
 Decision = tuple[TracedArray, TracedArray]
 """The positions [N] of labels among the classes, and the probabilities or scores [N, C]."""
@@ -232,6 +233,9 @@ def voted(model: Any, rows: Rows) -> TracedArray | Decision:
 
 def bagged(model: Any, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the answers of the members, each of which reads some of the columns; else votes."""
+    count = 0 if is_regressor(model) else model.n_classes_  # a member may not have seen all classes
+    if all(is_tree(one) and len(getattr(one, "classes_", ())) == count for one in model.estimators_):
+        return grown(model, rows)
     answers = []
     for estimator, read in _members(model, rows):
         if is_regressor(model):

@@ -112,23 +112,22 @@ def _walked(x: TracedArray, boosting: Boosting, write: Any = write_walk) -> Trac
 
 
 def grown(model: Any, rows: Rows) -> Any:
-    """Return the answer of a decision tree or the mean of a forest, whose trees read 32-bit floats."""
-    fitted = [part.tree_ for part in getattr(model, "estimators_", [model])]
-    sizes = np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * model.n_outputs_
+    """Return the answer of a decision tree, or the mean of a forest or of a bag of trees, which read 32-bit floats."""
+    members = getattr(model, "estimators_", [model])
+    columns = getattr(model, "estimators_features_", [None] * len(members))
+    sizes = np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * members[0].n_outputs_
     trees: list[Tree] = []
-    targets: list[int] = []
-    for tree in fitted:
+    for tree, read in zip((one.tree_ for one in members), columns, strict=True):
         leaves = [tree.value[:, output, :size] for output, size in enumerate(sizes)]
         if is_classifier(model):
             leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
-        values = np.concatenate(leaves, axis=1) / len(fitted)
-        trees += [Tree.fitted(tree, column) for column in values.T]
-        targets += range(values.shape[1])
+        trees += [Tree.fitted(tree, value, read) for value in np.concatenate(leaves, axis=1).T / len(members)]
+    targets = [*range(sum(sizes))] * len(members)
     forest = Boosting(trees, targets, np.zeros(sum(sizes)), "BRANCH_LEQ", "Identity", not rows.is_double, True)
     found = _walked(rows.own.astype(np.float32), forest, write_trees)
     if not is_classifier(model):
         return found
-    if model.n_outputs_ == 1:
+    if len(sizes) == 1:
         return np.argmax(found, axis=1), found
     labels = []
     for classes, size, end in zip(model.classes_, sizes, np.cumsum(sizes), strict=True):

@@ -7,6 +7,8 @@ import pytest
 from sklearn.ensemble import (
     AdaBoostClassifier,
     AdaBoostRegressor,
+    BaggingClassifier,
+    BaggingRegressor,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
 )
@@ -22,6 +24,8 @@ SIDES = np.where(ROWS > 0, "above", "below")
 MODELS: dict[str, Any] = {
     "texts of several targets": RandomForestClassifier(10, random_state=0).fit(ROWS, SIDES),
     "numbers of several targets": DecisionTreeClassifier().fit(ROWS, np.digitize(ROWS[:, :2], [-1, 1])),
+    "a bag": BaggingClassifier(max_features=0.7, random_state=0).fit(ROWS, SIDES[:, 0]),
+    "a bag of numbers": BaggingRegressor(max_features=0.7, random_state=0).fit(ROWS, ROWS[:, 0] * ROWS[:, 1]),
     "votes of texts": AdaBoostClassifier(n_estimators=20).fit(ROWS, SIDES[:, 0]),
     "votes of three classes": AdaBoostClassifier(n_estimators=20).fit(ROWS, np.digitize(ROWS[:, 0], [-1, 1])),
     "a weighted median": AdaBoostRegressor(n_estimators=20).fit(ROWS, ROWS[:, 0] * ROWS[:, 1]),
