@@ -26,17 +26,10 @@ from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClas
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier, _ConstantPredictor
 from sklearn.multioutput import ClassifierChain, RegressorChain
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    PowerTransformer,
-    QuantileTransformer,
-    RobustScaler,
-    StandardScaler,
-)
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, PowerTransformer, QuantileTransformer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, is_tree, marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
     Formula,
@@ -306,16 +299,10 @@ def _inverse(transformer: Any, y: TracedArray) -> TracedArray:
         case FunctionTransformer():
             if transformer.inverse_func is not None:
                 y = transformer.inverse_func(y, **(transformer.inv_kw_args or {}))
-        case StandardScaler():
-            y = y if transformer.scale_ is None else y * transformer.scale_
-            y = y if transformer.mean_ is None else y + transformer.mean_
-        case MinMaxScaler():
-            y = (y - transformer.min_) / transformer.scale_
-        case MaxAbsScaler():
-            y = y * transformer.scale_
-        case RobustScaler():
-            y = y if transformer.scale_ is None else y * transformer.scale_
-            y = y if transformer.center_ is None else y + transformer.center_
+        case _ if isinstance(transformer, SCALERS):
+            scale = np.ones(1) if transformer.scale_ is None else transformer.scale_
+            y = y / scale if isinstance(transformer, MinMaxScaler) else y * scale
+            y = y + transformer.inverse_transform(np.zeros((1, transformer.n_features_in_)))
         case PowerTransformer():
             y = _inverse(transformer._scaler, y) if transformer.standardize else y
             columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
