@@ -234,11 +234,13 @@ def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
         for node in graph.node:
             node.input[:] = [raw.get(one, one) for one in node.input]
             node.output[:] = [raw.get(one, one) for one in node.output]
-        cast, kind, sizes = f"{name}_cast", _ONNX_TYPES[output.dtype], f"{name}_shape"
-        # also to the type that skl2onnx declares, which is not always the real one
-        graph.node.append(helper.make_node("Cast", [raw[value.name]], [cast], name=f"onnxserve_{cast}", to=kind))
+        current, kind, sizes = raw[value.name], _ONNX_TYPES[output.dtype], f"{name}_shape"
+        if role != "label" or value.type.tensor_type.elem_type != kind:  # floats are not always what skl2onnx declares
+            cast = f"{name}_cast"
+            graph.node.append(helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind))
+            current = cast
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), sizes))
-        graph.node.append(helper.make_node("Reshape", [cast, sizes], [name], name=f"onnxserve_{name}"))
+        graph.node.append(helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"))
         finished.append(helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]]))
         outputs.append(output)
     finished += [value for value in graph.output if value.name == REFUSED_ROWS]
