@@ -208,17 +208,11 @@ def encode_model(model: CapturedModel) -> bytes:
 def decode_model(encoded: memoryview) -> CapturedModel:
     """Reverse `encode_model`. Raises ValueError, KeyError or TypeError if the bytes are malformed."""
     document = orjson.loads(encoded)
-    schema = document["schema"]
-    inputs = (
-        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in schema["inputs"]
-    )
-    return CapturedModel(
-        document["model"],
-        document["version"],
-        Schema(
-            tuple(Column(**entry) for entry in schema["columns"]),
-            tuple(Tensor(e["name"], e["dtype"], tuple(e["shape"])) for e in schema["tensors"]),
-            tuple(inputs),
-        ),
-        tuple(document["prediction"]),
-    )
+    fields = document["schema"]
+    columns = [Column(**entry) for entry in fields["columns"]]
+    tensors = [Tensor(e["name"], e["dtype"], tuple(e["shape"])) for e in fields["tensors"]]
+    inputs = [
+        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in fields["inputs"]
+    ]
+    schema = Schema(tuple(columns), tuple(tensors), tuple(inputs))
+    return CapturedModel(document["model"], document["version"], schema, tuple(document["prediction"]))

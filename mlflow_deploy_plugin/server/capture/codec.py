@@ -203,18 +203,11 @@ def _make_plan(
     if not masked:
         del sides["masked"]
     head = {"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow, "failed": is_failed}
-    is_whole = rows <= max_rows and len(kept) == len(arrays) and all(columns is None for _, _, columns in kept)
-    return EncodingPlan(
-        model,
-        orjson.dumps({**head, **sides}),
-        [name for name, _ in arrays],
-        [_form(array) for _, array in arrays],
-        kept,
-        masked,
-        rows,
-        min(rows, max_rows),
-        is_whole and not any(is_text for _, is_text, _ in kept),
-    )
+    names, forms = [name for name, _ in arrays], [_form(array) for _, array in arrays]
+    are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
+    is_plain = rows <= max_rows and len(kept) == len(arrays) and are_plain
+    layout = orjson.dumps({**head, **sides})
+    return EncodingPlan(model, layout, names, forms, kept, masked, rows, min(rows, max_rows), is_plain)
 
 
 class Feedback(NamedTuple):

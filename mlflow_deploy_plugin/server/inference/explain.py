@@ -95,7 +95,7 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
 
 
 def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
-    """Return `{"columns", "outputs", "base_values", "values", "predictions", "background", "max_evals"}`.
+    """Return `{"columns", "outputs", "background", "base_values", "values", "predictions", "max_evals"}`.
 
     `values` is [rows][columns][outputs] and `base_values` [rows][outputs]. If one number a row is explained, both lack
     their last dimension.
@@ -105,14 +105,5 @@ def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, A
     base_values = arrays["base_values"][None].repeat(len(values), axis=0)
     if values.shape[2] == 1:
         values, base_values = values[:, :, 0], base_values[:, 0]
-    return dump_json(
-        {
-            "columns": explanation.fields["columns"],
-            "outputs": explanation.fields["outputs"],
-            "base_values": base_values,
-            "values": values,
-            "predictions": prediction,
-            "background": explanation.fields["background"],
-            "max_evals": max_evals,
-        }
-    )
+    explained = {"base_values": base_values, "values": values, "predictions": prediction, "max_evals": max_evals}
+    return dump_json({**{name: explanation.fields[name] for name in ("columns", "outputs", "background")}, **explained})

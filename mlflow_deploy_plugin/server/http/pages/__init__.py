@@ -276,17 +276,8 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
     values = example.values.get(tensor.name, example.values.get(name))
     is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
     shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
-    return FormField(
-        f"field-{position}",
-        name,
-        repr(tensor.name),
-        "tensor",
-        f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}",
-        False,
-        True,
-        shown,
-        image_input(tensor),
-    )
+    meaning, picture = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}", image_input(tensor)
+    return FormField(f"field-{position}", name, repr(tensor.name), "tensor", meaning, False, True, shown, picture)
 
 
 def snippets(
