@@ -7,6 +7,8 @@ python -m mlflow_deploy_plugin.pyfunc explain DESCRIPTOR    explains predictions
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,9 @@ _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMET
 """MLflow's own scoring server sets the first, too: models may read it."""
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag by which a trace in MLflow, of a model that makes some, names its answer."""
+_EXPERIMENT_SECONDS = 2.0
+"""What a start waits for MLflow's answer about the experiment of the traces."""
+_RETRY_SECONDS = 60.0
 _NICENESS = 10
 """Explanations yield to predictions."""
 
@@ -57,6 +62,9 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
             f"a model without an ONNX form needs mlflow and pandas, which are not installed here whole ({error}): "
             "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model"
         ) from None
+    looking = threading.Thread(target=find_experiment, daemon=True)
+    looking.start()
+    looking.join(_EXPERIMENT_SECONDS)
     try:
         scorer = Scorer.load(folder)
     except ImportError as error:
@@ -86,6 +94,23 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
                 yield scorer.invoke(content_type, question.body, most)
 
     return SideMessage(READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
+
+
+def find_experiment() -> None:
+    """Take the experiment that the environment names for the traces of this process.
+
+    MLflow would look it up at each trace, within the request, and try for minutes while its server is away.
+    """
+    import mlflow  # may be missing
+
+    identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
+    while name or identity:
+        try:
+            mlflow.set_experiment(name, None if name else identity)
+            return
+        except mlflow.MlflowException as error:
+            _log.warning("the traces go to the experiment Default, until %s is found: %s", name or identity, error)
+            time.sleep(_RETRY_SECONDS)
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:

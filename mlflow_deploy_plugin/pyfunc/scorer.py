@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
 from mlflow.tracing import context as tracing_context
+from mlflow.tracing import get_bridged_tracer_provider
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Object
 from mlflow.types.schema import Array as ArrayType
@@ -411,6 +412,7 @@ class Scorer:
                 for one in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
+            get_bridged_tracer_provider()  # it traces: this may make a database, which the first caller must not await
         return cls(model, artifact)
 
     def warm_up(self) -> dict[str, Array]:

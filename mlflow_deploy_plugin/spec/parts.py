@@ -117,7 +117,7 @@ class ServerSpec(SpecPart):
     """Largest request body accepted, and the most values (rows × outputs) of an answer, which may always have 16777216;
     above it the answer is 413."""
     request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
-    """What a request may take to arrive; a worker that is silent this long is replaced."""
+    """What a request may take to arrive, and a pyfunc to answer; a worker that is silent this long is replaced."""
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
     """What requests in flight may take to finish after SIGTERM."""
     model_control_mode: ModelControlMode = "none"

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.statedir import SPEC
 from tests.support import servers
@@ -343,10 +344,17 @@ def _load_pyfunc(path):
 """
 
 
-def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
+@pytest.fixture
+def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Server]:
+    """Serves an agent with traces, which go to the experiment `agents` of a tracking server."""
+
+    def serve(tracking_uri: str) -> Server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
+        server = open_server(state_dir)
+        wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side process")
+        return server
+
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "traced_agent.py").write_text(TRACED)
     loader = {"loader_module": "traced_agent", "code": "code", "streamable": True}
@@ -354,14 +362,33 @@ def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
     (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
     state_dir = tmp_path / "state"
     servers.want(state_dir, 1, {"agent": {"v": servers.variant(tmp_path)}})
-    (state_dir / SPEC).write_text("name: agent\nvariants: {v: {model: x}}")
-    server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side process")
+    limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
+    (state_dir / SPEC).write_text(f"name: agent\nvariants: {{v: {{model: x}}}}\nserver: {limits}")
+    return serve
+
+
+def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
+    traced: Callable[[str], Server], tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    server = traced(new_database(tmp_path))
     predictions = []
     for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
         answer = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
         list(answer.pieces or ())
         predictions.append(answer.headers["X-Prediction-Id"])
     server.close()
-    traces = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_traces(locations=["0"])
+    mlflow = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = mlflow.get_experiment_by_name("agents")
+    assert experiment is not None
+    traces = mlflow.search_traces(locations=[experiment.experiment_id])
     assert {trace.info.tags["onnxserve.prediction_id"] for trace in traces} == set(predictions)
+
+
+def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
+    traced: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # the trace cannot be sent
+    with contextlib.closing(traced("http://127.0.0.1:9")) as server:
+        headers = {"content-type": "application/json"}
+        answer = handle(server, RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'))
+        assert (answer.status, answer.body) == (200, b'{"messages": ["whole"]}')
