@@ -133,6 +133,27 @@ def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path: Path, e
         assert called.http.process.wait(30) == 0
 
 
+def test_watchers_that_leave_give_their_places_back(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+
+        def has_room() -> bool:
+            one = watch(b"")
+            try:
+                return bool(next(one))
+            except grpc.RpcError:
+                return False
+            finally:
+                one.cancel()
+
+        watchers = [watch(b"") for _ in range(32)]
+        assert {next(one) for one in watchers} == {b"\x08\x01"}
+        assert not has_room()
+        for one in watchers:
+            one.cancel()
+        wait_until(has_room, 10, "a place is free")
+
+
 def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
     code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"

@@ -40,6 +40,7 @@ def test_any_bytes_are_a_struct_or_torn(body: bytes) -> None:
         b"\x19\xf5\xff\xff\xff\xff\x0f",  # a list of four billion numbers
         b"\x1b\x00",  # a map
         b"\x1c" * 100,  # nested without an end
+        b"\x19" * 5000,  # lists nested without an end
         b"\x16" + b"\xff" * 20,  # a number without an end
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import requests
 from mlflow.pyfunc import ChatModel, PythonModel, ResponsesAgent
 from mlflow.types.llm import (
     ChatChoice,
@@ -75,7 +76,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Pa
         )
     folders = {name: root / name for name in ("responses", "chat", "listed")} | {"bias": bias_folders["1"]}
     state_dir = root / "state"
-    write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer",))})
+    write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer", "read"))})
     endpoints = {name: {"v": servers.variant(folder)} for name, folder in folders.items()}
     with servers.gunicorn(state_dir, endpoints, ServerSpec(api_keys=True)) as running:
         yield running
@@ -125,6 +126,15 @@ def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
 def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> None:
     answer = client("/endpoints/listed").chat.completions.create(model="any", messages=USER)
     assert answer.choices[0].message.content == "hello you"
+
+
+def test_an_agent_is_described_with_the_route_of_its_task_alone(running: Any) -> None:
+    headers = {"Authorization": "Bearer sk-mine"}
+    paths = requests.get(f"{running.url}/openapi.json", headers=headers, timeout=30).json()["paths"]
+    routes = [path for path in paths if path.endswith(("/responses", "/chat/completions"))]
+    assert set(routes) >= {"/endpoints/responses/responses", "/endpoints/chat/chat/completions"}
+    assert not {"/endpoints/responses/chat/completions", "/endpoints/chat/responses"} & {*routes}
+    assert not [path for path in routes if path.startswith("/endpoints/bias/")]
 
 
 def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]) -> None:
