@@ -6,7 +6,7 @@ parity.json, in the metrics of the run, and in the error that refuses a model.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     call_original,
 )
 from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output, ParityState
+
+Answers = dict[str, Array]
 
 WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows that are also predicted in batches of this size
@@ -158,16 +160,56 @@ class RowGroup:
     compared: bool = True
 
 
+def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
+    """Yield each group with the original's answers; a group that it refuses in blocks, with None for the refused ones.
+
+    A call takes twice as many blocks after an answer, and half as many after a refusal: some originals refuse all
+    blocks, others one of hundreds.
+    """
+    for group in groups:
+        if (answers := _ask(original, group)) is not None:
+            yield group, answers
+            continue
+        count = batches.row_count(group.batch)
+        start, size = 0, (block := group.block)
+        while start < count:
+            named = group.columns
+            if len(named) > 1:
+                named = named[start // block : (start + size) // block]
+            rows = batches.take_rows(group.batch, slice(start, start + size))
+            part = replace(group, batch=rows, columns=named)
+            answers = _ask(original, part) if size < count else None
+            if answers is None and size > block:
+                size //= 2
+                continue
+            yield part, answers
+            start, size = start + size, size if answers is None else size * 2
+
+
+def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
+    """Return the original's answers, or None if it refuses generated rows."""
+    try:
+        return call_original(original, group.batch, group.source)
+    except InvalidConfig:
+        if not group.generated:
+            raise
+        return None
+
+
 def prove_parity(
-    model: OnnxModel, converted: ConvertedModel, original: OriginalModel, groups: Iterable[RowGroup], at_least: int = 1
+    model: OnnxModel,
+    converted: ConvertedModel,
+    original: OriginalModel,
+    answered: Iterable[tuple[RowGroup, Answers | None]],
+    at_least: int = 1,
 ) -> ParityReport:
-    """Compare the saved model with the original on all rows, of which the original must answer `at_least`.
+    """Compare the saved model with the original on all rows that `ask_original` yields; it must answer `at_least`.
 
     The report's state is `proven`, or `warned` if the answers differ; the caller decides whether that is an error.
     """
     proof = _ParityProof(model, converted, original)
-    for group in groups:
-        proof.add(group)
+    for group, answers in answered:
+        proof.add(group, answers)
         if proof.problem:
             break
     return proof.report(at_least)
@@ -212,42 +254,16 @@ class _ParityProof:
         self._sizes: set[int] = set()
         self.problem = ""
 
-    def add(self, group: RowGroup) -> None:
-        """Compare the blocks of a group that the original answers.
-
-        A call takes twice as many blocks after an answer, and half as many after a refusal: some originals refuse all
-        blocks, others one of hundreds.
-        """
-        if self._add_answered(group):
+    def add(self, group: RowGroup, want: Answers | None) -> None:
+        """Compare the rows with the original's answers, or count them as refused."""
+        count = batches.row_count(group.batch)
+        if want is None:
+            self._refused[group.source] += count
+            self._refused_columns.update((group.source, name) for name in group.columns)
             return
-        count = batches.row_count(group.batch)
-        start, size = 0, (block := group.block)
-        while start < count:
-            named = group.columns
-            if len(named) > 1:
-                named = named[start // block : (start + size) // block]
-            rows = batches.take_rows(group.batch, slice(start, start + size))
-            if size < count and self._add_answered(replace(group, batch=rows, columns=named)):
-                start, size = start + size, size * 2
-            elif size > block:
-                size //= 2
-            else:
-                self._refused[group.source] += batches.row_count(rows)
-                self._refused_columns.update((group.source, name) for name in named)
-                start += size
-
-    def _add_answered(self, group: RowGroup) -> bool:
-        """Compare a group, or return False if the original refuses it as a whole."""
-        try:
-            want = call_original(self._original, group.batch, group.source)
-        except InvalidConfig:
-            if not group.generated:
-                raise
-            return False
-        count = batches.row_count(group.batch)
         self._answered_columns.update((group.source, name) for name in group.columns)
         if not group.compared:
-            return True
+            return
         try:
             got = self._answers(group.batch)
             self._sources[group.source] += count
@@ -264,12 +280,11 @@ class _ParityProof:
                     self._compare_other_way(group, want, count)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
-        return True
 
-    def _answers(self, batch: Batch) -> dict[str, Array]:
+    def _answers(self, batch: Batch) -> Answers:
         return self._model.run(batches.to_feeds(self._model.schema, batch))
 
-    def _answers_in_parts(self, batch: Batch, size: int) -> dict[str, Array]:
+    def _answers_in_parts(self, batch: Batch, size: int) -> Answers:
         answers = []
         for part in batches.chunks(batch, size):
             answers.append(self._answers(part))
@@ -278,7 +293,7 @@ class _ParityProof:
                     raise InferenceError(f"output {name!r} has the shape {list(array.shape)} if it is asked for {rows}")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
-    def _compare_other_way(self, group: RowGroup, want: dict[str, Array], count: int) -> None:
+    def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
         """Compare the rows as they are computed in smaller batches; if they are few already, in a larger one."""
         size = self._converted.many_rows
         if count >= size:
@@ -289,7 +304,7 @@ class _ParityProof:
             got = {name: array[:count] for name, array in repeated.items()}
         self._compare(group, want, got, size)
 
-    def _compare(self, group: RowGroup, want: dict[str, Array], got: dict[str, Array], size: int) -> None:
+    def _compare(self, group: RowGroup, want: Answers, got: Answers, size: int) -> None:
         """Count the rows of a group, which were predicted `size` at a time."""
         self._sizes.add(size)
         tied = self._ties(group.batch, want)
@@ -334,7 +349,7 @@ class _ParityProof:
                 self._worst.append(_WorstRow(error, group.source, output.name, want[row], got[row], one))
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
 
-    def _ties(self, batch: Batch, want: dict[str, Array]) -> Array:
+    def _ties(self, batch: Batch, want: Answers) -> Array:
         """Return [N] booleans: True if the original's own margin is below `TIE_MARGIN` (scores: times the largest)."""
         margin = self._converted.margin
         if "probabilities" in want:

@@ -5,8 +5,7 @@ A model may have several ONNX forms: each is saved as a draft, loaded and compar
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -29,8 +28,8 @@ from mlflow_deploy_plugin.flavor.batch import (
 )
 from mlflow_deploy_plugin.flavor.convert import converter_for, load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, with_alternative
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel, call_original
-from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, call_original
+from mlflow_deploy_plugin.flavor.parity import Answers, ParityReport, RowGroup, ask_original, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import (
     EXAMPLE_ROWS,
@@ -236,7 +235,11 @@ class OnnxForm:
 
 @dataclass
 class _FormTrials:
-    """Compares all forms of a model on the same rows, for which the original is called once."""
+    """Compares all forms of a model on the same rows, for which the original is called once.
+
+    Attributes:
+        answered: the rows with the original's answers, once the first form has been compared with them.
+    """
 
     converter: Any
     model: Any
@@ -245,8 +248,7 @@ class _FormTrials:
     signature: ModelSignature | None
     predict_fn: PredictFunction
     dynamic_axes: DynamicAxes
-    rows: list[RowGroup] = field(default_factory=list)
-    answers: dict[int, dict[str, Array]] = field(default_factory=dict)
+    answered: Iterable[tuple[RowGroup, Answers | None]] = ()
 
     def select(self, folder: Path) -> OnnxForm:
         """Return the first form without doubts, else the one that comes closest to the original.
@@ -301,18 +303,10 @@ class _FormTrials:
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
             return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
-        rows: Iterable[RowGroup] = self.rows or parity_rows(
-            example, self.parity_data, converted.boundary_values, symbolic_sizes(converted.proto)
+        answered = self.answered or ask_original(
+            original, parity_rows(example, self.parity_data, converted.boundary_values, symbolic_sizes(converted.proto))
         )
         if isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
-            rows = self.rows = list(rows)
-        report = prove_parity(runnable, converted, partial(self.answer_once, original), rows, MIN_PARITY_ROWS)
+            answered = self.answered = list(answered)
+        report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, signature, report)
-
-    def answer_once(self, original: OriginalModel, batch: Batch) -> dict[str, Array]:
-        """Return the original's answers, which are stored for the kept rows."""
-        if not any(batch is group.batch for group in self.rows):
-            return original(batch)
-        if id(batch) not in self.answers:  # the row groups live as long as this object, and so do their ids
-            self.answers[id(batch)] = original(batch)
-        return self.answers[id(batch)]

@@ -14,7 +14,14 @@ from sklearn.neural_network import MLPClassifier
 from mlflow_deploy_plugin.flavor.batch import signature_of
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, OriginalModel
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
-from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity, refusals_of
+from mlflow_deploy_plugin.flavor.parity import (
+    ParityReport,
+    RowGroup,
+    ask_original,
+    parity_error,
+    prove_parity,
+    refusals_of,
+)
 from mlflow_deploy_plugin.flavor.saved_model import write_mlmodel
 from mlflow_deploy_plugin.runtime import OnnxModel
 
@@ -35,7 +42,9 @@ def _saved(model: Any, table: Any, folder: Any) -> Saved:
 
 def _proof(saved: Saved, *groups: RowGroup, original: OriginalModel | None = None, at_least: int = 1) -> ParityReport:
     model, converted = saved
-    return prove_parity(model, converted, original or converted.original, groups, at_least)
+    original = original or converted.original
+    assert original is not None
+    return prove_parity(model, converted, original, ask_original(original, groups), at_least)
 
 
 def _example(table: pd.DataFrame) -> RowGroup:

@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from feature_engine.transformation import LogCpTransformer
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -120,3 +123,25 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     wrapped = wrap(line, example)
     assert wrapped.report.state == "proven"
     assert list(wrapped.example) == ["a", "b"]
+
+
+def test_the_original_is_asked_once_however_many_forms_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
+    model = make_pipeline(LogCpTransformer(variables=["a"], C=1), RandomForestClassifier(5, random_state=0))
+    model.fit(table, table.a + table.b > 2)
+    refused: Counter[bytes] = Counter()
+    predict = Pipeline.predict
+
+    def counted(pipeline: Pipeline, rows: pd.DataFrame) -> Any:
+        try:
+            return predict(pipeline, rows)
+        except ValueError:
+            refused[rows.to_numpy().tobytes()] += 1
+            raise
+
+    monkeypatch.setattr(Pipeline, "predict", counted)
+    wrapped = wrap(model, table)
+
+    assert wrapped.report.repair  # the first form was not equal
+    assert len(refused) > 100
+    assert refused.total() < 1.1 * len(refused)  # a few rows stand in two groups
