@@ -14,18 +14,15 @@ import pandas as pd
 from sklearn.cluster._kmeans import _BaseKMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LinearRegression
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     MISSING,
-    best_estimator,
     column_names,
     column_transformers,
     encoders,
-    is_linear,
     named_steps,
     passes_on,
     sub_estimators,
@@ -78,16 +75,7 @@ def _change_kind(part: Any) -> None:
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
     if hasattr(part, "sparse_output"):
         part.sparse_output = False  # a graph has none, and the numbers are the same
-    # linear regressions of several targets are one regression
-    if isinstance(part, MultiOutputRegressor) and all(map(is_linear, getattr(part, "estimators_", [None]))):
-        linear = [best_estimator(one) for one in part.estimators_]
-        vars(part).update(
-            vars(LinearRegression()),
-            coef_=np.array([one.coef_ for one in linear]),
-            intercept_=np.ravel([one.intercept_ for one in linear]),
-        )
-        part.__class__ = LinearRegression
-    elif isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+    if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
         part.__class__ = SeveralTargets
 
 

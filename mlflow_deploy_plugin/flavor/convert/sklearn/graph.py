@@ -161,11 +161,6 @@ def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any
     return parts if is_mixed else joined  # nodes that no output needs are dropped
 
 
-def label_type(classes: Array) -> Any:
-    """Return the type of an output of labels [N]."""
-    return (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
-
-
 class Subgraph(NodeBuilder):
     """The body of an `If` or a `Scan`. It has its own constants: each one from outside makes an `If` slower."""
 

@@ -8,7 +8,7 @@
 
 | a formula returns                           | the estimator's outputs                                                |
 |---------------------------------------------|------------------------------------------------------------------------|
-| texts [N, k]                                | the columns of a transformer                                           |
+| texts [N, k], integers [N, k]               | the columns of a transformer, or labels of several targets             |
 | floats [N] or [N, k]                        | predictions, or the columns of a transformer                           |
 | integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
 | positions [N] of the classes, scores [N, C] | labels and probabilities; without the latter, numbers that nobody sees |
@@ -25,7 +25,6 @@ from sklearn.base import ClassifierMixin
 from sklearn.impute import SimpleImputer
 from sklearn.multioutput import ClassifierChain
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import (
     categories,
     ensembles,
@@ -35,9 +34,9 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import (
     texts,
     trees,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, SCORES, Formula, Rows
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, label_type, register_converter
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import GroupedCategories, SeveralTargets
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, SCORES, Formula, Rows, labels_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, register_converter
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import GroupedCategories
 
 _BOOSTERS = {
     "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor"),
@@ -61,7 +60,6 @@ def register() -> None:
         )
     FORMULAS.update(known)
     SCORES.update(ensembles.SCORES)
-    register_converter(SeveralTargets, convert_targets, False)
 
 
 def convert_formula(is_double: bool, scope: Any, operator: Any, container: Any) -> None:
@@ -76,8 +74,8 @@ def convert_formula(is_double: bool, scope: Any, operator: Any, container: Any) 
     output = operator.outputs[0]
     if isinstance(answer, tuple):
         position, answer, *_ = answer
-        output.type = kind = label_type(estimator.classes_)
-        labels = estimator.classes_.astype(object if isinstance(kind, StringTensorType) else np.int64)
+        labels = labels_of(estimator)
+        output.type = _TYPES[labels.dtype.name]([None])
         graph.node("Gather", [labels, position.name], output.full_name, axis=0)
         output = operator.outputs[1]
     if answer.dtype.kind in "fb":
@@ -89,19 +87,6 @@ def convert_formula(is_double: bool, scope: Any, operator: Any, container: Any) 
 
 
 _TYPES = {"int64": Int64TensorType, "float32": FloatTensorType, "float64": DoubleTensorType, "object": StringTensorType}
-
-
-def convert_targets(scope: Any, operator: Any, container: Any) -> None:
-    """Add the estimators of the targets, and their labels or predictions side by side."""
-    graph, model = NodeBuilder(scope, container), operator.raw_operator
-    is_double = any(isinstance(entry.type, DoubleTensorType) for entry in operator.inputs)
-    kind = DoubleTensorType if is_double else FloatTensorType
-    if hasattr(model, "classes_"):
-        kind = type(label_type(model.classes_[0]))
-    operator.outputs[0].type = kind([None, len(model.estimators_)])
-    parts = map(best_estimator, model.estimators_)
-    columns = [graph.node("Reshape", [graph.sub_model(part, operator.inputs)[0], [-1, 1]]) for part in parts]
-    graph.node("Concat", columns, operator.outputs[0].full_name, axis=1)
 
 
 _PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE

@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.trees import grown
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
 
 Decision = tuple[TracedArray, TracedArray]
 """The positions [N] of labels among the classes, and the probabilities or scores [N, C]."""
@@ -285,6 +286,15 @@ def _mean(answers: list[TracedArray], weights: Any = None) -> TracedArray:
     return total / float(sum(weights))
 
 
+def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
+    """Return the labels or predictions of the targets side by side; those of linear regressions are one product."""
+    if hasattr(model, "classes_"):
+        return np.stack([rows.ask(one, "label") for one in model.estimators_], axis=1)
+    if all(map(is_linear, model.estimators_)):
+        return rows.sums(model.estimators_)
+    return np.stack([rows.ask(one, "predict").reshape(-1) for one in model.estimators_], axis=1)
+
+
 def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
     answer = rows.ask(model.regressor_, "predict")
     return _inverse(model.transformer_, answer[:, None] if answer.ndim == 1 else answer)
@@ -344,6 +354,7 @@ FORMULAS: dict[type, Formula] = {
     OneVsRestClassifier: one_vs_rest,
     OneVsOneClassifier: one_vs_one,
     OutputCodeClassifier: output_code,
+    SeveralTargets: several_targets,
     TransformedTargetRegressor: transformed_target,
     IterativeImputer: imputed_in_turn,
     **dict.fromkeys((BaggingClassifier, BaggingRegressor), bagged),

@@ -114,7 +114,7 @@ class Rows:
     def ask(self, estimator: Any, method: str) -> TracedArray:
         """Return the answer of an estimator within: `predict`, `predict_proba`, `decision_function` or `transform`.
 
-        Labels are numbers; of two classes, the decision function is [N].
+        Labels are numbers, those of the method `label` texts or integers; of two classes, the decision function is [N].
 
         Raises:
             NotImplementedError: its converter has no such answer.
@@ -138,8 +138,8 @@ class Rows:
                 output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
                 operator.outputs.append(output)
                 return Traced(self._graph, output.full_name, answer.sample)
-            if method == "predict":
-                return _classes_at(estimator, answer[0])
+            if method in ("predict", "label"):
+                return _classes_at(estimator, answer[0], method)
             place = _SCORES.index(method) + 1
             if len(answer) <= place:
                 raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
@@ -185,9 +185,9 @@ class Rows:
             return scores[:, 0] if np.ndim(estimator.coef_) == 1 else scores
         if method == "decision_function":
             return scores[:, 0] if single else scores
-        if method == "predict":
+        if method in ("predict", "label"):
             position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
-            return _classes_at(estimator, position)
+            return _classes_at(estimator, position, method)
         by_class = isinstance(estimator, SGDClassifier)
         if is_logistic(estimator):
             likely = logistic(scores) if single or by_class else softmax(scores)
@@ -211,6 +211,8 @@ class Rows:
         if key not in self._outputs:
             self._outputs[key] = self._graph.sub_model(estimator, self._variables(estimator), key[1])
         names = self._outputs[key]
+        if method == "label":
+            return Traced(self._graph, names[0], sample).reshape(-1)
         name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
         if method == "decision_function" and sample.ndim == 1:  # skl2onnx has a column for each of two classes
             return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
@@ -228,6 +230,8 @@ class Rows:
 
     def _sample(self, estimator: Any, method: str) -> Array:
         """Return numbers in the shape of the estimator's answer for `SAMPLE_ROWS` rows."""
+        if method == "label":
+            return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
         if method in _SCORES:
             count = len(estimator.classes_)
             flat = count == 2 and method == "decision_function"
@@ -267,7 +271,14 @@ def _learned(step: Any) -> int | str:
         return id(step)
 
 
-def _classes_at(estimator: Any, position: TracedArray) -> TracedArray:
+def labels_of(estimator: Any) -> Array:
+    """Return the classes as a graph has them: texts, or integers of 64 bits."""
+    return np.asarray(estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64))
+
+
+def _classes_at(estimator: Any, position: TracedArray, method: str) -> TracedArray:
+    if method == "label":
+        return take(labels_of(estimator), position)
     if estimator.classes_.dtype.kind not in "fiub":
         raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
     return take(estimator.classes_.astype(np.float64), position)
