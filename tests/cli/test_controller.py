@@ -190,6 +190,7 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Stor
     assert said == "flights: waits for controller@pod, who is changing it\n"
 
 
+@pytest.mark.long
 def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_path: Path) -> None:
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/X/Production"))
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"]

@@ -133,7 +133,7 @@ class CapturedModel:
     @property
     def has_all_outputs(self) -> bool:
         """True if no output is left out or masked, as a stream of parts of all outputs must not be otherwise."""
-        return not self.left_out and not any(name == PREDICTION or name.startswith(OUTPUT_PREFIX) for name in self.mask)
+        return not self.left_out and PREDICTION not in self.mask
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
         """Return the column of this output if it is masked, in the form of `masked`."""

@@ -110,12 +110,20 @@ def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_lef
 
 @pytest.mark.parametrize(
     ("drop", "mask", "is_kept"),
-    [((), (), True), (("name",), ("a",), True), (("prediction",), (), False), ((), ("output.p",), False)],
+    [
+        ((), (), True),
+        (("name",), ("a",), True),
+        (("prediction",), (), False),
+        ((), ("prediction",), False),
+        ((), ("output.p",), False),
+    ],
 )
 def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(
     drop: tuple[str, ...], mask: tuple[str, ...], is_kept: bool
 ) -> None:
     assert exclude_columns(MODEL, drop, mask).has_all_outputs is is_kept
+    silent = CapturedModel("m", "1", Schema((), (), ()), ())  # whose masked prediction is no output that it names
+    assert not exclude_columns(silent, drop, ("prediction",)).has_all_outputs
 
 
 def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
