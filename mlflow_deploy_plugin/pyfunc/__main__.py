@@ -51,6 +51,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         CannotStart: it cannot be loaded.
     """
     os.environ.update(_SERVING)
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # as the server's spans go; MLflow has gRPC
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)  # they warn at every request that is refused, or has a `model`
     try:

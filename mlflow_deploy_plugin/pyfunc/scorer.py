@@ -405,14 +405,16 @@ class Scorer:
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
             os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
-        if artifact.task == "agent/v1/responses":  # checks all itself; MLflow's signature refuses the names of tools
+        if artifact.task == "agent/v1/responses" and artifact.logged_columns:
+            # it checks all itself; MLflow's signature refuses the names of tools
             opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
             columns = [
                 ColSpec(opened.get(type(one.type), one.type), one.name, one.required)
                 for one in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
-            get_bridged_tracer_provider()  # it traces: this may make a database, which the first caller must not await
+            with suppress(MlflowException):  # each trace will say it
+                get_bridged_tracer_provider()  # may make a database, which the first caller must not await
         return cls(model, artifact)
 
     def warm_up(self) -> dict[str, Array]:

@@ -127,3 +127,30 @@ def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+TRACED = """
+import mlflow
+
+class Agent:
+    @mlflow.trace
+    def predict(self, data, params=None):
+        return data
+
+def _load_pyfunc(path):
+    return Agent()
+"""
+
+
+def test_the_spans_of_an_agent_go_to_the_same_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "agent_with_spans.py").write_text(TRACED)
+    flavor = "{python_function: {loader_module: agent_with_spans, code: code}}"
+    (tmp_path / "MLmodel").write_text(f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n")
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "agents")
+        with gunicorn(tmp_path / "state", one_endpoint(tmp_path)) as running:
+            running.post("/invocations", json={"inputs": [1]})
+            wait_until(lambda: received.named("predict"), what="the agent's span")
