@@ -302,17 +302,26 @@ def agent_metrics_page(state_dir: Path) -> bytes:
 
 
 _GPU_GAUGES: dict[str, tuple[str, Callable[[Any, Any], float]]] = {
-    "memory_used_bytes": ("Memory in use, by all processes.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
-    "memory_total_bytes": ("Memory of the GPU.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-    "utilization_ratio": (
+    "onnxserve_gpu_memory_used_bytes": (
+        "Memory in use, by all processes.",
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
+    ),
+    "onnxserve_gpu_memory_total_bytes": (
+        "Memory of the GPU.",
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total,
+    ),
+    "onnxserve_gpu_utilization_ratio": (
         "Share of the last sample period in which some kernel ran.",
         lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
     ),
-    "temperature_celsius": (
+    "onnxserve_gpu_temperature_celsius": (
         "Temperature of the GPU.",
         lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
     ),
-    "power_watts": ("Power that the GPU draws.", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+    "onnxserve_gpu_power_watts": (
+        "Power that the GPU draws.",
+        lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+    ),
 }
 """The help text of each gauge, and the function that reads it by NVML."""
 
@@ -334,7 +343,7 @@ def gpu_metrics_page() -> bytes:
             for name, (text, read) in _GPU_GAUGES.items():
                 with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
                     series = MetricSeries(labels, float(read(nvml, gpu)))
-                    family = families.setdefault(name, MetricFamily(f"onnxserve_gpu_{name}", "gauge", text))
+                    family = families.setdefault(name, MetricFamily(name, "gauge", text))
                     family.series[tuple(labels.values())] = series
     except nvml.NVMLError as error:  # a GPU that has fallen off the bus
         logger.warning("NVML does not answer: %s", error)

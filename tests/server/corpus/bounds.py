@@ -100,7 +100,10 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         server__inference__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
         server__inference__messages___MOST_AHEAD="original.max",
     ),
-    "CSV": _answer(server__protocols__mlflow___without_underscore="lambda text: text.replace('_', '')"),
+    "CSV": _answer(
+        server__protocols__mlflow__read_column="lambda name, types, fields: "
+        "original(name, types, [text.replace('_', '') for text in fields])"
+    ),
     "field of CSV": (),  # csv.field_size_limit: 131,072 characters
     "JSON Lines": _answer(
         server__protocols__jsonlines___feeds="lambda chunk, kind, schema: "
