@@ -111,6 +111,14 @@ def _walked(x: TracedArray, boosting: Boosting, write: Any = write_walk) -> Trac
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
+def _sums(
+    rows: Rows, trees: list[Tree], targets: list[int], is_single: bool = False, write: Any = write_trees
+) -> TracedArray:
+    """Return [N, targets], the sums of the leaves of scikit-learn's trees, which read 32-bit floats."""
+    forest = Boosting(trees, targets, np.zeros(max(targets) + 1), "BRANCH_LEQ", "Identity", is_single, True)
+    return _walked(rows.own.astype(np.float32), forest, write)
+
+
 def grown(model: Any, rows: Rows) -> Any:
     """Return the answer of a decision tree, or the mean of a forest or of a bag of trees, which read 32-bit floats."""
     members = getattr(model, "estimators_", [model])
@@ -123,8 +131,7 @@ def grown(model: Any, rows: Rows) -> Any:
             leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
         trees += [Tree.fitted(tree, value, read) for value in np.concatenate(leaves, axis=1).T / len(members)]
     targets = [*range(sum(sizes))] * len(members)
-    forest = Boosting(trees, targets, np.zeros(sum(sizes)), "BRANCH_LEQ", "Identity", not rows.is_double, True)
-    found = _walked(rows.own.astype(np.float32), forest, write_trees)
+    found = _sums(rows, trees, targets, not rows.is_double)
     if not is_classifier(model):
         return found
     if len(sizes) == 1:
@@ -145,8 +152,8 @@ def adaptive_classes(model: AdaBoostClassifier, rows: Rows) -> tuple[TracedArray
         logs = np.stack([np.log(np.maximum(rows.ask(one, "predict_proba"), least)) for one in members], axis=1)
         total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
     else:
-        is_vote = _of_members(model, rows)[:, :, None] == np.arange(count)
-        total = np.where(is_vote, weights[:, None], -weights[:, None] / (count - 1)).sum(axis=1)
+        votes = (_of_members(model, rows)[:, None, :] == np.arange(count)[:, None]).astype(np.float64) @ weights
+        total = votes - (weights.sum() - votes) / (count - 1.0)
     total = total / model.estimator_weights_.sum()
     if count > 2:
         return np.argmax(total, axis=1), softmax(total / (count - 1.0)), total
@@ -179,15 +186,13 @@ def _of_members(model: Any, rows: Rows) -> TracedArray:
             answers.append(take(known, place))
     if answers:
         return np.stack(answers, axis=1)
-    forest = Boosting(trees, [*range(len(trees))], np.zeros(len(trees)), "BRANCH_LEQ", "Identity", False, True)
-    return _walked(rows.own.astype(np.float32), forest).astype(np.float64)
+    return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)
 
 
 def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
     trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
-    forest = Boosting(trees, [*range(len(trees))], np.zeros(len(trees)), "BRANCH_LEQ", "Identity", True, True)
-    reached, leaves = _walked(rows.own.astype(np.float32), forest), model.one_hot_encoder_.categories_
+    reached, leaves = _sums(rows, trees, [*range(len(trees))]), model.one_hot_encoder_.categories_
     return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
 
 
@@ -199,11 +204,10 @@ def isolated(model: IsolationForest, rows: Rows) -> TracedArray:
     depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
     members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
     trees = [Tree.fitted(part.tree_, depth + below - 1.0, columns) for part, columns, (depth, below) in members]
-    forest = Boosting(trees, [0] * len(trees), np.zeros(1), "BRANCH_LEQ", "Identity", has_single_rows=True)
     # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier
     scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    return np.where(_walked(rows.own.astype(np.float32), forest).reshape(-1) >= np.float32(least), 1, -1)
+    return np.where(_sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least), 1, -1)
 
 
 FORMULAS: dict[type, Formula] = {
