@@ -1,17 +1,18 @@
 """Folders of tiny models, a Redis, and servers within this process."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import mixed_model, tensor_model
-from tests.support.servers import single_model, stock_model, want, write_spec
+from tests.support.servers import opened, single_model, stock_model
 from tests.support.services.redis_server import redis_server
-from tests.support.waiting import wait_until
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "mixed": mixed_model,
@@ -47,21 +48,13 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     `server` are fields of the spec's server.
     """
-    opened: list[Server] = []
+    numbers = itertools.count()
+    with ExitStack() as servers:
 
-    def serve(
-        endpoints: dict[str, dict[str, dict[str, Any]]], server: dict[str, Any] | None = None, **capture: Any
-    ) -> Server:
-        state_dir = tmp_path / f"state-{len(opened)}"
-        want(state_dir, 1, endpoints, **capture)
-        if server is not None:
-            write_spec(state_dir, "e", ServerSpec.model_validate(server))
-        opened.append(open_server(state_dir))
-        repository = opened[-1].repository
-        seconds = 60 + len(endpoints) / 10  # beside other work, 1,300 models took a minute
-        wait_until(lambda: not repository.not_ready_reason(), seconds, "the server")
-        return opened[-1]
+        def serve(
+            endpoints: dict[str, dict[str, dict[str, Any]]], server: dict[str, Any] | None = None, **capture: Any
+        ) -> Server:
+            spec = ServerSpec.model_validate(server or {})
+            return servers.enter_context(opened(tmp_path / f"state-{next(numbers)}", endpoints, spec, **capture))
 
-    yield serve
-    for server in opened:
-        server.close()
+        yield serve

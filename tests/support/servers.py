@@ -1,10 +1,10 @@
-"""Tiny models of bias and version, wanted.json, and gunicorn around a state folder."""
+"""Tiny models of bias and version, and servers of a state folder: in this process, or by gunicorn."""
 
 import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import requests
 import yaml
 
 from mlflow_deploy_plugin.server import remove_metrics
+from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -79,6 +80,19 @@ def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
     fields = server.model_dump(mode="json", exclude_unset=True)
     document = {"name": name, "variants": {"v": {"model": "models:/m/1"}}, "server": fields}
     (state_dir / SPEC).write_text(yaml.safe_dump(document))
+
+
+@contextmanager
+def opened(
+    state_dir: Path, endpoints: dict[str, dict[str, dict[str, Any]]], spec: ServerSpec | None = None, **capture: Any
+) -> Iterator[Server]:
+    """Open a server of endpoint → variant → fields in this process, and yield it when it is ready."""
+    want(state_dir, 1, endpoints, **capture)
+    write_spec(state_dir, next(iter(endpoints), "e"), spec or ServerSpec())
+    with closing(open_server(state_dir)) as server:
+        seconds = 250 + len(endpoints) / 10  # beside other work, 1,300 models took a minute, and a side process longer
+        wait_until(lambda: not server.repository.not_ready_reason(), seconds, "the server")
+        yield server
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
@@ -126,11 +126,8 @@ def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
 def shared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Any:
     state_dir = tmp_path_factory.mktemp("plans")
     kinds = ("mixed", "single", "tensor", "stock")
-    servers.want(state_dir, 1, {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds})
-    opened = open_server(state_dir)
-    wait_until(lambda: not opened.repository.not_ready_reason(), what="the server")
-    yield opened
-    opened.close()
+    with servers.opened(state_dir, {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}) as server:
+        yield server
 
 
 OLD = [b"1400.5", b"7", b'"AA"', b"false", b"[", b"1", b"3", b"FP32", b'"data"']

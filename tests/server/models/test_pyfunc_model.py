@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC
 from tests.support import servers
 from tests.support.handling import handle
@@ -49,14 +50,10 @@ def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def server(pyfunc_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serve one endpoint for each model, of the same name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
-    servers.want(state_dir, 1, {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS})
-    limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}, threads: 1}}"
-    spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {limits}"
-    (state_dir / SPEC).write_text(spec)
-    server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready_reason(), 250, "the side processes")
-    yield server
-    server.close()
+    endpoints = {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS}
+    limits = ServerSpec(request_timeout_seconds=TIMEOUT_SECONDS, threads=1)
+    with servers.opened(state_dir, endpoints, limits) as server:
+        yield server
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.statedir import SPEC
+from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.handling import handle
-from tests.support.servers import variant, want
+from tests.support.servers import opened, variant
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -51,12 +51,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     document = {"flavors": {"python_function": loader}, "signature": {"inputs": json.dumps(columns)}}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     state_dir = folder / "state"
-    want(state_dir, 1, {"names": {"v": variant(folder)}})
-    (state_dir / SPEC).write_text("name: names\nvariants: {v: {model: x}}\nserver: {threads: 2}")
-    server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready_reason(), 250, "the side process")
-    yield server
-    server.close()
+    with opened(state_dir, {"names": {"v": variant(folder)}}, ServerSpec(threads=2)) as server:
+        yield server
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ from typing import Any, Literal
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.models import parse_graph
-from tests.support.servers import variant, want
+from tests.support.servers import opened, variant
 from tests.support.waiting import wait_until
 
 Answer = tuple[int, bytes]
@@ -163,18 +162,15 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 def ask_ours(scored_folders: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     """Yield our server, one endpoint a model."""
     state_dir = tmp_path_factory.mktemp("ours") / "state"
-    want(state_dir, 1, {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()})
-    server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready_reason(), what="our server")
+    with opened(state_dir, {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()}) as server:
 
-    def ask(model: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
-        headers = {} if content_type is None else {"content-type": content_type}
-        place = f"/endpoints/{model}{path}" if path == "/invocations" else path
-        response = handle(server, RawRequest(method, place, headers, body))
-        return response.status, response.body
+        def ask(model: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
+            headers = {} if content_type is None else {"content-type": content_type}
+            place = f"/endpoints/{model}{path}" if path == "/invocations" else path
+            response = handle(server, RawRequest(method, place, headers, body))
+            return response.status, response.body
 
-    yield ask
-    server.close()
+        yield ask
 
 
 def ask_over_http(url: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
