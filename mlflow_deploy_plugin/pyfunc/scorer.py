@@ -198,7 +198,8 @@ def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
 
 def _is_missing(value: Any) -> bool:
     """Return True for None, NaN and the missing values of pandas."""
-    return bool(np.ndim(value) == 0 and pd.isna(value))
+    # numpy makes no array of lists of several lengths
+    return not isinstance(value, list) and bool(np.ndim(value) == 0 and pd.isna(value))
 
 
 def _text(value: Any) -> str:

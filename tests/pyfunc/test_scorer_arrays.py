@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc import PythonModel, save_model
-from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 from scipy.sparse import csr_matrix
 
 from mlflow_deploy_plugin.pyfunc.scorer import (
@@ -149,6 +150,18 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
     save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
     kept = load_scorer(tmp_path / "upper").invoke("application/json", b'{"inputs": "good film"}').arrays
     assert {name: array.tolist() for name, array in kept["feeds"].items()} == {"0": ["good film"]}
+
+
+def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> None:
+    class Counts(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return model_input["paths"].map(len)
+
+    signature = ModelSignature(Schema([ColSpec(Array(Array(DataType.long)), "paths")]))
+    save_model(tmp_path / "counts", python_model=Counts(), signature=signature, pip_requirements=[])
+    body = b'{"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}'
+    kept = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
+    assert kept["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
 
 
 @pytest.mark.parametrize(
