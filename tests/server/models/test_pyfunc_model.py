@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -364,6 +365,10 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     return serve
 
 
+@pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 2),
+    reason="Python 3.12.1 starts no thread at its end, as MLflow does to send traces (python/cpython#113964)",
+)
 def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
     traced: Callable[[str], Server], tmp_path: Path, new_database: Callable[[Path], str]
 ) -> None:
