@@ -65,6 +65,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     Precision,
     finish_outputs,
     no_shapes,
+    own_converters,
     parse_columns,
     round_before_last_step,
 )
@@ -254,16 +255,16 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     Raises:
         ConversionError: a step has no converter; the message names it.
     """
-    formulas.register()
-    nets.register()
     precise = formulas.PRECISE if precision == "double" else {}
     try:
         copy = convertible_copy(fitted)
         if precision == "double_until_last_step":
             copy = round_before_last_step(copy)
         last = last_step(copy)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), own_converters():
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
+            formulas.register()
+            nets.register()
             proto, topology = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],

@@ -7,14 +7,18 @@
 | `double`                 | 64 bits throughout                                                                  |
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import helper
 from skl2onnx import update_registered_converter
-from skl2onnx._parse import _parse_sklearn, _parse_sklearn_column_transformer
+from skl2onnx._parse import _parse_sklearn, _parse_sklearn_column_transformer, sklearn_parsers_map
+from skl2onnx._supported_operators import sklearn_operator_name_map
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
@@ -120,6 +124,24 @@ class NodeBuilder:
             return str(inputs[0].full_name)
         joined = concatenate_variables(self._scope, inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
+
+
+_REGISTERING = Lock()
+
+
+@contextmanager
+def own_converters() -> Iterator[None]:
+    """Forget afterwards what `register_converter` told skl2onnx: a user's own conversions are left to skl2onnx."""
+    tables = sklearn_operator_name_map, sklearn_parsers_map
+    with _REGISTERING:
+        before = [dict(table) for table in tables]
+        try:
+            yield
+        finally:
+            for table, known in zip(tables, before, strict=True):
+                table.update(known)
+                for kind in table.keys() - known.keys():
+                    del table[kind]
 
 
 def register_converter(kind: type, convert: Any, has_labels: bool, keeps_type: bool = False) -> None:

@@ -3,8 +3,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from skl2onnx import to_onnx
 from sklearn.decomposition import PCA
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor, StackingRegressor, VotingRegressor
+from sklearn.ensemble import (
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingRegressor,
+    VotingRegressor,
+)
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -100,3 +107,13 @@ def test_a_graph_of_labels_computes_no_scores(shape: str, matrix: tuple[np.ndarr
 
     assert wrapped.report.state == "proven"
     assert [node.op_type for node in wrapped.converted.proto.graph.node] == ["SVMClassifier", "Cast", "Reshape"]
+
+
+def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix[0].astype(np.float32), matrix[1] > 0
+    model = make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(rows, target)
+
+    wrap(model, rows)
+
+    own = to_onnx(model, rows[:1], target_opset=15)
+    assert [node.op_type for node in own.graph.node] == ["Scaler", "TreeEnsembleClassifier", "Cast", "ZipMap"]

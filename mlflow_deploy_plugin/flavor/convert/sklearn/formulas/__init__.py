@@ -52,7 +52,7 @@ def register() -> None:
         known |= module.FORMULAS
     for library in _BOOSTERS.keys() & sys.modules.keys():
         known |= {getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]}
-    for kind in known.keys() - FORMULAS.keys():
+    for kind in known:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
         has_labels = is_classifier and kind is not ClassifierChain  # a chain answers a matrix
         register_converter(
