@@ -30,7 +30,7 @@ _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMET
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag by which a trace in MLflow, of a model that makes some, names its answer."""
 _EXPERIMENT_SECONDS = 2.0
-"""What a start waits for MLflow's answer about the experiment of the traces."""
+"""A start waits so long for MLflow's answer about the experiment of the traces."""
 _RETRY_SECONDS = 60.0
 _NICENESS = 10
 """Explanations yield to predictions."""

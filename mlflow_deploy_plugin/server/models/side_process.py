@@ -544,4 +544,4 @@ class SideProcess:
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()
-"""Those that are closed, while their processes may still run."""
+"""The closed ones, whose processes may still run."""

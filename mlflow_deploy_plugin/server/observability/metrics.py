@@ -96,7 +96,7 @@ Label = str | int | float | bool
 VariantLabels = tuple[str, str, str, str]
 """The values of `OF_VARIANT`: endpoint, variant, model, version."""
 RequestLabels = tuple[str, str, str, str, str, str]
-"""Those of the variant (empty if none was selected), the protocol, and the status (HTTP's, over gRPC too)."""
+"""The values of the variant (empty if none was selected), the protocol, and the status (HTTP's, over gRPC too)."""
 
 _RequestSlots = tuple[int, int, tuple[int, ...]]
 """The slots of the requests and of the last one's time, and the histograms of the seconds."""
