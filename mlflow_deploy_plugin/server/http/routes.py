@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.protocol_table import (
     AZURE,
     CHAT_COMPLETIONS,
+    EMBEDDINGS,
     PREDICT,
     PREDICT_BATCH,
     RESPONSES,
@@ -122,6 +123,7 @@ ROUTES = (
         for path, protocol, operation in (
             ("/responses", RESPONSES, operations.RESPONSES),
             ("/chat/completions", CHAT_COMPLETIONS, operations.CHAT_COMPLETIONS),
+            ("/embeddings", EMBEDDINGS, operations.EMBEDDINGS),
         )
     ),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),

@@ -49,6 +49,7 @@ OPENAI_ROUTES = {
     "agent/v1/responses": "/responses",
     "agent/v1/chat": "/chat/completions",
     "llm/v1/chat": "/chat/completions",
+    "llm/v1/embeddings": "/embeddings",
 }
 """MLflow's tasks whose bodies and answers are OpenAI's, and the route that OpenAI's clients ask."""
 _UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
@@ -323,9 +324,15 @@ def _openai_protocol(name: str, route: str) -> Protocol:
             )
         if document.get("stream") is True and not artifact.is_streamable:
             raise InvalidRequest("the model has no predict_stream, and answers only whole: send it without stream")
-        if isinstance(text := document.get("input"), str):  # to OpenAI a message of the user; MLflow takes only a list
+        given = document.get("input")
+        if route == "/embeddings":  # MLflow takes the first field for the texts, whatever its name is
+            if document.get("dimensions") is not None:
+                raise InvalidRequest("the model's embeddings have one size: send it without dimensions")
             check_depth(document)
-            body = json.dumps(document | {"input": [{"role": "user", "content": text}]}).encode()
+            body = json.dumps({"input": [given] if isinstance(given, str) else given}).encode()
+        elif isinstance(given, str):  # to OpenAI a message of the user; MLflow takes only a list
+            check_depth(document)
+            body = json.dumps(document | {"input": [{"role": "user", "content": given}]}).encode()
         return INVOCATIONS.decode(headers, body, variant)._replace(encode=encode)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -385,3 +392,4 @@ VERTEX = _cloud_protocol("vertex", decode_vertex, encode_vertex)
 AZURE = _cloud_protocol("azure", decode_azure, dump_json)
 RESPONSES = _openai_protocol("responses", "/responses")
 CHAT_COMPLETIONS = _openai_protocol("chat_completions", "/chat/completions")
+EMBEDDINGS = _openai_protocol("embeddings", "/embeddings")

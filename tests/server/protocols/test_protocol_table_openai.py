@@ -64,6 +64,15 @@ class ListedChat(PythonModel):
         return [{"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}]
 
 
+class Embedder(PythonModel):
+    """Answers as MLflow's sentence transformers of the task `llm/v1/embeddings` do: by the first column alone."""
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        (texts,) = (list(model_input[name]) for name in model_input)
+        data = [{"object": "embedding", "index": at, "embedding": [len(text), 0.5]} for at, text in enumerate(texts)]
+        return {"object": "list", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("agents")
@@ -71,10 +80,12 @@ def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Pa
         warnings.simplefilter("ignore")
         for name, model in {"responses": Responses(), "chat": Chat()}.items():
             mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[])
-        mlflow.pyfunc.save_model(
-            root / "listed", python_model=ListedChat(), pip_requirements=[], metadata={"task": "llm/v1/chat"}
-        )
-    folders = {name: root / name for name in ("responses", "chat", "listed")} | {"bias": bias_folders["1"]}
+        for name, model, task in (
+            ("listed", ListedChat(), "llm/v1/chat"),
+            ("embedder", Embedder(), "llm/v1/embeddings"),
+        ):
+            mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[], metadata={"task": task})
+    folders = {name: root / name for name in ("responses", "chat", "listed", "embedder")} | {"bias": bias_folders["1"]}
     state_dir = root / "state"
     write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer", "read"))})
     endpoints = {name: {"v": servers.variant(folder)} for name, folder in folders.items()}
@@ -126,6 +137,14 @@ def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
 def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> None:
     answer = client("/endpoints/listed").chat.completions.create(model="any", messages=USER)
     assert answer.choices[0].message.content == "hello you"
+
+
+@pytest.mark.parametrize("given", ["hello", ["hello", "you"]])
+def test_a_model_of_embeddings_answers(client: Callable[..., Any], given: Any) -> None:
+    answer = client("/endpoints/embedder").embeddings.create(model="any", input=given)
+    assert [one.embedding for one in answer.data] == [[5, 0.5], [3, 0.5]][: len(answer.data)]
+    with pytest.raises(openai.BadRequestError, match="one size: send it without dimensions"):
+        client("/endpoints/embedder").embeddings.create(model="any", input=given, dimensions=64)
 
 
 def test_an_agent_is_described_with_the_route_of_its_task_alone(running: Any) -> None:

@@ -193,6 +193,7 @@ def _openai(route: str, input_name: str, of_input: JsonSchema) -> Operation:
 
 RESPONSES = _openai("/responses", "input", {"type": ["string", "array"], "items": {}})
 CHAT_COMPLETIONS = _openai("/chat/completions", "messages", array_schema({"type": "object"}))
+EMBEDDINGS = _openai("/embeddings", "input", {"type": ["string", "array"], "items": {}})
 TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )
