@@ -113,7 +113,7 @@ class CapturedModel:
         outputs: the names of the graph's outputs; None if they are not known.
         mask: columns of the log that are masked; their values are in none of the arrays that are kept.
         cuts: for each input that is not kept whole: the places of the columns that are kept, [columns] intp.
-        left_out: outputs that are not kept.
+        left_out: outputs that are not kept; PREDICTION stands for all outputs of a model whose outputs are not known.
         masked: for each input with masked columns: (column, place), place None if the whole input is the column.
     """
 
@@ -135,10 +135,15 @@ class CapturedModel:
         """True if no output is left out or masked, as a stream of parts of all outputs must not be otherwise."""
         return not self.left_out and PREDICTION not in self.mask
 
+    def leaves_out(self, output: str) -> bool:
+        """Return True if the values of this output are not kept."""
+        return output in self.left_out or (self.outputs is None and PREDICTION in self.left_out)
+
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
         """Return the column of this output if it is masked, in the form of `masked`."""
         column = output_column(self.prediction, name, array)
-        return [(column, None)] if column in self.mask else []
+        is_masked = column in self.mask or (self.outputs is None and PREDICTION in self.mask)
+        return [(column, None)] if is_masked else []
 
 
 @lru_cache(maxsize=1024)
@@ -157,8 +162,8 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
     excluded = {*drop, *mask}
     left_out = {name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)}
     only_answer = only_answer_columns(model.prediction)
-    if PREDICTION in excluded & only_answer:
-        left_out.update(model.prediction)
+    if PREDICTION in excluded:
+        left_out.update({PREDICTION, *model.prediction})
     if not only_answer.isdisjoint(mask):
         mask = tuple(sorted({*mask} | only_answer))
     inputs: list[Input] = []
@@ -186,12 +191,12 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
     inputs = list(model.schema.names if model.schema.columns else (entry.name for entry in model.schema.inputs))
-    if not inputs:
-        return  # a model without a signature: its columns are only known with each request
-    prediction = [PREDICTION] if len(model.prediction) == 1 else []
+    prediction = [PREDICTION] if len(model.prediction) == 1 or model.outputs is None else []
     known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
-        if name in known or (model.outputs is None and name.startswith(OUTPUT_PREFIX)):
+        is_output = name == PREDICTION or name.startswith(OUTPUT_PREFIX)
+        # what a model without a signature takes or gives is only known with each request
+        if name in known or (model.outputs is None if is_output else not inputs):
             continue
         hint = did_you_mean(name, known, f"there is {', '.join(known[:20])}")
         raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}")

@@ -195,7 +195,7 @@ def _make_plan(
             sides["masked"].append((column, "str", ()))
             masked.append((position, place))
         columns = model.cuts.get(name) if is_feed else None
-        if (columns is not None and not len(columns)) or (not is_feed and name in model.left_out):
+        if (columns is not None and not len(columns)) or (not is_feed and model.leaves_out(name)):
             continue
         inner = array.shape[1:] if columns is None else (len(columns),)
         sides["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))

@@ -26,6 +26,8 @@ from tests.support.waiting import wait_until
 COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
 INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
 MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
+SILENT = CapturedModel("m", "1", Schema((), (), ()), ("output",))  # it does not say what it takes or gives
+TWO_ANSWERS = CapturedModel("m", "1", Schema((), (), ()), ("y", "p"), ("y", "p"))
 RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
 OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
 SENT: dict[str, list[Any]] = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]}
@@ -78,6 +80,18 @@ def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tu
     assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
 
 
+def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    assert writer.write(RECORD, exclude_columns(SILENT, ("prediction",), ()), FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, exclude_columns(SILENT, (), ("prediction",)), FEEDS, OUTPUTS, 100)[-1]
+    dropped, masked = read_batches(segments(tmp_path / "spool")[0]).batches
+    assert dropped.outputs == masked.outputs == dropped.masked == {}
+    key = ColumnMask(tmp_path / "mask.key")
+    assert {name: list(hashes) for name, hashes in masked.masked.items()} == {
+        f"output.{name}": key.hash_column(values) for name, values in OUTPUTS.items()
+    }
+
+
 def test_the_same_choice_is_one_object() -> None:
     assert exclude_columns(MODEL, (), ()) is MODEL
     assert exclude_columns(MODEL, ("a",), ("b",)) is exclude_columns(MODEL, ("a",), ("b",))
@@ -89,6 +103,8 @@ def test_the_same_choice_is_one_object() -> None:
         (MODEL, ("nam",), (), "capture.drop: m 7 has no column 'nam'; did you mean 'name'?"),
         (MODEL, (), ("output.q",), "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?"),
         (MODEL, ("zzz",), (), "no column 'zzz'; there is name, a, b, c, prediction, output.y, output.p"),
+        (TWO_ANSWERS, ("prediction",), (), "no column 'prediction'; there is output.y, output.p"),
+        (TWO_ANSWERS, (), ("anything", "output.q"), "no column 'output.q'; did you mean 'output.y'?"),
     ],
 )
 def test_a_name_that_is_no_column_is_refused_with_the_nearest(
@@ -100,8 +116,7 @@ def test_a_name_that_is_no_column_is_refused_with_the_nearest(
 
 
 def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
-    silent = CapturedModel("m", "1", Schema((), (), ()), ())
-    assert exclude_columns(silent, ("anything",), ()).model == "m"
+    assert exclude_columns(SILENT, ("anything",), ()).model == "m"
     tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))
     kept = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
     assert not kept.schema.inputs
@@ -122,8 +137,7 @@ def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(
     drop: tuple[str, ...], mask: tuple[str, ...], is_kept: bool
 ) -> None:
     assert exclude_columns(MODEL, drop, mask).has_all_outputs is is_kept
-    silent = CapturedModel("m", "1", Schema((), (), ()), ())  # whose masked prediction is no output that it names
-    assert not exclude_columns(silent, drop, ("prediction",)).has_all_outputs
+    assert not exclude_columns(SILENT, drop, ("prediction",)).has_all_outputs
 
 
 def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
