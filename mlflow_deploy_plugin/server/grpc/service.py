@@ -334,7 +334,8 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
     if server.auth.needs_certificate:  # without one TLS has refused the connection
         (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
         caller = name.decode("utf-8", "replace")[:100]
-    return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()), "", caller)
+    path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"
+    return RawRequest("POST", path, headers, body, address_of(context.peer()), "", caller)
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
