@@ -132,7 +132,8 @@ class RequestContext:
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction, and capture a failure, at the caller's event time if there is one."""
         seconds = self.count(reply.status, outputs)
-        if reply.status >= FIRST_ERROR_STATUS and self.variant is not None:
+        is_failure = reply.status >= FIRST_ERROR_STATUS and not isinstance(reply.error, ClientDisconnected)
+        if is_failure and self.variant is not None:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
@@ -273,10 +274,10 @@ def infer_async(
 def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
     """Answer JSON Lines while they come. Neither the body nor the response is ever held whole.
 
-    One version answers the whole stream, in pieces of up to a thousand lines. Each piece is captured as a request of
-    its own. If the first piece fails, the reply is an error like any other. If a later one fails, the head has been
-    sent: the last line is then an object with `error_code` and `message`, after which the reply's pieces raise
-    `BrokenResponse`.
+    One version answers the whole stream, in pieces of up to a thousand lines. Each piece, also one that fails, is
+    captured as a request of its own. If the first piece fails, the reply is an error like any other. If a later one
+    fails, the head has been sent: the last line is then an object with `error_code` and `message`, after which the
+    reply's pieces raise `BrokenResponse`.
 
     Args:
         request: the request without its body.
@@ -289,9 +290,8 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
         predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
         first = next(predictions)
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        reply = context.fail(error)
+        reply = context.finish(context.fail(error))
         context.release()
-        context.count(reply.status)
         return reply
 
     def end(error: OnnxserveError) -> bytes:
@@ -382,7 +382,7 @@ def _finish_pieces(
                 raise BrokenResponse from None
         finally:
             context.release()
-            if reply is None or breaks_off:
+            if reply is None:
                 context.count(status)
             else:
                 context.finish(reply)

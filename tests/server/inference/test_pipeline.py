@@ -1,7 +1,8 @@
 """The pipeline of a prediction: its headers, ids, event times and what is captured."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,13 +10,13 @@ from unittest.mock import Mock
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.errors import ClientDisconnected, InferenceError
 from mlflow_deploy_plugin.runtime import OpaqueBody
 from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.inference.pipeline import infer, infer_lines
+from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer, infer_lines
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, Protocol
 from tests.support.handling import V2_ROW, ask
 from tests.support.servers import one_endpoint, variant
@@ -166,3 +167,28 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server: Serv
     assert (reply.status, reply.pieces) == (400, None)
     assert b'status="400"' in server.metrics.page()
     assert [request.record.status for request in captured(server, tmp_path)] == [400]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"[1, 2, 3]\n" * 1000, b"{}\n"], [200, 400]),
+        ([b"{}\n"], [400]),
+        ([b"[1, 2, 3]\n" * 1000, ClientDisconnected("gone")], [200]),
+        ([ClientDisconnected("gone")], []),  # nobody waits for an answer
+    ],
+)
+def test_of_json_lines_a_piece_that_fails_is_captured_as_any_failure(
+    server: Server, tmp_path: Path, pieces: list[bytes | ClientDisconnected], expected: list[int]
+) -> None:
+    def sent() -> Iterator[bytes]:
+        for piece in pieces:
+            if isinstance(piece, ClientDisconnected):
+                raise piece
+            yield piece
+
+    request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
+    reply = infer_lines(server, request, "e", sent())
+    with suppress(BrokenResponse):
+        list(reply.pieces or ())
+    assert [one.record.status for one in captured(server, tmp_path)] == expected
