@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.processes import (
     exit_reason,
     signal_group,
 )
+from mlflow_deploy_plugin.server.certificates import open_tls
 from mlflow_deploy_plugin.server.cloud import is_healthy
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
@@ -77,12 +78,14 @@ def supervise(
         refresh: called about once a second while the server serves; it may replace spec.yaml.
 
     Raises:
-        InvalidConfig: the spec is malformed, or one of its ports cannot be used.
+        InvalidConfig: the spec is malformed, or one of its ports or the files of TLS cannot be used.
         RuntimeMissing, NotInstalled: it asks for gRPC, and grpcio is not installed; or for tokens, and PyJWT is not.
         DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     check_exposure(server, announce)
+    if server.certfile is not None and server.keyfile is not None:
+        open_tls(server.certfile, server.keyfile, server.ca_certs)
     make_local_key(state_dir)
     if server.api_keys and load_settings().keys_file is None and importlib.util.find_spec("sqlalchemy") is None:
         raise NotInstalled(

@@ -1,6 +1,8 @@
 """Callers with and without a client certificate, over both workers and gRPC, by authorities that are made here."""
 
+import os
 import re
+import shutil
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,11 +21,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
+from mlflow_deploy_plugin.server.supervisor import supervise
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import LOCAL_KEY, make_local_key
-from tests.support.servers import gunicorn, one_endpoint
+from tests.support.servers import gunicorn, one_endpoint, write_spec
 from tests.support.serving import Served
 from tests.support.waiting import free_port
 
@@ -89,7 +93,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def settings(ours: Authority) -> dict[str, str]:
     certfile, keyfile = ours.issue("server")
-    return {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
+    callers = shutil.copy(ours.certificate, ours.folder / "callers.pem")
+    return {"certfile": certfile, "keyfile": keyfile, "ca_certs": str(callers)}
 
 
 @dataclass
@@ -148,6 +153,32 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
     assert client.post(authorization=f"Bearer {local}").status_code == 200  # the commands of this machine
 
 
+def replace_files(settings: dict[str, str], by: dict[str, str]) -> None:
+    """Put other files in the place of the certificate, its key and the authorities, as those who renew them do."""
+    for name, file in by.items():
+        new = Path(settings[name]).with_suffix(".new")
+        new.write_bytes(Path(file).read_bytes())
+        os.replace(new, settings[name])
+
+
+def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
+    client: Client, ours: Authority, foreign: Authority, settings: dict[str, str], tmp_path: Path
+) -> None:
+    shop, of_foreign = ours.issue("shop"), foreign.issue("shop")
+    certfile, keyfile = foreign.issue("server")
+    replace_files(settings, {"certfile": certfile})
+    assert client.post(certificate=shop).status_code == 200  # the key is still that of the certificate before
+    assert "key values mismatch" in (tmp_path / "server.log").read_text()
+
+    replace_files(settings, {"keyfile": keyfile, "ca_certs": foreign.certificate})
+    with pytest.raises(requests.RequestException):
+        client.post(certificate=shop)
+    client.authority = foreign
+    assert client.post(certificate=of_foreign).status_code == 200
+    with pytest.raises(requests.RequestException):
+        client.post(certificate=shop)
+
+
 def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
     serve: Callable[..., Served], bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
 ) -> None:
@@ -156,8 +187,31 @@ def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
     assert requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20).status_code == 200
 
 
-def test_grpc_needs_one_too(
-    serve_here: Callable[..., Any], bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"keyfile": "other.key"}, "TLS cannot use .*server.pem with .*other.key and .*ca.pem: key values mismatch"),
+        ({"certfile": "server.key"}, "a certificate and a key without a password in PEM are expected"),
+        ({"ca_certs": "server.key"}, "no certificate or crl found"),
+        ({"certfile": "gone.pem"}, "TLS cannot read .*gone.pem: No such file or directory"),
+    ],
+)
+def test_a_server_does_not_start_with_files_that_do_not_go_together(
+    ours: Authority, tmp_path: Path, changed: dict[str, str], reason: str
+) -> None:
+    (certfile, keyfile), _ = ours.issue("server"), ours.issue("other")
+    files = {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
+    write_spec(tmp_path, "e", ServerSpec.model_validate(files | {k: str(ours.folder / v) for k, v in changed.items()}))
+    with pytest.raises(InvalidConfig, match=reason):
+        supervise(tmp_path, follow=False, announce=print)
+
+
+def test_grpc_needs_one_too_and_takes_replaced_files(
+    serve_here: Callable[..., Any],
+    bias_folders: dict[str, Path],
+    ours: Authority,
+    foreign: Authority,
+    settings: dict[str, str],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]), settings)
     spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
@@ -172,6 +226,14 @@ def test_grpc_needs_one_too(
         with pytest.raises(grpc.RpcError) as refused:
             service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=60)
         assert refused.value.code().name == "UNAVAILABLE"
+    replace_files(settings, {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate})
+    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:  # the key is that of before
+        assert service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20).models
+    replace_files(settings, {"keyfile": str(foreign.folder / "server.key")})
+    root, (certificate, key) = Path(foreign.certificate).read_bytes(), foreign.issue("shop")
+    mutual = grpc.ssl_channel_credentials(root, Path(key).read_bytes(), Path(certificate).read_bytes())
+    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
+        assert service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20).models
     listener.drain()
     listener.wait()
 

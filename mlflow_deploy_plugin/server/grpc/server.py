@@ -2,11 +2,13 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.certificates import CertificateFiles, open_tls
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads
 
@@ -58,9 +60,8 @@ class GrpcServer:
         address = f"{host or '[::]'}:{spec.grpc_port}"
         try:
             if spec.certfile is not None and spec.keyfile is not None:
-                pair = Path(spec.keyfile).read_bytes(), Path(spec.certfile).read_bytes()
-                authorities = Path(spec.ca_certs).read_bytes() if spec.ca_certs is not None else None
-                credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
+                files = CertificateFiles(spec.certfile, spec.keyfile, spec.ca_certs, _read_certificates)
+                credentials = grpc.dynamic_ssl_server_credentials(files.look(), files.look, spec.ca_certs is not None)
                 self._grpc.add_secure_port(address, credentials)
             else:
                 self._grpc.add_insecure_port(address)
@@ -86,3 +87,12 @@ class GrpcServer:
             if quiet >= _QUIET_SECONDS:
                 self._grpc.stop(None)
                 self._ended.wait()
+
+
+def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> Any:
+    """Return the files as gRPC takes them, which would go on with those of before without a word if they were bad."""
+    open_tls(certfile, keyfile, ca_certs)
+    authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
+    return grpc.ssl_server_certificate_configuration(
+        [(Path(keyfile).read_bytes(), Path(certfile).read_bytes())], authorities
+    )

@@ -12,6 +12,7 @@ import signal
 import socket
 from typing import Any, ClassVar
 
+from gunicorn.sock import ssl_context
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
@@ -69,6 +70,8 @@ class _Server(UvicornServer):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._checker = asyncio.get_running_loop().create_task(self._check_deadlines())
+        if self.config.is_ssl:
+            self.config.ssl = ssl_context(self._worker.cfg)  # uvicorn's own does not follow the files
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
