@@ -6,11 +6,13 @@ part whatever predicts it, so that a batch that one engine began goes on with th
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
@@ -174,7 +176,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
-    pool = WorkerPool([Worker(_leave_refusals_to_us) for _ in range(count)])
+    pool = WorkerPool([Worker(partial(_prepare, threads)) for _ in range(count)])
     slots = list(range(count))
 
     def predict(job: PartJob) -> PartResult:
@@ -218,8 +220,13 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         executor.shutdown()
 
 
-def _leave_refusals_to_us() -> None:
-    """Keep the traceback of a model that refuses a row out of the output: the message has the row and the reason."""
+def _prepare(threads: int) -> None:
+    """Leave the other processes their cores, and a refusal's traceback out of the output: the message has the reason.
+
+    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded; else each process takes all cores.
+    """
+    if threads < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     logging.getLogger("mlflow_deploy_plugin.pyfunc.scorer").setLevel(logging.CRITICAL)
 
 

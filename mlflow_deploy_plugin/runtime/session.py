@@ -110,8 +110,8 @@ def import_onnxruntime() -> Any:
     return module
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and by the quotas of its cgroups.
+def available_cores(processes: int = 1) -> int:
+    """Return the number of cores for each of so many processes, by the affinity and by the quotas of the cgroups.
 
     ONNX Runtime itself ignores the quotas.
     """
@@ -124,7 +124,7 @@ def available_cores() -> int:
                 quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
             if quota not in ("max", "-1"):
                 cores = min(cores, int(quota) // int(period))
-    return max(1, cores)
+    return max(1, cores // processes)
 
 
 def cgroup_folders(controller: str) -> Iterator[Path]:

@@ -85,7 +85,7 @@ def open_server(state_dir: Path) -> Server:
         InvalidConfig: spec.yaml is malformed.
     """
     spec = read_server_spec(state_dir)
-    threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
+    threads = spec.intra_op_num_threads or available_cores(spec.workers)
     metrics = Metrics(state_dir / METRICS)
     capture, of_shadows = (CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2))
     shadows = Shadows(of_shadows, metrics)

@@ -41,7 +41,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
 
 
 class CertificateFiles(Generic[_Made]):
-    """What TLS makes of a server's files, made anew when one of them has been replaced.
+    """An object that TLS makes of a server's files, and makes anew when one of them has been replaced.
 
     Files that cannot be used leave what was made before: a certificate may be replaced a moment before its key.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.runtime import available_cores
 from mlflow_deploy_plugin.server.certificates import open_following_tls
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.settings import load_settings
@@ -69,6 +70,10 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         command += ["--bind", f"fd://{listener}"]
     for name, value in options.items():
         command += [name, str(value)]
+    threads = server.intra_op_num_threads or available_cores(server.workers)
+    if "OMP_NUM_THREADS" not in os.environ and threads < (os.cpu_count() or 1):
+        # torch, boosters and BLAS of a pyfunc know neither quotas nor the other workers
+        command += ["--env", f"OMP_NUM_THREADS={threads}"]
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]

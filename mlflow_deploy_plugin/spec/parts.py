@@ -109,7 +109,8 @@ class ServerSpec(SpecPart):
     """Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."""
     provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: int | None = Field(default=None, ge=1)
-    """ONNX Runtime's threads per session. Default: the cores allowed, divided by the workers."""
+    """Threads of ONNX Runtime per session, and of the libraries of a pyfunc. Default: the cores allowed, divided by
+    the workers."""
     max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
     """Memory that one worker may take; a version that would pass it is refused, and the one before serves on. Default:
     its share of the memory of its container or unit, where that is limited."""

@@ -412,6 +412,23 @@ def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Pa
     assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(tmp_path / "rows.csv")})
 
 
+class Threads(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+        return model_input.assign(threads=os.environ.get("OMP_NUM_THREADS", "all"))[["threads"]]
+
+
+def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    signature = ModelSignature(Schema([ColSpec("long", "id")]), Schema([ColSpec("string", "threads")]))
+    mlflow.pyfunc.save_model(tmp_path / "m", python_model=Threads(), signature=signature, pip_requirements=[])
+    for part in range(2):
+        write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
+    run_batch(BatchPlan(str(tmp_path / "m"), str(tmp_path / "in"), str(tmp_path / "out"), workers=2))
+    assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [['"threads"', '"1"']] * 2
+
+
 @pytest.mark.long
 def test_however_often_it_is_killed_each_part_comes_once_and_whole(model: Path, tmp_path: Path) -> None:
     source, out, clock = fill(tmp_path / "in", 30, rows=60_000), tmp_path / "out", random.Random(0)

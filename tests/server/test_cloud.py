@@ -15,7 +15,7 @@ import requests
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.cloud import Cloud, is_healthy, read_cloud
-from tests.server.test_mutual_tls import Authority
+from tests.server.test_certificates import Authority
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import free_port
 

@@ -42,6 +42,20 @@ def test_a_worker_takes_no_more_clients_than_it_has_files_for(
     assert command[command.index("--worker-connections") + 1] == str(connections)
 
 
+def test_the_libraries_of_pyfuncs_have_the_cores_of_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads(spec: ServerSpec) -> list[str]:
+        return [part for part in gunicorn_command(Path("/s"), spec, 7) if part.startswith("OMP_NUM_THREADS=")]
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert threads(ServerSpec(workers=4)) == ["OMP_NUM_THREADS=2"]
+    assert threads(ServerSpec(intra_op_num_threads=3)) == ["OMP_NUM_THREADS=3"]
+    assert threads(ServerSpec(workers=1)) == []  # they find their number by themselves
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads(ServerSpec(workers=4)) == []
+
+
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(worker_class=kind), 7)
