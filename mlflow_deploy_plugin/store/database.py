@@ -120,6 +120,8 @@ def _engine(url: URL) -> Engine:
                 raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
+        if url.get_driver_name() == "psycopg":  # no prepared statements: behind PgBouncer they are another client's
+            arguments["prepare_threshold"] = None
     try:
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)
     except NoSuchModuleError:

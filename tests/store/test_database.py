@@ -338,6 +338,17 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
 
 
 @pytest.mark.postgresql
+def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_another(postgresql_url: str) -> None:
+    connections: list[Any] = []
+    event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
+    store = open_store(postgresql_url)
+    for _ in range(10):  # psycopg prepares a statement at its sixth time
+        store.endpoints()
+    assert connections[0].execute("SELECT statement FROM pg_prepared_statements").fetchall() == []
+    store.close()
+
+
+@pytest.mark.postgresql
 def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(postgresql_url: str) -> None:
     """Only a firewall could make one vanish here: the socket says how long it waits."""
     waits: list[int] = []
