@@ -85,7 +85,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     def answer(question: SideMessage) -> Iterator[SideMessage]:
         most = question.fields["most_values"]
         if question.kind == "predict":
-            yield scorer.predict(question.arrays["feeds"], most)
+            yield scorer.predict(question.arrays["feeds"], most, question.fields["parameters"])
             return
         content_type = question.fields["content_type"]
         with tracing_context(tags={_PREDICTION_ID: question.fields["prediction_id"]}):

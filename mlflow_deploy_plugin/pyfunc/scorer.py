@@ -480,16 +480,22 @@ class Scorer:
             raise RequestRefused("model", f"the model cannot compute this input: {error_summary(error)}") from None
         yield SideMessage("end")
 
-    def predict(self, feeds: Mapping[str, Array], most_values: int = sys.maxsize) -> SideMessage:
-        """Return named outputs for named arrays that fit the signature."""
+    def predict(
+        self, feeds: Mapping[str, Array], most_values: int = sys.maxsize, parameters: Mapping[str, Any] | None = None
+    ) -> SideMessage:
+        """Return named outputs for named arrays that fit the signature. Of the parameters, its params are passed on."""
         data = to_model_input(feeds, self._artifact, self._types, self._names)
-        return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values)})
+        known = self._model.metadata.get_params_schema() or ()
+        params = {one.name: parameters[one.name] for one in known if one.name in parameters} if parameters else None
+        return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
-    def outputs_of(self, data: Any, most_values: int = sys.maxsize) -> dict[str, Array]:
+    def outputs_of(
+        self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
+    ) -> dict[str, Array]:
         """Return named outputs for what the model takes: a frame, arrays, a mapping of them."""
         recorder = _Recorder(self._model, most_values, texts=self._texts)
         try:
-            return to_outputs(recorder.predict(data))
+            return to_outputs(recorder.predict(data, params or None))
         except (MlflowException, RuntimeError) as error:
             raise self._refusal(recorder, error) from None
         except NotRepresentable as error:

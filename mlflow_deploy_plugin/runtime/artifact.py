@@ -74,11 +74,12 @@ _MAX_DIMENSIONS = 32
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a column-based signature."""
+    """One column of a column-based signature. `is_binary`: its strings are bytes in base64."""
 
     name: str
     type: ColumnType
     required: bool = True
+    is_binary: bool = False
 
 
 @dataclass(frozen=True)

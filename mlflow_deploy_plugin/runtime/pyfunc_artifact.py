@@ -171,6 +171,7 @@ def _read_inputs(
             undescribed = f"the column {name!r} is of the type {kind}; send it to /invocations, as JSON or CSV"
             if kind not in _AS_JSON:
                 return (), (), undescribed
+        is_binary = kind == "binary"
         kind = kind if kind in COLUMN_TYPES else "string"
-        columns.append(Column(name, kind, entry.get("required", True)))
+        columns.append(Column(name, kind, entry.get("required", True), is_binary))
     return tuple(columns), tuple(tensors), undescribed

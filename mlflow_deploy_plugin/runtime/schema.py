@@ -72,6 +72,11 @@ class Schema:
         """The names of the columns, or of the tensors."""
         return tuple(field.name for field in self.columns or self.tensors)
 
+    @cached_property
+    def binary_columns(self) -> frozenset[str]:
+        """The names of the columns of bytes, which only a pyfunc has."""
+        return frozenset(column.name for column in self.columns if column.is_binary)
+
     def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
         """Return feeds from columns (or tensors) by name, each a list or an array of N.
 

@@ -126,8 +126,10 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: MAX_RANK + 1])
-        head = read_tensor_header(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
-        v2.parameters_of(head, {"parameters": parameter_values(entry.parameters)})
+        fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
+        fields["parameters"] = parameter_values(entry.parameters)
+        head = read_tensor_header(position, fields)
+        v2.parameters_of(head, fields)
         if head.name in heads or not (count == 1 or head.name in by_column or head.name in by_input):
             raise v2.refused_name(head, heads, schema)
         heads[head.name] = head

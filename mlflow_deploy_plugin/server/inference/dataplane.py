@@ -262,7 +262,10 @@ class DataPlane:
         if deadline != math.inf:
             _check_deadline(deadline)
         began = time.perf_counter()
-        outputs = loaded.predictor.run(inputs, None, deadline)
+        if isinstance(loaded.predictor, PyfuncPredictor):
+            outputs = loaded.predictor.run(inputs, None, deadline, request.parameters)
+        else:
+            outputs = loaded.predictor.run(inputs, None, deadline)
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1

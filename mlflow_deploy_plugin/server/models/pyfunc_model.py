@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 from mlflow_deploy_plugin.errors import InferenceError, join_names
 from mlflow_deploy_plugin.runtime import (
@@ -75,15 +77,25 @@ class PyfuncPredictor:
         """Refuse answers as `Predictor.limit_values` says, before they are written or sent here."""
         self._most_values = most * batch_rows
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None = None,
+        deadline: float = math.inf,
+        parameters: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Array]:
         """Do as `Predictor.run`.
+
+        Args:
+            parameters: those of the request. The model is given those that are params of its signature.
 
         Raises:
             SchemaMismatch, InferenceError: the model refuses the input, or answers with other outputs than before.
             BodyTooLarge: it answers with more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        message = SideMessage("predict", {"most_values": self._most_values}, {"feeds": feeds})
+        fields = {"most_values": self._most_values, "parameters": dict(parameters)}
+        message = SideMessage("predict", fields, {"feeds": feeds})
         answer = self._process.request(message, deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)

@@ -1,5 +1,6 @@
 """Content types, JSON in both directions, and outputs as rows: shared by all protocols over HTTP."""
 
+import base64
 import codecs
 import json
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime import Array, short_repr
 
 JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 
@@ -151,6 +152,14 @@ def json_object(body: bytes) -> dict[str, Any]:
 def dump_json(document: Any) -> bytes:
     """Return JSON with arrays as nested lists. NaN and infinity, which JSON does not know, become null."""
     return orjson.dumps(document, default=_plain_value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def base64_text(value: Any, label: str) -> str:
+    """Return the text that a JSON value has in base64. Raises InvalidRequest: it is not base64, or not UTF-8."""
+    try:
+        return base64.b64decode(value, validate=True).decode()
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{label} is {short_repr(value)}; UTF-8 text in base64 is expected") from None
 
 
 def json_type(value: Any) -> str:

@@ -282,14 +282,14 @@ def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVa
 
 def _cloud_protocol(
     name: str,
-    decode: Callable[[str | None, bytes], dict[str, Any]],
+    decode: Callable[[str | None, bytes, Schema], dict[str, Any]],
     encode: Callable[[Array | dict[str, Array]], bytes],
 ) -> Protocol:
     """Return the protocol of a cloud whose body becomes MLflow's document. A pyfunc is given that document."""
 
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-        document = decode(headers.get("content-type"), body)
         predictor = variant.loaded.predictor
+        document = decode(headers.get("content-type"), body, predictor.schema)
         if predictor.artifact.flavor == PYTHON_FUNCTION:
             check_depth(document)
             text = json.dumps(document).encode()  # orjson refuses half a surrogate pair, though it reads one
@@ -342,10 +342,10 @@ def _openai_protocol(name: str, route: str) -> Protocol:
     return Protocol(name, decode_request)
 
 
-def decode_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
+def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
     """Return MLflow's document for a body of Vertex AI. MLflow's own, which `rawPredict` passes on, stays as it is.
 
-    `parameters` are MLflow's `params`. Text may come as `{"b64": …}`.
+    `parameters` are MLflow's `params`. Text and bytes may come as `{"b64": …}`.
 
     Raises:
         UnsupportedMediaType, InvalidRequest: the body is no JSON object, or `parameters` is none.
@@ -355,7 +355,11 @@ def decode_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
     if parameters is not None and not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
     params = {} if parameters is None else {"params": parameters}
-    return {**params, **(tfserving.decode_base64(document) if b'"b64"' in body else document)}
+    if b'"b64"' in body:
+        document = tfserving.decode_base64(document, schema)
+        if schema.binary_columns and "instances" in document:  # MLflow reads bytes in records alone
+            document["dataframe_records"] = document.pop("instances")
+    return {**params, **document}
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
@@ -367,7 +371,7 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
     return dump_json({"predictions": rows_of(prediction) if isinstance(prediction, dict) else prediction})
 
 
-def decode_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
+def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
     """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records or columns.
 
     Raises:

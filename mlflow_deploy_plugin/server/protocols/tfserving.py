@@ -2,17 +2,15 @@
 
 `instances` (row format) is answered by `predictions`, `inputs` (column format) by `outputs`. The name of the only input
 or output of a model is left out. Every model has one signature, `serving_default`, with all outputs of its graph. Text
-may come as `{"b64": …}`.
+and bytes may come as `{"b64": …}`.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Artifact, Feeds, Schema, short_repr
-from mlflow_deploy_plugin.server.protocols.content import dump_json, json_object, json_type, rows_of
+from mlflow_deploy_plugin.server.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
 
 SIGNATURE = "serving_default"
 
@@ -36,7 +34,7 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     """
     document = json_object(body)
     if b'"b64"' in body:
-        document = decode_base64(document)
+        document = decode_base64(document, schema)
     signature = document.get("signature_name", SIGNATURE)
     if signature not in ("", SIGNATURE):
         raise InvalidRequest(f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}")
@@ -65,24 +63,27 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     return dump_json({field: rows_of(named) if is_by_row else named})
 
 
-def decode_base64(value: Any, depth: int = 0) -> Any:
-    """Return the JSON document with the text itself in place of every `{"b64": …}`.
+def decode_base64(document: Any, schema: Schema) -> Any:
+    """Return the JSON document with the text itself in place of every `{"b64": …}`, for a column of bytes its base64.
 
     Raises:
         InvalidRequest: a text is not base64, or not UTF-8, or the document is nested too deeply.
     """
-    if depth > _DEEPEST:
-        raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
-    if isinstance(value, list):
-        return [decode_base64(entry, depth + 1) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() != {"b64"}:
-        return {name: decode_base64(entry, depth + 1) for name, entry in value.items()}
-    try:
-        return base64.b64decode(value["b64"], validate=True).decode()
-    except (TypeError, ValueError, binascii.Error):
-        raise InvalidRequest(f"b64 is {short_repr(value['b64'])}; UTF-8 text in base64 is expected") from None
+    binary = schema.binary_columns
+
+    def decoded(value: Any, depth: int, is_binary: bool) -> Any:
+        if depth > _DEEPEST:
+            raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
+        if isinstance(value, list):
+            return [decoded(entry, depth + 1, is_binary) for entry in value]
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != {"b64"}:
+            return {name: decoded(entry, depth + 1, is_binary or name in binary) for name, entry in value.items()}
+        return value["b64"] if is_binary else base64_text(value["b64"], "b64")
+
+    texts = {column.name for column in schema.columns if column.type == "string"}
+    return decoded(document, 0, bool(binary) and texts == binary)
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:

@@ -24,7 +24,14 @@ from mlflow_deploy_plugin.runtime import (
     no_batch_dimension_reason,
     short_repr,
 )
-from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object, json_type, media_type
+from mlflow_deploy_plugin.server.protocols.content import (
+    JSON,
+    base64_text,
+    dump_json,
+    json_object,
+    json_type,
+    media_type,
+)
 from mlflow_deploy_plugin.server.protocols.large_json import load_infer_request
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     TensorHeader,
@@ -224,7 +231,8 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
     """Return the feeds of the graph, from tensors that are its inputs, or the signature's columns.
 
-    The only tensor for the only input may have any name, as in MLServer, whose codecs call it `input-1`.
+    The only tensor for the only input may have any name, as in MLServer, whose codecs call it `input-1`. Texts that its
+    Base64Codec has encoded are decoded; a column of bytes takes base64.
 
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
@@ -246,6 +254,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             if array.shape[1:] != (1,):
                 raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
             array = array.reshape(-1)
+        if head.content_type == "base64" and array.dtype.kind == "O" and name not in fed.binary_columns:
+            texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
+            array = np.array(texts, dtype=object).reshape(array.shape)
         data[name] = array
     return fed.from_columns(data)
 

@@ -57,11 +57,16 @@ _LENGTH = struct.Struct("<I")
 
 
 class TensorHeader(NamedTuple):
-    """The name, shape and datatype of a tensor in a request. A frozen dataclass takes three times as long to make."""
+    """The name, shape and datatype of a tensor in a request. A frozen dataclass takes three times as long to make.
+
+    Attributes:
+        content_type: the parameter by which MLServer's codecs say what the elements stand for.
+    """
 
     name: str
     shape: tuple[int, ...]
     datatype: str
+    content_type: Any = None
 
     def __str__(self) -> str:
         return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
@@ -111,7 +116,9 @@ def read_tensor_header(position: int, entry: Any) -> TensorHeader:
     if not isinstance(datatype, str) or datatype not in _DTYPES:
         known = ", ".join(DATATYPES)
         raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {short_repr(datatype)}; there are {known}")
-    head = TensorHeader(name, tuple(shape), datatype)
+    parameters = entry.get("parameters")
+    content_type = parameters.get("content_type") if isinstance(parameters, dict) else None
+    head = TensorHeader(name, tuple(shape), datatype, content_type)
     if 0 in shape and prod(size for size in shape if size) > MAX_EMPTY_TENSOR_SIZE:
         raise SchemaMismatch(f"{head} is empty, and its other sizes are more than {MAX_EMPTY_TENSOR_SIZE} together")
     return head

@@ -243,7 +243,7 @@ def read(bomb: Bomb, body: bytes) -> None:
     elif bomb.media == "predict":
         protocol_table.decode_records(JSON, body, bomb.schema)
     elif bomb.media == "vertex":
-        protocol_table.decode_vertex(JSON, body)
+        protocol_table.decode_vertex(JSON, body, bomb.schema)
     elif bomb.media == "feedback":
         feedback.decode(JSON, body)
     else:

@@ -36,7 +36,7 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_segment
 from tests.support.waiting import answers, wait_until
 
-MODELS = ("days", "knn", "anything", "troubled", "tensors")
+MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
 TIMEOUT_SECONDS = 2
 
@@ -62,6 +62,18 @@ def ask(server: Server) -> Callable[..., RawResponse]:
     def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
         return handle(server, RawRequest("POST", path, {"content-type": content_type}, body))
+
+    return ask
+
+
+@pytest.fixture
+def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RawResponse]:
+    """Ask a server that Vertex AI has started with one of the models."""
+
+    def ask(name: str, document: Any) -> RawResponse:
+        monkeypatch.setattr(server.repository, "table", {name: server.repository.table[name]})
+        vertex, body = replace(server, cloud=Cloud(predict_route="/vertex")), json.dumps(document).encode()
+        return handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
 
     return ask
 
@@ -94,21 +106,49 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., R
     assert outputs["name"]["data"] == ["Ä"]
 
 
-def test_the_clouds_pass_on_the_params_of_a_pyfunc(ask: Callable[..., RawResponse], server: Server) -> None:
+def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
+    ask: Callable[..., RawResponse],
+) -> None:
+    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in DAYS.items()]
+    asked = {"inputs": inputs, "outputs": [{"name": "day"}], "parameters": {"content_type": "pd", "plus": 1000}}
+    answer = ask("/v2/models/days/infer", asked)
+    assert json.loads(answer.body)["outputs"][0]["data"] == [1182]
+    refused = ask("/v2/models/days/infer", asked | {"parameters": {"plus": "many"}})
+    assert refused.status == 400
+    assert "plus" in message(refused)
+
+
+def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
+    ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
+) -> None:
+    blobs = [{"b64": "/9j/"}, {"b64": "iVBORw=="}]
+    records = [{"blob": blob} for blob in blobs]
+    for instances in (records, [[blob, 1.0] for blob in blobs], [{"blob": "/9j/"}, {"blob": "iVBORw=="}]):
+        answer = ask("/v1/models/bytes:predict", {"instances": instances})
+        assert json.loads(answer.body) == {"predictions": [3, 4]}
+    assert json.loads(ask_vertex("bytes", {"instances": records}).body) == {"predictions": [3, 4]}
+
+
+def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
+    blob = {"name": "blob", "shape": [2, 1], "datatype": "BYTES", "data": ["/9j/", "iVBORw=="]}
+    for parameters in ({}, {"content_type": "base64"}):
+        answer = ask("/v2/models/bytes/infer", {"inputs": [blob | {"parameters": parameters}]})
+        assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
+
+
+def test_the_clouds_pass_on_the_params_of_a_pyfunc(
+    ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
+) -> None:
     days = {"dataframe_split": {"columns": list(DAYS), "data": [list(DAYS.values())]}}
     azure = ask("/score", {"input_data": days["dataframe_split"], "params": {"plus": 1000}})
     assert json.loads(azure.body) == [{"day": 1182, "name": "Ä"}]
-    vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
-    body = json.dumps({"instances": [DAYS], "parameters": {"plus": 1000}}).encode()
-    response = handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
-    assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
+    vertex = ask_vertex("days", {"instances": [DAYS], "parameters": {"plus": 1000}})
+    assert json.loads(vertex.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
 
 
-def test_vertex_passes_on_a_chat_as_mlflow_answers_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.repository, "table", {"anything": server.repository.table["anything"]})
+def test_vertex_passes_on_a_chat_as_mlflow_answers_it(ask_vertex: Callable[..., RawResponse]) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}]}
-    vertex, body = replace(server, cloud=Cloud(predict_route="/vertex")), json.dumps(chat).encode()
-    response = handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+    response = ask_vertex("anything", chat)
     assert (response.status, json.loads(response.body)) == (200, chat)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_deploy_plugin.runtime import Schema
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.tfserving import decode_base64
@@ -73,7 +74,7 @@ def test_base64_is_undone_wherever_it_stands(document: Any) -> None:
             return {"b64": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
         return [coded(v) for v in value] if isinstance(value, list) else {k: coded(v) for k, v in value.items()}
 
-    assert decode_base64(coded(document)) == document
+    assert decode_base64(coded(document), Schema((), (), ())) == document
 
 
 @pytest.mark.parametrize("chosen", ["/versions/2", "/labels/challenger", "/labels/next"])

@@ -102,6 +102,15 @@ def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(s
     assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}]}, "mixed"))
 
 
+def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server: Server) -> None:
+    def carrier(text: str) -> dict[str, Any]:
+        return column("carrier", "BYTES", text) | {"parameters": {"content_type": "base64"}}
+
+    plain = outputs(ask(server, columns(), "mixed"))
+    assert outputs(ask(server, columns(carrier=carrier("QUE=")), "mixed")) == plain
+    assert "'carrier'" in error(ask(server, columns(carrier=carrier("/9j/")), "mixed"))
+
+
 def test_a_column_of_the_signature_is_a_tensor_too(server: Server) -> None:
     one_by_one = [
         {"name": "a", "shape": [2], "datatype": "INT32", "data": [1, 4]},
