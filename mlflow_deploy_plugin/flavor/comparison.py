@@ -5,13 +5,16 @@
 | label         | equal, except for ties                                                                               |
 | probabilities | 1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits          |
 | values        | 1e-4 of the value plus 1e-4 of the spread (standard deviation) of the original's predictions, so     |
-|               | that values near zero are measured on the scale of the target, each target on its own                |
+|               | that values near zero are measured on the scale of the target, each target on its own; 1e-2 if the   |
+|               | original predicts 16-bit floats                                                                      |
 
 A tie is a row whose prediction depends on a rounding, so that the original and the ONNX form may both be right. Ties
 are counted separately. A label is a tie if the original's own margin between its two best labels is below `TIE_MARGIN`.
 A row that was made to lie halfway between two learned rows is a tie if the original itself predicts otherwise once a
-number moves by one 32-bit step. No other row is a tie of the second kind, not even on a threshold: a comparison of an
-input with a constant involves no rounding. If such a row flips, the model is repaired or refused.
+number moves by one 32-bit step. A net itself computes in 32-bit floats: of it, any row is a tie if the original
+predicts otherwise once each number moves by some of its own roundings. No other row is a tie of the second kind, not
+even on a threshold: a comparison of an input with a constant involves no rounding. If such a row flips, the model is
+repaired or refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +31,8 @@ from mlflow_deploy_plugin.runtime import Array, Role
 TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4
 RELATIVE = 1e-4
+SHORT_RELATIVE = 1e-2
+"""Of 16-bit floats, which have three digits."""
 
 ENOUGH_ROWS = 100
 """The number of rows from which the spread is taken for each value of a row."""
@@ -37,6 +42,12 @@ _FINEST = 1e-3
 
 _MAX_UNSTABLE_ROWS = 100
 """The number of rows that are examined; if more differ, ties are not the cause."""
+
+ROUNDINGS = 8
+"""The roundings by which each number of a net's row is moved: its layers lose as much."""
+
+_ROUNDED_COPIES = 8
+"""The times that a net's row is moved, by other signs each time."""
 
 _COPIES = 20
 """Copies of the rows in memory at a time; there are two for each column."""
@@ -64,10 +75,11 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
     if role == "label" or want.dtype.kind in "OUTb":
         wrong = _by_row(want != got).astype(np.float64)
         return OutputDifference(wrong, wrong, np.where(wrong > 0, np.inf, 0.0))
+    relative_bound = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
     want, got = want.astype(np.float64), got.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         error = np.where(want == got, 0.0, np.abs(want - got))  # equal infinities are equal
-        allowed = ABSOLUTE if role == "probabilities" else ABSOLUTE * spread + RELATIVE * np.abs(want)
+        allowed = ABSOLUTE if role == "probabilities" else relative_bound * (spread + np.abs(want))
         excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
         relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
     both_nan = np.isnan(want) & np.isnan(got)
@@ -102,19 +114,23 @@ def _by_row(values: Array) -> Array:
     return np.asarray(values.reshape(len(values), -1).max(axis=1)) if values.ndim > 1 else values
 
 
-def changes_within_one_step(batch: Batch, answers_otherwise: Callable[[Batch, Array], Array]) -> Array:
+def changes_within_one_step(
+    batch: Batch, answers_otherwise: Callable[[Batch, Array], Array], is_net: bool = False
+) -> Array:
     """Return [N] booleans: True for a row if a small step of one number changes the original's prediction.
 
     Args:
         batch: N rows that differ.
         answers_otherwise: (rows, the row of `batch` that each comes from) → [rows] booleans, True if the original's
             prediction differs from that of the origin.
+        is_net: all numbers of a row are moved together, each by its own roundings.
     """
     count = batches.row_count(batch)
     found = np.zeros(count, dtype=bool)
     few = min(count, _MAX_UNSTABLE_ROWS)
-    moved = _moved_by_a_step(batches.take_rows(batch, slice(0, few)))
-    while some := list(islice(moved, _COPIES)):
+    rows = batches.take_rows(batch, slice(0, few))
+    moved, copies = (_rounded(rows), 1) if is_net else (_moved_by_a_step(rows), _COPIES)
+    while some := list(islice(moved, copies)):
         origin = np.tile(np.arange(few), len(some))
         np.logical_or.at(found, origin, answers_otherwise(batches.concatenate(some), origin))
     return found
@@ -135,6 +151,28 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
                 copy = matrix.copy()
                 copy[:, column] = values
                 yield {name: copy}
+
+
+def _rounded(batch: Batch) -> Iterator[Batch]:
+    """Yield the rows several times, each number moved by some of its roundings."""
+    random = np.random.default_rng(0)
+    for _ in range(_ROUNDED_COPIES):
+        if isinstance(batch, pd.DataFrame):  # a net reads it as 32-bit floats
+            yield pd.DataFrame(moved_by_roundings(batch.to_numpy(np.float32), random), columns=batch.columns)
+        else:
+            yield {name: moved_by_roundings(array, random) for name, array in batch.items()}
+
+
+def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
+    """Return the numbers, each moved up or down by chance by some roundings of its own size; whole ones as they are.
+
+    In whatever order a layer adds products of numbers and weights, the sum is the exact one of some that are moved so
+    (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    """
+    if values.dtype.kind != "f":
+        return values
+    steps = random.choice([-ROUNDINGS, ROUNDINGS], values.shape) * np.finfo(values.dtype).eps
+    return np.asarray(values * (1 + steps).astype(values.dtype))
 
 
 def _stepped(values: Array) -> Iterator[Array]:

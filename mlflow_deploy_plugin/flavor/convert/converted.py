@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,6 +64,8 @@ class ConvertedModel:
         margin: the decision function of a classifier, [N] or [N, C], from which ties are found.
         many_rows: the fewest rows that the graph computes by other operators than fewer rows, 0 if it has one way: all
             rows are proven in both.
+        move_weights: moves each weight of a net by some of its own roundings, by chance, until its block ends; None of
+            other models.
         repair: the change that keeps 32-bit floats from changing the predictions; empty for the plain conversion.
     """
 
@@ -77,6 +80,7 @@ class ConvertedModel:
     boundary_values: BoundaryValues = field(default_factory=BoundaryValues)
     margin: Callable[[Batch], Array] | None = None
     many_rows: int = 0
+    move_weights: Callable[[np.random.Generator], AbstractContextManager[None]] | None = None
     repair: str = ""
 
 

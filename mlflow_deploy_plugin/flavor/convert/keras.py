@@ -8,7 +8,9 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +23,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.comparison import moved_by_roundings
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
@@ -90,7 +93,19 @@ def _export(model: Any, batch: Batch, names: list[str], axes: DynamicAxes, legac
     except Exception as error:
         reason = plain_reason(str(error)) or type(error).__name__
         raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
-    return bind_graph(proto, batch, "keras", str(keras.__version__), original)
+    bound = bind_graph(proto, batch, "keras", str(keras.__version__), original)
+    return replace(bound, move_weights=partial(_move_weights, model))
+
+
+@contextmanager
+def _move_weights(model: Any, random: np.random.Generator) -> Iterator[None]:
+    """Do as `ConvertedModel.move_weights` says."""
+    weights = model.get_weights()
+    try:
+        model.set_weights([moved_by_roundings(one, random) for one in weights])
+        yield
+    finally:
+        model.set_weights(weights)
 
 
 def _by_torch(model: Any, arrays: dict[str, Array], axes: DynamicAxes, original: OriginalModel, legacy: bool) -> Any:

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.comparison import ROUNDINGS
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
@@ -88,7 +89,23 @@ def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedMod
     original = original_model(model, of_tensors=True)
     with _eval_mode(model):
         proto = _mark_unknown_ids(export(model, batch, names, dynamic_axes, original))
-    return bind_graph(proto, batch, "torch", str(torch.__version__), original)
+    bound = bind_graph(proto, batch, "torch", str(torch.__version__), original)
+    return replace(bound, move_weights=partial(move_weights, model))
+
+
+@contextmanager
+def move_weights(module: Any, random: np.random.Generator) -> Iterator[None]:
+    """Do as `ConvertedModel.move_weights` says, with the weights of a module or a program."""
+    weights = [one.data for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()]
+    kept = [one.clone() for one in weights]
+    try:
+        for one in weights:
+            signs = torch.from_numpy(random.choice([-1.0, 1.0], tuple(one.shape))).to(one)
+            one.mul_(1 + ROUNDINGS * torch.finfo(one.dtype).eps * signs)
+        yield
+    finally:
+        for one, values in zip(weights, kept, strict=True):
+            one.copy_(values)
 
 
 def export(

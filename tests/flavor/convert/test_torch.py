@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its o
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    torch.manual_seed(0)  # some weights cancel far outside, beyond what 32-bit floats hold
+    torch.manual_seed(0)
 
 
 class Recurrent(torch.nn.Module):
@@ -451,6 +451,33 @@ class Dropped(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         return torch.nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
+    torch.manual_seed(number)
+    net = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.ReLU(), torch.nn.Linear(8, 20))
+    weights = [one.clone() for one in net.parameters()]
+
+    report = wrap(net, np.random.default_rng(number).normal(size=(100, 20)).astype(np.float32)).report
+
+    assert report.state == "proven"
+    assert all(torch.equal(*pair) for pair in zip(net.parameters(), weights, strict=True))
+
+
+def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)).half()
+
+    assert wrap(net, np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)).report.state == "proven"
+
+
+def test_answers_that_depend_on_the_rows_beside_are_no_rounding() -> None:
+    class Centred(torch.nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows - rows.mean(0, keepdim=True)
+
+    with pytest.raises(ParityError, match="answers otherwise than the original"):
+        wrap(Centred(), np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
 
 
 def test_random_answers_are_named_as_such() -> None:
