@@ -78,11 +78,16 @@ class _RunningCommand:
 
 @dataclass
 class EndpointControl:
-    """The commands of one server, executed by the agent between two polls of the registry."""
+    """The commands of one server, executed by the agent between two polls of the registry.
+
+    Attributes:
+        specs: the endpoints of spec.yaml, which the follower reads.
+    """
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic
     record: Recorder = record_nothing
+    specs: Sequence[EndpointSpec] = ()
     _running: dict[str, _RunningCommand] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -94,23 +99,25 @@ class EndpointControl:
         """True while a command is under way."""
         return bool(self._running)
 
-    def endpoints(self, specs: Sequence[EndpointSpec]) -> list[EndpointSpec]:
-        """Return the endpoints to be served: those of the spec and the added ones, without the unloaded ones."""
-        if not _is_allowed(specs):
-            return list(specs)
+    @property
+    def endpoints(self) -> list[EndpointSpec]:
+        """The endpoints to be served: those of the spec and the added ones, without the unloaded ones."""
+        if not self._is_allowed:
+            return list(self.specs)
         loading = {name: running.spec for name, running in self._running.items() if running.spec is not None}
-        known = self._all_endpoints(specs) | loading
+        known = self._all_endpoints | loading
         return [spec for name, spec in known.items() if name in loading or name not in self._control.unloaded]
 
-    def unloaded(self, specs: Sequence[EndpointSpec]) -> tuple[str, ...]:
-        """Return the endpoints that could be loaded again by their name."""
-        served = {spec.name for spec in self.endpoints(specs)}
-        return tuple(name for name in self._all_endpoints(specs) if name not in served) if _is_allowed(specs) else ()
+    @property
+    def unloaded(self) -> tuple[str, ...]:
+        """The endpoints that could be loaded again by their name."""
+        served = {spec.name for spec in self.endpoints}
+        return tuple(name for name in self._all_endpoints if name not in served) if self._is_allowed else ()
 
     def is_loading(self, endpoint: str) -> bool:
         return endpoint in self._running and self._running[endpoint].spec is not None
 
-    def take(self, specs: Sequence[EndpointSpec]) -> list[EndpointSpec] | None:
+    def take(self) -> list[EndpointSpec] | None:
         """Start the commands that wait, and return the endpoints to be resolved for them; None if none was started.
 
         A command waits for the next round while another one for the same endpoint is under way.
@@ -121,7 +128,7 @@ class EndpointControl:
             if command.endpoint in self._running:
                 continue
             try:
-                spec = self._start(command, specs)
+                spec = self._start(command)
             except OnnxserveError as error:
                 self._answer(file, error)
                 continue
@@ -130,7 +137,7 @@ class EndpointControl:
             loading += [spec] if spec is not None else []
         return loading if has_started else None
 
-    def settle(self, specs: Sequence[EndpointSpec], outcome: Outcome) -> None:
+    def settle(self, outcome: Outcome) -> None:
         """Answer the commands whose outcome is known."""
         for name, running in list(self._running.items()):
             try:
@@ -141,7 +148,7 @@ class EndpointControl:
             if (loaded := running.spec) is not None and error is None:
                 unloaded = tuple(other for other in self._control.unloaded if other != loaded.name)
                 added = dict(self._control.added)
-                if all(own.name != loaded.name for own in specs):
+                if all(own.name != loaded.name for own in self.specs):
                     added[loaded.name] = loaded
                     surplus = max(0, len(added) - MOST_ADDED)
                     for forgotten in [other for other in added if other in unloaded][:surplus]:
@@ -153,18 +160,23 @@ class EndpointControl:
             _log.info("%s %s%s: %s", command.action, name, by, outcome_text or "done")
             self.record(command, outcome_text)
 
-    def _all_endpoints(self, specs: Sequence[EndpointSpec]) -> dict[str, EndpointSpec]:
-        """Return every endpoint by name, first those of the spec in its order."""
-        own = {spec.name: spec for spec in specs}
+    @property
+    def _is_allowed(self) -> bool:
+        return bool(self.specs) and self.specs[0].server.model_control_mode == "explicit"
+
+    @property
+    def _all_endpoints(self) -> dict[str, EndpointSpec]:
+        """Every endpoint by name, first those of the spec in its order."""
+        own = {spec.name: spec for spec in self.specs}
         return own | {name: spec for name, spec in self._control.added.items() if name not in own}
 
-    def _start(self, command: Command, specs: Sequence[EndpointSpec]) -> EndpointSpec | None:
+    def _start(self, command: Command) -> EndpointSpec | None:
         """Return the endpoint that the command loads, or None if it unloads one, which is saved at once."""
-        if not _is_allowed(specs):
+        if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
-        known = self._all_endpoints(specs)
+        known = self._all_endpoints
         if command.added is not None:
-            if any(spec.name == command.endpoint for spec in specs):
+            if any(spec.name == command.endpoint for spec in self.specs):
                 raise InvalidConfig(f"endpoint {command.endpoint!r} stands in the server's spec; it is changed there")
             added, unloaded = self._control.added, self._control.unloaded
             is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
@@ -212,7 +224,3 @@ class EndpointControl:
             write_state(self.state_dir / ANSWERS / command_file.name, command_answer(error))
         except OSError as failure:
             _log.error("a command cannot be answered: %s", failure.strerror)
-
-
-def _is_allowed(specs: Sequence[EndpointSpec]) -> bool:
-    return bool(specs) and specs[0].server.model_control_mode == "explicit"

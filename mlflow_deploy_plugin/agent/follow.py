@@ -77,7 +77,6 @@ class Follower:
         self._restored = restore_checkpoint(self.state_dir)
         self._followed = Followed()
         self._control = EndpointControl(self.state_dir, record=self.record)
-        self._own_specs: list[EndpointSpec] = []
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
         self._spec_text = ""
@@ -114,7 +113,7 @@ class Follower:
             self._write_wanted()
             fatal = self._roll_back_unloadable()
             self._write_wanted()
-            self._control.settle(self._own_specs, self._outcome)
+            self._control.settle(self._outcome)
             if self.resolver.has_reported:
                 self._checkpoint()
         return self._publish(fatal)
@@ -136,15 +135,15 @@ class Follower:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
                 self._spec_text = text
-                self._own_specs = load_specs(text)
-                self.resolver.set_pyfunc_policy(pyfunc_policy(self._own_specs))
+                self._control.specs = load_specs(text)
+                self.resolver.set_pyfunc_policy(pyfunc_policy(self._control.specs))
                 self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
-        commanded = self._control.take(self._own_specs)
-        specs = self._control.endpoints(self._own_specs)
+        commanded = self._control.take()
+        specs = self._control.endpoints
         if specs != self._specs:
             self._specs = specs
             known = self._restored | self.resolver.models
@@ -164,7 +163,7 @@ class Follower:
         lacking = [model.version is None for model in self.resolver.models.values()]
         if len(self._specs) > 1:
             return all(lacking)
-        return not self._own_specs or any(lacking)
+        return not self._control.specs or any(lacking)
 
     def _write_wanted(self) -> None:
         before, endpoints = self._wanted, {}
@@ -173,7 +172,7 @@ class Follower:
             is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
             if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
                 endpoints[spec.name] = self._wanted_endpoint(spec)
-        unloaded = self._control.unloaded(self._own_specs)
+        unloaded = self._control.unloaded
         if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
             return
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)

@@ -36,11 +36,10 @@ class Case:
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
-        self.specs = allowing("a", "b")
         self.control = self.started()
 
     def started(self) -> EndpointControl:
-        return EndpointControl(self.state_dir, lambda: NOW)
+        return EndpointControl(self.state_dir, lambda: NOW, specs=allowing("a", "b"))
 
     def ask(self, action: str, endpoint: str, added: EndpointSpec | None = None, created_at: float = NOW) -> str:
         name = f"{next(_numbers):020d}.json"
@@ -52,17 +51,17 @@ class Case:
         return read_state(self.state_dir / ANSWERS / name, CommandAnswer)
 
     def settle(self, outcome: Callable[[str], OnnxserveError | None] = lambda endpoint: None) -> None:
-        self.control.settle(self.specs, outcome)
+        self.control.settle(outcome)
 
     def do(self, action: str, endpoint: str, added: EndpointSpec | None = None) -> CommandAnswer | None:
         name = self.ask(action, endpoint, added)
-        self.control.take(self.specs)
+        self.control.take()
         self.settle()
         return self.answer(name)
 
     @property
     def served(self) -> list[str]:
-        return [spec.name for spec in self.control.endpoints(self.specs)]
+        return [spec.name for spec in self.control.endpoints]
 
 
 @pytest.fixture
@@ -71,15 +70,15 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_without_commands_the_spec_is_served(case: Case) -> None:
-    assert case.control.take(case.specs) is None
+    assert case.control.take() is None
     assert not case.control.is_busy
-    assert (case.served, case.control.unloaded(case.specs)) == (["a", "b"], ())
+    assert (case.served, case.control.unloaded) == (["a", "b"], ())
 
 
 def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: Case) -> None:
     name = case.ask("unload", "a")
-    assert case.control.take(case.specs) == []
-    assert (case.served, case.control.unloaded(case.specs)) == (["b"], ("a",))
+    assert case.control.take() == []
+    assert (case.served, case.control.unloaded) == (["b"], ("a",))
 
     def pending(endpoint: str) -> None:
         raise Pending
@@ -97,7 +96,7 @@ def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
     case.control.record = lambda command, error: recorded.append((command.actor, command.action, error))
     command = Command(action="load", endpoint="a", actor="ops", created_at=NOW)
     write_state(case.state_dir / COMMANDS / "1.json", command)
-    case.control.take(case.specs)
+    case.control.take()
     case.settle(lambda endpoint: ModelError("it is broken"))
     assert recorded == [("ops", "load", "it is broken")]
 
@@ -114,7 +113,7 @@ def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
 def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case: Case) -> None:
     added = new_endpoint("c", "x")
     name = case.ask("load", "c", added)
-    assert case.control.take(case.specs) == [added]
+    assert case.control.take() == [added]
     assert case.served == ["a", "b", "c"]
     assert not (case.state_dir / CONTROL).exists()
     case.settle()
@@ -122,7 +121,7 @@ def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case
     assert case.do("unload", "a") == CommandAnswer()
 
     case.control = case.started()
-    assert (case.served, case.control.unloaded(case.specs)) == (["b", "c"], ("a",))
+    assert (case.served, case.control.unloaded) == (["b", "c"], ("a",))
     assert case.do("load", "a") == CommandAnswer()
     assert case.served == ["a", "b", "c"]
 
@@ -131,21 +130,21 @@ def test_a_load_that_fails_leaves_what_was_there(case: Case) -> None:
     old, new = new_endpoint("c", "old"), new_endpoint("c", "new")
     case.do("load", "c", old)
     name = case.ask("load", "c", new)
-    case.control.take(case.specs)
-    assert new in case.control.endpoints(case.specs)
+    case.control.take()
+    assert new in case.control.endpoints
     case.settle(lambda endpoint: ModelError("broken"))
     assert case.answer(name) == CommandAnswer(error="broken", kind="ModelError")
-    assert old in case.control.endpoints(case.specs)
+    assert old in case.control.endpoints
     assert read_state(case.state_dir / CONTROL, Control) == Control(added={"c": old})
 
 
 def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None:
     first, second = case.ask("load", "a"), case.ask("unload", "a")
-    case.control.take(case.specs)
-    assert case.control.take(case.specs) is None
+    case.control.take()
+    assert case.control.take() is None
     case.settle()
     assert (case.answer(first), case.answer(second)) == (CommandAnswer(), None)
-    assert case.control.take(case.specs) == []
+    assert case.control.take() == []
     assert case.served == ["b"]
 
 
@@ -161,7 +160,7 @@ def test_a_command_that_cannot_be_is_answered_at_once(
     case: Case, action: str, endpoint: str, added: EndpointSpec | None, kind: str, words: str
 ) -> None:
     name = case.ask(action, endpoint, added)
-    assert case.control.take(case.specs) is None
+    assert case.control.take() is None
     answer = case.answer(name)
     assert answer is not None
     assert answer.kind == kind
@@ -171,13 +170,13 @@ def test_a_command_that_cannot_be_is_answered_at_once(
 def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
     case.do("load", "c", new_endpoint("c", "x"))
     case.do("unload", "a")
-    own = allowing("a", "c")
-    assert case.control.endpoints(own) == [own[1]]
-    forbidding = [new_endpoint("a", "m")]
-    assert case.control.endpoints(forbidding) == forbidding
-    assert case.control.unloaded(forbidding) == ()
+    case.control.specs = own = allowing("a", "c")
+    assert case.control.endpoints == [own[1]]
+    case.control.specs = forbidding = [new_endpoint("a", "m")]
+    assert case.control.endpoints == forbidding
+    assert case.control.unloaded == ()
     name = case.ask("load", "a")
-    case.control.take(forbidding)
+    case.control.take()
     answer = case.answer(name)
     assert answer is not None
     assert "not explicit" in answer.error
@@ -188,7 +187,7 @@ def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
     case.ask("unload", "b", created_at=NOW + 1)  # of before the machine was started anew
     (case.state_dir / COMMANDS / "broken.json").write_text("{")
     write_state(case.state_dir / ANSWERS / "orphan.json", CommandAnswer())
-    assert case.control.take(case.specs) is None
+    assert case.control.take() is None
     assert case.served == ["a", "b"]
     assert not command_files(case.state_dir)
     assert not list((case.state_dir / ANSWERS).iterdir())
@@ -197,7 +196,7 @@ def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
 def test_a_command_that_was_answered_is_not_taken_again(case: Case) -> None:
     case.do("unload", "a")
     case.do("load", "a")
-    assert case.control.take(case.specs) is None
+    assert case.control.take() is None
     assert not case.control.is_busy
 
 
@@ -212,4 +211,4 @@ def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(
     assert "unload one of them first" in refused.error
     case.do("unload", "c")
     assert case.do("load", "e", new_endpoint("e", "x")) == CommandAnswer()
-    assert (case.served, case.control.unloaded(case.specs)) == (["a", "b", "d", "e"], ())
+    assert (case.served, case.control.unloaded) == (["a", "b", "d", "e"], ())
