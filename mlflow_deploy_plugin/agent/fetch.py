@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     altered_file_message,
     check_digests,
+    hash_files,
     read_mlmodel,
     read_served_artifact,
 )
@@ -160,7 +161,7 @@ class ModelCache:
         if not folder.is_dir():
             return None
         os.utime(folder)  # before a look that may take seconds: another agent may be deleting what is not used
-        if _combine(_hash_files(folder)) == folder.name:
+        if _combine(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -270,7 +271,7 @@ def verify_files(folder: Path) -> str:
         data = _entry(mlmodel, "flavors", name, "data")
         if isinstance(data, str) and not (folder / data).exists():
             raise NotFound(f"its file {data!r} is gone from the artifact store")
-    hashes = _hash_files(folder)
+    hashes = hash_files(folder)
     saved = _entry(mlmodel, "flavors", FLAVOR, "digests")
     for name, expected in (saved if isinstance(saved, Mapping) else {}).items():
         sha256 = hashes.get(Path(os.path.normpath(str(name))))
@@ -286,15 +287,6 @@ def _entry(document: Any, *keys: str) -> Any:
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     return document
-
-
-def _hash_files(folder: Path) -> dict[Path, str]:
-    """Return the SHA-256 of every file, by its path within the folder."""
-    hashes = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            hashes[path.relative_to(folder)] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
 
 
 def _combine(hashes: Mapping[Path, str]) -> str:

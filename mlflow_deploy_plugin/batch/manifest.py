@@ -18,6 +18,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.batch.part import REJECTED, Part, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
+from mlflow_deploy_plugin.runtime import hash_files
 from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of, unfinished_target
 
@@ -90,12 +91,8 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
 
 def model_digest(folder: Path) -> str:
     """Return `sha256:…` over the names and contents of a model's files."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+    lines = "".join(f"{path} {content}\n" for path, content in hash_files(folder).items())
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def input_digest(parts: list[Part]) -> str:

@@ -24,6 +24,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.batch.table_model import (
     OnnxTable,
     TableModel,
+    declared_outputs,
     input_types,
     load_table_model,
     predict_block,
@@ -194,7 +195,7 @@ def _write_part(
         if not rows:
             keep = job.keep if stream.schema.names else ()
             nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
-            writer.add(with_kept(nothing, keep, model.no_rows()))
+            writer.add(with_kept(nothing, keep, declared_outputs(model.artifact)))
         writer.flush()
         if job.part.state and _has_changed(job, source):
             raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
@@ -266,7 +267,7 @@ def _predictions(
                 tables.append(piece)
         return [*sorted(bad, key=lambda row: row.number), *tables]
 
-    threads = job.threads if model.is_parallel else 1
+    threads = job.threads if isinstance(model, OnnxTable) else 1
     with ThreadPoolExecutor(threads) as pool:
         running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from mlflow_deploy_plugin.batch.part import PartJob, predict_part
-from mlflow_deploy_plugin.batch.table_model import load_table_model, takes, with_kept
+from mlflow_deploy_plugin.batch.table_model import declared_outputs, load_table_model, takes, with_kept
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, join_names, one_line
 from mlflow_deploy_plugin.processes import NO_CONNECT, spark_context
 from mlflow_deploy_plugin.registry import download, resolve
@@ -103,7 +103,7 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
         )
     if problem := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(problem)
-    outputs = from_arrow_schema(model.no_rows().schema)
+    outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
     if not outputs.fields:
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
     if doubled := [name for name in outputs.names if name in kept]:

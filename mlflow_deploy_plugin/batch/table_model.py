@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
@@ -50,40 +50,8 @@ _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "in
 _FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
 
 
-class TableModel(Protocol):
-    """A loaded version.
-
-    Attributes:
-        schema: of its inputs.
-        is_parallel: any number of threads may call it at the same time.
-    """
-
-    schema: Schema
-    is_parallel: bool
-
-    def predict(self, table: pa.Table) -> pa.Table:
-        """Return one row of outputs for each row, by the names of the model's signature.
-
-        Raises:
-            InvalidRequest, InferenceError: the model refuses a row.
-        """
-        ...
-
-    def no_rows(self) -> pa.Table:
-        """Return the outputs of no rows, as far as they are known beforehand."""
-        ...
-
-    def predict_body(self, content_type: str, body: bytes) -> Any:
-        """Return the value of `predictions` with which a server answers this body of /invocations.
-
-        Raises:
-            InvalidRequest, InferenceError: the model refuses it.
-        """
-        ...
-
-
 @lru_cache(maxsize=2)
-def load_table_model(folder: Path, device: Device = "cpu") -> TableModel:
+def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
     """Load the model of an MLmodel folder, once for this process.
 
     Raises:
@@ -93,7 +61,7 @@ def load_table_model(folder: Path, device: Device = "cpu") -> TableModel:
     """
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
-        raise InvalidConfig(f"the model does not answer row by row: {model.no_batch_dimension_reason}")
+        raise InvalidConfig(f"the model does not answer row by row: {no_batch_dimension_reason(model.artifact)}")
     return model
 
 
@@ -109,67 +77,67 @@ def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes], Any]]:
         yield _load(download(resolve(model_uri).source, folder), "cpu", available_cores()).predict_body
 
 
-def _load(folder: Path, device: Device, threads: int) -> TableModel:
+def _load(folder: Path, device: Device, threads: int) -> "TableModel":
     artifact = read_served_artifact(folder)
-    return _PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device, threads)
+    return PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device, threads)
 
 
 class OnnxTable:
-    """A version with an ONNX form."""
-
-    is_parallel = True
+    """A version with an ONNX form. Any number of threads may call it at the same time."""
 
     def __init__(self, folder: Path, device: Device, threads: int) -> None:
         self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=threads)
-        self.schema = self._model.schema
-        self.no_batch_dimension_reason = no_batch_dimension_reason(self._model.artifact)
+        self.schema, self.artifact = self._model.schema, self._model.artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
+        """Return one row of outputs for each row, by the names of the model's signature.
+
+        Raises:
+            InvalidRequest, InferenceError: the model refuses a row.
+        """
         for place, field in enumerate(table.schema):
             if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
                 table = table.set_column(place, field.name, table.column(place).dictionary_encode())
-        tables = [table.slice(row, 1) for row in range(table.num_rows)] if self.no_batch_dimension_reason else [table]
+        is_single = no_batch_dimension_reason(self.artifact)
+        tables = [table.slice(row, 1) for row in range(table.num_rows)] if is_single else [table]
         predicted = []
         for table in tables:
             feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
             for start in range(0, table.num_rows, RUN_ROWS):
                 run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
-                outputs = self._model.run(run, self._model.artifact.prediction, first_row=start)
+                outputs = self._model.run(run, self.artifact.prediction, first_row=start)
                 found = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
                 predicted.append(_one_a_row(found, min(RUN_ROWS, table.num_rows - start)))
         return pa.concat_tables(predicted)
 
-    def no_rows(self) -> pa.Table:
-        return _declared(self._model.artifact)
-
     def predict_body(self, content_type: str, body: bytes) -> Any:
+        """Return the `predictions` with which a server answers this body of /invocations. Raises as `predict`."""
         is_parquet = content_type == PARQUET
         if is_parquet:
             feeds = protocols.arrow.decode(content_type, body, self.schema, _LARGEST_TABLE_BYTES)
         else:
             feeds = protocols.mlflow.decode(content_type, body, self.schema)
-        outputs = self._model.run(feeds, self._model.artifact.prediction)
+        outputs = self._model.run(feeds, self.artifact.prediction)
         of_table = is_parquet or protocols.mlflow.is_table(content_type, body)
         return orjson.loads(protocols.mlflow.encode(self._model.prediction(outputs, of_table)))["predictions"]
 
 
-class _PyfuncTable:
-    is_parallel = False
+class PyfuncTable:
+    """A version without an ONNX form, with the methods of `OnnxTable` for one thread at a time."""
 
     def __init__(self, artifact: Artifact) -> None:
         from mlflow_deploy_plugin.pyfunc import load_scorer  # here: mlflow.pyfunc takes a second
 
         with redirect_stdout(sys.stderr):  # a model may print, and predictions may go to stdout
             self._scorer = load_scorer(artifact.folder)
-        self._artifact = artifact
-        self.schema = pyfunc_schema(artifact)
+        self.schema, self.artifact = pyfunc_schema(artifact), artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
         from mlflow_deploy_plugin.pyfunc import RequestRefused
 
         has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
         try:
-            if self._artifact.undescribed or has_frame_types:  # MLflow's own rules decide
+            if self.artifact.undescribed or has_frame_types:  # MLflow's own rules decide
                 outputs = self._scorer.outputs_of(table.to_pandas())
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
@@ -177,9 +145,6 @@ class _PyfuncTable:
         except RequestRefused as refusal:
             raise InvalidRequest(refusal.message) from None
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
-
-    def no_rows(self) -> pa.Table:
-        return _declared(self._artifact)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
         from mlflow_deploy_plugin.pyfunc import RequestRefused
@@ -190,6 +155,9 @@ class _PyfuncTable:
         except RequestRefused as refusal:
             raise InvalidRequest(refusal.message) from None
         return orjson.loads(answer)["predictions"]
+
+
+TableModel = OnnxTable | PyfuncTable
 
 
 def predict_block(
@@ -281,7 +249,7 @@ def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
     return outputs
 
 
-def _declared(artifact: Artifact) -> pa.Table:
+def declared_outputs(artifact: Artifact) -> pa.Table:
     """Return the outputs that the artifact declares, of no rows."""
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
     shapes = {output.name: output for output in artifact.outputs}
