@@ -131,12 +131,9 @@ class Shadows:
     ) -> None:
         """Queue a copy of a request to `variant` for each of its shadows (`MirroredRequest`). Never fails or waits."""
         try:
-            for array in outputs.values():
-                if array.base is not None:
-                    outputs = {name: detach(array) for name, array in outputs.items()}
-                    break
-            held = feeds if sent_arrays(feeds) is feeds else {**feeds, **sent_arrays(feeds)}
-            size = array_bytes(held) + array_bytes(outputs) + (len(body.content) if body else 0)
+            outputs = {name: detach(array) for name, array in outputs.items()}
+            size = array_bytes({**feeds, **sent_arrays(feeds)}) + array_bytes(outputs)
+            size += len(body.content) if body else 0
             for shadow in variant.shadows:
                 copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._enqueue(copy):

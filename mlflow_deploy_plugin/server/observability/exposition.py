@@ -174,12 +174,12 @@ class MetricSeries:
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """A metric: its kind, its help text, and its series by the values of their labels."""
+    """A metric: its kind, its help text, and its series."""
 
     name: str
     kind: MetricKind
     text: str
-    series: dict[tuple[str, ...], MetricSeries] = field(default_factory=dict)
+    series: list[MetricSeries] = field(default_factory=list)
 
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
@@ -195,8 +195,7 @@ def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[
             family = families[name] = MetricFamily(name, kind, text)
         counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # without bounds: of the lost values
         buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
-        # keys are written with sorted names, which a family has in common
-        family.series[tuple(labels.values())] = MetricSeries(labels, cells[0], buckets)
+        family.series.append(MetricSeries(labels, cells[0], buckets))
     return [families[name] for name in sorted(families)]
 
 
@@ -204,7 +203,7 @@ def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> default
     """Return the series of `read_families` by the name of their metric; none if nothing was counted."""
     found = defaultdict[str, list[MetricSeries]](list)
     for family in read_families(folder, kinds):
-        found[family.name] += family.series.values()
+        found[family.name] += family.series
     return found
 
 
@@ -215,7 +214,7 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
         name = family.name + "_total" if family.kind == "counter" else family.name
         text = family.text.replace("\\", r"\\").replace("\n", r"\n")
         lines.append(f"# HELP {name} {text}\n# TYPE {name} {family.kind}\n")
-        for series in _unhurried(family.series.values(), _SERIES_AT_ONCE):
+        for series in _unhurried(family.series, _SERIES_AT_ONCE):
             labels = [f'{label}="{value.translate(_ESCAPED)}"' for label, value in sorted(series.labels.items())]
             braced = f"{{{','.join(labels)}}}" if labels else ""
             if family.kind != "histogram":
@@ -281,12 +280,10 @@ def agent_metrics_page(state_dir: Path) -> bytes:
         "gauge",
         "Versions that the registry names and that are not served: gate, fetch, artifact, consent or load.",
     )
-    for one in state.refused:
-        labels = one.model_dump(exclude={"reason"})
-        refused.series[tuple(labels.values())] = MetricSeries(labels, 1.0)
+    refused.series.extend(MetricSeries(one.model_dump(exclude={"reason"}), 1.0) for one in state.refused)
 
     def gauge(name: str, value: float, text: str) -> MetricFamily:
-        return MetricFamily(name, "gauge", text, {(): MetricSeries({}, float(value))})
+        return MetricFamily(name, "gauge", text, [MetricSeries({}, float(value))])
 
     checked = "Time of the last look at the registry, successful or not, since 1970."
     fetched = "Time when the keys of callers were last fetched, since 1970; 0 without keys."
@@ -343,8 +340,7 @@ def gpu_metrics_page() -> bytes:
             for name, (text, read) in _GPU_GAUGES.items():
                 with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
                     series = MetricSeries(labels, float(read(nvml, gpu)))
-                    family = families.setdefault(name, MetricFamily(name, "gauge", text))
-                    family.series[tuple(labels.values())] = series
+                    families.setdefault(name, MetricFamily(name, "gauge", text)).series.append(series)
     except nvml.NVMLError as error:  # a GPU that has fallen off the bus
         logger.warning("NVML does not answer: %s", error)
     return prometheus_text(list(families.values()))

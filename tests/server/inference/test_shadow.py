@@ -60,7 +60,7 @@ def shadowed(server: Server, name: str, **labels: str) -> float:
     families = {family.name: family for family in read_families(server.metrics.folder)}
     if (family := families.get(f"onnxserve_shadow_{name}")) is None:
         return 0.0
-    return sum(series.value for series in family.series.values() if labels.items() <= series.labels.items())
+    return sum(series.value for series in family.series if labels.items() <= series.labels.items())
 
 
 def compared(server: Server, requests: int) -> None:
@@ -191,7 +191,7 @@ class Slow:
 def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, ServedVariant, Slow]]:
     """Return a server, its answering variant, and the predictor of the shadow."""
     server = serve(bias_folders["1"], bias_folders["2"])
-    variant = server.dataplane.select_variant("e")
+    variant = server.repository.select_variant("e")
     (shadow,) = variant.shadows
     predictor = Slow(shadow.loaded.predictor, threading.Event())
     shadow = replace(shadow, loaded=replace(shadow.loaded, predictor=predictor))
@@ -326,7 +326,7 @@ def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow
 ) -> None:
     one, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
-    assert server.dataplane.select_variant("e", "2").name == "new"
+    assert server.repository.select_variant("e", "2").name == "new"
 
 
 def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:

@@ -162,7 +162,7 @@ def test_a_damaged_file_counts_nothing(tmp_path: Path) -> None:
 def read(folder: Path, name: str = "f") -> list[float]:
     """Return the values of a metric."""
     (family,) = [family for family in read_families(folder) if family.name == name]
-    return [series.value for series in family.series.values()]
+    return [series.value for series in family.series]
 
 
 def test_keys_of_any_length_keep_their_values(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypat
     assert lost > 500
     assert sum(read(tmp_path)) + lost == 2000
     (lost_rows,) = [family for family in read_families(tmp_path) if family.name == "onnxserve_unrecorded_histograms"]
-    (series,) = lost_rows.series.values()
+    (series,) = lost_rows.series
     assert series.buckets == [("+Inf", series.count)]  # a histogram has a bucket, and so a count
     assert series.count > 500
 
@@ -222,7 +222,7 @@ def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
     writer = threading.Thread(target=fill)
     writer.start()
     while writer.is_alive():
-        assert all(series.value == 0.0 for family in read_families(tmp_path) for series in family.series.values())
+        assert all(series.value == 0.0 for family in read_families(tmp_path) for series in family.series)
     writer.join()
     assert len(read(tmp_path)) == 2000
 

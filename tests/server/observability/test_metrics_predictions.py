@@ -47,7 +47,7 @@ def test_labels_are_counted_by_row(model: Artifact, outputs: dict[str, Any], lab
 def test_an_answer_counts_for_its_version(
     serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    variant = serve_here(servers.one_endpoint(model_folders["mixed"])).dataplane.select_variant("e")
+    variant = serve_here(servers.one_endpoint(model_folders["mixed"])).repository.select_variant("e")
     metrics = Metrics(tmp_path / "counted")
     outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
     metrics.count_response(variant, "v2", "200", 0.5, outputs)

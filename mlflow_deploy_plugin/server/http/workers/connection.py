@@ -333,7 +333,7 @@ class HttpConnection(asyncio.Protocol):
                 return
             is_long = head.length == CHUNKED or head.length > limit
             if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
-                self._begin_stream(head, limit)
+                self._begin_stream(head)
                 return
             self._body = body_parser(head.length, limit)
             self._begin()
@@ -401,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
     def _send_pieces(self, head: RequestHead, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
         """Send a response while it is made, from the thread that makes it."""
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
-            exchange = self._new_exchange(head, body_parser(0, 0), self._app.server.max_body_bytes, self._end_pieces)
+            exchange = self._new_exchange(head, body_parser(0, 0), self._end_pieces)
             self._loop.call_soon_threadsafe(self._adopt, exchange)
             exchange.send(response, pieces)
 
@@ -454,14 +454,14 @@ class HttpConnection(asyncio.Protocol):
 
     # streamed requests
 
-    def _begin_stream(self, head: RequestHead, max_unsent_bytes: int) -> None:
+    def _begin_stream(self, head: RequestHead) -> None:
         """Answer the body while it comes (`http/streaming.py`); until that is done, nothing else is answered."""
         app = self._app
         if app.streams >= MAX_STREAMS:
             raise TooManyRequests(f"{MAX_STREAMS} streams are being answered here already; ask again later", 1)
         self._phase = _ANSWERING
         self._body = body_parser(head.length, sys.maxsize)
-        self._exchange = exchange = self._new_exchange(head, self._body, max_unsent_bytes, self._end_stream)
+        self._exchange = exchange = self._new_exchange(head, self._body, self._end_stream)
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
         self._resume_reading()  # it was paused if much came while another request was answered
@@ -476,11 +476,7 @@ class HttpConnection(asyncio.Protocol):
         app.streams += 1
 
     def _new_exchange(
-        self,
-        head: RequestHead,
-        body: BodyParser,
-        max_unsent_bytes: int,
-        end: Callable[[RequestHead, RawResponse | bool], None],
+        self, head: RequestHead, body: BodyParser, end: Callable[[RequestHead, RawResponse | bool], None]
     ) -> StreamedExchange:
         is_chunked = head.is_http_1_1  # else its end is that of the connection
 
@@ -492,8 +488,9 @@ class HttpConnection(asyncio.Protocol):
         def write(piece: bytes) -> None:
             self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
 
+        most_unsent = self._app.server.max_body_bytes
         return StreamedExchange(
-            body, self._transport, max_unsent_bytes, write, begin_response, partial(end, head), self._loop
+            body, self._transport, most_unsent, write, begin_response, partial(end, head), self._loop
         )
 
     def _feed_stream(self) -> None:
