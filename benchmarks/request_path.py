@@ -210,13 +210,12 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.inference.messages import RawRequest
     from mlflow_deploy_plugin.server.protocols import protocol_table
 
     by_path = {
-        "/invocations": negotiate_protocol(given["content-type"], None, server.max_body_bytes),
+        "/invocations": protocol_table.INVOCATIONS,
         "/predict": protocol_table.PREDICT,
         "/predict/batch": protocol_table.PREDICT_BATCH,
     }
@@ -230,8 +229,9 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
 
     result = answer()
     assert result.status == 200, result.body[:500]
-    variant = server.dataplane.select_variant(None)
-    question = protocol.decode(headers, body, variant)
+    variant = server.repository.select_variant(None)
+    limit = server.max_body_bytes
+    question = protocol.decode(headers, body, variant, limit)
     predictor = variant.loaded.predictor
     outputs = predictor.run(question.feeds)
     response: Any = SimpleNamespace(id="0" * 32, model="m", version="1", prediction_id="0" * 32, outputs=outputs)
@@ -245,7 +245,7 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
         server.metrics.count_response(variant, protocol.name, "200", 0.0001, outputs)
 
     return {
-        "decode": lambda: protocol.decode(headers, body, variant),
+        "decode": lambda: protocol.decode(headers, body, variant, limit),
         "run": lambda: predictor.run(question.feeds),
         "capture": capture,
         "metrics": metrics,

@@ -135,15 +135,7 @@ def open_server(state_dir: Path) -> Server:
         model_control=ModelControl(state_dir, spec.model_control_mode, controls),
         spec=spec,
         explainer=ExplainerClient(float(spec.request_timeout_seconds), controls),
-        auth=Authenticator(
-            state_dir,
-            spec.authenticates,
-            spec.jwt_issuer,
-            spec.jwt_audience,
-            needs_certificate=spec.ca_certs is not None,
-            takes_keys=spec.takes_keys,
-            count=metrics.count_key,
-        ),
+        auth=Authenticator(state_dir, spec, metrics.count_key),
         tracer=open_tracer(),
         logs_requests=settings.log_requests,
         limits=RequestLimits(

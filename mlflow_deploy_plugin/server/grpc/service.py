@@ -231,7 +231,7 @@ def _management_call(
 
     def respond(request: RawRequest) -> Reply:
         message = tensors.read_message(request_type, request.body)
-        if server.auth.is_required and need is not None:
+        if need is not None:
             endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
             server.auth.identify(request, need, endpoint or None)
         caller = (request.caller,) if need == "admin" else ()
@@ -277,7 +277,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
     def respond(request: RawRequest) -> Reply:
         message = tensors.read_message(messages.ModelInferRequest, request.body)
 
-        def decode(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+        def decode(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
             predictor = variant.loaded.predictor
             decoded = tensors.decode(message, predictor.artifact, predictor.schema)
 
@@ -331,7 +331,7 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
         if isinstance(value, str):  # values of one name are joined, as over HTTP: a proxy may have read either
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
-    if server.auth.needs_certificate:  # without one TLS has refused the connection
+    if server.spec.ca_certs is not None:  # without one TLS has refused the connection
         (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
         caller = name.decode("utf-8", "replace")[:100]
     path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"

@@ -111,7 +111,7 @@ class ServerApp(Flask):
     def _identify(self) -> None:
         """Authenticate the caller of a view of another distribution; `_view` does so for ours."""
         g.raw_request = raw = request.environ[_RAW_REQUEST]
-        if self.server.auth.is_required and request.blueprint not in (None, BLUEPRINT):
+        if request.blueprint not in (None, BLUEPRINT):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
 
     def _answer_error(self, error: Exception) -> Any:
@@ -269,7 +269,7 @@ def register_blueprints(app: ServerApp) -> None:
 
 def _view(server: Server, route: Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that the path leaves out is None."""
-    if route.need is not None and server.auth.is_required:
+    if route.need is not None:
         endpoint = None if route.is_server_wide else named.get("endpoint") or server.repository.default_endpoint
         server.auth.identify(g.raw_request, route.need, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)

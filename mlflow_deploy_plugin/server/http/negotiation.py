@@ -1,7 +1,4 @@
-"""Content negotiation: the format of a response of `/invocations`, and the encodings of bodies.
-
-A request to `/invocations` is answered in its own format, unless Accept asks for another. JSON and CSV are MLflow's and
-go the short way; Arrow, Parquet, JSON Lines and numpy's arrays are ours.
+"""The encodings of bodies.
 
 Compressed requests are decompressed, and responses compressed if Accept-Encoding asks for it: by gzip (RFC 1952) or
 zstd (RFC 8878). A body may have `server.max_body_bytes` when it is decompressed, as an uncompressed one. No more memory
@@ -12,20 +9,15 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import zstandard
-from werkzeug.datastructures import Accept
-from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_name
-from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, TABLE_FORMATS, Protocol, invocations_as
+from mlflow_deploy_plugin.server.protocols.protocol_table import parse_accept
 
-_MAX_HEADER_CHARACTERS = 2000
-"""A longer Accept than any client writes counts as empty."""
 COMPRESSED_FROM_BYTES = 16 * 1024
 """Smaller responses are sent as they are: they fit into the first packets of a connection anyway."""
 
@@ -40,23 +32,6 @@ _LEVEL = 1
 
 _COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "application/x-ndjson")
 """The beginnings of the content types of compressed responses."""
-
-
-@lru_cache(maxsize=256)
-def negotiate_protocol(content_type: str | None, accept: str | None, limit: int) -> Protocol:
-    """Return the protocol of a request to `/invocations` with these headers.
-
-    Args:
-        limit: bytes that a compressed table may take when decompressed.
-    """
-    given, preferred = media_name(content_type), None
-    if accept is not None and accept != "*/*":
-        formats = (JSON, *TABLE_FORMATS)
-        names = (name.partition(";")[0].lower() for name, quality in _parse_accept(accept) if quality > 0)
-        preferred = next((name for name in names if name in formats), None)  # the preferred ones stand first
-    if given in (JSON, CSV) and preferred in (None, JSON):
-        return INVOCATIONS
-    return invocations_as(preferred or (given if given in TABLE_FORMATS else JSON), limit)
 
 
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
@@ -95,15 +70,11 @@ def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
     if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
         return response
     headers = {**response.headers, "Vary": "Accept-Encoding"}
-    accepted = _parse_accept(request.headers.get("accept-encoding", ""))
+    accepted = parse_accept(request.headers.get("accept-encoding", ""))
     name = max(_ENCODERS, key=accepted.quality)
     if not 0 < accepted.quality(name) >= accepted.quality("identity"):
         return replace(response, headers=headers)
     return replace(response, body=_ENCODERS[name](response.body), headers={**headers, "Content-Encoding": name})
-
-
-def _parse_accept(header: str) -> Accept:
-    return parse_accept_header(header if len(header) <= _MAX_HEADER_CHARACTERS else "", Accept)
 
 
 def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:

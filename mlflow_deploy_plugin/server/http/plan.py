@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields
-from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, encode_body, negotiate_protocol
+from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
@@ -169,15 +169,13 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
     """Return the decoder of a plan: JSON of MLflow's by its shortest way, all else by the protocol."""
     schema = variant.loaded.predictor.schema
-    is_invocations = protocol is INVOCATIONS
-    takes_documents = is_invocations and variant.loaded.predictor.artifact.has_signature
+    takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 
     def decode(headers: Mapping[str, str], body: bytes) -> _Decoded:
         content_type, accept = headers.get("content-type"), headers.get("accept")
         if takes_documents and content_type == JSON and accept in (None, "*/*") and len(body) < LARGE_BYTES:
             return decode_document(json_object(body), schema), None, ""
-        negotiated = negotiate_protocol(content_type, accept, limit) if is_invocations else protocol
-        feeds, encode, body_id, _, parameters = negotiated.decode(headers, body, variant)
+        feeds, encode, body_id, _, parameters = protocol.decode(headers, body, variant, limit)
         return {} if "timeout" in parameters else feeds, encode, body_id
 
     return decode

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.errors import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, failure_response, http_response
-from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body, negotiate_protocol
+from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
     AZURE,
     CHAT_COMPLETIONS,
     EMBEDDINGS,
+    INVOCATIONS,
     PREDICT,
     PREDICT_BATCH,
     RESPONSES,
@@ -46,7 +47,7 @@ class Route:
 
     Attributes:
         operation: its document for OpenAPI.
-        protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
+        protocol: the protocol of a prediction; None for other views.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
         need: the scope that a caller needs; None if everybody may call. `RequestContext.admit` checks it for direct
             routes, `app.py` for all others.
@@ -113,7 +114,7 @@ ROUTES = (
         for suffix, operation in _OF_ASSETS.items()
         for file in sorted(_ASSETS.glob(f"*{suffix}"))
     ),
-    _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
+    _predict("/invocations", INVOCATIONS, operations.INVOCATIONS),
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
@@ -138,7 +139,7 @@ ROUTES = (
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
     _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
-    _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS, "infer"),
+    _predict("/endpoints/NAME/invocations", INVOCATIONS, operations.INVOCATIONS),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
@@ -212,11 +213,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
         return False
     routes, named = _match(request.path)
     route = routes.get("POST")
-    protocol = route.protocol if route else None
-    if route is not None and route.view is views.invocations:
-        headers = request.headers
-        protocol = negotiate_protocol(headers.get("content-type"), headers.get("accept"), server.max_body_bytes)
-    if protocol is None:
+    if route is None or route.protocol is None:
         return False
 
     def finish(reply: Reply) -> None:
@@ -226,7 +223,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
             response = failure_response(request, error)
         done(response)
 
-    return infer_async(server, request, finish, protocol, **named)
+    return infer_async(server, request, finish, route.protocol, **named)
 
 
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:

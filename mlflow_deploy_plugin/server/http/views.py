@@ -14,7 +14,6 @@ from urllib.parse import parse_qs
 from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, NotFound, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
-from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.inference import explain as explanations
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
@@ -26,20 +25,13 @@ from mlflow_deploy_plugin.server.observability.history import SPANS, read_histor
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
-from mlflow_deploy_plugin.server.protocols.protocol_table import VERTEX, Protocol
+from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, VERTEX, Protocol
 from mlflow_deploy_plugin.spec import ServerSpec
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"
 """The log's column with the caller's own request id. A key may name it like a column of the model."""
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
-
-
-def invocations(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    """Return predictions of the endpoint (None: the default one), in the format that the headers ask for."""
-    headers = request.headers
-    protocol = negotiate_protocol(headers.get("content-type"), headers.get("accept"), server.max_body_bytes)
-    return predict(server, request, protocol, endpoint)
 
 
 def predict(
@@ -56,9 +48,8 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     """Answer Vertex AI's `AIP_PREDICT_ROUTE`. Bodies other than JSON come by `rawPredict`, as at `/invocations`."""
-    if media_name(request.headers.get("content-type")) != JSON:
-        return invocations(server, request)
-    return predict(server, request, VERTEX)
+    is_json = media_name(request.headers.get("content-type")) == JSON
+    return predict(server, request, VERTEX if is_json else INVOCATIONS)
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
@@ -72,7 +63,7 @@ def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
 
 def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
     """Return the version of MLflow that the served model was logged with."""
-    artifact = server.dataplane.select_variant(None).loaded.predictor.artifact
+    artifact = server.repository.select_variant(None).loaded.predictor.artifact
     return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")
 
 
@@ -186,12 +177,12 @@ def tf_status(server: Server, request: RawRequest, endpoint: str, version: str |
     """Return the state of the version that the path names, or of all that are loaded."""
     if version is None:
         return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
-    server.dataplane.select_variant(endpoint, version)
+    server.repository.select_variant(endpoint, version)
     return RawResponse(200, tfserving.status(endpoint, [version]))
 
 
 def tf_metadata(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    loaded = server.dataplane.select_variant(endpoint, version).loaded
+    loaded = server.repository.select_variant(endpoint, version).loaded
     predictor = loaded.predictor
     return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
 

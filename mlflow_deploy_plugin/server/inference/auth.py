@@ -22,7 +22,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +29,7 @@ from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, one_line
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, file_identity, read_state
 
 logger = logging.getLogger(__name__)
@@ -49,31 +49,33 @@ _NO_CERTIFICATE = "this server answers callers with a client certificate of one 
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` makes a key"
 
 
-@dataclass
 class Authenticator:
     """The callers that one worker answers.
 
-    Attributes:
-        is_required: if false, everybody may do everything, and `require` is not to be called.
-        issuer / audience: those of tokens; None if the server takes no tokens.
-        needs_certificate: callers need a client certificate.
-        takes_keys: callers need a key or a token.
+    Args:
+        spec: says what callers need: a key, a token, a certificate, or nothing.
+        count: counts a request of this key.
         clock: seconds since 1970, by which keys expire.
         monotonic: seconds by which the files are looked at. A wall clock that is set back would keep revoked keys.
-        count: counts a request of this key.
+
+    Attributes:
+        is_required: if false, everybody may do everything, and `require` is not to be called.
     """
 
-    state_dir: Path
-    is_required: bool
-    issuer: str | None = None
-    audience: str | None = None
-    clock: Callable[[], float] = time.time
-    monotonic: Callable[[], float] = time.monotonic
-    needs_certificate: bool = False
-    takes_keys: bool = True
-    count: Callable[[KeyEntry], None] = lambda key: None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        spec: ServerSpec,
+        count: Callable[[KeyEntry], None] = lambda key: None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.is_required = spec.authenticates
+        self.count = count
+        self._state_dir = state_dir
+        self._issuer, self._audience = spec.jwt_issuer, spec.jwt_audience
+        self._needs_certificate, self._takes_keys = spec.ca_certs is not None, spec.takes_keys
+        self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
         self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by `_short`, until the keys change
@@ -81,8 +83,13 @@ class Authenticator:
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
 
-    def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry:
-        """Return the caller's key if it allows this, count the request, and name its caller. Raises as `require`."""
+    def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry | None:
+        """Return the caller's key if it allows this, count the request, and name its caller. Raises as `require`.
+
+        Return None if everybody may do everything.
+        """
+        if not self.is_required:
+            return None
         key = self.require(request.headers, need, endpoint, request.caller)
         request.caller = key.name
         self.count(key)
@@ -130,12 +137,12 @@ class Authenticator:
             Unauthenticated: there is no key, or it is not valid (any more).
             NotReady: it is a token, and the issuer's keys have not been fetched yet.
         """
-        if certificate and not self.takes_keys:
+        if certificate and not self._takes_keys:
             return _of_certificate(certificate)
         authorization = headers.get("authorization", "")
-        if self.needs_certificate and not (certificate or authorization):
+        if self._needs_certificate and not (certificate or authorization):
             raise Unauthenticated(_NO_CERTIFICATE)
-        if (now := self.monotonic()) >= self._look_at:
+        if (now := self._monotonic()) >= self._look_at:
             self._read_keys()
             self._look_at = now + _LOOK_SECONDS  # not before: another thread would find no key yet
         known, sent = self._known, _short(authorization)
@@ -144,15 +151,15 @@ class Authenticator:
             entry = known[sent] = self._find(authorization)
             while len(known) > _MAX_KNOWN:
                 known.popitem(last=False)
-        if self.needs_certificate and not certificate and entry is not _LOCAL:
+        if self._needs_certificate and not certificate and entry is not _LOCAL:
             raise Unauthenticated(_NO_CERTIFICATE)
-        if entry.expires_at is not None and entry.expires_at <= self.clock():
+        if entry.expires_at is not None and entry.expires_at <= self._clock():
             raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
         return entry
 
     def known(self, request: RawRequest) -> KeyEntry | None:
         """Return the caller's key if an earlier request has used it; it may have been revoked since."""
-        if request.caller and not self.takes_keys:
+        if request.caller and not self._takes_keys:
             return _of_certificate(request.caller)
         return self._known.get(_short(request.headers.get("authorization", "")))
 
@@ -162,7 +169,7 @@ class Authenticator:
         entry = self._keys.get(hashlib.sha256(key).hexdigest())
         if entry is not None:
             return entry
-        if self.issuer is not None and key.count(b".") == 2:
+        if self._issuer is not None and key.count(b".") == 2:
             claims = self._verify(key)
             granted = claims.get("scope") or claims.get("scp") or ""
             words = granted.split() if isinstance(granted, str) else granted
@@ -171,19 +178,19 @@ class Authenticator:
                 raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
             return KeyEntry(
                 # with the issuer: a bare subject could pass for a key in the audit trail, and use up that key's rate
-                name=f"{one_line(subject, 100)}@{urlsplit(self.issuer).hostname}",
+                name=f"{one_line(subject, 100)}@{urlsplit(self._issuer).hostname}",
                 scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
                 endpoints=tuple(map(str, endpoints or ())),
                 expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
                 counted_as="a token",
             )
-        if not self.takes_keys:
+        if not self._takes_keys:
             raise Unauthenticated(_NO_CERTIFICATE)
         raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
 
     def _read_keys(self) -> None:
         """Read the files if one has changed. If keys.json cannot be read, its keys stay as they are."""
-        paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY, self.state_dir / JWKS
+        paths = self._state_dir / KEYS, self._state_dir / LOCAL_KEY, self._state_dir / JWKS
         files = [file_identity(path) for path in paths]
         if files == self._files:
             return
@@ -197,7 +204,7 @@ class Authenticator:
         keys = dict(self._from_agent)
         if paths[1].is_file():
             keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL
-        if self.issuer is not None and paths[2].is_file():
+        if self._issuer is not None and paths[2].is_file():
             from jwt import PyJWKSet
 
             self._jwks = PyJWKSet.from_json(paths[2].read_text())  # what the agent has read already
@@ -214,18 +221,18 @@ class Authenticator:
         import jwt
 
         if self._jwks is None:
-            raise NotReady(f"the keys of {self.issuer} have not been fetched yet; ask again in a moment")
+            raise NotReady(f"the keys of {self._issuer} have not been fetched yet; ask again in a moment")
         try:
             known = {key.key_id: key for key in self._jwks.keys}
             name = jwt.get_unverified_header(token).get("kid")
             if name not in known:
-                raise Unauthenticated(f"{self.issuer} has no key {str(name)[:60]!r}, by which the token is signed")
+                raise Unauthenticated(f"{self._issuer} has no key {str(name)[:60]!r}, by which the token is signed")
             claims: Mapping[str, Any] = jwt.decode(
                 token,
                 known[name].key,
                 algorithms=_ALGORITHMS,
-                audience=self.audience,
-                issuer=self.issuer,
+                audience=self._audience,
+                issuer=self._issuer,
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud"]},
             )

@@ -1,7 +1,7 @@
 """The data plane: from named arrays to named arrays, free of any transport.
 
-Every transport handles a request in the same steps: `select_variant`, decode with the schema of *that* variant,
-`infer`, encode, and drop the variant.
+Every transport handles a request in the same steps: `Repository.select_variant`, decode with the schema of *that*
+variant, `infer`, encode, and drop the variant.
 """
 
 import math
@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
@@ -29,7 +28,6 @@ from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metr
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
 """The most bytes of a stream that are captured. Later parts are left out."""
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -89,26 +87,15 @@ class DataPlane:
     def __post_init__(self) -> None:
         self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
 
-    def select_variant(
-        self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NO_HEADERS
-    ) -> ServedVariant:
-        """Return the variant for one request to `endpoint` (None for the default one), or the one with `version`.
-
-        Hold it until the response is sent. If it has a `key` and the client has named no version, `sticky_variant`
-        decides.
-
-        Raises:
-            NotFound, NotReady: see `Repository.select_variant`.
-        """
-        return self.repository.select_variant(endpoint, random.random(), version, headers)
-
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
         """Return the variant for the value of the column `variant.key` in `feeds`, which `variant` has decoded.
+
+        It decides if the variant has a `key` and the client has named no version.
 
         Raises as `Repository.select_variant`.
         """
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
-        return variant if key is None else self.repository.select_variant(variant.endpoint, 0.0, key=key)
+        return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """Run the request on this variant, and capture it before returning. Blocks the thread, also in a batcher.

@@ -35,7 +35,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             named = variant  # by the version in the body, or by its sticky column
             if (version := params.get("version")) is not None:
                 if version != variant.loaded.version:
-                    named = server.dataplane.select_variant(variant.endpoint, version)
+                    named = server.repository.select_variant(variant.endpoint, version)
             elif variant.key is not None:
                 named = server.dataplane.sticky_variant(variant, feeds)
             if named is not variant:

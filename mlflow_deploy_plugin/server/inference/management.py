@@ -10,7 +10,7 @@ The metadata are V2's own. The rest are extensions of Triton, with the same fiel
 | statistics | docs/protocol/extension_statistics.md |
 
 A "model" is an endpoint here. The parameter `config` of a load is an endpoint of our spec, not Triton's ModelConfig.
-For an endpoint or a version that is not served, a function raises as `DataPlane.select_variant`.
+For an endpoint or a version that is not served, a function raises as `Repository.select_variant`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,21 +44,21 @@ _NANOSECONDS = 1_000_000_000
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
     """Return the loaded versions of the endpoint, and the inputs and outputs of this version."""
-    variant = server.dataplane.select_variant(endpoint, version)
+    variant = server.repository.select_variant(endpoint, version)
     versions = server.repository.versions(endpoint)
     return v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact)
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
     """Return the document of a model that is ready. Raises NotReady if it is not; the message says why."""
-    if reason := server.dataplane.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
+    if reason := server.repository.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
 
 
 def model_config(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
     """Return the version as Triton's ModelConfig."""
-    variant = server.dataplane.select_variant(endpoint, version)
+    variant = server.repository.select_variant(endpoint, version)
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
@@ -221,7 +221,7 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
     """
     repository, counted = server.repository, server.metrics.statistics()
     if version is not None:
-        repository.select_variant(endpoint, 0.0, version)
+        repository.select_variant(endpoint, version)
     endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]
     entries = []
     for name, served in endpoints:

@@ -87,10 +87,9 @@ class RequestContext:
             Unauthenticated, ScopeMissing: see `Authenticator.require`.
             TooManyRequests: there is no place.
         """
-        server, request, key = self.server, self.request, None
-        if server.auth.is_required:
-            named = server.repository.default_endpoint if endpoint is None else endpoint
-            key = server.auth.identify(request, "infer", named)
+        server, request = self.server, self.request
+        named = server.repository.default_endpoint if endpoint is None else endpoint
+        key = server.auth.identify(request, "infer", named)
         server.limits.check_rates(request, key)
         server.limits.acquire()
         self._is_admitted = True
@@ -108,8 +107,8 @@ class RequestContext:
         return kept
 
     def select_variant(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
-        """Select the variant that answers. Raises as `DataPlane.select_variant`."""
-        return self.answer_by(self.server.dataplane.select_variant(endpoint, version, self.request.headers))
+        """Select the variant that answers. Raises as `Repository.select_variant`."""
+        return self.answer_by(self.server.repository.select_variant(endpoint, version, self.request.headers))
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
         """Answer by this variant, and name its version in the headers of the reply."""
@@ -146,7 +145,7 @@ class RequestContext:
         """Decode a prediction for this variant. An id in its body goes into the headers of the reply."""
         given, headers = self.request.headers, self.headers
         moment = event_time(given) if "x-event-time" in given else None
-        decoded = protocol.decode(given, self.request.body, variant)
+        decoded = protocol.decode(given, self.request.body, variant, self.server.max_body_bytes)
         feeds, _, body_id, body, parameters = decoded
         if body_id and "x-request-id" not in given:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
@@ -221,8 +220,8 @@ def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
     """Return True if a limit of this request may ask another machine: no event loop may take its steps."""
     if not server.limits.are_shared:
         return False
-    key = server.auth.known(request) if server.auth.is_required else None
-    return server.limits.may_wait(request, key) if key or not server.auth.is_required else True
+    key = server.auth.known(request)
+    return (key is None and server.auth.is_required) or server.limits.may_wait(request, key)
 
 
 def infer_async(

@@ -8,6 +8,7 @@ on the way to a new version, the old one goes on serving and this worker's state
 
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -111,12 +112,12 @@ class Repository:
     def select_variant(
         self,
         endpoint: str | None,
-        draw: float,
         version: str | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
         key: str | None = None,
+        draw: float | None = None,
     ) -> ServedVariant:
-        """Return the variant for a request.
+        """Return the variant for a request. Hold it until the response is sent.
 
         Args:
             endpoint: None for the only endpoint, or the first of several.
@@ -124,6 +125,7 @@ class Repository:
                 endpoint's sticky header, then `draw`.
             headers: by their names in lower case.
             key: the value of the sticky column. It is known only once some variant has decoded the request.
+            draw: a number in [0, 1); None for a random one.
 
         Raises:
             NotReady: nothing is loaded that could answer.
@@ -141,7 +143,9 @@ class Repository:
         sticky = served.sticky
         if sticky is not None and sticky.header is not None and key is None:
             key = headers.get(sticky.header) or None
-        return weighted_variant(served.answering, draw) if key is None else sticky_variant(served.answering, name, key)
+        if key is not None:
+            return sticky_variant(served.answering, name, key)
+        return weighted_variant(served.answering, random.random() if draw is None else draw)
 
     @property
     def default_endpoint(self) -> str | None:

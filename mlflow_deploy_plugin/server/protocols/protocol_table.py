@@ -18,8 +18,12 @@ form (https://platform.openai.com/docs/api-reference/responses/create, …/chat/
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from werkzeug.datastructures import Accept
+from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
@@ -52,6 +56,8 @@ OPENAI_ROUTES = {
     "llm/v1/embeddings": "/embeddings",
 }
 """MLflow's tasks whose bodies and answers are OpenAI's, and the route that OpenAI's clients ask."""
+_MAX_ACCEPT_CHARACTERS = 2000
+"""A longer Accept than any client writes counts as empty."""
 _UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
 """Media types that MLflow's scoring server does not take, so that a pyfunc cannot read them itself."""
 
@@ -86,11 +92,12 @@ class Protocol:
 
     Attributes:
         name: its label in metrics.
-        decode: takes the headers (names in lower case), the body, and the variant that answers.
+        decode: takes the headers (names in lower case), the body, the variant that answers, and the bytes that a
+            compressed table may take when decompressed.
     """
 
     name: str
-    decode: Callable[[Mapping[str, str], bytes, ServedVariant], DecodedRequest]
+    decode: Callable[[Mapping[str, str], bytes, ServedVariant, int], DecodedRequest]
 
 
 def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
@@ -112,44 +119,51 @@ def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: in
     return mlflow.decode(content_type, body, schema)
 
 
-def invocations_as(response_media: str, limit: int) -> Protocol:
-    """Return the protocol of `/invocations` for any format of the request and the given format of the response.
+def parse_accept(header: str) -> Accept:
+    """Return what an Accept header, or one of its kind, prefers."""
+    return parse_accept_header(header if len(header) <= _MAX_ACCEPT_CHARACTERS else "", Accept)
 
-    Args:
-        limit: see `decode_rows`.
-    """
 
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-        predictor = variant.loaded.predictor
-        content_type = headers.get("content-type")
-        media = media_name(content_type)
-        if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
-            is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
-            return DecodedRequest({}, encode_opaque, body=OpaqueBody(content_type, body, is_streamed))
-        if is_mlflow := media in (JSON, CSV):
-            feeds = mlflow.decode(content_type, body, predictor.schema)
-        else:
-            feeds = decode_rows(content_type, body, predictor.schema, limit)
-        of_table = False
-        if not predictor.artifact.has_signature:
-            of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
+@lru_cache(maxsize=256)
+def _negotiate_format(media: str, accept: str | None) -> str:
+    """Return the media type of the answer of `/invocations`: the request's own, unless Accept asks for another."""
+    if accept is not None and accept != "*/*":
+        names = (name.partition(";")[0].lower() for name, quality in parse_accept(accept) if quality > 0)
+        for name in names:  # the preferred ones stand first
+            if name == JSON or name in TABLE_FORMATS:
+                return name
+    return media if media in TABLE_FORMATS else JSON
 
-        def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-            prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
-            if response_media == JSON:
-                return EncodedResponse(mlflow.encode(prediction))
-            if response_media in arrow.MEDIA_TYPES:
-                return EncodedResponse(arrow.encode(response_media, prediction), response_media)
-            if response_media in jsonlines.MEDIA_TYPES:
-                return EncodedResponse(jsonlines.encode(prediction), response_media)
-            return EncodedResponse(npy.encode(prediction), response_media)
 
-        return DecodedRequest(feeds, encode)
+def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+    predictor = variant.loaded.predictor
+    content_type = headers.get("content-type")
+    media = media_name(content_type)
+    if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
+        is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
+        return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body, is_streamed))
+    feeds = decode_rows(content_type, body, predictor.schema, limit)
+    of_table = False
+    if not predictor.artifact.has_signature:
+        is_mlflow = media in (JSON, CSV)
+        of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
+    answered = _negotiate_format(media, headers.get("accept"))
 
-    def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        return EncodedResponse(response.body)
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
+        if answered == JSON:
+            return EncodedResponse(mlflow.encode(prediction))
+        if answered in arrow.MEDIA_TYPES:
+            return EncodedResponse(arrow.encode(answered, prediction), answered)
+        if answered in jsonlines.MEDIA_TYPES:
+            return EncodedResponse(jsonlines.encode(prediction), answered)
+        return EncodedResponse(npy.encode(prediction), answered)
 
-    return Protocol("invocations", decode_request)
+    return DecodedRequest(feeds, encode)
+
+
+def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(response.body)
 
 
 def _predict_protocol(
@@ -157,7 +171,7 @@ def _predict_protocol(
     decode: Callable[[str | None, bytes, Schema], Feeds],
     encode: Callable[[ServedVariant, InferResponse], EncodedResponse],
 ) -> Protocol:
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         predictor = variant.loaded.predictor
         artifact, schema = predictor.artifact, predictor.schema
         feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
@@ -259,7 +273,7 @@ def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[A
     return None
 
 
-def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
     predictor = variant.loaded.predictor
     request = v2.decode(headers, body, predictor.artifact, predictor.schema)
 
@@ -270,7 +284,7 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) 
     return DecodedRequest(request.feeds, encode, request.id, parameters=request.parameters)
 
 
-def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
     """Decode a `:predict`. Its content type does not matter: TensorFlow's own examples send curl's default."""
     feeds, is_by_row = tfserving.decode(body, variant.loaded.predictor.schema)
 
@@ -287,7 +301,7 @@ def _cloud_protocol(
 ) -> Protocol:
     """Return the protocol of a cloud whose body becomes MLflow's document. A pyfunc is given that document."""
 
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         predictor = variant.loaded.predictor
         document = decode(headers.get("content-type"), body, predictor.schema)
         if predictor.artifact.flavor == PYTHON_FUNCTION:
@@ -314,7 +328,7 @@ def _cloud_protocol(
 def _openai_protocol(name: str, route: str) -> Protocol:
     """Return the protocol of a route of OpenAI's clients, which only models with its task answer."""
 
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         artifact, document = variant.loaded.predictor.artifact, load_json_object(headers.get("content-type"), body)
         if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
             task = repr(artifact.task[:60]) if artifact.task else "missing"
@@ -333,7 +347,7 @@ def _openai_protocol(name: str, route: str) -> Protocol:
         elif isinstance(given, str):  # to OpenAI a message of the user; MLflow takes only a list
             check_depth(document)
             body = json.dumps(document | {"input": [{"role": "user", "content": given}]}).encode()
-        return INVOCATIONS.decode(headers, body, variant)._replace(encode=encode)
+        return _decode_invocations(headers, body, variant, limit)._replace(encode=encode)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         # MLflow's transformers answer a list of one answer
@@ -386,8 +400,7 @@ def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[
     return {field: data, **params}
 
 
-INVOCATIONS = invocations_as(JSON, 0)
-"""For JSON and CSV, answered in JSON."""
+INVOCATIONS = Protocol("invocations", _decode_invocations)
 PREDICT = _predict_protocol("predict", decode_record, encode_record)
 PREDICT_BATCH = _predict_protocol("predict_batch", decode_records, encode_records)
 V2 = Protocol("v2", _decode_v2)

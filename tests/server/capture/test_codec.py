@@ -83,7 +83,7 @@ def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server: Se
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_it_is_never_joined_and_says_so(server: Server, name: str) -> None:
-    assert server.dataplane.select_variant(name).loaded.batcher is None
+    assert server.repository.select_variant(name).loaded.batcher is None
     said = f"none: {REASONS[name]}"
     assert told(server, f"/v2/models/{name}")["parameters"] == {"batch_dimension": said}
     config = told(server, f"/v2/models/{name}/config")

@@ -138,7 +138,7 @@ _CALLS: dict[str, Callable[[int], Any]] = {
 
 @pytest.mark.parametrize("shape", _CALLS)
 def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server: Any, shape: str) -> None:
-    predictor = server.dataplane.select_variant("flights").loaded.predictor
+    predictor = server.repository.select_variant("flights").loaded.predictor
 
     def ask(body: bytes) -> None:
         with suppress(OnnxserveError):

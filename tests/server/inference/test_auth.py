@@ -18,11 +18,14 @@ from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, make_local_key
 from tests.support.clocks import Clock
 from tests.support.keys import write_keys
 
 NOON = 1_800_000_000.0
+WITH_KEYS = ServerSpec(api_keys=True)
+WITH_CERTIFICATES = ServerSpec(ca_certs="ca.pem", certfile="server.pem", keyfile="server.key")
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def uptime() -> Clock[float]:
 def auth(tmp_path: Path, clock: Clock[float], uptime: Clock[float]) -> Authenticator:
     shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
     write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
-    return Authenticator(tmp_path, True, clock=clock, monotonic=uptime)
+    return Authenticator(tmp_path, WITH_KEYS, clock=clock, monotonic=uptime)
 
 
 def test_the_first_requests_of_two_threads_both_know_the_keys(
@@ -150,14 +153,14 @@ def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bo
 def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> None:
     write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
     make_local_key(tmp_path)
-    both = Authenticator(tmp_path, True, needs_certificate=True)
+    both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
     assert both.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
     for headers, certificate in ((bearer("shop"), ""), ({}, "laptop"), ({}, "")):
         with pytest.raises(Unauthenticated, match="key only" if certificate else "with a client certificate"):
             both.require(headers, "infer", certificate=certificate)
     assert both.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
 
-    alone = Authenticator(tmp_path, True, needs_certificate=True, takes_keys=False)
+    alone = Authenticator(tmp_path, WITH_CERTIFICATES)
     assert alone.require({}, "admin", certificate="laptop").name == "laptop"
     assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
     with pytest.raises(Unauthenticated, match="with a client certificate"):
@@ -191,16 +194,17 @@ def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
 
 
 def test_without_a_file_nobody_is_answered_but_who_may_read_the_folder(tmp_path: Path) -> None:
-    assert not holds(Authenticator(tmp_path, True), "shop")
+    assert not holds(Authenticator(tmp_path, WITH_KEYS), "shop")
     make_local_key(tmp_path)
     key = tmp_path / "local.key"
     assert os.stat(key).st_mode & 0o777 == 0o600
-    auth = Authenticator(tmp_path, True)
+    auth = Authenticator(tmp_path, WITH_KEYS)
     assert holds(auth, key.read_text())
     assert not holds(auth, "")
 
 
 ISSUER, AUDIENCE = "https://login.example", "onnxserve"
+WITH_TOKENS = ServerSpec(jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
 SIGNING = generate_private_key(SECP256R1())
 
 
@@ -208,7 +212,7 @@ SIGNING = generate_private_key(SECP256R1())
 def of_issuer(tmp_path: Path) -> Authenticator:
     key = {**ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True), "kid": "monday"}
     (tmp_path / JWKS).write_text(json.dumps({"keys": [key]}))
-    return Authenticator(tmp_path, True, ISSUER, AUDIENCE)
+    return Authenticator(tmp_path, WITH_TOKENS)
 
 
 def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **claims: Any) -> str:
@@ -271,7 +275,7 @@ def test_what_is_no_token_is_refused(of_issuer: Authenticator, sent: str) -> Non
 
 def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Authenticator, clock: Clock[float]) -> None:
     clock.now = time.time()
-    auth = Authenticator(tmp_path, True, ISSUER, AUDIENCE, clock)
+    auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
     sent = bearer(token())
     auth.require(sent, "infer")
     clock.now += 91  # its 60 s, and half a minute for clocks that differ
@@ -281,4 +285,4 @@ def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Auth
 
 def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="have not been fetched yet"):  # its client may ask again with the same token
-        Authenticator(tmp_path, True, ISSUER, AUDIENCE).require(bearer(token()), "infer")
+        Authenticator(tmp_path, WITH_TOKENS).require(bearer(token()), "infer")

@@ -51,7 +51,7 @@ def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
 
 def infer(server: Server, **more: Any) -> Any:
     request = InferRequest("id", {"X": np.ones((1, 3), np.float32)}, **more)
-    return server.dataplane.infer(server.dataplane.select_variant("e"), request)
+    return server.dataplane.infer(server.repository.select_variant("e"), request)
 
 
 def sample(server: Server, name: str, **labels: str) -> float:
@@ -64,14 +64,14 @@ def sample(server: Server, name: str, **labels: str) -> float:
 
 def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
     server = serve()
-    assert server.dataplane.select_variant("e").loaded.batcher is None
+    assert server.repository.select_variant("e").loaded.batcher is None
     assert ask(server).status == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
 
 
 def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> None:
     server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
-    assert server.dataplane.select_variant("e").loaded.batcher is not None
+    assert server.repository.select_variant("e").loaded.batcher is not None
 
     def one(number: int) -> Any:
         return orjson.loads(ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]}).body)
@@ -326,7 +326,7 @@ def test_the_threads_of_a_batcher_end_with_its_version(
 ) -> None:
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
-    batcher = server.dataplane.select_variant("e").loaded.batcher
+    batcher = server.repository.select_variant("e").loaded.batcher
     assert batcher is not None
     want(tmp_path / "state-0", 2, {"e": {"e": variant(bias_folders["2"], "2")}})
 

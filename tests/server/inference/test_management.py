@@ -114,7 +114,7 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
 
 
 def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(server: Server) -> None:
-    config = management.triton_config(server.dataplane.select_variant("mixed"), ("7",), ServerSpec(workers=3))
+    config = management.triton_config(server.repository.select_variant("mixed"), ("7",), ServerSpec(workers=3))
     assert (config["name"], config["platform"], config["backend"]) == ("mixed", "onnxruntime_onnx", "onnxruntime")
     assert config["max_batch_size"] == 0
     assert "dynamic_batching" not in config
@@ -127,7 +127,7 @@ def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
 
 
 def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None:
-    variant = server.dataplane.select_variant("mixed")
+    variant = server.repository.select_variant("mixed")
     policy = BatchPolicy(8, preferred_batch_size=(4,), max_queue_delay_microseconds=100, max_queue_size=16)
     joined = replace(variant, loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)))
     config = management.triton_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
@@ -143,5 +143,5 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
 
 def test_versions_without_numbers_have_no_policy_that_names_them(server: Server) -> None:
     versions = server.repository.versions("two")
-    config = management.triton_config(server.dataplane.select_variant("two", "m-2"), versions, ServerSpec())
+    config = management.triton_config(server.repository.select_variant("two", "m-2"), versions, ServerSpec())
     assert config["version_policy"] == {"latest": {"num_versions": 2}}

@@ -231,7 +231,7 @@ def tensor(name: str, *texts: str) -> dict[str, Any]:
 def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_given(
     server: Server, ask: Callable[..., RawResponse], path: str, document: Any
 ) -> None:
-    predictor = server.dataplane.select_variant("days").loaded.predictor
+    predictor = server.repository.select_variant("days").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
     most, process = predictor._most_values, predictor.pid
     assert most == 16_777_216
@@ -251,7 +251,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
 ) -> None:
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
-    variant = server.dataplane.select_variant("troubled")
+    variant = server.repository.select_variant("troubled")
     predictor = variant.loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
     feeds = predictor.schema.from_columns({"do": ["ok"]})
@@ -318,13 +318,13 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     assert version() == "1"
     servers.want(state_dir, 2, servers.one_endpoint(pyfunc_folders["knn"], "2"))
     wait_until(lambda: version() == "2", 60, "the pyfunc answers")
-    psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid).kill()
+    psutil.Process(server.repository.select_variant("e").loaded.predictor.pid).kill()
     wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
     for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
         response = get(path)
         assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
     wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
-    side = psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid)
+    side = psutil.Process(server.repository.select_variant("e").loaded.predictor.pid)
     assert is_alive(side)
     assert server.repository.has_pyfuncs
     servers.want(state_dir, 3, servers.one_endpoint(model_folders["single"], "3"))

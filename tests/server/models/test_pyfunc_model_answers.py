@@ -128,7 +128,7 @@ def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: 
         (stats,) = ask("/v2/models/names/stats", b"", method="GET")["model_stats"]
         return float(stats["inference_stats"][kind]["ns"]) / 1e9
 
-    predictor = server.repository.select_variant("names", 0.0).loaded.predictor
+    predictor = server.repository.select_variant("names").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
     process = predictor._process
     queued, computed = seconds("queue"), seconds("compute_infer")
@@ -147,7 +147,7 @@ def test_an_index_does_not_call_ready_what_cannot_answer(ask: Callable[..., Any]
     (ready,) = ask("/v2/repository/index", {})
     assert ready == {"name": "names", "version": "1", "state": "READY", "reason": ""}
 
-    predictor = server.repository.select_variant("names", 0.0).loaded.predictor
+    predictor = server.repository.select_variant("names").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
     psutil.Process(predictor.pid).kill()
     wait_until(server.repository.not_ready_reason, what="the end to be noticed")

@@ -71,17 +71,17 @@ def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> No
     repository.poll()
     assert "no model is loaded yet" in repository.not_ready_reason()
     with pytest.raises(NotReady):
-        repository.select_variant("e", 0.0)
+        repository.select_variant("e", draw=0.0)
 
 
 def test_a_request_keeps_its_version_until_it_lets_go(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:
     serve(v=servers.variant(bias_folders["1"]))
-    leased = repository.select_variant(None, 0.0)
+    leased = repository.select_variant(None, draw=0.0)
     dropped = weakref.ref(leased.loaded)
     serve(v=servers.variant(bias_folders["2"], "2"))
-    assert repository.select_variant(None, 0.0).loaded.version == "2"
+    assert repository.select_variant(None, draw=0.0).loaded.version == "2"
     feeds = leased.loaded.predictor.schema.from_array([[1, 2, 3]])
     assert leased.loaded.predictor.run(feeds)["y"].tolist() == [[1006.0]]
     assert dropped() is not None
@@ -94,28 +94,28 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
     serve(v=servers.variant(bias_folders["1"]))
-    leased = [repository.select_variant(None, 0.0)]
+    leased = [repository.select_variant(None, draw=0.0)]
     serve(v=servers.variant(bias_folders["2"], "2"))
     third = threading.Thread(target=serve, kwargs={"v": servers.variant(bias_folders["3"], "3")})
     third.start()
     third.join(0.3)
-    assert (len(loads), repository.select_variant(None, 0.0).loaded.version) == (2, "2")
+    assert (len(loads), repository.select_variant(None, draw=0.0).loaded.version) == (2, "2")
     leased.clear()
     third.join(20)
-    assert (len(loads), repository.select_variant(None, 0.0).loaded.version) == (3, "3")
+    assert (len(loads), repository.select_variant(None, draw=0.0).loaded.version) == (3, "3")
 
 
 def test_a_change_of_weights_or_aspects_loads_nothing(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
 ) -> None:
     serve(a=servers.variant(bias_folders["1"]), b=servers.variant(bias_folders["2"], "2", weight=0))
-    before = repository.select_variant(None, 0.0).loaded
+    before = repository.select_variant(None, draw=0.0).loaded
     serve(a=servers.variant(bias_folders["1"], weight=50), b=servers.variant(bias_folders["2"], "2", weight=50))
-    assert repository.select_variant(None, 0.0).loaded is before
-    assert repository.select_variant(None, 0.9).loaded.version == "2"
+    assert repository.select_variant(None, draw=0.0).loaded is before
+    assert repository.select_variant(None, draw=0.9).loaded.version == "2"
     assert len(loads) == 2
     serve(a=servers.variant(bias_folders["1"]))
-    assert {repository.select_variant(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
+    assert {repository.select_variant(None, draw=draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
 def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
@@ -128,7 +128,7 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
     serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
     assert {one.loaded for one in repository.table["e"].variants.values()} == {candidate}
     serve(champion=new)
-    assert repository.select_variant(None, 0.0).loaded is candidate
+    assert repository.select_variant(None, draw=0.0).loaded is candidate
     assert len(loads) == 2
 
 
@@ -138,8 +138,8 @@ def test_endpoints_share_a_version_and_the_last_one_frees_it(
     one = servers.variant(bias_folders["1"])
     servers.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
     repository.poll()
-    shared = weakref.ref(repository.select_variant("a", 0.0).loaded)
-    assert repository.select_variant("b", 0.0).loaded is shared()
+    shared = weakref.ref(repository.select_variant("a", draw=0.0).loaded)
+    assert repository.select_variant("b", draw=0.0).loaded is shared()
     assert len(loads) == 1
 
     servers.want(tmp_path, 2, {"b": {"v": one}})
@@ -176,19 +176,19 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
         repository.poll()
 
     serve(1, {"header": "X-User-Id"}, 50, 50)
-    names = {repository.select_variant("e", draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
+    names = {repository.select_variant("e", draw=draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
     assert len(names) == 1
-    assert {repository.select_variant("e", draw / 10).name for draw in range(10)} == {"1", "2"}
+    assert {repository.select_variant("e", draw=draw / 10).name for draw in range(10)} == {"1", "2"}
 
     serve(2, {"key": "a"}, 50, 50)
-    leased = [repository.select_variant("e", draw) for draw in (0.1, 0.9)]
+    leased = [repository.select_variant("e", draw=draw) for draw in (0.1, 0.9)]
     assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
-    kept = [[repository.select_variant("e", draw, key=key).name for key in "abcdefgh"] for draw in (0.1, 0.9)]
+    kept = [[repository.select_variant("e", draw=draw, key=key).name for key in "abcdefgh"] for draw in (0.1, 0.9)]
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"1", "2"}
 
     serve(3, {"key": "a"}, 100, 0)
-    assert repository.select_variant("e", 0.9).key is None
+    assert repository.select_variant("e", draw=0.9).key is None
     assert "callers could stick by" not in caplog.text
     serve(4, {"key": "z"}, 50, 50)
     assert "e/1: version 1 takes no column 'z' that callers could stick by: they go by chance" in caplog.text
@@ -202,7 +202,7 @@ def test_a_variant_in_the_shadow_or_without_weight_never_answers(
         b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
         c=servers.variant(bias_folders["3"], "3", weight=1),
     )
-    assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"3"}
+    assert {repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)} == {"3"}
 
 
 def without_graph(folder: Path) -> None:
@@ -245,7 +245,7 @@ def test_whatever_fails_leaves_the_old_version_and_is_told(
     assert (state.generation, loaded.version) == (2, "1")
     assert words in loaded.error
     assert repository.not_ready_reason() == ""
-    assert repository.select_variant("e", 0.0).loaded.version == "1"
+    assert repository.select_variant("e", draw=0.0).loaded.version == "1"
     healed = serve(v=servers.variant(bias_folders["3"], "3"))
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
 
@@ -257,7 +257,7 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(
     assert state.endpoints["e"]["v"].version == ""
     assert "no MLmodel file" in repository.not_ready_reason()
     with pytest.raises(NotReady, match="no MLmodel file"):
-        repository.select_variant("e", 0.0)
+        repository.select_variant("e", draw=0.0)
 
 
 def test_a_failing_new_variant_leaves_the_endpoint_ready(
@@ -265,7 +265,7 @@ def test_a_failing_new_variant_leaves_the_endpoint_ready(
 ) -> None:
     serve(a=servers.variant(bias_folders["1"]), b=servers.variant(tmp_path / "nothing", "2"))
     assert repository.not_ready_reason() == ""
-    assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
+    assert {repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
 def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
@@ -296,7 +296,7 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
     serve(v=servers.variant(bias_folders["1"]))
     (tmp_path / WANTED).write_bytes(content)
     repository.poll()
-    assert repository.select_variant("e", 0.0).loaded.version == "1"
+    assert repository.select_variant("e", draw=0.0).loaded.version == "1"
     assert serve(v=servers.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
 
 
@@ -304,12 +304,12 @@ def test_endpoints_come_and_go(repository: Repository, bias_folders: dict[str, P
     first, second = servers.variant(bias_folders["1"]), servers.variant(bias_folders["2"], "2")
     servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
     repository.poll()
-    assert [repository.select_variant(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
+    assert [repository.select_variant(name).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
     servers.want(tmp_path, 2, {"two": {"v": second}})
     repository.poll()
-    assert repository.select_variant(None, 0.0).loaded.version == "2"
+    assert repository.select_variant(None, draw=0.0).loaded.version == "2"
     with pytest.raises(NotFound, match="no endpoint 'one' here; there is 'two'"):
-        repository.select_variant("one", 0.0)
+        repository.select_variant("one", draw=0.0)
 
 
 def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
@@ -385,7 +385,7 @@ def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows
     repository.poll()
     assert repository.not_ready_reason() == ""
     with pytest.raises(NotReady, match=r"'bad' has no version that answers: v: models:/x/1: there is no registered"):
-        repository.select_variant("bad", 0.0)
+        repository.select_variant("bad", draw=0.0)
 
 
 def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path: Path, bias_folders: dict[str, Path]) -> None:

@@ -107,7 +107,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path,
     assert len(tables) == 3
     names = [names[-1], *names[:-1]]
     want(3, names, "m5")
-    assert repository.select_variant(None, 0.0).endpoint == "m9"
+    assert repository.select_variant(None).endpoint == "m9"
     repository.stop()
 
 

@@ -182,4 +182,4 @@ def test_a_whole_answer_is_not_taken_for_an_empty_stream() -> None:
     artifact = SimpleNamespace(task="llm/v1/chat", is_streamable=False)
     variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=SimpleNamespace(artifact=artifact)))
     with pytest.raises(InvalidRequest, match=r"no predict_stream.* without stream"):
-        CHAT_COMPLETIONS.decode({"content-type": "application/json"}, b'{"messages": [], "stream": true}', variant)
+        CHAT_COMPLETIONS.decode({"content-type": "application/json"}, b'{"messages": [], "stream": true}', variant, 100)

@@ -65,7 +65,7 @@ def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawRes
     """Return the OpenAPI document, of all endpoints or of one.
 
     Raises:
-        NotReady, NotFound: see `DataPlane.select_variant`, for one endpoint.
+        NotReady, NotFound: see `Repository.select_variant`, for one endpoint.
     """
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})

@@ -76,7 +76,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
 def test_every_route_is_in_the_document(server: Server) -> None:
     described = json.loads(ask(server, "/openapi.json").body)["paths"]
     methods = {(path, method) for path, operations in described.items() for method in operations}
-    artifact = server.repository.select_variant("flights", 0.0).loaded.predictor.artifact
+    artifact = server.repository.select_variant("flights").loaded.predictor.artifact
     applicable = [route for route in list_routes() if route.operation.applies_to(artifact)]
     plain = {(route.path, route.method.lower()) for route in applicable if "{endpoint}" not in route.path}
     assert plain <= methods
@@ -255,7 +255,7 @@ def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
 
 def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
     """openapi-python-client would leave the answer out, and its client would return None."""
-    artifact = server.dataplane.select_variant("digits").loaded.predictor.artifact
+    artifact = server.repository.select_variant("digits").loaded.predictor.artifact
     label = Output("label", "bool", (-1,), "label")
     schema = invocations_answer(replace(artifact, classes=(False, True), outputs=(label,)))
     assert schema["properties"]["predictions"]["items"] == {"type": "boolean"}
