@@ -231,12 +231,14 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
     """Return the feeds of the graph, from tensors that are its inputs, or the signature's columns.
 
-    The only tensor for the only input may have any name, as in MLServer, whose codecs call it `input-1`. Texts that its
-    Base64Codec has encoded are decoded; a column of bytes takes base64.
+    The only tensor for the only column or input may have any name, as in MLServer, whose codecs call it `input-1`.
+    Texts that its Base64Codec has encoded are decoded; a column of bytes takes base64.
 
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
     """
+    if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(schema.tensor_schema.dtypes):
+        arrays = dict.fromkeys(schema.dtypes, *arrays.values())
     by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()
     if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
         by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)

@@ -129,6 +129,15 @@ def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
     assert json.loads(ask_vertex("bytes", {"instances": records}).body) == {"predictions": [3, 4]}
 
 
+@pytest.mark.parametrize("shape", [[2], [2, 1]])
+def test_the_only_column_may_have_the_name_that_tutorials_give_it(
+    ask: Callable[..., RawResponse], shape: list[int]
+) -> None:
+    texts = {"name": "input-1", "shape": shape, "datatype": "BYTES", "data": ["a", "b"]}
+    answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
+    assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
+
+
 def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
     blob = {"name": "blob", "shape": [2, 1], "datatype": "BYTES", "data": ["/9j/", "iVBORw=="]}
     for parameters in ({}, {"content_type": "base64"}):
