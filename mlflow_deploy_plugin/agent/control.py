@@ -184,7 +184,8 @@ class EndpointControl:
                 raise InvalidConfig(f"{MOST_ADDED} endpoints were added already; unload one of them first")
             return command.added
         if command.endpoint not in known:
-            raise NotFound(f"no endpoint {command.endpoint[:100]!r} is known here; say in parameters what it is")
+            named = repr(command.endpoint[:100])
+            raise NotFound(f"no endpoint {named} is known here; a new one needs the parameter model_uri or config")
         if command.action == "load":
             return known[command.endpoint]
         out = {*self._control.unloaded, command.endpoint}

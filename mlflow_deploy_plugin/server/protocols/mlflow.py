@@ -17,7 +17,15 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_object, json_type, media_type
+from mlflow_deploy_plugin.server.protocols.content import (
+    CSV,
+    JSON,
+    dump_json,
+    json_object,
+    json_type,
+    load_json,
+    media_type,
+)
 from mlflow_deploy_plugin.server.protocols.large_json import read_large_csv, read_large_feeds
 
 _ACCEPTED = (JSON, CSV)
@@ -60,7 +68,11 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
         return read_csv(body, schema, parameters.get("header") != "absent")
     if (feeds := read_large_feeds(body, schema)) is not None:
         return feeds
-    return decode_document(json_object(body), schema)
+    document = load_json(body)
+    if not isinstance(document, dict):
+        fields = ", ".join(_FIELD_DECODERS)
+        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object with one of {fields} is expected")
+    return decode_document(document, schema)
 
 
 def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:

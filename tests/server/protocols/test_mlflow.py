@@ -164,6 +164,12 @@ def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -
         assert feeds
 
 
+def test_rows_without_a_field_are_told_the_fields() -> None:
+    """SageMaker's containers take them so."""
+    with pytest.raises(InvalidRequest, match=r"an object with one of dataframe_split, .*, inputs is"):
+        decode("application/json", b"[[1, 2, 3]]", TENSOR)
+
+
 @pytest.mark.parametrize("parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'])
 def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None:
     body = b"a,1.5,2,true\n,,-3,false\n"
