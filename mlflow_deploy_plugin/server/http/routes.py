@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
 )
 
 _SUGGESTED_PATHS = 3
+_ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")
 
 View = Callable[..., RawResponse]
 """Takes the server, the request, and by keyword what the path names."""
@@ -47,7 +48,7 @@ class Route:
 
     Attributes:
         operation: its document for OpenAPI.
-        protocol: the protocol of a prediction; None for other views.
+        protocol: the protocol of a prediction; None for other views, and where the body may name the endpoint.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
         need: the scope that a caller needs; None if everybody may call. `RequestContext.admit` checks it for direct
             routes, `app.py` for all others.
@@ -95,6 +96,13 @@ def _page(name: str) -> View:
     return view
 
 
+def _home(server: Server, request: RawRequest) -> RawResponse:
+    """Return the page to try the default endpoint; to who takes no text, what KServe's client of V1 asks a server."""
+    if "text/" in request.headers.get("accept", "text/html"):
+        return _page("try")(server, request)
+    return RawResponse(200, b'{"status":"alive"}')
+
+
 _healthy = partial(views.readiness, body=b'{"status":"ok"}')
 _TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
 _V2_MODEL = "/v2/models/NAME[/versions/V]"
@@ -106,7 +114,7 @@ _ASSETS = Path(__file__).parent / "pages" / "static"
 _OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
 
 ROUTES = (
-    _get("/", _page("try"), operations.TRY_PAGE),
+    _get("/", _home, operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
     *(
@@ -119,7 +127,7 @@ ROUTES = (
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
     *(
-        _predict(start + path, protocol, operation)
+        _direct(start + path, "POST", partial(views.predict_by_model, protocol=protocol), operation, "infer")
         for start in ("", "/v1", "/endpoints/NAME")
         for path, protocol, operation in (
             ("/responses", RESPONSES, operations.RESPONSES),
@@ -135,6 +143,7 @@ ROUTES = (
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
     _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
     _server_wide("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),
+    _server_wide("/v1/models", views.v2_document(management.list_models), operations.MODELS),
     _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
     _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
@@ -245,8 +254,11 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
 
 
 def not_found(path: str) -> RawResponse:
-    """Return the response for a path without a route: it names the nearest ones."""
-    found = close_matches(path, [*dict.fromkeys(route.path for route in ROUTES)], _SUGGESTED_PATHS)
+    """Return the response for a path without a route: it names the nearest ones, of the same endpoint."""
+    named = _ENDPOINT.match(path[:200])
+    plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
+    known = dict.fromkeys(one.replace("NAME", named[1]) if named else one for one in plain)
+    found = close_matches(path, [*known], _SUGGESTED_PATHS)
     nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
     message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_p
 from mlflow_deploy_plugin.server.observability.history import SPANS, read_history
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving
-from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object, media_name, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, VERTEX, Protocol
 from mlflow_deploy_plugin.spec import ServerSpec
 
@@ -39,6 +39,20 @@ def predict(
 ) -> RawResponse:
     """Return predictions of the endpoint (None: the default one) in this protocol."""
     return http_response(request.path, infer(server, request, protocol, endpoint, version))
+
+
+def predict_by_model(
+    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None
+) -> RawResponse:
+    """Return predictions of the endpoint. If the path names none, `model` in the body may, as OpenAI's clients send it.
+
+    A `model` that is no endpoint here is passed over: the default endpoint answers.
+    """
+    if endpoint is None and len(server.repository.table) > 1:
+        with suppress(OnnxserveError):  # decoding will tell
+            model = json_object(request.body).get("model")
+            endpoint = model if isinstance(model, str) and model in server.repository.table else None
+    return predict(server, request, protocol, endpoint)
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

@@ -42,6 +42,13 @@ _INT64_DIGITS = 18
 _NANOSECONDS = 1_000_000_000
 
 
+def list_models(server: Server, endpoint: str | None, version: str | None) -> dict[str, Any]:
+    """Return the endpoints in the forms of OpenAI (`data`) and of KServe's V1 (`models`)."""
+    names = [*server.repository.table]
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "onnxserve"} for name in names]
+    return {"object": "list", "data": data, "models": names}
+
+
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
     """Return the loaded versions of the endpoint, and the inputs and outputs of this version."""
     variant = server.repository.select_variant(endpoint, version)

@@ -82,8 +82,8 @@ def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> N
         ("POST", "/v2/models/e/versions/9/infer", 404, "'9'"),
         ("POST", "/v2/models/e/infer", 400, "inputs"),
         ("GET", "/v2/models/e/infer", 405, "POST"),
-        ("GET", "/v2/model", 404, "/v2;"),
-        ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/NAME"),
+        ("GET", "/v2/model", 404, "/v2/models/NAME"),
+        ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/e/infer"),
     ],
 )
 def test_errors_of_v2_have_its_form(server: Server, method: str, path: str, status: int, told: str) -> None:
@@ -137,6 +137,18 @@ def test_flask_sends_what_the_function_answers(
     )
     for name, value in expected.headers.items():
         assert name == "X-Prediction-Id" or got.headers[name] == value
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [("text/html,*/*;q=0.8", "text/html"), ("*/*", "application/json"), ("application/json", "application/json")],
+)
+def test_a_browser_gets_the_page_and_kserves_client_that_the_server_is_alive(
+    server: Server, accept: str, content_type: str
+) -> None:
+    answer = handle(server, RawRequest("GET", "/", {"accept": accept}, b""))
+    assert (answer.status, answer.content_type.partition(";")[0]) == (200, content_type)
+    assert (answer.body == b'{"status":"alive"}') == (content_type == "application/json")
 
 
 def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Server]) -> None:

@@ -134,6 +134,19 @@ def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
     assert [part.choices[0].delta.content for part in parts] == ["hello", "you"]
 
 
+@pytest.mark.parametrize("path", ["", "/v1"])
+def test_the_model_of_a_request_is_the_endpoint_that_answers(client: Callable[..., Any], path: str) -> None:
+    answer = client(path).chat.completions.create(model="chat", messages=USER)
+    assert answer.choices[0].message.content == "hello you"
+    assert client(path).embeddings.create(model="embedder", input="hello").data[0].embedding == [5, 0.5]
+
+
+def test_the_client_lists_the_endpoints(client: Callable[..., Any]) -> None:
+    listed = client("/v1").models.list()
+    assert [model.id for model in listed] == ["responses", "chat", "listed", "embedder", "bias"]
+    assert listed.models == [model.id for model in listed]  # KServe's
+
+
 def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> None:
     answer = client("/endpoints/listed").chat.completions.create(model="any", messages=USER)
     assert answer.choices[0].message.content == "hello you"

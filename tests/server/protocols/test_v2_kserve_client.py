@@ -84,6 +84,7 @@ def test_the_client_shows_our_message(said: Any) -> None:
 
 def test_the_first_protocol_is_understood_too(said: Any) -> None:
     assert said["v1"] == {
+        "live": True,
         "model ready": True,
         "predictions": [
             {"doubled": doubled, "total": total}

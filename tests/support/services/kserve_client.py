@@ -54,6 +54,7 @@ async def over_rest(url: str, name: str) -> dict[str, Any]:
 async def over_v1(url: str, name: str) -> Any:
     async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
         return {
+            "live": await client.is_server_live(url),
             "model ready": await client.is_model_ready(url, name),
             **await client.infer(url, {"instances": IMAGES.tolist()}, model_name=name),
         }

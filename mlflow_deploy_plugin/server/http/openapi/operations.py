@@ -200,6 +200,11 @@ TF_PREDICT = _prediction(
 TF_CLASSIFY = Operation(
     "Refused: no model here takes tf.Example", TENSORFLOW, {}, {JSON: {"type": "object"}}, errors=(400, 413, 415)
 )
+MODELS = Operation(
+    "The endpoints, as OpenAI's and KServe's clients list models",
+    SERVER,
+    {JSON: _object_of(object="string", data="array", models="array")},
+)
 TF_STATUS = _readable(
     "The versions that are loaded",
     TENSORFLOW,
@@ -260,7 +265,9 @@ METRICS_HISTORY = Operation(
 )
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
 ENDPOINT_OPENAPI = _readable("This document, for one endpoint", PAGES, {JSON: {"type": "object"}})
-TRY_PAGE = Operation("A page to try the default endpoint in the browser", PAGES, HTML)
+TRY_PAGE = Operation(
+    "A page to try the default endpoint in the browser", PAGES, {**HTML, JSON: _object_of(status="string")}
+)
 DOCS_PAGE = Operation("This document, to be read", PAGES, HTML)
 ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)
 ENDPOINT_DOCS_PAGE = _readable("What the endpoint takes and answers, to be read", PAGES, HTML)
