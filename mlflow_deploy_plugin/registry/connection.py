@@ -351,6 +351,8 @@ def _reason(error: object) -> str:
         if found := re.search(r"too many (\d+) error responses", text):
             return f"its answers have the status {found[1]}"
         if found := re.search(r"certificate verify failed: ([^(]+?) \(", text):
+            if "expired" in found[1] or "not yet valid" in found[1]:
+                return f"{found[1]} by the clock of this machine"
             return f"{found[1]} (MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust)"
         if "timed out" in text:
             return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"

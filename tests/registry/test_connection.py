@@ -276,6 +276,11 @@ READ_ONLY_DATABASE = {
             "self-signed certificate (MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust)",
         ),
         (
+            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
+            "verify failed: certificate has expired (_ssl.c:1016)')))",
+            "certificate has expired by the clock of this machine",
+        ),
+        (
             f"{RETRIED} (Caused by NameResolutionError(\"{CONNECTION}: Failed to resolve 'mlflow.ops' ([Errno -3] "
             "Temporary failure in name resolution)))",
             "the name 'mlflow.ops' does not resolve: temporary failure in name resolution",
