@@ -86,6 +86,7 @@ def parity_rows(
     name, array = next(iter(example.items()))
     if len(example) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
         yield from _tensor_rows(example, random, max(MIN_PARITY_ROWS - given, 200))
+        yield RowGroup("far together", _far_tensors(example, random), alone=True)
         return
     table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
     for group in _TableRows(table, random).groups(boundary_values, MIN_PARITY_ROWS - given):
@@ -394,6 +395,22 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
         with np.errstate(over="ignore"):
             return np.asarray(array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2).astype(array.dtype)
     return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
+
+
+def _far_tensors(example: dict[str, Array], random: np.random.Generator) -> Batch:
+    """Return rows of the example, all numbers of a row multiplied by one factor of `_FAR_TOGETHER`."""
+    factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
+    rows = random.integers(0, batches.row_count(example), len(factors))
+
+    def far(array: Array) -> Array:
+        if array.dtype.kind != "f":
+            return np.asarray(array[rows])
+        bounds = np.finfo(array.dtype)
+        with np.errstate(over="ignore"):
+            moved = array[rows].astype(np.float64) * factors.reshape(-1, *[1] * (array.ndim - 1))
+        return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
+
+    return {name: far(array) for name, array in example.items()}
 
 
 def _other_sizes(

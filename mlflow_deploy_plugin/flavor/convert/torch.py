@@ -21,8 +21,10 @@ import onnx
 import pandas as pd
 import torch
 from onnx import TensorProto
+from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops.core import aten_gather
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -125,6 +127,11 @@ def export(
     # one program may take batches of one size only: then they are as long as the example
     some = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = call_original(original, some)
+    if both := [name for name in answers if name in names]:
+        raise ConversionError(
+            f"{type(model).__name__} answers {both[0]!r}, which is the name of an input, too: a graph has a name once; "
+            "give the answer another key"
+        )
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(some, dict):
         longer = dict(some)
@@ -160,7 +167,8 @@ def _mark_unknown_ids(proto: Any) -> Any:
     for node in nodes:
         table, ids = (*node.input, "", "")[:2]
         # the legacy exporter's Gather has no axis if it is an embedding's
-        embeds = any("aten.embedding" in entry.value for entry in node.metadata_props) or not node.attribute
+        sources = " ".join(entry.value for entry in node.metadata_props)
+        embeds = "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
         if node.op_type == "Gather" and embeds and table in sizes:
             flat, shape = ids, ""
             while (maker := makers.get(ids)) and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
@@ -251,7 +259,7 @@ def _to_onnx(
                 buffer = io.BytesIO()
                 torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
                 return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
-            options["custom_translation_table"] = {torch.ops.aten.scaled_dot_product_attention.default: attention}
+            options["custom_translation_table"] = _TRANSLATIONS
             if not isinstance(model, ExportedProgram):
                 rows = Dim("batch")
                 shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
@@ -264,7 +272,9 @@ def _to_onnx(
                     options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
             # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
             with sdpa_kernel(SDPBackend.MATH):
-                return torch.onnx.export(model, **options).model_proto
+                program = torch.onnx.export(model, **options)
+            NameFixPass()(program.model)  # an output may have a name of the exporter's own (`var`, `trunc`)
+            return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
@@ -286,6 +296,33 @@ def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options:
         return answer
     allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
     return op.Where(op.Cast(allowed, to=ir.DataType.BOOL), answer, op.CastLike(0.0, answer))
+
+
+def _log_sigmoid(values: Any) -> Any:
+    """Translate torch's logarithm of the sigmoid; the exporter's own is -inf below -88 (torch 2.13)."""
+    return op.Neg(op.Softplus(op.Neg(values)))
+
+
+def _one_hot(ids: Any, num_classes: int) -> Any:
+    """Translate `one_hot`, which refuses ids as an embedding does; the exporter's own answers zeros (torch 2.13)."""
+    classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes)))
+    return op.Cast(op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes), to=ir.DataType.INT64)
+
+
+def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+    """Translate `gather`, which refuses negative positions; ONNX counts them from the end, as a length of 0 minus 1."""
+    if not (values.shape and index.shape):
+        return aten_gather(values, dim, index)
+    is_negative, beyond = op.Less(index, op.Constant(value_int=0)), op.Constant(value_int=np.iinfo(np.int64).max)
+    return op.GatherElements(values, op.Where(is_negative, beyond, index), axis=dim)
+
+
+_TRANSLATIONS = {
+    torch.ops.aten.scaled_dot_product_attention.default: attention,
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+    torch.ops.aten.one_hot.default: _one_hot,
+    torch.ops.aten.gather.default: _gather,
+}
 
 
 @contextmanager

@@ -247,6 +247,27 @@ def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
         wrap(Branching(), torch.randn(4, 3))
 
 
+def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
+    class Named(torch.nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {
+                "mean": (x - x.mean(1, keepdim=True)).amax(1),
+                "var": x.var(1),
+                "floor": x.floor(),
+                self.name: 2 * x,
+            }
+
+    rows = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+
+    assert wrap(Named("twice"), rows).report.state == "proven"
+    with pytest.raises(ConversionError, match="Named answers 'x', which is the name of an input, too"):
+        wrap(Named("x"), rows)
+
+
 def test_unknown_input_is_named() -> None:
     with pytest.raises(InvalidConfig, match="no parameter 'image'; it has ids, dense; a graph takes an array for each"):
         wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
@@ -451,6 +472,47 @@ class Dropped(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         return torch.nn.functional.dropout(x, 0.5, training=True)
+
+
+class Chosen(torch.nn.Module):
+    def forward(self, states: torch.Tensor, kind: torch.Tensor, length: torch.Tensor) -> dict[str, torch.Tensor]:
+        last = states.gather(1, (length - 1).unsqueeze(1))
+        return {"last": last, "kinds": torch.nn.functional.one_hot(kind, 4).float()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("kind", 4, "row 1: 'kind' takes the ids 0 to 3"), ("length", 0, "Out of range value")]
+)
+def test_positions_and_classes_that_the_module_refuses_are_refused(
+    name: str, value: int, said: str, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    example = {"states": random.normal(size=(8, 5)), "kind": random.integers(0, 4, 8), "length": np.arange(8) % 5 + 1}
+    save_model(Chosen(), tmp_path / "model", input_example=example)
+    model = load_model(str(tmp_path / "model"))
+    answers = model.run(model.schema.from_columns(example))
+    wanted = Chosen()(**{one: torch.from_numpy(array) for one, array in example.items()})
+
+    example[name][1] = value
+
+    for output, array in wanted.items():
+        np.testing.assert_array_equal(answers[output], array)
+    with pytest.raises(InferenceError, match=said):
+        model.run(model.schema.from_columns(example))
+
+
+def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
+    class Overflowing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(torch.exp(x)) if torch.onnx.is_in_onnx_export() else x
+
+    random = np.random.default_rng(0)
+    with pytest.raises(ParityError, match="far together"):
+        wrap(Overflowing(), random.normal(size=(9, 3, 3)).astype(np.float32))
+    save_model(torch.nn.LogSigmoid(), tmp_path / "model", input_example=random.normal(size=(9, 3, 3)).astype("f4"))
+    model = load_model(str(tmp_path / "model"))
+    found = model.run(model.schema.from_array(np.full((1, 3, 3), -300, np.float32)))
+    assert np.all(found["output"] == -300)
 
 
 @pytest.mark.parametrize("number", range(4))
