@@ -133,8 +133,6 @@ class PyfuncTable:
         self.schema, self.artifact = pyfunc_schema(artifact), artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        from mlflow_deploy_plugin.pyfunc import RequestRefused
-
         has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
         try:
             if self.artifact.undescribed or has_frame_types:  # MLflow's own rules decide
@@ -142,18 +140,16 @@ class PyfuncTable:
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
-        except RequestRefused as refusal:
-            raise InvalidRequest(refusal.message) from None
+        except OnnxserveError as error:  # of whatever kind: it is about this row
+            raise InvalidRequest(error.message) from None
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        from mlflow_deploy_plugin.pyfunc import RequestRefused
-
         try:
             with redirect_stdout(sys.stderr):
                 answer = self._scorer.invoke(content_type, body).body
-        except RequestRefused as refusal:
-            raise InvalidRequest(refusal.message) from None
+        except OnnxserveError as error:  # of whatever kind: it is about this row
+            raise InvalidRequest(error.message) from None
         return orjson.loads(answer)["predictions"]
 
 

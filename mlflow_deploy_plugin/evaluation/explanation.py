@@ -39,7 +39,6 @@ from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.pyfunc import RequestRefused
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OnnxModel, read_served_artifact, row_count
 from mlflow_deploy_plugin.server import explained_features
@@ -313,10 +312,7 @@ def _contributions(
     if evals < once:
         raise InvalidConfig(f"max_evals is {evals}; {once // 2} columns need at least {once}, twice as many and one")
     progress(f"explaining {row_count(feeds):,} rows by {evals} evaluations each")
-    try:
-        found = explain_rows(model, against, feeds, evals, seed)
-    except RequestRefused as error:
-        raise InvalidConfig(error.message) from None
+    found = explain_rows(model, against, feeds, evals, seed)
     return found, f"{found.background_rows} rows of {kind}", evals
 
 

@@ -20,8 +20,14 @@ import pyarrow as pa
 import shap
 from pyarrow.types import is_floating
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError, one_line
-from mlflow_deploy_plugin.pyfunc.process import RequestRefused
+from mlflow_deploy_plugin.errors import (
+    DeadlineExceeded,
+    InferenceError,
+    InvalidArtifact,
+    InvalidRequest,
+    OnnxserveError,
+    one_line,
+)
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server import (
     INPUT_EXAMPLE,
@@ -58,7 +64,7 @@ def answer(request: SideMessage) -> SideMessage:
         `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
 
     Raises:
-        RequestRefused: the model cannot be explained, or not within the time.
+        InferenceError, InvalidRequest, DeadlineExceeded: the model cannot be explained, or not within the time.
     """
     fields = request.fields
     deadline = time.monotonic() + fields["seconds"]
@@ -67,13 +73,13 @@ def answer(request: SideMessage) -> SideMessage:
         rows = dict(request.arrays["feeds"])
         background = _read_background(model, most_background_rows(model, rows), _SEED)
         found = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
-    except InferenceError as error:
-        raise RequestRefused("model", error.message) from None
+    except InferenceError:
+        raise
     except OnnxserveError as error:
-        raise RequestRefused("request", error.message) from None
+        raise InvalidRequest(error.message) from None
     except _TimeIsUp:
         message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
-        raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
+        raise DeadlineExceeded(message + f"smaller max_evals (it was {fields['max_evals']})") from None
     described = {
         "columns": [feature.name for feature in found.features],
         "outputs": found.outputs,
@@ -116,7 +122,7 @@ def explain_rows(
         deadline: of `time.monotonic`.
 
     Raises:
-        InvalidRequest, InferenceError, RequestRefused: the model cannot be explained.
+        InvalidRequest, InferenceError: the model cannot be explained.
     """
     features = explained_features(model.artifact, rows)
     codes = _Codes.of(features, background, rows)
@@ -238,8 +244,7 @@ class _CodedModel:
             outputs = self._model.run(self._codes.feeds(rows), [output.name for output in self._explained])
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
-                message = f"the model answers {len(numbers)} rows to {len(rows)}, and cannot be explained"
-                raise RequestRefused("request", message)
+                raise InvalidRequest(f"the model answers {len(numbers)} rows to {len(rows)}, and cannot be explained")
             parts.append(numbers)
         return np.concatenate(parts)
 

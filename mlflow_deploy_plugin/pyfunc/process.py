@@ -2,8 +2,8 @@
 
 `server/models/side_process.py` starts it with the descriptor of its socket, over which the worker passes connections. A
 thread for each of these answers its requests one by one. Another one watches the socket, and ends this process and all
-that it has started when the worker has gone. A request that is refused says what is at fault, and exceptions of other
-people's code are cleaned for the client.
+that it has started when the worker has gone. Our errors go to the worker by the names of their classes. Exceptions of
+other people's code are cleaned for the client.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from typing import Literal
 
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
 from mlflow_deploy_plugin.server import FAILED_MESSAGE, SideMessage, receive_connection, receive_message, send_message
@@ -24,11 +24,8 @@ from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)
 
-RefusalKind = Literal["request", "schema", "size", "media type", "model", "time", "busy", "unavailable"]
-"""The part at fault: the body, its data, the size of its answer, its type, the model, the time that it takes, or what
-the model asks: its limit is reached, or it is away."""
 Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
-"""Returns the answer to one request, or its parts and an end, or raises `RequestRefused`. Called in several threads at
+"""Returns the answer to one request, or its parts and an end, or raises an OnnxserveError. Called in several threads at
 once."""
 
 _END_SECONDS = 5.0
@@ -42,15 +39,6 @@ stack."""
 
 class CannotStart(Exception):
     """The process cannot be made ready to answer; the message says why."""
-
-
-class RequestRefused(Exception):
-    """A request is not computed; `what` is at fault."""
-
-    def __init__(self, what: RefusalKind, message: str) -> None:
-        super().__init__(message)
-        self.what = what
-        self.message = message
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
@@ -91,7 +79,7 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
                     try:
                         send_message(connection, message)
                     except ValueError as error:
-                        send_message(connection, _refusal("size", f"the answer is too large: {error}"))
+                        send_message(connection, _refusal(BodyTooLarge(f"the answer is too large: {error}")))
                         break
 
 
@@ -103,17 +91,17 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
             yield answered
         else:
             yield from answered
-    except RequestRefused as refusal:
-        yield _refusal(refusal.what, refusal.message)
+    except OnnxserveError as error:
+        yield _refusal(error)
     except GeneratorExit:  # nobody wants the rest
         raise
     except BaseException as error:  # noqa: BLE001 - the boundary; the code may be cancelled by a loop of its own
         _log.exception("answering failed")
-        yield _refusal("model", f"the model cannot answer: {error_summary(error)}")
+        yield _refusal(InferenceError(f"the model cannot answer: {error_summary(error)}"))
 
 
-def _refusal(what: RefusalKind, message: str) -> SideMessage:
-    return SideMessage("refused", {"what": what, "message": message})
+def _refusal(error: OnnxserveError) -> SideMessage:
+    return SideMessage("refused", {"error": type(error).__name__, "message": error.message})
 
 
 def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:

@@ -34,8 +34,18 @@ from mlflow.types.schema import AnyType, Object
 from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
-from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.pyfunc.process import RefusalKind, RequestRefused, clean_message, error_summary, load_failure
+from mlflow_deploy_plugin.errors import (
+    BodyTooLarge,
+    InferenceError,
+    InvalidArtifact,
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    SchemaMismatch,
+    TooManyRequests,
+    UnsupportedMediaType,
+)
+from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     UNNAMED_OUTPUT,
@@ -57,7 +67,7 @@ _TEXTS = pd.Series([""]).dtype
 """The dtype of a column of texts: `str` from pandas 3 on, object before."""
 
 
-_LATER: dict[int, RefusalKind] = {429: "busy", 503: "unavailable"}
+_LATER: dict[int, type[OnnxserveError]] = {429: TooManyRequests, 503: NotReady}
 """The statuses of MLflow's errors that a client tries again on: no fault of its body."""
 
 
@@ -75,7 +85,7 @@ def to_model_input(
         names: MLflow's name of each column: a number if it has none, or a number for a name.
 
     Raises:
-        RequestRefused: a text is no date, or no base64.
+        SchemaMismatch: a text is no date, or no base64.
     """
     # a model may write into its input
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
@@ -90,7 +100,7 @@ def to_model_input(
                 arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
         except ValueError:  # binascii.Error is one
             expected = _A_DATE if kind == "datetime" else "base64"
-            raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+            raise SchemaMismatch(f"column {name!r} ({kind}) holds a text that is not {expected}") from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
@@ -297,8 +307,8 @@ def _strict_json(text: str) -> bytes:
     return text.encode()
 
 
-def _refusal_kind(error: Exception, otherwise: RefusalKind) -> RefusalKind:
-    """Return the kind of an error that the model may have raised to be asked again later, or `otherwise`."""
+def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[OnnxserveError]:
+    """Return the class for an error that the model may have raised to be asked again later, or `otherwise`."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
     return _LATER.get(status, otherwise)
 
@@ -375,7 +385,7 @@ def load_scorer(folder: Path) -> "Scorer":
 
 
 class Scorer:
-    """A loaded model. `invoke` and `predict` raise `RequestRefused`."""
+    """A loaded model. Its methods raise the errors of the server, as `SideProcess.request` does."""
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
         self._model = model
@@ -426,7 +436,7 @@ class Scorer:
         try:
             with tracing_context(enabled=False):  # nobody has asked
                 outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
-        except RequestRefused as refusal:
+        except OnnxserveError as refusal:
             _log.warning("the model does not answer its own example (%s): %s", INPUT_EXAMPLE, refusal.message)
             return {}
         return {name: array[:0] for name, array in outputs.items()}
@@ -439,7 +449,7 @@ class Scorer:
     def _score(self, model: Any, content_type: str | None, body: bytes, most_values: int) -> tuple[_Recorder, str]:
         """Have the model predict for a body of `/invocations`; return what it was given, and MLflow's answer."""
         if not content_type:
-            raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
+            raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         is_csv = content_type.partition(";")[0].strip() == "text/csv"
         recorder = _Recorder(model, most_values, self._dates, is_csv, self._texts)
         try:
@@ -449,10 +459,10 @@ class Scorer:
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
-                raise RequestRefused("model", f"the answer has no form as JSON: {error_summary(error)}") from None
-            raise RequestRefused("request", f"the body cannot be read: {error_summary(error)}") from None
+                raise InferenceError(f"the answer has no form as JSON: {error_summary(error)}") from None
+            raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
-            raise RequestRefused("media type" if answer.status == 415 else "request", clean_message(answer.response))
+            raise (UnsupportedMediaType if answer.status == 415 else InvalidRequest)(clean_message(answer.response))
         return recorder, answer.response
 
     def stream(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> Iterator[SideMessage]:
@@ -466,18 +476,18 @@ class Scorer:
         try:
             for part in self._model.predict_stream(given.data, params=given.params):
                 if count_values(part) > most_values:
-                    raise RequestRefused("size", too_many_values(most_values))
+                    raise BodyTooLarge(too_many_values(most_values))
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
                 yield SideMessage(PART_MESSAGE, arrays={"feeds": feeds}, body=_strict_json(text.getvalue()))
                 feeds = {}
-        except RequestRefused:
+        except BodyTooLarge:
             raise
         except MlflowException as error:
-            raise RequestRefused(_refusal_kind(error, "schema"), clean_message(error.message)) from None
+            raise _error_class(error, SchemaMismatch)(clean_message(error.message)) from None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a model raises what it likes
             _log.exception("the model refused a request")
-            raise RequestRefused("model", f"the model cannot compute this input: {error_summary(error)}") from None
+            raise InferenceError(f"the model cannot compute this input: {error_summary(error)}") from None
         yield SideMessage("end")
 
     def predict(
@@ -500,17 +510,17 @@ class Scorer:
             raise self._refusal(recorder, error) from None
         except NotRepresentable as error:
             message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
-            raise RequestRefused("model", message) from None
+            raise InferenceError(message) from None
 
-    def _refusal(self, recorder: _Recorder, error: Exception) -> RequestRefused:
+    def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         if recorder.is_too_large:
-            return RequestRefused("size", too_many_values(recorder.most))
+            return BodyTooLarge(too_many_values(recorder.most))
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
-            return RequestRefused("model", f"the model cannot compute this input: {error_summary(recorder.error)}")
+            return InferenceError(f"the model cannot compute this input: {error_summary(recorder.error)}")
         is_read = recorder.data is not None
-        kind = _refusal_kind(error, "schema" if is_read else "request")
-        return RequestRefused(kind, clean_message(str(getattr(error, "message", error))))
+        kind = _error_class(error, SchemaMismatch if is_read else InvalidRequest)
+        return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
         """Return the arrays for the inference log: `feeds`, and `outputs` or the `texts` in their place.

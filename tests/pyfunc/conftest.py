@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.errors import OnnxserveError
 from tests.support.pyfuncs import save_pyfuncs
 
 Answer = tuple[int, bytes]
-_STATUS = {"request": 400, "schema": 400, "media type": 415, "model": 400}
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +29,11 @@ def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str | None, bytes], Answer]:
-    from mlflow_deploy_plugin.pyfunc.process import RequestRefused
-
     def ask(model: str, content_type: str | None, body: bytes) -> Answer:
         try:
             return 200, scorers[model].invoke(content_type, body).body
-        except RequestRefused as refusal:
-            return _STATUS[refusal.what], json.dumps({"message": refusal.message}).encode()
+        except OnnxserveError as refusal:
+            return refusal.http_status, json.dumps({"message": refusal.message}).encode()
 
     return ask
 

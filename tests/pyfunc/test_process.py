@@ -19,7 +19,8 @@ from tests.support.waiting import wait_until
 CHILD = """
 import atexit, sys, time
 from mlflow_deploy_plugin.pyfunc import process
-from mlflow_deploy_plugin.pyfunc.process import CannotStart, RequestRefused, answer_all
+from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.pyfunc.process import CannotStart, answer_all
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.side_process import SideMessage
 
@@ -38,7 +39,7 @@ def start():
 
 def answer(request):
     if request.kind == "refuse":
-        raise RequestRefused("schema", "column 'x' is missing")
+        raise SchemaMismatch("column 'x' is missing")
     if request.kind == "raise":
         raise KeyError("/usr/lib/python3/thing.py")
     if request.kind == "fill":
@@ -90,11 +91,14 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     assert ready.kind == "ready"
     ours = connect(control)
     assert [ask(ours, "add", n=n).fields["n"] for n in (1, 2)] == [1, 2]
-    assert ask(ours, "refuse").fields == {"what": "schema", "message": "column 'x' is missing"}
+    assert ask(ours, "refuse").fields == {"error": "SchemaMismatch", "message": "column 'x' is missing"}
     said = ask(ours, "raise").fields
-    assert said == {"what": "model", "message": "the model cannot answer: KeyError: '…'"}
+    assert said == {"error": "InferenceError", "message": "the model cannot answer: KeyError: '…'"}
     said = ask(ours, "fill").fields
-    assert said == {"what": "size", "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on"}
+    assert said == {
+        "error": "BodyTooLarge",
+        "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on",
+    }
     assert ask(ours, "add", n=3).fields["n"] == 3
     ours.close()
     control.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_deploy_plugin.pyfunc.process import RequestRefused
+from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, to_texts
 
 JSON = "application/json"
@@ -37,7 +37,7 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
     as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")
     assert as_csv.body == as_json.body
     assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
-    with pytest.raises(RequestRefused, match=r"'when' \(datetime\) .* not a date as 2013-07-01T12:30:00"):
+    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\) .* not a date as 2013-07-01T12:30:00"):
         scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
 
 
@@ -50,16 +50,16 @@ def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
     in_milliseconds = table.assign(when=table["when"].astype("datetime64[ms]").astype("int64"))
 
     assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
-    with pytest.raises(RequestRefused, match=r"'when' \(datetime\) holds 1372723200000, which is not a date as 2013-"):
+    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\) holds 1372723200000, which is not a date as 2013-"):
         scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
-    with pytest.raises(RequestRefused, match="'when'"):
+    with pytest.raises(InvalidRequest, match="'when'"):
         scorers["days"].invoke(JSON, b'{"inputs": {"when": [1372723200000], "name": ["a"]}}')
 
 
 def test_dates_of_json_have_the_form_of_the_first_one(scorers: dict[str, Any]) -> None:
     """Python's `isoformat` leaves out microseconds that are 0. MLflow refuses them, too."""
     texts = "2013-07-01T12:30:00", "2013-07-02T12:30:00.5"
-    with pytest.raises(RequestRefused, match="in JSON, all texts of a column have the form of the first one"):
+    with pytest.raises(InvalidRequest, match="in JSON, all texts of a column have the form of the first one"):
         scorers["days"].invoke(JSON, records(*({"when": text, "name": "a"} for text in texts)))
 
 
@@ -71,7 +71,7 @@ def test_dates_are_read_of_a_list_of_rows(scorers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31T00:00:00"])
 def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(scorers: dict[str, Any], text: str) -> None:
     expected = r"'when' \(datetime\) holds a text that is not a date as 2013-07-01T12:30:00, from 1678 to 2261"
-    with pytest.raises(RequestRefused, match=expected):
+    with pytest.raises(InvalidRequest, match=expected):
         scorers["days"].invoke(JSON, records({"when": text, "name": "a"}))
 
 
@@ -100,7 +100,7 @@ def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
 
 
 def test_what_a_column_lacks_is_said_without_the_data(scorers: dict[str, Any]) -> None:
-    with pytest.raises(RequestRefused) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         scorers["days"].invoke(JSON, records({"name": "a secret"}))
     assert refusal.value.message == "Model is missing inputs ['when']."
 
@@ -178,24 +178,28 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "feeds", "what", "said"),
+    ("model", "feeds", "error", "said"),
     [
-        ("bytes", {"blob": ["%"]}, "schema", "column 'blob' (binary) holds a text that is not base64"),
-        ("troubled", {"do": ["raise"]}, "model", "the model cannot compute this input: KeyError: 'no such thing"),
-        ("troubled", {"do": ["point"]}, "model", "the model's answer has no form as named arrays ("),
+        ("bytes", {"blob": ["%"]}, SchemaMismatch, "column 'blob' (binary) holds a text that is not base64"),
+        (
+            "troubled",
+            {"do": ["raise"]},
+            InferenceError,
+            "the model cannot compute this input: KeyError: 'no such thing",
+        ),
+        ("troubled", {"do": ["point"]}, InferenceError, "the model's answer has no form as named arrays ("),
     ],
 )
 def test_a_refusal_says_what_is_at_fault(
-    scorers: dict[str, Any], model: str, feeds: dict[str, list[str]], what: str, said: str
+    scorers: dict[str, Any], model: str, feeds: dict[str, list[str]], error: type[OnnxserveError], said: str
 ) -> None:
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(error) as caught:
         scorers[model].predict({name: np.array(texts, dtype=object) for name, texts in feeds.items()})
-    assert caught.value.what == what
+    assert type(caught.value) is error
     assert said in caught.value.message
     assert "/usr" not in caught.value.message
 
 
 def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers: dict[str, Any]) -> None:
-    with pytest.raises(RequestRefused, match="the answer has no form as JSON: TypeError") as caught:
+    with pytest.raises(InferenceError, match="the answer has no form as JSON: TypeError"):
         scorers["troubled"].invoke(JSON, records({"do": "point"}))
-    assert caught.value.what == "model"

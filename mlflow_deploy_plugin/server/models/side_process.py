@@ -44,9 +44,7 @@ from mlflow_deploy_plugin.errors import (
     InvalidRequest,
     NotReady,
     OnnxserveError,
-    SchemaMismatch,
     TooManyRequests,
-    UnsupportedMediaType,
 )
 from mlflow_deploy_plugin.processes import Child, Crashes, exit_reason
 from mlflow_deploy_plugin.runtime import Array, pack_arrays, unpack_arrays
@@ -62,17 +60,9 @@ _GRACE_SECONDS: Final = 1.0
 """The time for a process to end by itself after it has closed its connection, so that its exit status is its own."""
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters must not be among the worker's
 
-_REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {
-    "request": InvalidRequest,
-    "schema": SchemaMismatch,
-    "size": BodyTooLarge,
-    "media type": UnsupportedMediaType,
-    "model": InferenceError,
-    "time": DeadlineExceeded,
-    "busy": TooManyRequests,
-    "unavailable": NotReady,
-}
-"""The errors that a side process reports (`pyfunc/`), by the name in its message."""
+_REPORTED: list[type[OnnxserveError]] = [InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
+_REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidRequest.__subclasses__())}
+"""The errors that a side process reports (`pyfunc/`), by the name in its message. Any other is an InferenceError."""
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_BYTES = 1024 * 1024 * 1024
@@ -468,7 +458,7 @@ class SideProcess:
         if answer.kind != PART_MESSAGE:
             running.expect(connection, False)
         if answer.kind == "refused":
-            raise _REMOTE_ERRORS[answer.fields["what"]](answer.fields["message"])
+            raise _REMOTE_ERRORS.get(answer.fields["error"], InferenceError)(answer.fields["message"])
         return answer
 
     def _give_up(self, running: _ProcessRun, connection: socket.socket, began: float) -> DeadlineExceeded:
