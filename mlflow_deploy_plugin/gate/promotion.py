@@ -190,7 +190,7 @@ class _Request:
         return (
             self.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
             and self.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
-            and age < timedelta(hours=self.chosen.policy.fresh_hours)
+            and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 
     def tag_forced(self, status: GateStatus) -> GateStatus:
