@@ -31,7 +31,6 @@ from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
-from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
 from threadpoolctl import ThreadpoolController
@@ -66,7 +65,6 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     finish_outputs,
     no_shapes,
     own_converters,
-    parse_columns,
     round_before_last_step,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
@@ -272,7 +270,6 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
                 custom_conversion_functions=precise,
                 custom_shape_calculators=dict.fromkeys(precise, no_shapes),
-                custom_parsers={ColumnTransformer: parse_columns},
                 target_opset=OPSETS,
                 intermediate=True,
             )

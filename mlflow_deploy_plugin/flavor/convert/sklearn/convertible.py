@@ -6,7 +6,6 @@ replaced by the ones of `stand_ins.py`.
 
 from copy import deepcopy
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,8 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    MISSING,
-    column_names,
-    column_transformers,
-    encoders,
-    named_steps,
-    passes_on,
-    sub_estimators,
-)
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import LaterColumns, SeveralTargets, Transforming
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, encoders, passes_on, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets, Transforming
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -40,21 +31,7 @@ def convertible_copy(fitted: Any) -> Any:
     for part in sub_estimators(copy):
         _change_kind(part)
         _use_transforms(part)
-    for part in sub_estimators(copy):
-        if isinstance(part, Pipeline):
-            _replace_later_columns(part)
-    transformers = column_transformers(copy)
-    for transformer in transformers:
-        if hasattr(transformer, "feature_names_in_"):
-            names, steps = list(transformer.feature_names_in_), []
-            for name, step, columns in transformer.transformers_:
-                read = column_names(columns, names)
-                # a step for each column that is passed on, so that texts and numbers are not joined
-                apart = [[column] for column in read] if passes_on(step) else [read]
-                steps += [(name, "passthrough" if passes_on(step) else step, some) for some in apart]
-            transformer.transformers_ = steps
-    for part in sub_estimators(copy):
-        if all(part is not transformer for transformer in transformers):
+        if not isinstance(part, ColumnTransformer):
             vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
     return copy
 
@@ -102,61 +79,3 @@ def _transforming(step: Any) -> Any:
         step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
     replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
     return Transforming(step) if replaced else step
-
-
-def _replace_later_columns(pipeline: Pipeline) -> None:
-    """Merge the ColumnTransformers at the start of a pipeline, and replace all others behind the first step.
-
-    skl2onnx selects columns only from the graph's inputs.
-    """
-    while len(pipeline.steps) > 1:
-        first, second = (step for _, step in pipeline.steps[:2])
-        if not (isinstance(first, ColumnTransformer) and isinstance(second, ColumnTransformer)):
-            break
-        if not _merge(first, second):
-            break
-        del pipeline.steps[1]
-    for position, (name, step) in enumerate(pipeline.steps):
-        if position > 0 and isinstance(step, ColumnTransformer):
-            parts = [(inner, positions) for _, inner, positions in named_steps(step)]
-            pipeline.steps[position] = name, LaterColumns(parts, step.n_features_in_)
-
-
-def _merge(first: ColumnTransformer, second: ColumnTransformer) -> bool:
-    """Make the first ColumnTransformer do the steps of the second one, too; return False if that is impossible.
-
-    It is impossible if a step of the second one reads columns that several steps of the first one have made. Merged,
-    the texts that the first one fills in are not joined with numbers before the second one encodes them.
-    """
-    names = list(getattr(first, "feature_names_in_", range(first.n_features_in_)))
-    maker_of = {place: maker for maker in first.transformers_ for place in _places(first.output_indices_[maker[0]])}
-    merged: list[tuple[str, Any, list[Any]]] = []
-    outputs: dict[str, slice] = {}
-    width = 0
-    for second_name, later, positions in named_steps(second):
-        # columns that are passed on may have several makers: each maker then gets a step of its own
-        by_maker = [list(run) for _, run in groupby(positions, lambda position: maker_of[position][0])]
-        for read in by_maker if passes_on(later) else [positions]:
-            name, step, columns = maker_of[read[0]]
-            made = _places(first.output_indices_[name])
-            if not set(read) <= set(made):
-                return False
-            columns = column_names(columns, names)
-            inside = [position - made.start for position in read]
-            if passes_on(step):
-                columns, step = [columns[place] for place in inside], later
-            elif inside != list(range(len(made))):
-                step = Pipeline([("first", step), ("then", LaterColumns([(later, inside)], len(made)))])
-            elif not passes_on(later):
-                step = Pipeline([("first", step), ("then", later)])
-            count = len(read) if passes_on(later) else len(_places(second.output_indices_[second_name]))
-            merged_name = f"step {len(merged)}"
-            outputs[merged_name] = slice(width, width + count)
-            merged.append((merged_name, step, columns))
-            width += count
-    first.transformers_, first.output_indices_ = merged, outputs
-    return True
-
-
-def _places(made: slice) -> range:
-    return range(made.start, made.stop)

@@ -10,6 +10,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import groupby
 from threading import Lock
 from typing import Any, Literal
 
@@ -17,15 +18,23 @@ import numpy as np
 import onnx
 from onnx import helper
 from skl2onnx import update_registered_converter
-from skl2onnx._parse import _parse_sklearn, _parse_sklearn_column_transformer, sklearn_parsers_map
+from skl2onnx._parse import _parse_sklearn, do_not_merge_columns, sklearn_parsers_map
 from skl2onnx._supported_operators import sklearn_operator_name_map
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
+from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import compares_in_64_bits, last_step, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    compares_in_64_bits,
+    first_steps,
+    last_step,
+    named_steps,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Output, Role
 
@@ -131,10 +140,14 @@ _REGISTERING = Lock()
 
 @contextmanager
 def own_converters() -> Iterator[None]:
-    """Forget afterwards what `register_converter` told skl2onnx: a user's own conversions are left to skl2onnx."""
+    """Have skl2onnx use `parse_columns` and what `register_converter` tells it, and forget both afterwards.
+
+    A user's own conversions are left to skl2onnx.
+    """
     tables = sklearn_operator_name_map, sklearn_parsers_map
     with _REGISTERING:
         before = [dict(table) for table in tables]
+        sklearn_parsers_map[ColumnTransformer] = parse_columns
         try:
             yield
         finally:
@@ -174,13 +187,44 @@ def no_shapes(operator: Any) -> None:
 def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
     """Return skl2onnx's variable of a ColumnTransformer's output, or several variables if it makes texts and numbers.
 
-    Joined, all would be texts, and ONNX Runtime writes a number with eight digits.
+    Joined, all would be texts, and ONNX Runtime writes a number with eight digits. skl2onnx's own parser joins them,
+    and picks columns from the graph's inputs only.
     """
-    joined = _parse_sklearn_column_transformer(scope, model, inputs, custom_parsers)
-    joins = {one.outputs[0].full_name: one.inputs for one in scope.operators.values() if one.type == "SklearnConcat"}
-    parts = list(joins.get(joined[0].full_name, joined) if joined else joined)
+    widths = [model.n_features_in_] if len(inputs) == 1 else [one.type.shape[1] for one in inputs]
+    places = [(one, place) for one, width in zip(inputs, widths, strict=True) for place in range(width)]
+    names, given = getattr(model, "feature_names_in_", ()), {one.raw_name: (one, 0) for one in inputs}
+    parts: list[Any] = []
+    for name, step, positions in named_steps(model):
+        read = [str(names[position]) for position in positions] if len(names) else []
+        by_name = len(inputs) == len(places) and {*read} <= given.keys()  # the graph's inputs, in an order of their own
+        found = [given[one] for one in read] if read and by_name else [places[position] for position in positions]
+        picked = []
+        for variable, run in groupby(found, lambda one: one[0]):
+            columns = [place for _, place in run]
+            if columns != list(range(widths[inputs.index(variable)])):
+                kind = type(variable.type)([None, len(columns)])
+                variable = _declare(scope, "SklearnArrayFeatureExtractor", [variable], kind, column_indices=columns)
+            picked.append(variable)
+        if not passes_on(step):
+            if len(picked) > 1 and not isinstance(first_steps(step)[0], do_not_merge_columns):
+                picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
+            made = model.output_indices_[name]
+            picked = _parse_sklearn(scope, step, picked)[:1]
+            picked[0].type = type(picked[0].type)([None, made.stop - made.start])
+        parts += picked
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
-    return parts if is_mixed else joined  # nodes that no output needs are dropped
+    if is_mixed or len(parts) == 1:
+        return parts
+    return [_declare(scope, "SklearnConcat", parts, type(parts[0].type)([None, None]))]
+
+
+def _declare(scope: Any, operator: str, inputs: list[Any], kind: Any, **attributes: Any) -> Any:
+    """Add one of skl2onnx's own operators, and return the variable of its output."""
+    declared, output = scope.declare_local_operator(operator), scope.declare_local_variable("columns", kind)
+    declared.inputs = inputs
+    declared.outputs.append(output)
+    vars(declared).update(attributes)
+    return output
 
 
 class Subgraph(NodeBuilder):

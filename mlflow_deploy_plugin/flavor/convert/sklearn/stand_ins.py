@@ -33,18 +33,6 @@ class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
         return self.support
 
 
-class LaterColumns(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A ColumnTransformer behind other steps: `parts` has each of its steps with the positions of the columns it reads.
-
-    skl2onnx selects columns by their names or positions in the graph's inputs only.
-    """
-
-    stands_for = "ColumnTransformer"
-
-    def __init__(self, parts: list[tuple[Any, list[int]]], n_features_in_: int) -> None:
-        self.parts, self.n_features_in_ = parts, n_features_in_
-
-
 class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
     """An encoder of any library as lookup tables: the numbers that it makes of each category of each column.
 

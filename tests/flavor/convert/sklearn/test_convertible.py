@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
-from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import BaggingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -30,8 +30,9 @@ def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
     assert wrap(model, table).report.state == "proven"
 
 
+@pytest.mark.parametrize("is_within", [False, True], ids=["alone", "within another estimator"])
 @pytest.mark.parametrize("as_table", [True, False], ids=["by names", "by positions"])
-def test_two_column_transformers_in_turn_are_proven(as_table: bool) -> None:
+def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: bool) -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(random.normal(size=(300, 3)), columns=NAMES)
     table = table.assign(city=random.choice(["oslo", "rome", "lima"], 300), day=random.choice(["mo", "tu"], 300))
@@ -47,9 +48,10 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool) -> None:
         remainder="passthrough",
     )
     pipeline = make_pipeline(filled.set_output(transform="pandas" if as_table else "default"), encoded, Ridge())
-    pipeline.fit(table, table.a.fillna(0) + (table.city == "oslo"))
+    model = TransformedTargetRegressor(pipeline, transformer=StandardScaler()) if is_within else pipeline
+    model.fit(table, table.a.fillna(0) + (table.city == "oslo"))
 
-    assert wrap(pipeline, table).report.state == "proven"
+    assert wrap(model, table).report.state == "proven"
 
 
 def test_a_single_column_that_is_passed_on_is_proven() -> None:

@@ -35,25 +35,16 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan, passes_on
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
-from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, LaterColumns, Selection, Transforming
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Selection, Transforming
 from mlflow_deploy_plugin.runtime import Array
 
 
 def selected(model: Any, rows: Rows) -> TracedArray:
     return rows.matrix[:, np.flatnonzero(model.get_support())]
-
-
-def picked(model: LaterColumns, rows: Rows) -> TracedArray:
-    """Return the outputs of all steps, each computed from the columns that it reads, side by side."""
-    parts = []
-    for step, positions in model.parts:
-        columns = rows.with_matrix(rows.matrix[:, positions])
-        parts.append(columns.matrix if passes_on(step) else columns.ask(step, "transform"))
-    return np.concatenate(parts, axis=1)
 
 
 def transformed(model: Transforming, rows: Rows) -> TracedArray:
@@ -310,7 +301,6 @@ _SELECTORS = (
 )
 FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(_SELECTORS, selected),
-    LaterColumns: picked,
     Transforming: transformed,
     MissingIndicator: marked,
     FactorAnalysis: factors,

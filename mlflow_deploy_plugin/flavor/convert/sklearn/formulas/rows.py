@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
+from itertools import groupby
 from pickle import PicklingError
 from typing import Any
 
@@ -15,9 +16,15 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble._gb import BaseGradientBoosting
 from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, SGDClassifier
-from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, passes_on, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    best_estimator,
+    is_linear,
+    last_step,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     ONNX_TYPES,
     SAMPLE_ROWS,
@@ -121,7 +128,7 @@ class Rows:
         """
         if not (isinstance(estimator, RFE) and method == "transform"):  # it selects columns, too
             estimator = best_estimator(estimator)
-        if isinstance(estimator, Pipeline):
+        if isinstance(estimator, Pipeline) and not all(isinstance(one, ColumnTransformer) for one in estimator):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
@@ -153,14 +160,14 @@ class Rows:
         """
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
-            for _, step in estimator.steps[:-1]:
-                if not passes_on(step):
-                    if id(step) not in rows._after:
-                        learned = _learned(step)
-                        if learned not in rows._after:
-                            rows._after[learned] = rows.with_matrix(rows.ask(step, "transform")), step
-                        rows._after[id(step)] = rows._after[learned][0], step
-                    rows, _ = rows._after[id(step)]
+            used = (step for _, step in estimator.steps[:-1] if not passes_on(step))
+            for picks_columns, run in groupby(used, lambda step: isinstance(step, ColumnTransformer)):
+                steps = [*run]  # ColumnTransformers in turn are one step: their texts and numbers make no matrix
+                for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
+                    learned = _learned(step)
+                    if learned not in rows._after:
+                        rows._after[learned] = rows.with_matrix(rows.ask(step, "transform")), step
+                    rows, _ = rows._after[learned]
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
@@ -213,6 +220,8 @@ class Rows:
         names = self._outputs[key]
         if method == "label":
             return Traced(self._graph, names[0], sample).reshape(-1)
+        if method == "transform" and len(names) > 1:
+            raise NotImplementedError("texts beside numbers, which no step before it turns into numbers")
         name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
         if method == "decision_function" and sample.ndim == 1:  # skl2onnx has a column for each of two classes
             return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
@@ -221,7 +230,7 @@ class Rows:
     def _variables(self, estimator: Any) -> list[Any]:
         """Return the inputs of an estimator's converter; gradient boosting reads 32-bit floats, as in scikit-learn."""
         rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
-        is_table = len(self._inputs) > 1 and not isinstance(estimator, ColumnTransformer | FeatureUnion)
+        is_table = len(self._inputs) > 1 and not isinstance(last_step(estimator), ColumnTransformer | FeatureUnion)
         if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs
         matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)
@@ -236,8 +245,8 @@ class Rows:
             count = len(estimator.classes_)
             flat = count == 2 and method == "decision_function"
             return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
-        if isinstance(estimator, ColumnTransformer):
-            return np.ones((SAMPLE_ROWS, max(part.stop for part in estimator.output_indices_.values())))
+        if isinstance(last := last_step(estimator), ColumnTransformer):
+            return np.ones((SAMPLE_ROWS, max(part.stop for part in last.output_indices_.values())))
         if self.has_texts:
             if method == "transform":
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
