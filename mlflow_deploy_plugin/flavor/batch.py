@@ -77,6 +77,11 @@ def row_count(batch: Batch) -> int:
     return len(first) if first.ndim else 1
 
 
+def have_rows(batch: Batch) -> bool:
+    """Return True if the first dimension is the same in all tensors. The nodes and edges of a graph are no rows."""
+    return isinstance(batch, pd.DataFrame) or len({array.shape[:1] for array in batch.values()}) == 1
+
+
 def take_rows(batch: Batch, positions: Any) -> Batch:
     """Return the rows at `positions` (indices, a slice or a boolean mask)."""
     if isinstance(batch, pd.DataFrame):

@@ -406,7 +406,7 @@ def _far_tensors(example: dict[str, Array], random: np.random.Generator) -> Batc
         if array.dtype.kind != "f":
             return np.asarray(array[rows])
         bounds = np.finfo(array.dtype)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             moved = array[rows].astype(np.float64) * factors.reshape(-1, *[1] * (array.ndim - 1))
         return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
 

@@ -133,8 +133,9 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # it is of another distribution
         return None
-    original, head = converter.original_model(model), slice(0, EXAMPLE_ROWS)
-    rows: Any = batches.take_rows(converter.read_batch(model, input_example), head)
+    original, rows = converter.original_model(model), converter.read_batch(model, input_example)
+    head = slice(0, EXAMPLE_ROWS if batches.have_rows(rows) else None)
+    rows = batches.take_rows(rows, head)
     if is_table := isinstance(rows, pd.DataFrame):
         rows = rows.rename(columns=str)  # as signatures have them
     answers = call_original(original, rows)

@@ -56,6 +56,19 @@ def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
     assert "decides by the values of its tensors" in reason
 
 
+def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking: Path) -> None:
+    class Neighbours(torch.nn.Module):
+        def forward(self, nodes: Any, edges: Any) -> Any:
+            return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])
+
+    found, reason = _served(Neighbours(), {"nodes": ROWS, "edges": np.array([[5, 0], [1, 1]])})
+
+    np.testing.assert_allclose(found[1], ROWS[5] + ROWS[0])
+    assert reason == (
+        "its inputs differ in their first dimension, which has to be the batch: 'nodes' [6, 3], 'edges' [2, 2]"
+    )
+
+
 def test_a_tensor_as_example_keeps_signature_and_example(tracking: Path) -> None:
     class Repeated(Longest):
         def forward(self, left: Any) -> Any:  # type: ignore[override]

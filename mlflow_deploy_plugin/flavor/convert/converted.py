@@ -12,6 +12,7 @@ import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input, Output
@@ -227,11 +228,15 @@ def require_example(batch: Batch | None, predict_fn: str, what: str, method: str
 
     Raises:
         InvalidConfig: there is no example, whose shapes and types are needed; or `predict_proba` is asked for.
+        ConversionError: the first dimensions of its tensors are not the same, and so no rows.
     """
     if batch is None:
         raise InvalidConfig(f"input_example: {what} needs one, to know the shapes and types of its inputs")
     if predict_fn != "predict":
         raise InvalidConfig(f"pyfunc_predict_fn: {what} has only its {method}; leave it at 'predict'")
+    if not batches.have_rows(batch):
+        shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
+        raise ConversionError(f"its inputs differ in their first dimension, which has to be the batch: {shapes}")
     return batch
 
 

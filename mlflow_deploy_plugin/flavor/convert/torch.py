@@ -374,6 +374,8 @@ def by_name(answer: Any, of_tensors: bool, name: str = "") -> dict[str, torch.Te
         with suppress(ValueError):  # it is registered already
             torch.export.register_dataclass(type(answer))  # else the exporter does not know it
         answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
+    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # a NamedTuple
+        answer = answer._asdict()
     if isinstance(answer, dict):
         parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
     elif isinstance(answer, list | tuple):

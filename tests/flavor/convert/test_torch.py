@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -149,6 +149,21 @@ def test_nested_outputs_are_named_by_their_way() -> None:
 
     assert wrapped.converted.prediction == ("output_0", "output_1_0", "output_1_1.inner")
     assert wrapped.report.state == "proven"
+
+
+class Located(NamedTuple):
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+def test_the_fields_of_a_named_tuple_are_outputs() -> None:
+    class Locating(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Located:
+            return Located(x.mean(1), x.std(1))
+
+    wrapped = wrap(Locating(), torch.randn(6, 4))
+
+    assert (wrapped.converted.prediction, wrapped.report.state) == (("mean", "spread"), "proven")
 
 
 def test_the_fields_of_a_dataclass_are_outputs() -> None:
