@@ -99,5 +99,7 @@ class CircuitBreaker:
 
     def _tell(self, error: Exception) -> None:
         self._count_failure()
-        # not the message: it may hold the address with its password
-        logger.error("Redis does not answer (%s): %s", type(error).__name__, self._consequence)
+        # not the client's own message: it may hold the address with its password
+        system = error.__cause__ or error.__context__
+        reason = system.strerror if isinstance(system, OSError) else None
+        logger.error("Redis does not answer (%s): %s", reason or type(error).__name__, self._consequence)
