@@ -104,7 +104,7 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
         why, before = f"run {one.run_id} of retraining {one.id} has registered it", f"version {plan.base_version}"
         context.write(registered, context.event("retrain.version", registered, before, f"version {version}", why, {}))
     elif run.status == "FINISHED":
-        logged = ", and has logged no model"
+        logged = ", and has logged no model within `mlflow.start_run()`"
         if run.has_logged_a_model:
             logged = ": it has logged a model, which its project has to register under the name in `registered_model`"
         context.fail(one, f"the run has registered no version of {plan.model}{logged}")

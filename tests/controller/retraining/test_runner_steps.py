@@ -68,7 +68,10 @@ def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(wor
 @pytest.mark.long
 def test_a_run_that_registers_nothing_has_failed(world: RetrainingWorld) -> None:
     begin(world, "nothing")
-    assert world.until("failed").reason == f"the run has registered no version of {MODEL}, and has logged no model"
+    assert (
+        world.until("failed").reason
+        == f"the run has registered no version of {MODEL}, and has logged no model within `mlflow.start_run()`"
+    )
 
 
 def _is_gone(run_id: str) -> bool:

@@ -80,7 +80,10 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
     running = world.take()
     assert (running.state, running.figures["rows"]) == ("running", 300)
     failed = world.until("failed")
-    assert failed.reason == f"the run has registered no version of {MODEL}, and has logged no model"
+    assert (
+        failed.reason
+        == f"the run has registered no version of {MODEL}, and has logged no model within `mlflow.start_run()`"
+    )
 
 
 def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
