@@ -125,10 +125,9 @@ def explain_rows(
         InvalidRequest, InferenceError: the model cannot be explained.
     """
     features = explained_features(model.artifact, rows)
-    codes = _Codes.of(features, background, rows)
-    numbers = _CodedModel(model, codes, deadline)
-    values, base_values = numbers.explain(max_evals, seed)
-    return RowContributions(features, numbers.names, values, base_values, len(codes.background))
+    coded = _CodedModel(model, features, background, rows, deadline)
+    values, base_values = coded.explain(max_evals, seed)
+    return RowContributions(features, coded.names, values, base_values, len(coded.background))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,81 +180,59 @@ class _TimeIsUp(Exception):
     """The deadline of a request has passed."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Codes:
-    """Rows as codes of their values.
-
-    Attributes:
-        values: by feature, its distinct values.
-        background / rows: [N, features] float64, indices into `values`.
-        like: feeds of the graph, for their shapes and types.
-    """
-
-    features: list[ExplainedFeature]
-    values: list[Array]
-    background: Array
-    rows: Array
-    like: Feeds
-
-    @classmethod
-    def of(cls, features: list[ExplainedFeature], background: Feeds, rows: Feeds) -> "_Codes":
-        values, codes = [], []
-        for feature in features:
-            both = np.concatenate([feature.values(background), feature.values(rows)])
-            unique, places = np.unique(both, return_inverse=True)
-            values.append(unique)
-            codes.append(places.astype(np.float64))
-        matrix = np.stack(codes, axis=1)
-        split = len(feature.values(background))
-        return cls(features, values, matrix[:split], matrix[split:], rows)
-
-    def feeds(self, matrix: Array) -> Feeds:
-        """Return the feeds of a matrix of codes."""
-        places = matrix.astype(np.intp)
-        feeds = {
-            name: np.empty((len(matrix), *array.shape[1:]), dtype=array.dtype) for name, array in self.like.items()
-        }
-        for number, feature in enumerate(self.features):
-            column = self.values[number][places[:, number]]
-            for name, position in feature.places:
-                feeds[name].reshape(len(matrix), -1)[:, position] = column
-        return feeds
-
-
 class _CodedModel:
     """The model as shap calls it: a matrix of codes in, a matrix of numbers out.
 
+    A code is the index of a value among the distinct values that its feature has in the background and the rows.
+
     Attributes:
+        background: the codes of the background, [N, features] float64.
         names: the names of the columns of its result, known after the first call.
     """
 
-    def __init__(self, model: OnnxModel, codes: _Codes, deadline: float) -> None:
-        self._model = model
-        self._codes = codes
-        self._deadline = deadline
+    def __init__(
+        self, model: OnnxModel, features: list[ExplainedFeature], background: Feeds, rows: Feeds, deadline: float
+    ) -> None:
+        self._model, self._features, self._deadline = model, features, deadline
         self._explained = explained_outputs(model.artifact)
+        self._like = rows  # for the shapes and types of feeds
+        self._values: list[Array] = []  # by feature
         self.names: list[str | int | float | bool] = []
+        codes = []
+        for feature in features:
+            both = np.concatenate([feature.values(background), feature.values(rows)])
+            unique, places = np.unique(both, return_inverse=True)
+            self._values.append(unique)
+            codes.append(places.astype(np.float64))
+        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(feature.values(background))])
 
     def __call__(self, matrix: Array) -> Array:
         parts = []
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise _TimeIsUp
-            outputs = self._model.run(self._codes.feeds(rows), [output.name for output in self._explained])
+            outputs = self._model.run(self._feeds(rows), [output.name for output in self._explained])
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
                 raise InvalidRequest(f"the model answers {len(numbers)} rows to {len(rows)}, and cannot be explained")
             parts.append(numbers)
         return np.concatenate(parts)
 
+    def _feeds(self, matrix: Array) -> Feeds:
+        """Return the feeds of a matrix of codes."""
+        feeds = {name: np.empty((len(matrix), *like.shape[1:]), dtype=like.dtype) for name, like in self._like.items()}
+        for feature, values, codes in zip(self._features, self._values, matrix.T.astype(np.intp), strict=True):
+            for name, position in feature.places:
+                feeds[name].reshape(len(matrix), -1)[:, position] = values[codes]
+        return feeds
+
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
         """Explain each row by itself, so that its contributions do not depend on the rows beside it."""
-        codes, values = self._codes, []
-        masker = shap.maskers.Independent(codes.background, max_samples=len(codes.background))
-        for row in codes.rows:
+        masker, values = shap.maskers.Independent(self.background, max_samples=len(self.background)), []
+        for row in self._rows:
             explainer = shap.PermutationExplainer(self, masker, seed=seed)
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
             values.append(explanation.values[0])
             base_values = explanation.base_values[0]
         # shap leaves out a last dimension of one
-        return np.array(values).reshape(*codes.rows.shape, -1), np.reshape(base_values, -1)
+        return np.array(values).reshape(*self._rows.shape, -1), np.reshape(base_values, -1)
