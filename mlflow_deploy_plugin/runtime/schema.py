@@ -133,14 +133,14 @@ class Schema:
                 if record.keys() != names:  # if each row had its own keys, the table would be as wide as long
                     other = short_repr(next(iter(record.keys() ^ names)))
                     raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
-            return self._from_frame({name: [record[name] for record in records] for name in names})
+            return self.from_frame({name: [record[name] for record in records] for name in names})
         seen = dict.fromkeys(chain.from_iterable(records))
         if problem := self.missing_columns(seen):
             raise SchemaMismatch(problem)
         present = [name for name in self.names if name in seen]
         given = sum(map(len, records))
         _check_filled(len(records) * len(present) - given, given)
-        return self._from_frame({name: [record.get(name) for record in records] for name in present})
+        return self.from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
         """Return feeds from rows that are lists in the order of `names` (pandas' "split").
@@ -157,7 +157,7 @@ class Schema:
                 raise SchemaMismatch(f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected")
         if not rows:
             raise SchemaMismatch(NO_ROWS)
-        return self._from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
+        return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
     def from_array(self, values: Any) -> Feeds:
         """Return feeds from unnamed rows: nested lists or an array, with the columns in order or the only tensor.
@@ -294,10 +294,13 @@ class Schema:
             raise SchemaMismatch(NO_ROWS)
         return rows
 
-    def _from_frame(self, data: Mapping[str, list[Any]]) -> Feeds:
-        """Return feeds from a table by column name.
+    def from_frame(self, data: Mapping[str, list[Any] | Array]) -> Feeds:
+        """Return feeds from a table by column name: all columns are lists, or all are arrays.
 
         The only tensor takes the only column. If it has rank 2, it takes all columns in their order.
+
+        Raises:
+            SchemaMismatch: as `from_columns`, or the columns make no tensor.
         """
         if self.columns:
             return self.from_columns(data)
@@ -305,8 +308,12 @@ class Schema:
             data = {self.tensors[0].name: next(iter(data.values()))}
         if all(name in data for name in self.names):
             return self._from_tensors({tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors})
-        if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2:
-            return self._from_tensors({self.tensors[0].name: list(map(list, zip(*data.values(), strict=True)))})
+        if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2 and data:
+            columns = [column for column in data.values() if isinstance(column, np.ndarray)]
+            if any(column.ndim > 1 for column in columns):
+                raise SchemaMismatch("several columns make one tensor only where each has one value a row")
+            matrix = np.column_stack(columns) if columns else list(map(list, zip(*data.values(), strict=True)))
+            return self._from_tensors({self.tensors[0].name: matrix})
         raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {join_names(self.names)}")
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
@@ -395,10 +402,15 @@ def compile_schema(
     return Schema(columns, tensors, inputs, not rowless_reason(columns, inputs, outputs), refusals)
 
 
-def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
+def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
     """Return a column of a table as a tensor. A cell holds the row's only value, or all of its values flat, as in
     MLflow."""
     inner = tensor.shape[1:]
+    if isinstance(cells, np.ndarray):
+        values = cells.size // max(len(cells), 1)
+        inner = (values,) if inner == (-1,) else inner
+        is_fit = len(cells) and -1 not in inner and prod(inner) == values  # anything else is checked later
+        return cells.reshape(len(cells), *inner) if is_fit else cells
     if len(inner) == 1:
         return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
     rows = []

@@ -13,7 +13,6 @@ https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.ia
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -104,7 +103,7 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     arrays = {name: _column(name, pieces[name], limit, budget) for name in chosen}
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
-    return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
+    return _column_feeds(arrays, schema) if schema.columns else schema.from_frame(arrays)
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
@@ -275,27 +274,6 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
                 label = f"column {column.name!r} ({column.type}), row {int(np.argmax(np.isnan(array)))}"
                 raise SchemaMismatch(f"{label}: null; an integer is expected") from None
         raise
-
-
-def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
-    """Return the feeds of tensors: by name, the only column for the only tensor, or all columns as a matrix."""
-    if len(schema.tensors) == 1 and len(arrays) == 1:
-        arrays = {schema.tensors[0].name: next(iter(arrays.values()))}
-    if all(tensor.name in arrays for tensor in schema.tensors):
-        shaped = {}
-        for tensor in schema.tensors:
-            array, inner = arrays[tensor.name], tensor.shape[1:]
-            values = array.size // max(len(array), 1)
-            inner = (values,) if inner == (-1,) else inner
-            if len(array) and -1 not in inner and prod(inner) == values:  # else the schema refuses it
-                array = array.reshape(len(array), *inner)
-            shaped[tensor.name] = array
-        return schema.from_columns(shaped)
-    if len(schema.tensors) == 1 and len(schema.tensors[0].shape) == 2 and arrays:
-        if any(array.ndim > 1 for array in arrays.values()):
-            raise SchemaMismatch("several columns make one tensor only where each has one value a row")
-        return schema.from_columns({schema.tensors[0].name: np.column_stack(list(arrays.values()))})
-    raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(schema.names)}")
 
 
 def _to_arrow(array: Array) -> Any:
