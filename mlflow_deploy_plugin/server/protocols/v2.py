@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.runtime import (
     Schema,
     fits_shape,
     no_batch_dimension_reason,
+    shape_text,
     short_repr,
 )
 from mlflow_deploy_plugin.server.protocols.content import (
@@ -246,8 +247,12 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     dtypes, data = fed.dtypes, {}
     if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
         (given,), (wanted,) = arrays.values(), fed.tensors
-        if fits_shape(wanted.shape, given[1].shape):
-            arrays = dict.fromkeys(dtypes, given)
+        if not fits_shape(wanted.shape, given[1].shape):
+            if schema.columns and given[1].shape[1:] in ((), (1,)):  # a column by a wrong name
+                raise refused_name(given[0], (), schema)
+            expected = shape_text(wanted.shape)
+            raise SchemaMismatch(f"{given[0]} stands for {wanted.name!r}; the shape {expected} is expected")
+        arrays = dict.fromkeys(dtypes, given)
     for name, (head, array) in arrays.items():
         if name not in dtypes:
             raise refused_name(head, (), schema)
