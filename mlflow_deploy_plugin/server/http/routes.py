@@ -163,6 +163,7 @@ ROUTES = (
     Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
     _direct(_TF_MODEL + ":predict", "POST", _tf_predict, operations.TF_PREDICT, "infer"),
+    _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
     _get(_TF_MODEL + "/metadata", views.tf_view(views.tf_metadata), operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_view(views.tf_status), operations.TF_STATUS, "describe"),

@@ -128,6 +128,15 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
     assert (answer.headers["X-Model-Name"], answer.headers["X-Model-Version"]) == ("m", "1")
 
 
+def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
+    def ask(endpoint: str) -> requests.Response:
+        url, rows = f"{server.url}/v1/models/{endpoint}:explain", {"instances": [[1.0, 2.0, 3.0]]}
+        return requests.post(url, json=rows, timeout=EXPLAINER_SECONDS)
+
+    assert ask("linear").json() == explain(server, "linear", json={"instances": [[1.0, 2.0, 3.0]]}).json()
+    assert (ask("nobody").status_code, list(ask("nobody").json())) == (404, ["error"])
+
+
 def test_columns_of_all_types_share_out_the_probability_of_each_class(server: Any, tmp_path: Path) -> None:
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
