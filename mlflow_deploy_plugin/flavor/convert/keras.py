@@ -36,6 +36,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
 )
 from mlflow_deploy_plugin.runtime import Array
 
+_UNNAMED = "input"
+"""The name of an only input for which neither the model nor the example has one."""
+
 
 def read_batch(model: Any, data: Any) -> Batch:
     """Return a table of numbers, or arrays by the names of the model's inputs (a mapping, or a list in their order)."""
@@ -168,7 +171,7 @@ def _names(model: Any, batch: Batch) -> list[str]:
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
         is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # which Keras makes up
-        only = names[0] if is_named else "input"
+        only = names[0] if is_named else _UNNAMED
         return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
     given = [str(name) for name in batch]
     if names and set(names) != set(given):
@@ -194,13 +197,14 @@ def _arrays(model: Any, batch: Batch, names: list[str]) -> dict[str, Array]:
 
 
 def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return the outputs by name: those of a mapping, the model's `output_names`, or `output`."""
-    if len(tensors) == 1:
-        answer = model(next(iter(tensors.values())), training=False)
-    elif _inputs(model):
-        answer = model(list(tensors.values()), training=False)
+    """Return the outputs by name: those of a mapping, the model's `output_names` if they differ, or `output`."""
+    if inputs := _inputs(model):  # one tensor, a list or a mapping, as the model was made; a Sequential has one
+        form = getattr(model, "input", inputs[0])
+        answer = model(keras.tree.pack_sequence_as(form, list(tensors.values())), training=False)
     elif set(tensors) <= set(inspect.signature(model.call).parameters):
         answer = model(**tensors, training=False)
+    elif list(tensors) == [_UNNAMED]:
+        answer = model(tensors[_UNNAMED], training=False)
     else:
         answer = model(tensors, training=False)
     if isinstance(answer, dict):
@@ -208,6 +212,6 @@ def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(answer, list | tuple):
         return {"output": answer}
     names = getattr(model, "output_names", None) or ()
-    if len(names) != len(answer):
+    if len({*names}) != len(answer):  # a GRU's states have the name of its sequence
         names = [f"output_{position}" for position in range(len(answer))]
     return dict(zip(names, answer, strict=True))

@@ -114,6 +114,50 @@ def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_p
             np.testing.assert_allclose(found[name], one, atol=1e-5)
 
 
+class OfAMapping(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = layers.Dense(2)
+
+    def call(self, rows: Any) -> Any:
+        return self.head(rows["left"])
+
+
+def _of_mappings() -> Any:
+    inputs = {"right": keras.Input((3,), name="right"), "left": keras.Input((4,), name="left")}
+    return keras.Model(
+        inputs, {"twice": layers.Dense(2)(inputs["left"]), "both": layers.Concatenate()([*inputs.values()])}
+    )
+
+
+MAPPINGS = {
+    "functional": (_of_mappings, {"left": _floats(20, 4), "right": _floats(20, 3)}),
+    "subclassed": (OfAMapping, {"left": _floats(20, 4)}),
+}
+
+
+@pytest.mark.parametrize("case", MAPPINGS)
+def test_a_mapping_is_taken_as_the_model_takes_it(case: str) -> None:
+    make, example = MAPPINGS[case]
+    net = make()
+    wanted = net(example)
+
+    wrapped = wrap(net, example)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.converted.prediction == (tuple(wanted) if case == "functional" else ("output",))
+
+
+def test_outputs_of_one_name_are_all_answered() -> None:
+    steps = keras.Input((5, 3))
+    net = keras.Model(steps, layers.GRU(4, return_sequences=True, return_state=True)(steps))
+
+    wrapped = wrap(net, _floats(20, 5, 3))
+
+    assert [one.shape for one in wrapped.converted.outputs] == [(-1, 5, 4), (-1, 4)]
+    assert wrapped.converted.prediction == ("output_0", "output_1")
+
+
 def test_sizes_that_the_model_leaves_free_are_free() -> None:
     tokens = keras.Input((None, 8))
     attended = layers.LayerNormalization()(tokens + layers.MultiHeadAttention(2, 4)(tokens, tokens))
