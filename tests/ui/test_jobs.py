@@ -14,7 +14,9 @@ from tests.support.waiting import wait_until
 
 
 def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_MODULE", "http.server")  # it waits for ever; the file's path is no port, though
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(jobs, "_MODULE", "hangs")
     started = Jobs(tmp_path, longest=0.0).start(press({}), {})
     ended = wait_until(lambda: found(tmp_path, started.id, "failed"), 60, "it was stopped")
     assert ended.message == "it did not end within 0 s, and was stopped"
