@@ -308,5 +308,4 @@ class Follower:
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
     """Return why some worker could not load a variant; empty if all could, or have not tried yet."""
-    loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
-    return next((entry.error for entry in loaded if entry is not None and entry.error), "")
+    return next(filter(None, (worker.loaded(endpoint, variant).error for worker in workers)), "")

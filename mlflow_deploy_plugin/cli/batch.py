@@ -2,17 +2,15 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlflow_deploy_plugin.cli.options import option
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.tabular import FileFormat
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.batch import BatchProgress, Engine, OnError
-    from mlflow_deploy_plugin.spec import Device
+    from mlflow_deploy_plugin.batch import BatchProgress
 
 _LINE_SECONDS = 10.0
 _FORMATS = click.Choice(["csv", "jsonl", "parquet"])
@@ -23,7 +21,7 @@ _FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 @option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
 @option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the predictions, also s3://….")
 @option("--keep", metavar="COLUMNS", default="", help="Columns of the input to pass through, as id,ts.")
-@option("--format", type=_FORMATS, show_default="that of each part", help="Format of the predictions.")
+@option("--format", "output_format", type=_FORMATS, show_default="that of each part", help="Format of the predictions.")
 @option("--input-format", type=_FORMATS, show_default="by the files' names", help="Format of the input.")
 @option(
     "--on-error",
@@ -40,21 +38,14 @@ _FORMATS = click.Choice(["csv", "jsonl", "parquet"])
     help="What predicts: this machine, or the cluster that Spark's own configuration names.",
 )
 @option("--restart", is_flag=True, help="Delete what another batch has left in the output, and begin anew.")
-@option("--run", metavar="EXPERIMENT", default="", help="Record the batch as an MLflow run of this experiment.")
-def batch(
-    model_uri: str,
-    input: str,
-    output: str,
-    keep: str,
-    format: FileFormat | None,
-    input_format: FileFormat | None,
-    on_error: "OnError",
-    workers: int | None,
-    device: "Device",
-    engine: "Engine",
-    restart: bool,
-    run: str,
-) -> None:
+@option(
+    "--run",
+    "experiment",
+    metavar="EXPERIMENT",
+    default="",
+    help="Record the batch as an MLflow run of this experiment.",
+)
+def batch(output: str, keep: str, **options: Any) -> None:
     """Predict files of any size by a model, without a server.
 
     Each file of the input, a part, becomes one file of the output, in the same folder below it, with its rows in their
@@ -73,11 +64,8 @@ def batch(
     kept = tuple(name.strip() for name in keep.split(",") if name.strip())
     if len(set(kept)) < len(kept):
         raise InvalidConfig(f"--keep {keep}: a column stands twice")
-    plan = BatchPlan(
-        model_uri, input, output, kept, input_format, format, on_error, workers, device, engine, restart, run
-    )
     progress = _ProgressLines()
-    result = run_batch(plan, progress.show)
+    result = run_batch(BatchPlan(output=output, keep=kept, **options), progress.show)
     progress.close()
     done = result.progress
     version = f"{result.model.name} {result.model.version}".strip()

@@ -175,8 +175,7 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
     if observation.state in ("stopped", "failed"):
         return "stopped", observation.reason
     endpoint = deployment.endpoint.name
-    loaded = [worker.endpoints.get(endpoint, {}).get(deployment.name) for worker in observation.workers]
-    if loaded and all(one is not None and one.version == promotion.version for one in loaded):
+    if {worker.loaded(endpoint, deployment.name).version for worker in observation.workers} == {promotion.version}:
         return "serves it", ""
     for one in observation.refused:
         is_meant = (one.endpoint, one.variant, one.version) == (endpoint, deployment.name, promotion.version)

@@ -56,10 +56,9 @@ def main_variant(spec: EndpointSpec) -> str:
 def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = MappingProxyType({})) -> EndpointSnapshot:
     """Return a snapshot of the endpoint, with the counters in `metrics` (`Deployments.server_metrics`)."""
     spec, observation = observed.endpoint.spec, observed.observation
-    workers = [worker.endpoints.get(spec.name, {}) for worker in observation.workers]
     answering = {}
     for name in spec.variants:
-        versions = {worker[name].version if name in worker else "" for worker in workers}
+        versions = {worker.loaded(spec.name, name).version for worker in observation.workers}
         if len(versions) == 1 and (version := versions.pop()):
             answering[name] = version
     unread = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime import read_served_artifact
-from mlflow_deploy_plugin.statedir import LoadedVariant, WantedVariant
+from mlflow_deploy_plugin.statedir import WantedVariant
 
 _OF_DEPLOYMENT = ("name", "endpoint", "state", "url", "model_uri", "model", "version", "weight", "shadow", "flavor")
 _OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
@@ -29,7 +29,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     endpoint, observation = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
     wanted = observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
-    loaded = {pid: variants.get(deployment.name, LoadedVariant()) for pid, variants in _loaded(deployment).items()}
+    loaded = {worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers}
     versions = sorted({one.version for one in loaded.values() if one.version})
     is_refused = any((one.endpoint, one.variant) == (endpoint.name, deployment.name) for one in observation.refused)
     # the agent's error may be only about versions of other deployments
@@ -82,8 +82,8 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
     spec = endpoint.spec
     deployments = {name: describe(Deployment(name, endpoint, observation)) for name in spec.variants}
     workers = {
-        pid: {name: variants.get(name, LoadedVariant()).version for name in spec.variants}
-        for pid, variants in _loaded(observed).items()
+        worker.pid: {name: worker.loaded(endpoint.name, name).version for name in spec.variants}
+        for worker in observation.workers
     }
     return {
         "name": endpoint.name,
@@ -115,11 +115,6 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
         "log": observation.log,
     }
-
-
-def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, LoadedVariant]]:
-    """Return the variants of the endpoint that each worker has loaded, by its process id."""
-    return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
 
 
 def _provenance(wanted: WantedVariant | None) -> dict[str, str]:

@@ -141,6 +141,10 @@ class WorkerState(State):
     generation: int
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
 
+    def loaded(self, endpoint: str, variant: str) -> LoadedVariant:
+        """Return what is loaded for a variant; empty before the worker has looked at it."""
+        return self.endpoints.get(endpoint, {}).get(variant, LoadedVariant())
+
     @property
     def has_versions(self) -> bool:
         return any(variant.version for variants in self.endpoints.values() for variant in variants.values())

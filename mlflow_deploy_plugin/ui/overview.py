@@ -288,11 +288,7 @@ def _endpoint_card(
 def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:
     spec, observation = one.endpoint.spec.variants[name], one.observation
     wanted = observation.wanted.variants.get(name) if observation.wanted is not None else None
-    loaded = {
-        worker.endpoints[one.endpoint.name][name].version
-        for worker in observation.workers
-        if name in worker.endpoints.get(one.endpoint.name, {})
-    }
+    loaded = {worker.loaded(one.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
     return VariantRow(

@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.statedir import (
     SPEC,
     WANTED,
     AgentState,
-    LoadedVariant,
     ServerState,
     Wanted,
     WantedEndpoint,
@@ -238,16 +237,18 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
         pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
         return AppliedSpec(False, pending, {}, (), endpoint)
-    informed = [one.endpoints.get(spec.name, {}) for one in workers if one.generation == wanted.generation]
-    errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
+    informed = [worker for worker in workers if worker.generation == wanted.generation]
+    errors = {
+        name: error for worker in informed for name in spec.variants if (error := worker.loaded(spec.name, name).error)
+    }
     missing = tuple(
         name
         for name, variant in spec.variants.items()
-        if variant.weight > 0 and any(not variants.get(name, LoadedVariant()).version for variants in informed)
+        if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
     is_loaded = len(workers) >= count and all(  # so that only the traffic and its like are still to change
-        worker.endpoints.get(spec.name, {}).get(name, LoadedVariant()).version == variant.version
+        worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()
     )
