@@ -182,7 +182,7 @@ class Client:
                 if content_type == JSON:
                     raise
                 self.only_json = True
-        body = encode_json(rows, {"params": params} if params else {})
+        body = encode_json(rows, params)
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
     def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Prediction:
@@ -218,7 +218,7 @@ class Client:
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}
-        body = encode_json(rows, {"params": params} if params else {})
+        body = encode_json(rows, params)
         document: dict[str, Any] = orjson.loads(self._post_json(f"{self._route}/explain", body).data)
         return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
 

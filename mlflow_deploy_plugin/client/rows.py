@@ -28,19 +28,16 @@ _ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dic
 Array = npt.NDArray[Any]
 
 
-def encode_json(rows: Any, extras: Mapping[str, Any] | None = None) -> bytes:
-    """Return the JSON body of `/invocations` for rows as in `Client.predict`.
+def encode_json(rows: Any, params: Mapping[str, Any] | None = None) -> bytes:
+    """Return the JSON body of `/invocations` for rows and params as in `Client.predict`.
 
     A mapping that is one of MLflow's forms is taken as that form. Numbers keep all their digits; NaN, NaT and None are
     null.
 
-    Args:
-        extras: the fields beside the rows, as `params`.
-
     Raises:
         InvalidRequest: the rows are none of these, or hold a value that JSON has no form for.
     """
-    return dump_json({**_rows_document(rows), **(extras or {})})
+    return dump_json({**_rows_document(rows), **({"params": params} if params else {})})
 
 
 def encode_rows(rows: Any) -> tuple[bytes, str, str]:

@@ -43,6 +43,8 @@ SLOWEST_BYTES_PER_SECOND = 1024
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The limit of the bytes of responses that the clients of a worker have not taken. Above it, the response that waits
 longest is broken off."""
+LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
+"""The seconds and bytes for which a client that is still sending is read before its connection is closed."""
 _CHUNK_LINE_BYTES = 1024
 _STEPS = 1000
 """The most steps of one `feed`. 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""

@@ -188,7 +188,7 @@ def infer(
     """Return predictions of the endpoint (None: the default one). One version decodes, computes and encodes."""
     dataplane, tracer = server.dataplane, server.tracer
     outputs: Mapping[str, Array] | None = None
-    marks = [("decode", time.perf_counter())] if tracer else []
+    began = time.perf_counter()
     with RequestContext(server, request, protocol.name) as context:
         try:
             context.admit(endpoint)
@@ -202,15 +202,14 @@ def infer(
             if infer_request.body is not None and infer_request.body.is_streamed:
                 context.headers["X-Prediction-Id"] = identity = new_id()
                 return _begin_events(context, dataplane.stream(variant, infer_request, identity))
-            if tracer:
-                marks.append(("infer", time.perf_counter()))
+            decoded_at = time.perf_counter()
             inferred = dataplane.infer(variant, infer_request)
-            if tracer:
-                marks.append(("encode", time.perf_counter()))
+            inferred_at = time.perf_counter()
             reply = context.build_reply(decoded, variant, inferred)
             outputs = inferred.outputs
             if tracer:
-                tracer.phases([*marks, ("", time.perf_counter())])
+                ended = time.perf_counter()
+                tracer.phases([("decode", began), ("infer", decoded_at), ("encode", inferred_at), ("", ended)])
         except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
             reply = context.fail(error)
     return context.finish(reply, outputs)

@@ -34,6 +34,8 @@ from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     EMPTY_LINE,
     LAST_CHUNK,
+    LINGER_BYTES,
+    LINGER_SECONDS,
     MAX_UNSENT_BYTES,
     SLOWEST_BYTES_PER_SECOND,
     BodyParser,
@@ -52,8 +54,6 @@ _PIPELINED_BYTES = 64 * 1024
 """The bytes behind the current request that are buffered; with more, reading is paused."""
 _LARGE_BYTES = 64 * 1024
 _TLS_WRITE_BYTES = 256 * 1024
-_LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
-"""The seconds and bytes for which a client that is still sending is read before its connection is closed."""
 _UNDERWAY_SECONDS = 1.0
 """The seconds after a response or a connect in which the next request may still be on its way."""
 _IDLE_CANDIDATES = 16
@@ -124,7 +124,7 @@ class HttpConnection(asyncio.Protocol):
         phase = self._phase
         if phase is _LINGERING:
             self._discarded_bytes += len(data)
-            if self._discarded_bytes > _LINGER_BYTES:
+            if self._discarded_bytes > LINGER_BYTES:
                 self._transport.abort()
             return
         if phase is _NEW:
@@ -222,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
             return math.inf
         if phase is _LINGERING:
-            patience = _LINGER_SECONDS
+            patience = LINGER_SECONDS
         elif phase in (_NEW, _RECEIVING) or self._is_blocked or awaits_client:
             patience = float(limits.request_seconds)
         else:
@@ -262,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
             late = RequestTimeout("the request came too slowly, and other clients wait for its place")
             response = exception_response(self._head.path if self._head else "", late)
             self._transport.write(serialize_response(response, keep_alive=False))
-            self._deadline = self._app.now + _LINGER_SECONDS
+            self._deadline = self._app.now + LINGER_SECONDS
         self._transport.close()
 
     # reading requests
@@ -555,7 +555,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase = _LINGERING
         self._count_buffered(0)
         self._buffer, self._head, self._body = b"", None, None
-        self._deadline = self._app.now + _LINGER_SECONDS
+        self._deadline = self._app.now + LINGER_SECONDS
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()

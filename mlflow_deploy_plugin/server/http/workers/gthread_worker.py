@@ -48,6 +48,8 @@ from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     LAST_CHUNK,
+    LINGER_BYTES,
+    LINGER_SECONDS,
     MAX_UNSENT_BYTES,
     SLOWEST_BYTES_PER_SECOND,
     RequestHead,
@@ -56,7 +58,6 @@ from mlflow_deploy_plugin.server.http.parser import (
 )
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 
-_LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _MAX_LAG_SECONDS = 3.0
 """The seconds that a request may lag behind `SLOWEST_BYTES_PER_SECOND` while others wait for its thread."""
 _PEEKED_BYTES = 64 * 1024
@@ -403,7 +404,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
                     sends_on = bool(conn.sock.recv(65536))
             if graceful and sends_on:
                 self.poller.register(conn.sock, selectors.EVENT_READ, self._discard)
-                self._lingering[conn.sock] = [time.monotonic() + _LINGER_SECONDS, _LINGER_BYTES]
+                self._lingering[conn.sock] = [time.monotonic() + LINGER_SECONDS, LINGER_BYTES]
                 self._end_lingering()
                 return
         conn.sock.close()
