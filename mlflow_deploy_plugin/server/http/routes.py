@@ -13,8 +13,8 @@ from pathlib import Path
 from mlflow_deploy_plugin.errors import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
+from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, failure_response, http_response
-from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management

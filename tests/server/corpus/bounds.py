@@ -72,8 +72,8 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "content type": _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
     "encoding": _answer(server__http__routes__decode_body="lambda request, limit: request"),
     "decompressed bytes": _answer(server__http__routes__decode_body="lambda request, limit: original(request, 10**12)"),
-    "gzip members": _answer(server__http__negotiation___MOST_MEMBERS="10**9"),
-    "zstd window": _answer(server__http__negotiation___ZSTD_WINDOW="2**27"),
+    "gzip members": _answer(server__http__encodings___MOST_MEMBERS="10**9"),
+    "zstd window": _answer(server__http__encodings___ZSTD_WINDOW="2**27"),
     "JSON": _answer(server__protocols__protocol_table__load_json="lambda body: []"),
     "depth of JSON": (),  # orjson: 1,024 levels
     "depth around NaN": _answer(

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http import negotiation
+from mlflow_deploy_plugin.server.http import encodings
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
@@ -284,7 +284,7 @@ def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_othe
     def fail(body: bytes) -> bytes:
         raise MemoryError
 
-    monkeypatch.setitem(negotiation._ENCODERS, "gzip", fail)
+    monkeypatch.setitem(encodings._ENCODERS, "gzip", fail)
     server, large = serve(max_batch_size=8), {"dataframe_records": [ROW] * 3000}
     for _ in range(3):  # there are two threads that deliver answers
         answer = ask_later(server, "/invocations", large, **{"accept-encoding": "gzip"})

@@ -1,4 +1,4 @@
-"""The encodings of bodies.
+"""The content encodings of requests and responses.
 
 Compressed requests are decompressed, and responses compressed if Accept-Encoding asks for it: by gzip (RFC 1952) or
 zstd (RFC 8878). A body may have `server.max_body_bytes` when it is decompressed, as an uncompressed one. No more memory
