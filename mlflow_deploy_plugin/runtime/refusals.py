@@ -102,9 +102,11 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     """
     for name, complete, finite, categories in checks:
         array = arrays[name]
-        # the product is NaN or infinite if one number is; it takes half the time of `isnan` and `any`, and warns of no
-        # overflow
-        if (complete or finite) and not np.vdot(array, array) < inf:
+        # the product is NaN or infinite if one number is; it takes half the time of `isfinite`, and warns of no
+        # overflow. For more numbers OpenBLAS wakes threads, which took 8 ms on busy cores in place of 0.04
+        if (complete or finite) and not (
+            np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
+        ):
             _refuse_numbers(complete, np.isnan(array), "null or NaN; the model takes no missing value")
             _refuse_numbers(finite, np.isinf(array), "infinite; the model takes finite numbers")
         for column, known, shown in categories:

@@ -12,8 +12,9 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.runtime import Column, ColumnType, Input, compile_schema, sent_arrays
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,51 @@ def test_chunks_of_a_batch_are_the_batch_again(batch: batches.Batch) -> None:
     assert [batches.row_count(part) for part in parts] == [2, 2, 1]
     assert np.asarray(batches.concatenate(parts)["a"]).tolist() == list(range(5))
     assert np.asarray(batches.take_rows(batch, [3, 1])["a"]).tolist() == [3, 1]
+
+
+MATRIX = np.array([[0.1, np.nan, 3.0], [1e-40, -np.inf, 5.0]])
+FRAMES = {
+    "rows": pd.DataFrame(MATRIX, columns=["a", "b", "c"]),
+    "columns": pd.DataFrame({name: MATRIX[:, place].copy() for place, name in enumerate("abc")}),
+    "one row": pd.DataFrame(MATRIX[:1], columns=["a", "b", "c"]),
+    "32 bits": pd.DataFrame(MATRIX.astype(np.float32), columns=["a", "b", "c"]),
+    "whole numbers": pd.DataFrame([[2**53 + 1, 2, 3]], columns=["a", "b", "c"]),
+    "two types": pd.DataFrame({"a": [0.1], "b": [2**53 + 1], "c": [3.0]}),
+    "another order": pd.DataFrame(MATRIX, columns=["c", "a", "b"]),
+    "one column more": pd.DataFrame(np.hstack([MATRIX, MATRIX[:, :1]]), columns=["a", "b", "c", "d"]),
+    "missing numbers of pandas": pd.DataFrame(MATRIX, columns=["a", "b", "c"]).convert_dtypes(),
+}
+
+
+@pytest.mark.parametrize("column_type", ["double", "float"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+def test_a_frame_is_read_as_its_columns_one_by_one(frame: pd.DataFrame, dtype: str, column_type: ColumnType) -> None:
+    columns = tuple(Column(name, column_type) for name in "abc")
+    schema = compile_schema(columns, (), (Input("X", dtype, (-1, 3), ("a", "b", "c")),))
+
+    feeds = batches.to_feeds(schema, frame)
+
+    wanted = schema.from_columns({name: batches.column_values(frame[name]) for name in "abc"})
+    assert feeds["X"].dtype == dtype
+    np.testing.assert_array_equal(feeds["X"], wanted["X"])
+    assert sent_arrays(feeds).keys() == sent_arrays(wanted).keys()
+    for name, array in sent_arrays(wanted).items():
+        np.testing.assert_array_equal(sent_arrays(feeds)[name], array)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pd.DataFrame(MATRIX[:0], columns=["a", "b", "c"]), "no rows"),
+        (pd.DataFrame([[1.0, 1e300, 1.0]], columns=["a", "b", "c"]), "column 'b'"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_refused(frame: pd.DataFrame, message: str) -> None:
+    columns = tuple(Column(name, "double") for name in "abc")
+    schema = compile_schema(columns, (), (Input("X", "float32", (-1, 3), ("a", "b", "c")),))
+    with pytest.raises(SchemaMismatch, match=message):
+        batches.to_feeds(schema, frame)
 
 
 def test_given_signature_decides_order_and_types(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:

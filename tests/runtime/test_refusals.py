@@ -45,6 +45,18 @@ def test_an_infinite_number_is_refused_where_the_original_refuses_it(number: flo
         schema.from_records([ROW | {"distance": None}, ROW | {"distance": number}])
 
 
+@pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+def test_a_number_that_is_refused_is_found_in_a_large_table(number: float, reason: str) -> None:
+    schema = _schema(Refusals(missing=frozenset({"distance"}), infinite=frozenset({"distance"})))
+    table = {name: np.array([value] * 20_000, object if name == "carrier" else None) for name, value in ROW.items()}
+    table["wind"][1] = number
+
+    assert len(schema.from_columns(table)["numbers"]) == 20_000
+    table["distance"][12_345] = number
+    with pytest.raises(SchemaMismatch, match=f"^column 'distance', row 12345: {reason}"):
+        schema.from_columns(table)
+
+
 def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request() -> None:
     check_rows(np.zeros(2), "the original refuses it", first_row=10)
     with pytest.raises(InferenceError, match=r"^row 12: the original refuses it$"):
