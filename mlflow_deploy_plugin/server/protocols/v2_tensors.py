@@ -3,8 +3,9 @@
 No memory is taken for a shape: it is only compared with the elements that came.
 """
 
+import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -161,8 +162,23 @@ def from_json(head: TensorHeader, data: Any) -> Array:
     return array if array.shape == head.shape else array.reshape(head.shape)
 
 
-def from_binary(head: TensorHeader, data: memoryview) -> Array:
+def utf8_text(element: bytes | memoryview) -> str:
+    """Return the text of an element in bytes. Raises UnicodeDecodeError."""
+    return str(element, "utf-8")
+
+
+def text_of_bytes(element: bytes | memoryview) -> str:
+    """Return an element in bytes as a column of bytes has it in feeds: in base64."""
+    return base64.b64encode(element).decode()
+
+
+def from_binary(
+    head: TensorHeader, data: memoryview, to_text: Callable[[bytes | memoryview], str] = utf8_text
+) -> Array:
     """Return the array of a tensor in bytes: little-endian, each string behind its length in 4 bytes.
+
+    Args:
+        to_text: see `v2.text_reader`.
 
     Raises:
         SchemaMismatch: another number of bytes than the shape says, a string that is cut off or is not UTF-8.
@@ -178,7 +194,7 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
             if start > end:
                 raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
             try:
-                strings.append(str(data[text:start], "utf-8"))
+                strings.append(to_text(data[text:start]))
             except UnicodeDecodeError:
                 raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))
@@ -196,7 +212,7 @@ def to_binary(array: Array) -> bytes:
     """Return the elements of an array as bytes, which `from_binary` reads."""
     if array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    texts = [str(value).encode() for value in array.flat]
+    texts = [value if isinstance(value, bytes) else str(value).encode() for value in array.flat]
     return b"".join(chain.from_iterable((_LENGTH.pack(len(text)), text) for text in texts))
 
 

@@ -115,9 +115,12 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
 
 
 def test_a_pyfunc_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
-    folder = save_pyfuncs(tmp_path / "models", ["days"])["days"]
+    folders = save_pyfuncs(tmp_path / "models", ["days", "bytes"])
     (tmp_path / "state").mkdir()
-    with calling(tmp_path / "state", {"days": {"v": variant(folder)}}) as called, called.client() as client:
+    endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
+    with calling(tmp_path / "state", endpoints) as called, called.client() as client:
+        image = client.infer("bytes", [tensor("blob", np.array([b"\xff\xd8\xff"], object))])
+        assert image.as_numpy("prediction").tolist() == [3]
         assert client.is_model_ready("days")
         texts = {"when": ["2013-07-01T12:00:00"], "name": ["ä"]}
         days = [tensor(name, np.array(values, object)) for name, values in texts.items()]

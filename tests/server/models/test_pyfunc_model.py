@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import requests
@@ -28,6 +29,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
+from mlflow_deploy_plugin.server.protocols.v2_tensors import to_binary
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC
 from tests.support import servers
@@ -136,6 +138,15 @@ def test_the_only_column_may_have_the_name_that_tutorials_give_it(
     texts = {"name": "input-1", "shape": shape, "datatype": "BYTES", "data": ["a", "b"]}
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
     assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
+
+
+def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -> None:
+    blobs = to_binary(np.array([b"\xff\xd8\xff", b"\x89PNG"], object))
+    tensor = {"name": "blob", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(blobs)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    answer = handle(server, RawRequest("POST", "/v2/models/bytes/infer", headers, head + blobs))
+    assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
 
 
 def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
