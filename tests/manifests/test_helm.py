@@ -258,6 +258,16 @@ def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: 
     assert f"endpoints.{name}: this release has objects of that name itself: take another name" in done.stderr
 
 
+@NEEDS_HELM
+def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused() -> None:
+    """Kubernetes says it at the end of an upgrade, when the store is migrated and half of the objects are changed."""
+    monitor = {"endpoint": "flights", "monitor": "drift", "schedule": "0 3 * * *"}
+    values = {"monitors": {"flights-by-the-month-of-arrival": monitor}}
+    assert helm("template", "shipped", str(CHART), values=values).returncode == 0
+    done = helm("template", "shipped-to-all", str(CHART), values=values)
+    assert "monitors.flights-by-the-month-of-arrival: Kubernetes gives a CronJob 52 characters, and " in done.stderr
+
+
 def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == __version__
