@@ -32,7 +32,7 @@ TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4
 RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
-"""Of 16-bit floats, which have three digits."""
+"""The same of 16-bit floats, which have three digits."""
 
 ENOUGH_ROWS = 100
 """The number of rows from which the spread is taken for each value of a row."""

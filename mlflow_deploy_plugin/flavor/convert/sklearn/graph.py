@@ -209,8 +209,10 @@ def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any
             if len(picked) > 1 and not isinstance(first_steps(step)[0], do_not_merge_columns):
                 picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
             made = model.output_indices_[name]
-            picked = _parse_sklearn(scope, step, picked)[:1]
-            picked[0].type = type(picked[0].type)([None, made.stop - made.start])
+            picked = _parse_sklearn(scope, step, picked)
+            if not isinstance(last_step(step), ColumnTransformer):  # whose parts have their widths, as these have here
+                picked = picked[:1]
+                picked[0].type = type(picked[0].type)([None, made.stop - made.start])
         parts += picked
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
     if is_mixed or len(parts) == 1:

@@ -54,6 +54,18 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
     assert wrap(model, table).report.state == "proven"
 
 
+def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"a": random.normal(size=300), "city": random.choice(["oslo", "rome"], 300)})
+    inner = make_column_transformer((SimpleImputer(strategy="most_frequent"), ["city"]), (SimpleImputer(), ["a"]))
+    outer = make_column_transformer((inner, ["a", "city"]))
+    encoded = make_column_transformer((OneHotEncoder(), [0]), remainder="passthrough")
+
+    model = make_pipeline(outer, encoded, Ridge()).fit(table, table.a + (table.city == "oslo"))
+
+    assert wrap(model, table).report.state == "proven"
+
+
 def test_a_single_column_that_is_passed_on_is_proven() -> None:
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(100, 3)), columns=NAMES)
     model = make_pipeline(make_column_transformer(("passthrough", ["b"])), Ridge())
