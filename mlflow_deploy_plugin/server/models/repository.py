@@ -80,7 +80,9 @@ class Repository:
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
-        self._state_file = WorkerStateFile(state_dir)
+        self._unwritten: WorkerState | None = None
+        """The state of this worker that could not be written yet, since the disk was full."""
+        self._write_failure = ""
         self._retiring: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
         """Replaced versions that requests still hold."""
         self._stopping = threading.Event()
@@ -107,7 +109,8 @@ class Repository:
         if self._follower.is_alive():
             self._follower.join()
         self.table = {}
-        self._state_file.remove()
+        with suppress(OSError):  # gunicorn removes it, too
+            worker_file(self.state_dir, os.getpid()).unlink(missing_ok=True)
 
     def select_variant(
         self,
@@ -210,7 +213,7 @@ class Repository:
                 logger.error("%s cannot be read; what is served stays as it is", WANTED)
                 return
             self._apply(wanted)
-        self._state_file.retry()
+        self._write_state()
 
     def _follow(self) -> None:
         while True:
@@ -239,7 +242,28 @@ class Repository:
             self._swap({name: self.table[name] for name in wanted.endpoints})  # the first one is the default
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
-        self._state_file.publish(self.table, self._errors, wanted.generation)
+        endpoints: dict[str, dict[str, LoadedVariant]] = {}
+        for name, served in self.table.items():
+            states = {variant: LoadedVariant(error=error) for variant, error in self._errors[name].items()}
+            for variant, one in served.variants.items():
+                no_batch = no_batch_dimension_reason(one.loaded.predictor.artifact)
+                error = states[variant].error if variant in states else ""
+                states[variant] = LoadedVariant(version=one.loaded.version, error=error, no_batch=no_batch)
+            endpoints[name] = states
+        self._unwritten = WorkerState(pid=os.getpid(), generation=wanted.generation, endpoints=endpoints)
+
+    def _write_state(self) -> None:
+        """Write this worker's state file if it has changed; if that fails, the next poll tries again."""
+        if self._unwritten is None:
+            return
+        try:
+            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
+        except OSError as error:
+            if (reason := str(error.strerror)) != self._write_failure:
+                logger.error("the state of this worker cannot be written: %s", reason)
+            self._write_failure = reason
+            return
+        self._unwritten, self._write_failure = None, ""
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
         """Return the folders of the pyfuncs of new endpoints. Their processes start at the same time."""
@@ -321,50 +345,6 @@ class Repository:
             self.table = table
             for on_change in self._listeners:
                 on_change(table)
-
-
-class WorkerStateFile:
-    """The state file of this worker: what it has loaded, and what it could not load."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-        self._unwritten: WorkerState | None = None
-        self._failure = ""
-
-    def publish(self, table: ServedTable, errors: Mapping[str, Mapping[str, str]], generation: int) -> None:
-        """Write what is served from now on.
-
-        Args:
-            errors: endpoint → variant → why the wanted version could not be loaded.
-            generation: the one that this worker has applied.
-        """
-        endpoints: dict[str, dict[str, LoadedVariant]] = {}
-        for name, served in table.items():
-            states = {variant: LoadedVariant(error=error) for variant, error in errors.get(name, {}).items()}
-            for variant, one in served.variants.items():
-                no_batch = no_batch_dimension_reason(one.loaded.predictor.artifact)
-                error = states[variant].error if variant in states else ""
-                states[variant] = LoadedVariant(version=one.loaded.version, error=error, no_batch=no_batch)
-            endpoints[name] = states
-        self._unwritten = WorkerState(pid=os.getpid(), generation=generation, endpoints=endpoints)
-        self.retry()
-
-    def retry(self) -> None:
-        """Write what could not be written because the disk was full."""
-        if self._unwritten is None:
-            return
-        try:
-            write_state(worker_file(self._state_dir, self._unwritten.pid), self._unwritten)
-        except OSError as error:
-            if (reason := str(error.strerror)) != self._failure:
-                logger.error("the state of this worker cannot be written: %s", reason)
-            self._failure = reason
-            return
-        self._unwritten, self._failure = None, ""
-
-    def remove(self) -> None:
-        with suppress(OSError):  # gunicorn removes it, too
-            worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:

@@ -15,7 +15,7 @@ import pytest
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.runtime import Placement
 from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE, load_warm
-from mlflow_deploy_plugin.server.models.repository import Repository, WorkerStateFile
+from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.statedir import (
     LOADING,
     WANTED,
@@ -406,16 +406,16 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path: Path, bias_fo
 
 
 def test_what_a_full_disk_does_not_take_of_the_state_is_written_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, repository: Repository, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "workers").mkdir()
-    state = WorkerStateFile(tmp_path)
+    servers.want(tmp_path, 3, {})
     with files_of_at_most(10):
-        state.publish({}, {}, 3)
-        state.retry()
+        repository.poll()
+        repository.poll()
     assert read_workers(tmp_path) == []
     assert [record.getMessage() for record in caplog.records] == [
         "the state of this worker cannot be written: File too large"
     ]
-    state.retry()
+    repository.poll()
     assert [worker.generation for worker in read_workers(tmp_path)] == [3]
