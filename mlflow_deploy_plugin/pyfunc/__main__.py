@@ -13,14 +13,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.pyfunc.process import (
-    Answer,
-    CannotStart,
-    answer_all,
-    error_summary,
-    load_failure,
-    version_differences,
-)
+from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summary, load_failure, version_differences
 from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
 
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
@@ -48,7 +42,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     """Load the model; return the message that it is ready, and what answers.
 
     Raises:
-        CannotStart: it cannot be loaded.
+        InvalidArtifact: it cannot be loaded.
     """
     os.environ.update(_SERVING)
     os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # as the server's spans go; MLflow has gRPC
@@ -59,7 +53,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
 
         from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # what it imports may be missing, as in the image
     except ImportError as error:
-        raise CannotStart(
+        raise InvalidArtifact(
             f"a model without an ONNX form needs mlflow and pandas, which are not installed here whole ({error}): "
             "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model"
         ) from None
@@ -73,14 +67,14 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         others = ", ".join(version_differences(folder))
         logged = f" (it was logged with {others})" if others else ""
         _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
-        raise CannotStart(
+        raise InvalidArtifact(
             f"the model needs {needed}, which is not installed here{logged}: "
             "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers; "
             "a module of your own comes with the model that is logged with `code_paths`"
         ) from None
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")
-        raise CannotStart(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
+        raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
     def answer(question: SideMessage) -> Iterator[SideMessage]:
         most = question.fields["most_values"]
@@ -115,7 +109,7 @@ def find_experiment() -> None:
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:
-    """Import shap, without what costs more than it saves here; raise CannotStart if it is missing.
+    """Import shap, without what costs more than it saves here; raise InvalidArtifact if it is missing.
 
     numba would compile shap's helpers at their first call, which takes longer than thousands of explanations save: they
     run as plain Python (measured: 20 s and 120 MB before the first answer with numba, 10 ms without). shap imports
@@ -127,7 +121,7 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     try:
         from mlflow_deploy_plugin.pyfunc import explainer  # what it imports may be missing
     except ImportError as error:
-        raise CannotStart(f"shap cannot be imported here: {error}") from None
+        raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
     return SideMessage(READY_MESSAGE), explainer.answer
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, OnnxserveError
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
 from mlflow_deploy_plugin.server import FAILED_MESSAGE, SideMessage, receive_connection, receive_message, send_message
@@ -37,10 +37,6 @@ _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack
 stack."""
 
 
-class CannotStart(Exception):
-    """The process cannot be made ready to answer; the message says why."""
-
-
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
     """Answer until the worker has gone, or return at once if nothing can be made ready.
 
@@ -49,7 +45,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
 
     Args:
         name: the role of this process in its log.
-        start: returns the message that reports readiness, and the function that answers; raises `CannotStart`.
+        start: returns the message that reports readiness, and the function that answers; raises `InvalidArtifact`.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
@@ -59,8 +55,8 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     gc.disable()  # it would look through what is imported again and again
     try:
         ready, answer = start()
-    except CannotStart as error:
-        send_message(control, SideMessage(FAILED_MESSAGE, {"message": str(error)}))
+    except InvalidArtifact as error:
+        send_message(control, SideMessage(FAILED_MESSAGE, {"message": error.message}))
         return
     gc.collect()
     gc.freeze()  # else a full collection within an answer would look through all of MLflow and the model's library

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.__main__ import start_scorer
-from mlflow_deploy_plugin.pyfunc.process import CannotStart
 
 
 def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
@@ -19,7 +19,7 @@ def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
     )
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
     (tmp_path / "model.pkl").write_bytes(b"cnumpy\nno_such_name\n.")
-    with pytest.raises(CannotStart) as refused:
+    with pytest.raises(InvalidArtifact) as refused:
         start_scorer(tmp_path)
     said = str(refused.value)
     assert said.startswith("MLflow cannot load the model: AttributeError: ")
@@ -33,7 +33,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed_here}}\n")
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
-    with pytest.raises(CannotStart) as refused:
+    with pytest.raises(InvalidArtifact) as refused:
         start_scorer(tmp_path)
     said = str(refused.value)
     assert said.startswith("the model needs the Python module 'not_installed_here', which is not installed here (it ")

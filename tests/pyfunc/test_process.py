@@ -19,8 +19,8 @@ from tests.support.waiting import wait_until
 CHILD = """
 import atexit, sys, time
 from mlflow_deploy_plugin.pyfunc import process
-from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.pyfunc.process import CannotStart, answer_all
+from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.pyfunc.process import answer_all
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.side_process import SideMessage
 
@@ -34,7 +34,7 @@ def start():
     if sys.argv[1] == "hangs at its end":
         atexit.register(time.sleep, 3600)
     if sys.argv[1] == "fails":
-        raise CannotStart("the package 'x' is missing")
+        raise InvalidArtifact("the package 'x' is missing")
     return SideMessage("ready"), answer
 
 def answer(request):
