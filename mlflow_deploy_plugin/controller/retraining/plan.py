@@ -157,14 +157,19 @@ class RetrainingContext:
         self.end(one, state, reason)
 
     def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
-        """End it, with its audit event. Its rows go, unless it has failed: a person may want to see them."""
+        """End it, with its audit event. The rows of the model's trainings go, but for this one's if it has failed: a
+        person may want to see them until the next has ended.
+        """
         detail = {"state": state, "run_id": one.run_id, "rollout": one.rollout_id}
         given = {name: value for name, value in detail.items() if value not in ("", None)}
         event = self.event("retrain.end", one, "", state.replace("_", " "), reason, given)
         written = self.write(replace(one, state=state, reason=reason, ended_at=event.at), event)
-        if written is not None and state != "failed":
-            for name in TRAINING_FILES:  # the log stays, and MLflow has the held-out rows
-                (self.folder(one) / name).unlink(missing_ok=True)
+        if written is not None:
+            for ended in Retrainings(self.deployments.store).find(model=one.model):
+                if ended.id != one.id or state != "failed":
+                    for name in TRAINING_FILES:  # the log stays, and MLflow has the held-out rows
+                        for file in self.folder(one).parent.glob(f"{ended.id}-*/{name}"):  # of each attempt
+                            file.unlink(missing_ok=True)
 
     def folder(self, one: Retraining) -> Path:
         """Return the folder where an attempt keeps its rows and its log."""

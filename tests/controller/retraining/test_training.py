@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.retraining.process import MARK
 from mlflow_deploy_plugin.controller.retraining.training import collect_training_data, end_training
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
@@ -231,3 +232,23 @@ def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld)
     world.capture(change=newest_alike)
     found = collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
     assert (found.held_out, found.rows) == (None, 600)
+
+
+def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(world: RetrainingWorld) -> None:
+    outcomes: list[tuple[RetrainingState, set[str]]] = [
+        ("failed", {"1-1", "1-2"}),
+        ("failed", {"2-1", "2-2"}),
+        ("left", set()),
+    ]
+    for state, kept in outcomes:
+        one = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {}, "running")
+        attempts = [replace(one, figures={"attempt": number}) for number in (1, 2)]  # the first was killed
+        folders = [world.context.folder(attempt) for attempt in attempts]
+        for folder in folders:
+            folder.mkdir(parents=True)
+            for name in ("data.parquet", "held_out.parquet", "log.txt"):
+                (folder / name).touch()
+        world.context.end(attempts[-1], state, "it was no better")
+        home = folders[0].parent
+        assert {path.parent.name for path in home.rglob("*.parquet")} == kept
+        assert len(list(home.rglob("log.txt"))) == 2 * one.id
