@@ -124,11 +124,12 @@ def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
     ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
 ) -> None:
     blobs = [{"b64": "/9j/"}, {"b64": "iVBORw=="}]
-    records = [{"blob": blob} for blob in blobs]
-    for instances in (records, [[blob, 1.0] for blob in blobs], [{"blob": "/9j/"}, {"blob": "iVBORw=="}]):
+    forms: list[list[Any]] = [[{"blob": blob} for blob in blobs], [[blob, 1.0] for blob in blobs]]
+    for instances in forms:
         answer = ask("/v1/models/bytes:predict", {"instances": instances})
         assert json.loads(answer.body) == {"predictions": [3, 4]}
-    assert json.loads(ask_vertex("bytes", {"instances": records}).body) == {"predictions": [3, 4]}
+    for instances in [*forms, blobs]:
+        assert json.loads(ask_vertex("bytes", {"instances": instances}).body) == {"predictions": [3, 4]}
 
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
