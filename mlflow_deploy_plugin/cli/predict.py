@@ -4,11 +4,11 @@
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 import orjson
@@ -109,10 +109,9 @@ def feedback(
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         if kind not in _STREAMED.choices:
             raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
-        report = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
+        report = held.enter_context(_bad_row_report(rejects, file))
         rows = read_label_file(labels, file, cast(FileFormat, kind), columns)
-        imported = import_labels(sink, rows, report.add, match)
-    report.close()
+        imported = import_labels(sink, rows, report, match)
     where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
     click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
     if imported.matches is not None and imported.accepted:
@@ -125,35 +124,26 @@ def feedback(
         sys.exit(1)
 
 
-class _BadRowReport:
-    """A report of bad rows: the first ones on standard error, all of them in a file."""
-
-    def __init__(self, rejects: IO[bytes] | None) -> None:
-        self._rejects = rejects
-        self._count = 0
-
-    def add(self, bad: "BadRow") -> None:
-        self._count += 1
-        if self._count <= _SHOWN_BAD:
-            click.echo(f"{bad.place}: {bad.why}", err=True)
-        if self._rejects:
-            row = {"place": bad.place, "why": bad.why, "row": bad.content}
-            self._rejects.write(orjson.dumps(row, default=str) + b"\n")
-
-    def close(self) -> None:
-        if self._count > _SHOWN_BAD:
-            click.echo(f"… and {self._count - _SHOWN_BAD:,} more bad rows (--rejects FILE has all)", err=True)
-
-
 @contextmanager
-def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
-    if Path(path).resolve() == Path(labels).resolve():
-        raise InvalidConfig(f"--rejects {path} is the file of the labels: name another one")
-    try:
-        with Path(path).open("wb") as file:
-            yield file
-    except OSError as error:
-        raise InvalidConfig(f"the file {path} cannot be written: {error.strerror}") from None
+def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["BadRow"], None]]:
+    """Yield a function that takes each bad row: the first ones go to standard error, all of them into a file."""
+    if rejects and Path(rejects).resolve() == Path(labels).resolve():
+        raise InvalidConfig(f"--rejects {rejects} is the file of the labels: name another one")
+    count = 0
+    with open_output(rejects, sys.stdout.buffer) if rejects else nullcontext() as file:
+
+        def report(bad: "BadRow") -> None:
+            nonlocal count
+            count += 1
+            if count <= _SHOWN_BAD:
+                click.echo(f"{bad.place}: {bad.why}", err=True)
+            if file is not None:
+                row = {"place": bad.place, "why": bad.why, "row": bad.content}
+                file.write(orjson.dumps(row, default=str) + b"\n")
+
+        yield report
+    if count > _SHOWN_BAD:
+        click.echo(f"… and {count - _SHOWN_BAD:,} more bad rows (--rejects FILE has all)", err=True)
 
 
 @click.command()

@@ -51,15 +51,6 @@ _GRAVITY = ("failure", "warning", "info", "success")
 
 
 @dataclass(frozen=True)
-class ChannelMessage:
-    """A message to a channel, as plain text."""
-
-    title: str
-    body: str
-    kind: MessageKind
-
-
-@dataclass(frozen=True)
 class Channel:
     """One entry of the configuration.
 
@@ -77,8 +68,8 @@ class Channel:
         """Return True if the channel gets alerts with these tags; without tags every channel does."""
         return not tags or bool(self.tags & {*tags}) or "always" in self.tags
 
-    def send(self, message: ChannelMessage) -> bool:
-        """Return True if the service took the message within seconds. Raise nothing."""
+    def send(self, title: str, body: str, kind: MessageKind) -> bool:
+        """Return True if the service took the message, plain text, within seconds. Raise nothing."""
         import apprise  # here: a third of a second, where somebody is to be told
 
         _shut_log()
@@ -86,9 +77,9 @@ class Channel:
         one.add(self._service)
         try:
             sent = one.notify(
-                body=message.body,
-                title=message.title,
-                notify_type=message.kind,
+                body=body,
+                title=title,
+                notify_type=kind,
                 body_format="text",  # so that names and values are no markup where a channel takes HTML
                 timeout=_SECONDS,
             )
@@ -175,7 +166,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
             if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
                 deliveries.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(pool.map(lambda delivery: delivery[0].send(_build_message(delivery[1])), deliveries.values()))
+        taken = list(pool.map(lambda delivery: delivery[0].send(*_build_message(delivery[1])), deliveries.values()))
     for alert in claimed:
         told = [
             (channel, is_taken)
@@ -266,8 +257,8 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Seque
     Alerts(store).change_by_id(alert.id, settled)
 
 
-def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
-    """Return one message for alerts of one endpoint, the gravest first.
+def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
+    """Return title, text and kind of one message for alerts of one endpoint, the gravest first.
 
     In the lines, a zero-width space makes mentions and links plain text: they quote what callers have sent as a
     category or a column, who must not speak as us.
@@ -280,7 +271,7 @@ def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
         parts.append("\n".join(filter(None, [_head(alert), *lines, detail.get("link"), detail.get("next")])))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))
+    return f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first)
 
 
 def _head(alert: Alert) -> str:

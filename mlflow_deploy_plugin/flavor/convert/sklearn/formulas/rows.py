@@ -46,10 +46,9 @@ class Rows:
 
     def __init__(self, graph: NodeBuilder, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
-        # what was asked already, by the id of the step or estimator: its part of the graph is made once
-        # also by what the step has learned; with the step, whose id another one has otherwise, once it is gone
-        self._after: dict[int | str, tuple[Rows, Any]] = {}
-        self._outputs: dict[tuple[int, bool], list[str]] = {}  # without and with raw scores
+        # what was asked already, so that its part of the graph is made once
+        self._after: dict[int | str, tuple[Rows, Any]] = {}  # by `_learned`, with the step: no other gets its id then
+        self._outputs: dict[tuple[int, bool], list[str]] = {}  # by the id of an estimator, without and with raw scores
         self._answers: dict[int, tuple[Any, Any]] = {}  # of a formula, with the estimator
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
