@@ -87,7 +87,7 @@ def list_(name: str | None, output: str) -> None:
             watermarks = []
         found = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
-        is_run = lease is not None and lease.expires_at > deployments.store.now()
+        is_run = lease is not None and lease.is_current
         for unreadable in deployments.store.unreadable() if name is None else ():
             click.echo(unreadable.reason, err=True)
     if output == "json":

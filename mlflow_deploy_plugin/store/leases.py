@@ -46,11 +46,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A lease as others see it; `expires_at` is for people, and by the clock of the holder's machine."""
+    """A lease as others see it. `expires_at`, and `is_current` if that has not come yet, are for people."""
 
     name: str
     holder: str
     expires_at: datetime
+    is_current: bool
 
 
 class LeaseKeeper:

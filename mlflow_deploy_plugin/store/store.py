@@ -348,7 +348,7 @@ class Store:
                     if monotonic - since < row.seconds:
                         return None
                 row.holder, row.token, row.renewals, row.seconds = holder, secrets.randbits(62), 0, seconds
-                row.expires_at = self._clock() + timedelta(seconds=seconds)
+                row.expires_at = self._shared_now() + timedelta(seconds=seconds)
                 session.flush()
                 self._leases_seen.pop(name, None)
                 return Lease(name, holder, row.token, seconds, monotonic + seconds)
@@ -363,7 +363,7 @@ class Store:
             if row is None:
                 return None
             row.renewals += 1
-            row.expires_at = self._clock() + timedelta(seconds=lease.seconds)
+            row.expires_at = self._shared_now() + timedelta(seconds=lease.seconds)
             return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
@@ -375,8 +375,9 @@ class Store:
     def lease(self, name: str) -> LeaseView | None:
         """Return the lease of this name as others see it; None if nobody holds it."""
         with self.transaction(is_read_only=True) as session:
-            row = session.get(LeaseRow, name)
-            return None if row is None else from_row(row, LeaseView)
+            columns = LeaseRow.name, LeaseRow.holder, LeaseRow.expires_at, LeaseRow.expires_at > self._shared_now()
+            found = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
+            return None if found is None else LeaseView(*found)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -384,6 +385,10 @@ class Store:
     def now(self) -> datetime:
         """Return the time by this store's clock, in UTC."""
         return self._clock()
+
+    def _shared_now(self) -> Any:
+        """Return the time by the clock of all who share the store: PostgreSQL's as SQL, or that of the one machine."""
+        return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
 
     @contextmanager
     def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:

@@ -117,5 +117,4 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
 def leader(two_days: TwoDays) -> str:
     """The pod that has the lease now."""
     lease = two_days.store.lease(STORE_LEASE)
-    is_held = lease is not None and lease.expires_at > datetime.now(UTC)
-    return lease.holder.split("@")[1].split(" ")[0] if lease is not None and is_held else ""
+    return lease.holder.split("@")[1].split(" ")[0] if lease is not None and lease.is_current else ""

@@ -207,6 +207,25 @@ def test_a_jump_of_a_wall_clock_moves_no_lease(machines: tuple[Machine, Machine]
     assert second.store.acquire_lease(name, "two", 10)
 
 
+@pytest.mark.postgresql
+def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(postgresql_url: str, name: str) -> None:
+    """Machines that share a file of SQLite are one."""
+    first, second = Machine(postgresql_url), Machine(postgresql_url)
+
+    def is_current(year: int, seconds: float) -> bool:
+        first.wall = NOW.replace(year=year)
+        lease, seen = first.store.acquire_lease(name, "one", seconds), second.store.lease(name)
+        assert lease is not None
+        assert seen is not None
+        first.store.release_lease(lease)
+        return seen.is_current
+
+    assert is_current(2020, 10)
+    assert not is_current(2090, 0)
+    first.store.close()
+    second.store.close()
+
+
 def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(
     machines: tuple[Machine, Machine], name: str
 ) -> None:

@@ -188,7 +188,7 @@ class MonitorScheduler:
             if key[0] in unreadable:  # its monitors may be there still
                 continue
             held = self._store.lease(lease_name(*key))
-            if held is not None and held.expires_at > self._store.now():  # somebody judges it by hand
+            if held is not None and held.is_current:  # somebody judges it by hand
                 continue
             for window in pending[key]:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")

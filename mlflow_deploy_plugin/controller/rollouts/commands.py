@@ -209,17 +209,14 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
     Raises:
         NotReady: none has it; a rollout would stand still, and block others.
     """
-    first, deadline = store.lease(lease), time.monotonic() + patience
-    view = first
-    # if the controller's clock is behind ours, its lease looks expired: a renewal shows that it lives
-    while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
+    deadline = time.monotonic() + patience
+    while (view := store.lease(lease)) is None or not view.is_current:
         if time.monotonic() > deadline:
             raise NotReady(
                 "no controller runs that reaches the server, so nothing was begun: start `onnxserve controller` first, "
                 "or say --wait to run the rollout in this command"
             )
         time.sleep(_POLL_SECONDS)
-        view = store.lease(lease)
 
 
 def controller_status(store: Store, lease: str, look: str) -> str:
@@ -227,7 +224,7 @@ def controller_status(store: Store, lease: str, look: str) -> str:
     view = store.lease(lease)
     if view is None:
         return "no controller runs: start one with `onnxserve controller`, or say --wait"
-    if view.expires_at < utc_now():
+    if not view.is_current:
         return f"{view.holder} seems to have ended: start a controller with `onnxserve controller`, or say --wait"
     return f"{view.holder} does it; `{look}` shows how far it is"
 
@@ -239,7 +236,7 @@ def stall_reason(deployments: Deployments, endpoint: str) -> str:
     except OnnxserveError as error:
         return f"only a controller that reaches its server takes it further, and from here: {error.message}"
     view = deployments.store.lease(rollouts_lease_name(place))
-    if view is not None and view.expires_at >= utc_now():
+    if view is not None and view.is_current:
         return ""
     return "it stands still: no controller that reaches its server works; start one with `onnxserve controller`"
 

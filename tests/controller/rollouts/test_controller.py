@@ -367,7 +367,7 @@ def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_whe
 
     def is_held() -> bool:
         view = store.lease(lease)
-        return view is not None and view.expires_at > utc_now()
+        return view is not None and view.is_current
 
     running = threading.Thread(target=run_rollouts, args=(here, controller_at, ended))
     running.start()
