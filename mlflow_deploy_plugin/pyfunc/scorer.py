@@ -450,10 +450,16 @@ class Scorer:
         """Have the model predict for a body of `/invocations`; return what it was given, and MLflow's answer."""
         if not content_type:
             raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {_JSON} or text/csv")
-        is_csv = content_type.partition(";")[0].strip() == "text/csv"
-        recorder = _Recorder(model, most_values, self._dates, is_csv, self._texts)
+        mime_type = content_type.partition(";")[0].strip()
+        recorder = _Recorder(model, most_values, self._dates, mime_type == "text/csv", self._texts)
         try:
-            answer = scoring_server.invocations(body, content_type, recorder, self._body_schema)
+            data: Any = body
+            if mime_type == _JSON:  # MLflow reads bytes twice; its own json also keeps integers beyond 64 bits
+                with suppress(ValueError):  # MLflow says what is wrong with it
+                    data = json.loads(body)
+            if not isinstance(data, dict):
+                data = body
+            answer = scoring_server.invocations(data, content_type, recorder, self._body_schema)
         except MlflowException as error:
             raise self._refusal(recorder, error) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
