@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import orjson
 
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation, Watermark, write_watermark
-from mlflow_deploy_plugin.server import CaptureCounters, read_capture_counters, saved_capture_counters
+from mlflow_deploy_plugin.server import read_capture_counters, saved_capture_counters
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -127,15 +127,10 @@ class ShippingProgress:
         with contextlib.suppress(OSError):
             self._write()
 
-    def add_counted(self, counted: CaptureCounters | None, before: Sequence[CaptureCounters]) -> None:
-        """Take over the counts of the workers.
-
-        Args:
-            counted: the counts of the server that runs, or ran last.
-            before: the counts that ended servers have left. Those that were added before are skipped.
-        """
-        totals = self.totals
-        for count in (*before, counted):
+    def add_counted(self) -> None:
+        """Take over the counts of the workers: those that ended servers have left, then those of the last server."""
+        totals, state_dir = self.totals, self._spool.parent
+        for count in (*saved_capture_counters(state_dir), read_capture_counters(state_dir)):
             if count is None or count.run in totals.ended:
                 continue
             if count.run != totals.run:
@@ -203,7 +198,7 @@ class WatermarkWriter:
 
     def _watermark(self, ended: bool) -> Watermark:
         progress = self.progress
-        progress.add_counted(read_capture_counters(self.state_dir), saved_capture_counters(self.state_dir))
+        progress.add_counted()
         wanted = read_state(self.state_dir / WANTED, Wanted)
         answered, shipped, lost = progress.rows("answered"), progress.totals.shipped, progress.totals.lost
         captured = {name: max(0, rows - lost.get(name, 0)) for name, rows in progress.rows("captured").items()}

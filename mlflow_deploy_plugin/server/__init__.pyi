@@ -34,7 +34,6 @@ from .models.side_process import SideMessage as SideMessage
 from .models.side_process import receive_connection as receive_connection
 from .models.side_process import receive_message as receive_message
 from .models.side_process import send_message as send_message
-from .observability.exposition import CaptureCounters as CaptureCounters
 from .observability.exposition import read_capture_counters as read_capture_counters
 from .observability.exposition import remove_metrics as remove_metrics
 from .observability.exposition import saved_capture_counters as saved_capture_counters
