@@ -19,7 +19,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending, Recorder, record_nothing
 from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, checkpoint, model_ref, restore_checkpoint
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
-from mlflow_deploy_plugin.agent.resolver import VersionResolver, pyfunc_policy
+from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
@@ -136,7 +136,7 @@ class Follower:
             if text != self._spec_text:
                 self._spec_text = text
                 self._control.specs = load_specs(text)
-                self.resolver.set_pyfunc_policy(pyfunc_policy(self._control.specs))
+                self.resolver.set_pyfunc_policy(PyfuncPolicy(self._control.specs))
                 self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"

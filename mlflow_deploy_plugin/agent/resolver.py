@@ -9,7 +9,7 @@ other model. A fetch that receives nothing for minutes is reported as a failure;
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -71,7 +71,6 @@ class PollPolicy:
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
-@dataclass(frozen=True)
 class PyfuncPolicy:
     """The rule of one server about versions without an ONNX form, which are Python code run by this server's user.
 
@@ -80,13 +79,18 @@ class PyfuncPolicy:
     it in the registry. A model that was loaded over HTTP was named by anybody who may call. Both need
     `allow_pyfunc` in the spec.
 
+    Args:
+        specs: the endpoints of the server's own spec.
+
     Attributes:
-        named: the model URIs in the server's own spec.
+        named: the model URIs in it.
         refused: those that a variant naming them does not allow to be pyfuncs, with the variant's name.
     """
 
-    named: frozenset[str] = frozenset()
-    refused: Mapping[str, str] = field(default_factory=dict)
+    def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
+        variants = [(variant, name) for spec in specs for name, variant in spec.variants.items()]
+        self.named = {variant.model for variant, _ in variants}
+        self.refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
 
     def check(self, model_uri: str, is_followed: bool) -> None:
         """Check that a version without an ONNX form may be served for this URI.
@@ -103,13 +107,6 @@ class PyfuncPolicy:
                 "allows that (of `mlflow deployments create` and `update` also --flavor python_function)"
             )
         raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
-
-
-def pyfunc_policy(specs: Sequence[EndpointSpec]) -> PyfuncPolicy:
-    """Return the policy that the server's own specs set."""
-    variants = [(variant, name) for spec in specs for name, variant in spec.variants.items()]
-    refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
-    return PyfuncPolicy(frozenset(variant.model for variant, _ in variants), refused)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
-from mlflow_deploy_plugin.agent.resolver import PollPolicy, pyfunc_policy
+from mlflow_deploy_plugin.agent.resolver import PollPolicy, PyfuncPolicy
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.spec import load_specs
 from tests.support.fake_registry import STAGE, AtOnce, Case, Later
@@ -161,7 +161,7 @@ def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> Non
 
 @pytest.mark.parametrize(("uri", "is_followed"), [("models:/x/3", False), ("models:/y@champion", True)])
 def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_followed: bool) -> None:
-    pyfunc_policy(load_specs(SPEC)).check(uri, is_followed)
+    PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
 
 
 @pytest.mark.parametrize(
@@ -174,4 +174,4 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
 )
 def test_others_may_not(uri: str, is_followed: bool, said: str) -> None:
     with pytest.raises(InvalidArtifact, match=said):
-        pyfunc_policy(load_specs(SPEC)).check(uri, is_followed)
+        PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
