@@ -42,7 +42,7 @@
 
 The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
 and `error_code` (one of MLflow's, so that MLflow's clients understand it) say the same to programs. One place each
-turns the tree into HTTP (`server/http/messages.py`), into gRPC (`server/grpc/service.py`), into `MlflowException`
+turns the tree into HTTP (`server/http/responses.py`), into gRPC (`server/grpc/service.py`), into `MlflowException`
 (`deployments/client.py`) and into a line on stderr with exit status 1 (`cli`); `client/` goes back from a status.
 """
 

@@ -18,8 +18,8 @@ from werkzeug.wrappers import Request
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server, open_worker
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
-from mlflow_deploy_plugin.server.http.messages import RawResponse, exception_response, failure_response
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
+from mlflow_deploy_plugin.server.http.responses import RawResponse, exception_response, failure_response
 from mlflow_deploy_plugin.server.http.routes import (
     ROUTES,
     Route,

@@ -26,8 +26,8 @@ from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.processes import Child, Crashes, exit_reason, signal_process
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.http.parser import body_too_large
+from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, encode_body
-from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields
+from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id

@@ -14,9 +14,9 @@ from mlflow_deploy_plugin.errors import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
-from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, failure_response, http_response
 from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
+from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, failure_response, http_response
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.auth import Need
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply

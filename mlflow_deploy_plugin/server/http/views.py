@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, NotFound, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
+from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.inference import explain as explanations
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id

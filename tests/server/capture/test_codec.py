@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.agent.ship import captured_tables
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import Feedback, FeedbackFrame, decode_feedback, encode_feedback
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle

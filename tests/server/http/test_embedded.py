@@ -24,7 +24,7 @@ from mlflow_deploy_plugin import asgi_app, wsgi_app
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.server import AsgiApp, WsgiApp
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import METRICS

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
 from mlflow_deploy_plugin.server.capture.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL

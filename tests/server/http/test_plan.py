@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.server.http.plan import PlanTable
+from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support import servers

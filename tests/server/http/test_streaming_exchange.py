@@ -17,8 +17,8 @@ import pytest
 import uvloop
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.parser import CHUNKED, body_parser
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.streaming import StreamedExchange
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import ConnectionLimits, InlinePolicy, WorkerApp

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.spec import ServerSpec

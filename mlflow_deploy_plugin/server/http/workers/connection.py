@@ -22,14 +22,6 @@ from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
-from mlflow_deploy_plugin.server.http.messages import (
-    CONTINUE,
-    RawResponse,
-    exception_response,
-    failure_response,
-    serialize_response,
-    serialize_streamed_head,
-)
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     EMPTY_LINE,
@@ -43,6 +35,14 @@ from mlflow_deploy_plugin.server.http.parser import (
     body_parser,
     parse_head,
     read_head,
+)
+from mlflow_deploy_plugin.server.http.responses import (
+    CONTINUE,
+    RawResponse,
+    exception_response,
+    failure_response,
+    serialize_response,
+    serialize_streamed_head,
 )
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream

@@ -322,7 +322,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer an error of the parser in our form, not by gunicorn's page of HTML."""
         # gunicorn imports this module before it forks
-        from mlflow_deploy_plugin.server.http.messages import failure_response, serialize_response
+        from mlflow_deploy_plugin.server.http.responses import failure_response, serialize_response
 
         if isinstance(exc, ssl.SSLError):
             exc = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {exc}")

@@ -8,8 +8,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.server.assembly import Server, open_worker
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.plan import PlanTable
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, max_batch_rows, request_threads
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import (
     INLINE_SECONDS,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.server.http.messages import RawResponse, serialize_response, serialize_streamed_head
+from mlflow_deploy_plugin.server.http.responses import RawResponse, serialize_response, serialize_streamed_head
 
 
 def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> None:
