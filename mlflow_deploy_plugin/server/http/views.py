@@ -165,15 +165,14 @@ def tf_view(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
 
     A label is the name of a variant of the endpoint, or the alias that a variant follows. The view raises:
         NotFound: no variant of the endpoint has this label.
-        NotReady: see `Repository.versions`.
+        NotReady: see `Repository.find`.
     """
 
     def labelled(
         server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
     ) -> RawResponse:
         if label is not None:
-            server.repository.versions(endpoint)
-            variants = server.repository.table[endpoint].variants
+            variants = server.repository.find(endpoint)[1].variants
             named = (one for name, one in variants.items() if label in (name, one.aspects.get("alias")))
             if (variant := next(named, None)) is None:
                 raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
