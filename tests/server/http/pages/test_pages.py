@@ -355,7 +355,7 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
 def test_every_page_allows_no_foreign_script(pages_server: Any, path: str) -> None:
-    answer = requests.get(pages_server.url + path, timeout=10)
+    answer = requests.get(pages_server.url + path, headers={"Accept": "text/html, */*"}, timeout=10)
     assert answer.status_code == (404 if path.endswith("nope") else 200)
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
