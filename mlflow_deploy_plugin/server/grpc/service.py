@@ -12,7 +12,6 @@ method is registered as one that takes a stream, even if it takes one message; o
 wait is ours: it is bounded, and ends when the server drains.
 """
 
-import base64
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -408,14 +407,10 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
 
 
 def _control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> ManagementMethod:
-    """Return the method of a load or an unload. Parameters of bytes (files) become base64, as they are over REST."""
+    """Return the method of a load or an unload."""
 
     def method(server: Server, message: Any, actor: str) -> dict[str, Any]:
-        parameters = {
-            name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
-            for name, value in tensors.parameter_values(message.parameters).items()
-        }
-        change(server, message.model_name, parameters, actor)
+        change(server, message.model_name, tensors.parameter_values(message.parameters), actor)
         return {}
 
     return method

@@ -5,7 +5,8 @@ request come all as bytes (`raw_input_contents`) or all as typed values (`conten
 the request. FP16 has no typed form: a response that holds it is in bytes, whatever the request was.
 """
 
-from collections.abc import Callable, Mapping
+import base64
+from collections.abc import Mapping
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -138,20 +139,18 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
     for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
         if not raw:
-            arrays[head.name] = head, _from_contents(head, entry.contents, v2.text_reader(head, schema))
+            arrays[head.name] = head, _from_contents(head, entry.contents, v2.holds_bytes(head, schema))
         elif entry.contents.ByteSize():
             raise InvalidRequest(f"{head} has contents, beside raw_input_contents; one of them is expected")
         else:
-            arrays[head.name] = head, from_binary(head, memoryview(raw[position]), v2.text_reader(head, schema))
+            arrays[head.name] = head, from_binary(head, memoryview(raw[position]), v2.holds_bytes(head, schema))
     return arrays
 
 
-def _from_contents(
-    head: TensorHeader, contents: messages.InferTensorContents, to_text: Callable[[bytes | memoryview], str]
-) -> Array:
+def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, is_binary: bool) -> Array:
     """Return the array of a tensor from its typed values, which must be in the field of its datatype.
 
-    Signed and unsigned integers of 8 and 16 bits come as 32 bits. `to_text`: see `v2.text_reader`.
+    Signed and unsigned integers of 8 and 16 bits come as 32 bits.
     """
     wanted = _FIELDS.get(head.datatype)
     if wanted is None:
@@ -167,7 +166,7 @@ def _from_contents(
         texts: list[str] = []
         for value in values:
             try:
-                texts.append(to_text(value))
+                texts.append((base64.b64encode(value) if is_binary else value).decode())
             except UnicodeDecodeError:
                 raise SchemaMismatch(f"{head}: element {len(texts)} is not valid UTF-8") from None
         return np.array(texts, dtype=object).reshape(head.shape)

@@ -164,7 +164,6 @@ ROUTES = (
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
     _direct(_TF_MODEL + ":predict", "POST", _tf_predict, operations.TF_PREDICT, "infer"),
     _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
-    _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
     _get(_TF_MODEL + "/metadata", views.tf_view(views.tf_metadata), operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_view(views.tf_status), operations.TF_STATUS, "describe"),
 )
@@ -188,8 +187,7 @@ def _path_pattern(path: str) -> re.Pattern[str]:
     """Return the pattern of a path template. Its groups are the keywords of the view."""
     part = "[^/:]+" if path.startswith("/v1/") else "[^/]+"
     pattern = path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-    pattern = name_placeholders(pattern, f"(?P<{{}}>{part})")
-    return re.compile(pattern.replace(":classify", ":(?P<method>classify|regress)"))
+    return re.compile(name_placeholders(pattern, f"(?P<{{}}>{part})"))
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}

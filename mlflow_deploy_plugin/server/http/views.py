@@ -182,10 +182,6 @@ def tf_view(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
     return labelled
 
 
-def tf_unsupported_method(server: Server, request: RawRequest, method: str, **_named: str | None) -> RawResponse:
-    raise InvalidRequest(f":{method} takes tf.Example features, which no model here has; use :predict")
-
-
 def tf_status(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
     """Return the state of the version that the path names, or of all that are loaded."""
     if version is None:

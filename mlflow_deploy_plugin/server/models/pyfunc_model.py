@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InferenceError, join_names
@@ -82,7 +81,7 @@ class PyfuncPredictor:
         feeds: Feeds,
         outputs: Sequence[str] | None = None,
         deadline: float = math.inf,
-        parameters: Mapping[str, Any] = MappingProxyType({}),
+        parameters: Mapping[str, Any] | None = None,
     ) -> dict[str, Array]:
         """Do as `Predictor.run`.
 
@@ -94,7 +93,7 @@ class PyfuncPredictor:
             BodyTooLarge: it answers with more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        fields = {"most_values": self._most_values, "parameters": dict(parameters)}
+        fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
         message = SideMessage("predict", fields, {"feeds": feeds})
         answer = self._process.request(message, deadline)
         computed = dict(answer.arrays["outputs"])

@@ -7,7 +7,7 @@ The inputs of a request are those of the graph or, for a column-based signature,
 outputs are computed, whichever are requested: the inference log has them all.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -42,9 +42,7 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     from_binary,
     from_json,
     read_tensor_header,
-    text_of_bytes,
     to_binary,
-    utf8_text,
 )
 from mlflow_deploy_plugin.version import __version__
 
@@ -187,17 +185,17 @@ def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, 
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             left = len(binary) - start
             raise SchemaMismatch(f"{head}: binary_data_size is {short_repr(size)}, but {left} bytes are left")
-        arrays[name] = head, from_binary(head, binary[start : start + size], text_reader(head, schema))
+        arrays[name] = head, from_binary(head, binary[start : start + size], holds_bytes(head, schema))
         start += size
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes lie behind the JSON; the tensors name {start}")
     return arrays
 
 
-def text_reader(head: TensorHeader, schema: Schema) -> Callable[[bytes | memoryview], str]:
-    """Return the function that makes a text of an element in bytes, which in a column of bytes are these themselves."""
-    holds_bytes = head.name in schema.binary_columns or (schema.binary_columns and len(schema.columns) == 1)
-    return text_of_bytes if holds_bytes and head.content_type != "base64" else utf8_text
+def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
+    """Return True if the elements of a tensor in bytes are themselves those of a column of bytes."""
+    is_binary = head.name in schema.binary_columns or (bool(schema.binary_columns) and len(schema.columns) == 1)
+    return is_binary and head.content_type != "base64"
 
 
 def read_id(given: Any) -> str:

@@ -5,7 +5,7 @@ No memory is taken for a shape: it is only compared with the elements that came.
 
 import base64
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -162,23 +162,11 @@ def from_json(head: TensorHeader, data: Any) -> Array:
     return array if array.shape == head.shape else array.reshape(head.shape)
 
 
-def utf8_text(element: bytes | memoryview) -> str:
-    """Return the text of an element in bytes. Raises UnicodeDecodeError."""
-    return str(element, "utf-8")
-
-
-def text_of_bytes(element: bytes | memoryview) -> str:
-    """Return an element in bytes as a column of bytes has it in feeds: in base64."""
-    return base64.b64encode(element).decode()
-
-
-def from_binary(
-    head: TensorHeader, data: memoryview, to_text: Callable[[bytes | memoryview], str] = utf8_text
-) -> Array:
+def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:
     """Return the array of a tensor in bytes: little-endian, each string behind its length in 4 bytes.
 
     Args:
-        to_text: see `v2.text_reader`.
+        is_binary: the strings are bytes, and become base64.
 
     Raises:
         SchemaMismatch: another number of bytes than the shape says, a string that is cut off or is not UTF-8.
@@ -194,7 +182,8 @@ def from_binary(
             if start > end:
                 raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
             try:
-                strings.append(to_text(data[text:start]))
+                element = data[text:start]
+                strings.append(base64.b64encode(element).decode() if is_binary else str(element, "utf-8"))
             except UnicodeDecodeError:
                 raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))

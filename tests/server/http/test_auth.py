@@ -45,7 +45,7 @@ def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> 
 
 
 def need_of(path: str, method: str) -> str:
-    if path in PUBLIC or path.startswith("/pages/") or path.endswith(":classify"):  # which nobody can ask for
+    if path in PUBLIC or path.startswith("/pages/"):
         return ""
     if path.endswith(("/load", "/unload")):
         return "admin"

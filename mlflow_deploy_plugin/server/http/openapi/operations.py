@@ -197,13 +197,8 @@ EMBEDDINGS = _openai("/embeddings", "input", {"type": ["string", "array"], "item
 TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )
-TF_CLASSIFY = Operation(
-    "Refused: no model here takes tf.Example", TENSORFLOW, {}, {JSON: {"type": "object"}}, errors=(400, 413, 415)
-)
 MODELS = Operation(
-    "The endpoints, as OpenAI's and KServe's clients list models",
-    SERVER,
-    {JSON: _object_of(object="string", data="array", models="array")},
+    "The endpoints, for OpenAI's clients and KServe's", SERVER, {JSON: _object_of(data="array", models="array")}
 )
 TF_STATUS = _readable(
     "The versions that are loaded",
