@@ -7,7 +7,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.statedir import file_identity
@@ -31,8 +31,8 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
     except ssl.SSLError as error:
         found = (error.reason or "").replace("_", " ").lower()  # empty for what is no PEM, and for a wrong password
         reason = found or "a certificate and a key without a password in PEM are expected"
-        files = f"server.certfile {certfile} with server.keyfile {keyfile}"
-        files += f" and server.ca_certs {ca_certs}" if ca_certs else ""
+        authorities = f" and server.ca_certs {ca_certs}" if ca_certs else ""
+        files = f"server.certfile {certfile} with server.keyfile {keyfile}{authorities}"
         raise InvalidConfig(f"TLS cannot use {files}: {reason}") from None
     except OSError as error:
         raise InvalidConfig(f"TLS cannot read {error.filename}: {error.strerror}") from None
@@ -40,49 +40,41 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
     return context
 
 
-class CertificateFiles(Generic[_Made]):
-    """An object that TLS makes of a server's files, and makes anew when one of them has been replaced.
+def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
+    """Return a function that returns what `make` makes of the files as they are when it is called.
 
     Files that cannot be used leave what was made before: a certificate may be replaced a moment before its key.
 
-    Args:
-        make: reads certfile, keyfile and ca_certs; raises InvalidConfig.
+    Raises:
+        InvalidConfig: `make` does, at the first time.
     """
 
-    def __init__(
-        self, certfile: str, keyfile: str, ca_certs: str | None, make: Callable[[str, str, str | None], _Made]
-    ) -> None:
-        self._files = certfile, keyfile, ca_certs
-        self._make = make
-        self._identities = self._identify()
-        self._made = make(*self._files)
+    def identify() -> list[object]:
+        return [file_identity(Path(file)) for file in files if file is not None]
 
-    def look(self) -> _Made:
-        """Return what is made of the files as they are now."""
-        identities = self._identify()
-        if identities != self._identities:
-            self._identities = identities
+    seen, made = identify(), make(*files)
+
+    def look() -> _Made:
+        nonlocal seen, made
+        if (found := identify()) != seen:
+            seen = found
             try:
-                self._made = self._make(*self._files)
-                _log.info("the files of TLS were replaced: new connections use %s", self._files[0])
+                made = make(*files)
+                _log.info("the files of TLS were replaced: new connections use %s", files[0])
             except InvalidConfig as error:
                 _log.error("the files of TLS were replaced, and those of before go on: %s", error.message)
-        return self._made
+        return made
 
-    def _identify(self) -> list[tuple[int, int, int] | None]:
-        return [file_identity(Path(file)) for file in self._files if file is not None]
+    return look
 
 
-def open_following_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContext:
-    """Return a context for a listener, each connection of which takes the files as they are then. Raises as `open_tls`.
-
-    The callback is there for the server's name, and is also called for clients that send none.
-    """
-    files = CertificateFiles(certfile, keyfile, ca_certs, open_tls)
+def open_following_tls(config: Any) -> ssl.SSLContext:
+    """Return a context for the listeners of gunicorn's configuration; each of their connections looks at the files."""
+    look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 
     def switch(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        connection.context = files.look()
+        connection.context = look()
 
-    listening = files.look()
-    listening.sni_callback = switch
+    listening = look()
+    listening.sni_callback = switch  # also called for clients that send no server's name
     return listening

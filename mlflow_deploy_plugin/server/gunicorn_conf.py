@@ -8,14 +8,12 @@ import shutil
 import ssl
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import available_cores
-from mlflow_deploy_plugin.server.certificates import open_following_tls
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
@@ -104,11 +102,6 @@ def on_starting(arbiter: Any) -> None:
         if not (state_dir / METRICS).is_dir():
             raise
         arbiter.log.error("the state folder cannot be written: %s", error.strerror)
-
-
-def ssl_context(config: Any, default_ssl_context_factory: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Return the context of a worker's listeners."""
-    return open_following_tls(config.certfile, config.keyfile, config.ca_certs)
 
 
 def on_exit(arbiter: Any) -> None:

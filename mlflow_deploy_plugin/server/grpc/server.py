@@ -8,7 +8,7 @@ import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.certificates import CertificateFiles, open_tls
+from mlflow_deploy_plugin.server.certificates import follow_files, open_tls
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads
 
@@ -60,8 +60,8 @@ class GrpcServer:
         address = f"{host or '[::]'}:{spec.grpc_port}"
         try:
             if spec.certfile is not None and spec.keyfile is not None:
-                files = CertificateFiles(spec.certfile, spec.keyfile, spec.ca_certs, _read_certificates)
-                credentials = grpc.dynamic_ssl_server_credentials(files.look(), files.look, spec.ca_certs is not None)
+                look = follow_files(_read_certificates, spec.certfile, spec.keyfile, spec.ca_certs)
+                credentials = grpc.dynamic_ssl_server_credentials(look(), look, spec.ca_certs is not None)
                 self._grpc.add_secure_port(address, credentials)
             else:
                 self._grpc.add_insecure_port(address)

@@ -12,10 +12,10 @@ import signal
 import socket
 from typing import Any, ClassVar
 
-from gunicorn.sock import ssl_context
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
+from mlflow_deploy_plugin.server.certificates import open_following_tls
 from mlflow_deploy_plugin.server.http.workers.worker_app import ConnectionLimits
 
 _CHECK_SECONDS = 0.1
@@ -71,7 +71,7 @@ class _Server(UvicornServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._checker = asyncio.get_running_loop().create_task(self._check_deadlines())
         if self.config.is_ssl:
-            self.config.ssl = ssl_context(self._worker.cfg)  # uvicorn's own does not follow the files
+            self.config.ssl = open_following_tls(self._worker.cfg)
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -41,10 +41,10 @@ from gunicorn.http import get_parser
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn.sock import ssl_context
 from gunicorn.workers.gthread import ThreadWorker
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.server.certificates import open_following_tls
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     LAST_CHUNK,
@@ -218,7 +218,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._sending: dict[Any, float] = {}  # when the clients of unsent responses took something; by their beginning
         for listener in self.sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
-        self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self._tls = open_following_tls(self.cfg) if self.cfg.is_ssl else None
         super().init_process()
 
     def get_thread_pool(self) -> RequestThreads:
