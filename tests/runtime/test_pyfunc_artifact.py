@@ -39,7 +39,11 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
     artifact = read(tmp_path, [{"name": name, "type": kind} for name, kind in kinds.items()], run_id="r", model_id="m")
     assert artifact.flavor == "python_function"
     assert (artifact.run_id, artifact.model_id, artifact.framework) == ("r", "m", "sklearn")
-    assert artifact.columns == (Column("when", "string"), Column("blob", "string"), Column("x", "double"))
+    assert artifact.columns == (
+        Column("when", "string"),
+        Column("blob", "string", is_binary=True),
+        Column("x", "double"),
+    )
     assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
     feeds = pyfunc_schema(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
     assert {name: array.tolist() for name, array in feeds.items()} == {
