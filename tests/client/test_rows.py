@@ -75,6 +75,28 @@ def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
     assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
 
 
+FRAME = pd.DataFrame([[1.5, np.nan], [2.0, 3.0], [4.0, 5.0]], columns=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(FRAME, id="an array of rows"),
+        pytest.param(pd.DataFrame({"a": FRAME["a"], "b": FRAME["b"]}), id="columns"),
+        pytest.param(pd.concat([FRAME, FRAME]).iloc[[0, 4, 2]], id="chosen rows"),
+        pytest.param(FRAME.set_index("a"), id="a column as index"),
+        pytest.param(FRAME.astype({"a": "float32"}), id="two types"),
+        pytest.param(FRAME.convert_dtypes(convert_integer=False), id="types of pandas"),
+    ],
+)
+def test_a_frame_is_read_by_the_server_as_it_was(frame: pd.DataFrame) -> None:
+    body, content_type, _ = encode_rows(frame)
+
+    assert content_type == ARROW
+    feeds = arrow.decode(ARROW, body, columns_schema("", a="double", b="double"), 2**20)
+    np.testing.assert_array_equal(np.column_stack([feeds["a"], feeds["b"]]), FRAME)
+
+
 @pytest.mark.parametrize("encode", [encode_json, lambda rows: encode_rows(rows)[0]])
 def test_a_decimal_is_a_number(encode: Callable[[Any], bytes]) -> None:
     frame = pd.DataFrame({"a": [Decimal("1.5"), None]})
