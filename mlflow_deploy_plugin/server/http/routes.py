@@ -82,25 +82,20 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
     return Route(path, method, view, operation, is_direct=True, need=need)
 
 
-def _page(name: str) -> View:
-    """Return the view of a page, or of a file of the pages.
+def _page(name: str, otherwise: bytes = b"") -> View:
+    """Return the view of a page, or of a file of the pages; `otherwise` is JSON for who takes no text.
 
     The pages are imported at the first request for one, so that other servers do not hold their templates.
     """
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+        if otherwise and "text/" not in request.headers.get("accept", "text/html"):
+            return RawResponse(200, otherwise)
         from mlflow_deploy_plugin.server.http import pages
 
         return pages.PAGES[name](server, request, endpoint)
 
     return view
-
-
-def _home(server: Server, request: RawRequest) -> RawResponse:
-    """Return the page to try the default endpoint; to who takes no text, what KServe's client of V1 asks a server."""
-    if "text/" in request.headers.get("accept", "text/html"):
-        return _page("try")(server, request)
-    return RawResponse(200, b'{"status":"alive"}')
 
 
 _healthy = partial(views.readiness, body=b'{"status":"ok"}')
@@ -114,7 +109,7 @@ _ASSETS = Path(__file__).parent / "pages" / "static"
 _OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
 
 ROUTES = (
-    _get("/", _home, operations.TRY_PAGE),
+    _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
     *(
@@ -183,20 +178,16 @@ def expand_path(path: str, written: str) -> list[str]:
     return [name_placeholders(head + part + tail, written) for part in ("", *(options.split("|") if bracket else ()))]
 
 
-def _path_pattern(path: str) -> re.Pattern[str]:
-    """Return the pattern of a path template. Its groups are the keywords of the view."""
-    part = "[^/:]+" if path.startswith("/v1/") else "[^/]+"
-    pattern = path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-    return re.compile(name_placeholders(pattern, f"(?P<{{}}>{part})"))
-
-
 _BY_PATH: dict[str, dict[str, Route]] = {}
 _BY_PATTERN: list[tuple[re.Pattern[str], dict[str, Route]]] = []
 for _route in ROUTES:
     if not _route.is_direct:
         continue
     if "NAME" in _route.path:
-        _BY_PATTERN.append((_path_pattern(_route.path), {_route.method: _route}))
+        _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
+        _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
+        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))  # its groups are the keywords of the view
+        _BY_PATTERN.append((_pattern, {_route.method: _route}))
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
 

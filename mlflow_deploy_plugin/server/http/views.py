@@ -141,7 +141,12 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     if "content-type" in request.headers:
         media_type(request.headers["content-type"], (JSON,))
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if not _is_our_host(host, spec):
+    match = _HOST.fullmatch(host.lower())
+    name = match[1].strip("[]").removesuffix(".") if match else ""
+    is_ours = name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
+    with suppress(ValueError):
+        is_ours = bool(ipaddress.ip_address(name))
+    if not is_ours:
         raise CallerRefused(
             f"the Host {host[:100]!r} is not known to be this server's: ask for its address or localhost, or name it "
             "in server.allowed_hosts (-C server.allowed_hosts=NAME)"
@@ -150,14 +155,6 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
         raise CallerRefused(f"a web page of {origin[:100]!r} may not change what is served here")
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise CallerRefused("a web page of elsewhere may not change what is served here")
-
-
-def _is_our_host(host: str, spec: ServerSpec) -> bool:
-    match = _HOST.fullmatch(host.lower())
-    name = match[1].strip("[]").removesuffix(".") if match else ""
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(name))
-    return name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
 
 
 def tf_view(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:

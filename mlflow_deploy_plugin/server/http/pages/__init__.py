@@ -151,31 +151,28 @@ def _json_text(body: dict[str, Any]) -> str:
 def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return the operations by tag, without the files of the pages."""
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    for path, operations in openapi["paths"].items():
-        if not path.startswith("/pages/"):
-            for method, operation in operations.items():
-                groups.setdefault(operation["tags"][0], []).append(_operation_row(path, method, operation))
+    listed = ((path, one) for path, operations in openapi["paths"].items() for one in operations.items())
+    for path, (method, operation) in listed:
+        if path.startswith("/pages/"):
+            continue
+        content = operation.get("requestBody", {}).get("content", {})
+        examples = {media_type: body.get("example") or {} for media_type, body in content.items()}
+        row = {
+            "method": method.upper(),
+            "path": path,
+            "summary": operation["summary"],
+            "parameters": [
+                (one["name"], one["in"], one.get("description") or "one of " + ", ".join(one["schema"].get("enum", [])))
+                for one in operation.get("parameters", [])
+            ],
+            "bodies": {
+                media_type: example if isinstance(example, str) else _json_text(example)
+                for media_type, example in examples.items()
+            },
+            "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
+        }
+        groups.setdefault(operation["tags"][0], []).append(row)
     return {tag: rows for tag, rows in groups.items() if rows}
-
-
-def _operation_row(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
-    parameters = [
-        (one["name"], one["in"], one.get("description") or "one of " + ", ".join(one["schema"].get("enum", [])))
-        for one in operation.get("parameters", [])
-    ]
-    content = operation.get("requestBody", {}).get("content", {})
-    examples = {media_type: body.get("example") for media_type, body in content.items()}
-    return {
-        "method": method.upper(),
-        "path": path,
-        "summary": operation["summary"],
-        "parameters": parameters,
-        "bodies": {
-            media_type: example if isinstance(example, str) else _json_text(example or {})
-            for media_type, example in examples.items()
-        },
-        "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
-    }
 
 
 Kind = Literal["number", "boolean", "string", "tensor"]
