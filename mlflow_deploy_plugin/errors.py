@@ -47,6 +47,7 @@ turns the tree into HTTP (`server/http/responses.py`), into gRPC (`server/grpc/s
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -56,6 +57,7 @@ _LEAST_LIKENESS = 0.5
 """The least `difflib.SequenceMatcher.ratio` of a suggestion; `port` is just near enough to `server.port`."""
 _MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
 """Limits for the names that are compared: each takes some 10 µs, and they come from a client."""
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # of Keras
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 
@@ -264,7 +266,7 @@ def error_of_status(status: int) -> type[OnnxserveError]:
 
 def one_line(text: object, most: int | None = None) -> str:
     """Return a text, or an error's (without one, its class), in one line of at most `most` characters."""
-    line = " ".join(str(text).split())[:most]
+    line = " ".join(_COLOUR.sub("", str(text)).split())[:most]
     return line or (type(text).__name__ if isinstance(text, BaseException) else "")
 
 

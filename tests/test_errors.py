@@ -67,6 +67,7 @@ def test_the_most_general_error_of_a_status_is_meant(status: int, error: type[On
         (ValueError("a\tlong\nmessage"), 6, "a long"),
         (MemoryError(), 300, "MemoryError"),
         ("", None, ""),
+        ("\x1b[1mkeras says\x1b[0m", None, "keras says"),
     ],
 )
 def test_a_message_of_others_is_one_line(text: object, most: int | None, line: str) -> None:

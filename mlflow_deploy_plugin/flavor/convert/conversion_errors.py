@@ -11,7 +11,7 @@ from contextlib import suppress
 from os import PathLike
 from typing import Any
 
-from mlflow_deploy_plugin.errors import ModelError
+from mlflow_deploy_plugin.errors import ModelError, one_line
 
 _FLAVORS = {
     **{name: name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")},
@@ -27,7 +27,6 @@ _SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch"
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")
-_COLOUR = re.compile(r"\x1b\[\d+m")  # of Keras
 _CLASS = re.compile(r"<class '([^']+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
 _INPUTS = re.compile(r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)")
@@ -117,7 +116,7 @@ def explain_failure(error: BaseException, model: Any) -> str:
 
 def plain_reason(text: str) -> str:
     """Return the message of a converter or ONNX Runtime in one line, without the pointers to its own developers."""
-    text = _CLASS.sub(r"\1", " ".join(_COLOUR.sub("", text).split()))
+    text = _CLASS.sub(r"\1", one_line(text))
     if match := _NO_CONVERTER.search(text):
         return f"there is no converter for {match['kind']}"
     if match := _INPUTS.search(text):
