@@ -165,8 +165,9 @@ class RetrainingContext:
         event = self.event("retrain.end", one, "", state.replace("_", " "), reason, given)
         written = self.write(replace(one, state=state, reason=reason, ended_at=event.at), event)
         if written is not None:
+            last = one.id - 1 if state == "failed" else one.id  # a further one may have begun meanwhile
             for ended in Retrainings(self.deployments.store).find(model=one.model):
-                if ended.id != one.id or state != "failed":
+                if ended.id <= last:
                     for name in TRAINING_FILES:  # the log stays, and MLflow has the held-out rows
                         for file in self.folder(one).parent.glob(f"{ended.id}-*/{name}"):  # of each attempt
                             file.unlink(missing_ok=True)
