@@ -49,13 +49,10 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
             found = [(root.base_name, root)]
         else:
             _refuse_loops(location, input)
-            entries = location.filesystem.get_file_info(fs.FileSelector(location.root, recursive=True))
-            named = ((entry.path.removeprefix(location.root).lstrip("/"), entry) for entry in entries)
-            found = sorted(
-                (name, entry)
-                for name, entry in named
-                if entry.type == fs.FileType.File and not any(one[:1] in "_." for one in name.split("/"))
-            )
+            files = _list_files(location)
+            found = [
+                (name, files[name]) for name in sorted(files) if not any(one[:1] in "_." for one in name.split("/"))
+            ]
     except (OSError, pa.ArrowException) as error:
         raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
     if not found:
@@ -76,6 +73,15 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
         uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
         parts[output] = Part(name, uri, output, kind, given, entry.size, state_of(entry))
     return list(parts.values())
+
+
+def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
+    """Return the files of a folder or a bucket by their names below it; none if it is not there."""
+    selector = fs.FileSelector(location.root, allow_not_found=True, recursive=True)
+    entries = location.filesystem.get_file_info(selector)
+    return {
+        entry.path.removeprefix(location.root).lstrip("/"): entry for entry in entries if entry.type == fs.FileType.File
+    }
 
 
 def _refuse_loops(location: LogLocation, input: str) -> None:
@@ -150,7 +156,7 @@ class BatchOutput:
         """
         manifest = orjson.loads(orjson.dumps(manifest))
         try:
-            files = self._files()
+            files = {*_list_files(self._location)}
             known: dict[str, Any] = {}  # of the batch that was begun here
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
@@ -160,7 +166,7 @@ class BatchOutput:
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
-                files, known = self._files(), {}
+                files, known = {*_list_files(self._location)}, {}
             # a name with a dot: the lock, and what a killed writer has left behind
             if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
@@ -195,11 +201,6 @@ class BatchOutput:
             write_file(self._location, SUCCESS, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         except OSError as error:
             raise OnnxserveError(f"--output {self.uri} cannot be written: {error}") from None
-
-    def _files(self) -> set[str]:
-        root = self._location.root
-        entries = self._location.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-        return {entry.path.removeprefix(root).lstrip("/") for entry in entries if entry.type == fs.FileType.File}
 
     def _remove(self, names: set[str]) -> None:
         # the manifest last: without it nobody knows whose the other files are

@@ -26,10 +26,10 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.batch import BatchPlan, run_batch
-from mlflow_deploy_plugin.batch.manifest import BatchOutput
+from mlflow_deploy_plugin.batch import BatchPlan, manifest, run_batch
 from mlflow_deploy_plugin.batch.run import BatchProgress
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
+from mlflow_deploy_plugin.inference_log import LogLocation
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.services.s3 import s3_server
@@ -364,16 +364,17 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
         monkeypatch.setenv(name, "any")
     source = fill(tmp_path / "in", 1)
     seen = Barrier(2)
-    look = BatchOutput._files
+    look = manifest._list_files
 
-    def look_together(output: BatchOutput) -> set[str]:
-        files = look(output)
-        with suppress(BrokenBarrierError):  # both have seen an empty place; nobody waits for later looks
-            seen.wait(20)
-        seen.abort()
+    def look_together(location: LogLocation) -> Any:
+        files = look(location)
+        if not location.is_local:  # but the output
+            with suppress(BrokenBarrierError):  # both have seen an empty place; nobody waits for later looks
+                seen.wait(20)
+            seen.abort()
         return files
 
-    monkeypatch.setattr(BatchOutput, "_files", look_together)
+    monkeypatch.setattr(manifest, "_list_files", look_together)
     with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
         plans = [BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1) for column in ("id", "ts")]

@@ -218,7 +218,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         server.metrics.count_feedback("refused", 1)
         raise
     server.metrics.count_feedback("accepted", len(entries))
-    return RawResponse(202, protocol.encode(len(entries)), JSON, {"X-Request-Id": request_id(request.headers)})
+    return RawResponse(202, dump_json({"accepted": len(entries)}), JSON, {"X-Request-Id": request_id(request.headers)})
 
 
 def _captured_columns(served: ServedEndpoint) -> set[str]:

@@ -48,10 +48,6 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     return decoded
 
 
-def encode(accepted: int) -> bytes:
-    return b'{"accepted":%d}' % accepted
-
-
 def check_columns(entries: Collection[Feedback], columns: Collection[str], endpoint: str) -> None:
     """Check that the keys name columns of the log.
 
