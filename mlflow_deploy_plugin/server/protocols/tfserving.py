@@ -8,7 +8,7 @@ and bytes may come as `{"b64": …}`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Artifact, Feeds, Schema, short_repr
 from mlflow_deploy_plugin.server.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
 
@@ -41,7 +41,10 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     if ("instances" in document) == ("inputs" in document):
         raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
     if "instances" in document:
-        return _instances_feeds(document["instances"], schema), True
+        rows = document["instances"]
+        if not isinstance(rows, list):
+            raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
+        return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows), True
     inputs = document["inputs"]
     if isinstance(inputs, dict):
         return schema.from_columns(inputs), False
@@ -122,16 +125,3 @@ def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
         "tensor_shape": {"dim": dimensions, "unknown_rank": False},
         "name": name,
     }
-
-
-def _instances_feeds(instances: Any, schema: Schema) -> Feeds:
-    if not isinstance(instances, list):
-        raise InvalidRequest(f"instances is a JSON {json_type(instances)}; an array is expected")
-    if not instances or not isinstance(instances[0], dict):
-        return schema.from_array(instances)
-    if schema.columns:
-        return schema.from_records(instances)
-    for row, instance in enumerate(instances):
-        if not isinstance(instance, dict) or instance.keys() != instances[0].keys():
-            raise SchemaMismatch(f"instance {row} does not name the same tensors as instance 0")
-    return schema.from_columns({name: [instance[name] for instance in instances] for name in instances[0]})

@@ -134,7 +134,7 @@ def test_the_metadata_say_what_predict_takes_and_gives(server: Server) -> None:
         ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "%"}}]}, 400, ["base64"]),
         ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]}, 400, ["UTF-8"]),
         ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": 5}}]}, 400, ["base64"]),
-        ("tensor:predict", {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]}, 400, ["instance 1"]),
+        ("tensor:predict", {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]}, 400, ["row 1"]),
         ("tensor:predict", {"instances": [[1, 2], [3]]}, 400, ["ragged"]),
     ],
 )
