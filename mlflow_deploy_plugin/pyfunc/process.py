@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -29,6 +30,7 @@ Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
 once."""
 
 _END_SECONDS = 5.0
+_NO_THREAD_SECONDS = 0.1
 _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
@@ -63,7 +65,13 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     gc.enable()
     send_message(control, ready)
     for connection in connections:
-        threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True).start()
+        while True:
+            try:
+                threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True).start()
+                break
+            except RuntimeError:  # `ulimit -u`, a container's pids: the threads that run go on
+                _log.warning("no more threads can be started: requests wait for one")
+                time.sleep(_NO_THREAD_SECONDS)
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:

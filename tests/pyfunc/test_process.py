@@ -17,7 +17,7 @@ from tests.support.ecs import read_line
 from tests.support.waiting import wait_until
 
 CHILD = """
-import atexit, sys, time
+import atexit, sys, threading, time
 from mlflow_deploy_plugin.pyfunc import process
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.process import answer_all
@@ -33,6 +33,15 @@ def start():
         atexit.register(print, "sends what waits", flush=True, file=sys.stderr)
     if sys.argv[1] == "hangs at its end":
         atexit.register(time.sleep, 3600)
+    if sys.argv[1] == "has few threads":
+        begin, left = threading.Thread.start, iter([1, 0, 0, 1])
+
+        def start_or_not(thread):
+            if not next(left):
+                raise RuntimeError("can't start new thread")
+            begin(thread)
+
+        threading.Thread.start = start_or_not
     if sys.argv[1] == "fails":
         raise InvalidArtifact("the package 'x' is missing")
     return SideMessage("ready"), answer
@@ -101,6 +110,16 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     }
     assert ask(ours, "add", n=3).fields["n"] == 3
     ours.close()
+    control.close()
+    wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
+
+
+def test_it_waits_for_a_thread_if_the_machine_allows_no_more(connections: tuple[socket.socket, socket.socket]) -> None:
+    child, control = start(connections, "has few threads"), connections[0]
+    assert receive_message(control) == SideMessage("ready")
+    for n in (1, 2):
+        with connect(control) as ours:
+            assert ask(ours, "add", n=n).fields["n"] == n
     control.close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
 
