@@ -325,9 +325,15 @@ def view_tables(
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match the labels with the rows of the whole log. Raises OnnxserveError if the log is down."""
-    if matches.count:
-        for rows in view_tables(log, View(endpoint, shadows=True), [EVENT_TIME, "_row", *matches.columns]):
+    """Match the labels with the rows of the log, the newest hour first, until each has its row.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    for hour in reversed(log.all_files(endpoint)):
+        if matches.matched == matches.count:
+            return
+        for rows in log.scan(hour, TimeRange(), sorted({EVENT_TIME, "_row", *matches.columns}), shadows=True):
             matches.match(rows)
 
 

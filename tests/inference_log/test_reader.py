@@ -208,6 +208,21 @@ def test_labels_are_matched_with_rows_of_the_whole_log(log: InferenceLog, writte
     assert (matches.count, matches.matched) == (2, 1)
 
 
+def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(log: InferenceLog, written: LogWriter) -> None:
+    """A year's log was read for the labels of yesterday."""
+    older = written.root / "endpoint=flights/date=2012-07-01/hour=00/0-0-0.parquet"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(b"read")
+    matches = LabelMatches()
+    matches.add(labels_table([Label("p", 0, None, 1, microseconds(DAY))]))
+    match_labels(log, "flights", matches)
+    assert (matches.matched, log.unreadable) == (1, {})
+    matches = LabelMatches()
+    matches.add(labels_table([Label("nobody's", None, None, 1, microseconds(DAY))]))
+    match_labels(log, "flights", matches)
+    assert (matches.matched, len(log.unreadable)) == (0, 1)
+
+
 def test_an_unknown_endpoint_is_said_with_the_nearest(log: InferenceLog, written: LogWriter) -> None:
     require_endpoint(log, "flights")
     with pytest.raises(NotFound, match=r"has no rows of an endpoint 'flight'.*flights"):
