@@ -59,6 +59,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     library_of,
     sub_estimators,
 )
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     OPSETS,
     Precision,
@@ -263,11 +264,13 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
             formulas.register()
             nets.register()
+            # probabilities as a matrix; the default is a list of mappings
+            options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
             proto, topology = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-                # probabilities as a matrix; the default is a list of mappings
-                options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
+                # for options, skl2onnx looks at each attribute of each tree, twice; a formula has none
+                options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
                 custom_shape_calculators=dict.fromkeys(precise, no_shapes),
                 target_opset=OPSETS,
