@@ -54,12 +54,34 @@ def int8_dynamic(proto: Any) -> Any:
     from onnxruntime import quantization  # heavy
 
     return _quantized(
-        proto,
+        _with_transposed_weights(proto),
         lambda ready, path: quantization.quantize_dynamic(
             ready, path, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=_reduces_range()
         ),
         DYNAMIC_OPS,
     )
+
+
+def _with_transposed_weights(proto: Any) -> Any:
+    """Return the graph with the weights of each Gemm as MatMul has them.
+
+    The quantizer transposes them in their place, and so once for each layer that shares them: the towers of a siamese
+    net, layers of ALBERT, equal weights (ONNX Runtime 1.31).
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    weights = {one.name: one for one in result.graph.initializer}
+    for node in result.graph.node:
+        flag = next((one for one in node.attribute if one.name == "transB" and one.i), None)
+        if node.op_type == "Gemm" and flag and node.input[1] in weights:
+            name = f"{node.input[1]}_transposed"
+            if name not in weights:
+                array = np.ascontiguousarray(numpy_helper.to_array(weights[node.input[1]]).T)
+                weights[name] = result.graph.initializer.add()
+                weights[name].CopyFrom(numpy_helper.from_array(array, name))
+            node.input[1] = name
+            node.attribute.remove(flag)
+    return result
 
 
 def int8_static(proto: Any, rows: Sequence[Feeds], per_channel: bool = True) -> Any:

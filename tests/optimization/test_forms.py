@@ -58,6 +58,30 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert np.abs(probabilities - wanted).max() < 0.1
 
 
+@pytest.mark.parametrize("hidden", [(8, 8), (16, 8)], ids=["square", "two towers"])
+def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    width, size = hidden
+    graph = parse_graph(
+        f"""shared (float[N,{size}] x) => (float[N,{width}] left, float[N,{width}] right) {{
+          turned = Neg (x)
+          left = Gemm <transB = 1> (x, weights)
+          right = Gemm <transB = 1> (turned, weights)
+        }}"""
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(random.normal(size=hidden).astype(np.float32), "weights"))
+    rows = {"x": random.normal(size=(50, size)).astype(np.float32)}
+
+    form = forms.int8_dynamic(graph)
+
+    wanted, found = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, rows)
+        for one in (graph, form)
+    )
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(other, one, atol=0.2)
+
+
 def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
     graph = network(gain=1e6)
     form = forms.half_precision(graph, FEEDS)
