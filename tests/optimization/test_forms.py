@@ -82,6 +82,30 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
         np.testing.assert_allclose(other, one, atol=0.2)
 
 
+@pytest.mark.parametrize("mask", ["-inf", "-3.4e38", "-1e9"])
+def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
+    random = np.random.default_rng(0)
+    graph = parse_graph(
+        f"""masked (float[N,4,8] x, bool[N,4,8] hidden) => (float[N,4,8] y)
+          <float least = {{{mask}}}, float none = {{0.0}}> {{
+          scores = MatMul (x, weights)
+          mask = Where (hidden, least, none)
+          seen = Add (scores, mask)
+          y = Softmax (seen)
+        }}"""
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(random.normal(size=(8, 8)).astype(np.float32), "weights"))
+    rows = {"x": random.normal(size=(100, 4, 8)).astype(np.float32), "hidden": random.random((100, 4, 8)) > 0.7}
+
+    form = forms.int8_static(graph, [rows])
+
+    wanted, found = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, rows)[0]
+        for one in (graph, form)
+    )
+    np.testing.assert_allclose(found, wanted, atol=0.1)
+
+
 def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
     graph = network(gain=1e6)
     form = forms.half_precision(graph, FEEDS)
