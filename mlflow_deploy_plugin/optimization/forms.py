@@ -136,6 +136,7 @@ def half_precision(proto: Any, rows: Sequence[Feeds]) -> Any:
     from onnxruntime.transformers import float16  # heavy
 
     graph = preprocessed(proto)
+    halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(graph.graph))
     try:
         half = float16.convert_float_to_float16(
             graph,
@@ -147,7 +148,7 @@ def half_precision(proto: Any, rows: Sequence[Feeds]) -> Any:
         )
     except Exception as error:  # noqa: BLE001 - the converter raises what comes
         raise ConversionError(f"ONNX Runtime's converter refuses it: {describe_error(error)}") from None
-    if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)):
+    if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
         raise ConversionError(f"no weight is a 32-bit float that may have 16 bits ({_operators(proto)})")
     return _join_islands(half)
 

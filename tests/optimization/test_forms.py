@@ -118,6 +118,14 @@ def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
     assert TensorProto.FLOAT16 in kinds.values()
 
 
+def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
+    graph = parse_graph("half (float16[N,2] x) => (float16[N,2] y) { y = MatMul (x, weights) }")
+    graph.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float16), "weights"))
+
+    with pytest.raises(ConversionError, match="no weight is a 32-bit float"):
+        forms.half_precision(graph, [{"x": np.ones((3, 2), np.float16)}])
+
+
 def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
     base, form = network(), forms.pruned(network(), 0.75)
     for before, after in zip(base.graph.initializer, form.graph.initializer, strict=True):

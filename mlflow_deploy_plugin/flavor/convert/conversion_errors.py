@@ -40,6 +40,8 @@ _REASONS = {
     "inhomogeneous": "its targets have different numbers of classes",  # numpy, of the classes of each target
     "no attribute 'upper'": "a kernel that is a Python function",  # and of support vector machines
     "Could not infer attribute `support_vectors`": "a kernel that is computed before it (kernel='precomputed')",
+    "__obj_flatten__": "its layers are quantized by torch; wrap it as it was before, and onnxserve optimize does so",
+    "got FakeTensor": "a tensor in it has a size that its data say, as those of pack_padded_sequence have",
 }
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 

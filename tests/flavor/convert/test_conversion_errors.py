@@ -198,6 +198,14 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "Exporting the operator 'aten::bilinear' to ONNX opset version 20 is not supported. Please open a bug",
             "ONNX has no operator for aten::bilinear",
         ),
+        (
+            'failed to unpack the object at pos 2 with error "type must be tuple of ints,but got FakeTensor"',
+            "a tensor in it has a size that its data say, as those of pack_padded_sequence have",
+        ),
+        (
+            "torch.classes.quantized.LinearPackedParamsBase does not have a field with name '__obj_flatten__'",
+            "its layers are quantized by torch; wrap it as it was before",
+        ),
         ("during initialization: size_t onnxruntime::Grams(int) [with K = std::string]", "during initialization"),
     ],
 )
