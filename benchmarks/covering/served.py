@@ -13,9 +13,10 @@ import pandas as pd
 import requests
 import yaml
 
+from benchmarks.serving.servers import free_port
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
 from tests.support.serving import servers_below
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import wait_until
 
 _READY_SECONDS = 180.0
 _DATATYPES = {"float32": "FP32", "float64": "FP64", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
