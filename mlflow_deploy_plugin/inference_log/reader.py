@@ -330,7 +330,7 @@ def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> Non
     Raises:
         OnnxserveError: the log is down.
     """
-    for hour in reversed(log.all_files(endpoint)):
+    for hour in reversed(log.all_files(endpoint)) if matches.count else ():
         if matches.matched == matches.count:
             return
         for rows in log.scan(hour, TimeRange(), sorted({EVENT_TIME, "_row", *matches.columns}), shadows=True):
