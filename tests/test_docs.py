@@ -69,6 +69,13 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
         assert given <= known | {"--help", "--version"}, f"onnxserve {command.name} {words}"
 
 
+def test_one_page_has_the_command_that_installs_the_package() -> None:
+    """Before its first release no index has the package, and only the command of docs/install.md works."""
+    command = re.compile(r"pip install [^`\n]*mlflow-onnxserve")
+    pages = {page.name for page in PAGES if command.search(page.read_text())}
+    assert pages - {"CHANGELOG.md", "release.md"} == {"install.md"}
+
+
 def test_every_folder_and_module_of_the_glossary_is_there() -> None:
     named = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py)?)`", (DOCS / "glossary.md").read_text())
     roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]

@@ -24,9 +24,8 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import signature_of
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
-from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
+from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
 from mlflow_deploy_plugin.runtime import Array, Input, Output
-from mlflow_deploy_plugin.version import __version__
 
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
 """The module that saves and loads a net of a class, which torch's own modules need not: they pickle themselves."""
@@ -165,7 +164,7 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
         "python_model": NetModel(model),
         "input_example": rows if is_table or not is_one else rows[""],
         "signature": signature,
-        "pip_requirements": [f"mlflow-onnxserve=={__version__}", *installed],
+        "pip_requirements": [own_requirement(), *installed],
     }
 
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def save_model(
     model.save(str(folder / MLMODEL))
     if conda_env is None:
         # MLflow would infer them by loading the model in a second process; the runtime needs no training framework
-        runtime = [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
+        runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
     else:
@@ -146,6 +146,22 @@ def save_model(
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
+
+
+def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
+    """Return the requirement that installs this package elsewhere.
+
+    It is the version. For a package that pip installed from a repository, it is the commit, as `pip freeze` states it.
+
+    Args:
+        extras: in brackets.
+        files: the installed package; by default this one.
+    """
+    name = f"mlflow-onnxserve{extras}"
+    origin = json.loads((files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}")  # PEP 610
+    if repository := origin.get("vcs_info"):
+        return f"{name} @ {repository['vcs']}+{origin['url']}@{repository['commit_id']}"
+    return f"{name}=={__version__}"
 
 
 def write_mlmodel(

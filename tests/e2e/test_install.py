@@ -17,13 +17,14 @@ import pytest
 
 from mlflow_deploy_plugin.images.context import PROJECT_FILES
 from mlflow_deploy_plugin.version import __version__
-from tests.support.guides import ROOT, run_smallest_example, section, shell, walk_by_hand
+from tests.support.guides import ROOT, blocks, run_smallest_example, section, shell, walk_by_hand
 from tests.support.models import tensor_model
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
 
 UV = Path(sys.prefix, "bin", "uv")
 PACKAGE = "mlflow_deploy_plugin"
+INSTALL = (ROOT / "docs" / "install.md").read_text()
 LEFT_OUT = {
     "gpu": "1.6 GB of CUDA",
     "tensorflow": "600 MB of TensorFlow",
@@ -100,9 +101,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(checkout: Path) -> Path:
-    """Made by README's command."""
-    (command,) = re.findall(r"`(pip wheel [^`]*)`", section("The smallest example"))
-    _output([sys.executable, "-m", *command.split()], cwd=checkout)
+    _output([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", "."], cwd=checkout)
     (made,) = checkout.glob("dist/*.whl")
     return made
 
@@ -155,9 +154,41 @@ def test_every_extra_is_tried_and_on_the_page() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert set(setup["options.extras_require"]) == ROOMS.keys() | LEFT_OUT.keys() | {"projects"}
-    page = section("The smallest example")
-    assert [extra for extra in ROOMS if not re.search(rf"[\[,`]{extra}[\],`]", page)] == []
-    assert f"torch=={_torch_version()}+cpu" in page
+    assert [extra for extra in ROOMS if f"`{extra}`" not in INSTALL] == []
+    assert f"torch=={_torch_version()}+cpu" in INSTALL
+
+
+def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_installs(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """Its second block upgrades an older build, which here is the first block's without one module."""
+    folder = tmp_path / "environment"
+    _output([sys.executable, "-m", "venv", folder])
+    install, upgrade = (block for block in blocks("sh", INSTALL) if "pip wheel" in block)
+    installed = "import mlflow_deploy_plugin.version as version; print(version.__file__)"
+    save = (
+        "import mlflow_deploy_plugin as onnxserve, numpy as np; from sklearn.linear_model import LinearRegression; "
+        "X = np.eye(3); onnxserve.save_model(LinearRegression().fit(X, X[:, 0]), 'model', input_example=X)"
+    )
+    script = f"""
+        set -euo pipefail
+        {install}
+        rm "$(cd / && python -c '{installed}')"
+        {upgrade}
+        cd {tmp_path}
+        python -W ignore -c "{save}"
+        grep mlflow-onnxserve model/conda.yaml
+        python -m venv other
+        other/bin/pip install -q --no-deps -r <(grep mlflow-onnxserve model/requirements.txt)
+        other/bin/pip show --files mlflow-onnxserve
+    """
+    environment = {**shell(folder, tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    walked = subprocess.run(
+        ["bash", "-c", script], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
+    assert walked.returncode == 0, walked.stderr
+    assert f"mlflow-onnxserve[cpu]=={__version__}" in walked.stdout
+    assert "mlflow_deploy_plugin/version.py" in walked.stdout
 
 
 def test_without_extras_everything_but_their_rooms_is_imported(

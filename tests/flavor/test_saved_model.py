@@ -1,6 +1,6 @@
 import json
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import Distribution, version
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import yaml
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.flavor.saved_model import data_digest, environment_lock, provenance_section
+from mlflow_deploy_plugin.flavor.saved_model import data_digest, environment_lock, own_requirement, provenance_section
 from mlflow_deploy_plugin.runtime import read_artifact
 
 
@@ -38,6 +38,15 @@ def test_flavors_and_requirements(folder: Path) -> None:
     assert f"mlflow-onnxserve[cpu]=={onnxserve.__version__}" in requirements
     assert "requests" in requirements
     assert not any(line.startswith("scikit-learn") for line in requirements)
+
+
+def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(tmp_path: Path) -> None:
+    origin = {"url": "https://git.example/onnxserve", "vcs_info": {"vcs": "git", "commit_id": "523f1835"}}
+    (tmp_path / "direct_url.json").write_text(json.dumps(origin))
+
+    requirement = own_requirement("[cpu]", Distribution.at(tmp_path))
+
+    assert requirement == "mlflow-onnxserve[cpu] @ git+https://git.example/onnxserve@523f1835"
 
 
 def test_reference_holds_inputs_predictions_and_times(folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
