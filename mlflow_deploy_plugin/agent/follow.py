@@ -29,18 +29,17 @@ from mlflow_deploy_plugin.statedir import (
     SPEC,
     WANTED,
     AgentState,
-    Followed,
     RefusedVersion,
     ShippingState,
     Wanted,
     WantedEndpoint,
     WantedVariant,
     WorkerState,
+    assert_state,
     is_alive,
     read_state,
     read_workers,
     take_load_deaths,
-    write_state,
 )
 
 _log = logging.getLogger(__name__)
@@ -75,7 +74,6 @@ class Follower:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         # the versions served before a restart are served on, whatever the registry says or does not say
         self._restored = restore_checkpoint(self.state_dir)
-        self._followed = Followed()
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
@@ -87,7 +85,7 @@ class Follower:
         take_load_deaths(self.state_dir)  # of an earlier server that was killed as a whole
 
     def round(self) -> AgentState:
-        """Look at everything once, and write wanted.json and agent.json if they change.
+        """Look at everything once, and write each state file that has changed or was lost.
 
         Returns:
             The content of agent.json. `fatal` says that nothing can be served and that waiting is no use.
@@ -114,8 +112,8 @@ class Follower:
             fatal = self._roll_back_unloadable()
             self._write_wanted()
             self._control.settle(self._outcome)
-            if self.resolver.has_reported:
-                self._checkpoint()
+        for fetcher in self.key_fetchers:
+            fetcher.assert_file()
         return self._publish(fatal)
 
     def wait(self, stop: threading.Event) -> None:
@@ -173,14 +171,17 @@ class Follower:
             if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
                 endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded
-        if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
-            return
+        is_empty = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
-        if is_same and not self._is_forced:
+        is_new = not is_empty and (not is_same or self._is_forced)
+        if is_new:
+            self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
+        if not self._wanted.generation:
             return
-        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
-        self._checkpoint()
-        write_state(self.state_dir / WANTED, self._wanted)
+        checkpoint(self.state_dir, self.resolver.models)
+        assert_state(self.state_dir / WANTED, self._wanted)
+        if not is_new:
+            return
         self._is_forced = False
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
@@ -206,10 +207,6 @@ class Follower:
             elif message := model.message(variant.model):
                 errors[name] = redact_addresses(message)
         return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
-
-    def _checkpoint(self) -> None:
-        self._followed = checkpoint(self.state_dir, self.resolver.models, self._followed)
-        self.resolver.has_reported = False
 
     def _roll_back_unloadable(self) -> bool:
         """Return to the previous version of a model if the workers could not load the wanted one.
@@ -300,9 +297,8 @@ class Follower:
             _log.warning("%s", state.error)
         elif logged and not state.error:
             _log.info("all that the spec names is resolved and served")
-        if state != before:
-            write_state(self.state_dir / AGENT, state)
-            self._written = state
+        assert_state(self.state_dir / AGENT, state)
+        self._written = state
         return state
 
 

@@ -23,8 +23,8 @@ from mlflow_deploy_plugin.statedir import (
     FollowedReference,
     Wanted,
     WantedVariant,
+    assert_state,
     read_state,
-    write_state,
 )
 
 _log = logging.getLogger(__name__)
@@ -162,9 +162,9 @@ class FollowedModel:
         return report if report != self.reported else None
 
 
-def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel], before: Followed) -> Followed:
-    """Write the checkpoint if it differs from `before`, and return its content."""
-    now = Followed(
+def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> None:
+    """Write the checkpoint unless followed.json holds it."""
+    followed = Followed(
         references=tuple(
             FollowedReference(
                 model_uri=ref.uri,
@@ -177,9 +177,7 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel], before
             if model.version is not None
         )
     )
-    if now != before:
-        write_state(state_dir / FOLLOWED, now)
-    return now
+    assert_state(state_dir / FOLLOWED, followed)
 
 
 def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:

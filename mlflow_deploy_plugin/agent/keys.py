@@ -11,7 +11,7 @@ import requests
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
-from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, read_state, write_atomically, write_state
+from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, assert_content
 
 _log = logging.getLogger(__name__)
 
@@ -20,13 +20,14 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
 class KeyFetcher(threading.Thread):
-    """A thread that fetches keys again and again. In a thread of its own, a slow source delays nothing else.
+    """A thread that fetches keys into a file again and again. A slow source delays nothing else.
 
     While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once.
 
     Args:
         what: the name of the keys, for the log.
-        fetch: fetches the keys, and writes them if they have changed.
+        file: the file for the workers.
+        fetch: returns the content of the file.
         seconds: the pause between two fetches.
         again_seconds: the pause after a failure.
 
@@ -35,11 +36,19 @@ class KeyFetcher(threading.Thread):
     """
 
     def __init__(
-        self, what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
+        self,
+        what: str,
+        file: Path,
+        fetch: Callable[[], bytes],
+        seconds: float,
+        again_seconds: float,
+        stop: threading.Event,
     ) -> None:
         super().__init__(name=what, daemon=True)
         self.fetched_at = time.time()
-        self._fetch = fetch
+        self._file, self._fetch = file, fetch
+        self._content: bytes | None = None
+        self._writing = threading.Lock()
         self._seconds, self._again_seconds = seconds, again_seconds
         self._ended = stop
 
@@ -48,7 +57,9 @@ class KeyFetcher(threading.Thread):
         while not self._ended.is_set():
             error = ""
             try:
-                self._fetch()
+                self._content = self._fetch()
+                if self.assert_file():
+                    _log.info("%s have changed", self.name)
                 self.fetched_at = time.time()
             except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and gets well again
                 error = one_line(failure, 300)
@@ -56,6 +67,11 @@ class KeyFetcher(threading.Thread):
                 _log.warning("%s cannot be fetched; those fetched before, if any, hold on: %s", self.name, error)
             before = error
             self._ended.wait(self._again_seconds if error else self._seconds)
+
+    def assert_file(self) -> bool:
+        """Write the keys that were fetched last unless the file holds them; return True if they were written."""
+        with self._writing:  # Two threads write: without the lock, older keys could replace new ones.
+            return self._content is not None and assert_content(self._file, self._content)
 
 
 def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
@@ -82,13 +98,11 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
         except ValidationError:
             raise InvalidConfig(f"{file} is not what `onnxserve keys export` writes") from None
 
-    def fetch() -> None:
-        found = read_file(source) if isinstance(source, Path) else read_store()
-        if found != read_state(state_dir / KEYS, ValidKeys):
-            write_state(state_dir / KEYS, found)
-            _log.info("%d API keys hold", len(found.keys))
+    def fetch() -> bytes:
+        keys = read_file(source) if isinstance(source, Path) else read_store()
+        return keys.model_dump_json().encode()
 
-    return KeyFetcher("the API keys", fetch, seconds, seconds, stop)
+    return KeyFetcher("the API keys", state_dir / KEYS, fetch, seconds, seconds, stop)
 
 
 def issuer_key_fetcher(
@@ -98,10 +112,8 @@ def issuer_key_fetcher(
     from jwt import PyJWKSet  # the extra `jwt`
     from jwt.exceptions import PyJWTError
 
-    file = state_dir / JWKS
-
-    def fetch() -> None:
-        """Discover where the keys are (OpenID Connect Discovery 1.0 §4), and write them down if they have changed."""
+    def fetch() -> bytes:
+        """Discover where the keys are (OpenID Connect Discovery 1.0 §4), and return them."""
         with requests.Session() as session:
             session.max_redirects = 3
             where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
@@ -117,8 +129,7 @@ def issuer_key_fetcher(
             PyJWKSet.from_json(answer.text)
         except PyJWTError as error:
             raise ValueError(str(error)) from None
-        if not file.is_file() or file.read_text() != answer.text:
-            write_atomically(file, answer.text.encode())
-            _log.info("the keys of %s were fetched", issuer)
+        return answer.text.encode()
 
-    return KeyFetcher(f"the keys of {issuer}", fetch, seconds, min(seconds, _ISSUER_AGAIN_SECONDS), stop)
+    again_seconds = min(seconds, _ISSUER_AGAIN_SECONDS)
+    return KeyFetcher(f"the keys of {issuer}", state_dir / JWKS, fetch, seconds, again_seconds, stop)

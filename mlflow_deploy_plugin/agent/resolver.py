@@ -129,7 +129,6 @@ class VersionResolver:
 
     Attributes:
         finished_polls: counts polls, failed ones too.
-        has_reported: a version's tag has changed since the last checkpoint.
     """
 
     registry: Registry
@@ -139,7 +138,6 @@ class VersionResolver:
     pyfunc_policy: PyfuncPolicy = field(default_factory=PyfuncPolicy)
     models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     finished_polls: int = 0
-    has_reported: bool = False
     _fetches: dict[str, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
@@ -301,7 +299,7 @@ class VersionResolver:
         for model in self.models.values():
             if model.report is not None and model.report.done():
                 if model.report.exception() is None and model.report.result():
-                    model.reported, self.has_reported = model.reporting, True
+                    model.reported = model.reporting
                 else:
                     model.report_at = self.polling.clock() + self.polling.pause(1)
                 model.report = None

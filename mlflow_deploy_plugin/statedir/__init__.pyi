@@ -16,6 +16,8 @@ from .files import SPEC as SPEC
 from .files import SPOOL as SPOOL
 from .files import WANTED as WANTED
 from .files import FileCache as FileCache
+from .files import assert_content as assert_content
+from .files import assert_state as assert_state
 from .files import claim_free_state_dir as claim_free_state_dir
 from .files import claim_state_dir as claim_state_dir
 from .files import file_identity as file_identity

@@ -53,11 +53,33 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def assert_state(path: Path, state: State) -> bool:
+    """Write the state unless the file holds it, and return True if it was written."""
+    return assert_content(path, state.model_dump_json().encode())
+
+
+def assert_content(path: Path, content: bytes) -> bool:
+    """Write the content unless the file holds it, and return True if it was written.
+
+    The owner of a file calls this at every poll, so that a file that was lost, damaged or made unreadable comes back.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    try:
+        if path.read_bytes() == content:
+            return False
+    except (FileNotFoundError, PermissionError):
+        pass
+    write_atomically(path, content)
+    return True
+
+
 def read_state(path: Path, kind: type[StateT]) -> StateT | None:
     """Return the content of the file, or None if there is no readable file yet."""
     try:
         return kind.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, PermissionError, ValidationError):
         return None
 
 

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.statedir import (
     read_state,
     write_state,
 )
+from tests.support.disk import files_of_at_most
 from tests.support.waiting import wait_until
 
 NOW = 1000.0
@@ -108,6 +109,26 @@ def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
     (tmp_path / "no").write_text("")
     assert case.do("load", "a") == CommandAnswer()
     wait_until(lambda: "the audit trail lacks that key  was to load a" in caplog.text, what="the line")
+
+
+def test_a_control_json_that_is_lost_is_written_again(case: Case) -> None:
+    case.do("unload", "a")
+    (case.state_dir / CONTROL).unlink()
+    case.settle()
+    assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
+
+
+def test_what_a_full_disk_refuses_to_control_json_is_logged_once_and_saved_when_there_is_room(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    case.ask("unload", "a")
+    with files_of_at_most(0):
+        case.control.take()
+        case.settle()
+    assert [record.args for record in caplog.records if "is not saved" in record.message] == [("File too large",)]
+    assert not (case.state_dir / CONTROL).exists()
+    case.settle()
+    assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
 
 
 def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case: Case) -> None:

@@ -2,20 +2,28 @@
 
 import itertools
 import time
-from threading import Thread
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from mlflow_deploy_plugin.agent.keys import api_key_fetcher
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     ANSWERS,
     COMMANDS,
+    FOLLOWED,
+    KEYS,
     SPEC,
+    WANTED,
     AgentState,
     Command,
     CommandAnswer,
+    KeyEntry,
+    ValidKeys,
     read_state,
     write_state,
 )
@@ -78,6 +86,39 @@ def test_after_a_restart_what_was_served_is_served_on_without_the_registry(case:
     state = case.follower().round()
     assert (state.fatal, state.error) == (False, "MLflow is down")
     assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [Path.unlink, lambda file: file.write_text("{"), lambda file: file.chmod(0)],
+    ids=["gone", "damaged", "unreadable"],
+)
+@pytest.mark.parametrize("name", [WANTED, AGENT, FOLLOWED])
+def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(
+    case: Case, name: str, lose: Callable[[Path], object]
+) -> None:
+    follower = case.serving("1")
+    file = case.state_dir / name
+    content = file.read_bytes()
+    lose(file)
+    follower.round()
+    assert file.read_bytes() == content
+
+
+def test_keys_that_are_lost_are_written_again_while_their_source_is_away(case: Case, tmp_path: Path) -> None:
+    source, file = tmp_path / "mounted.json", case.state_dir / KEYS
+    source.write_text(ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json())
+    stop = Event()
+    fetcher = api_key_fetcher(case.state_dir, source, 3600, stop)
+    fetcher.start()
+    wait_until(file.exists, what="the keys")
+    source.unlink()
+    file.unlink()
+    follower = case.serving("1")
+    follower.key_fetchers = [fetcher]
+    follower.round()
+    stop.set()
+    assert read_state(file, ValidKeys) == ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))})
 
 
 def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Case) -> None:

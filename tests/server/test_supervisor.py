@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     SERVER,
+    WANTED,
     AgentState,
     ServerState,
     claim_state_dir,
@@ -172,6 +173,13 @@ def test_a_killed_worker_is_replaced_and_counted(running: Served) -> None:
     )
     wait_until(lambda: requests.get(f"{running.url}/ping", timeout=20).ok, what="it answers")
     assert worker_restarts(running) == 1
+
+
+def test_a_worker_that_starts_after_wanted_json_was_deleted_answers(running: Served) -> None:
+    (running.state_dir / WANTED).unlink()
+    for worker in psutil.Process(gunicorn_pid(running)).children():
+        worker.kill()
+    wait_until(lambda: answers(running), 20, "an answer")
 
 
 def server_state(served: Served) -> ServerState:
