@@ -3,9 +3,9 @@
 It opens the sockets, then starts the agent and gunicorn. gunicorn imports its modules while the agent resolves and
 fetches, and forks its workers after that. The server is announced when every worker is ready.
 
-An agent that crashes is restarted. A gunicorn that is killed after it was ready is restarted on the same socket as soon
-as none of its old workers lives; new clients wait meanwhile. The server ends if gunicorn exits by itself, or is killed
-again and again. On SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
+An agent that crashes is restarted. A gunicorn that is killed is restarted on the same socket as soon as none of its old
+workers lives; new clients wait meanwhile. The server ends if gunicorn exits by itself, or is killed again and again. On
+SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
 """
 
 import errno
@@ -151,11 +151,11 @@ class _Supervisor:
         self._write("starting")
         # an earlier agent's state could pass for this one's: in a container the process ids are the same every time
         (self._state_dir / AGENT).unlink(missing_ok=True)
-        may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
-        with may_fork, held_back:  # on a failure or a signal, gunicorn is ended before it may fork
+        self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
+        with self._may_fork, held_back:  # on a failure or a signal, gunicorn is ended before it may fork
             try:
                 self._start_agent()
-                self._start_gunicorn(may_fork.fileno())
+                self._start_gunicorn()
                 self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
                 held_back.close()
                 self._wait_until(self._answers)
@@ -202,8 +202,8 @@ class _Supervisor:
                     self._write("serving")
             return
         how = exit_reason(gunicorn.exit_status)
-        if not self._is_ready:
-            raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
+        if not self._is_ready and gunicorn.exit_status >= 0:
+            raise DeploymentFailed(f"gunicorn {how} before every worker was ready; the log says why")
         if gunicorn.exit_status == 0:  # somebody has stopped it
             raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
         self._gunicorn_deaths.add(gunicorn.started_at)
@@ -248,10 +248,11 @@ class _Supervisor:
     def _start_agent(self) -> None:
         self._agent = self._children.start(self._agent_command)
 
-    def _start_gunicorn(self, may_fork: int | None = None) -> None:
+    def _start_gunicorn(self) -> None:
         descriptors = [one.fileno() for one in (self._listener, self._shared and self._shared.listener) if one]
+        may_fork = self._may_fork.fileno()
         command = gunicorn_command(self._state_dir, self._server, *descriptors, may_fork=may_fork)
-        self._gunicorn = self._children.start(command, descriptors if may_fork is None else [*descriptors, may_fork])
+        self._gunicorn = self._children.start(command, [*descriptors, may_fork])
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
@@ -260,7 +261,12 @@ class _Supervisor:
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
-        """Return whether HTTP answers and every worker has applied the wanted state and serves something of it."""
+        """Return whether HTTP answers and every worker has applied the wanted state and serves something of it.
+
+        The workers that a killed gunicorn has left do not count.
+        """
+        if self._restart_gunicorn_at < math.inf:
+            return False
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         states = read_workers(self._state_dir)  # also of a killed gunicorn's workers
         workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]

@@ -60,10 +60,14 @@ def agent_pid(served: Served) -> int:
     return state.pid if state else 0
 
 
-def gunicorn_pid(served: Served) -> int:
-    """The master: a child of the supervisor that has children."""
+def masters(served: Served) -> list[psutil.Process]:
+    """Return the master of gunicorn; an empty list before it has started."""
     children = psutil.Process(served.process.pid).children()
-    return next(child.pid for child in children if child.pid != agent_pid(served))
+    return [child for child in children if "gunicorn" in child.cmdline()]
+
+
+def gunicorn_pid(served: Served) -> int:
+    return masters(served)[0].pid
 
 
 def check_end(served: Served, number: signal.Signals) -> None:
@@ -210,6 +214,23 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     assert "gunicorn was killed by SIGKILL; it is started anew" in running.log.read_text()
     assert running.end() == 0
     assert not list((running.state_dir / "spool").iterdir())
+
+
+def test_a_gunicorn_that_is_killed_after_the_first_answer_and_before_every_worker_is_ready_is_started_anew(
+    start: Start,
+) -> None:
+    running = start("state", "-w", "2")
+    master = wait_until(lambda: next(iter(masters(running)), None), 60, "gunicorn")
+    held = wait_until(lambda: next(iter(master.children()), None), 60, "its first worker")
+    held.suspend()  # it is never ready, so that the server is not announced
+    url = f"http://127.0.0.1:{server_state(running).port}/invocations"
+    answer = requests.post(url, json={"inputs": [[1, 2, 3]]}, timeout=60)
+    master.kill()
+    assert answer.ok
+    assert answers(running.wait_ready())
+    assert server_state(running).restarts == 1
+    assert not held.is_running()
+    assert running.end() == 0
 
 
 def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(start: Start) -> None:

@@ -99,8 +99,8 @@ def test_the_registry_of_the_first_start_is_kept(
         ),
         (
             "usage: gunicorn [OPTIONS]\ngunicorn: error: unrecognized arguments: --x\nINFO agent\n"
-            "Error: gunicorn ended with status 2 before a worker was ready; the log says why\n",
-            "gunicorn ended with status 2 before a worker was ready: gunicorn: error: unrecognized arguments: --x",
+            "Error: gunicorn ended with status 2 before every worker was ready; the log says why\n",
+            "gunicorn ended with status 2 before every worker was ready: gunicorn: error: unrecognized arguments: --x",
         ),
         ("INFO x\nError: gunicorn was killed; the log says why\n", "gunicorn was killed; the log says why"),
         ("Killed\n\n", "Killed"),
