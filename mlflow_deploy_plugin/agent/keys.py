@@ -11,6 +11,7 @@ import requests
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.registry import bounded_answers
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, assert_content
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def issuer_key_fetcher(
 
     def fetch() -> bytes:
         """Discover where the keys are (OpenID Connect Discovery 1.0 §4), and return them."""
-        with requests.Session() as session:
+        with requests.Session() as session, bounded_answers():
             session.max_redirects = 3
             where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
             found = session.get(where, timeout=_TIMEOUT_SECONDS)

@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ _SERVICE_SETTINGS = {
     _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_MOST_JSON = 32_000_000
+"""The size of an answer of MLflow. A search returns up to 10,000 versions of 1.2 kB each."""
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
@@ -167,7 +169,7 @@ def registry_client() -> "MlflowClient":
             getattr(known, variable).get()  # which the first call would do
         if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
             raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
-        withhold_credentials()
+        harden_mlflow_client()
         return mlflow.MlflowClient()
     except ValueError as error:
         raise InvalidConfig(str(error)) from None
@@ -180,14 +182,20 @@ def registry_client() -> "MlflowClient":
 
 
 @cache  # MLflow's modules are changed once
-def withhold_credentials() -> None:
-    """Make MLflow's client send its account to the hosts of its own addresses alone, and that of Azure to Azure's.
+def harden_mlflow_client() -> None:
+    """Bound the answers that MLflow's client reads, and the hosts to which it sends its account.
 
-    MLflow 3.17 sends them where the source of a version or the folder of a run leads, which authors of models choose.
+    It reads JSON of `_MOST_JSON` bytes at most; a download of files has no bound. It sends its account only to its own
+    addresses, and an account of Azure only to Azure: MLflow 3.17 sends them where the source of a version or the folder
+    of a run leads, which authors of models choose.
     """
     from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
+    from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
+
+    # imported late: urllib3 would take 27 ms of the start of each command
+    from mlflow_deploy_plugin.registry.bounded_answers import bounded_answers
 
     def credentials(uri: str) -> Any:
         known = get_default_host_creds(uri)
@@ -209,6 +217,14 @@ def withhold_credentials() -> None:
         open_lake(self, artifact_uri, *arguments, **options)
 
     data_lake.__init__ = open_own
+    send = rest_utils._get_http_response_with_retries
+
+    @wraps(send)
+    def send_bounded(*arguments: Any, **options: Any) -> Any:
+        with nullcontext() if options.get("stream") else bounded_answers(_MOST_JSON):
+            return send(*arguments, **options)
+
+    rest_utils._get_http_response_with_retries = send_bounded
 
 
 def is_mlflow(uri: str) -> bool:

@@ -18,13 +18,13 @@ from mlflow_deploy_plugin.errors import (
     did_you_mean,
 )
 from mlflow_deploy_plugin.registry.connection import (
+    harden_mlflow_client,
     ignore_warnings,
     no_request_timeout,
     redact_credentials,
     registry_client,
     registry_errors,
     store_failure,
-    withhold_credentials,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 
@@ -149,7 +149,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     # MLflow's client follows it out of a run whose files lie on this machine
     if scheme != "file" and ".." in unquote(location).split("/"):
         raise InvalidConfig(f"{what}: the path of {redact_credentials(location)} has a segment ..; say the path itself")
-    withhold_credentials()
+    harden_mlflow_client()
     try:
         with warnings.catch_warnings(), no_request_timeout:
             ignore_warnings()

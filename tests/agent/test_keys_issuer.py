@@ -75,6 +75,24 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
         fetcher.join()
 
 
+def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
+    issuer: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, folder = issuer
+    write_keys(folder, "monday")
+    with (folder / "keys").open("a") as keys:
+        keys.write(" " * 1_000_000)  # which JSON allows
+    stop = threading.Event()
+    fetcher = issuer_key_fetcher(tmp_path, f"{url}/", stop, seconds=0.02)
+    fetcher.start()
+    try:
+        wait_until(lambda: "larger than 1,000,000 bytes" in caplog.text, what="the reason")
+        assert not (tmp_path / JWKS).exists()
+    finally:
+        stop.set()
+        fetcher.join()
+
+
 @pytest.mark.parametrize("document", ['{"issuer": "https://other", "jwks_uri": "URL/keys"}', "[]", '{"issuer": "URL"}'])
 def test_a_document_of_another_issuer_is_refused_in_the_log(
     issuer: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, document: str

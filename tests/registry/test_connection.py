@@ -1,10 +1,11 @@
+import json
 import os
 import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.registry.connection import (
 from mlflow_deploy_plugin.registry.model_files import fetch
 from tests.support.tracking import tracking_at
 
+LARGE = 33_000_000
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 FAILED = "API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code"
 
@@ -100,10 +102,17 @@ def http_server() -> Iterator[tuple[str, list[str | None]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever).start()
+    with serving(Handler) as address:
+        yield address, sent
+
+
+@contextmanager
+def serving(handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+    """Yield the host with the port of a server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,)).start()
         try:
-            yield f"127.0.0.1:{server.server_port}", sent
+            yield f"127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
 
@@ -410,6 +419,31 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     assert bool(sent_to_other) is not is_own
     assert set(sent_to_other) <= {None}
     assert is_own or "Response text" not in failed.value.message  # which the author would read in the version's tag
+
+
+def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Large(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if self.path.endswith("artifacts?path=files"):
+                body = json.dumps({"files": [{"path": "weights", "is_dir": False, "file_size": LARGE}]}).encode()
+            else:
+                body = b" " * LARGE
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with suppress(OSError):  # the client has closed the connection
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with serving(Large) as address, tracking_at(f"http://{address}"):
+        with pytest.raises(RegistryUnavailable) as refused, registry_errors("model m"):
+            registry_client().get_registered_model("m")
+        copied = fetch("mlflow-artifacts:/files", tmp_path, "the files")
+    assert "the answer is larger than 32,000,000 bytes" in refused.value.message
+    assert (copied / "weights").stat().st_size == LARGE
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.processes import backoff_seconds
+from mlflow_deploy_plugin.registry import bounded_answers
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Silences, Store
 
@@ -76,13 +77,14 @@ class Channel:
         one = apprise.Apprise(asset=_asset())
         one.add(self._service)
         try:
-            sent = one.notify(
-                body=body,
-                title=title,
-                notify_type=kind,
-                body_format="text",  # so that names and values are no markup where a channel takes HTML
-                timeout=_SECONDS,
-            )
+            with bounded_answers():
+                sent = one.notify(
+                    body=body,
+                    title=title,
+                    notify_type=kind,
+                    body_format="text",  # so that names and values are no markup where a channel takes HTML
+                    timeout=_SECONDS,
+                )
         except Exception:  # noqa: BLE001 - a plugin's failure quotes its URL, so nothing of it is passed on
             return False
         return bool(sent)

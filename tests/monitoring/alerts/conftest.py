@@ -36,7 +36,7 @@ def server() -> Iterator[Receiver]:
 
 @pytest.fixture
 def receiver(server: Receiver) -> Receiver:
-    server.is_broken = False
+    server.is_broken, server.answer_bytes = False, 0
     server.got.clear()
     return server
 

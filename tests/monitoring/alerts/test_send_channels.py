@@ -32,6 +32,15 @@ def test_no_secret_reaches_the_log_the_store_or_a_repr(
     assert "s3cret" not in repr(settings) + repr(Alerts(store).firing())
 
 
+@pytest.mark.parametrize(("answer_bytes", "taken"), [(1_000_000, 1), (1_000_001, 0)])
+def test_the_answer_of_a_channel_is_bounded(
+    see: Callable[..., Any], receiver: Receiver, caplog: pytest.LogCaptureFixture, answer_bytes: int, taken: int
+) -> None:
+    receiver.answer_bytes = answer_bytes
+    assert see(result_of(0, temperature=6.0)) == taken
+    assert ("did not take the alert" in caplog.text) is (taken == 0)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

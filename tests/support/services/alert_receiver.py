@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,10 +11,15 @@ from typing import Any
 
 @dataclass
 class Receiver:
-    """Takes what Apprise posts, by the path that it is posted to; while it is broken, nothing."""
+    """Takes what Apprise posts, by the path that it is posted to; while it is broken, nothing.
+
+    Attributes:
+        answer_bytes: the size of the body of its answers.
+    """
 
     port: int = 0
     is_broken: bool = False
+    answer_bytes: int = 0
     got: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def url(self, path: str) -> str:
@@ -35,8 +40,10 @@ def receiver() -> Iterator[Receiver]:
             if not kept.is_broken:
                 kept.got.setdefault(self.path.rstrip("/"), []).append(body)
             self.send_response(500 if kept.is_broken else 200)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(kept.answer_bytes))
             self.end_headers()
+            with suppress(OSError):  # the client has closed the connection
+                self.wfile.write(bytes(kept.answer_bytes))
 
         def log_message(self, format: str, *args: object) -> None:
             pass
