@@ -196,10 +196,11 @@ class MlflowRegistry:
             self.cache.prune()
             artifact = read_served_artifact(folder)
         from_files = {
+            "flavor": artifact.flavor,
             "run_id": artifact.run_id,
             "model_id": artifact.model_id,
             "parity": artifact.parity_state,
-            "git_commit": str(artifact.provenance.get("git_commit") or ""),
+            **{name: str(artifact.provenance.get(name) or "") for name in ("git_commit", "dataset_digest")},
         }
         return FetchedVersion(
             model=resolved.name,

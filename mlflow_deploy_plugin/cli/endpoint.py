@@ -147,7 +147,7 @@ def list_endpoints(output: str) -> None:
 
     `onnxserve list` shows their deployments and monitors, too.
     """
-    from mlflow_deploy_plugin.deployments import summarize_endpoints
+    from mlflow_deploy_plugin.deployments import summarize_endpoints, traffic_shares
 
     with opened_deployments() as deployments:
         found = summarize_endpoints(deployments)
@@ -160,9 +160,9 @@ def list_endpoints(output: str) -> None:
     head = ("NAME", "STATE", "TRAFFIC", "URL")
     rows = []
     for one in found:
-        weights = [f"{name}={weight}" for name, weight in one["traffic"].items()]
+        shares = [f"{name}={share:g}" for name, share in traffic_shares(one["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in one["shadows"]]
-        rows.append((one["name"], one["state"], " ".join([*weights, *shadows]) or "-", one["url"]))
+        rows.append((one["name"], one["state"], " ".join([*shares, *shadows]) or "-", one["url"]))
     show_lines(align_columns([head, *rows]))
     show_lines([f"{one['name']}: {one['reason']}" for one in found if one["state"] == "failed"])
 
@@ -319,7 +319,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}"
     rows = []
     for name, one in described["deployments"].items():
-        share = "shadow" if one["shadow"] else str(one["weight"])
+        share = _share(one)
         version = f"version {one['version']}" if one["version"] else ""
         rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
     yield from align_columns(rows)
@@ -346,11 +346,16 @@ def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOve
     ]
     verdicts = ", ".join(said) or "-"
     for name, one in endpoint["deployments"].items():
-        share = "shadow" if one["shadow"] else str(one["weight"])
+        share = _share(one)
         server = (one["state"], workers, restarts, endpoint["url"] or "-")
         yield _name(endpoint, name), one["model_uri"], one["version"] or "-", share, *server, verdicts
     if not endpoint["deployments"]:
         yield endpoint["name"], "-", "-", "-", endpoint["state"], workers, restarts, endpoint["url"] or "-", verdicts
+
+
+def _share(deployment: Mapping[str, Any]) -> str:
+    """Return the share of the endpoint's traffic that a deployment receives, in percent."""
+    return "shadow" if deployment["shadow"] else f"{deployment['share']:g}"
 
 
 def _name(endpoint: Mapping[str, Any], deployment: str) -> str:

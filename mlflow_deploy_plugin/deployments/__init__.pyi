@@ -8,6 +8,7 @@ from .batch_prediction import predict_batch as predict_batch
 from .batch_prediction import read_rows as read_rows
 from .batch_prediction import server_predictor as server_predictor
 from .config import check_project as check_project
+from .config import traffic_shares as traffic_shares
 from .description import describe_endpoint as describe_endpoint
 from .description import describe_endpoints as describe_endpoints
 from .description import summarize_endpoints as summarize_endpoints

@@ -59,6 +59,12 @@ def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     return apply_config(changed, absolute) if absolute else changed
 
 
+def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:
+    """Return the share of the traffic in percent that each variant receives by its weight."""
+    total = sum(weights.values())
+    return {name: round(100 * weight / total, 2) for name, weight in weights.items()}
+
+
 def absolute_model_uri(model_uri: str) -> str:
     """Return a folder by its absolute path: the server does not run where the command is typed."""
     reference = parse_model_uri(model_uri)

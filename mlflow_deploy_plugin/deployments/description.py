@@ -3,19 +3,29 @@
 The values are plain; an unknown one is an empty text.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.config import traffic_weights
+from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
-from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime import read_served_artifact
+from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.registry import fetch_mlmodel, parse_model_uri, resolve
+from mlflow_deploy_plugin.runtime import FLAVOR, PYFUNC_PARITY, PYTHON_FUNCTION, read_served_artifact
 from mlflow_deploy_plugin.statedir import WantedVariant
 
-_OF_DEPLOYMENT = ("name", "endpoint", "state", "url", "model_uri", "model", "version", "weight", "shadow", "flavor")
+_OF_DEPLOYMENT = (
+    *("name", "endpoint", "state", "url", "model_uri", "model", "version"),
+    *("weight", "share", "shadow", "flavor"),
+)
 _OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
-_IN_ENDPOINT = ("model_uri", "model", "version", "stage", "flavor", "weight", "shadow", "state", "reason", "error")
+_IN_ENDPOINT = (
+    *("model_uri", "model", "version", "stage", "flavor"),
+    *("weight", "share", "shadow", "state", "reason", "error"),
+)
 
 
 def summarize(deployment: Deployment) -> dict[str, Any]:
@@ -48,9 +58,10 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "model_uri": variant.model,
         "model": wanted.model if wanted is not None else "",
         "version": ", ".join(versions),
-        **_provenance(wanted),
+        **_provenance(variant.model, wanted, is_running=state == "running"),
         "batch_dimension": next((f"none: {one.no_batch}" for one in loaded.values() if one.no_batch), ""),
         "weight": variant.weight,
+        "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
         **_server_lines(
             deployment,
@@ -117,19 +128,39 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
     }
 
 
-def _provenance(wanted: WantedVariant | None) -> dict[str, str]:
-    """Return flavor, parity and origin of the version."""
-    found = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
-    if wanted is None:
-        return found
-    try:
-        artifact = read_served_artifact(wanted.folder)
-    except InvalidArtifact:
-        return {**found, **wanted.aspects}
-    from_files = {
-        "flavor": artifact.flavor,
-        "parity": artifact.parity_state,
-        "run_id": artifact.run_id,
-        **{key: str(value) for key, value in artifact.provenance.items() if isinstance(value, str)},
-    }
-    return {**found, **from_files, **{key: value for key, value in wanted.aspects.items() if value}}
+def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
+    """Return flavor, parity and origin of the version.
+
+    The agent reports them. The MLmodel file counts where it does not: the file on this machine, or MLflow's if only a
+    pod has it.
+    """
+    known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
+    reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
+    if wanted is not None:
+        with suppress(InvalidArtifact):
+            known |= _read_folder(wanted.folder)
+    if is_running and not (known | reported)["flavor"]:
+        if wanted is not None and parse_model_uri(model_uri).followed:
+            model_uri = f"models:/{wanted.model}/{wanted.version}"
+        with suppress(OnnxserveError):
+            known |= _read_registry(model_uri)
+    return known | reported
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    artifact = read_served_artifact(folder)
+    facts = {"flavor": artifact.flavor, "parity": artifact.parity_state, "run_id": artifact.run_id}
+    return facts | _texts(artifact.provenance)
+
+
+def _read_registry(model_uri: str) -> dict[str, str]:
+    mlmodel = fetch_mlmodel(resolve(model_uri).source)
+    flavor = next((name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors), "")
+    section = mlmodel.flavors.get(FLAVOR, {})
+    proof = section.get("parity", {"state": "no-original"})
+    parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else str(proof["state"])
+    return {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""} | _texts(section.get("provenance", {}))
+
+
+def _texts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in provenance.items() if isinstance(value, str)}

@@ -1,6 +1,7 @@
 from .artifact import COLUMN_TYPES as COLUMN_TYPES
 from .artifact import FLAVOR as FLAVOR
 from .artifact import MLMODEL as MLMODEL
+from .artifact import PYFUNC_PARITY as PYFUNC_PARITY
 from .artifact import PYTHON_FUNCTION as PYTHON_FUNCTION
 from .artifact import Artifact as Artifact
 from .artifact import Column as Column

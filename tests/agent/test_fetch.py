@@ -23,7 +23,7 @@ def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
     folder = make_model(tmp_path / "flights", "m-7")
     version = registry.fetch(resolve(str(folder)))
     assert (version.model, version.version, version.folder) == ("flights", "m-7", folder)
-    assert version.aspects == {"model_id": "m-7", "run_id": "r-1", "parity": "no-original"}
+    assert version.aspects == {"flavor": "onnx", "model_id": "m-7", "run_id": "r-1", "parity": "no-original"}
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
@@ -34,7 +34,8 @@ def test_what_the_registry_says_counts_more_than_the_files(
     resolved = ResolvedModel("models:/x@a", "x", "4", str(folder), True, {"alias": "a", "parity": "proven"})
     version = registry.fetch(resolved)
     assert (version.model, version.version) == ("x", "4")
-    assert version.aspects == {"model_id": "m-1", "run_id": "r-1", "parity": "proven", "alias": "a"}
+    named = {"alias": "a", "parity": "proven"}
+    assert version.aspects == {"flavor": "onnx", "model_id": "m-1", "run_id": "r-1", **named}
 
 
 def test_a_pyfunc_is_told_apart(registry: MlflowRegistry, tmp_path: Path) -> None:

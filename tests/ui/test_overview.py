@@ -141,6 +141,16 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
     assert html.lower().count("not now: ") == 1
 
 
+def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any) -> None:
+    spec = apply_config(new_endpoint("remaining", "models:/m/1"), {"variants.remaining.weight": 60})
+    mlflow_app.store.add_endpoint("onnxserve", spec)
+    html = mlflow_app.client.get(PAGE, query_string={"endpoint": "remaining"}).get_data(as_text=True)
+    mlflow_app.store.remove_endpoint("remaining")
+    (traffic,) = re.findall(r'data-label="Traffic">(.*?)</td>', html, re.DOTALL)
+    assert 'value="60"' in traffic
+    assert traffic.split()[-2:] == ["100", "%"]
+
+
 def test_a_server_that_does_not_answer_is_silent(
     mlflow_app: Any, endpoint: str, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
