@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     altered_file_message,
     check_digests,
+    combine_hashes,
     hash_files,
     read_mlmodel,
     read_served_artifact,
@@ -84,12 +85,13 @@ class ModelCache:
         except OSError as error:
             raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
 
-    def fetch(self, source: str, identity: str | None) -> Path:
+    def fetch(self, source: str, identity: str | None, judged: str = "") -> Path:
         """Return the folder with the files of `source`, downloaded if they are not cached.
 
         Args:
             identity: a name that always means these files (registry and version), so that they are fetched once. None
                 if the same source may hold other files tomorrow.
+            judged: the digest of the files that the gate has judged; a cached copy of other files is not taken.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or there are links among them.
@@ -98,7 +100,7 @@ class ModelCache:
         """
         entry = None if identity is None else self._root / "sources" / _key(identity)
         try:
-            folder = self._find_cached(entry)
+            folder = self._find_cached(entry, judged)
             if folder is None:
                 gc.collect(1)  # each download leaves a client of MLflow, a cycle whose threads live as long
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
@@ -153,15 +155,15 @@ class ModelCache:
             for reference in followed.references:
                 yield from (one.folder.name for one in (reference.version, reference.previous) if one is not None)
 
-    def _find_cached(self, entry: Path | None) -> Path | None:
-        """Return the folder that was fetched before, or None if its files have changed since."""
+    def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
+        """Return the folder that was fetched before; None if its files have changed, or are not the judged ones."""
         if entry is None or not entry.exists():
             return None
         folder = self._models / entry.read_text()
-        if not folder.is_dir():
+        if not folder.is_dir() or judged not in ("", folder.name):
             return None
         os.utime(folder)  # before a look that may take seconds: another agent may be deleting what is not used
-        if _combine(hash_files(folder)) == folder.name:
+        if combine_hashes(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -190,9 +192,11 @@ class MlflowRegistry:
         else:
             # a registered or logged model never changes its files; a URI or a run's artifact may
             is_lasting = kind in ("version", "logged_model")
-            folder = self.cache.fetch(
-                resolved.source, f"{registry_address()} {resolved.identity}" if is_lasting else None
-            )
+            identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
+            judged = resolved.gate_status.digest
+            folder = self.cache.fetch(resolved.source, identity, judged)
+            if judged not in ("", folder.name):
+                self.resolver.look_again(resolved)
             self.cache.prune()
             artifact = read_served_artifact(folder)
         from_files = {
@@ -210,6 +214,7 @@ class MlflowRegistry:
             identity=resolved.identity,
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
+            digest="" if kind == "path" else folder.name,
         )
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
@@ -280,7 +285,7 @@ def verify_files(folder: Path) -> str:
         if digest != expected:
             raise RegistryUnavailable(altered_file_message(str(name), digest, str(expected)))
     read_served_artifact(folder)
-    return _combine(hashes)
+    return combine_hashes(hashes)
 
 
 def _entry(document: Any, *keys: str) -> Any:
@@ -288,11 +293,3 @@ def _entry(document: Any, *keys: str) -> Any:
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     return document
-
-
-def _combine(hashes: Mapping[Path, str]) -> str:
-    """Return the SHA-256 over the path and the content of every file."""
-    digest = hashlib.sha256()
-    for path, sha256 in hashes.items():
-        digest.update(f"{path}\0{sha256}\n".encode())
-    return digest.hexdigest()

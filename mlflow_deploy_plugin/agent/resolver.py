@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.processes import backoff_seconds
-from mlflow_deploy_plugin.registry import Resolution, ResolvedModel, lookup_key
+from mlflow_deploy_plugin.registry import GateStatus, Resolution, ResolvedModel, lookup_key
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.statedir import FetchedVersion
 
@@ -212,8 +212,13 @@ class VersionResolver:
             resolution = poll.result()[ref.uri]
             model.poll, model.next_poll = None, now + pause
             if isinstance(resolution, ResolvedModel):
-                model.error, model.poll_failures, model.target = None, 0, resolution
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+                if model.rejection is not None and model.rejection.cause == "gate":
+                    if model.target is not None and model.target.gate_status != resolution.gate_status:
+                        model.rejection = None  # there is a new verdict
+                    else:
+                        waits_for_gate = True
+                model.error, model.poll_failures, model.target = None, 0, resolution
                 if not waits_for_gate and not (resolution.followed and self.polling.follow):
                     model.next_poll = NEVER
             else:
@@ -231,8 +236,7 @@ class VersionResolver:
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
         """Fetch the target in its turn, unless it is served already or may not be; return True if it is fetched."""
         now, rejection = self.polling.clock(), model.rejection
-        is_rejected = rejection is not None and rejection.identity == target.identity and now < rejection.retry_at
-        if is_rejected and rejection is not None and rejection.cause != "gate":
+        if rejection is not None and rejection.identity == target.identity and now < rejection.retry_at:
             return False
         if model.version is not None and model.serves_target and model.is_verified:
             lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
@@ -241,8 +245,7 @@ class VersionResolver:
             model.rejection = None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
-            reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
-            model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
+            model.rejection = _gate_rejection(ref, target, target.gate_status, retry_at=0.0)
             return False
         if target.identity not in self._fetches:
             under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
@@ -284,6 +287,12 @@ class VersionResolver:
             model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
             return
         model.fetch_failures = 0
+        is_served = model.version is not None and model.version.folder == fetched.folder
+        status = target.gate_status.on_files(fetched.digest)
+        if ref.require and not is_served and not status.passed:
+            model.rejection = _gate_rejection(ref, target, status, NEVER)
+            model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))  # for a new verdict
+            return
         try:
             if fetched.runs_code:
                 self.pyfunc_policy.check(ref.uri, target.followed)
@@ -307,6 +316,10 @@ class VersionResolver:
             if report is not None and model.report is None and model.report_at <= self.polling.clock():
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
+
+
+def _gate_rejection(ref: ModelRef, target: ResolvedModel, status: GateStatus, retry_at: float) -> Rejection:
+    return _rejection(target, "gate", f"{status.reason}, and this endpoint requires {ref.require}", retry_at)
 
 
 def _rejection(

@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime import Array, numpy_dtype
+from mlflow_deploy_plugin.runtime import Array, combine_hashes, hash_files, numpy_dtype
 
 _NOTHING_SERVED = "nothing is served that it could be compared with"
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
@@ -269,6 +269,7 @@ def judge(
     with ExitStack() as folders:
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
         folder = folders.enter_context(downloaded_version(candidate))
+        digest = combine_hashes(hash_files(folder))
         try:
             checks = _Checks(policy, progress, candidate, folder, load_version(folder, allowed.code), allowed.code)
         except (RegistryUnavailable, CodeRefused):
@@ -283,6 +284,7 @@ def judge(
     verdict = GateVerdict(
         model=candidate.name,
         version=candidate.version,
+        digest=digest,
         against=current.source if current else "",
         at=clock(),
         checks=results,

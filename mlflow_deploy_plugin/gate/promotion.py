@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
@@ -11,6 +12,7 @@ from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
+    GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
     GATE_REASON_TAG,
@@ -29,6 +31,7 @@ from mlflow_deploy_plugin.registry import (
     rolled_back_refusal,
     tag_version,
     version_at,
+    version_digest,
 )
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
@@ -78,9 +81,9 @@ def promote(
 ) -> Promotion:
     """Move a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
-    A fresh passed verdict counts, and with `force` a fresh failed one too. It is fresh if it is by the same policy,
-    against the version that is there now, and not older than the policy says. Otherwise the gate is run. If the version
-    is there already, alone and with the gate's consent, nothing is done.
+    A fresh passed verdict counts, and with `force` a fresh failed one too. It is fresh if it is by the same policy, on
+    the files that the version has now, against the version that is there now, and not older than the policy says.
+    Otherwise the gate is run. If the version is there already, alone and with the gate's consent, nothing is done.
 
     Args:
         to: a stage, or @alias.
@@ -115,8 +118,8 @@ def promote(
         if refusal and not force:
             request.record(trail, "refused", GateStatus(False, gate_status_of(tags).state, refusal))
             raise GateRefused(refusal)
-        status = request.ungated() or gate_status_of(tags)
-        if not refusal and before is None and status.passed and version_at(candidate.name, place) is not None:
+        is_there = not refusal and before is None and version_at(candidate.name, place) is not None
+        if is_there and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, trail, progress, allowed)
         if not status.passed:
@@ -159,23 +162,30 @@ class _Request:
     actor: str
     begun: datetime
 
+    @cached_property
+    def verdict(self) -> GateStatus:
+        """The verdict that the tags hold, if it is on the files that the version has now."""
+        known = gate_status_of(self.tags)
+        return known.on_files(version_digest(self.candidate.source)) if known.state else known
+
     def gate_status(self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions) -> GateStatus:
         """Return the status of the version before the gate of this place; the gate is run unless a verdict is fresh."""
         if (ungated := self.ungated()) is not None:
             return ungated
-        known = gate_status_of(self.tags)
         # a forced one need not wait for the same verdict again
         counted = ("passed", "failed") if force else ("passed",)
-        if known.state in counted and self.is_fresh():
-            progress(f"the gate said of version {self.candidate.version} at {self.tags[GATE_AT_TAG]}: {known.state}")
-            return known
         try:
+            if self.is_fresh() and (known := self.verdict).state in counted:
+                version, at = self.candidate.version, self.tags[GATE_AT_TAG]
+                progress(f"the gate said of version {version} at {at}: {known.state}")
+                return known
             gated = gate_version(self.candidate, self.before, self.chosen, self.actor, store, progress, allowed=allowed)
         except OnnxserveError as error:
             if not force:
                 raise
             return GateStatus(False, "", f"the gate could not be run: {error.message}")
-        return GateStatus(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
+        verdict = gated.verdict
+        return GateStatus(verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest)
 
     def ungated(self) -> GateStatus | None:
         if self.chosen.policy.gates(self.place):
@@ -196,9 +206,9 @@ class _Request:
     def tag_forced(self, status: GateStatus) -> GateStatus:
         """Tag the version as forced before it is moved: an endpoint that requires the gate reads the tag."""
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
-        for key, value in ((GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
+        for key, value in ((GATE_DIGEST_TAG, status.digest), (GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
             tag_version(self.candidate.name, self.candidate.version, key, value)
-        return GateStatus(True, "forced", reason, status.report)
+        return GateStatus(True, "forced", reason, status.report, status.digest)
 
     def record(self, store: Store, action: str, status: GateStatus) -> None:
         detail = {"to": str(self.place), "gate": status.state, "report": status.report}

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
+    GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_REASON_TAG,
     GATE_REPORT_TAG,
@@ -35,6 +36,7 @@ from mlflow_deploy_plugin.registry import (
     resolve,
     tag_version,
     version_at,
+    version_digest,
 )
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
@@ -85,7 +87,7 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
     """Return the verdict on a version that alone has the gated stages and aliases, and that passed by this policy.
 
     Judging such a version again would replace the verdict by one without a comparison. The result is None for any other
-    version. A forced version counts as passed.
+    version, and for one whose files are not those that were judged. A forced version counts as passed.
 
     Raises:
         InvalidConfig, NotFound, RegistryUnavailable: as `run_gate`.
@@ -99,6 +101,8 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
     with registry_errors(f"model {model} version {version}"):
         tags = registry_client().get_model_version(model, candidate.version).tags
     if not places or tags.get(GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
+        return None
+    if not status.on_files(version_digest(candidate.source)).passed:
         return None
     return ServedVerdict(model, candidate.version, ", ".join(map(str, places)), status.state, status.reason)
 
@@ -170,7 +174,8 @@ def gate_version(
                 GATE_AGAINST_TAG: verdict.against,
                 GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
                 GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-                GATE_TAG: verdict.state,  # the last: a reader who sees it finds the other tags
+                GATE_TAG: verdict.state,  # late: a reader who sees it finds the tags before it
+                GATE_DIGEST_TAG: verdict.digest,  # the last: an earlier `passed` never stands beside these files
             }
             for key, value in tags.items():
                 tag_version(verdict.model, verdict.version, key, value)
@@ -238,6 +243,7 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
         GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
         GATE_AGAINST_TAG: verdict.against,
         GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
+        GATE_DIGEST_TAG: verdict.digest,
     }
     return log_run("the run of the gate", name, tags, experiment_id, log_content)
 

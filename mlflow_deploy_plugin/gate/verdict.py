@@ -44,6 +44,7 @@ class GateVerdict:
     """The gate's verdict on one version.
 
     Attributes:
+        digest: the digest of all files that were judged (`runtime.combine_hashes`).
         against: the version that it was compared with, as models:/X/6; empty if nothing was served.
         policy: the fields of the policy; `policy_digest` identifies them.
         policy_from: the place of the policy, for the reader.
@@ -51,6 +52,7 @@ class GateVerdict:
 
     model: str
     version: str
+    digest: str
     against: str
     at: datetime
     checks: tuple[CheckResult, ...]

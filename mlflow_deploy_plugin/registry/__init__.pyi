@@ -16,6 +16,7 @@ from .model_files import fetch as fetch
 from .model_files import fetch_mlmodel as fetch_mlmodel
 from .model_files import logged_columns as logged_columns
 from .model_files import refuse_links as refuse_links
+from .model_files import version_digest as version_digest
 from .model_uri import REGISTERED_META as REGISTERED_META
 from .model_uri import ModelURI as ModelURI
 from .model_uri import default_endpoint_name as default_endpoint_name
@@ -49,6 +50,7 @@ from .tags import DATA_DIGEST_TAG as DATA_DIGEST_TAG
 from .tags import ERROR_TAG as ERROR_TAG
 from .tags import GATE_AGAINST_TAG as GATE_AGAINST_TAG
 from .tags import GATE_AT_TAG as GATE_AT_TAG
+from .tags import GATE_DIGEST_TAG as GATE_DIGEST_TAG
 from .tags import GATE_POLICY_DIGEST_TAG as GATE_POLICY_DIGEST_TAG
 from .tags import GATE_POLICY_TAG as GATE_POLICY_TAG
 from .tags import GATE_REASON_TAG as GATE_REASON_TAG
@@ -58,6 +60,7 @@ from .tags import MAX_TAG_LENGTH as MAX_TAG_LENGTH
 from .tags import OPTIMIZED_FROM_TAG as OPTIMIZED_FROM_TAG
 from .tags import OPTIMIZED_WITH_TAG as OPTIMIZED_WITH_TAG
 from .tags import PARENT_TAG as PARENT_TAG
+from .tags import PASSED_STATES as PASSED_STATES
 from .tags import TRAINING_TAG as TRAINING_TAG
 from .tags import WRAPPED_FROM_TAG as WRAPPED_FROM_TAG
 from .tags import GateStatus as GateStatus

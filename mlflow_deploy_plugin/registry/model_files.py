@@ -73,6 +73,20 @@ def download(source: str, destination: Path) -> Path:
     return copied
 
 
+def version_digest(source: str) -> str:
+    """Return the digest of all files at `source` (of a `ResolvedModel`). Raises as `download`.
+
+    Files of another machine are downloaded for it.
+    """
+    from mlflow_deploy_plugin.runtime import combine_hashes, hash_files  # imported late: a quarter of a second
+
+    if (folder := _local_folder(_location(source))) and folder.is_dir():
+        refuse_links(folder)
+        return combine_hashes(hash_files(folder))
+    with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
+        return combine_hashes(hash_files(download(source, Path(temporary))))
+
+
 def fetch_mlmodel(source: str) -> "Model":
     """Return the MLmodel file at `source` (of a `ResolvedModel`).
 

@@ -291,6 +291,11 @@ class BatchResolver:
     def __init__(self) -> None:
         self._versions: dict[tuple[str, str], tuple[int, ModelVersion]] = {}
         """By model and number: when the model was last updated, and the version."""
+        self._looked_at_again: set[tuple[str, str]] = set()
+
+    def look_again(self, resolved: ResolvedModel) -> None:
+        """Fetch this version at each look from now on: its verdict is on other files, and awaits a new one."""
+        self._looked_at_again.add((resolved.name, resolved.version))
 
     def resolve(self, model_uris: Iterable[str]) -> dict[str, Resolution]:
         """Return for each URI its version, or the error that `resolve` raises for it."""
@@ -343,10 +348,12 @@ class BatchResolver:
         for version in model.latest_versions:
             if str(version.version) == number:
                 return version
-        updated, known = self._versions.get((model.name, number), (None, None))
-        if known is None or updated != model.last_updated_timestamp or not gate_status_of(known.tags).passed:
+        key = model.name, number
+        updated, known = self._versions.get(key, (None, None))
+        is_settled = known is not None and gate_status_of(known.tags).passed and key not in self._looked_at_again
+        if not is_settled or updated != model.last_updated_timestamp:
             known = client.get_model_version(model.name, number)
-            self._versions[model.name, number] = model.last_updated_timestamp, known
+            self._versions[key] = model.last_updated_timestamp, known
         return known
 
 

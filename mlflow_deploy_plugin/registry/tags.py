@@ -10,6 +10,7 @@ ERROR_TAG = "onnxserve.error"
 
 GATE_TAG = "onnxserve.gate"
 """`passed`, `failed` or `forced`; a version without it has not been through the gate."""
+PASSED_STATES = ("passed", "forced")
 GATE_REASON_TAG = "onnxserve.gate.reason"
 """One line: what failed, what passed, or why and by whom it was forced."""
 GATE_REPORT_TAG = "onnxserve.gate.report"
@@ -20,6 +21,8 @@ GATE_AT_TAG = "onnxserve.gate.at"
 """The time of the verdict, as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
 """The digest of the verdict's policy: a verdict by another policy does not count."""
+GATE_DIGEST_TAG = "onnxserve.gate.digest"
+"""The digest of all files that the gate judged (`runtime.combine_hashes`): the verdict is on these bytes only."""
 GATE_POLICY_TAG = "onnxserve.gate.policy"
 """On the registered model: its gate policy, as YAML or JSON (`gate/policy.py`)."""
 
@@ -57,15 +60,28 @@ class GateStatus:
 
     Attributes:
         passed: the version may be promoted and served: it passed, or a person forced it.
-        state: `passed`, `failed`, `forced`, or empty if it has never been judged.
+        state: `passed`, `failed`, `forced`, or empty if there is no verdict on the version's files.
         reason: one line for a person.
         report: the address of the report; empty if there is none.
+        digest: the digest of all files that were judged; empty if the verdict does not record it.
     """
 
     passed: bool
     state: str
     reason: str
     report: str = ""
+    digest: str = ""
+
+    def on_files(self, digest: str) -> "GateStatus":
+        """Return the status of a version whose files have this digest: the gate has judged them, or other files."""
+        if not self.state or self.digest == digest:
+            return self
+        compared = f"sha256 {digest[:12]}, judged {self.digest[:12] or 'unknown'}"
+        reason = (
+            f"its files differ from the files that the gate judged ({compared}); restore them, or judge the version "
+            "again with `onnxserve gate`"
+        )
+        return GateStatus(False, "", reason, self.report)
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
@@ -73,7 +89,14 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
     state, reason, report = tags.get(GATE_TAG, ""), tags.get(GATE_REASON_TAG, ""), tags.get(GATE_REPORT_TAG, "")
     if not state:
         return GateStatus(False, "", "it has not been through the gate")
-    return GateStatus(state in ("passed", "forced"), state, reason or f"the gate says {state}", report)
+    digest = tags.get(GATE_DIGEST_TAG, "")
+    if state in PASSED_STATES and not digest:
+        reason = (
+            f"its verdict ({state}) is of an earlier release and does not record the files that were judged; judge the "
+            f"version again with `onnxserve {'promote --force --why' if state == 'forced' else 'gate'}`"
+        )
+        return GateStatus(False, "", reason, report)
+    return GateStatus(state in PASSED_STATES, state, reason or f"the gate says {state}", report, digest)
 
 
 def wrapped_from(name: str, version: str) -> str:

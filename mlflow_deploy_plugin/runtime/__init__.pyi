@@ -14,6 +14,7 @@ from .artifact import Tensor as Tensor
 from .artifact import altered_file_message as altered_file_message
 from .artifact import check_digests as check_digests
 from .artifact import check_yaml as check_yaml
+from .artifact import combine_hashes as combine_hashes
 from .artifact import hash_files as hash_files
 from .artifact import load_yaml as load_yaml
 from .artifact import read_artifact as read_artifact

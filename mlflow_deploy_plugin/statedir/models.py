@@ -220,6 +220,7 @@ class FetchedVersion(State):
         identity: `ResolvedModel.identity` of the version; empty for one that was restored from wanted.json.
         source: the URI or path that the files came from.
         runs_code: True for a version without an ONNX form.
+        digest: of all its files as they were fetched; empty for a folder that is served in place.
     """
 
     model: str
@@ -229,6 +230,7 @@ class FetchedVersion(State):
     identity: str = ""
     source: str = ""
     runs_code: bool = False
+    digest: str = ""
 
 
 class FollowedReference(State):

@@ -5,11 +5,17 @@ basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its o
 retry. A change in the database itself does not pass here; an endpoint that must not serve such a version has
 `require: gate=passed` in its spec.
 
+A verdict is on files, so a passed version moves only if it still has them. This process reads all files of a version
+once, one after the other. It reads them again if a name, a size or the MLmodel file has changed, which names the digest
+of each file of our flavor.
+
 A request to MLflow never waits for the audit trail nor for the notice to the agents of this machine, and never fails by
 them.
 """
 
+import hashlib
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +23,8 @@ from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, jsonify, make_response
@@ -26,6 +34,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate import policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ERROR_TAG,
+    GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
     GATE_TAG,
@@ -34,6 +43,7 @@ from mlflow_deploy_plugin.registry import (
     StageOrAlias,
     gate_status_of,
 )
+from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller
@@ -46,7 +56,7 @@ _WAIT_SECONDS = 2.0
 """The time that an answer waits for its event in the trail; a slow database writes it later."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages from which nothing is served."""
-_VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
+_VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
 
 
 class AuditTrail:
@@ -307,6 +317,13 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
     if status.state == "passed" and judged_by != policy.digest:
         status = GateStatus(False, "", "it passed another policy than the model has now")
     if status.passed:
+        try:
+            status = status.on_files(_digest_now(model.name, number))
+        except Exception:  # noqa: BLE001 - each kind of artifact store has its own classes
+            _log.exception("the files of %s cannot be compared with the files that the gate judged", what)
+            reason = "its files cannot be compared with the files that the gate judged (see the log of MLflow's server)"
+            status = GateStatus(False, "", reason)
+    if status.passed:
         return f"gate {status.state}: {status.reason}", False
     if holder == number:
         return "it is there already", False
@@ -314,6 +331,46 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
         return f"back to what stood there before version {holder}; its gate: {status.reason}", False
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
     return f"{what} may not become {place}: {status.reason}. {how}", True
+
+
+def _digest_now(model: str, version: str) -> str:
+    """Return the digest of all files that the version has now."""
+    uri = _registry().get_model_version_download_uri(model, version)
+    store, root = _artifact_store(uri)
+    files, folders = [], [root]
+    while folders:
+        for entry in store.list_artifacts(folders.pop() or None):
+            if entry.is_dir:
+                folders.append(entry.path)
+            else:
+                files.append((entry.path, entry.file_size))
+    mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
+    return _digest_of_files(uri, root, tuple(sorted(files)), mlmodel)
+
+
+@lru_cache(maxsize=256)
+def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
+    """Read the files, each with its size, in the folder `root` of the store of `uri`. `_mlmodel` is part of the key."""
+    store, _ = _artifact_store(uri)
+    return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
+
+
+def _artifact_store(uri: str) -> tuple[Any, str]:
+    """Return the artifact store of `uri`, and the folder in it, as MLflow's server answers requests for artifacts."""
+    from mlflow.server import handlers
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if not handlers._is_servable_proxied_run_artifact_root(uri):
+        return get_artifact_repository(uri), ""
+    folder = handlers._get_proxied_run_artifact_destination_path(uri)
+    return handlers._get_artifact_repo_mlflow_artifacts(), handlers._get_workspace_scoped_repo_path_if_enabled(folder)
+
+
+def _sha256(store: Any, path: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
+        file = Path(store.download_artifacts(path, folder))
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:

@@ -42,6 +42,18 @@ def test_a_version_is_fetched_once_and_found_again(cache: ModelCache, make_model
         cache.fetch(str(source), "registry x 2")
 
 
+def test_a_cached_copy_of_other_files_than_the_judged_ones_is_not_taken(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+) -> None:
+    source = make_model(tmp_path / "source")
+    first = cache.fetch(str(source), "registry x 1")
+    make_model(source, "m-2")
+    second = cache.fetch(str(source), None)
+    assert second != first
+    for judged, folder in ((first, first), (second, second), (first, second)):  # the last: it is gone from the store
+        assert cache.fetch(str(source), "registry x 1", judged=judged.name) == folder
+
+
 def test_without_a_lasting_identity_it_is_fetched_every_time(
     cache: ModelCache, make_model: MakeModel, tmp_path: Path
 ) -> None:

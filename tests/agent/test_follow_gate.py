@@ -28,6 +28,30 @@ def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Ca
     assert case.world.failures[-1] == ("models:/tiny/2", "")
 
 
+@pytest.mark.parametrize("uri", [STAGE, "models:/tiny/2"])
+def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not_served(case: Case, uri: str) -> None:
+    follower = case.serving("1")
+    case.require_gate(uri)
+    case.world.versions[uri] = "2"
+    case.world.gates["2"], case.world.judged["2"] = "passed", "others"
+    for _ in range(3):
+        case.now += 2
+        state = follower.round()
+    assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1", "2"])
+    assert [(one.version, one.cause) for one in state.refused] == [("2", "gate")]
+    assert "onnxserve gate" in state.error
+    del case.world.judged["2"]  # judged again
+    case.now += 2
+    state = follower.round()
+    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+
+
+def test_an_endpoint_without_the_requirement_serves_files_that_were_not_judged(case: Case) -> None:
+    case.world.gates["1"], case.world.judged["1"] = "passed", "others"
+    assert case.serving("1").round().error == ""
+    assert case.versions == {"v1": "1"}
+
+
 def test_a_pinned_version_without_its_gate_is_refused_at_the_start_in_one_line(case: Case) -> None:
     case.require_gate("models:/tiny/7")
     case.world.versions["models:/tiny/7"] = "7"

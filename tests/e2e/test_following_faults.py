@@ -25,7 +25,7 @@ from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.serving import Served
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.waiting import wait_until
 
 PATIENCE = 60.0
@@ -376,12 +376,12 @@ def test_a_version_for_which_memory_lacks_is_refused_politely(serve: Serve, mode
 
 @pytest.mark.long
 def test_a_version_without_its_gate_waits_and_the_old_one_serves(serve: Serve, model: Model, tmp_path: Path) -> None:
-    model.client.set_model_version_tag(model.name, "1", "onnxserve.gate", "passed")
+    pass_gate(model.name, "1")
     served = serve("-m", model.uri, "-C", "require=gate=passed").wait_ready()
     model.promote("2")
     wait_error(served, "version 2 is not served: it has not been through the gate")
     wait_until(lambda: "gate" in model.tags("2").get("onnxserve.error", ""), PATIENCE, "the tag")
     assert 'cause="gate"' in metrics(served)
-    model.client.set_model_version_tag(model.name, "2", "onnxserve.gate", "passed")
+    pass_gate(model.name, "2")
     wait_served(served, "2")
     wait_until(lambda: "onnxserve.error" not in model.tags("2"), PATIENCE, "the tag goes")

@@ -16,6 +16,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
 from playwright.sync_api import Page, expect
 
 from mlflow_deploy_plugin.settings import load_settings
@@ -23,7 +24,7 @@ from mlflow_deploy_plugin.store import AuditEvent, open_store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import adder
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.waiting import wait_until
 
 MODEL, ENDPOINT = "adder", "promoted"
@@ -208,6 +209,24 @@ def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Pla
         platform.traffic.wait_for(before)
     finally:
         client.delete_registered_model_tag(MODEL, POLICY_TAG)
+
+
+def test_a_passed_version_moves_with_the_files_that_were_judged_only(platform: Platform) -> None:
+    client = MlflowClient()
+    client.set_registered_model_tag(MODEL, POLICY_TAG, "gated_stages: [Staging]")
+    pass_gate(MODEL, "3")
+    model_id = client.get_model_version(MODEL, "3").source.removeprefix("models:/")
+    (graph,) = platform.mlflow.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
+    judged = graph.read_bytes()
+    try:
+        graph.write_bytes(judged + b"\0")
+        with pytest.raises(MlflowException, match="differ from the files that the gate judged"):
+            client.transition_model_version_stage(MODEL, "3", "Staging")
+        graph.write_bytes(judged)
+        assert client.transition_model_version_stage(MODEL, "3", "Staging").current_stage == "Staging"
+    finally:
+        client.delete_registered_model_tag(MODEL, POLICY_TAG)
+        client.transition_model_version_stage(MODEL, "3", "None")
 
 
 @pytest.mark.long  # what the button does: tests/ui/test_actions.py

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import free_port, wait_until
 
@@ -223,7 +223,7 @@ def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments
 
 def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_nor_by_a_rollback(fresh: Arena) -> None:
     client = get_deploy_client("onnxserve")
-    MlflowClient().set_model_version_tag(fresh.model, "1", "onnxserve.gate", "passed")
+    pass_gate(fresh.model, "1")
     client.update_deployment("arena", config={"require": "gate=passed"})
     try:
         status, output = fresh.run("rollout", "arena", "--to", "2")

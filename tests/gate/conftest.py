@@ -1,5 +1,6 @@
 """A registered model `toy`: version 1 (as good as can be) is in Production, 2 equals it, 3 is worse, 4 not proven."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
     """A folder as what the registry would have resolved to."""
     return lambda name: resolve(str(folders[name]))
+
+
+@pytest.fixture
+def own_files(registry: MlflowClient, folders: dict[str, Path], tmp_path: Path) -> Path:
+    """The folder of version 5, which is as good as version 2, and which the test may alter."""
+    folder = Path(shutil.copytree(folders["equal"], tmp_path / "own"))
+    registry.create_model_version("toy", folder.as_uri())
+    return folder
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.registry import version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 
@@ -92,6 +94,30 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
         said.clear()
         promote("toy", version, "Production", progress=said.append)
         assert said[0].startswith("fetching")
+
+
+def test_a_verdict_on_other_files_is_not_taken(toy: MlflowClient, own_files: Path, folders: dict[str, Path]) -> None:
+    run_gate("toy", "5")
+    shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
+    with pytest.raises(GateRefused, match="form is warned"):
+        promote("toy", "5", "Production")
+    assert stages(toy)[5] == "None"
+    tags = toy.get_model_version("toy", "5").tags
+    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == ("failed", version_digest("models:/toy/5"))
+
+
+def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
+    toy: MlflowClient, own_files: Path, folders: dict[str, Path]
+) -> None:
+    assert promote("toy", "5", "Production").is_moved
+    shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
+    with pytest.raises(GateRefused, match="form is warned"):
+        promote("toy", "5", "Production")
+
+
+def test_a_forced_version_is_forced_with_its_files(toy: MlflowClient) -> None:
+    promote("toy", "4", "Production", force=True, why="a drill")
+    assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest("models:/toy/4")
 
 
 def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: MlflowClient) -> None:

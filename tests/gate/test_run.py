@@ -1,6 +1,7 @@
 """The gate as one act: what stands in MLflow, on the version and in the audit trail afterwards."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry import resolve, version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 
@@ -49,6 +50,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     assert tags["onnxserve.gate"] == "passed"
     assert tags["onnxserve.gate.report"] == f"{gated.run.run_id}/gate_report.html"
     assert tags["onnxserve.gate.against"] == "models:/toy/1"
+    assert tags["onnxserve.gate.digest"] == document["digest"] == version_digest("models:/toy/2")
     (event,) = events()
     assert (event.action, event.actor, event.version, event.after) == ("gate", "eva", "2", "passed")
     assert event.detail["checks"]["evaluation"]["difference"] == 0
@@ -101,6 +103,17 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
     assert verdict_of_served("toy", "1") is None  # by another policy
+
+
+def test_the_verdict_on_other_files_is_not_told_of_what_is_served(
+    registry: MlflowClient, own_files: Path, folders: dict[str, Path]
+) -> None:
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]")
+    registry.transition_model_version_stage("toy", "5", "Production", archive_existing_versions=True)
+    run_gate("toy", "5")
+    assert verdict_of_served("toy", "5") is not None
+    shutil.copytree(folders["worse"], own_files, dirs_exist_ok=True)
+    assert verdict_of_served("toy", "5") is None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ FAILED = CheckResult("evaluation", "failed", "worse by more than the margin of 0
 def test_one_failed_check_fails_the_version_and_is_its_reason(
     checks: tuple[CheckResult, ...], state: str, reason: str
 ) -> None:
-    verdict = GateVerdict("toy", "2", "", datetime(2026, 11, 21, tzinfo=UTC), checks, {}, "0123", "the defaults")
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    verdict = GateVerdict("toy", "2", "ab12", "", at, checks, {}, "0123", "the defaults")
     assert (verdict.state, verdict.reason) == (state, reason)
 
 
@@ -35,6 +36,7 @@ def verdict() -> GateVerdict:
     return GateVerdict(
         model="toy",
         version="2",
+        digest="ab12",
         against="models:/toy/1",
         at=datetime(2026, 11, 20, 12, tzinfo=UTC),
         checks=(
@@ -74,4 +76,4 @@ def test_the_json_has_the_verdict_and_every_figure(verdict: GateVerdict) -> None
     assert (document["state"], document["reason"]) == ("failed", "evaluation: worse, <b>much</b>")
     assert document["at"] == "2026-11-20T12:00:00+00:00"
     assert document["checks"][1]["figures"] == FIGURES
-    assert document["policy"]["parity"] == "proven"
+    assert (document["digest"], document["policy"]["parity"]) == ("ab12", "proven")

@@ -80,12 +80,19 @@ def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waite
     asked = len(proxy.asked)
     lookup.resolve(uris)
     assert len(proxy.asked) == asked + 2  # version 1 has not passed the gate: its tags are looked at
-    MlflowClient(proxy.url).set_model_version_tag(model, "1", "onnxserve.gate", "passed")
+    for key, value in (("onnxserve.gate", "passed"), ("onnxserve.gate.digest", "ab12")):
+        MlflowClient(proxy.url).set_model_version_tag(model, "1", key, value)
     proxy.asked.clear()
     for _ in range(3):
         answers = lookup.resolve(uris)
         assert versions(answers) == ["2", "1"]
     assert len(proxy.asked) == 2 + 1 + 1, proxy.asked
+    old = answers[uris[1]]
+    assert isinstance(old, ResolvedModel)
+    lookup.look_again(old)  # its verdict is on other files
+    proxy.asked.clear()
+    lookup.resolve(uris)
+    assert len(proxy.asked) == 2, proxy.asked
 
 
 def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:

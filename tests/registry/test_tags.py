@@ -6,6 +6,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.registry.tags import (
     ERROR_TAG,
+    GATE_DIGEST_TAG,
     GATE_REASON_TAG,
     GATE_TAG,
     GateStatus,
@@ -36,11 +37,31 @@ def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(
     ("tags", "status"),
     [
         ({}, GateStatus(False, "", "it has not been through the gate")),
-        ({GATE_TAG: "passed", GATE_REASON_TAG: "checked: parity"}, GateStatus(True, "passed", "checked: parity")),
-        ({GATE_TAG: "forced"}, GateStatus(True, "forced", "the gate says forced")),
+        (
+            {GATE_TAG: "passed", GATE_REASON_TAG: "checked: parity", GATE_DIGEST_TAG: "ab"},
+            GateStatus(True, "passed", "checked: parity", digest="ab"),
+        ),
+        ({GATE_TAG: "forced", GATE_DIGEST_TAG: "ab"}, GateStatus(True, "forced", "the gate says forced", digest="ab")),
         ({GATE_TAG: "failed"}, GateStatus(False, "failed", "the gate says failed")),
         ({GATE_TAG: "Passed"}, GateStatus(False, "Passed", "the gate says Passed")),
     ],
 )
 def test_a_version_has_passed_its_gate_or_was_forced_past_it(tags: dict[str, str], status: GateStatus) -> None:
     assert gate_status_of(tags) == status
+
+
+@pytest.mark.parametrize(("state", "remedy"), [("passed", "onnxserve gate"), ("forced", "onnxserve promote --force")])
+def test_a_verdict_that_records_no_digest_does_not_count_and_names_the_remedy(state: str, remedy: str) -> None:
+    status = gate_status_of({GATE_TAG: state})
+    assert (status.passed, status.state) == (False, "")
+    assert remedy in status.reason
+
+
+def test_a_verdict_counts_for_the_files_that_were_judged() -> None:
+    passed = gate_status_of({GATE_TAG: "passed", GATE_DIGEST_TAG: "ab"})
+    assert passed.on_files("ab") is passed
+    on_others = passed.on_files("cd")
+    assert (on_others.passed, on_others.state) == (False, "")
+    assert "onnxserve gate" in on_others.reason
+    never = gate_status_of({})
+    assert never.on_files("cd") is never

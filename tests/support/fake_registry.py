@@ -79,6 +79,8 @@ class World:
     fetched: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     gates: dict[str, str] = field(default_factory=dict)
+    judged: dict[str, str] = field(default_factory=dict)
+    """The digest of the files that the gate judged; default: of those that the version has."""
     calls: int = 0
     received: int = 0
     is_deaf: bool = False
@@ -93,7 +95,8 @@ class World:
         if isinstance(answer, OnnxserveError):
             return answer
         followed = not model_uri.rpartition("/")[2].isdigit()
-        status = gate_status_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
+        judged = {"onnxserve.gate": self.gates.get(answer, ""), "onnxserve.gate.digest": self.judged.get(answer, "own")}
+        status = gate_status_of(judged)
         return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, gate_status=status)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
@@ -111,6 +114,7 @@ class World:
             identity=resolved.identity,
             source=resolved.source,
             runs_code=runs_code,
+            digest="own",
         )
 
     def received_bytes(self, resolved: ResolvedModel) -> int:

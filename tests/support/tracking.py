@@ -43,3 +43,11 @@ def tracking_at(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, here and in the environment
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def pass_gate(model: str, version: str) -> None:
+    """Write on a version of the registry in use what a passed gate writes: the state and the digest of the files."""
+    from mlflow_deploy_plugin.registry import GATE_DIGEST_TAG, GATE_TAG, tag_version, version_digest
+
+    tag_version(model, version, GATE_TAG, "passed")
+    tag_version(model, version, GATE_DIGEST_TAG, version_digest(f"models:/{model}/{version}"))

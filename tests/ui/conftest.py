@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.app import extend
@@ -26,6 +27,7 @@ class Mlflow:
     app: Flask
     registry: Any
     store: Store
+    artifacts: Path
 
     @property
     def client(self) -> FlaskClient:
@@ -39,8 +41,14 @@ class Mlflow:
         tags = [] if policy is None else [RegisteredModelTag("onnxserve.gate.policy", policy)]
         self.registry.create_registered_model(name, tags)
         for _ in range(versions):
-            self.registry.create_model_version(name, "/nowhere")
+            folder = self.artifacts / f"{name}-{next(_numbers)}"
+            folder.mkdir(parents=True)
+            (folder / "MLmodel").write_text(f"model_id: {folder.name}")
+            self.registry.create_model_version(name, str(folder))
         return name
+
+    def files(self, model: str, version: str) -> Path:
+        return Path(self.registry.get_model_version_download_uri(model, version))
 
     def stands(self, model: str, version: str, gate: str, reason: str) -> None:
         """What the gate has written on a version."""
@@ -48,6 +56,8 @@ class Mlflow:
 
         self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate", gate))
         self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate.reason", reason))
+        digest = combine_hashes(hash_files(self.files(model, version)))
+        self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate.digest", digest))
 
     def stage(self, model: str, version: str) -> str:
         return str(self.registry.get_model_version(model, version).current_stage)
@@ -76,7 +86,7 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
         app = importlib.reload(mlflow.server).app  # a new one: each module has its own store
         extend(app)
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
-        yield Mlflow(app, handlers._get_model_registry_store(), store)
+        yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
         store.close()
 
 

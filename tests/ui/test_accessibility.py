@@ -141,5 +141,7 @@ def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
         CheckResult("evaluation", "failed", "worse", figures, ("a note",), ReportTable(("class",), (("a",),))),
         CheckResult("budget", "skipped", "the policy skips it"),
     )
-    page.set_content(verdict_as_html(GateVerdict("m", "2", "models:/m/1", datetime.now(UTC), checks, {}, "", "")))
+    page.set_content(
+        verdict_as_html(GateVerdict("m", "2", "ab12", "models:/m/1", datetime.now(UTC), checks, {}, "", ""))
+    )
     assert accessibility_findings(page) == []

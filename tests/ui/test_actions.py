@@ -158,7 +158,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
 
 
 PRODUCTION, STAGING = StageOrAlias(stage="Production"), StageOrAlias(stage="Staging")
-PASSED = {"onnxserve.gate": "passed"}
+PASSED = {"onnxserve.gate": "passed", "onnxserve.gate.digest": "ab12"}
 TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
 
 

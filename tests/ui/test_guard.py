@@ -1,5 +1,6 @@
 """The gate in MLflow's own API: what is refused, what the audit trail has of it, and what is left to MLflow."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,41 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app:
     assert first.why == f"gate {gate}: all 5 checks passed"
     moved = {"stood_there": "1", "archived": True, "moved": {"place": "Production", "before": "1"}}
     assert second.detail == {"via": "mlflow", "address": "127.0.0.1"} | moved
+
+
+def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    judged, others = mlflow_app.files(model, "1"), mlflow_app.files(model, "2")
+    (judged / "data").mkdir()
+    (judged / "data" / "weights.bin").write_bytes(b"judged")
+    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    right = (judged / "MLmodel").read_text()
+    (judged / "MLmodel").write_text((others / "MLmodel").read_text())  # of the same size
+    for answer in (move(mlflow_app, model, "1", "Production"), point(mlflow_app, model, "champion", "1")):
+        assert answer.status_code == 403
+        assert "differ from the files that the gate judged" in answer.json["message"]
+    (judged / "MLmodel").write_text(right)
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+
+
+def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    weights = mlflow_app.files(model, "1") / "weights.bin"
+    weights.write_bytes(b"judged")
+    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    for content, status in ((b"judged", 200), (b"edited", 200), (b"judged and more", 403)):  # the second is not read
+        weights.write_bytes(content)
+        assert move(mlflow_app, model, "1", "Archived").status_code == 200
+        assert move(mlflow_app, model, "1", "Production").status_code == status
+
+
+def test_a_version_whose_files_are_gone_is_refused(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    shutil.rmtree(mlflow_app.files(model, "1"))
+    answer = move(mlflow_app, model, "1", "Production")
+    assert answer.status_code == 403
+    assert "cannot be compared" in answer.json["message"]
 
 
 def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(mlflow_app: Any) -> None:
