@@ -37,6 +37,15 @@ _model_argument = click.argument("model", callback=lambda _context, _parameter, 
 """MODEL, checked before click misses VERSION: of models:/flight-delay/7 both are meant."""
 
 
+_original_option = option(
+    "--original",
+    default="",
+    metavar="URI",
+    show_default="the model that the version, or its base, names",
+    help="Torch model of which VERSION was made, for a policy that demands fgsm or pgd; its code is run.",
+)
+
+
 @dataclass(frozen=True)
 class ServedAfterPromotion:
     """The outcome for one deployment that follows the stage or alias.
@@ -71,8 +80,9 @@ class ServedAfterPromotion:
     show_default="the version in the gated stage",
     help="Model to compare with. Any but the version in the gated stage is tried out, as above.",
 )
+@_original_option
 @output_option
-def gate(model: str, version: str, policy_file: Path | None, against: str | None, output: str) -> None:
+def gate(model: str, version: str, policy_file: Path | None, against: str | None, original: str, output: str) -> None:
     """Check what a version has to prove before it is promoted.
 
     VERSION of the registered MODEL is judged by its gate policy, and the report is logged to MLflow. Each check is one
@@ -89,7 +99,9 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
         show_result(output, known, [f"{known}; --against URI compares it with the version that you name"])
         return
-    gated = run_gate(model, version, policy_file=policy_file, against=against, progress=show_progress)
+    gated = run_gate(
+        model, version, policy_file=policy_file, against=against, original=original, progress=show_progress
+    )
     run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
     document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
     show_result(output, document, _verdict_lines(gated))
@@ -112,6 +124,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     metavar="FILE",
     help="YAML file of the gate policy, for a model without one of its own.",
 )
+@_original_option
 @option(
     "--wait",
     type=NumberRange(min=0),

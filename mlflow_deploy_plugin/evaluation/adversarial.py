@@ -12,7 +12,7 @@ The first two need the torch module from which the ONNX form was made. The rows 
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_typ
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
 from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, fetch_mlmodel, resolve, wrapped_from
-from mlflow_deploy_plugin.runtime import Array, Artifact, read_mlmodel
+from mlflow_deploy_plugin.runtime import FLAVOR, Array, Artifact, read_mlmodel
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function of N rows, and of a generator for what it draws. It returns the loss of each row, [N], and its gradient by
@@ -164,37 +164,57 @@ def torch_gradient(
 def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
     """Return the torch module in the model's folder, or the one that the model was made of, or a `Refused`.
 
+    An optimized version was made of the original of its base.
+
     Args:
         original: the URI of the module's model, whose code the caller consents to run; empty: the one that the model
             names.
         has_consent: the caller consents to run code that the model's author has named.
     """
     document = read_mlmodel(folder)
-    uri = original or str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
-    if not uri and "pytorch" not in document.get("flavors", {}):
-        uri = wrapped_from(model.name, model.version)
+    flavors, uri = document.get("flavors", {}), original
+    try:
+        uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
         if not uri:
             return Refused(
                 "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
                 f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
-    try:
-        found = resolve(uri) if uri else None
-        if found is not None and "pytorch" not in (flavors := fetch_mlmodel(found.source).flavors):
+        found = None if uri == model.source else resolve(uri)
+        if found is not None:
+            flavors = fetch_mlmodel(found.source).flavors
+        if "pytorch" not in flavors:
             had = ", ".join(sorted(flavors))
             return Refused(f"the original {uri} is no torch module, whose gradients are needed; it has {had}")
-    except OnnxserveError as error:
-        return Refused(f"the torch original {uri}: {error.message}")
-    if not (original or has_consent):
-        uri = uri or model.model_uri
-        return Refused(f"the torch original {uri} runs code of its own while it is loaded: name it (--original {uri})")
-    try:
+        if not (original or has_consent):
+            return Refused(
+                f"the torch original {uri} runs code of its own while it is loaded: name it (--original {uri})"
+            )
         if found is None:
             return _load_torch(folder)
         with downloaded_version(found) as downloaded:
             return _load_torch(downloaded)
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
+
+
+def _original_uri(
+    model: ResolvedModel, flavors: Mapping[str, Any], metadata: Mapping[str, Any], follows_base: bool = True
+) -> str:
+    """Return the URI of the model that a version, or else its base, was made of; its own for a torch model.
+
+    It is empty if the version names none. Raises what `resolve` and `fetch_mlmodel` raise for the base.
+    """
+    named = str(metadata.get(WRAPPED_FROM_TAG, ""))
+    if named or "pytorch" in flavors:
+        return named or model.source
+    named = wrapped_from(model.name, model.version)
+    base = (flavors.get(FLAVOR, {}).get("optimization") or {}).get("base")
+    if named or not base or not follows_base:
+        return named
+    found = resolve(str(base))
+    info = fetch_mlmodel(found.source)
+    return _original_uri(found, info.flavors, info.metadata or {}, follows_base=False)
 
 
 def _load_torch(folder: Path) -> Any:

@@ -71,6 +71,7 @@ class _Checks:
     folder: Path
     candidate: LoadedModel
     allows_code: bool = True
+    original: str = ""
     current_folder: Path | None = None
     current: LoadedModel | None = None
     labelled: LabelledRows | None = None
@@ -202,7 +203,7 @@ class _Checks:
         if not self.allows_code:
             return Refused("the torch original would run code of its own, which is not done on this server")
         return torch_gradient(
-            self.resolved, self.folder, self.candidate.artifact, "", rows, truth, has_consent=self.allows_code
+            self.resolved, self.folder, self.candidate.artifact, self.original, rows, truth, has_consent=True
         )
 
     def budget(self) -> CheckResult:
@@ -244,6 +245,7 @@ def judge(
     policy_from: str,
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
+    original: str = "",
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[GateVerdict, EvaluationData | None]:
     """Run the checks and return the verdict. A fault of the version or of the policy's dataset is a failed check.
@@ -251,6 +253,7 @@ def judge(
     Args:
         current: the version that is served now; None if there is none.
         allowed: what may be done here for it.
+        original: the URI of the torch model that the candidate was made of; default: the one that it names.
 
     Raises:
         CodeRefused: a version has no ONNX form, and its code may not run.
@@ -271,7 +274,8 @@ def judge(
         folder = folders.enter_context(downloaded_version(candidate))
         digest = combine_hashes(hash_files(folder))
         try:
-            checks = _Checks(policy, progress, candidate, folder, load_version(folder, allowed.code), allowed.code)
+            loaded = load_version(folder, allowed.code)
+            checks = _Checks(policy, progress, candidate, folder, loaded, allowed.code, original)
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:

@@ -78,6 +78,7 @@ def promote(
     store: Store | None = None,
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
+    original: str = "",
 ) -> Promotion:
     """Move a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
@@ -90,7 +91,7 @@ def promote(
         force: moves it whatever the gate says; the version's tag, and with `why` the audit trail, say so.
         actor: who does it; default: the user of this process.
         store: default: this machine's.
-        allowed: see `gate.judge.judge`.
+        allowed / original: see `gate.judge.judge`.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
@@ -121,7 +122,7 @@ def promote(
         is_there = not refusal and before is None and version_at(candidate.name, place) is not None
         if is_there and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
-        status = request.gate_status(force, trail, progress, allowed)
+        status = request.gate_status(force, trail, progress, allowed, original)
         if not status.passed:
             if not force:
                 request.record(trail, "refused", status)
@@ -168,7 +169,9 @@ class _Request:
         known = gate_status_of(self.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
-    def gate_status(self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions) -> GateStatus:
+    def gate_status(
+        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
+    ) -> GateStatus:
         """Return the status of the version before the gate of this place; the gate is run unless a verdict is fresh."""
         if (ungated := self.ungated()) is not None:
             return ungated
@@ -179,7 +182,16 @@ class _Request:
                 version, at = self.candidate.version, self.tags[GATE_AT_TAG]
                 progress(f"the gate said of version {version} at {at}: {known.state}")
                 return known
-            gated = gate_version(self.candidate, self.before, self.chosen, self.actor, store, progress, allowed=allowed)
+            gated = gate_version(
+                self.candidate,
+                self.before,
+                self.chosen,
+                self.actor,
+                store,
+                progress,
+                allowed=allowed,
+                original=original,
+            )
         except OnnxserveError as error:
             if not force:
                 raise

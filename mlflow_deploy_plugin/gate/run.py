@@ -117,6 +117,7 @@ def run_gate(
     store: Store | None = None,
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
+    original: str = "",
 ) -> GateRun:
     """Judge a version, log the report to MLflow, tag the version and record the verdict in the audit trail.
 
@@ -125,7 +126,7 @@ def run_gate(
             alias, that has another version. A comparison with any other version is not written on the version.
         actor: who runs it; default: the user of this process.
         store: default: this machine's.
-        allowed: see `judge`.
+        allowed / original: see `judge`.
 
     Raises:
         CodeRefused: see `judge`.
@@ -139,7 +140,7 @@ def run_gate(
     served = _served_version(candidate, chosen.policy)
     current = resolve(against) if against else served
     is_official = chosen.is_models_own and (current and current.source) == (served and served.source)
-    return gate_version(candidate, current, chosen, actor, store, progress, is_official, allowed)
+    return gate_version(candidate, current, chosen, actor, store, progress, is_official, allowed, original)
 
 
 def _served_version(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
@@ -157,6 +158,7 @@ def gate_version(
     progress: ProgressCallback,
     is_official: bool = True,
     allowed: Permissions = ALL_PERMISSIONS,
+    original: str = "",
 ) -> GateRun:
     """Judge the candidate against the current version; log, tag and record the verdict.
 
@@ -164,7 +166,7 @@ def gate_version(
         is_official: the verdict is the one that the model's policy requires, so the version is tagged with it.
     """
     with store_or_default(store) as trail:
-        verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed)
+        verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original)
         progress("logging the report to MLflow")
         done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation), is_official)
         if is_official:

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
-from tests.support.classifiers import registered_toy
+from tests.support.classifiers import labelled, registered_toy, write_rows
 from tests.support.tracking import tracking_at
 
 Command = Callable[..., Result]
@@ -28,6 +28,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path],
         patch.chdir(folder)
         registered_toy(MlflowClient(), folder)
         (folder / "cheap.yaml").write_text("skip: [evaluation, robustness, budget]")
+        rows = write_rows(folder / "rows.parquet", labelled(200))
+        attack = f"{{disturbances: {{fgsm: 0.1}}, dataset: {rows}, target: label}}"
+        (folder / "attack.yaml").write_text(f"robustness: {attack}\nskip: [budget]")
         yield lambda *arguments: CliRunner().invoke(main, list(arguments))
 
 
@@ -77,6 +80,13 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, toy: Co
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(message)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [("gate", "toy", "3"), ("promote", "toy", "3", "--to", "Production")])
+def test_a_torch_original_that_the_version_does_not_name_can_be_given(arguments: tuple[str, ...], toy: Command) -> None:
+    done = toy(*arguments, "--policy", "attack.yaml", "--original", "/gone")
+    assert done.exit_code == 1
+    assert "the torch original /gone: " in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")])

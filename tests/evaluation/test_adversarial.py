@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.evaluation.adversarial import fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.gate import run_gate
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.runtime import read_served_artifact
 
@@ -64,6 +65,28 @@ def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
         "models:/net/1", {"picture": PICTURES, "label": LABELS}, "label", strengths={"fgsm": [0.2]}
     )
     assert report.cannot == {}
+
+
+def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
+    folders: dict[str, Path], new_tracking: MlflowClient, tmp_path: Path
+) -> None:
+    new_tracking.create_registered_model("net")
+    for name in ("original", "onnx"):
+        new_tracking.create_model_version("net", folders[name].as_uri())
+    new_tracking.set_model_version_tag("net", "2", "onnxserve.wrapped_from", "models:/net/1")
+    np.savez(tmp_path / "rows.npz", picture=PICTURES, label=LABELS)
+    data = str(tmp_path / "rows.npz")
+    assert onnxserve.optimize("models:/net/2", fp16=True, data=data, target="label", max_loss=1).version == "3"
+    report = onnxserve.robustness("models:/net/3", data, "label", strengths={"fgsm": [0.2], "pgd": [0.2]})
+    assert report.cannot == {}
+    assert min(point.loss or 0.0 for point in report.points) > 0.2
+
+    policy = (
+        f"{{robustness: {{disturbances: {{fgsm: 0.2}}, max_drop: 1, dataset: {data}, target: label}}, skip: [budget]}}"
+    )
+    new_tracking.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
+    checks = {check.name: check for check in run_gate("net", "3").verdict.checks}
+    assert checks["disturbances"].state == "passed", checks["disturbances"].reason
 
 
 class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
