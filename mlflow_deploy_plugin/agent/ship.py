@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.inference_log import (
     write_file,
 )
 from mlflow_deploy_plugin.processes import backoff_seconds
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, as_text, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.server import (
     SHIPPED,
     SUFFIX,
@@ -319,12 +319,22 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
         schema.dtypes, to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)
     )
     found |= batch.masked
-    return pa.table(columns | {name: _model_column(array) for name, array in found.items()})
+    keys = {name: _key_column(found.pop(name)) for name in batch.model.keys if name in found}
+    columns |= {name: _model_column(array) for name, array in found.items()}
+    return pa.table(columns | {name: column for name, column in keys.items() if column.null_count < len(column)})
 
 
 def _strings(texts: Utf8Array) -> pa.Array:
     buffers = [None, pa.py_buffer(texts.bounds), pa.py_buffer(np.ascontiguousarray(texts.content))]
     return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
+
+
+def _key_column(array: Array) -> pa.Array:
+    """Return the values of a key in their own type; as texts if callers have sent values of several types."""
+    try:
+        return pa.array(array.tolist() if array.dtype == object else array, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([as_text(value) for value in array.tolist()], pa.string())
 
 
 def _model_column(array: Array) -> pa.Array:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, did_you_mean
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.inference_log import (
     BadRow,
     InferenceLog,
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.inference_log import (
     view_tables,
     write_labels,
 )
-from mlflow_deploy_plugin.server import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.server import MASK_KEY, ColumnMask, protocols
 from mlflow_deploy_plugin.settings import Settings
 
 _TRIES = 8
@@ -190,9 +190,7 @@ def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> f
     columns = schema.names
     for name in key:
         if name not in columns:
-            own = [column for column in columns if not column.startswith("_")]
-            hint = did_you_mean(name, columns, f"they have {', '.join(own[:30])}")
-            raise InvalidConfig(f"--key names {name!r}, which no logged row of {endpoint} has{hint}")
+            raise InvalidConfig(f"--key names {protocols.feedback.unknown_column(name, columns, endpoint)}")
     types = {name: schema.field(name).type for name in key}
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return frozenset(name for name, kind in types.items() if any(one(kind) for one in is_number))

@@ -127,8 +127,7 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     if label is None and kind != "jsonl":
         return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
     if columns.key:
-        has_gaps = kind != "csv"  # JSON and Parquet have a null, which is a value of a key column
-        if missing := [name for name in columns.key if name not in values or (values[name] is None and not has_gaps)]:
+        if missing := [name for name in columns.key if name not in values]:
             return BadRow(row.place, f"it has no {missing[0]!r}, which is of the key", row.content)
         key = {name: values[name] for name in columns.key}
         for name in columns.numbers & key.keys():

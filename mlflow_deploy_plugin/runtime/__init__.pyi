@@ -36,6 +36,10 @@ from .feeds import row_count as row_count
 from .feeds import sent_arrays as sent_arrays
 from .feeds import slice_feeds as slice_feeds
 from .feeds import unpack_arrays as unpack_arrays
+from .keyed_schema import KeyedSchema as KeyedSchema
+from .keyed_schema import add_keys as add_keys
+from .keyed_schema import key_array as key_array
+from .keyed_schema import with_keys as with_keys
 from .log_columns import EVENT_TIME as EVENT_TIME
 from .log_columns import OUTPUT_PREFIX as OUTPUT_PREFIX
 from .log_columns import PREDICTION as PREDICTION

@@ -59,6 +59,7 @@ class Schema:
         inputs: the inputs of the graph, each bound to columns or to a tensor.
         has_rows: the first dimension of every tensor is its rows. If not, a request counts as one row.
         refusals: the values that are refused because the original of the model refuses them.
+        keys: further columns that are captured and not fed (`keyed_schema.py`).
     """
 
     columns: tuple[Column, ...]
@@ -66,6 +67,7 @@ class Schema:
     inputs: tuple[Input, ...]
     has_rows: bool = True
     refusals: Refusals = NO_REFUSALS
+    keys: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:

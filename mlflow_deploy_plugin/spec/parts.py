@@ -252,6 +252,10 @@ class ContainerSpec(SpecPart):
         return self.image or ("onnxserve:cpu" if device == "cpu" else "onnxserve:gpu")
 
 
+_RESERVED = ("_", "output.")
+"""The beginnings of the names of columns that the inference log has itself."""
+
+
 class CaptureSpec(SpecPart):
     """The part of the traffic that is captured for monitoring."""
 
@@ -264,6 +268,9 @@ class CaptureSpec(SpecPart):
     mask: TextList = ()
     """Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in the server's
     state folder."""
+    keys: TextList = ()
+    """Columns that requests may have beside the model's inputs, such as customer_id: captured and not fed to the model,
+    so that labels find their rows by them."""
     retention: Length | None = None
     """Rows and labels older than this (90d) are deleted from the log by the controller, but for those that a monitor
     still needs. Default: never."""
@@ -272,6 +279,11 @@ class CaptureSpec(SpecPart):
     def _each_once(self) -> "CaptureSpec":
         if both := sorted({*self.drop} & {*self.mask}):
             raise ValueError(f"drop and mask both name {both[0]!r}; a column is left out or masked")
+        if reserved := next((name for name in self.keys if name == "prediction" or name.startswith(_RESERVED)), ""):
+            raise ValueError(
+                f"keys names {reserved!r}, which the log has itself: a name other than prediction is expected, and "
+                "without an underscore or output. at its beginning"
+            )
         return self
 
 

@@ -39,15 +39,15 @@ def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
     return [answer.headers["X-Prediction-Id"] for answer in answers]
 
 
-def logged() -> list[dict[str, Any]]:
+def logged(endpoint: str = "sums") -> list[dict[str, Any]]:
     """The rows of the log with their labels."""
     log = open_log(load_settings().inference_log)
-    tables = view_tables(log, View("sums"), ["_prediction_id", "_row", "a", "_label", "_segment"])
+    tables = view_tables(log, View(endpoint), ["_prediction_id", "_row", "a", "_label", "_segment"])
     return [row for table in tables for row in table.to_pylist()]
 
 
-def labels() -> dict[tuple[float, int], str]:
-    return {(row["a"], row["_row"]): row["_label"] for row in logged() if row["_label"] is not None}
+def labels(endpoint: str = "sums") -> dict[tuple[float, int], str]:
+    return {(row["a"], row["_row"]): row["_label"] for row in logged(endpoint) if row["_label"] is not None}
 
 
 def feedback(*arguments: str, given: str | None = None) -> Result:
@@ -71,6 +71,45 @@ def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[
     }
     expected = {(0, 0): "1", (0, 1): "0", (1, 0): "late", (1, 1): "late"}
     wait_until(lambda: labels() == expected, 60, "the labels are beside their rows")
+
+
+@pytest.mark.parametrize("mask", ["", "customer_id"])
+def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
+    home: BaseDeploymentClient, models: Models, tmp_path: Path, mask: str
+) -> None:
+    name = f"customers-{mask or 'plain'}".replace("_", "-")
+    deployed = home.create_deployment(name, models.once, config={"capture.keys": "customer_id", "capture.mask": mask})
+    requested: list[list[dict[str, Any]]] = [
+        [{"a": 1, "b": 1, "customer_id": 7}, {"a": 2, "b": 1, "customer_id": None}],
+        [{"a": 3, "b": 1, "customer_id": "x-9"}],
+        [{"a": 4, "b": 1}],
+    ]
+    for records in requested:
+        body = {"dataframe_records": records}
+        answered = requests.post(f"{deployed['url']}/invocations", json=body, timeout=60)
+        assert answered.json() == {"predictions": [{"y": record["a"] + 1.0} for record in records]}
+    wait_until(lambda: len(logged(name)) == 4, 60, "all rows are logged")
+    file = tmp_path / "labels.csv"
+    file.write_text("customer_id,label\n7,seven\nx-9,nine\n,nobody\n8,eight\n")
+
+    result = feedback(name, "--file", str(file), "--key", "customer_id")
+
+    assert result.exit_code == 0, result.output
+    assert "of 4 rows that they name, 3 are in the log, 1 unmatched" in result.stdout
+    expected = {(1, 0): "seven", (2, 1): "nobody", (3, 0): "nine", (4, 0): "nobody"}
+    wait_until(lambda: labels(name) == expected, 60, "the labels are beside their rows")
+
+
+def test_an_unknown_key_column_is_answered_with_the_columns_there_are_and_the_setting_that_adds_one(
+    ids: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("request,label\n1,1\n")
+    line = said(feedback("sums", "--file", str(file), "--key", "request"))
+    assert "'request'" in line
+    assert {"a", "b", "prediction"} <= set(line.replace(";", ",").replace("have ", ",").replace(" ", "").split(","))
+    assert "capture.keys" in line
+    assert "_request_id" not in line
 
 
 def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> None:

@@ -288,8 +288,9 @@ def wait_while_pending(
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return what workers load for each variant: its model, without the excluded columns."""
-    return {name: (one.model, spec.capture.drop, spec.capture.mask) for name, one in spec.variants.items()}
+    """Return what workers load for each variant: its model, with the columns that it captures."""
+    columns = spec.capture.drop, spec.capture.mask, spec.capture.keys
+    return {name: (one.model, columns) for name, one in spec.variants.items()}
 
 
 def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState, agent: AgentState | None) -> str:

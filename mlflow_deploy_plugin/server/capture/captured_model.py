@@ -115,6 +115,7 @@ class CapturedModel:
         cuts: for each input that is not kept whole: the places of the columns that are kept, [columns] intp.
         left_out: outputs that are not kept; PREDICTION stands for all outputs of a model whose outputs are not known.
         masked: for each input with masked columns: (column, place), place None if the whole input is the column.
+        keys: columns that are captured and not fed; each is an input of the schema.
     """
 
     model: str
@@ -126,6 +127,7 @@ class CapturedModel:
     cuts: Mapping[str, Array] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
     masked: Mapping[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", self.schema.capture_schema)
@@ -147,14 +149,18 @@ class CapturedModel:
 
 
 @lru_cache(maxsize=1024)
-def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) -> CapturedModel:
-    """Return the model without the columns `drop` and with the columns `mask` masked.
+def exclude_columns(
+    model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], keys: tuple[str, ...] = ()
+) -> CapturedModel:
+    """Return the model with the further columns `keys`, without the columns `drop`, and with the columns `mask` masked.
 
     The same arguments give the same object.
 
     Raises:
-        InvalidConfig: a name is none of the log's columns; the message says which is nearest.
+        InvalidConfig: a name of `drop` or `mask` is none of the log's columns; the message says which is nearest. Or a
+            key is an input of the model.
     """
+    model = _add_keys(model, keys) if keys else model
     if not drop and not mask:
         return model
     _check_names("drop", drop, model)
@@ -189,6 +195,19 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
     return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
 
 
+def _add_keys(model: CapturedModel, keys: tuple[str, ...]) -> CapturedModel:
+    schema = model.schema
+    taken = {*schema.names, *(entry.name for entry in schema.inputs)}
+    if both := next((name for name in keys if name in taken), ""):
+        raise InvalidConfig(
+            f"capture.keys: {both!r} is an input of {model.model} {model.version}, and is captured without it; "
+            "a key is a column that the model does not take"
+        )
+    inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
+    columns = (*schema.columns, *(Column(name, "string", required=False) for name in keys)) if schema.columns else ()
+    return replace(model, schema=replace(schema, columns=columns, inputs=inputs), keys=keys)
+
+
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
     inputs = list(model.schema.names if model.schema.columns else (entry.name for entry in model.schema.inputs))
     prediction = [PREDICTION] if len(model.prediction) == 1 or model.outputs is None else []
@@ -205,9 +224,8 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
 def encode_model(model: CapturedModel) -> bytes:
     """Return the model as JSON, without what the schema derives from its fields, which orjson would write as well."""
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
-    return orjson.dumps(
-        {"model": model.model, "version": model.version, "schema": schema, "prediction": model.prediction}
-    )
+    head = {"model": model.model, "version": model.version, "prediction": model.prediction, "keys": model.keys}
+    return orjson.dumps({**head, "schema": schema})
 
 
 def decode_model(encoded: memoryview) -> CapturedModel:
@@ -220,4 +238,5 @@ def decode_model(encoded: memoryview) -> CapturedModel:
         Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in fields["inputs"]
     ]
     schema = Schema(tuple(columns), tuple(tensors), tuple(inputs))
-    return CapturedModel(document["model"], document["version"], schema, tuple(document["prediction"]))
+    keys = tuple(document.get("keys", ()))  # a segment of an older version has none
+    return CapturedModel(document["model"], document["version"], schema, tuple(document["prediction"]), keys=keys)

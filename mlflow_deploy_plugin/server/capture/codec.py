@@ -188,7 +188,7 @@ def _make_plan(
     arrays = [*feeds.items(), *outputs.items()]
     for position, (name, array) in enumerate(arrays):
         is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
-        holds_objects = is_text and array.size and not isinstance(array.flat[0], str | None)
+        holds_objects = is_text and array.size and name not in model.keys and not isinstance(array.flat[0], str | None)
         if array.shape[:1] != (rows,) or holds_objects:
             continue  # no column can hold it
         for column, place in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):

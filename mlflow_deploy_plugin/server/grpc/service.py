@@ -278,7 +278,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
 
         def decode(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
             predictor = variant.loaded.predictor
-            decoded = tensors.decode(message, predictor.artifact, predictor.schema)
+            decoded = tensors.decode(message, predictor.artifact, variant.schema)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
                 answer = variant.endpoint, response.id, variant.loaded.version, response.outputs

@@ -131,7 +131,8 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
         fields["parameters"] = parameter_values(entry.parameters)
         head = read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        if head.name in heads or not (count == 1 or head.name in by_column or head.name in by_input):
+        is_known = count == 1 or head.name in by_column or head.name in by_input or head.name in schema.keys
+        if head.name in heads or not is_known:
             raise v2.refused_name(head, heads, schema)
         heads[head.name] = head
     if raw and len(raw) != count:

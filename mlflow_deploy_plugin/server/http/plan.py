@@ -93,7 +93,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     """Return the plan of a variant for a protocol. It takes the steps of `pipeline.infer` and `DataPlane.infer`."""
     endpoint, name, loaded, captured = variant.endpoint, variant.name, variant.loaded, variant.captured
     model, version, predictor = loaded.model, loaded.version, loaded.predictor
-    schema, run, predict = predictor.schema, predictor.run, predictor.prediction
+    schema, run, predict = variant.schema, predictor.run, predictor.prediction
     is_captured, max_rows = variant.capture.fraction == 1.0, variant.capture.max_rows_per_request
     decode, write = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.write
     count = server.metrics.prediction_counter(variant, protocol.name)
@@ -168,7 +168,7 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
     """Return the decoder of a plan: JSON of MLflow's by its shortest way, all else by the protocol."""
-    schema = variant.loaded.predictor.schema
+    schema = variant.schema
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 
     def decode(headers: Mapping[str, str], body: bytes) -> _Decoded:

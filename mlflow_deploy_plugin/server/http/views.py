@@ -228,5 +228,5 @@ def _captured_columns(served: ServedEndpoint) -> set[str]:
         if not variant.loaded.captured.schema.columns:
             return set()
         names.update(variant.captured.schema.names)
-        names.update({*variant.captured.mask} & {*variant.loaded.captured.schema.names})
+        names.update({*variant.captured.mask} & {*variant.loaded.captured.schema.names, *variant.captured.keys})
     return names | {_REQUEST_ID_COLUMN} if names else names

@@ -78,9 +78,9 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
     check_explainable(predictor.artifact)
     content_type = request.headers.get("content-type")
     if media_name(content_type) != JSON:
-        return decode_rows(content_type, request.body, predictor.schema, server.max_body_bytes), {}
+        return decode_rows(content_type, request.body, variant.schema, server.max_body_bytes), {}
     document = load_json_object(content_type, request.body)
-    feeds = mlflow.decode_document(document, predictor.schema)
+    feeds = mlflow.decode_document(document, variant.schema)
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
         raise InvalidRequest(f"params holds {unknown[0][:60]!r}; explaining takes {', '.join(_PARAMS)}")

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.runtime import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, slice_feeds
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
@@ -304,7 +304,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
     server = context.server
     moment = event_time(context.request.headers)
     predictor = variant.loaded.predictor
-    reader = jsonlines.LineReader(predictor.schema, server.max_body_bytes)
+    reader = jsonlines.LineReader(variant.schema, server.max_body_bytes)
 
     def predict(feeds: Feeds) -> Iterator[bytes]:
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
@@ -314,7 +314,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
-                yield from predict({name: array[part] for name, array in feeds.items()})
+                yield from predict(slice_feeds(feeds, part))
             return
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)

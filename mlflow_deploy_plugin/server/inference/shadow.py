@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.runtime import (
     Feeds,
     OpaqueBody,
     Schema,
+    add_keys,
     array_bytes,
     cast_columns,
     concatenate_feeds,
@@ -242,6 +243,9 @@ class Shadows:
             given = concatenate_feeds([copy.feeds for copy in batch])
             feeds = translate_feeds(given, answered_by.schema, predictor.schema)
             computed = predictor.run(feeds)
+            sent = sent_arrays(given)
+            if keys := {name: sent[name] for name in shadow.captured.keys if name in sent}:
+                feeds = add_keys(feeds, keys)
         else:
             raise InferenceError("the request has no form as named arrays, which the shadow takes")
         seconds = time.perf_counter() - began

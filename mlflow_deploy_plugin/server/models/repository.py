@@ -290,7 +290,7 @@ class Repository:
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
-        variants, errors = {}, {}
+        variants, errors, capture = {}, {}, wanted.capture
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:
@@ -306,8 +306,8 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
-                captured = exclude_columns(loaded.captured, wanted.capture.drop, wanted.capture.mask)
-                if wanted.capture.mask:
+                captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
+                if capture.mask:
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
             except InvalidConfig as error:  # serving it would capture columns that must be left out
                 errors[name] = error.message
@@ -316,7 +316,7 @@ class Repository:
                     variants[name] = old
                 continue
             variants[name] = ServedVariant(
-                endpoint, name, want.weight, want.shadow, loaded, wanted.capture, captured, want.aspects
+                endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
             )
         served = make_served_endpoint(variants, wanted.sticky)
         for one in served.answering:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, Schema, sent_arrays
+from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, Schema, sent_arrays, with_keys
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
 
@@ -64,6 +64,11 @@ class ServedVariant:
     shadows: "tuple[ServedVariant, ...]" = ()
     key: str | None = None
     has_others: bool = False
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema of its model, which also reads the columns of `capture.keys`."""
+        return with_keys(self.loaded.predictor.schema, self.capture.keys)
 
     @cached_property
     def labels(self) -> tuple[str, str, str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema, object_array
 from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     StringBudget,
     UnsupportedColumn,
@@ -48,6 +48,7 @@ _FILE_MAGIC = b"ARROW1\0\0"
 _MOST_LISTED = 100_000
 """Entries of a list in a Parquet footer (columns, row groups). Each takes hundreds of bytes once it is counted."""
 _MOST_MESSAGES = 10_000
+_EXACT_TYPES = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
 _I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
 
@@ -100,7 +101,9 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
         columns = [table.column(name) for name in chosen]
         joined = ([one.combine_chunks()] if pa.types.is_primitive(one.type) else one.chunks for one in columns)
         pieces = dict(zip(chosen, joined, strict=True))
-    arrays = {name: _column(name, pieces[name], limit, budget) for name in chosen}
+    arrays = {
+        name: (_key_column if name in schema.keys else _column)(name, pieces[name], limit, budget) for name in chosen
+    }
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _column_feeds(arrays, schema) if schema.columns else schema.from_frame(arrays)
@@ -174,10 +177,12 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[st
     rows = count_rows(groups)
     if rows == 0:
         raise SchemaMismatch(NO_ROWS)
-    texts = byte_array_paths(groups) if "str" in schema.dtypes.values() else []
+    texts = byte_array_paths(groups) if schema.keys or "str" in schema.dtypes.values() else []
     file = parquet.ParquetFile(
         pa.BufferReader(body),
-        read_dictionary=[path for path in texts if not schema.columns or schema.dtypes.get(path) == "str"],
+        read_dictionary=[
+            path for path in texts if not schema.columns or path in schema.keys or schema.dtypes.get(path) == "str"
+        ],
         coerce_int96_timestamp_unit="us",  # in nanoseconds, a year beyond 2262 overflows
         thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
@@ -210,13 +215,13 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     counts = Counter(given_names)
     if missing := schema.missing_columns(counts):
         raise SchemaMismatch(missing)
-    names = [name for name in given_names if name in dtypes] if schema.columns else given_names
+    names = [one for one in given_names if one in dtypes or one in schema.keys] if schema.columns else given_names
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
     for name, kind in zip(given_names, given.types, strict=True):
-        dtype = dtypes.get(name, only)
+        dtype = None if name in schema.keys else dtypes.get(name, only)
         if dtype is None or (pair := (str(kind), dtype)) in checked:
             continue
         try:
@@ -237,6 +242,14 @@ def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) 
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
+
+
+def _key_column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:
+    """Return one column of keys. Among integers and booleans a null stays None, so that an id keeps all its digits."""
+    has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
+    if not has_gaps or sum(map(len, pieces)) > limit:  # which `_column` refuses
+        return _column(name, pieces, limit, budget)
+    return object_array([value for piece in pieces for value in piece.to_pylist()])
 
 
 def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...], Any]) -> Any:

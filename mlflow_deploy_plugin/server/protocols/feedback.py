@@ -6,10 +6,10 @@
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, did_you_mean
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, did_you_mean, join_names
 from mlflow_deploy_plugin.runtime import short_repr
 from mlflow_deploy_plugin.server.capture.codec import Feedback, Value
 from mlflow_deploy_plugin.server.protocols.content import load_json_object
@@ -61,9 +61,19 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
     for place, entry in enumerate(entries):
         for name in entry.key or ():
             if name not in known:
-                hint = did_you_mean(name, known, f"rows have {', '.join(sorted(known)[:20])}")
                 where = f"feedback[{place}]." if len(entries) > 1 else ""
-                raise SchemaMismatch(f"{where}key names {name[:60]!r}, which no logged row of {endpoint} has{hint}")
+                raise SchemaMismatch(f"{where}key names {unknown_column(name, sorted(known), endpoint)}")
+
+
+def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
+    """Return the end of a message about a key column that no logged row has: the name, and the columns that rows have.
+
+    The log's own columns are left out: they name no row of a business.
+    """
+    own = [column for column in columns if not column.startswith("_")]
+    known = f"{did_you_mean(name, own)}; rows have {join_names(own, name) or 'no columns'}"
+    remedy = "capture.keys in the spec adds a business id, which the model does not take"
+    return f"{name[:60]!r}, which no logged row of {endpoint} has{known}; {remedy}"
 
 
 def _entry(entry: Any, where: str) -> Feedback:

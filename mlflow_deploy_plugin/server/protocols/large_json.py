@@ -123,6 +123,8 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
 
 def _kind_of_all(schema: Schema) -> str:
     """Return numpy's kind in which all values of a model are read: `f`, or `i` for its only tensor; empty for none."""
+    if schema.keys:
+        return ""  # an id among the numbers would be read as a float64
     if schema.columns:
         return "f" if _NUMBERS.issuperset(column.type for column in schema.columns) else ""
     return {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "") if len(schema.tensors) == 1 else ""

@@ -210,6 +210,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
     else:  # every field has the type of the tensor
         types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
+        types |= dict.fromkeys(schema.keys, "str")
     texts = zip(*rows, strict=True)
     columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]  # no rows: none
     del lines, rows, texts  # they take ten times as much as the body

@@ -142,7 +142,7 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
     if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
         is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
         return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body, is_streamed))
-    feeds = decode_rows(content_type, body, predictor.schema, limit)
+    feeds = decode_rows(content_type, body, variant.schema, limit)
     of_table = False
     if not predictor.artifact.has_signature:
         is_mlflow = media in (JSON, CSV)
@@ -173,7 +173,7 @@ def _predict_protocol(
 ) -> Protocol:
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         predictor = variant.loaded.predictor
-        artifact, schema = predictor.artifact, predictor.schema
+        artifact, schema = predictor.artifact, variant.schema
         feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
         # rows are counted before they are computed, and none takes less than a byte of the body
         if (
@@ -274,8 +274,7 @@ def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[A
 
 
 def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
-    predictor = variant.loaded.predictor
-    request = v2.decode(headers, body, predictor.artifact, predictor.schema)
+    request = v2.decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         content, headers = v2.encode(request, variant.endpoint, response.id, variant.loaded.version, response.outputs)
@@ -286,7 +285,7 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, 
 
 def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
     """Decode a `:predict`. Its content type does not matter: TensorFlow's own examples send curl's default."""
-    feeds, is_by_row = tfserving.decode(body, variant.loaded.predictor.schema)
+    feeds, is_by_row = tfserving.decode(body, variant.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         return EncodedResponse(tfserving.encode(is_by_row, variant.loaded.predictor.artifact, response.outputs))
@@ -303,12 +302,12 @@ def _cloud_protocol(
 
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         predictor = variant.loaded.predictor
-        document = decode(headers.get("content-type"), body, predictor.schema)
+        document = decode(headers.get("content-type"), body, variant.schema)
         if predictor.artifact.flavor == PYTHON_FUNCTION:
             check_depth(document)
             text = json.dumps(document).encode()  # orjson refuses half a surrogate pair, though it reads one
             return DecodedRequest({}, encode_opaque, body=OpaqueBody(JSON, text))
-        return DecodedRequest(mlflow.decode_document(document, predictor.schema), encode_outputs)
+        return DecodedRequest(mlflow.decode_document(document, variant.schema), encode_outputs)
 
     def encode_outputs(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         return EncodedResponse(encode(variant.loaded.predictor.prediction(response.outputs)))

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.runtime import (
     Array,
     Artifact,
     Feeds,
+    KeyedSchema,
     Schema,
     fits_shape,
     no_batch_dimension_reason,
@@ -175,7 +176,7 @@ def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, 
         head = read_tensor_header(position, entry)
         size = parameters_of(head, entry).get("binary_data_size")
         name = head.name
-        if name in arrays or not (is_only or name in by_column or name in by_input):
+        if name in arrays or not (is_only or name in by_column or name in by_input or name in schema.keys):
             raise refused_name(head, arrays, schema)  # before its values are read: 100,000 unknown ones took 3 s
         if (size is None) == ("data" not in entry):
             raise SchemaMismatch(f"{head} needs either data or the parameter binary_data_size")
@@ -244,6 +245,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
     """
+    if isinstance(schema, KeyedSchema):
+        own, keys = schema.split(arrays)
+        return schema.attach(bind_tensors(own, schema.model), {name: array for name, (_, array) in keys.items()})
     if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(schema.tensor_schema.dtypes):
         arrays = dict.fromkeys(schema.dtypes, *arrays.values())
     by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()

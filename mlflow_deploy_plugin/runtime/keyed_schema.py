@@ -1,0 +1,135 @@
+"""Key columns: columns of a request that the model does not take, such as the id of a customer.
+
+The spec names them (`capture.keys`), so that labels can name rows by an id of the business. Their values are captured
+next to the inputs, and the graph is never fed with them: they travel in `NarrowedFeeds.sent`, under their own names.
+
+The values of a key are texts, numbers or booleans, and each of them may be missing. An integer keeps all its digits
+next to a missing value, since an id may have more than a float64 holds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds, narrowed_feeds, object_array, sent_arrays
+from mlflow_deploy_plugin.runtime.log_columns import as_text
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime.values import LISTS, short_repr
+
+_INTEGERS = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53)
+"""The integers that are exact as float64."""
+
+
+@dataclass(frozen=True)
+class KeyedSchema(Schema):
+    """The schema of a model whose requests may also have the columns `keys`. It decodes as `model` does.
+
+    Every request has an array for each key: one without the column has missing values only.
+    """
+
+    model: Schema = field(default_factory=lambda: Schema((), (), ()))
+
+    def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
+        own, keys = self.split(data)
+        return self.attach(self.model.from_columns(own), keys)
+
+    def from_frame(self, data: Mapping[str, list[Any] | Array]) -> Feeds:
+        own, keys = self.split(data)
+        return self.attach(self.model.from_frame(own), keys)
+
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
+        own = records
+        if not self.columns and all(isinstance(record, Mapping) for record in records):
+            own = [self.split(record)[0] for record in records]  # the other columns make the tensor
+        feeds = self.model.from_records(own)
+        return self.attach(feeds, {name: [record.get(name) for record in records] for name in self.keys})
+
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
+        places = {name: place for place, name in enumerate(names) if name in self.keys}
+        own_names, own = names, rows
+        is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
+        if places and is_table and not self.columns:
+            others = [place for place, name in enumerate(names) if name not in places]
+            own_names, own = [names[place] for place in others], [[row[place] for place in others] for row in rows]
+        feeds = self.model.from_rows(own_names, own)
+        return self.attach(feeds, {name: [row[place] for row in rows] for name, place in places.items()})
+
+    def from_array(self, values: Any) -> Feeds:
+        return self.attach(self.model.from_array(values), {})
+
+    @property
+    def tensor_schema(self) -> Schema:
+        return self.model.tensor_schema
+
+    def split(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the columns of the model, and those of the keys."""
+        keys = {name: data[name] for name in self.keys if name in data}
+        return {name: values for name, values in data.items() if name not in keys}, keys
+
+    def attach(self, feeds: Feeds, keys: Mapping[str, Any]) -> NarrowedFeeds:
+        """Return the feeds with the values of the keys.
+
+        Raises:
+            SchemaMismatch: a key has another number of values than the request has rows, or a value is a list or an
+                object.
+        """
+        arrays = {name: self._key_array(name, keys.get(name), feeds) for name in self.keys}
+        return add_keys(feeds, arrays)
+
+    def _key_array(self, name: str, values: Any, feeds: Feeds) -> Array:
+        rows = self.count_rows(feeds)
+        if values is None:
+            values = [None] * rows
+        elif isinstance(values, np.ndarray):
+            values = values.reshape(-1) if values.shape[1:] == (1,) else values
+        elif not self.has_rows and not isinstance(values, list | tuple):
+            values = [values]  # one value for the whole request
+        if not isinstance(values, list | tuple) and np.ndim(values) != 1:
+            raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected")
+        if len(values) != rows:
+            raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows")
+        array = key_array(name, values)
+        return array if self.has_rows else array.reshape(())
+
+
+def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
+    """Return the schema that also reads the columns `keys`; the schema itself without keys."""
+    if not keys:
+        return schema
+    return KeyedSchema(schema.columns, schema.tensors, schema.inputs, schema.has_rows, schema.refusals, keys, schema)
+
+
+def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
+    """Return the same feeds, with the arrays of keys among those that are captured."""
+    return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
+
+
+def key_array(name: str, values: Sequence[Any] | Array) -> Array:
+    """Return the values of a key, [N]: numbers or booleans, or objects if they are texts or if one is missing.
+
+    Values of several types become texts.
+
+    Raises:
+        SchemaMismatch: a value is a list or an object.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
+        return values
+    cells: list[Any] = list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
+    given = [value for value in cells if value is not None]
+    kinds = set(map(type, given))
+    integers = [value for value in given if type(value) is int]
+    if kinds in ({float}, {float, int}) and all(value in _EXACT for value in integers):
+        return np.array(cells, dtype=np.float64)  # None becomes NaN
+    if kinds == {bool} or (kinds == {int} and all(value in _INTEGERS for value in integers)):
+        return np.array(cells) if len(given) == len(cells) else object_array(cells)
+    if not kinds <= {str}:
+        for row, value in enumerate(cells):
+            if not isinstance(value, str | int | float | bool | None):
+                problem = f"key {name!r}, row {row}: {short_repr(value)}"
+                raise SchemaMismatch(f"{problem} is neither a text nor a number nor a boolean")
+        cells = [as_text(value) for value in cells]
+    return object_array(cells)
