@@ -81,12 +81,12 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         if question.kind == "predict":
             yield scorer.predict(question.arrays["feeds"], most, question.fields["parameters"])
             return
-        content_type = question.fields["content_type"]
+        content_type, keys = question.fields["content_type"], question.fields["keys"]
         with tracing_context(tags={_PREDICTION_ID: question.fields["prediction_id"]}):
             if question.kind == "stream":
-                yield from scorer.stream(content_type, question.body, most)
+                yield from scorer.stream(content_type, question.body, most, keys)
             else:
-                yield scorer.invoke(content_type, question.body, most)
+                yield scorer.invoke(content_type, question.body, most, keys)
 
     return SideMessage(READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
 

@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.runtime import (
     Array,
     Artifact,
     Feeds,
+    key_array,
     numpy_dtype,
     object_array,
     read_served_artifact,
@@ -320,13 +321,22 @@ class _Recorder:
         most: the most values of an output. As JSON, each takes fifty bytes of memory and over a microsecond.
         dates: columns that come as texts, and are dates for the model.
         texts: columns whose missing values become those that pandas has for texts, in every request alike.
+        keys: columns that the model is not given; `key_arrays` has their values.
     """
 
     def __init__(
-        self, model: Any, most: int, dates: Sequence[Any] = (), is_csv: bool = False, texts: Sequence[Any] = ()
+        self,
+        model: Any,
+        most: int,
+        dates: Sequence[Any] = (),
+        is_csv: bool = False,
+        texts: Sequence[Any] = (),
+        keys: Sequence[str] = (),
     ) -> None:
         self._model, self.most, self._dates, self._texts = model, most, dates, texts
         self._date_form = "ISO8601" if is_csv else None  # that of the first text, as MLflow reads JSON
+        self._keys = keys
+        self.key_arrays: dict[str, Array] = {}
         self.metadata = model.metadata
         self.data: Any = None
         self.params: Any = None
@@ -334,7 +344,16 @@ class _Recorder:
         self.error: BaseException | None = None
         self.is_too_large = False
 
+    def take_keys(self, document: dict[str, Any]) -> None:
+        """Take the keys out of a JSON document: next to a missing value, pandas would cut the digits of an integer."""
+        taken = {name: values for name in self._keys if (values := _take_column(document, name)) is not None}
+        self.key_arrays |= {name: key_array(name, values) for name, values in taken.items()}
+
     def predict(self, data: Any, params: Any = None) -> Any:
+        if isinstance(data, pd.DataFrame):
+            for name in [name for name in self._keys if name in data]:
+                column = data.pop(name).astype(object)
+                self.key_arrays[name] = key_array(name, column.where(column.notna(), None).tolist())
         if self._dates and isinstance(data, list):  # rows, as MLflow takes them
             data = pd.DataFrame(data)
         self.data, self.params = data, params
@@ -374,6 +393,35 @@ class _Recorder:
             if name in table and (table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype)):
                 # before pandas 3 a category that is missing would become NaN, where other columns of texts have None
                 table[name] = table[name].astype(_TEXTS).where(table[name].notna(), None)
+
+
+def _with_texts(schema: Schema | None, keys: Sequence[str]) -> Schema | None:
+    """Return the schema by which MLflow reads CSV, with the keys as texts: 007 is no number. One of tensors stays."""
+    if schema is not None and (schema.is_tensor_spec() or not schema.has_input_names()):
+        return schema
+    return Schema([*(schema or ()), *(ColSpec(DataType.string, name, required=False) for name in keys)])
+
+
+def _take_column(document: dict[str, Any], name: str) -> list[Any] | None:
+    """Take a column out of a JSON document of `/invocations`; None if no row has it, or if it is no such document."""
+    form = next((form for form in scoring_server.SUPPORTED_FORMATS if form in document), None)
+    content = document[form] if form else document  # a chat has no form
+    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
+        has_key = any(name in row for row in content)
+        return [row.pop(name, None) for row in content] if has_key else None
+    if not isinstance(content, dict):
+        return None
+    columns, rows = content.get("columns"), content.get("data")
+    if form != "dataframe_split":
+        values = content.pop(name, None)
+        return values if isinstance(values, list | None) else [values]
+    if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
+        return None
+    place = columns.index(name)
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        return None  # MLflow refuses it
+    columns.pop(place)
+    return [row.pop(place) for row in rows]
 
 
 def load_scorer(folder: Path) -> "Scorer":
@@ -441,25 +489,39 @@ class Scorer:
             return {}
         return {name: array[:0] for name, array in outputs.items()}
 
-    def invoke(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> SideMessage:
-        """Answer a body of `/invocations`. The message also has arrays for the inference log, if it can."""
-        recorder, text = self._score(self._model, content_type, body, most_values)
+    def invoke(
+        self, content_type: str | None, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+    ) -> SideMessage:
+        """Answer a body of `/invocations`. The message also has arrays for the inference log, if it can.
+
+        Args:
+            keys: columns that are captured, and that the model is not given.
+        """
+        recorder, text = self._score(self._model, content_type, body, most_values, keys)
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
 
-    def _score(self, model: Any, content_type: str | None, body: bytes, most_values: int) -> tuple[_Recorder, str]:
+    def _score(
+        self, model: Any, content_type: str | None, body: bytes, most_values: int, keys: Sequence[str]
+    ) -> tuple[_Recorder, str]:
         """Have the model predict for a body of `/invocations`; return what it was given, and MLflow's answer."""
         if not content_type:
             raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         mime_type = content_type.partition(";")[0].strip()
-        recorder = _Recorder(model, most_values, self._dates, mime_type == "text/csv", self._texts)
+        is_csv = mime_type == "text/csv"
+        recorder = _Recorder(model, most_values, self._dates, is_csv, self._texts, keys)
         try:
             data: Any = body
             if mime_type == _JSON:  # MLflow reads bytes twice; its own json also keeps integers beyond 64 bits
                 with suppress(ValueError):  # MLflow says what is wrong with it
                     data = json.loads(body)
-            if not isinstance(data, dict):
+            if isinstance(data, dict):
+                recorder.take_keys(data)
+            else:
                 data = body
-            answer = scoring_server.invocations(data, content_type, recorder, self._body_schema)
+            schema = _with_texts(self._body_schema, keys) if is_csv and keys else self._body_schema
+            answer = scoring_server.invocations(data, content_type, recorder, schema)
+        except SchemaMismatch:
+            raise
         except MlflowException as error:
             raise self._refusal(recorder, error) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
@@ -471,22 +533,24 @@ class Scorer:
             raise (UnsupportedMediaType if answer.status == 415 else InvalidRequest)(clean_message(answer.response))
         return recorder, answer.response
 
-    def stream(self, content_type: str | None, body: bytes, most_values: int = sys.maxsize) -> Iterator[SideMessage]:
+    def stream(
+        self, content_type: str | None, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+    ) -> Iterator[SideMessage]:
         """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end.
 
-        The first part also has the arrays `feeds` for the inference log.
+        The first part also has the arrays `feeds` and `keys` for the inference log.
         """
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
-        given, _ = self._score(reader, content_type, body, most_values)
-        feeds = self._log_feeds(given.data)
+        given, _ = self._score(reader, content_type, body, most_values, keys)
+        arrays = {"feeds": self._log_feeds(given.data), "keys": given.key_arrays}
         try:
             for part in self._model.predict_stream(given.data, params=given.params):
                 if count_values(part) > most_values:
                     raise BodyTooLarge(too_many_values(most_values))
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
-                yield SideMessage(PART_MESSAGE, arrays={"feeds": feeds}, body=_strict_json(text.getvalue()))
-                feeds = {}
+                yield SideMessage(PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
+                arrays = {"feeds": {}}
         except BodyTooLarge:
             raise
         except MlflowException as error:
@@ -533,7 +597,7 @@ class Scorer:
 
         A warning says once if parts of rows have no form there.
         """
-        arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data)}
+        arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
         try:
             return {**arrays, "outputs": to_outputs(recorder.prediction)}
         except NotRepresentable:

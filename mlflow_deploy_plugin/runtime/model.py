@@ -103,11 +103,13 @@ class OpaqueBody:
 
     Attributes:
         is_streamed: the answer is sent in parts, as events.
+        keys: columns that are taken out of it before the model reads it, and captured.
     """
 
     content_type: str | None
     content: bytes
     is_streamed: bool = False
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

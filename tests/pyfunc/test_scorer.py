@@ -32,6 +32,37 @@ def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> No
     assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {"a": [[1.0, 2.0]], "b": [3]}
 
 
+LARGEST = 2**63 - 1
+DAY = {"when": "2013-07-01", "name": "a"}
+SPLIT = {"columns": ["when", "id", "name"], "data": [["2013-07-01", LARGEST, "a"], ["2013-07-01", None, "a"]]}
+
+
+@pytest.mark.parametrize(
+    ("model", "content_type", "body", "expected"),
+    [
+        ("days", JSON, records({"id": LARGEST, **DAY}, DAY), [LARGEST, None]),
+        ("days", JSON, json.dumps({"dataframe_split": SPLIT}).encode(), [LARGEST, None]),
+        ("days", JSON, json.dumps({"inputs": {"id": ["x"], "when": ["2013-07-01"], "name": ["a"]}}).encode(), ["x"]),
+        ("days", "text/csv", b"when,id,name\n2013-07-01,007,a\n2013-07-01,,a\n", ["007", None]),
+        ("anything", JSON, records({"id": 7, "x": 1.5}), [7]),
+        ("anything", "text/csv", b"id,x\n007,1.5\n", ["007"]),
+        ("tensors", JSON, b'{"inputs": {"a": [[1, 2]], "b": [3], "id": [7]}}', [7]),
+    ],
+)
+def test_a_key_is_kept_and_the_model_does_not_see_it(
+    scorers: dict[str, Any], model: str, content_type: str, body: bytes, expected: list[Any]
+) -> None:
+    answer = scorers[model].invoke(content_type, body, keys=["id", "other"])
+    assert values(answer.arrays["keys"]) == {"id": expected}
+    assert "id" not in values(answer.arrays["feeds"])
+    assert b'"id"' not in answer.body
+
+
+def test_a_key_that_holds_a_list_is_refused(scorers: dict[str, Any]) -> None:
+    with pytest.raises(SchemaMismatch, match="'id', row 0"):
+        scorers["days"].invoke(JSON, records({"id": [1], **DAY}), keys=["id"])
+
+
 def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
     as_json = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"}))
     as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.runtime import (
     OpaqueBody,
     OpaqueResponse,
     Output,
+    add_keys,
     pyfunc_schema,
 )
 from mlflow_deploy_plugin.server.models.side_process import SideMessage, SideProcess
@@ -124,9 +125,9 @@ class PyfuncPredictor:
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
         answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
-        feeds, outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs", "texts"))
+        outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("outputs", "texts"))
         self._learn_outputs(outputs)
-        return OpaqueResponse(answer.body, feeds, outputs or texts)
+        return OpaqueResponse(answer.body, _captured_feeds(answer), outputs or texts)
 
     def stream(
         self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
@@ -137,11 +138,11 @@ class PyfuncPredictor:
         """
         with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
             for part in parts:
-                yield OpaqueResponse(part.body, dict(part.arrays["feeds"]), {})
+                yield OpaqueResponse(part.body, _captured_feeds(part), {})
 
     def _message(self, kind: str, body: OpaqueBody, prediction_id: str) -> SideMessage:
         fields = {"content_type": body.content_type, "most_values": self._most_values, "prediction_id": prediction_id}
-        return SideMessage(kind, fields, body=body.content)
+        return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
 
     def _learn_outputs(self, computed: Mapping[str, Array], source: str = "to its first request it answered") -> None:
         """Take the outputs of the first response for those of the model, if nothing else has declared them."""
@@ -153,3 +154,9 @@ class PyfuncPredictor:
         )
         self._source = source
         self.artifact = replace(self.artifact, outputs=outputs, prediction=tuple(computed))
+
+
+def _captured_feeds(answer: SideMessage) -> Feeds:
+    """Return the arrays of a request that are captured: its keys, and its inputs if they have a form as arrays."""
+    feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
+    return add_keys(feeds, keys) if feeds and keys else feeds or keys

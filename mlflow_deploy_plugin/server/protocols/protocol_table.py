@@ -141,7 +141,9 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
     media = media_name(content_type)
     if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
         is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
-        return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body, is_streamed))
+        return DecodedRequest(
+            {}, _encode_opaque, body=OpaqueBody(content_type, body, is_streamed, variant.capture.keys)
+        )
     feeds = decode_rows(content_type, body, variant.schema, limit)
     of_table = False
     if not predictor.artifact.has_signature:
@@ -306,7 +308,7 @@ def _cloud_protocol(
         if predictor.artifact.flavor == PYTHON_FUNCTION:
             check_depth(document)
             text = json.dumps(document).encode()  # orjson refuses half a surrogate pair, though it reads one
-            return DecodedRequest({}, encode_opaque, body=OpaqueBody(JSON, text))
+            return DecodedRequest({}, encode_opaque, body=OpaqueBody(JSON, text, keys=variant.capture.keys))
         return DecodedRequest(mlflow.decode_document(document, variant.schema), encode_outputs)
 
     def encode_outputs(variant: ServedVariant, response: InferResponse) -> EncodedResponse:

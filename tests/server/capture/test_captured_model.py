@@ -115,6 +115,19 @@ def test_a_name_that_is_no_column_is_refused_with_the_nearest(
     assert message in refused.value.message
 
 
+@pytest.mark.parametrize("name", ["a", "X"])
+def test_a_key_that_is_an_input_is_refused(name: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        exclude_columns(MODEL, (), (), ("customer_id", name))
+    assert f"capture.keys: {name!r}" in refused.value.message
+
+
+def test_a_key_may_be_dropped_or_masked() -> None:
+    kept = exclude_columns(MODEL, ("customer_id",), ("order_id",), ("customer_id", "order_id"))
+    assert kept.schema.names == MODEL.schema.names
+    assert kept.masked == {"customer_id": (), "order_id": (("order_id", None),)}
+
+
 def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
     assert exclude_columns(SILENT, ("anything",), ()).model == "m"
     tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
 from tests.support import servers
 from tests.support.handling import handle
-from tests.support.models import mixed_model, write_model
+from tests.support.models import columns, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.spool import CapturedRequest, read_segment
@@ -109,6 +109,27 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve,
     sent = request.model.schema.to_columns(request.feeds)
     assert {name: array.tolist() for name, array in sent.items()} == {"a": [1], "b": [2], "c": [3]}
     assert request.outputs["y"].tolist() == [[2006.0]]
+
+
+def test_the_shadows_rows_have_the_keys_of_the_request(
+    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The shadow has the schema of the answering version, or another one, for which the feeds are made anew."""
+    inputs = [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["c", "b", "a"]}]
+    outputs = [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}]
+    section = {"inputs": inputs, "outputs": outputs, "prediction": ["y"]}
+    signature = columns(a="double", b="double", c="double")
+    other = write_model(tmp_path / "other", servers.single(2000.0), signature, section)
+    for shadow in (bias_folders["2"], other):
+        server = serve(bias_folders["1"], shadow, keys=["customer_id"])
+        record = {"a": 1, "b": 2, "c": 3, "customer_id": 7}
+        body = orjson.dumps({"dataframe_records": [record]})
+        handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        compared(server, 1)
+        for name in ("main", "new"):
+            (request,) = captured(server, name)
+            sent = request.model.schema.to_columns(request.feeds)
+            assert {name: array.tolist() for name, array in sent.items()} == {name: [v] for name, v in record.items()}
 
 
 def test_what_is_not_captured_has_no_row_of_the_shadow_either(serve: Serve, bias_folders: dict[str, Path]) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
@@ -55,7 +57,7 @@ def server(pyfunc_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
     endpoints = {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS}
     limits = ServerSpec(request_timeout_seconds=TIMEOUT_SECONDS, threads=1)
-    with servers.opened(state_dir, endpoints, limits) as server:
+    with servers.opened(state_dir, endpoints, limits, keys=["customer_id"]) as server:
         yield server
 
 
@@ -298,6 +300,20 @@ def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: S
         "name": ["ä"],
     }
     assert {name: array.tolist() for name, array in mine.outputs.items()} == {"day": [183], "name": ["Ä"]}
+
+
+@pytest.mark.parametrize("model", ["days", "anything"])
+def test_keys_are_captured_also_of_a_model_without_a_signature(
+    ask: Callable[..., RawResponse], server: Server, tmp_path: Path, model: str
+) -> None:
+    record = {"customer_id": 7, **DAYS}
+    response = ask(f"/endpoints/{model}/invocations", {"dataframe_records": [record]})
+    assert b"customer_id" not in response.body
+    server.capture.close()
+    Shipper(server.capture.spool, str(tmp_path / "log")).ship()
+    tables = [pq.ParquetFile(file).read() for file in (tmp_path / "log").rglob("*.parquet")]
+    rows = {row["_prediction_id"]: row for table in tables for row in table.to_pylist()}
+    assert rows[response.headers["X-Prediction-Id"]]["customer_id"] == 7
 
 
 def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
