@@ -51,7 +51,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
     since = endpoint.rows_since if endpoint is not None else None
     capture = endpoint.spec.capture if endpoint is not None else CaptureSpec()
     log = open_log(context.deployments.settings.inference_log, since)
-    withheld = {*capture.drop, *capture.mask}
+    withheld = {*capture.drop, *capture.mask, *capture.keys}
     data = collect_training_data(log, plan, folder, types, withheld)
     figures = {
         "attempt": one.figures.get("attempt", 1),
@@ -192,7 +192,8 @@ def collect_training_data(
     Args:
         types: the types of the model's columns, by its signature; the log has whole numbers and booleans as the graph
             takes them, which may be as floats.
-        withheld: columns of which capture drops the values, or masks them; they are left out also of older rows.
+        withheld: columns of which capture drops the values, or masks them, and keys, which the model does not take;
+            they are left out also of older rows.
 
     Raises:
         NotFound: nothing was captured.

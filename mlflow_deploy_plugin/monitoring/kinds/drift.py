@@ -69,6 +69,7 @@ _SHOWN_ROWS = 5_000
 _SEED = 0
 _DROPPED = "capture.drop leaves it out of the log"
 _MASKED = "capture.mask writes hashes of its values into the log"
+_KEY = "capture.keys names it: it identifies rows, and the model does not take it"
 _NOTHING_LEFT = "capture.drop or capture.mask keeps every column that would be judged out of the log"
 
 
@@ -263,11 +264,13 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
 
 
 def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns that are not judged, and the reason: `capture.drop` or `capture.mask` names them.
+    """Return the columns that are not judged, and the reason: `capture.drop`, `capture.mask` or `capture.keys` names
+    them.
 
     Their values in the log differ from any reference by intention. Parts are excluded with them.
     """
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
+    reasons |= dict.fromkeys(capture.keys, _KEY)
     return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}
 
 

@@ -211,6 +211,18 @@ def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> N
     assert last.why.endswith(", without b: capture.drop or capture.mask keeps the values out of the log")
 
 
+def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
+    store = world.deployments.store
+    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.keys": "b"}))  # and no server starts
+    world.capture()
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
+    running = world.take()
+    end_training(running)
+    world.context.fail(running, "nothing more is to be seen")
+    (data,) = world.context.folder(running).rglob("data.parquet")
+    assert "b" not in written(data).column_names
+
+
 def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
     world.capture(rows=48)
     with pytest.raises(InvalidConfig, match="has 48 labelled rows, and at least 100 are wanted"):

@@ -134,6 +134,15 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., An
     assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
 
 
+@pytest.mark.parametrize("kind", ["drift", "data_quality"])
+def test_a_key_is_not_judged_though_each_row_has_another_one(ask: Callable[..., Any], kind: str) -> None:
+    judged = ask(day(100, customer_id=np.arange(ROWS)), kind, CaptureSpec(keys=("customer_id",)))
+
+    assert judged.state == "no drift"
+    assert finding(judged, "customer_id").state == "not judged"
+    assert "capture.keys" in finding(judged, "customer_id").reason
+
+
 def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., Any]) -> None:
     hashed = day(100, carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object))
 
