@@ -104,7 +104,7 @@ def feedback(
             known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
             if name not in known:
                 raise unknown_endpoint(name, known, "; or say --url")
-    columns = replace(columns, numbers=check_key_columns(log, name, columns.key))
+    columns = replace(columns, numbers=check_key_columns(log, name, columns.key, sink.keys))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         if kind not in _STREAMED.choices:
@@ -178,8 +178,11 @@ def predict(
       onnxserve predict -m models:/flight-delay/3 -i rows.parquet -o predictions.parquet
       cat rows.jsonl | onnxserve predict -n flights -t jsonl
 
-    The predictions are those of /invocations, one a row, in the order of the rows. A row that cannot be answered ends
-    the command with its line and exit status 1; the output file is then as it was before, or not there.
+    The predictions are those of /invocations, one a row, in the order of the rows. If the endpoint has capture.keys,
+    the output also has the keys, the prediction_id and the row, as `onnxserve feedback` takes them.
+
+    A row that cannot be answered ends the command with its line and exit status 1; the output file is then as it was
+    before, or not there.
     """
     if (model_uri is None) == (name is None):
         raise click.UsageError("say either -m MODEL_URI or -n DEPLOYMENT")

@@ -5,6 +5,7 @@ Rows are read in batches, and only one batch is in memory. A JSON document is an
 sent in the form that it has in the file. So it is read by the same rules as a request, and nothing is guessed here.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from mlflow_deploy_plugin.client import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError, without_row_number
-from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json
+from mlflow_deploy_plugin.inference_log import LabelColumns
+from mlflow_deploy_plugin.runtime import PREDICTION
+from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 _TRIES = 6
@@ -96,12 +99,61 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
-    """Predict by a server; one that is overloaded, or is just being changed, is tried again."""
+    """Predict by a server; one that is overloaded, or is just being changed, is tried again.
+
+    If the endpoint has key columns, they are in the answer (`_with_keys`).
+    """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
-        yield lambda content_type, body: post_with_retries(
-            session, url, body, content_type, target.timeout_seconds, _TRIES
-        ).get("predictions")
+
+        def predict(content_type: str, body: bytes) -> Any:
+            document, prediction_id = post_with_retries(
+                session, url, body, content_type, target.timeout_seconds, _TRIES
+            )
+            predictions = document.get("predictions")
+            return (
+                _with_keys(predictions, target.keys, prediction_id, content_type, body) if target.keys else predictions
+            )
+
+        yield predict
+
+
+def _with_keys(predictions: Any, keys: Sequence[str], prediction_id: str, content_type: str, body: bytes) -> Any:
+    """Return a mapping for each row: its keys, the columns by which `onnxserve feedback` finds it, and the prediction.
+
+    An answer without one prediction per row is returned as it is, and refused by the caller.
+    """
+    columns = _key_columns(content_type, body, keys)
+    outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
+    lists = [*outputs, *columns.values()]
+    if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
+        return predictions
+    found = LabelColumns()
+    return [
+        {
+            **{name: values[row] for name, values in columns.items()},
+            found.prediction_id: prediction_id,
+            found.row: row,
+            **(prediction if isinstance(prediction, dict) else {PREDICTION: prediction}),
+        }
+        for row, prediction in enumerate(_split_by_row(predictions, len(lists[0]), "the answer"))
+    ]
+
+
+def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the key columns that a body of `/invocations` has."""
+    if content_type == CSV:
+        header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
+        places = {name: header.index(name) for name in keys if name in header}
+        return {name: [row[place] or None for row in rows] for name, place in places.items()}
+    if content_type == JSON:
+        document = load_json(body)
+        taken = {name: protocols.mlflow.take_column(document, name) for name in keys}
+        return {name: values for name, values in taken.items() if values is not None}
+    import pyarrow.parquet as pq  # here: no other format needs it
+
+    table = pq.read_table(io.BytesIO(body))
+    return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}
 
 
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:

@@ -4,7 +4,7 @@ Labels that go straight into the log are masked as the server would mask them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -81,6 +81,7 @@ class LabelSink:
 
     Attributes:
         url: of the server; empty if none runs.
+        keys: the key columns of the endpoint's spec, which rows may have.
         only_server: labels do not go into the log if the server does not answer.
         segment: of the labels that go into the log.
         destinations: what has taken labels, as keys: the server's URL, the log.
@@ -90,6 +91,7 @@ class LabelSink:
     endpoint: str
     url: str
     masking: LabelMasking
+    keys: tuple[str, ...] = ()
     only_server: bool = False
     segment: str = field(default_factory=lambda: f"file-{uuid4().hex}")
     destinations: dict[str, None] = field(default_factory=dict)
@@ -136,8 +138,9 @@ def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> La
     if stored is None:
         return LabelSink(log, endpoint, "", _masking_without_spec(deployments.settings, log, endpoint))
     key = deployments.settings.state_dir(endpoint) / MASK_KEY
-    masking = LabelMasking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
-    return LabelSink(log, endpoint, deployments.get_endpoint(endpoint).observation.url, masking)
+    capture = stored.spec.capture
+    masking = LabelMasking(frozenset(capture.mask), key if key.exists() else None)
+    return LabelSink(log, endpoint, deployments.get_endpoint(endpoint).observation.url, masking, capture.keys)
 
 
 def import_labels(
@@ -173,10 +176,15 @@ def import_labels(
     return LabelImport(accepted, bad, tuple(sink.destinations), matches)
 
 
-def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:
+def check_key_columns(
+    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
+) -> frozenset[str]:
     """Return the columns of the key that hold numbers or booleans in the log.
 
     Without any logged row nothing is known, and nothing is refused.
+
+    Args:
+        keys: `capture.keys` of the endpoint. Rows that have them may not be in the log yet.
 
     Raises:
         InvalidConfig: no logged row of the endpoint has a column; the message names the nearest one.
@@ -189,9 +197,9 @@ def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> f
         schema = view_schema(log, View(endpoint, labels=False))
     columns = schema.names
     for name in key:
-        if name not in columns:
+        if name not in columns and name not in keys:
             raise InvalidConfig(f"--key names {protocols.feedback.unknown_column(name, columns, endpoint)}")
-    types = {name: schema.field(name).type for name in key}
+    types = {name: schema.field(name).type for name in key if name in columns}
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return frozenset(name for name, kind in types.items() if any(one(kind) for one in is_number))
 

@@ -27,10 +27,11 @@ _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 @dataclass(frozen=True)
 class ScoringTarget:
-    """The server that answers a request, and how long the client waits for it."""
+    """The server that answers a request, how long the client waits for it, and the endpoint's key columns."""
 
     url: str
     timeout_seconds: float
+    keys: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
     if not observation.url:
         raise NotReady(f"{observed.endpoint.name}: {observation.state}; {observation.reason}")
     with deployments.reached(observed.endpoint) as url:
-        yield ScoringTarget(url, observed.endpoint.spec.server.request_timeout_seconds)
+        spec = observed.endpoint.spec
+        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys)
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: Any) -> dict[str, Any]:

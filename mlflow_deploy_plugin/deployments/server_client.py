@@ -66,7 +66,10 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
         NotReady: the server does not answer.
         OnnxserveError: the server refuses; the error is the one of its status, with the server's message.
     """
-    response = _post(session, url, body, content_type, timeout_seconds)
+    return _read_object(_post(session, url, body, content_type, timeout_seconds))
+
+
+def _read_object(response: requests.Response) -> dict[str, Any]:
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
@@ -120,11 +123,17 @@ def _post(
 
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
-) -> dict[str, Any]:
-    """Return the answer as `post` does; try again while the server is overloaded or is just being changed."""
-    for attempt in range(tries - 1):
+) -> tuple[dict[str, Any], str]:
+    """Return the answer as `post` does, and its prediction id, which is empty if it has none.
+
+    The request is sent again while the server is overloaded or is just being changed.
+    """
+    for attempt in range(tries):
         try:
-            return post(session, url, body, content_type, timeout_seconds)
+            response = _post(session, url, body, content_type, timeout_seconds)
+            break
         except (TooManyRequests, NotReady) as error:
+            if attempt == tries - 1:
+                raise
             time.sleep(min(error.retry_after or 2**attempt / 10, _MAX_PAUSE_SECONDS))
-    return post(session, url, body, content_type, timeout_seconds)
+    return _read_object(response), response.headers.get("X-Prediction-Id", "")

@@ -58,7 +58,7 @@ from mlflow_deploy_plugin.runtime import (
     read_served_artifact,
     too_many_values,
 )
-from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage
+from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage, protocols
 
 _log = logging.getLogger(__name__)
 
@@ -346,7 +346,9 @@ class _Recorder:
 
     def take_keys(self, document: dict[str, Any]) -> None:
         """Take the keys out of a JSON document: next to a missing value, pandas would cut the digits of an integer."""
-        taken = {name: values for name in self._keys if (values := _take_column(document, name)) is not None}
+        taken = {
+            name: values for name in self._keys if (values := protocols.mlflow.take_column(document, name)) is not None
+        }
         self.key_arrays |= {name: key_array(name, values) for name, values in taken.items()}
 
     def predict(self, data: Any, params: Any = None) -> Any:
@@ -396,32 +398,13 @@ class _Recorder:
 
 
 def _with_texts(schema: Schema | None, keys: Sequence[str]) -> Schema | None:
-    """Return the schema by which MLflow reads CSV, with the keys as texts: 007 is no number. One of tensors stays."""
+    """Return the schema by which MLflow reads CSV, with the keys as texts: 007 is not a number.
+
+    A schema of tensors has no such columns, and stays as it is.
+    """
     if schema is not None and (schema.is_tensor_spec() or not schema.has_input_names()):
         return schema
     return Schema([*(schema or ()), *(ColSpec(DataType.string, name, required=False) for name in keys)])
-
-
-def _take_column(document: dict[str, Any], name: str) -> list[Any] | None:
-    """Take a column out of a JSON document of `/invocations`; None if no row has it, or if it is no such document."""
-    form = next((form for form in scoring_server.SUPPORTED_FORMATS if form in document), None)
-    content = document[form] if form else document  # a chat has no form
-    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-        has_key = any(name in row for row in content)
-        return [row.pop(name, None) for row in content] if has_key else None
-    if not isinstance(content, dict):
-        return None
-    columns, rows = content.get("columns"), content.get("data")
-    if form != "dataframe_split":
-        values = content.pop(name, None)
-        return values if isinstance(values, list | None) else [values]
-    if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
-        return None
-    place = columns.index(name)
-    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        return None  # MLflow refuses it
-    columns.pop(place)
-    return [row.pop(place) for row in rows]
 
 
 def load_scorer(folder: Path) -> "Scorer":

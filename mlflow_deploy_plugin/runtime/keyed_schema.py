@@ -28,7 +28,7 @@ _EXACT = range(-(2**53), 2**53)
 class KeyedSchema(Schema):
     """The schema of a model whose requests may also have the columns `keys`. It decodes as `model` does.
 
-    Every request has an array for each key: one without the column has missing values only.
+    Every request has an array for each key. If it lacks the column, all values are missing.
     """
 
     model: Schema = field(default_factory=lambda: Schema((), (), ()))
@@ -66,7 +66,7 @@ class KeyedSchema(Schema):
         return self.model.tensor_schema
 
     def split(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the columns of the model, and those of the keys."""
+        """Return the columns of the model, and the columns of the keys."""
         keys = {name: data[name] for name in self.keys if name in data}
         return {name: values for name, values in data.items() if name not in keys}, keys
 
@@ -104,7 +104,7 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
 
 
 def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
-    """Return the same feeds, with the arrays of keys among those that are captured."""
+    """Return the same feeds, and capture the arrays of keys with them."""
     return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
 
 

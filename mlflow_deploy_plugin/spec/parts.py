@@ -269,8 +269,8 @@ class CaptureSpec(SpecPart):
     """Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in the server's
     state folder."""
     keys: TextList = ()
-    """Columns that requests may have beside the model's inputs, such as customer_id: captured and not fed to the model,
-    so that labels find their rows by them."""
+    """Further columns that requests may have, such as customer_id. They are captured, so that labels find their rows by
+    them, and the model is not fed with them."""
     retention: Length | None = None
     """Rows and labels older than this (90d) are deleted from the log by the controller, but for those that a monitor
     still needs. Default: never."""

@@ -41,7 +41,7 @@ class Scripted(ServerSession):
 
 
 def send(session: ServerSession, tries: int = 1) -> dict[str, Any]:
-    return post_with_retries(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)
+    return post_with_retries(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)[0]
 
 
 def test_an_answer_is_the_json_object_that_the_server_sends() -> None:

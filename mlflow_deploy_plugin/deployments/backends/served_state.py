@@ -288,7 +288,7 @@ def wait_while_pending(
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return what workers load for each variant: its model, with the columns that it captures."""
+    """Return the parts of each variant on which its loading depends: its model, and the columns that it captures."""
     columns = spec.capture.drop, spec.capture.mask, spec.capture.keys
     return {name: (one.model, columns) for name, one in spec.variants.items()}
 

@@ -247,7 +247,7 @@ def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) 
 def _key_column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:
     """Return one column of keys. Among integers and booleans a null stays None, so that an id keeps all its digits."""
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
-    if not has_gaps or sum(map(len, pieces)) > limit:  # which `_column` refuses
+    if not has_gaps or sum(map(len, pieces)) > limit:  # `_column` refuses so many values
         return _column(name, pieces, limit, budget)
     return object_array([value for piece in pieces for value in piece.to_pylist()])
 

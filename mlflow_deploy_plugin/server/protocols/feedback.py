@@ -68,7 +68,7 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
 def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
     """Return the end of a message about a key column that no logged row has: the name, and the columns that rows have.
 
-    The log's own columns are left out: they name no row of a business.
+    The log's own columns are left out, since a business does not know their values.
     """
     own = [column for column in columns if not column.startswith("_")]
     known = f"{did_you_mean(name, own)}; rows have {join_names(own, name) or 'no columns'}"

@@ -171,6 +171,28 @@ BODY_FORMS = _FIELD_DECODERS.keys()
 """The fields of which a JSON body has one. Chats and prompts have none, and are answered without `predictions`."""
 
 
+def take_column(document: dict[str, Any], name: str) -> list[Any] | None:
+    """Take a column out of a JSON document of `/invocations`, and return its values; None if it lacks the column."""
+    form = next((form for form in BODY_FORMS if form in document), None)
+    content = document[form] if form else document  # the document of a chat is the row itself
+    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
+        has_key = any(name in row for row in content)
+        return [row.pop(name, None) for row in content] if has_key else None
+    if not isinstance(content, dict):
+        return None
+    columns, rows = content.get("columns"), content.get("data")
+    if form != "dataframe_split":
+        values = content.pop(name, None)
+        return values if isinstance(values, list | None) else [values]
+    if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
+        return None
+    place = columns.index(name)
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        return None  # MLflow refuses it
+    columns.pop(place)
+    return [row.pop(place) for row in rows]
+
+
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     """Return the feeds in a CSV text. An empty field is null, so is pandas' NA for a number; blank lines are skipped.
 

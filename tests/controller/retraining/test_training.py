@@ -213,7 +213,7 @@ def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> N
 
 def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
     store = world.deployments.store
-    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.keys": "b"}))  # and no server starts
+    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.keys": "b"}))
     world.capture()
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
     running = world.take()
