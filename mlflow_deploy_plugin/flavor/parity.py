@@ -78,6 +78,7 @@ class ParityReport:
         sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
         refused_by_original: generated rows that were dropped because the original itself refuses them.
         refused_columns: source → the columns of which it refuses each value of that source.
+        left_out: generator of rows → the error because of which its rows are not part of the proof.
         problem: the reason if the saved model could not answer at all.
         unproven: the reason if the rows are too few for a proof.
     """
@@ -87,6 +88,7 @@ class ParityReport:
     sources: dict[str, int] = field(default_factory=dict)
     refused_by_original: dict[str, int] = field(default_factory=dict)
     refused_columns: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=list)
     outputs: list[OutputFigures] = field(default_factory=list)
     worst_rows: list[dict[str, Any]] = field(default_factory=list)

@@ -8,14 +8,16 @@ The generator has a seed: the same model and example give the same rows.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
-from typing import Any
+from functools import partial
+from itertools import chain, cycle, islice, starmap
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
+from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, column_type
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
@@ -62,11 +64,13 @@ def parity_rows(
     parity_data: Batch | None,
     boundary_values: BoundaryValues,
     sizes: Mapping[str, Mapping[int, str]] | None = None,
+    left_out: dict[str, str] | None = None,
 ) -> Iterator[RowGroup]:
     """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together.
 
     Args:
         sizes: as `symbolic_sizes` returns them; rows of other sizes than the example's are drawn, too.
+        left_out: filled with the error of each generator that raises one, by its name; its rows are left out.
     """
     random = np.random.default_rng(0)
     given = 0
@@ -79,21 +83,44 @@ def parity_rows(
         for part in [data] if isinstance(data, pd.DataFrame) else batches.chunks(data, _chunk_rows(data)):
             given += batches.row_count(part)
             yield RowGroup(source, part, generated=False)
+    for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given, sizes or {}, random):
+        try:
+            yield from draw()
+        except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any class
+            if left_out is not None:
+                left_out[name] = one_line(error)
+
+
+_Generator: TypeAlias = tuple[str, Callable[[], Iterable[RowGroup]]]
+"""The name of a generator, and a function that draws its rows."""
+
+
+def _generators(
+    example: Batch,
+    boundary_values: BoundaryValues,
+    wanted: int,
+    sizes: Mapping[str, Mapping[int, str]],
+    random: np.random.Generator,
+) -> Iterator[_Generator]:
     if isinstance(example, pd.DataFrame):
-        yield from _TableRows(example, random).groups(boundary_values, MIN_PARITY_ROWS - given)
+        yield from _TableRows(example, random).generators(boundary_values, wanted)
         return
-    yield from _other_sizes(example, sizes or {}, random)
+    yield "other sizes", lambda: _other_sizes(example, sizes, random)
     name, array = next(iter(example.items()))
     if len(example) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
-        yield from _tensor_rows(example, random, max(MIN_PARITY_ROWS - given, 200))
-        yield RowGroup("far together", _far_tensors(example, random), alone=True)
+        yield "ranges", lambda: _tensor_rows(example, random, max(wanted, 200))
+        yield "far together", lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)]
         return
     table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
-    for group in _TableRows(table, random).groups(boundary_values, MIN_PARITY_ROWS - given):
-        if group.source == "missing" and array.dtype.kind in "OUT":
-            continue  # no signature of tensors has a missing text
-        matrix = pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)
-        yield replace(group, batch={name: matrix}, columns=(name,) * len(group.columns))
+
+    def as_matrices(draw: Callable[[], Iterable[RowGroup]]) -> Iterator[RowGroup]:
+        for group in draw():
+            matrix = pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)
+            yield replace(group, batch={name: matrix}, columns=(name,) * len(group.columns))
+
+    for source, draw in _TableRows(table, random).generators(boundary_values, wanted):
+        if source != "missing" or array.dtype.kind not in "OUT":  # no signature of tensors has a missing text
+            yield source, partial(as_matrices, draw)
 
 
 def _chunk_rows(tensors: dict[str, Array]) -> int:
@@ -111,30 +138,40 @@ class _TableRows:
     example: pd.DataFrame
     random: np.random.Generator
 
-    def groups(self, boundary_values: BoundaryValues, wanted: int) -> Iterator[RowGroup]:
-        yield RowGroup("ranges", self.by_column(600, self.in_range))
-        yield RowGroup("observed", self.by_column(max(wanted, 400), self.observed))
-        yield from self.at_boundaries(boundary_values)
-        for source, fits, count, change, compared in _CHANGES:
-            if names := self.some_columns(fits, count):
-                table = self.one_changed(dict.fromkeys(names, count), change)
-                yield RowGroup(source, table, block=count, columns=tuple(map(str, names)), compared=compared)
+    def generators(self, boundary_values: BoundaryValues, wanted: int) -> Iterator[_Generator]:
+        yield "ranges", lambda: [RowGroup("ranges", self.by_column(600, self.in_range))]
+        yield "observed", lambda: [RowGroup("observed", self.by_column(max(wanted, 400), self.observed))]
+        if boundary_values.edges:
+            yield "thresholds", lambda: [RowGroup("thresholds", self.at_edges(boundary_values.edges))]
+        yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
+        yield "categories", lambda: self.at_categories(boundary_values.categories)
+        yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
+        for change in _CHANGES:
+            yield change[0], partial(self.changed, *change)
+        yield "far", self.far
+
+    def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
+        yield RowGroup("learned", self.learned(learned))
+        yield RowGroup("halfway", self.learned(learned, halfway=True), may_tie=True)
+
+    def vocabulary(self, name: str, terms: tuple[str, ...]) -> RowGroup:
+        """Return rows with texts that are made of the terms of a column."""
+        texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
+        table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
+        return RowGroup("vocabulary", table, alone=True)
+
+    def changed(
+        self, source: str, fits: Callable[["pd.Series[Any]"], bool], count: int, change: _Change, compared: bool
+    ) -> Iterator[RowGroup]:
+        """Yield rows in which one column is changed; the arguments are an entry of `_CHANGES`."""
+        if names := self.some_columns(fits, count):
+            table = self.one_changed(dict.fromkeys(names, count), change)
+            yield RowGroup(source, table, block=count, columns=tuple(map(str, names)), compared=compared)
+
+    def far(self) -> Iterator[RowGroup]:
         if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
             yield RowGroup("far", self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far))
             yield RowGroup("far together", self.far_together(), alone=True)
-
-    def at_boundaries(self, boundary_values: BoundaryValues) -> Iterator[RowGroup]:
-        """Yield rows at the boundary values of the model."""
-        if boundary_values.edges:
-            yield RowGroup("thresholds", self.at_edges(boundary_values.edges))
-        for learned in boundary_values.rows:
-            yield RowGroup("learned", self.learned(learned))
-            yield RowGroup("halfway", self.learned(learned, halfway=True), may_tie=True)
-        yield from self.at_categories(boundary_values.categories)
-        for name, terms in boundary_values.texts.items():
-            texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
-            table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
-            yield RowGroup("vocabulary", table, alone=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Any, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column has a category, and rows in which it has a value that resembles one."""

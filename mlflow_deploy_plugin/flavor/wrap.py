@@ -5,7 +5,7 @@ A model may have several ONNX forms: each is saved as a draft, loaded and compar
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -239,6 +239,7 @@ class _FormTrials:
 
     Attributes:
         answered: the rows with the original's answers, once the first form has been compared with them.
+        left_out: as in `ParityReport`.
     """
 
     converter: Any
@@ -249,6 +250,7 @@ class _FormTrials:
     predict_fn: PredictFunction
     dynamic_axes: DynamicAxes
     answered: Iterable[tuple[RowGroup, Answers | None]] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def select(self, folder: Path) -> OnnxForm:
         """Return the first form without doubts, else the one that comes closest to the original.
@@ -303,10 +305,12 @@ class _FormTrials:
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
             return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
+        known, sizes = converted.boundary_values, symbolic_sizes(converted.proto)
+        self.left_out.update(known.left_out)
         answered = self.answered or ask_original(
-            original, parity_rows(example, self.parity_data, converted.boundary_values, symbolic_sizes(converted.proto))
+            original, parity_rows(example, self.parity_data, known, sizes, self.left_out)
         )
         if isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
             answered = self.answered = list(answered)
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
-        return OnnxForm(converted, runnable, signature, report)
+        return OnnxForm(converted, runnable, signature, replace(report, left_out=self.left_out))

@@ -224,3 +224,14 @@ def test_uint64_tensors_are_drawn_in_their_range() -> None:
     example = {"x": np.array([[[0, 2**63 + 5]]], dtype=np.uint64)}
 
     assert _by_source(example)["ranges"].batch["x"].dtype == np.uint64
+
+
+def test_a_generator_that_raises_an_error_is_left_out_and_named(table: pd.DataFrame) -> None:
+    broken = BoundaryValues(texts={"city": ()}, edges={"temperature": np.array([1.0])})
+    left_out: dict[str, str] = {}
+
+    sources = [group.source for group in parity_rows(table, None, broken, left_out=left_out)]
+
+    assert list(left_out) == ["vocabulary"]
+    assert {"example", "ranges", "thresholds", "unseen", "far together"} <= set(sources)
+    assert "vocabulary" not in sources

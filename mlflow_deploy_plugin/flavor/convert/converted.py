@@ -43,12 +43,14 @@ class BoundaryValues:
         categories: values that an encoder has learned.
         texts: terms of a vocabulary.
         rows: sets of learned rows (neighbours, centres, support vectors), each as [K] by column.
+        left_out: the error of each step that could not be read, by its name.
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
     categories: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Array], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

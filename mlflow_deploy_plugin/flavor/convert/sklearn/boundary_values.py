@@ -7,6 +7,7 @@ ColumnTransformers.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,7 @@ from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransformer, SplineTransformer
 
+from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -73,8 +75,12 @@ class _Collected:
 
 
 def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
-    """Return the boundary values of the columns with these names, as far as they can be traced back."""
-    found = _known(fitted)
+    """Return the boundary values of the columns with these names, as far as they can be traced back.
+
+    A step that raises an error has none; `left_out` of the result names it.
+    """
+    left_out: dict[str, str] = {}
+    found = _known(fitted, left_out)
 
     def named(values: dict[int, Any]) -> dict[str, Any]:
         return {names[position]: value for position, value in values.items() if position < len(names)}
@@ -85,20 +91,37 @@ def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
         categories={name: tuple(_some(list(chain(*parts)))) for name, parts in categories.items()},
         texts={name: tuple(_some(sorted(chain(*parts), key=str.isascii))) for name, parts in texts.items()},
         rows=tuple(named(rows) for rows in found.rows if named(rows)),
+        left_out=left_out,
     )
 
 
-def _known(estimator: Any) -> _Collected:
+def _known(estimator: Any, left_out: dict[str, str]) -> _Collected:
     estimator = best_estimator(estimator)
-    if isinstance(estimator, Pipeline):
-        found = _known(estimator.steps[-1][1])
-        for _, step in reversed(estimator.steps[:-1]):
-            found = _back(step, found)
-            found.add(_known(step))
-        return found
+    if not isinstance(estimator, Pipeline):
+        return _or_none(estimator, left_out, partial(_of_parts, estimator, left_out))
+    found = _known(estimator.steps[-1][1], left_out)
+    for _, step in reversed(estimator.steps[:-1]):
+        found = _or_none(step, left_out, partial(_back, step, found))
+        found.add(_known(step, left_out))
+    return found
+
+
+def _or_none(step: Any, left_out: dict[str, str], read: Callable[[], _Collected]) -> _Collected:
+    """Return the values that `read` finds in a step. If it raises an error, return none, and keep it in `left_out`.
+
+    A proof without these rows is weaker, but a model must not be refused because of them.
+    """
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001 - estimators raise anything
+        left_out[f"boundary values of {type(step).__name__}"] = one_line(error)
+        return _Collected()
+
+
+def _of_parts(estimator: Any, left_out: dict[str, str]) -> _Collected:
     found = _own(estimator)
     for part, positions in _inner(estimator):
-        known = _known(part)
+        known = _known(part, left_out)
         found.add(known if positions is None else known.at(positions))
     return found
 
@@ -133,14 +156,7 @@ def _own(estimator: Any) -> _Collected:
         splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
     elif hasattr(estimator, "_predictors"):
         splits = histogram_boosting(estimator).edges()
-    for feature, values in splits.items():
-        # an infinite threshold separates missing values from all numbers
-        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
-        # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
-        lower = rounded_down(thresholds)
-        upper = np.nextafter(lower, np.float32(np.inf))
-        middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
-        found.values.append(("edges", feature, np.concatenate([thresholds, middle])))
+    found.values += _beside_thresholds(splits)
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
             known = enumerate(edges_of(estimator))
@@ -155,6 +171,19 @@ def _own(estimator: Any) -> _Collected:
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
             found.rows.append(dict(enumerate(_some(rows).T)))
     return found
+
+
+def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[tuple[str, int, Array]]:
+    """Yield the edges of the features that trees split on."""
+    for feature, values in splits.items():
+        # an infinite threshold separates missing values from all numbers
+        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
+        if len(thresholds):
+            # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
+            lower = rounded_down(thresholds)
+            upper = np.nextafter(lower, np.float32(np.inf))
+            middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
+            yield "edges", feature, np.concatenate([thresholds, middle])
 
 
 _EDGES: dict[type, Callable[[Any], Any]] = {

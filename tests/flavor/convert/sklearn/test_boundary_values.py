@@ -2,12 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from feature_engine.outliers import Winsorizer
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import BaggingRegressor
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
-from sklearn.tree import DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES
@@ -67,3 +68,30 @@ def test_a_step_without_edges_has_none_before_its_scaler_either() -> None:
     model = make_pipeline(scaler, Winsorizer(variables=["a"]), Ridge()).fit(rows, rows.a)
 
     assert wrap(model, rows).report.state == "proven"
+
+
+def test_a_tree_that_splits_on_missing_values_only_is_proven_behind_a_scaler() -> None:
+    random = np.random.default_rng(0)
+    gaps = pd.DataFrame(random.normal(size=(90, 2)), columns=["a", "b"])
+    gaps.loc[::3, "a"] = np.nan
+    model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(gaps, gaps.a.isna())
+
+    report = wrap(model, gaps).report
+
+    assert model[-1].tree_.threshold[0] == np.inf
+    assert (report.state, report.left_out) == ("proven", {})
+
+
+def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the_others_are_kept() -> None:
+    rows = pd.DataFrame({"city": ["rome", "oslo"] * 30, "a": np.random.default_rng(0).normal(size=60)})
+    columns = make_column_transformer((OrdinalEncoder(), ["city"]), (StandardScaler(), ["a"]))
+    model = make_pipeline(columns, DecisionTreeRegressor()).fit(rows, rows.a)
+    columns.named_transformers_["standardscaler"].inverse_transform = None  # calling it is an error
+
+    known = boundary_values_of(model, ["city", "a"])
+    report = wrap(model, rows).report
+
+    assert list(known.left_out) == ["boundary values of ColumnTransformer"]
+    assert (known.edges, known.categories) == ({}, {"city": ("oslo", "rome")})
+    assert (report.state, report.left_out) == ("proven", known.left_out)
+    assert report.as_dict()["left_out"] == known.left_out
