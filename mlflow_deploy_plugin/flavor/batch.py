@@ -33,6 +33,9 @@ _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
 
+NAMELESS_TEXT = SignatureSchema([ColSpec(DataType.string)])
+"""The signature's inputs of a model of texts: for it, MLflow takes an array, a list, a Series, and a table's column."""
+
 
 def as_pandas(data: Any) -> Any:
     """Return a table of polars or Arrow as pandas' own, everything else as it is.
@@ -298,6 +301,8 @@ def cast_to_signature(batch: Batch, signature: Any) -> Batch:
     if not isinstance(batch, pd.DataFrame):
         _check_tensors(batch, signature.inputs)
         return batch
+    if signature.inputs == NAMELESS_TEXT:
+        return batch
     if signature.inputs.is_tensor_spec():
         raise InvalidConfig("signature: it describes tensors, and the example is a table with columns")
     names = [name for name in signature.inputs.input_names() if name is not None]
@@ -346,6 +351,23 @@ def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
         else:
             continue
         raise InvalidConfig(f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example")
+
+
+def nameless_signature(data: Any, batch: Batch, signature: ModelSignature | None) -> ModelSignature | None:
+    """Return the signature with `NAMELESS_TEXT` as its inputs if the batch was made of texts without a name.
+
+    With another signature, MLflow would refuse them: it refuses an array if the only column has a name.
+    """
+    is_flat = isinstance(batch, pd.DataFrame) and np.ndim(data) == 1 and isinstance(next(iter(data), None), str)
+    if not is_flat or getattr(data, "name", None):
+        return signature
+    if signature is None or signature.inputs is None:
+        return ModelSignature(NAMELESS_TEXT, signature and signature.outputs)
+    spec, *others = signature.inputs.inputs
+    is_text = spec.type == DataType.string or (isinstance(spec, TensorSpec) and spec.type.kind in "OU")
+    if others or spec.name or not is_text:
+        return signature
+    return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:

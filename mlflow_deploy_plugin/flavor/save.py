@@ -297,6 +297,8 @@ class PyfuncModel:
         """
         model, schema = self._model, self._model.schema
         if isinstance(data, pd.DataFrame):
+            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked its name, if the signature has one
+                data = data.set_axis(list(schema.names), axis=1)
             # the only tensor takes the columns by their position
             by_name = schema.columns or len(schema.tensors) > 1
             feeds = to_feeds(schema, data) if by_name else schema.from_array(data.to_numpy())

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.flavor.batch import (
     check_example,
     check_outputs,
     graph_signature,
+    nameless_signature,
     signature_of,
 )
 from mlflow_deploy_plugin.flavor.convert import converter_for, load_file
@@ -75,7 +76,7 @@ def wrap(
     try:
         model = load_file(model)
         converter = converter_for(model)
-        example, proof, reference, times = _read_data(
+        example, proof, reference, times, signature = _read_data(
             converter, model, input_example, signature, parity_data, reference_data, event_time
         )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
@@ -144,8 +145,11 @@ def _read_data(
     parity_data: Any,
     reference_data: Any,
     event_time: Any,
-) -> tuple[Batch | None, Batch | None, Batch | None, Array | None]:
-    """Return the example, `parity_data` and `reference_data` as batches of the model, and the event times."""
+) -> tuple[Batch | None, Batch | None, Batch | None, Array | None, ModelSignature | None]:
+    """Return the example, `parity_data` and `reference_data` as batches of the model, the event times, the signature.
+
+    The signature is the user's, unless the example consists of texts without a name.
+    """
     input_example, parity_data, reference_data = map(as_pandas, (input_example, parity_data, reference_data))
     times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
     if reference_data is None:
@@ -154,15 +158,18 @@ def _read_data(
         input_example = input_example.drop(columns=[event_time])
 
     first = input_example if input_example is not None else parity_data
-    example = None if first is None else cast_to_signature(converter.read_batch(model, first), signature)
-    if example is not None:
+    example = None
+    if first is not None:
+        example = converter.read_batch(model, first)
+        signature = nameless_signature(first, example, signature)
+        example = cast_to_signature(example, signature)
         check_example(example)
 
     def read(data: Any, argument: str) -> Batch | None:
         return None if data is None else align_columns(converter.read_batch(model, data), example, argument)
 
     further = None if reference_data is None else judged
-    return example, read(parity_data, "parity_data"), read(further, "reference_data"), times
+    return example, read(parity_data, "parity_data"), read(further, "reference_data"), times, signature
 
 
 def _dynamic_axes(signature: ModelSignature | None, example: Batch | None, *others: Batch | None) -> DynamicAxes:

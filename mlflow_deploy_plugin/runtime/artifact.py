@@ -302,11 +302,12 @@ def read_artifact(folder: Path) -> Artifact:
         )
     given: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     try:
-        columns, tensors = _read_signature(document.get("signature"))
         inputs = [
             Input(*_read_array(one, one), tuple(map(checked_name, one.get("columns") or ())), one.get("missing"))
             for one in given.get("inputs", ())
         ]
+        names = [name for entry in inputs for name in entry.columns]
+        columns, tensors = _read_signature(document.get("signature"), names[0] if len(names) == 1 else None)
         refused = given.get("refused", {})
         missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
         categories = refused.get("categories") or {}
@@ -414,7 +415,10 @@ def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str,
     return name, TENSOR_DTYPES[dtype], shape
 
 
-def _read_signature(signature: Mapping[str, Any] | None) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
+def _read_signature(
+    signature: Mapping[str, Any] | None, only_name: str | None
+) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
+    """Return the columns or the tensors; `only_name` is the name of the only column if the signature has none."""
     fields = json.loads((signature or {}).get("inputs") or "[]")
     columns, tensors = [], []
     for position, entry in enumerate(fields):
@@ -422,7 +426,7 @@ def _read_signature(signature: Mapping[str, Any] | None) -> tuple[tuple[Column, 
             tensors.append(read_tensor(entry))
         elif entry.get("type") in COLUMN_TYPES:
             # MLflow calls a column without a name by its position
-            name = checked_name(entry.get("name", str(position)))
+            name = checked_name(entry.get("name", only_name or str(position)))
             columns.append(Column(name, entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(

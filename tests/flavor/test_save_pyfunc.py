@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
+from mlflow.models import infer_signature
 from sklearn.compose import make_column_transformer
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -17,6 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import _load_pyfunc
+from mlflow_deploy_plugin.runtime import OnnxModel
 from tests.support.waiting import answers, wait_until
 
 
@@ -137,6 +141,40 @@ def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
 
     found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.ones((2, 3), np.float32))
     assert {name: array.shape for name, array in found.items()} == {"all": (2, 3), "sum": (2,)}
+
+
+TEXTS = ["good day", "bad day", "good night", "bad night"]
+FORMS: dict[str, Callable[[list[str]], Any]] = {
+    "an array": np.array,
+    "an array of objects": lambda texts: np.array(texts, dtype=object),
+    "a list": list,
+    "a Series": pd.Series,
+    "a table": lambda texts: pd.DataFrame({"text": texts}),
+}
+
+
+@pytest.mark.parametrize("example", FORMS.values(), ids=FORMS.keys())
+def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(example: Any, tmp_path: Path) -> None:
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
+    onnxserve.save_model(model, tmp_path / "model", input_example=example(TEXTS * 5))
+
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+    assert loaded.predict(example(TEXTS)).tolist() == [1, 0, 1, 0]
+    assert loaded.predict(pd.DataFrame({"text": TEXTS})).tolist() == [1, 0, 1, 0]
+    assert OnnxModel.load(tmp_path / "model").schema.names == ("text",)
+
+
+@pytest.mark.parametrize("form", ["an array", "an array of objects"])
+def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(form: str, tmp_path: Path) -> None:
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
+    texts = FORMS[form](TEXTS * 5)
+    signature = infer_signature(texts, model.predict(texts))
+
+    onnxserve.save_model(model, tmp_path / "model", input_example=texts, signature=signature)
+
+    assert signature.inputs.is_tensor_spec()
+    assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(FORMS[form](TEXTS)).tolist() == [1, 0, 1, 0]
 
 
 def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: Path) -> None:
