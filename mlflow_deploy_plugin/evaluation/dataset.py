@@ -102,8 +102,7 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     Each version gets its own rows, because two versions may have different types. Columns of numbers, as many as the
     model's only tensor is wide, become that tensor in the order of the file.
     """
-    dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
-    tensors = artifact.tensors
+    dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
         if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
@@ -111,6 +110,11 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     for tensor in tensors:  # the only tensor may have no name: then it takes all rows
         dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
     return cast_columns(dtypes, rows)
+
+
+def _column_dtypes(artifact: Artifact) -> dict[str, str]:
+    """Return the numpy dtypes of the columns of the model's signature, `str` for text."""
+    return {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
@@ -132,8 +136,11 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     return own
 
 
-def read_rows(path: Path, shown: str) -> NamedArrays:
+def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
     """Return the rows of a CSV or Parquet file, or the arrays of a .npz file.
+
+    Args:
+        artifact: its signature has the types of the columns of a CSV file.
 
     Raises:
         InvalidConfig: it does not exist, is none of them, is too large, or cannot be read; it is called `shown`.
@@ -145,7 +152,7 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
             raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv, .parquet and .npz are read")
         if ending == ".npz":
             return _read_arrays(path, shown)
-        table = read_table(path, empty_is_null=True)
+        table = read_table(path, {name: pa.type_for_alias(dtype) for name, dtype in _column_dtypes(artifact).items()})
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
     except (OSError, pa.ArrowException) as error:
@@ -215,17 +222,17 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
             raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
-        return _read_logged_dataset(dataset)
+        return _read_logged_dataset(dataset, artifact)
     if ":" not in dataset or dataset.startswith("file:"):
-        return read_rows(absolute_path(dataset.removeprefix("file://")), dataset)
+        return read_rows(absolute_path(dataset.removeprefix("file://")), dataset, artifact)
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
-        return read_rows(fetch(dataset, Path(folder), f"the dataset {dataset}"), dataset)
+        return read_rows(fetch(dataset, Path(folder), f"the dataset {dataset}"), dataset, artifact)
 
 
 def _read_reference(artifact: Artifact, path: Path) -> NamedArrays:
     """Return the inputs of the reference in the signature's types; its predictions are the model's own, not a truth."""
-    rows = read_rows(path, "of the model's reference")
+    rows = read_rows(path, "of the model's reference", artifact)
     return cast_to_signature(artifact, _without_log_columns(artifact, rows))
 
 
@@ -240,7 +247,7 @@ def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     }
 
 
-def _read_logged_dataset(dataset: str) -> NamedArrays:
+def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     """Read the file behind a dataset that was logged to a run by `mlflow.log_input`.
 
     Raises:
@@ -264,4 +271,4 @@ def _read_logged_dataset(dataset: str) -> NamedArrays:
             f"the dataset {dataset} was logged without a source that can be read; log it with source=FILE, "
             "or name the file itself"
         )
-    return read_rows(Path(source.load()), dataset)
+    return read_rows(Path(source.load()), dataset, artifact)

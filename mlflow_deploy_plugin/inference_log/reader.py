@@ -164,6 +164,26 @@ class InferenceLog:
             times = replace(times, received_from=max(times.received_from, self.since))
         yield from scan_hour(self.location, hour.folder, RowFilter(columns, times, shadows), self.unreadable)
 
+    def schema(self, view: "View") -> pa.Schema:
+        """Return the columns that any file of the selection has, since versions differ; none without files."""
+
+        def read_schema(file: LogFile) -> pa.Schema | None:
+            try:
+                return pq.read_schema(file.path, filesystem=self.location.filesystem)
+            except FileNotFoundError:
+                raise
+            except (OSError, pa.ArrowException):
+                return None  # it cannot be understood, which is reported when its rows are read
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            for _ in range(_TRIES):
+                files = [file for found in _due_files(self, view).values() for file in found]
+                try:
+                    return unify_schemas(schema for schema in pool.map(read_schema, files) if schema is not None)
+                except FileNotFoundError:  # compacted or expired since it was listed
+                    continue
+        return pa.schema([])
+
     def count(self, endpoint: str, window: Window) -> int:
         """Return the number of rows of a window; raise as `batches` does."""
         return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
@@ -270,28 +290,11 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
     Raises:
         NotFound: the endpoint has no rows at all; the message names the endpoints that have.
     """
-
-    def read_schema(file: LogFile) -> pa.Schema | None:
-        try:
-            return pq.read_schema(file.path, filesystem=log.location.filesystem)
-        except FileNotFoundError:
-            raise
-        except (OSError, pa.ArrowException):
-            return None  # it cannot be understood, which is reported when its rows are read
-
-    schemas: list[pa.Schema] = []
-    with ThreadPoolExecutor(_READERS) as pool:
-        for _ in range(_TRIES):
-            files = [file for found in _due_files(log, view).values() for file in found]
-            try:
-                schemas = [schema for schema in pool.map(read_schema, files) if schema is not None]
-                break
-            except FileNotFoundError:  # compacted or expired since it was listed
-                continue
-    if not schemas:
+    schema = log.schema(view)
+    if not len(schema):
         require_endpoint(log, view.endpoint)
     own = _FIRST | _LAST
-    model = {found.name: _for_duckdb(found.type) for found in unify_schemas(schemas) if found.name not in own}
+    model = {found.name: _for_duckdb(found.type) for found in schema if found.name not in own}
     fields = _FIRST | model | _LAST
     if not view.labels:
         del fields[LABEL], fields[LABEL_NUMBER]

@@ -6,7 +6,7 @@ from .alerts import resolve_orphaned as resolve_orphaned
 from .alerts import send_due as send_due
 from .drift.references.rows import ReferenceRows as ReferenceRows
 from .drift.references.rows import dataset_columns as dataset_columns
-from .drift.references.rows import load_dataset as load_dataset
+from .drift.references.rows import load_datasets as load_datasets
 from .kinds.performance import affordable_rows as affordable_rows
 from .result import ALARMS as ALARMS
 from .result import UNDECIDED as UNDECIDED

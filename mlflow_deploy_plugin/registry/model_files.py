@@ -4,7 +4,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
@@ -186,10 +187,12 @@ class LoggedColumns:
     Attributes:
         inputs: those of the signature; empty if it has none, or if its only tensor has no name.
         outputs: `prediction`, `output.NAME`; None if the MLmodel file does not name them (any flavor but ours).
+        dtypes: the numpy dtypes of the signature's columns by name, `str` for text.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] | None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -198,7 +201,12 @@ class LoggedColumns:
 
 def logged_columns(source: str) -> LoggedColumns:
     """Return the columns of the model at `source` (of a `ResolvedModel`). Raises as `fetch_mlmodel`."""
-    from mlflow_deploy_plugin.runtime import FLAVOR, OUTPUT_PREFIX, PREDICTION  # imported late: a quarter of a second
+    from mlflow_deploy_plugin.runtime import (  # imported late: a quarter of a second
+        COLUMN_TYPES,
+        FLAVOR,
+        OUTPUT_PREFIX,
+        PREDICTION,
+    )
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
@@ -210,4 +218,7 @@ def logged_columns(source: str) -> LoggedColumns:
             PREDICTION if prediction == (one["name"],) and len(one["shape"]) == 1 else OUTPUT_PREFIX + one["name"]
             for one in section.get("outputs") or ()
         )
-    return LoggedColumns(tuple(map(str, names)), columns)
+    described = inputs.to_dict() if inputs is not None else []
+    named = {str(one["name"]): one["type"] for one in described if "name" in one}
+    dtypes = {name: COLUMN_TYPES[kind] for name, kind in named.items() if kind in COLUMN_TYPES}
+    return LoggedColumns(tuple(map(str, names)), columns, dtypes)

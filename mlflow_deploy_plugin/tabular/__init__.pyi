@@ -1,4 +1,5 @@
 from .files import FILE_FORMATS as FILE_FORMATS
+from .files import MISSING_TEXTS as MISSING_TEXTS
 from .files import SPARK_TIMES as SPARK_TIMES
 from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
@@ -19,8 +20,11 @@ from .streams import MAX_BYTES as MAX_BYTES
 from .streams import RejectedRow as RejectedRow
 from .streams import RowBlock as RowBlock
 from .streams import RowStream as RowStream
+from .streams import csv_tables as csv_tables
+from .streams import open_csv as open_csv
 from .streams import read_parquet as read_parquet
 from .streams import read_table as read_table
 from .streams import require_few_values as require_few_values
+from .streams import typed_tables as typed_tables
 
 __all__: list[str]

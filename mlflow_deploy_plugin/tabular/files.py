@@ -33,6 +33,11 @@ _SUFFIXES: Mapping[str, FileFormat] = {
 }
 SPARK_TIMES: Mapping[str, Any] = {"coerce_int96_timestamp_unit": "us"}
 """An option of pyarrow: Spark writes times as Parquet's INT96, and in nanoseconds a year beyond 2262 overflows."""
+MISSING_TEXTS = frozenset(
+    {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
+    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
+)
+"""The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 

@@ -1,15 +1,15 @@
 """Files of rows of any size as Arrow tables of a few megabytes, one after the other: CSV, JSON Lines and Parquet.
 
-Nothing is guessed of a CSV file: its columns are texts, and an empty field is null. The columns of a JSON Lines file
-have the types that the caller names, else those of its first block; one that the caller names, and that the block has
-no value of, is looked for in the rest. Rows are counted from 0, without header and blank lines.
+The columns of a CSV file are texts, and an empty field is null; `typed_tables` returns their values. The columns of a
+JSON Lines file have the types that the caller names, else those of its first block; one that the caller names, and that
+the block has no value of, is looked for in the rest. Rows are counted from 0, without header and blank lines.
 """
 
 import codecs
 import csv
 import io
-import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,16 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular.files import SPARK_TIMES, CsvRecord, FileFormat, csv_records, first_line, format_of
+from mlflow_deploy_plugin.tabular.files import (
+    MISSING_TEXTS,
+    SPARK_TIMES,
+    CsvRecord,
+    FileFormat,
+    compression_of,
+    csv_records,
+    first_line,
+    format_of,
+)
 
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
@@ -36,6 +45,12 @@ _TEXT_BYTES = 2
 MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
 """A file that is read into memory as a whole has at most so many bytes, and values."""
 _STREAMED = ("csv", "jsonl", "parquet")
+_CSV_TYPES = (
+    *(pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32()),
+    *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
+)
+"""The types that a column of a CSV file may have, the first that fits; otherwise it is text."""
+_LEADING_ZERO = r"^\s*[+-]?0[0-9xX]"
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
 """True for the bytes that may stand before a quotation mark that opens a value, and after one that closes it."""
 
@@ -317,33 +332,94 @@ def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
             yield from record.items()
 
 
-def read_table(path: Path, empty_is_null: bool = False) -> pa.Table:
-    """Return the rows of a CSV or Parquet file, with the types of their values.
+def open_csv(path: Path) -> RowStream:
+    """Open a CSV file, which may be compressed. Raises OSError: it cannot be read."""
+    codec = compression_of(path.name)
+    file = pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
+    return RowStream(file, "csv", {})
+
+
+def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of a CSV file as tables of texts, first one without rows; an empty field is null.
 
     Args:
-        empty_is_null: an empty text of a CSV file is a missing value, as pandas, and with it MLflow, reads it.
+        most_columns: only so many columns, the first ones.
 
     Raises:
-        OSError, pyarrow.ArrowException: it cannot be read. For CSV, that is also a quotation mark that is not closed,
-            at which Arrow says nothing and takes the rows after it for one value.
+        OSError, pyarrow.ArrowException: it cannot be read, a row is not valid, or two columns have one name.
+    """
+    try:
+        stream = open_csv(path)
+        if twice := [name for name, count in Counter(stream.schema.names).items() if count > 1]:
+            raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
+        names = stream.schema.names[:most_columns]
+        yield stream.schema.empty_table().select(names)
+        for block in stream.blocks(names):
+            for bad in block.bad:
+                raise pa.ArrowInvalid(f"row {bad.number}: {bad.why}")
+            yield block.table
+    except InvalidRequest as error:
+        raise pa.ArrowInvalid(error.message) from None
+
+
+def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Return the rows of a CSV or Parquet file.
+
+    Args:
+        types: of columns of a CSV file, by name; the other types follow from the texts (`typed_tables`).
+
+    Raises:
+        OSError, pyarrow.ArrowException: it cannot be read.
     """
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
-    with path.open("rb") as file:
-        position, size = 0, os.fstat(file.fileno()).st_size
-        while position < size:
-            file.seek(position)
-            content = file.read(_BLOCK_BYTES)
-            end = _whole_rows(content, position + len(content) >= size)
-            if not end:
-                file.seek(0)
-                with _long_csv_values():
-                    for record in csv_records(file):
-                        if record.error:
-                            raise pa.ArrowInvalid(f"line {record.line}: not valid CSV: {record.error}")
-                break
-            position += end
-    return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=empty_is_null))
+    return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
+
+
+def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
+    """Return the values of tables of texts. A column has the same type in all tables.
+
+    A column has its known type if all of its texts fit it. Otherwise the type follows from the texts: they are whole
+    numbers, numbers, booleans, dates or times if all of them are. A number with a leading zero (01234) is a text,
+    because a number would lose the zero. In other columns than texts, what pandas reads as missing is missing.
+
+    Args:
+        known: types of columns by name, such as those of the model's signature, or of another file.
+    """
+    whole = pa.concat_tables(tables, promote_options="default")
+    values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
+    typed, ends = pa.table(values), np.cumsum([len(table) for table in tables]).tolist()
+    return [
+        typed.slice(end - len(table), len(table)).select(table.column_names)
+        for table, end in zip(tables, ends, strict=True)
+    ]
+
+
+def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray:
+    """Return the values of texts in the known type, otherwise in the type that follows from them."""
+    if known is not None and pa.types.is_dictionary(known):
+        known = known.value_type
+    if known in (pa.string(), pa.large_string(), pa.string_view()):
+        return texts
+    if texts.null_count == len(texts):
+        return pa.chunked_array([pa.nulls(len(texts), known)])
+    trimmed = pc.utf8_trim_whitespace(texts)
+    given = pc.if_else(pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))), None, trimmed)
+    if known is not None and (values := _cast(given, known)) is not None:
+        return values
+    if given.null_count == len(given) or pc.any(pc.match_substring_regex(given, _LEADING_ZERO)).as_py():
+        return texts
+    return next((values for kind in _CSV_TYPES if (values := _cast(given, kind)) is not None), texts)
+
+
+def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """Return the values of the texts, or None if a text is not of the type."""
+    try:
+        if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of a day
+            texts = pc.binary_join_element_wise("1970-01-01", texts, " ").cast(pa.timestamp("ns"))
+        return texts.cast(kind)
+    except pa.ArrowException:
+        return None
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -44,6 +44,14 @@ def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> Non
     assert "y" not in found.rows
 
 
+def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path: Path, artifact: Artifact) -> None:
+    (tmp_path / "d.csv").write_text("zip,y\n01234,1\n90210,2\nNA,3\n")
+    artifact = replace(artifact, columns=(Column("zip", "string", True),))
+    assert load(tmp_path / "d.csv", artifact).rows["zip"].tolist() == ["01234", "90210", "NA"]
+    (tmp_path / "d.csv").write_text("zip,y\n1234,1\n90210,2\n")
+    assert load(tmp_path / "d.csv", artifact).rows["zip"].tolist() == ["1234", "90210"]
+
+
 def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Artifact) -> None:
     table = pd.DataFrame({"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]})
     table.to_parquet(tmp_path / "d.parquet")
@@ -255,10 +263,10 @@ def test_what_would_not_fit_into_memory_is_not_read(
 
 @pytest.mark.parametrize("values", [["x" * 1000] * 500, [["x" * 100] * 10] * 500], ids=["texts", "lists of texts"])
 def test_a_text_counts_in_every_row_that_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object]
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object]
 ) -> None:
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
-    assert list(read_rows(file, "b")["text"][0]) == list(values[0])  # type: ignore[call-overload]
+    assert list(read_rows(file, "b", artifact)["text"][0]) == list(values[0])  # type: ignore[call-overload]
     monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 400_000)
     with pytest.raises(InvalidConfig, match="the dataset b cannot be read: it holds more than 400,000 bytes: take a s"):
-        read_rows(file, "b")
+        read_rows(file, "b", artifact)

@@ -1,11 +1,13 @@
 """Files of any size, block by block: numbers of rows, types, bad rows."""
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime, time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,16 @@ from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.flavor.example_rows import read_rows
-from mlflow_deploy_plugin.monitoring.drift.references.rows import load_dataset
-from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, open_parquet, read_parquet, read_table
+from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
+from mlflow_deploy_plugin.tabular import (
+    FileFormat,
+    RowBlock,
+    RowStream,
+    open_parquet,
+    read_parquet,
+    read_table,
+    typed_tables,
+)
 
 
 def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
@@ -240,12 +250,25 @@ def test_a_json_document_has_no_stream() -> None:
         stream(b"[]", "json")
 
 
-def test_a_table_is_read_by_the_ending_and_an_empty_text_is_one_or_none(tmp_path: Path) -> None:
+def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
-    assert read_table(tmp_path / "t.csv").column("b").to_pylist() == ["", "x"]
-    assert read_table(tmp_path / "t.csv", empty_is_null=True).column("b").to_pylist() == [None, "x"]
+    assert read_table(tmp_path / "t.csv", {}).to_pydict() == {"a": [1, 2], "b": [None, "x"]}
+    assert read_table(tmp_path / "t.csv", {"a": pa.string()}).column("a").to_pylist() == ["1", "2"]
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
-    assert read_table(tmp_path / "t.parquet").column("a").to_pylist() == [1, 2]
+    assert read_table(tmp_path / "t.parquet", {"a": pa.string()}).column("a").to_pylist() == [1, 2]
+
+
+def test_a_table_may_be_compressed(tmp_path: Path) -> None:
+    lines = "".join(f'{row},"a, {row:x}"\n' for row in range(5000))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"a,b\n{lines}".encode()))
+    assert read_table(tmp_path / "t.csv.gz", {}).column("a").to_pylist() == list(range(5000))
+
+
+@pytest.mark.parametrize(("content", "named"), [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")])
+def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(pa.ArrowInvalid, match=named):
+        read_table(tmp_path / "t.csv", {})
 
 
 @pytest.mark.parametrize(
@@ -254,7 +277,7 @@ def test_a_table_is_read_by_the_ending_and_an_empty_text_is_one_or_none(tmp_path
         lambda path: next(iter(stream(path.read_bytes(), "parquet").blocks(["x"]))).table,
         lambda path: open_parquet(path.open("rb")).read(),
         read_parquet,
-        lambda path: load_dataset(str(path)).table,
+        lambda path: load_datasets([str(path)])[0].table,
         lambda path: pa.table(dict(read_rows(path))),
     ],
     ids=["block by block", "a file", "a table", "a dataset", "an example"],
@@ -270,22 +293,22 @@ def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callab
 
 
 @pytest.mark.parametrize("rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'])
-def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_line(tmp_path: Path, rows: bytes) -> None:
+def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(tmp_path: Path, rows: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,b\n" + rows)
 
-    with pytest.raises(pa.ArrowInvalid, match=r"^line 3: "):
-        read_table(tmp_path / "t.csv")
+    with pytest.raises(pa.ArrowInvalid, match=r"^row 1: "):
+        read_table(tmp_path / "t.csv", {})
 
 
 def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'a,b\n1,"x\n""y"""\n2,5" pipe\n')
-    assert read_table(tmp_path / "t.csv").column("b").to_pylist() == ['x\n"y"', '5" pipe']
+    assert read_table(tmp_path / "t.csv", {}).column("b").to_pylist() == ['x\n"y"', '5" pipe']
 
 
 def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begins_with(tmp_path: Path) -> None:
     long = "x" * 200_000
     (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
-    assert read_table(tmp_path / "t.csv").column("a").to_pylist() == ['5" pipe', long]
+    assert read_table(tmp_path / "t.csv", {}).column("a").to_pylist() == ['5" pipe', long]
 
 
 LONG = "x" * 100
@@ -309,3 +332,99 @@ def test_values_of_a_parquet_file_are_counted_whatever_their_type(
     monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 4_000)
     with pytest.raises(pa.ArrowInvalid, match="it holds more than 4,000 bytes"):
         read_parquet(file)
+
+
+US, NS = pa.timestamp("us"), pa.timestamp("ns")
+
+
+def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.ChunkedArray:
+    table = pa.table({"x": pa.array(texts, pa.string())})
+    return typed_tables([table], {} if known is None else {"x": known})[0].column("x")
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "values"),
+    [
+        (["1", None, "-2"], pa.int64(), [1, None, -2]),
+        (["1", "NA", " 2"], pa.int64(), [1, None, 2]),
+        (["9007199254740993"], pa.int64(), [2**53 + 1]),
+        (["18446744073709551615"], pa.uint64(), [2**64 - 1]),
+        (["0", "0.5", "1e3", "NaN"], pa.float64(), [0.0, 0.5, 1000.0, None]),
+        (["0", "1"], pa.int64(), [0, 1]),
+        (["True", "false", None], pa.bool_(), [True, False, None]),
+        (["2024-01-31"], pa.date32(), [date(2024, 1, 31)]),
+        (["2024-01-31T12:00:00"], US, [datetime(2024, 1, 31, 12)]),
+        (["2024-01-31", "2024-01-31 12:00"], US, [datetime(2024, 1, 31), datetime(2024, 1, 31, 12)]),
+        ([None, None], pa.null(), [None, None]),
+        (["01234", "90210"], pa.string(), ["01234", "90210"]),
+        (["007.5"], pa.string(), ["007.5"]),
+        (["0x1f"], pa.string(), ["0x1f"]),
+        (["Y", "N", None], pa.string(), ["Y", "N", None]),
+        (["NA", None], pa.string(), ["NA", None]),
+        (["1", "x"], pa.string(), ["1", "x"]),
+        (["31.01.2024"], pa.string(), ["31.01.2024"]),
+        ([" x"], pa.string(), [" x"]),
+    ],
+)
+def test_the_type_of_a_column_follows_from_its_texts(
+    texts: list[str | None], kind: pa.DataType, values: list[Any]
+) -> None:
+    assert (typed(texts).type, typed(texts).to_pylist()) == (kind, values)
+
+
+@pytest.mark.parametrize(
+    ("texts", "known", "values"),
+    [
+        (["1", "NA", None], pa.string(), ["1", "NA", None]),
+        (["1"], pa.dictionary(pa.int32(), pa.string()), ["1"]),
+        (["01234", "NA"], pa.int64(), [1234, None]),
+        (["0", "1"], pa.bool_(), [False, True]),
+        (["1", "2"], pa.float32(), [1.0, 2.0]),
+        (["08:30:01"], pa.time64("us"), [time(8, 30, 1)]),
+        ([None], pa.float64(), [None]),
+    ],
+)
+def test_a_known_type_comes_first(texts: list[str | None], known: pa.DataType, values: list[Any]) -> None:
+    kind = known.value_type if pa.types.is_dictionary(known) else known
+    assert (typed(texts, known).type, typed(texts, known).to_pylist()) == (kind, values)
+
+
+@pytest.mark.parametrize(
+    ("texts", "known", "kind"),
+    [
+        (["1.5"], pa.int64(), pa.float64()),
+        (["Y"], pa.bool_(), pa.string()),
+        (["n/d", "1"], pa.int64(), pa.string()),
+        (["31.01.2024"], pa.date32(), pa.string()),
+        (["3000000000"], pa.int32(), pa.int64()),
+        (["1"], pa.list_(pa.int64()), pa.int64()),
+        (["1"], pa.null(), pa.int64()),
+        (["2024-01-31 12:00:00.000000001"], US, NS),
+    ],
+)
+def test_a_known_type_that_a_text_does_not_fit_is_not_taken(
+    texts: list[str | None], known: pa.DataType, kind: pa.DataType
+) -> None:
+    assert typed(texts, known).type == kind
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind"),
+    [
+        (["1234"], ["01234"], pa.string()),
+        (["1"], ["1.5"], pa.float64()),
+        (["1"], ["x"], pa.string()),
+        (["1"], [None], pa.int64()),
+        (["2024-01-31"], ["2024-01-31 12:00"], US),
+        (["2024-01-31"], ["31.01.2024"], pa.string()),
+        (["True"], ["0"], pa.bool_()),
+    ],
+)
+def test_a_column_has_one_type_in_all_files(one: list[str | None], other: list[str | None], kind: pa.DataType) -> None:
+    tables = [pa.table({"x": pa.array(texts, pa.string())}) for texts in (one, [*other, *other])]
+
+    read = typed_tables([*tables, pa.table({"y": ["1"]})], {})
+
+    assert [table.schema for table in read[:2]] == [pa.schema([("x", kind)])] * 2
+    assert [table.num_rows for table in read] == [1, 2, 1]
+    assert read[2].to_pydict() == {"y": [1]}

@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 from mlflow_deploy_plugin.deployments import Deployments, left_specs
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log, window_at
-from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_dataset
+from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_datasets
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
@@ -258,9 +258,11 @@ def run_files(
     This is for somebody who has two tables and no endpoint yet. The rows become one window of a temporary log that
     holds the file alone; verdict and report are those of a drift monitor. Nothing is written but the run.
 
-    The columns are those of the files. If both files say when each row happened, the rows are one window, as long as
-    they last, compared with windows of the reference. Otherwise rows are compared with rows, taken as independent, and
-    a note says so.
+    The columns are those of the files. A column of a CSV file has the type that it has in a Parquet file next to it,
+    otherwise the type that fits the texts of both files.
+
+    If both files say when each row happened, the rows are one window, as long as they last, compared with windows of
+    the reference. Otherwise rows are compared with rows, taken as independent, and a note says so.
 
     Args:
         name: an endpoint's name; the endpoint need not exist.
@@ -274,7 +276,7 @@ def run_files(
         RegistryUnavailable: MLflow, or the storage of a file, does not answer.
     """
     empty_endpoint(name)
-    found, against = load_dataset(rows), load_dataset(reference)
+    found, against = load_datasets([rows, reference])
     without = [one.shown for one in (found, against) if one.times is None]
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [*found.notes, *([_INDEPENDENT.format(neither)] if without else [])]

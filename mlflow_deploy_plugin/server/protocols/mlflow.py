@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.protocols.content import (
     media_type,
 )
 from mlflow_deploy_plugin.server.protocols.large_json import read_large_csv, read_large_feeds
+from mlflow_deploy_plugin.tabular import MISSING_TEXTS
 
 _ACCEPTED = (JSON, CSV)
 _COLUMN_NAME_TYPES = {str, int}
@@ -38,11 +39,6 @@ MOST_LINES = 1_000_000
 """The most lines of a CSV text. More rows are sent as Arrow, or in several requests."""
 _FLOATS = frozenset({"float32", "float64"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-_MISSING = frozenset(
-    {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
-    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
-)
-"""The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
 
 
 def asks_for_stream(body: bytes) -> bool:
@@ -297,7 +293,7 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
         pass  # missing and wrong values are read one by one
     values: list[Any] = []
     for row, text in enumerate(fields):
-        if not text or text in _MISSING:
+        if not text or text in MISSING_TEXTS:
             values.append(None)
             continue
         try:

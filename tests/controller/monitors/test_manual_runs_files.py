@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.monitoring import MonitorResult, load_datasets
+from mlflow_deploy_plugin.monitoring.kinds import drift
+from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
 from tests.support.tracking import tracking_at
 
@@ -93,3 +102,93 @@ def test_what_cannot_be_judged_is_said(folder: Path, name: str, rows: str, error
     table(40).to_csv("reference.csv", index=False)
     with pytest.raises(error, match=said):
         run_files(name, rows, "reference.csv", load_settings(), judge_and_log)
+
+
+def compared(rows: str, reference: str, **bounds: float) -> MonitorResult:
+    """Return the verdict on a file without a report."""
+
+    def judge(request: Any) -> EvaluatedWindow:
+        return EvaluatedWindow(drift.judge(request), LoggedRun("", "", ""), 0)
+
+    return run_files("mine", rows, reference, load_settings(), judge, **bounds)[1].result
+
+
+def written(name: str, columns: dict[str, Any]) -> list[str]:
+    """Write the same rows as CSV and as Parquet, and return the names of the files."""
+    table = pa.table(columns)
+    pa_csv.write_csv(table, f"{name}.csv")
+    pq.write_table(table, f"{name}.parquet")
+    return [f"{name}.csv", f"{name}.parquet"]
+
+
+CODES = ["01234", "02345", "90210"]
+SAME_ROWS: dict[str, list[Any]] = {
+    "codes with leading zeros": CODES,
+    "codes of digits alone": ["1234", "2345"],
+    "texts that may be missing": ["north", "south", None],
+    "Namibia": ["NA", "DE", None],
+    "Y and N": ["Y", "N", "N"],
+    "booleans": [True, False, None],
+    "texts of booleans": ["True", "False", "FALSE"],
+    "0 and 1": [0, 1, 1],
+    "texts of 0 and 1": ["0", "1"],
+    "whole numbers beyond 2**53": [2**53 + 1, 2**53 + 3, 2**63 - 1, None],
+    "whole numbers beyond 2**63": [2**64 - 1, 2**63 + 1],
+    "fractions of which some are missing": [1.5, -0.25, None],
+    "dates in another order": ["31.01.2024", "01/02/2024"],
+}
+
+
+def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder: Path) -> None:
+    kinds = {"whole numbers beyond 2**63": pa.uint64()}
+    csv, parquet = written(
+        "same", {name: pa.array((values * 200)[:400], kinds.get(name)) for name, values in SAME_ROWS.items()}
+    )
+
+    for rows, reference in ((csv, parquet), (parquet, csv), (csv, csv), (parquet, parquet)):
+        found = compared(rows, reference)
+        assert (found.state, [one.subject for one in found.findings if one.is_alarm]) == ("no drift", []), rows
+
+
+TEXTS = st.sampled_from(["01234", "1234", "007", "0", "-12", "1e5", "NA", "nan", "Y", "N", "true", "31.01.2024"])
+KINDS = [TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, width=32)]
+SIDES = st.sampled_from(KINDS).flatmap(lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1)))
+
+
+@settings(max_examples=40)
+@given(SIDES, st.booleans())
+def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_verdict(
+    sides: tuple[list[Any], list[Any]], has_missing: bool
+) -> None:
+    files = [
+        written(name, {"x": [*values, *[None] * has_missing], "n": list(range(len(values) + has_missing))})
+        for name, values in zip(("rows", "reference"), sides, strict=True)
+    ]
+    (rows_csv, rows), (reference_csv, reference) = files
+
+    expected = compared(rows, reference, min_rows=1)
+
+    for one, other in ((rows_csv, reference), (rows, reference_csv)):
+        assert [read.table.schema for read in load_datasets([one, other])] == [pq.read_schema(rows)] * 2
+        found = compared(one, other, min_rows=1)
+        assert (found.state, found.reason, found.findings) == (expected.state, expected.reason, expected.findings)
+
+
+def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(folder: Path) -> None:
+    written("recent", {"zip": [int(code) for code in CODES] * 100})
+    written("training", {"zip": CODES * 100})
+
+    lost = compared("recent.csv", "training.csv")
+    kept = compared("training.csv", "training.csv")
+
+    assert (lost.state, lost.findings[0].subject, lost.findings[0].check) == ("drift", "zip", "distribution")
+    assert kept.state == "no drift"
+
+
+def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
+    written("recent", {"n": [*map(str, range(299)), "n/d"]})
+    written("training", {"n": list(range(300))})
+
+    found = compared("recent.csv", "training.parquet")
+
+    assert (found.state, found.findings[0].subject, found.findings[0].change) == ("drift", "n", "int64 → string")

@@ -33,6 +33,8 @@ from mlflow_deploy_plugin.inference_log import (
     SKETCHES,
     InferenceLog,
     Sample,
+    TimeRange,
+    View,
     Window,
     is_answered_by,
     microseconds,
@@ -43,8 +45,9 @@ from mlflow_deploy_plugin.inference_log import (
 from mlflow_deploy_plugin.monitoring.drift.references.rows import (
     ReferenceRows,
     event_times,
-    load_dataset,
+    load_datasets,
     load_training_rows,
+    signature_types,
 )
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     DriftReference,
@@ -243,7 +246,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         shown = f"the captured rows of {log_reference.span}"
         rows = ReferenceRows(log_reference.sample(), None, "", shown, tuple(log_notes))
     elif kind == "dataset":
-        rows = load_dataset(rest)
+        (rows,) = load_datasets([rest], lambda: column_types(request, model, version))
     else:
         state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
         rows = load_training_rows(state_dir, model, version, cache)
@@ -251,6 +254,13 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     key = bins_digest(bins)
     pieces = log_reference.pieces(bins, key, rows.table, window) if log_reference else _cut(bins, key, rows, window)
     return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
+
+
+def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
+    """Return the types of columns: those of the model's signature, and those of the rows that the window has."""
+    window = View(request.endpoint, TimeRange(request.window.start, request.window.end))
+    logged = {column.name: column.type for column in request.log.schema(window)}
+    return logged | signature_types(request.settings.state_dir(request.endpoint), model, version)
 
 
 def load_segment_references(

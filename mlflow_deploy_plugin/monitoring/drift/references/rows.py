@@ -6,7 +6,8 @@ is Parquet or CSV, in a folder, behind a URI of MLflow's, or in its artifact sto
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,22 +16,30 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.inference_log import microseconds_of
-from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
+from mlflow_deploy_plugin.registry import download, fetch, logged_columns, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import WANTED, FileCache, Wanted, read_state
-from mlflow_deploy_plugin.tabular import SPARK_TIMES, read_parquet, read_table, require_few_values
+from mlflow_deploy_plugin.tabular import (
+    SPARK_TIMES,
+    csv_tables,
+    open_csv,
+    read_parquet,
+    require_few_values,
+    typed_tables,
+)
 
 MAX_ROWS = 1_000_000
 _SEED = 0
 _MODEL_ID = b"model_id"
 _KEPT = 50
+_HIDDEN = (".", "_")
+"""Files and folders whose names begin with these are not part of a dataset, as Spark writes them."""
 _NO_TIMES = (
     "the model's reference has no event times, so there are no windows to compare with; "
     "log the model with event_time=, the column (or the values) that say when each row happened"
@@ -126,6 +135,20 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
         yield download(resolve(_model_uri(model, version)).source, Path(temporary))
 
 
+def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
+    """Return the types of the columns that the version's signature names; none if the version is not known.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer, and the server of the state folder has not the version.
+    """
+    try:
+        source = _served(state_dir, model, version) or resolve(_model_uri(model, version)).source
+        dtypes = logged_columns(str(source)).dtypes
+    except (InvalidConfig, NotFound):
+        return {}
+    return {name: pa.type_for_alias(dtype) for name, dtype in dtypes.items()}
+
+
 def _served(state_dir: Path, model: str, version: str) -> Path | None:
     """Return the folder in which the server of the state folder has, or had, the version."""
     wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
@@ -165,48 +188,95 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
     return ReferenceRows(table, times, model_id, f"the reference of {shown}", notes)
 
 
-def load_dataset(uri: str) -> ReferenceRows:
-    """Return the rows of a Parquet or CSV file, or of a folder of such files; of more than `MAX_ROWS` an even sample.
+def load_datasets(
+    uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict
+) -> list[ReferenceRows]:
+    """Return the rows of datasets that are compared with each other.
 
-    The column `_event_time` says when each row happened, or else the only column of times or dates.
+    A dataset is a Parquet or CSV file, or a folder of such files; of more than `MAX_ROWS` rows an even sample is taken.
+    The column `_event_time` says when each row happened, otherwise the only column of times or dates.
 
     Args:
-        uri: a path, file://, or what MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….
+        uris: each a path, file://, or an address that MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….
+        known_types: called if a dataset is CSV; returns types of its columns. Other columns of CSV files have the type
+            that a Parquet dataset among the `uris` has, otherwise the type that the texts of all datasets have.
 
     Raises:
-        NotFound: there is nothing.
-        InvalidConfig: it cannot be read, or has more than one column of times.
-        RegistryUnavailable: what keeps it does not answer.
+        NotFound: a dataset does not exist.
+        InvalidConfig: a dataset cannot be read, or has more than one column of times.
+        RegistryUnavailable: the place that keeps a dataset does not answer.
     """
-    shown = _shown(uri)
-    with _dataset_path(uri) as path:
-        data = read_table(path) if _is_csv(path) else _open(path)
-        count = len(data) if isinstance(data, pa.Table) else data.count_rows()
-        if not isinstance(data, pa.Table) and isinstance(data.format, pa_dataset.ParquetFileFormat):
-            require_few_values([one.metadata for one in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
-        if count > MAX_ROWS:
-            table = data.take(np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False)))
-        else:
-            table = data if isinstance(data, pa.Table) else data.to_table()
-        if len(set(table.column_names)) < table.num_columns:
-            raise InvalidConfig(f"{shown} has two columns of one name")
-        name = _time_column(table, shown)
-        times = event_times(table, name) if name else None
-    if not len(table):
-        raise InvalidConfig(f"{shown} has no rows")
-    notes = [f"{shown} has {count:,} rows, of which {len(table):,} are read"] if count > len(table) else []
-    if times is not None and name != EVENT_TIME:
-        table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
-    return ReferenceRows(table, times, "", shown, tuple(notes))
+    datasets = [_read_dataset(uri) for uri in uris]
+    texts = [place for place, one in enumerate(datasets) if one.is_text]
+    if texts:
+        known = {column.name: column.type for one in datasets if not one.is_text for column in one.table.schema}
+        typed = typed_tables([datasets[place].table for place in texts], {**known, **known_types()})
+        for place, table in zip(texts, typed, strict=True):
+            datasets[place] = replace(datasets[place], table=table)
+    return [one.reference_rows() for one in datasets]
 
 
 def dataset_columns(uri: str) -> tuple[str, ...]:
-    """Return the names of a dataset's columns. Takes and raises as `load_dataset`; a local file's rows are not read."""
+    """Return the names of a dataset's columns. Raises as `load_datasets`; a local file's rows are not read."""
     with _dataset_path(uri) as path:
-        if _is_csv(path):
-            with pa_csv.open_csv(path) as reader:
-                return tuple(reader.schema.names)
-        return tuple(_open(path).schema.names)
+        if files := _csv_files(path):
+            return tuple(dict.fromkeys(name for file in files for name in open_csv(file).schema.names))
+        return tuple(_open_parquet(path).schema.names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Dataset:
+    """A dataset as its files hold it.
+
+    Attributes:
+        table: at most `MAX_ROWS` rows; rows: how many there are.
+        is_text: the files are CSV, and all columns are texts.
+    """
+
+    shown: str
+    table: pa.Table
+    rows: int
+    is_text: bool
+
+    def reference_rows(self) -> ReferenceRows:
+        """Return the rows with their event times; the columns have their types."""
+        shown, table = self.shown, self.table
+        if not len(table):
+            raise InvalidConfig(f"{shown} has no rows")
+        with _reading(shown):
+            name = _time_column(table, shown)
+            times = event_times(table, name) if name else None
+        if times is not None and name != EVENT_TIME:
+            table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+        notes = (f"{shown} has {self.rows:,} rows, of which {len(table):,} are read",)
+        return ReferenceRows(table, times, "", shown, notes if self.rows > len(table) else ())
+
+
+def _read_dataset(uri: str) -> _Dataset:
+    with _dataset_path(uri) as path:
+        if files := _csv_files(path):
+            count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
+            chosen = _chosen_rows(count)
+            tables, first = [], 0
+            for table in (table for file in files for table in csv_tables(file)):
+                start, stop = np.searchsorted(chosen, [first, first + len(table)])
+                tables.append(table.take(pa.array(chosen[start:stop] - first)))
+                first += len(table)
+            return _Dataset(_shown(uri), pa.concat_tables(tables, promote_options="default"), count, True)
+        data = _open_parquet(path)
+        count = data.count_rows()
+        require_few_values([one.metadata for one in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
+        table = data.take(_chosen_rows(count)) if count > MAX_ROWS else data.to_table()
+        if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
+            raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
+        return _Dataset(_shown(uri), table, count, False)
+
+
+def _chosen_rows(count: int) -> Array:
+    """Return the ascending places of at most `MAX_ROWS` of the rows, the same each time."""
+    if count <= MAX_ROWS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False))
 
 
 def _shown(uri: str) -> str:
@@ -215,7 +285,7 @@ def _shown(uri: str) -> str:
 
 @contextmanager
 def _dataset_path(uri: str) -> Iterator[Path]:
-    """Yield the path of the dataset, or of a copy; errors of reading it become ours, as `load_dataset` says."""
+    """Yield the path of the dataset, or of a copy; errors of reading it are raised as `load_datasets` lists them."""
     shown, parsed = _shown(uri), urlparse(uri)
     with ExitStack() as stack:
         if parsed.scheme in ("", "file"):
@@ -223,23 +293,32 @@ def _dataset_path(uri: str) -> Iterator[Path]:
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxserve-dataset-"))
             path = fetch(uri, Path(folder), shown)
-        try:
-            yield path
-        except FileNotFoundError:
-            raise NotFound(f"{shown} does not exist") from None
-        except (OSError, pa.ArrowException) as error:
-            raise InvalidConfig(f"{shown} cannot be read: {one_line(error)}") from None
+        stack.enter_context(_reading(shown))
+        if not path.exists():
+            raise FileNotFoundError
+        yield path
 
 
-def _is_csv(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".gz", ".bz2") and path.is_file()
+@contextmanager
+def _reading(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"{shown} does not exist") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidConfig(f"{shown} cannot be read: {one_line(error)}") from None
 
 
-def _open(path: Path) -> pa_dataset.Dataset:
-    if not path.exists():
-        raise FileNotFoundError
-    has_csv = path.is_dir() and next(path.rglob("*.csv"), None) is not None
-    return pa_dataset.dataset(path, format="csv" if has_csv else pa_dataset.ParquetFileFormat(**SPARK_TIMES))
+def _csv_files(path: Path) -> list[Path]:
+    """Return the CSV files of a dataset, in the order of their names; none if it is Parquet."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
+    files = sorted(path.rglob("*.csv"))
+    return [file for file in files if not any(part.startswith(_HIDDEN) for part in file.relative_to(path).parts)]
+
+
+def _open_parquet(path: Path) -> pa_dataset.Dataset:
+    return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**SPARK_TIMES))
 
 
 def _time_column(table: pa.Table, shown: str) -> str:

@@ -1,7 +1,9 @@
 """Rows that are references: training samples, served or downloaded, and datasets with and without event times."""
 
+import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,17 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.monitoring.drift.references import load_reference
-from mlflow_deploy_plugin.monitoring.drift.references.rows import load_dataset
+from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns, load_datasets
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days, serve, write_model
 from tests.monitoring.drift.sketches.test_sketch import assert_same
-from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 
 from .conftest import DAY, DAYS, ROWS
 
@@ -52,7 +56,7 @@ def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
         pq.write_table(table, tmp_path / f"{part}.parquet")
 
     with pytest.raises(InvalidConfig, match=r"cannot be read: it holds [\d,]+ values, and at most 1,000 are read"):
-        load_dataset(str(tmp_path if is_folder else tmp_path / "0.parquet"))
+        load_datasets([str(tmp_path if is_folder else tmp_path / "0.parquet")])
 
 
 def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
@@ -143,5 +147,49 @@ def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
     path = tmp_path / "data.csv"
     path.write_text(f"{name},{name}\n2013-01-01T00:00:00,2013-01-01T00:00:00\n")
 
-    with pytest.raises(InvalidConfig, match="has two columns of one name"):
+    with pytest.raises(InvalidConfig, match=f"has two columns named {name!r}"):
         ask(f"dataset:{path}")
+
+
+@pytest.mark.parametrize(
+    ("signature", "logged", "kind"),
+    [
+        ("string", ["01234"], "string"),
+        ("string", [1234], "string"),
+        ("long", [1234], "int64"),
+        ("", ["01234"], "string"),
+        ("", [1234.5], "double"),
+        ("", None, "int64"),
+    ],
+)
+def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_log(
+    tmp_path: Path, signature: str, logged: list[Any] | None, kind: str
+) -> None:
+    settings = Settings(home=tmp_path / "home", log_uri=str(tmp_path / "log"))
+    columns = {} if logged is None else {"zip": logged}
+    LogWriter(tmp_path / "log").write({"_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)], "y": [1], **columns})
+    folder = write_model(tmp_path / "model", None)
+    if signature:
+        document = yaml.safe_load((folder / "MLmodel").read_text())
+        inputs = json.dumps([{"type": signature, "name": "zip", "required": True}])
+        (folder / "MLmodel").write_text(yaml.safe_dump({**document, "signature": {"inputs": inputs, "outputs": None}}))
+    serve(settings.state_dir(ENDPOINT), folder)
+    (tmp_path / "calm.csv").write_text("zip,y\n1234,1\n90210,0\n,1\n")
+    spec = MonitorSpec(reference=f"dataset:{tmp_path / 'calm.csv'}")
+
+    reference = load_reference(WindowRequest(ENDPOINT, "drift", spec, DAY, 1, settings), MODEL, "1")
+
+    assert {name: bins.arrow_type for name, bins in reference.bins.items()} == {"zip": kind, "y": "int64"}
+    assert reference.pieces.total.columns["zip"].missing == 1
+
+
+def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(ask: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "data" / "_hidden").mkdir(parents=True)
+    (tmp_path / "data" / "a.csv").write_text("zip,n\n1234,1\n")
+    (tmp_path / "data" / "b.csv").write_text("n,zip\n2.5,01234\n")
+    (tmp_path / "data" / "_hidden" / "c.csv").write_text("n,zip\nx,x\n")
+
+    (rows,) = load_datasets([str(tmp_path / "data")])
+
+    assert rows.table.to_pydict() == {"zip": ["1234", "01234"], "n": [1.0, 2.5]}
+    assert dataset_columns(str(tmp_path / "data")) == ("zip", "n")
