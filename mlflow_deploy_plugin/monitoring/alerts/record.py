@@ -7,20 +7,25 @@ interval; one when it is over. `send.py` sends what is recorded here.
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from mlflow_deploy_plugin.errors import InvalidConfig, one_line
 from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, MonitorResult
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.registry import redact_credentials
+from mlflow_deploy_plugin.settings import Settings, active_workspace
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Alert, Alerts, Store
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
 _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
+_CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3
+"""A file that MLflow's server has if it has the console."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +60,7 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
         endpoint,
         monitor,
         lines=(f"{endpoint}: the monitor fails: {_short(reason)}",),
-        next=f"next (docs/runbook.md#monitorfailing): onnxserve monitor list {endpoint}",
+        next=_next(endpoint, f"onnxserve monitor list {endpoint}"),
         tags=_tags(store, endpoint, monitor),
     )
     repeat = timedelta(seconds=settings.alert_repeat_seconds)
@@ -110,7 +115,7 @@ class AlertContent:
         weight: how bad it is, larger is worse.
         lines: the text, the most important line first.
         link: an address with more; may be empty.
-        next: the commands that may help, with their entry in the runbook; may be empty.
+        next: the commands that may help, with the endpoint's page in the console; may be empty.
         tags: of the channels that get it; empty: all.
     """
 
@@ -196,7 +201,6 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
     monitor = f"{result.endpoint} --monitor {result.monitor}"
     first = f"onnxserve retrain {monitor}" if spec.retrain else f"onnxserve monitor list {result.endpoint}"
-    actions = f"next (docs/runbook.md#monitoralarm): {first}, or onnxserve silence {monitor} --for 2h"
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
@@ -205,9 +209,32 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
         weight=sum(finding.weight for finding in alarms) or 1.0,
         lines=lines,
         link=f"{run_url}/artifacts/report.html" if run_url else "",
-        next=actions if result.is_alarm else "",
+        next=_next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h") if result.is_alarm else "",
         tags=spec.alert,
     )
+
+
+def _next(endpoint: str, commands: str) -> str:
+    page = _console_page(endpoint)
+    return f"next ({page}): {commands}" if page else f"next: {commands}"
+
+
+def _console_page(endpoint: str) -> str:
+    """Return the address of the endpoint's page in the console; empty if MLflow's server does not have the console."""
+    from mlflow import get_tracking_uri
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    address = str(get_tracking_uri()).rstrip("/")
+    if not address.startswith(("http://", "https://")):
+        return ""
+    with suppress(MlflowException):
+        credentials = get_default_host_creds(address)
+        if http_request(credentials, _CONSOLE_FILE, "GET", max_retries=0, timeout=_CONSOLE_SECONDS).ok:
+            query = urlencode({"endpoint": endpoint, **({"workspace": name} if (name := active_workspace()) else {})})
+            return f"{redact_credentials(address)}/onnxserve?{query}"
+    return ""
 
 
 def _short(text: str) -> str:

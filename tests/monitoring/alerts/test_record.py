@@ -11,8 +11,10 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.store import Store
+from tests.support.metrics_page import serving
 from tests.support.results import result_of
 from tests.support.services.alert_receiver import Receiver
+from tests.support.tracking import tracking_at
 
 from .conftest import OPS, RUN, Clock
 
@@ -72,10 +74,7 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
     told = receiver.got["/ops"][0]["message"].splitlines()
-    assert told[1:] == [
-        "flights: the monitor fails: MLflow does not answer",
-        "next (docs/runbook.md#monitorfailing): onnxserve monitor list flights",
-    ]
+    assert told[1:] == ["flights: the monitor fails: MLflow does not answer", "next: onnxserve monitor list flights"]
     assert receiver.titles("science") == []
 
 
@@ -88,7 +87,7 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
     send_due(store, settings)
 
     told = receiver.got["/ops"][0]["message"]
-    assert "next (docs/runbook.md#monitoralarm): onnxserve retrain flights --monitor daily, or" in told
+    assert "next: onnxserve retrain flights --monitor daily, or" in told
     assert told.count("onnxserve retrain") == 1
 
 
@@ -101,7 +100,7 @@ def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
         clock.pass_by(hours=25)
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Still"]
-    assert all("#monitorfailing" in one["message"] for one in receiver.got["/ops"])
+    assert all("next: onnxserve monitor list flights" in one["message"] for one in receiver.got["/ops"])
 
 
 def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, receiver: Receiver) -> None:
@@ -144,3 +143,17 @@ def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Re
     send_due(store, settings)
 
     assert len(receiver.got["/ops"][0]["message"]) < 1500
+
+
+@pytest.mark.parametrize("files", [{"/onnxserve/console.css": ""}, {}], ids=["console", "mlflow alone"])
+def test_a_message_leads_to_the_console_of_an_mlflow_that_has_it(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, files: dict[str, str]
+) -> None:
+    with serving(files) as url, tracking_at(url):
+        see(result_of(0, temperature=6.0))
+        record_failure(store, settings, "taxis", "daily", "no column 'y'")
+        send_due(store, settings)
+
+    for message, endpoint in zip(receiver.got["/ops"], ("flights", "taxis"), strict=True):
+        told = f"next ({url}/onnxserve?endpoint={endpoint}): " if files else "next: "
+        assert message["message"].splitlines()[-1].startswith(f"{told}onnxserve monitor list {endpoint}")

@@ -33,8 +33,7 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
             "- temperature, distribution 6 (threshold 3)",
             "- wind, distribution 4 (threshold 3)",
             f"{RUN}/artifacts/report.html",
-            "next (docs/runbook.md#monitoralarm): onnxserve monitor list flights, or "
-            "onnxserve silence flights --monitor daily --for 2h",
+            "next: onnxserve monitor list flights, or onnxserve silence flights --monitor daily --for 2h",
         ]
     )
     assert (last["title"], last["type"]) == ("onnxserve: flights: Over: monitor daily", "success")
