@@ -7,8 +7,9 @@ value than before means a restart, as in Prometheus.
 Rollouts and the console count by one rule:
 
 - An answer without success is an error. A refusal of the input (4xx) is one, too: a rollout has to notice a model that
-  no longer takes what its callers send.
+  no longer takes what its callers send. The console shows refusals apart from failures.
 - A request whose caller left before the answer (499) is not counted.
+- Explanations take seconds, so their times are not among the times of a version.
 """
 
 import math
@@ -30,6 +31,8 @@ _LATEST = 4e9
 """Seconds since 1970, in 2096: no clock is so wrong."""
 ParsedT = TypeVar("ParsedT")
 _CALLER_LEFT = "499"
+_EXPLANATIONS = "explain"
+"""The label `protocol` of explanations."""
 _REQUESTS = "onnxserve_requests_total"
 _DURATIONS = "onnxserve_request_duration_seconds_bucket"
 _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
@@ -43,9 +46,10 @@ class VersionCounters:
 
     Attributes:
         requests / errors: the requests that were answered, and those of them that were answered without success.
-        timed: upper bound in seconds → requests of all kinds that took at most so long.
+        timed: upper bound in seconds → requests that took at most so long, without explanations.
         same / different: rows that a shadow has answered like the answering version, and otherwise; a request that it
             could not answer counts as one row.
+        refused: the errors of the caller (4xx).
     """
 
     requests: float = 0
@@ -53,6 +57,12 @@ class VersionCounters:
     timed: Mapping[float, float] = field(default_factory=dict)
     same: float = 0
     different: float = 0
+    refused: float = 0
+
+    @property
+    def failures(self) -> float:
+        """Return the errors that are not the caller's."""
+        return self.errors - self.refused
 
     @property
     def compared(self) -> float:
@@ -206,7 +216,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             key = labels["endpoint"], labels["variant"], labels["model"], labels["version"]
             if sample.name == _REQUESTS:
                 _count(sums[key], labels["status"], value)
-            elif sample.name == _DURATIONS:
+            elif sample.name == _DURATIONS and labels["protocol"] != _EXPLANATIONS:
                 timed[key][float(labels["le"])] += value
             elif sample.name == _SHADOW_ROWS:
                 sums[key][labels["agreement"]] += value
@@ -257,3 +267,5 @@ def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
         sums["requests"] += requests
         if not status.startswith("2"):
             sums["errors"] += requests
+        if status.startswith("4"):
+            sums["refused"] += requests

@@ -25,7 +25,7 @@ _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 1728
 _PARTS = 4
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
-Unit = Literal["/s", "/min", "ms", "%"]
+Unit = Literal["/s", "/min", "ms", "s", "%"]
 Values = Sequence[float | None]
 
 
@@ -166,8 +166,15 @@ def nice_top(value: float) -> float:
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Return the value with its unit: `12.3 /s`, `4 ms`, `0.2 %`; – for none."""
-    return "–" if value is None else f"{_number(value)} {unit}"
+    """Return the value with its unit: `12.3 /s`, `4 ms`, `9.5 s`, `0.2 %`; – for none.
+
+    Less than a second is shown in milliseconds.
+    """
+    if value is None:
+        return "–"
+    if unit == "s" and value < 0.9995:  # above that, three digits are 1,000 ms
+        value, unit = 1000 * value, "ms"
+    return f"{_number(value)} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -118,7 +118,7 @@ def endpoint_pictures(
 def traffic_charts(
     endpoint: str, histories: HistoryByServer, span: Span, now: datetime
 ) -> tuple[tuple[LineChart, ...], str]:
-    """Return the charts of requests, latency, errors, and rows and labels; and why there are no newer figures, if so.
+    """Return the charts of requests, latency, failures, and rows and labels; and why there are no newer figures, if so.
 
     The servers' figures are added up.
     """
@@ -133,23 +133,32 @@ def traffic_charts(
         found = slots.counted(version)
         rates.append(Series(name, slots.rates(partial(slots.requests, version)), colour))
         for quantile, share in _QUANTILES.items():
-            seconds = (one.quantile(share) if one else None for one in found)
-            values = [None if one is None else 1000 * one for one in seconds]
+            values = [one.quantile(share) if one else None for one in found]
             is_median = quantile == "median"
             latencies.append(Series(f"{name} {quantile}", values, colour, is_median, "median" if is_median else ""))
-        shares = [100 * one.errors / one.requests if one and one.requests else None for one in found]
-        errors.append(Series(name, shares, colour))
+        answered = [one if one and one.requests else None for one in found]
+        failed = [100 * one.failures / one.requests if one else None for one in answered]
+        refused = [100 * one.refused / one.requests if one else None for one in answered]
+        errors += [Series(name, failed, colour), Series(f"{name} refused", refused, colour, True, "refused (4xx)")]
     rows = Series("rows answered", slots.rates(lambda one: 60 * one.rows.get(endpoint, 0.0)))
     labels = Series("labels received", slots.rates(lambda one: 60 * one.labels), 1)
     axis, empty = ago_axis(end, length), f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
     drawn: list[tuple[str, str, Unit, list[Series]]] = [
         ("requests", "Requests", "/s", rates),
-        ("latency", "Latency", "ms", latencies),
-        ("errors", "Errors", "%", errors),
+        ("latency", "Latency", *_in_readable_unit(latencies)),
+        ("errors", "Failures", "%", errors),
         ("rows", "Rows and labels", "/min", [rows, labels]),
     ]
     charts = (line_chart(f"{endpoint}-{id}", title, unit, axis, lines, empty=empty) for id, title, unit, lines in drawn)
     return tuple(charts), notice
+
+
+def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
+    """Return lines of seconds, or of milliseconds if all values are below a second, and the unit."""
+    known = (value for line in latencies for value in line.values if value is not None)
+    if max(known, default=0.0) >= 1:
+        return "s", [*latencies]
+    return "ms", [replace(line, values=[value and 1000 * value for value in line.values]) for line in latencies]
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:

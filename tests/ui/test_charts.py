@@ -146,6 +146,13 @@ def test_numbers_are_short(value: float | None, said: str) -> None:
     assert shown(value, "ms") == (said if value is not None else "–")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (1.0, "1 s"), (9.5, "9.5 s")]
+)
+def test_a_time_has_the_unit_that_fits_it(seconds: float, said: str) -> None:
+    assert shown(seconds, "s") == said
+
+
 def test_the_ticks_of_an_axis() -> None:
     assert ago_axis(NOON, 3600).ticks == ("60 min ago", "45 min", "30 min", "15 min", "now")
     growing = since_axis(NOON, 300)

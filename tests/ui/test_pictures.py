@@ -44,10 +44,12 @@ HOUR = [NOW.timestamp() - 10 * left for left in reversed(range(360))]
 
 
 def interval(at: float, *, seconds: float = 10.0, labels: float = 0, **requests: float) -> CountedInterval:
-    """Ten seconds in which versions of `m` have answered so many requests each, in 2 to 4 ms, a tenth with an error."""
+    """Ten seconds in which versions of `m` have answered so many requests each, in 2 to 4 ms; 6 % failed, 4 % were
+    refused.
+    """
     counters = {
         ("f", "main", "m", version.removeprefix("v")): VersionCounters(
-            number, number / 10, {0.002: 0.0, 0.004: number, math.inf: number}
+            number, number / 10, {0.002: 0.0, 0.004: number, math.inf: number}, refused=number / 25
         )
         for version, number in requests.items()
     }
@@ -69,10 +71,23 @@ def test_requests_latency_errors_rows_and_labels_by_version() -> None:
     assert last(found["Requests"]) == {"version 9": "5 /s", "version 10": "0.5 /s"}
     assert last(found["Latency"])["version 9 p99"] == "3.98 ms"
     assert last(found["Latency"])["version 10 median"] == "3 ms"
-    assert last(found["Errors"]) == {"version 9": "10 %", "version 10": "10 %"}
+    assert last(found["Failures"]) == {
+        "version 9": "6 %",
+        "version 9 refused": "4 %",
+        "version 10": "6 %",
+        "version 10 refused": "4 %",
+    }
     assert last(found["Rows and labels"]) == {"rows answered": "330 /min", "labels received": "36 /min"}
-    assert {line.name: line.colour for line in found["Errors"].lines} == {"version 9": 0, "version 10": 1}
+    assert [line.colour for line in found["Failures"].lines] == [0, 0, 1, 1]
     assert (notice, found["Requests"].axis.ticks[0]) == ("", "60 min ago")
+
+
+def test_seconds_are_drawn_as_seconds() -> None:
+    slow = VersionCounters(100, 0, {0.002: 0, 0.004: 60, 9.0: 98, 10.0: 100, math.inf: 100})
+    found, _ = charts(CountedInterval(HOUR[-1], 10, {("f", "main", "m", "1"): slow}))
+
+    assert (found["Latency"].unit, found["Latency"].ticks) == ("s", ("10", "5", "0"))
+    assert last(found["Latency"]) == {"version 1 p99": "9.5 s", "version 1 median": "3.67 ms"}
 
 
 def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero() -> None:
@@ -82,8 +97,8 @@ def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero(
     (line,) = found["Requests"].lines
     assert line.path.count("M") == 2
     assert line.last == "0 /s"
-    (errors,) = found["Errors"].lines
-    assert (errors.path.count("M"), errors.last) == (1, "–")  # of no requests none has failed, and none has not
+    for errors in found["Failures"].lines:
+        assert (errors.path.count("M"), errors.last) == (1, "–")  # of no requests none has failed, and none has not
 
 
 def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:
@@ -107,7 +122,7 @@ def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come()
     assert last(requests) == {"version 1": "6 /s", "version 2": "2 /s"}
     assert "version 1: now 6 /s, highest 8 /s" in requests.summary
     assert last(latency)["version 1 p99"] == "3.98 ms"
-    assert last(errors)["version 1"] == "10 %"
+    assert last(errors)["version 1"] == "6 %"
     assert last(rows) == {"rows answered": "480 /min", "labels received": "18 /min"}
     assert notice == "No figures of f-4: no command can be run there"
 

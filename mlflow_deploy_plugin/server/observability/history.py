@@ -5,7 +5,8 @@
 
 The console draws it. The agent writes it, so that it takes no time of requests. It needs no Prometheus, and no MLflow.
 A line holds what was added since the line before. So lines can be left out or added up, and a restart of the server is
-not seen as a fall. An interval in which the server did not run has no line.
+not seen as a fall. An interval in which the server did not run has no line. Explanations are counted without their
+durations, which are seconds.
 
     {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model, version, status, number], …],
      "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …], "rows": {endpoint: number},
@@ -37,6 +38,7 @@ HISTORY = "history"
 """The folder in the state folder."""
 HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
 """The seconds of a line, and how many lines are kept."""
+_EXPLANATIONS = "explain"
 _LAST_FIELD = b'"labels":'
 
 _Counts = Counter[tuple[str, ...]]
@@ -125,6 +127,8 @@ def _read_counts(folder: Path) -> _Counts:
     for series in found[exposition.REQUESTS]:
         counts["requests", *of_version(series.labels), series.labels["status"]] += int(series.value)
     for series in found[exposition.REQUEST_DURATION]:
+        if series.labels["protocol"] == _EXPLANATIONS:
+            continue
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
             counts["durations", *of_version(series.labels), bound] += int(count - below)
     for series in found[exposition.CAPTURE_ROWS]:

@@ -35,9 +35,9 @@ class Machine:
     def agent(self) -> HistoryWriter:
         return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
 
-    def answer(self, requests: int, status: str = "200", seconds: float = 0.003) -> None:
+    def answer(self, requests: int, status: str = "200", seconds: float = 0.003, protocol: str = "v2") -> None:
         for _ in range(requests):
-            self.metrics.count_request((*OF_VERSION, "v2", status), seconds)
+            self.metrics.count_request((*OF_VERSION, protocol, status), seconds)
 
     def hour(self) -> list[CountedInterval]:
         return parse_server_history(read_history(self.folder, "hour"))
@@ -63,6 +63,8 @@ def test_a_line_has_what_was_added_since_the_one_before(machine: Machine) -> Non
     machine.answer(30)
     machine.answer(2, "500", seconds=0.2)
     machine.answer(1, "499")
+    machine.answer(3, "400")
+    machine.answer(40, seconds=8.0, protocol="explain")
     machine.metrics.count_feedback("accepted", 4)
     rounds(machine, agent, 10)
     rounds(machine, agent, 10)
@@ -70,7 +72,7 @@ def test_a_line_has_what_was_added_since_the_one_before(machine: Machine) -> Non
     busy, idle = machine.hour()
 
     counted = busy.counters[OF_VERSION]
-    assert (counted.requests, counted.errors, busy.labels) == (32, 2, 4)
+    assert (counted.requests, counted.errors, counted.failures, busy.labels) == (75, 5, 2, 4)
     median, slowest = counted.quantile(0.5), counted.quantile(0.99)
     assert median is not None
     assert slowest is not None
