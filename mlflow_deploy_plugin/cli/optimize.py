@@ -137,6 +137,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:
     yield f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs a run (nodes: with the profiler, which adds some)"
+    yield f"outside of the nodes: {done.outside_us:,.0f} µs (memory and dispatch, less the time that the profiler adds)"
     for entries, head in ((done.operators, "operator"), (done.nodes[:_SHOWN_NODES], "node")):
         yield ""
         rows = [(head, "share", "µs", "calls", "provider", "input types")]

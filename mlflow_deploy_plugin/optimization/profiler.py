@@ -59,6 +59,7 @@ class GraphProfile:
 
     Attributes:
         run_us: median microseconds of a run without the profiler.
+        outside_us: `run_us` less those of all nodes: for memory and dispatch. It is negative if the profiler adds more.
         operators, nodes: the longest first.
         advice: sentences about what could be changed; empty if nothing stands out.
     """
@@ -67,6 +68,7 @@ class GraphProfile:
     rows: int
     runs: int
     run_us: float
+    outside_us: float
     operators: tuple[NodeTime, ...]
     nodes: tuple[NodeTime, ...]
     advice: tuple[str, ...]
@@ -101,7 +103,8 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     nodes = _sum_by(events, runs, lambda event: (event["name"], event["op"]))
     operators = _sum_by(events, runs, lambda event: (event["op"], event["op"]))
     run_us = float(np.median(times)) * 1e6
-    done = GraphProfile(resolved.source, rows, runs, run_us, operators, nodes, _advise(operators, nodes, run_us))
+    outside_us, advice = run_us - sum(node.us for node in nodes), _advise(operators, nodes, run_us)
+    done = GraphProfile(resolved.source, rows, runs, run_us, outside_us, operators, nodes, advice)
     if log:
         client, run_id = registry_client(), resolved.aspects["run_id"]
         name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"

@@ -64,11 +64,13 @@ from .schema import Schema as Schema
 from .schema import compile_schema as compile_schema
 from .session import Placement as Placement
 from .session import available_cores as available_cores
-from .session import cgroup_folders as cgroup_folders
 from .session import check_device_libraries as check_device_libraries
 from .session import describe_error as describe_error
 from .session import import_onnxruntime as import_onnxruntime
+from .session import limit_memory as limit_memory
+from .session import memory_limit as memory_limit
 from .session import open_session as open_session
+from .session import physical_memory as physical_memory
 from .session import session_options as session_options
 from .values import NO_ROWS as NO_ROWS
 from .values import fits_shape as fits_shape

@@ -19,12 +19,12 @@ from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,
+    Arena,
     Placement,
-    arena_shrinking_options,
     describe_error,
-    import_onnxruntime,
     open_session,
     operators_of,
+    quiet_options,
 )
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
@@ -41,7 +41,7 @@ _UNKNOWN = re.compile(r"unk__\d+$")
 _FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
 """The operators that end the process, without an exception, if they are given no rows, steps or pixels (1.31)."""
 _SMALL_RUN = (16,)
-"""The largest first dimension of a run after which the arena is not shrunk. A scalar has none, and compares as less."""
+"""The largest first dimension of a run that needs little memory (`Arena`). A scalar has none, and compares as less."""
 RUN_ROWS = 2**12
 """Rows of a table in one run: more are not computed faster, and their layers take more memory."""
 _VALUES_OF_ONE = {"str": 4, "map": 16}
@@ -169,16 +169,14 @@ class OnnxModel:
         )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & operators_of(session), default="")
         self.limit_values(sys.maxsize)
-        self._compute = session.run
-        self._small_run = self._large_run = None
+        self._compute = self._compute_large = session.run
+        self._small_run = None
         if placement.is_bound and can_bind(session):
-            self._compute = BoundSession(session, placement).run
+            self._compute = self._compute_large = BoundSession(session, placement).run
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # The Python around it checks what the schema has made, and retries what no CPU refuses: 1.1 of 4 µs a run.
-            self._compute = getattr(session, "_sess", session).run
-            self._small_run, self._large_run = import_onnxruntime().RunOptions(), arena_shrinking_options()
-            for options in (self._small_run, self._large_run):
-                options.log_severity_level = 4  # the error says it: callers could fill the log, in a format of its own
+            own = getattr(session, "_sess", session)
+            self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
@@ -221,17 +219,17 @@ class OnnxModel:
         if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
             reason = f"{empty!r} is empty, which its {self._fatal_if_empty} does not take"
             raise InferenceError(f"the model cannot compute this input: {reason}")
-        options = self._small_run
+        compute = self._compute
         for array in feeds.values():
-            if array.shape[:1] > self._small_rows:  # the arena is shrunk after a run that needs so much memory
-                options = self._large_run
+            if array.shape[:1] > self._small_rows:
                 if len(array) > self._most_rows and (joined := self._run_in_pieces(outputs, feeds, len(array))):
                     return joined
+                compute = self._compute_large
                 break
             if self._has_columns:  # they all have one length
                 break
         try:
-            values = self._compute(names + self._marks, feeds, options)
+            values = compute(names + self._marks, feeds, self._small_run)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         if self._marks:
@@ -266,8 +264,7 @@ class OnnxModel:
             InvalidArtifact: it takes longer.
             InferenceError: as `run`.
         """
-        options = import_onnxruntime().RunOptions()
-        options.log_severity_level = 4  # the caller reports a refusal
+        options = quiet_options()
         options.add_run_config_entry("gpu_graph_id", "-1")  # its inputs have no fixed address (`runtime/binding.py`)
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True

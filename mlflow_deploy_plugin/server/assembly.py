@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores
+from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores, limit_memory
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
@@ -101,7 +101,9 @@ def open_server(state_dir: Path) -> Server:
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     engines = state_dir / _ENGINE_CACHE
     placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding)
-    memory = MemoryLimit(worker_limit(spec.max_worker_memory_bytes, spec.workers))
+    memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
+    limit_memory(memory_bytes, spec.workers)
+    memory = MemoryLimit(memory_bytes)
 
     def load(folder: Path) -> WarmVersion:
         with memory.loading(folder):

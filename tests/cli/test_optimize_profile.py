@@ -1,6 +1,7 @@
 """`onnxserve profile`. The profile itself: tests/optimization."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def test_operators_then_nodes_then_what_to_change(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{folder}, 1 rows: ")
+    assert re.match(r"outside of the nodes: -?\d+ µs ", lines[1])
     heads = [place for place, line in enumerate(lines) if "  share" in line]
     assert [lines[place].split()[0] for place in heads] == ["operator", "node"]
     assert any(line.startswith("Softmax ") for line in lines[heads[0] : heads[1]])

@@ -30,6 +30,7 @@ def test_operators_and_nodes_share_the_time_of_a_run(registry: MlflowClient) -> 
     assert first.provider == "CPUExecutionProvider"
     assert sum(entry.calls for entry in done.operators) == len(done.nodes)
     assert done.run_us > 0
+    assert done.outside_us == pytest.approx(done.run_us - sum(entry.us for entry in done.nodes))
 
 
 def test_it_is_logged_to_the_run_of_the_version_with_a_picture(registry: MlflowClient, tmp_path: Path) -> None:

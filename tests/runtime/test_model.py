@@ -1,15 +1,19 @@
 """Models from folders on disk: what is read, what is bound, what is refused, what they answer."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
-from mlflow_deploy_plugin.runtime import RUN_ROWS, OnnxModel
+from mlflow_deploy_plugin.runtime import RUN_ROWS, OnnxModel, limit_memory
 from tests.support.models import write_model
+from tests.support.waiting import wait_until
 
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
 
@@ -298,3 +302,60 @@ def test_an_output_whose_rank_nobody_knows_is_counted_after_it_is_computed(tmp_p
     assert run(3, 4).size == 12
     with pytest.raises(BodyTooLarge, match=r"^the answer has more than 12 values, "):
         run(13, 1)
+
+
+THICK = """g (float[N,1] x) => (float[N] y) <int64[2] size = {1, 16384}, int64[1] axis = {1}> {
+  layer = Expand(x, size)
+  y = ReduceSum<keepdims=0>(layer, axis)
+}"""
+"""A layer of 64 KiB per row."""
+MIB = 2**20
+LAYER_BYTES = 64 * MIB
+LAYER_PAGES = LAYER_BYTES // 4096
+
+
+@pytest.fixture
+def run_large(tmp_path: Path) -> Any:
+    """A run whose layer takes 64 MiB. It returns the pages that the system gave to the process meanwhile."""
+    model = OnnxModel.load(write_model(tmp_path, THICK))
+    model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime never gives back what the first run has taken
+    feeds = {"x": np.ones((LAYER_BYTES // 2**16, 1), np.float32)}
+
+    def run() -> int:
+        before = getrusage(RUSAGE_THREAD).ru_minflt
+        assert model.run(feeds)["y"][-1] == 16384
+        return getrusage(RUSAGE_THREAD).ru_minflt - before
+
+    return run
+
+
+@pytest.fixture
+def short_memory() -> Iterator[None]:
+    limit_memory(1)
+    yield
+    limit_memory(None)
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large: Any) -> None:
+    before = resident()
+    run_large()
+    assert resident() > before + LAYER_BYTES / 2
+    run_large()  # ONNX Runtime lays its memory out anew
+    assert run_large() < LAYER_PAGES / 8
+
+
+def test_the_memory_of_a_large_run_is_given_back_when_no_other_follows(run_large: Any) -> None:
+    before = resident()
+    run_large()
+    wait_until(lambda: resident() < before + LAYER_BYTES / 4, seconds=20)
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(run_large: Any) -> None:
+    before = resident()
+    run_large()
+    assert resident() < before + LAYER_BYTES / 4

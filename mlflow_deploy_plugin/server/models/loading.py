@@ -20,8 +20,9 @@ from mlflow_deploy_plugin.runtime import (
     OnnxModel,
     Placement,
     Predictor,
-    cgroup_folders,
+    memory_limit,
     no_batch_dimension_reason,
+    physical_memory,
     read_served_artifact,
     repeat_row,
     unbatchable_reason,
@@ -46,7 +47,6 @@ _MEASURABLE_BYTES = 4 * 2**20
 """Smaller files tell nothing: their load mostly takes the memory of the libraries that they need."""
 _DEFAULT_FACTOR = 2.0
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
-_NO_LIMIT = 2**60
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,10 +204,5 @@ def worker_limit(configured: int | None, workers: int) -> int | None:
     """Return the limit of one worker: the configured one, or its share of its cgroup's memory if that is limited."""
     if configured is not None:
         return configured
-    limits = [_NO_LIMIT]
-    for folder in cgroup_folders("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2, and of version 1
-            with suppress(OSError, ValueError):  # "max"
-                limits.append(int((folder / name).read_text()))
-    limit = min(limits)
-    return (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < _NO_LIMIT else None
+    limit = memory_limit()
+    return (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < physical_memory() else None

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError
-from mlflow_deploy_plugin.runtime import Array, BatchPolicy, Feeds, OnnxModel, Placement, row_count
-from mlflow_deploy_plugin.server.models import loading
+from mlflow_deploy_plugin.runtime import Array, BatchPolicy, Feeds, OnnxModel, Placement, row_count, session
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
 from tests.support.models import mixed_model, write_model
 from tests.support.page_models import with_example
@@ -192,6 +191,6 @@ def test_a_worker_has_its_share_of_the_container(
 ) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "memory.max").write_text(content)
-    monkeypatch.setattr(loading, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
+    monkeypatch.setattr(session, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
     assert worker_limit(None, 2) == limit
     assert worker_limit(300, 2) == 300
