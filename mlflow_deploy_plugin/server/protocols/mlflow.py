@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
+from string import whitespace
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
@@ -190,7 +191,9 @@ def take_column(document: dict[str, Any], name: str) -> list[Any] | None:
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
-    """Return the feeds in a CSV text. An empty field is null, so is pandas' NA for a number; blank lines are skipped.
+    """Return the feeds in a CSV text. An empty field is null, so is pandas' NA for a number.
+
+    A line without a character other than ASCII whitespace is skipped. A quoted blank is a value.
 
     Without a header the fields are the signature's columns, in its order (those of a tensor have no names anyway).
 
@@ -264,8 +267,10 @@ def _parse_csv(body: bytes) -> list[list[str]]:
     """
     try:
         text = body.decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        lines = [fields for fields in reader if fields and not (len(fields) == 1 and fields[0].isspace())]
+        texts = io.StringIO(text, newline="").readlines()
+        reader = csv.reader(texts, strict=True)
+        # The text of the line decides, as in `tabular.csv_records`: a quoted blank is a value.
+        lines = [fields for fields in reader if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)]
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
     except csv.Error as error:

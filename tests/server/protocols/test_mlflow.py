@@ -1,5 +1,6 @@
 """MLflow's scoring protocol, field by field."""
 
+import io
 import json
 from typing import Any
 
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor, compile_schema
+from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.server.protocols.mlflow import decode, encode
+from mlflow_deploy_plugin.tabular import csv_records
 
 COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
 MIXED = compile_schema(
     COLUMNS, (), tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS)
 )
+TEXT = compile_schema((Column("t", "string"),), (), (Input("t", "str", (-1, 1), ("t",), "?"),))
 TENSOR = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
 ROWS: list[list[Any]] = [["a", 1.5, 2, True], [None, None, -3, False]]
 NAMES = ["s", "d", "n", "b"]
@@ -199,6 +203,38 @@ def test_columns_may_have_numbers_as_their_names() -> None:
         (Column("10", "double"), Column("20", "double")), (), (Input("x", "float32", (-1, 2), ("10", "20")),)
     )
     assert decode("text/csv", b"20,10\n3,4\n", numbered)["x"].tolist() == [[4, 3]]
+
+
+@pytest.mark.parametrize("rows", [1, LARGE_BYTES], ids=["small", "large"])
+@pytest.mark.parametrize("has_header", [True, False])
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ('" "', [" "]),
+        ('"\t"', ["\t"]),
+        ('"\xa0"', ["\xa0"]),
+        ('"\u3000"', ["\u3000"]),
+        ('" \n "', [" \n "]),
+        ('""', ["?"]),
+        ("\xa0", ["\xa0"]),
+        ("", []),
+        (" ", []),
+        ("\t", []),
+    ],
+)
+def test_a_quoted_blank_is_a_row_of_one_column_as_in_the_csv_files_of_batch(
+    line: str, values: list[str], has_header: bool, rows: int
+) -> None:
+    body = ("t\n" * has_header + f"a\n{line}\nb\n" * rows).encode()
+    content_type = "text/csv" if has_header else "text/csv; header=absent"
+    assert decode(content_type, body, TEXT)["t"].ravel().tolist() == ["a", *values, "b"] * rows
+    assert len(list(csv_records(io.BytesIO(body)))) == has_header + (2 + len(values)) * rows
+
+
+def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out() -> None:
+    number = compile_schema((Column("d", "double"),), (), (Input("d", "double", (-1, 1), ("d",)),))
+    with pytest.raises(SchemaMismatch, match=r"'d'.*row 1"):
+        decode("text/csv", b'd\n1\n" "\n2\n', number)
 
 
 def test_a_header_is_said_only_of_csv_and_only_as_present_or_absent() -> None:
