@@ -159,8 +159,9 @@ class Client:
         """Return the predictions of the model's `predict` for these rows.
 
         Args:
-            rows: a frame; an array of [rows, columns] in the signature's order, or the model's tensor; a dict of
-                columns or tensors by name; a list of records or rows; one record.
+            rows: a frame; a Series of pandas, for a model of one column; an array of [rows, columns] in the signature's
+                order, or the model's tensor; a dict of columns or tensors by name; a list of records or rows; one
+                record.
             params: MLflow's params, for a model that takes them.
             event_time: the time of the event that the rows describe, with a time zone; else that of the request.
             request_id: the id of the request in the server's logs, 1 to 128 visible ASCII characters.

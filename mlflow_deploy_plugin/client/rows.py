@@ -43,6 +43,7 @@ def encode_json(rows: Any, params: Mapping[str, Any] | None = None) -> bytes:
 def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     """Return the body of `/invocations`, its Content-Type and the Accept header, in the fastest form that keeps the
     types of the rows: Arrow, numpy's format, or JSON, as for dates."""
+    rows = _without_series(rows)
     if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub":
         sink = io.BytesIO()
         np.save(sink, rows, allow_pickle=False)
@@ -173,8 +174,31 @@ def is_pandas_frame(rows: Any) -> bool:
     return hasattr(rows, "notna") and hasattr(rows, "columns")
 
 
+def _is_pandas_series(rows: Any) -> bool:
+    return hasattr(rows, "notna") and hasattr(rows, "to_frame") and not hasattr(rows, "columns")
+
+
+def _without_series(rows: Any) -> Any:
+    """Return a Series of pandas as a frame of one column, and the Series in a dict of columns as arrays.
+
+    A Series without a name becomes a column without a name, which is the only one of the model.
+    """
+    if _is_pandas_series(rows):
+        return rows.to_frame()
+    if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):
+        return rows
+    return {name: _cells(values) if _is_pandas_series(values) else values for name, values in rows.items()}
+
+
+def _cells(values: Any) -> Array:
+    """Return a Series, or a frame, of pandas as an array of plain values, with None for each missing one."""
+    cells: Array = values.astype(object).where(values.notna(), None).to_numpy()
+    return cells
+
+
 def _rows_document(rows: Any) -> Mapping[str, Any]:
     """Return the rows in one of MLflow's forms."""
+    rows = _without_series(rows)
     refusal = InvalidRequest(
         f"cannot predict on {type(rows).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
     )
@@ -189,7 +213,7 @@ def _rows_document(rows: Any) -> Mapping[str, Any]:
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
         return {"dataframe_records" if is_records else "inputs": list(rows)}
     if is_pandas_frame(rows):
-        cells = rows.astype(object).where(rows.notna(), None).to_numpy().tolist()
+        cells = _cells(rows).tolist()
         if _has_unnamed_columns(rows):
             return {"inputs": cells}
         return {"dataframe_split": {"columns": [str(column) for column in rows.columns], "data": cells}}

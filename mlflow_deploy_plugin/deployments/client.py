@@ -151,7 +151,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
-        """Return predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
+        """Return predictions for a DataFrame, a Series, an array, a dict of columns, or a list of rows or records."""
         with (
             _deployments(self._target) as deployments,
             scoring_target(deployments, deployment_name, endpoint) as target,

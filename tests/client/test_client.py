@@ -56,11 +56,12 @@ def flights(served: Served) -> Client:
         pa.Table.from_pandas(FRAME),
         COLUMNS,
         {name: FRAME[name].tolist() for name in FRAME},
+        {name: FRAME[name] for name in FRAME},
         FRAME.to_dict("records"),
         FRAME.to_numpy().tolist(),
         {"dataframe_split": {"columns": list(FRAME), "data": FRAME.to_numpy().tolist()}},
     ],
-    ids=["frame", "arrow", "arrays", "lists", "records", "rows", "a form of MLflow's"],
+    ids=["frame", "arrow", "arrays", "lists", "series", "records", "rows", "a form of MLflow's"],
 )
 def test_rows_of_every_kind_get_the_same_prediction(flights: Client, rows: Any) -> None:
     prediction = flights.predict(rows, request_id="r-1")
@@ -115,7 +116,6 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flig
     ("rows", "message"),
     [
         (object(), "cannot predict on object: give a DataFrame, an array, a dict of columns, or a list of rows"),
-        (pd.Series([1.0, 2.0]), "cannot predict on Series: give a DataFrame, "),
         (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: give a DataFrame, "),
         ([{"a": object()}], "the input cannot be sent as JSON: "),
     ],

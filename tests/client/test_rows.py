@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.client.rows import (
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.protocols import arrow
+from mlflow_deploy_plugin.server.protocols.mlflow import decode
 from mlflow_deploy_plugin.server.protocols.npy import decode as decode_npy
 from tests.support.schemas import columns_schema, tensor_schema
 
@@ -95,6 +96,18 @@ def test_a_frame_is_read_by_the_server_as_it_was(frame: pd.DataFrame) -> None:
     assert content_type == ARROW
     feeds = arrow.decode(ARROW, body, columns_schema("", a="double", b="double"), 2**20)
     np.testing.assert_array_equal(np.column_stack([feeds["a"], feeds["b"]]), FRAME)
+
+
+@pytest.mark.parametrize("name", ["text", None, 0])
+def test_a_series_is_the_only_column(name: Any) -> None:
+    schema = columns_schema("", text="string")
+    series = pd.Series(["good day", None], index=[7, 3], name=name)
+
+    body, content_type, _ = encode_rows(series)
+    sent = arrow.decode(ARROW, body, schema, 10_000) if name == "text" else decode(content_type, body, schema)
+    as_json = decode("application/json", encode_json(series), schema)
+
+    assert sent["text"].tolist() == as_json["text"].tolist() == [["good day"], [""]]
 
 
 @pytest.mark.parametrize("encode", [encode_json, lambda rows: encode_rows(rows)[0]])

@@ -49,6 +49,7 @@ def test_a_target_that_is_not_there_says_which_are() -> None:
         pd.DataFrame(FRAME[["a", "b"]].to_numpy()),
         {"a": [1, 3], "b": [2, 4.5]},
         {"a": np.array([1, 3]), "b": np.array([2, 4.5], dtype=np.float32)},
+        {"a": pd.Series([1, 3], index=["x", "y"]), "b": pd.Series([2, 4.5])},
         [[1, 2], [3, 4.5]],
         RECORDS,
         SPLIT,
@@ -186,6 +187,13 @@ def test_deleting_what_does_not_exist_is_no_error_and_says_that_nothing_was_dele
     assert told.err.startswith("nothing was deleted: ")
     assert said in told.err
     assert served.get_deployment("sum")["state"] == "running"
+
+
+def test_a_series_is_sent_as_a_column() -> None:
+    from mlflow_deploy_plugin.deployments.scoring import encode_body
+
+    sent = json.loads(encode_body(pd.Series(["good day", None], name="text")))
+    assert sent == {"dataframe_split": {"columns": ["text"], "data": [["good day"], [None]]}}
 
 
 def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
