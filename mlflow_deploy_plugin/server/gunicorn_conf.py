@@ -9,9 +9,11 @@ import ssl
 import sys
 import time
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import available_cores
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
@@ -24,7 +26,10 @@ _MAY_FORK = "ONNXSERVE_MAY_FORK"
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES, _MAX_CONNECTIONS = 65536, 1000
+_GTHREAD_GUNICORN = (25, 2)
 _HTTP = f"{__package__}.http"
+control_socket_disable = True
+"""gunicorn 25.1 opens a control socket unless this setting is true. Earlier versions ignore the name."""
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": ("workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
     "gthread": ("workers.gthread_worker.GracefulThreadWorker", "app:create_app"),
@@ -63,7 +68,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
     if server.ca_certs:  # the requests without a certificate are refused later: health checks have none
         options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
-    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--no-sendfile"]
+    command = [sys.executable, "-m", "gunicorn", "--no-sendfile"]
     for listener in listeners:
         command += ["--bind", f"fd://{listener}"]
     for name, value in options.items():
@@ -75,6 +80,17 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
+
+
+def check_gunicorn(worker_class: WorkerClass) -> None:
+    """Raise NotInstalled if gunicorn is too old for the worker: the threaded one subclasses its own of 25.2."""
+    installed = version("gunicorn")
+    if worker_class == "gthread" and tuple(map(int, installed.split(".")[:2])) < _GTHREAD_GUNICORN:
+        needed = ".".join(map(str, _GTHREAD_GUNICORN))
+        raise NotInstalled(
+            f"server.worker_class gthread needs gunicorn {needed} or later, and {installed} is installed: "
+            f"pip install 'gunicorn>={needed}', or set server.worker_class to fast"
+        )
 
 
 def on_starting(arbiter: Any) -> None:

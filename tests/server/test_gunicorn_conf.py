@@ -12,6 +12,8 @@ import pytest
 from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
+from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.server import gunicorn_conf
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
@@ -64,11 +66,29 @@ def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) 
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_the_threaded_worker_is_refused_with_a_gunicorn_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gunicorn_conf, "version", lambda _: "23.0.0")
+    with pytest.raises(NotInstalled, match=r"'gunicorn>=25\.2'.*worker_class to fast"):
+        gunicorn_conf.check_gunicorn("gthread")
+    gunicorn_conf.check_gunicorn("fast")
+    monkeypatch.setattr(gunicorn_conf, "version", lambda _: "25.2.0")
+    gunicorn_conf.check_gunicorn("gthread")
+
+
 def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(certfile="/c.pem", keyfile="/k.pem"), 7)
     assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == ("/c.pem", "/k.pem")
     with pytest.raises(ValueError, match="belong together"):
         ServerSpec(certfile="/c.pem")
+
+
+def test_gunicorn_opens_no_socket_for_commands(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+    """gunicorn 25.1 would open `gunicorn.ctl` there; version 23 does not know the setting."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    environment = {"XDG_RUNTIME_DIR": str(runtime)}
+    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"]), environment=environment):
+        assert list(runtime.iterdir()) == []
 
 
 def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
