@@ -77,23 +77,22 @@ class KeyedSchema(Schema):
             SchemaMismatch: a key has another number of values than the request has rows, or a value is a list or an
                 object.
         """
-        arrays = {name: self._key_array(name, keys.get(name), feeds) for name in self.keys}
+        rows, arrays = self.count_rows(feeds), {}
+        for name in self.keys:
+            values = keys.get(name)
+            if values is None:
+                values = [None] * rows
+            elif isinstance(values, np.ndarray):
+                values = values.reshape(-1) if values.shape[1:] == (1,) else values
+            elif not self.has_rows and not isinstance(values, list | tuple):
+                values = [values]  # one value for the whole request
+            if not isinstance(values, list | tuple) and np.ndim(values) != 1:
+                raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected")
+            if len(values) != rows:
+                raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows")
+            array = key_array(name, values)
+            arrays[name] = array if self.has_rows else array.reshape(())
         return add_keys(feeds, arrays)
-
-    def _key_array(self, name: str, values: Any, feeds: Feeds) -> Array:
-        rows = self.count_rows(feeds)
-        if values is None:
-            values = [None] * rows
-        elif isinstance(values, np.ndarray):
-            values = values.reshape(-1) if values.shape[1:] == (1,) else values
-        elif not self.has_rows and not isinstance(values, list | tuple):
-            values = [values]  # one value for the whole request
-        if not isinstance(values, list | tuple) and np.ndim(values) != 1:
-            raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected")
-        if len(values) != rows:
-            raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows")
-        array = key_array(name, values)
-        return array if self.has_rows else array.reshape(())
 
 
 def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
