@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial, wraps
@@ -199,8 +200,10 @@ class Client:
         head, tensors = encode_tensors(inputs, outputs)
         sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
         response = self._send("POST", f"{self._base}/v2/models/{self._name()}/infer", head + tensors, sent)
-        start = int(response.headers.get(_HEADER_LENGTH, len(response.data)))
-        return _prediction(response, decode_tensors(response.data, start))
+        with _answer_errors(response):
+            start = int(response.headers.get(_HEADER_LENGTH, len(response.data)))
+            values = decode_tensors(response.data, start)
+        return _prediction(response, values)
 
     def explain(
         self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
@@ -220,8 +223,10 @@ class Client:
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}
         body = encode_json(rows, params)
-        document: dict[str, Any] = orjson.loads(self._post_json(f"{self._route}/explain", body).data)
-        return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
+        response = self._post_json(f"{self._route}/explain", body)
+        with _answer_errors(response):
+            document: dict[str, Any] = {**orjson.loads(response.data)}
+            return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
 
     def feedback(self, prediction: Prediction | str, labels: Any) -> int:
         """Send the true labels of an earlier prediction, and return how many the server has taken.
@@ -251,8 +256,9 @@ class Client:
 
     def metadata(self) -> dict[str, Any]:
         """Return V2's metadata of the model: name, versions, inputs and outputs of the graph."""
-        document: dict[str, Any] = orjson.loads(self._send("GET", f"{self._base}/v2/models/{self._name()}").data)
-        return document
+        response = self._send("GET", f"{self._base}/v2/models/{self._name()}")
+        with _answer_errors(response):
+            return {**orjson.loads(response.data)}
 
     def ready(self) -> bool:
         """Return True if the endpoint answers predictions now. The server is asked once, without a retry."""
@@ -268,14 +274,16 @@ class Client:
         if self.endpoint is not None:
             return quote(self.endpoint, safe="")
         try:
-            index = orjson.loads(self._post_json(f"{self._base}/v2/repository/index", b"{}").data)
+            response = self._post_json(f"{self._base}/v2/repository/index", b"{}")
         except errors.ScopeMissing as error:
             error.message = f"say the endpoint's name, Client(URL, NAME): {error.message}"
             error.args = (error.message,)
             raise
-        if not index:
-            raise NotReady("the server has no endpoint")
-        return quote(index[0]["name"], safe="")
+        with _answer_errors(response):
+            names = [one["name"] for one in orjson.loads(response.data)]
+            if not names:
+                raise NotReady("the server has no endpoint")
+            return quote(names[0], safe="")
 
     def _post_json(self, url: str, body: bytes, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:
         return self._send("POST", url, body, {**(headers or {}), "Content-Type": JSON, "Accept": JSON})
@@ -386,8 +394,24 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
     return error
 
 
+@contextmanager
+def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
+    """Raise OnnxserveError if the answer does not have the form that the block reads.
+
+    An answer of a proxy, as its login page, may have the status 200, too.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, OSError, TypeError, ValueError):  # of orjson, numpy and Arrow
+        kind = one_line(response.headers.get("Content-Type", "no Content-Type"), 100)
+        error = OnnxserveError(f"the server answered with status {response.status} and in an unknown form ({kind})")
+        error.status, error.request_id = response.status, response.headers.get("X-Request-Id", "")
+        raise error from None
+
+
 def _prediction(response: urllib3.BaseHTTPResponse, values: Array | dict[str, Array] | None = None) -> Prediction:
     if values is None:
-        values = decode_predictions(response.headers.get("Content-Type", ""), response.data)
+        with _answer_errors(response):
+            values = decode_predictions(response.headers.get("Content-Type", ""), response.data)
     names = ("X-Prediction-Id", "X-Model-Name", "X-Model-Version", "X-Request-Id")
     return Prediction(values, *(response.headers.get(name, "") for name in names))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest
 
 BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 """MLflow's forms of a JSON body."""
@@ -96,17 +96,17 @@ def _from_arrow(column: Any) -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return the predictions in an answer: one output as an array, several by name. Raises OnnxserveError if none."""
+    """Return the predictions in an answer: one output as an array, several by name.
+
+    An answer in another form raises an error of orjson or Arrow, a LookupError or a TypeError.
+    """
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 
         table = pa.ipc.open_stream(body).read_all()
         columns = {name: _from_arrow(table.column(name)) for name in table.column_names}
         return columns["prediction"] if list(columns) == ["prediction"] else columns
-    try:
-        predictions = orjson.loads(body)["predictions"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise OnnxserveError("the server answered without predictions") from None
+    predictions = orjson.loads(body)["predictions"]
     if isinstance(predictions, list) and predictions and all(isinstance(row, dict) for row in predictions):
         predictions = {name: [row.get(name) for row in predictions] for name in predictions[0]}
     if isinstance(predictions, dict):

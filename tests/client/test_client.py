@@ -306,9 +306,27 @@ def test_a_refusal_is_the_error_of_its_status(
     assert (refused.value.status, refused.value.request_id) == (status, "r-9")
 
 
-def test_an_answer_without_predictions_is_an_error(scripted: Callable[..., Any]) -> None:
-    with pytest.raises(OnnxserveError, match="the server answered without predictions"):
-        Client(scripted((200, {}, b"<html>", 0.0)).url).predict([[1]])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.predict([[1]]),
+        lambda client: client.infer({"x": np.zeros((1, 1))}),
+        lambda client: client.explain([[1]]),
+        lambda client: client.metadata(),
+        lambda client: Client(client.url).metadata(),
+    ],
+    ids=["predict", "infer", "explain", "metadata", "index"],
+)
+def test_an_answer_in_another_form_is_an_error_of_this_package(
+    scripted: Callable[..., Any], ask: Callable[[Client], object]
+) -> None:
+    kinds = {"text/html": b"<html>", "application/json": b"[[1]]", "application/vnd.apache.arrow.stream": b"<html>"}
+    named = {"X-Request-Id": "r-9"}
+    server = scripted(*((200, {"Content-Type": kind, **named}, content, 0.0) for kind, content in kinds.items()))
+    for kind in kinds:
+        with pytest.raises(OnnxserveError, match=f"status 200 and in an unknown form \\({kind}\\)") as refused:
+            ask(Client(server.url, "e"))
+        assert (refused.value.status, refused.value.request_id) == (200, "r-9")
 
 
 @pytest.mark.parametrize("request_id", ["a\nb", "→"])
