@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveE
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.runtime import hash_files
 from mlflow_deploy_plugin.statedir import locked
-from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of, unfinished_target
+from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of, unfinished_stem
 
 MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"
@@ -179,7 +179,8 @@ class BatchOutput:
                 )
             wanted = {part["output"] for part in manifest["parts"].values()}
             gone = {SUCCESS} & files if wanted - files else set()
-            self._remove(gone | {name for name in files if unfinished_target(name) in wanted})
+            stems = set(map(unfinished_stem, wanted))
+            self._remove(gone | {name for name in files if name.rpartition(".")[0] in stems})
             if not known or known["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not known)

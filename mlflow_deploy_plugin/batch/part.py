@@ -4,6 +4,7 @@ Blocks of a few megabytes are read, predicted by several threads and written in 
 takes the memory of some blocks.
 """
 
+import hashlib
 import os
 import shutil
 import struct
@@ -43,6 +44,7 @@ from mlflow_deploy_plugin.tabular import (
     RowStream,
     atomic_file,
     compression_of,
+    cut_name,
     table_writer,
 )
 
@@ -184,7 +186,7 @@ def _write_part(
                 if job.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
                 if rejects is None:
-                    rejects = rejected_rows.enter_context(open_new(job.output, f"{REJECTED}/{job.part.output}.jsonl"))
+                    rejects = rejected_rows.enter_context(open_new(job.output, _rejected_name(job.part.output)))
                 row = {"row": piece.number, "why": piece.why, "content": piece.content}
                 rejects.write(orjson.dumps(row, default=str) + b"\n")
                 rejected += 1
@@ -200,6 +202,14 @@ def _write_part(
         if job.part.state and _has_changed(job, source):
             raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
     return PartResult(rows, rejected)
+
+
+def _rejected_name(output: str) -> str:
+    """Return the name of the file with the rejected rows. A digest distinguishes names that have to be cut."""
+    folder, slash, base = output.rpartition("/")
+    cut = cut_name(base, len(".12345678.jsonl"))
+    digest = f".{hashlib.sha256(base.encode()).hexdigest()[:8]}" if cut != base else ""
+    return f"{REJECTED}/{folder}{slash}{cut}{digest}.jsonl"
 
 
 def _has_changed(job: PartJob, source: LogLocation) -> bool:

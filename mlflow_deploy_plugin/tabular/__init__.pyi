@@ -5,6 +5,7 @@ from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
 from .files import compression_of as compression_of
 from .files import csv_records as csv_records
+from .files import cut_name as cut_name
 from .files import first_line as first_line
 from .files import format_of as format_of
 from .files import json_lines as json_lines
@@ -13,7 +14,7 @@ from .files import open_output as open_output
 from .files import open_parquet as open_parquet
 from .files import output_format as output_format
 from .files import table_writer as table_writer
-from .files import unfinished_target as unfinished_target
+from .files import unfinished_stem as unfinished_stem
 from .files import value_writer as value_writer
 from .files import values_of as values_of
 from .streams import MAX_BYTES as MAX_BYTES

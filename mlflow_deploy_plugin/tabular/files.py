@@ -38,6 +38,7 @@ MISSING_TEXTS = frozenset(
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 )
 """The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
+_MOST_NAME_BYTES = 255
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -105,7 +106,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    temporary = Path(f"{unfinished_stem(str(target))}.{os.urandom(4).hex()}")
     mode = target.stat().st_mode if target.exists() else None
     made_with = 0o666 if mode is None else mode & 0o777  # less the umask, which only the kernel knows
     with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
@@ -121,10 +122,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def unfinished_target(name: str) -> str:
-    """Return the file that a file of `atomic_file` would have replaced: `a/b.csv` for `a/.b.csv.k2j4`; empty: none."""
+def unfinished_stem(name: str) -> str:
+    """Return the name of an unfinished file of `atomic_file` up to its last dot: `a/.b.csv` for `a/b.csv`.
+
+    The name is cut if it would be longer than a file system takes with the eight characters after the dot.
+    """
     folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base[1:].rpartition('.')[0]}" if base.startswith(".") else ""
+    return f"{folder}{slash}{cut_name(f'.{base}', 9)}"
+
+
+def cut_name(name: str, room: int) -> str:
+    """Return a file name, cut if `room` more bytes would exceed what a file system takes."""
+    content, most = os.fsencode(name), _MOST_NAME_BYTES - room
+    return name if len(content) <= most else content[:most].decode(errors="ignore")
 
 
 class CsvRecord(NamedTuple):

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.batch import BatchPlan, manifest, run_batch
 from mlflow_deploy_plugin.batch.run import BatchProgress
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation
+from mlflow_deploy_plugin.tabular import unfinished_stem
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.services.s3 import s3_server
@@ -282,6 +283,27 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
         run_batch(BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1), change)
 
     assert "day=1/1.parquet" not in files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stem", ["n" * 250, "n" * 251, "ä" * 125, "ä" * 124 + "nn"], ids=len)
+def test_a_name_as_long_as_a_file_system_takes_is_predicted_with_its_bad_rows_and_after_a_kill(
+    model: Path, tmp_path: Path, stem: str
+) -> None:
+    source, out, name = tmp_path / "in", tmp_path / "out", f"{stem}.csv"
+    source.mkdir()
+    (source / name).write_text("carrier,distance,hour,late\nAA,1.0,1,true\nAA,far,1,true\n")
+    plan = BatchPlan(str(model), str(source), str(out), workers=1, on_error="skip-row")
+
+    result = run_batch(plan)
+    assert (result.progress.rows, result.rejected) == (1, 1)
+    assert len((out / name).read_text().splitlines()) == 2
+    (rejected,) = (out / "_rejected").iterdir()
+    assert rejected.name.startswith(stem[:100])
+    assert json.loads(rejected.read_text())["row"] == 1
+
+    (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")  # as a killed process leaves it
+    run_batch(plan)
+    assert {path.name for path in out.iterdir() if path.is_file()} == {name, "_batch.json", "_SUCCESS"}
 
 
 def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
