@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.spec.types import (
     SECRET_KEY,
     TAINT,
     VARIABLE,
+    VARIABLE_VALUE,
     Name,
     SpecPart,
     duration_seconds,
@@ -26,6 +27,7 @@ Rate = Annotated[str, StringConstraints(pattern=RATE)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", to_lower=True)]
 VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]
+VariableValue = Annotated[str, StringConstraints(pattern=VARIABLE_VALUE)]
 DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
 NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
@@ -225,7 +227,7 @@ class ContainerSpec(SpecPart):
     """Processors that it may use: 1.5. Default: no limit."""
     memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
     """Memory that it may use; the kernel kills what passes it. Default: no limit."""
-    environment: dict[VariableName, str] = Field(default={})
+    environment: dict[VariableName, VariableValue] = Field(default={})
     """An environment variable of the server; its value is in the spec."""
     secrets: dict[VariableName, str] = Field(default={})
     """An environment variable whose value does not stand in the spec: on docker the path of a file that holds it, on

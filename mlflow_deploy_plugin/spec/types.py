@@ -27,6 +27,7 @@ Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 
 REFERENCE = r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
+VARIABLE_VALUE = r"^[^\x00]*$"
 VARIABLE, NETWORK = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _LABEL = r"([A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -42,6 +43,7 @@ PATTERNS_IN_WORDS = {
     IMAGE: "the name of an image is expected, which has no spaces",
     SECRET_KEY: "SECRET/KEY is expected",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
+    VARIABLE_VALUE: "a text without the character NUL is expected: no environment variable can have it",
     NETWORK: "the name of a docker network is expected, or host",
     _NAME: "letters, digits, . _ - are expected, at most 63, the first a letter or digit",
     _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",

@@ -232,6 +232,7 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("capture.fraction", "1.5", r"capture.fraction: .*1.*'1.5'"),
         ("variants.nobody.weight", "1", r"variants.nobody.model: Field required"),
         ("monitors.daily.every", "soon", r"monitors.daily.every: .*'soon'"),
+        ("container.environment.A", "a\0b", r"container.environment.A: .*NUL"),
         ("monitors.daily.grace", "3661d", r"monitors.daily.grace: at most 3660d are expected"),
         (
             "monitors.daily.schedule",
