@@ -76,7 +76,7 @@ class ModelCache:
         self._root = root
         self._models = root / "models"
         self._downloads: dict[str, Path] = {}
-        """The folder of the latest download of each source; it is gone once that has ended."""
+        """The folders of the downloads under way, by their sources."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # a copied file's mode is its original's
@@ -105,7 +105,10 @@ class ModelCache:
                 gc.collect(1)  # each download leaves a client of MLflow, a cycle whose threads live as long
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
                     self._downloads[source] = Path(temporary)
-                    fetched = download(source, Path(temporary))
+                    try:
+                        fetched = download(source, Path(temporary))
+                    finally:
+                        self._downloads.pop(source, None)
                     folder = self._models / verify_files(fetched)
                     try:
                         fetched.rename(folder)
@@ -120,7 +123,7 @@ class ModelCache:
         return folder
 
     def received_bytes(self, source: str) -> int:
-        """Return the size of the files on this disk of the latest download of `source`; 0 if there was none."""
+        """Return the size of the files on this disk of the download of `source`; 0 if none is under way."""
         walk = os.walk(self._downloads.get(source, ""))  # leaves out what is gone, since the download may end meanwhile
         statuses = [_status(Path(folder, name)) for folder, _, names in walk for name in names]
         return sum(status.st_size for status in statuses if status is not None)

@@ -43,7 +43,7 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
     assert f"the model cache {tmp_path}/home/cache cannot be written: File too large" in ended.stderr
 
 
-def test_an_agent_asks_the_registry_and_ships_without_pandas(
+def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbage_as_usual_after_that(
     tmp_path: Path, writer: CaptureWriter, new_database: Callable[[Path], str]
 ) -> None:
     (tmp_path / SPEC).write_text(SPEC_TEXT)
@@ -55,12 +55,14 @@ def test_an_agent_asks_the_registry_and_ships_without_pandas(
         "ONNXSERVE_LOG_URI": str(tmp_path / "log"),
     }
     code = (
-        "import os, sys; from mlflow_deploy_plugin.agent.__main__ import main; main();"
+        "import gc, os, sys; usual = gc.get_threshold();"
+        "from mlflow_deploy_plugin.agent.__main__ import main; main();"
         "print('mlflow' in sys.modules, [name for name in sys.modules if name.startswith('pandas.')], flush=True);"
+        "print(gc.get_threshold() == usual, flush=True);"
         "os._exit(0)"  # as the agent does: it runs with what others leave of a core, and would take apart MLflow
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
     assert len(files(tmp_path)) == 1, ended.stderr
-    assert ended.stdout == "True []\n"
+    assert ended.stdout == "True []\nTrue\n"
