@@ -1,4 +1,4 @@
-from .bounded_answers import bounded_answers as bounded_answers
+from .connection import bounded_answers as bounded_answers
 from .connection import child_environment as child_environment
 from .connection import hidden_pandas as hidden_pandas
 from .connection import ignore_warnings as ignore_warnings

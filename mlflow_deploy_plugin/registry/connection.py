@@ -1,13 +1,15 @@
-"""The connection to MLflow: its client, its timeouts, and its errors as ours."""
+"""The connection to MLflow: its client, its timeouts, its errors as ours, and a bound for the answers of any server."""
 
 import errno
 import os
 import re
+import socket
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import cache, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ _SERVICE_SETTINGS = {
     _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
+_answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 _MOST_JSON = 32_000_000
 """The size of an answer of MLflow. A search returns up to 10,000 versions of 1.2 kB each."""
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
@@ -96,6 +100,112 @@ class _NoRequestTimeout(AbstractContextManager[None]):
 
 
 no_request_timeout = _NoRequestTimeout()
+
+
+@contextmanager
+def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
+    """Bound each answer that this context reads in the block. A longer answer closes its connection.
+
+    A read timeout bounds only the pause between two packets: a server that sends a byte per second, or zeros without
+    end, would be read for ever. The library that reads the answer raises its own error with the reason: requests raises
+    a RequestException.
+
+    Args:
+        most_bytes: the size of a body, unpacked.
+        seconds: the time from the end of the request to the last byte of the answer. A read timeout that is longer
+            replaces it: the caller has asked for patience.
+    """
+    _extend_urllib3()
+    token = _answer_bound.set((most_bytes, seconds))
+    try:
+        yield
+    finally:
+        _answer_bound.reset(token)
+
+
+class _Deadline:
+    """Ends the reading of another thread from a socket after some seconds."""
+
+    def __init__(self, reading: socket.socket, seconds: float) -> None:
+        self._seconds, self._is_over = seconds, threading.Event()
+        # A method of this object would make a cycle, which waits for a garbage collection with the socket.
+        self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    @contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Raise ProtocolError if the deadline passes within the block, instead of the interrupted read's error."""
+        from urllib3.exceptions import ProtocolError  # as below
+
+        try:
+            yield
+        except Exception:
+            if not self._is_over.is_set():
+                raise
+        if self._is_over.is_set():
+            raise ProtocolError(f"the answer is not complete after {self._seconds:g} s")
+
+
+def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
+    is_over.set()
+    with suppress(OSError):  # it is closed already
+        socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown would not interrupt a read.
+
+
+@cache
+def _extend_urllib3() -> None:
+    """Have urllib3 keep to the bound of `bounded_answers`. requests, MLflow's client and Apprise read by it."""
+    from urllib3.connection import HTTPConnection  # imported late: it takes 27 ms, and each command starts here
+    from urllib3.exceptions import ProtocolError
+    from urllib3.response import HTTPResponse
+
+    class BoundedResponse(HTTPResponse):
+        deadline: _Deadline
+        most_bytes: int
+
+        def stream(self, *arguments: Any, **named: Any) -> Iterator[bytes]:  # type: ignore[override]
+            size = 0
+            try:
+                with self.deadline.enforced():
+                    for piece in super().stream(*arguments, **named):
+                        size += len(piece)
+                        if size > self.most_bytes:
+                            self.close()  # Otherwise requests would read the rest of a redirection.
+                            raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
+                        yield piece
+            finally:
+                self.deadline.cancel()
+
+        def drain_conn(self) -> None:
+            self.close()  # urllib3 would read an answer to its end before it tries again.
+
+        def close(self) -> None:
+            self.deadline.cancel()
+            super().close()
+
+    read_head = HTTPConnection.getresponse
+
+    def getresponse(connection: HTTPConnection) -> HTTPResponse:
+        if (bound := _answer_bound.get()) is None:
+            return read_head(connection)
+        patience = connection.timeout if isinstance(connection.timeout, int | float) else 0.0
+        deadline = _Deadline(connection.sock, max(bound[1], patience))
+        try:
+            with deadline.enforced():
+                response = read_head(connection)
+        except Exception:
+            deadline.cancel()
+            raise
+        response.__class__ = BoundedResponse
+        bounded: Any = response
+        bounded.deadline, bounded.most_bytes = deadline, bound[0]
+        return response
+
+    HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]
 
 
 def child_environment() -> dict[str, str]:
@@ -193,9 +303,6 @@ def harden_mlflow_client() -> None:
     from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
-
-    # imported late: urllib3 would take 27 ms of the start of each command
-    from mlflow_deploy_plugin.registry.bounded_answers import bounded_answers
 
     def credentials(uri: str) -> Any:
         known = get_default_host_creds(uri)
