@@ -71,15 +71,17 @@ def rollback_target_of(
     """Return what the endpoint is rolled back to; `registry` and `metrics` as `rollback_target`.
 
     Raises:
-        InvalidConfig / NotFound: it cannot be rolled back; the message is for the page.
+        NotFound: no earlier version or model is known.
+        InvalidConfig: it cannot be rolled back now; the message is for the page.
         RegistryUnavailable: MLflow does not answer.
     """
-    if blocker := server_blocker(observed):
-        raise InvalidConfig(blocker)
     try:
-        return rollback_target(store, observed, registry, metrics)
+        target = rollback_target(store, observed, registry, metrics)
     except (InvalidConfig, NotFound) as error:
         raise type(error)(redact_addresses(error.message)) from None
+    if blocker := server_blocker(observed):
+        raise InvalidConfig(blocker)
+    return target
 
 
 def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:

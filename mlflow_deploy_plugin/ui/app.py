@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.ui.access import (
     visible_events,
 )
 from mlflow_deploy_plugin.ui.actions import no_endpoint, parse_form
+from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
@@ -58,6 +59,7 @@ _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _STATIC = Path(__file__).parent / "static"
+_MLFLOW_SCRIPT, _INDEX_VIEW = "mlflow.js", "serve"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -129,6 +131,8 @@ def extend(app: Flask) -> None:
             set_server_request_workspace(found.name if found else None)
         return None
 
+    pages.add_app_template_filter(shown)
+
     @pages.errorhandler(OnnxserveError)
     def answer_error(error: OnnxserveError) -> Response:
         return make_response(error.message, error.http_status, _TEXT)
@@ -139,9 +143,27 @@ def extend(app: Flask) -> None:
         return response
 
     app.register_blueprint(pages)
+    _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
     allow_pages("GET", *read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir()))
     allow_pages("POST", base)
     app.extensions[_EXTENSION] = trail
+
+
+def _link_from_mlflow(app: Flask, script: str) -> None:
+    """Have MLflow's pages run our script, which links each page of a registered model to the console.
+
+    MLflow renders no link from a tag, and the description of a model belongs to people.
+    """
+    index = Path(app.static_folder or "") / "index.html"
+    if _INDEX_VIEW not in app.view_functions or not index.exists():
+        return  # this MLflow serves its pages in another way, or was built without pages
+
+    def serve_with_script() -> Response:
+        """Return the page without an ETag: that of the file would keep a copy without the script in browsers."""
+        page = index.read_text().replace("</head>", f'<script src="{script}" defer></script></head>', 1)
+        return Response(page, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"})
+
+    app.view_functions[_INDEX_VIEW] = serve_with_script
 
 
 @cache  # MLflow's class is changed once, also for several apps in a process
@@ -244,13 +266,13 @@ class _Console:
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
         from mlflow.server import handlers
 
-        who, only = caller(), request.args.get("endpoint", "")
+        who, only, model = caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
             registry = handlers._get_model_registry_store()
             store, settings = self._trail.store(), load_settings()
             beginning = request.args.get("beginning", "")
-            overview = build_overview(store, settings, registry, pages, only, _span(), beginning)
+            overview = build_overview(store, settings, registry, pages, only, model, _span(), beginning)
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
@@ -267,6 +289,7 @@ class _Console:
             workspace=active_workspace() or DEFAULT_WORKSPACE,
             workspaces=seen_workspaces(),
             only=only,
+            model=model,
             span=_span(),
             spans=SPANS,
             home=f"{self._prefix}/{workspace_query() and f'#/{workspace_query()}'}",
@@ -282,7 +305,7 @@ class _Console:
 
     def _here(self, job: str = "") -> str:
         """Return the address of the page at hand, with a job that it follows."""
-        kept = {name: request.args.get(name, "") for name in ("endpoint", "beginning", "span")}
+        kept = {name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")}
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class MonitorVerdict:
         mark: how the page shows the state.
         report: its address within MLflow's pages; empty if there is none.
         labelled_share: the share of the rows looked at that have a label, if the monitor counts them.
+        by_hand: a person has asked for the verdict.
     """
 
     monitor: str
@@ -37,6 +38,7 @@ class MonitorVerdict:
     reason: str = ""
     report: str = ""
     labelled_share: float | None = None
+    by_hand: bool = False
 
     @property
     def window(self) -> str:
@@ -51,7 +53,8 @@ class MonitorVerdict:
     def words(self) -> str:
         """Return everything about the window in one line."""
         labels = f", labels for {self.labelled_share:.0%} of its rows" if self.labelled_share is not None else ""
-        return f"{self.monitor}, {self.window}: {self.state}{labels}{f'. {self.reason}' if self.reason else ''}"
+        who = ", judged by hand" if self.by_hand else ""
+        return f"{self.monitor}, {self.window}: {self.state}{who}{labels}{f'. {self.reason}' if self.reason else ''}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class MlflowPages:
                 if experiment is not None and one.run_id
                 else "",
                 labelled_share=one.figures.get("labelled_share"),
+                by_hand=one.by_hand,
             )
             for one in windows
         ]

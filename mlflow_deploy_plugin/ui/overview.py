@@ -141,6 +141,7 @@ class EndpointCard:
     Attributes:
         health: one word; `reason` says why it is not `healthy`.
         no_traffic: why a change of traffic would be refused now; empty if it would not.
+        has_rollback: something was served before, as far as that is known.
         no_rollback: why a rollback would be refused now; empty if it would not.
         rollback_to: the version or model that a rollback brings back; empty if that is not known.
         monitors: with their newest windows; none where it stands alone, with a picture of all.
@@ -158,6 +159,7 @@ class EndpointCard:
     pictures: Pictures | None = None
     spec: EndpointSpec | None = None
     no_traffic: str = ""
+    has_rollback: bool = False
     no_rollback: str = ""
     rollback_to: str = ""
 
@@ -190,6 +192,7 @@ def build_overview(
     registry: Any,
     pages: MlflowPages,
     only: str = "",
+    model: str = "",
     span: Span = "hour",
     beginning: str = "",
 ) -> Overview:
@@ -197,6 +200,7 @@ def build_overview(
 
     Args:
         only: the one endpoint to show, with all its pictures; empty: all.
+        model: the registered model whose endpoints are shown; empty: of any.
         span: of the pictures.
         beginning: a name on the page to show of all endpoints, or between two names there.
 
@@ -207,8 +211,12 @@ def build_overview(
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or hidden_endpoints(store, [only])):
         raise no_endpoint(only)
-    stored = [one for one in store.endpoints() if only in ("", one.name)]
-    unreadable = [one for one in store.unreadable() if only in ("", one.name)]
+    stored = [
+        one
+        for one in store.endpoints()
+        if only in ("", one.name) and (not model or model in registered_model_names(one.spec))
+    ]
+    unreadable = [one for one in store.unreadable() if only in ("", one.name) and not model]
     seen = [one.name for one in stored if all(map(may_list, registered_model_names(one.spec)))]
     names = sorted([*seen, *(one.name for one in unreadable if is_administrator())])  # nobody knows their models
     shown = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
@@ -262,14 +270,16 @@ def _endpoint_card(
         health = "degraded" if reason else "healthy"
         if silent and len(silent) == len(metrics):
             health = "silent"
-    no_rollback = rollback_to = ""
+    no_rollback, rollback_to, has_rollback = "", "", may_act
     if may_act:
         try:
             rollback_to = rollback_target_of(store, one, registry, metrics).version
         except RegistryUnavailable:
             pass  # the button says so
-        except (InvalidConfig, NotFound) as error:
-            no_rollback = "" if silent else error.message  # a server that is silent now may answer the rollback
+        except NotFound:
+            has_rollback = bool(silent)  # a server that is silent now may answer the rollback
+        except InvalidConfig as error:
+            no_rollback = "" if silent else error.message
     return EndpointCard(
         name=spec.name,
         health=health,
@@ -280,6 +290,7 @@ def _endpoint_card(
         may_act=may_act,
         spec=spec,
         no_traffic=traffic_blocker(store, one) if may_act else "",
+        has_rollback=has_rollback,
         no_rollback=no_rollback,
         rollback_to=rollback_to,
     )

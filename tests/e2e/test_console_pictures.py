@@ -136,6 +136,7 @@ def test_what_a_person_types_stays(console: Console, traffic: Traffic) -> None:
     page = console.open()
     requests_answered = page.locator(".variants td.number").first
     before = requests_answered.inner_text()
+    page.locator("summary").first.click()
     page.get_by_label("Why").first.fill("they asked for it")
     page.evaluate("document.activeElement.blur()")
 
@@ -146,9 +147,11 @@ def test_what_a_person_types_stays(console: Console, traffic: Traffic) -> None:
 
 def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(console: Console) -> None:
     page = console.open()
+    page.locator("summary", has_text=f"version 1 of {MODEL}").click()
     page.get_by_role("button", name=f"Run the gate for version 1 of {MODEL}").click()
     expect(page.get_by_text("Under way: ")).to_be_visible()
     page.evaluate("window.notLoadedAgain = true")
+    page.locator("summary").first.click()
     page.get_by_label("Why").first.fill("typed meanwhile")
 
     expect(page.get_by_text("Done: ").or_(page.get_by_text("Not done: "))).to_be_visible()

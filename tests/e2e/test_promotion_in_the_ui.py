@@ -177,11 +177,28 @@ def press(page: Page, name: str, **how: Any) -> None:
     expect(page.get_by_text("Done: ")).to_be_visible(timeout=90_000)
 
 
+def unfold(page: Page, name: str) -> None:
+    """Open the form behind this button of the console."""
+    page.locator("summary", has_text=name).click()
+
+
 def test_the_console_does_not_offer_to_go_back_where_nothing_was_before(platform: Platform) -> None:
     page = open_console(platform)
-    expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
-    expect(page.get_by_text(f"nor MLflow tells what endpoint '{ENDPOINT}' served before version 1")).to_be_visible()
+    unfold(page, f"Change {ENDPOINT}")
     expect(page.get_by_role("button", name="Change the traffic")).to_be_enabled()
+    expect(page.get_by_role("button", name="Roll back")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", [f"#/models/{MODEL}", f"#/models/{MODEL}/versions/1"], ids=["model", "version"])
+def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(platform: Platform, path: str) -> None:
+    page, link = platform.page, platform.page.get_by_role("link", name="Endpoints in onnxserve")
+    page.goto(f"{platform.mlflow.url}/#/experiments")
+    expect(page.get_by_role("heading", name="Experiments")).to_be_visible()
+    expect(link).to_have_count(0)
+    page.evaluate("path => { location.hash = path }", path)
+    link.click()
+    expect(page.get_by_role("heading", name=f"Endpoints that serve {MODEL}")).to_be_visible()
+    expect(page.locator(f"#endpoint-{ENDPOINT}")).to_be_visible()
 
 
 def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(platform: Platform) -> None:
@@ -191,7 +208,9 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
     moved = [event for event in platform.events("transition") if event.version == "2"][-1]
     assert (moved.before, moved.after, moved.actor) == ("None", "Production", "anonymous@127.0.0.1")
     assert moved.detail["stood_there"] == "1"
-    expect(open_console(platform).get_by_role("button", name="Roll back")).to_be_enabled()
+    page = open_console(platform)
+    unfold(page, f"Change or roll back {ENDPOINT}")
+    expect(page.get_by_role("button", name="Roll back")).to_be_enabled()
 
 
 def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Platform) -> None:
@@ -236,11 +255,13 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
     before = platform.traffic.version
     page = open_console(platform)
     expect(page.get_by_text("healthy")).to_be_visible()
+    unfold(page, ENDPOINT)
     page.get_by_label(f"Weight of {ENDPOINT} in {ENDPOINT}").fill("0")
     page.get_by_label(f"Weight of challenger in {ENDPOINT}").fill("100")
-    page.get_by_label("Why").first.fill("the challenger is to prove itself")
+    page.get_by_label("Why").locator("visible=true").fill("the challenger is to prove itself")
     press(page, "Change the traffic")
     platform.traffic.wait_for("3")
+    unfold(page, ENDPOINT)
     page.get_by_label(f"Weight of {ENDPOINT} in {ENDPOINT}").fill("100")
     page.get_by_label(f"Weight of challenger in {ENDPOINT}").fill("0")
     press(page, "Change the traffic")
@@ -261,17 +282,20 @@ def test_the_console_promotes_what_passes_the_gate_says_why_it_refuses_and_rolls
         MODEL, POLICY_TAG, "parity: proven\nskip: [signature, evaluation, robustness, budget]"
     )
     page = open_console(platform)
+    unfold(page, f"Promote or judge version 3 of {MODEL}")
     page.get_by_role("button", name=f"Promote version 3 of {MODEL}").click()
     expect(page.get_by_text("Not done: promote version 3")).to_be_visible(timeout=90_000)
     assert "parity" in page.get_by_role("alert").inner_text()
     assert platform.stage("3") == "None"
     client.set_registered_model_tag(MODEL, POLICY_TAG, "parity: any\nskip: [signature, evaluation, robustness, budget]")
+    unfold(page, f"Promote or judge version 3 of {MODEL}")
     press(page, f"Promote version 3 of {MODEL}")
     platform.traffic.wait_for("3")
     promoted = platform.events("promote")[-1]
     assert (promoted.version, promoted.actor) == ("3", "anonymous@127.0.0.1")
     assert before in promoted.before
     expect(page.get_by_role("link", name="report").first).to_be_visible()
+    unfold(page, f"Change or roll back {ENDPOINT}")
     press(page, "Roll back")
     platform.traffic.wait_for(before)
     assert (platform.stage(before), platform.stage("3")) == ("Production", "Archived")

@@ -126,7 +126,23 @@ def page(url: str) -> Iterator[Any]:
 )
 def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     page.goto(path)
+    unfold = "document.querySelectorAll('details').forEach(form => { form.removeAttribute('name'); form.open = true })"
+    page.evaluate(unfold)
     assert accessibility_findings(page) == []
+
+
+def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_its_details(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("")
+    page.locator(f"#{ENDPOINT}-errors").wait_for()
+    heights = page.locator("section.card[aria-labelledby^=endpoint-]").evaluate_all(
+        "cards => cards.map(card => card.getBoundingClientRect().height)"
+    )
+    assert len(heights) == 5
+    assert max(heights) <= 844
+    page.get_by_role("link", name=f"Details of {ENDPOINT}").click()
+    page.wait_for_url(f"**?endpoint={ENDPOINT}")
+    assert page.locator(".variants tbody tr").locator("visible=true").count() == 12
 
 
 def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:

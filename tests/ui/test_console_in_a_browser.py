@@ -80,7 +80,7 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(url)
-    expect(page.locator(".versions button").first).to_be_visible()
+    expect(page.locator(".versions summary").first).to_be_visible()
     hidden = "[...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > table.clientWidth).length"
     assert page.evaluate(hidden) == 0
     assert page.locator('.versions td[data-label="Gate"]').first.bounding_box()["width"] > 200
@@ -99,6 +99,21 @@ def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
     expect(page.get_by_role("link", name="report")).to_be_focused()
 
 
+def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page: Any, url: str, endpoint: str) -> None:
+    page.goto(f"{url}?endpoint={endpoint}")
+    reasons = page.get_by_label("Why").locator("visible=true")
+    forms = page.locator("summary").filter(has_text=endpoint.removeprefix("of-"))
+    expect(forms).to_have_count(3)  # of the endpoint, and of its model's two versions
+    expect(reasons).to_have_count(0)
+    for form in forms.all():
+        form.click()
+        expect(reasons).to_have_count(1)
+    reasons.fill("typed")
+    page.evaluate("document.activeElement.blur()")
+    page.clock.run_for(SOON)
+    expect(reasons).to_have_value("typed")
+
+
 def test_an_address_with_user_and_password_is_kept_up_to_date(page: Any, url: str, endpoint: str) -> None:
     page.goto(f"{url.replace('://', '://somebody:password@')}?endpoint={endpoint}")
     with page.expect_response("**/pictures?*") as drawn:
@@ -112,10 +127,13 @@ def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_wo
     monkeypatch.setattr(Jobs, "start", lambda _, job, secret: job)
     address = f"{url}?endpoint={endpoint}"
     promote = page.get_by_role("button", name="Promote version 1 of")
+    opened = page.locator("summary", has_text="Promote or judge version 1 of")
     page.goto(address)
     page.context.clear_cookies()
+    opened.click()
     promote.click()
     expect(page.get_by_role("alert")).to_have_text(re.compile("repeat what you wanted"))
     assert page.url == address
+    opened.click()
     promote.click()
     page.wait_for_url(f"{url}?job=*&endpoint={endpoint}")

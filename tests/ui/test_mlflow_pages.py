@@ -32,6 +32,8 @@ def test_a_window_in_words() -> None:
         "accuracy", DAY, DAY + timedelta(days=1), "violated", "alarm", "0.84 → 0.71", labelled_share=0.835
     )
     assert one.words == "accuracy, 2026-11-20: violated, labels for 84% of its rows. 0.84 → 0.71"
+    by_hand = MonitorVerdict("drift", DAY, DAY + timedelta(days=1), "no drift", "fine", by_hand=True)
+    assert by_hand.words == "drift, 2026-11-20: no drift, judged by hand"
 
 
 def window(state: WindowState, **more: Any) -> MonitorWindow:

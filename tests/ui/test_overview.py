@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.registry import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
-from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store
+from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, move_detail
 from mlflow_deploy_plugin.store.monitors import MonitorNote
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE
@@ -123,7 +123,8 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
 
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
-    assert numbers == [f"{counted.requests:.0f}", f"{counted.errors:.0f}", "100 ms"] == ["100", "5", "100 ms"]
+    assert (counted.requests, counted.errors) == (100, 5)
+    assert numbers == ["100", "3", "2", "100 ms"]  # refused and failed together are a rollout's errors
 
 
 def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
@@ -137,6 +138,7 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
     mlflow_app.store.remove_endpoint("stepping")
     assert "Roll back to version 1</button>" in html
+    assert html.count(' name="why"') == 1
     assert '<p class="muted">Change the traffic, not now: the traffic of &#39;stepping&#39; is its rollout' in html
     assert html.lower().count("not now: ") == 1
 
@@ -146,9 +148,40 @@ def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any
     mlflow_app.store.add_endpoint("onnxserve", spec)
     html = mlflow_app.client.get(PAGE, query_string={"endpoint": "remaining"}).get_data(as_text=True)
     mlflow_app.store.remove_endpoint("remaining")
-    (traffic,) = re.findall(r'data-label="Traffic">(.*?)</td>', html, re.DOTALL)
-    assert 'value="60"' in traffic
-    assert traffic.split()[-2:] == ["100", "%"]
+    assert re.findall(r'data-label="Traffic">(.*?)</td>', html) == ["100 %"]
+    assert 'name="weight:remaining" value="60"' in html
+
+
+def test_a_rollback_is_offered_once_something_was_served_before(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mlflow_app.model()
+    stored = mlflow_app.store.add_endpoint("onnxserve", new_endpoint("moved", f"models:/{model}/Production"))
+    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
+    before = mlflow_app.client.get(PAGE).text
+    mlflow_app.registry.transition_model_version_stage(model, "2", "Production", False)
+    detail = move_detail("Production", "1")
+    mlflow_app.store.record("transition", model=model, version="2", before="1", after="Production", detail=detail)
+
+    after = mlflow_app.client.get(PAGE).text
+
+    mlflow_app.store.remove_endpoint("moved")
+    assert "Roll back" not in before
+    assert "Change the traffic</button>" in before
+    assert "Roll back to version 1</button>" in after
+
+
+def test_the_page_of_a_model_has_the_endpoints_that_serve_it(mlflow_app: Any, endpoint: str) -> None:
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("of-another", "models:/another/1"))
+    model = endpoint.removeprefix("of-")
+    own, none = (mlflow_app.client.get(f"{PAGE}?model={name}").text for name in (model, "nowhere"))
+    mlflow_app.store.remove_endpoint("of-another")
+    assert re.findall(r'<h2 id="endpoint-([^"]+)"', own) == [endpoint]
+    assert f'action="{PAGE}?model={model}"' in own
+    assert re.findall(r'<h2 id="endpoint-([^"]+)"', none) == []
+    assert "No endpoint serves <bdi>nowhere</bdi> yet" in none
 
 
 def test_a_server_that_does_not_answer_is_silent(
@@ -200,8 +233,8 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
-    requests, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
-    assert (requests, failures) == (str(100 * (2 - len(unread))), str(5 * (2 - len(unread))))
+    requests, refused, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
+    assert [int(one) for one in (requests, refused, failures)] == [one * (2 - len(unread)) for one in (100, 3, 2)]
     assert all(f"{pod}: no command can be run there" in html for pod in unread)
 
 
@@ -239,6 +272,24 @@ def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
     judged_window(store, endpoint, "hits", start, verdict, "", reason)
 
 
+def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
+    store, start = mlflow_app.store, datetime(2013, 7, 9, tzinfo=UTC)
+    store.add_endpoint("onnxserve", new_endpoint("by-hand", "models:/m/1", {"monitors.hits.every": "1d"}))
+    monitors = Monitors(store)
+    pages = []
+    for day, by_hand in enumerate((False, True)):
+        begin = start + timedelta(days=day)
+        window = monitors.add("by-hand", "hits", begin, begin + timedelta(days=1), by_hand=by_hand)
+        monitors.update(replace(window, state="judged", verdict="kept"))
+        pages.append([mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=by-hand")])
+    store.remove_endpoint("by-hand")
+
+    (before, _), (after, own) = pages
+    assert rows_of_monitors(before, "by-hand") == ["hits 2013-07-09 kept"]
+    assert rows_of_monitors(after, "by-hand") == ["hits 2013-07-10 kept judged by hand"]
+    assert re.findall(r'window-fine( by-hand)?" title="hits', own) == ["", " by-hand"]
+
+
 def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(mlflow_app: Any) -> None:
     name, store, monitors = "made-anew", mlflow_app.store, {f"monitors.{one}.every": "1d" for one in ("hits", "new")}
     experiment = mlflow.MlflowClient().create_experiment(f"onnxserve/{name}")
@@ -267,6 +318,7 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
     for number in range(31):
         store.add_endpoint("onnxserve", new_endpoint(f"alerted-{number:02}", "models:/m/1"))
     detail = {"lines": ["m version 3: drift", "- <delay>"], "next": "next: onnxserve retrain alerted-30"}
+    detail["link"] = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
     Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
     page, own, other = (
         mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
@@ -279,8 +331,9 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
     assert '<a href="/onnxserve?endpoint=alerted-30">alerted-30</a> <b>daily</b> since' in page
     said = own[own.index('<ul class="alerts">') :]
     assert " ".join(re.sub("<[^>]*>", " ", said[: said.index("</ul>")]).split()) == (
-        "daily since 2026-11-20 03:10 UTC m version 3: drift - &lt;delay&gt; next: onnxserve retrain alerted-30"
+        "daily since 2026-11-20 03:10 UTC m version 3: drift - &lt;delay&gt; next: onnxserve retrain alerted-30 report"
     )
+    assert f'href="{detail["link"]}"' in said
     assert "firing" not in other
 
 
@@ -318,8 +371,8 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     mlflow_app.store.remove_endpoint(f"of-{unread}")
 
     why = f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first"
-    assert f'<button disabled title="{why}">Change the traffic</button>' in html
-    assert f'<button class="danger" disabled title="{why}">Roll back</button>' in html
+    assert f'value="traffic" disabled title="{why}">Change the traffic</button>' in html
+    assert "Roll back" not in html  # nothing was served before
     assert f"Not now: {why}</p>" in html
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1)

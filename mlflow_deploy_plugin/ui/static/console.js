@@ -91,10 +91,10 @@ class Page {
   }
 }
 
-// Somebody is in it, or has typed or chosen something.
+// Somebody is in it, has opened a form in it, or has typed or chosen something.
 function isUsed(part) {
   const isChanged = (field) => field.value !== (field.options ? initial(field) : field.defaultValue);
-  return part.contains(document.activeElement) || [...part.querySelectorAll("input, select")].some(isChanged);
+  return part.contains(document.activeElement) || part.matches("details[open]") || part.querySelector("details[open]") !== null || [...part.querySelectorAll("input, select")].some(isChanged);
 }
 
 function initial(select) {
