@@ -242,7 +242,7 @@ def test_it_is_readable_on_a_phone_by_day_and_by_night(console: Console, scheme:
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     texts = {".legend b": "color", ".legend li": "color", ".chart figcaption .muted": "color", ".card .reason": "color"}
-    shapes = {"path.c0": "stroke", ".actions input[name=why]": "borderTopColor"}
+    shapes = {"path.c0": "stroke", "details input[name=why]": "borderTopColor"}
     contrast = page.evaluate(CONTRAST, [*texts.items(), *shapes.items()])
     assert min(contrast[text] for text in texts) >= 4.5
     assert min(contrast[shape] for shape in shapes) >= 3

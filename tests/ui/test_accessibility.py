@@ -1,5 +1,6 @@
 """The pages that MLflow's server shows, in every state they have, break no rule of axe-core."""
 
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from urllib.parse import urlsplit
 import mlflow
 import orjson
 import pytest
+from matplotlib.image import imread
 from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
 from mlflow_deploy_plugin.monitoring.reports import build_report
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
+from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import VariantSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
@@ -26,7 +30,7 @@ from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromi
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving
-from tests.support.results import result_of
+from tests.support.results import FIRST, result_of
 
 pytestmark = NEEDS_CHROMIUM
 ENDPOINT = "of-" + "a-long-name" * 5
@@ -148,6 +152,21 @@ def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_
 def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
     page.set_content(str(build_report(result_of(size=9.0, distance=1.0))["report.html"]))
     assert accessibility_findings(page) == []
+
+
+@pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
+def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page: Any, scheme: Any, ground: int) -> None:
+    name = "a_long_name_of_a_column" * 4
+    wide = Finding(name, "distribution", "drift", "so it is " * 20, 9.0, 3.0, change="so " * 30)
+    before = PastWindow(FIRST, "no drift", {"statistic": 1.0, "threshold": 3.0})
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.set_content(str(build_report(result_of(1, size=9.0, findings=(wide,)), [before])["report.html"]))
+    page.locator("summary").click()
+    too_wide = "[...document.querySelectorAll('html, .scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
+    assert page.evaluate(too_wide) == 0
+    corner = imread(io.BytesIO(page.get_by_role("img").screenshot()))[0, 0, :3]
+    assert (corner * 255).round().tolist() == [ground] * 3
 
 
 def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:

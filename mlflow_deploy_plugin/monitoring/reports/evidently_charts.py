@@ -36,6 +36,11 @@ _SEED = 0  # chooses the rows that are drawn where there are more than `MAX_ROWS
 _METHOD = "onnxserve"
 _MISSING, _OTHER = "(missing)", "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
+_SHARE_THRESHOLD = re.compile(
+    r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
+    r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
+)
+"""Evidently's text about `drift_share`, which readers take for the threshold of the columns; the group is the share."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
@@ -160,6 +165,7 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
             page, figures = snapshot.get_html_str(as_iframe=False), snapshot.json()
     finally:
         _scores.reset(token)
+    page = _SHARE_THRESHOLD.sub(lambda said: said[1] or "", page)
     # Evidently writes its data as plain JSON; no name or value in it may end their script
     return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page), figures
 

@@ -247,7 +247,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
 
 
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> tuple[bytes, str]:
-    """Return a PNG with one panel for each line that has values, and what it shows in words; empty if none has.
+    """Return a PNG with one panel for each line of two values at least, and its content in words; empty if none has.
 
     Args:
         windows: in any order; those without a value are marked at the foot.
@@ -258,8 +258,7 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
     from matplotlib.figure import Figure
 
     ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
-    finite = {name for window in ordered for name, value in window.figures.items() if math.isfinite(value)}
-    drawn = [one for one in series if one.value in finite]
+    drawn = [one for one in series if sum(map(math.isfinite, one.points(ordered)[0])) > 1]
     if not drawn:
         return b"", ""
     words = []
@@ -273,7 +272,7 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
         values, bounds, colours = one.points(ordered)
         known = [place for place, value in enumerate(values) if math.isfinite(value)]
         alarms = sum(colours[place] == _ALARM for place in known)
-        newest = f"newest {values[known[-1]]:.4g}, bound {bounds[known[-1]]:.4g}"
+        newest = f"newest {values[known[-1]]:.4g}, threshold {bounds[known[-1]]:.4g}"
         words.append(f"{one.title}: {newest}, an alarm in {alarms} of {len(known)} windows")
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)

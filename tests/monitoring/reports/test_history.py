@@ -230,7 +230,7 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta) -> None:
             assert draw_trend([SCORE], windows, length)[0].startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("value", "count"), [(1.0, 1), (-123456.78, 3), (2e-7, 40)])
+@pytest.mark.parametrize(("value", "count"), [(1.0, 2), (-123456.78, 3), (2e-7, 40)])
 def test_nothing_of_a_picture_is_cut_off_at_its_edges(value: float, count: int) -> None:
     windows = [
         PastWindow(
@@ -319,13 +319,22 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
 
 
 def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
-    judged = PastWindow(START, "drift", {"statistic": 6.5, "threshold": 3.0})
-    windows = [judged, PastWindow(START + timedelta(days=1), "not judged", {})]
-    lines = [SCORE, TrendLine("a column without values", "drift_score/x", "threshold")]
+    windows = [
+        PastWindow(START, "no drift", {"statistic": 1.0, "threshold": 3.0}),
+        PastWindow(START + timedelta(days=1), "drift", {"statistic": 6.5, "threshold": 3.0, "drift_score/x": 6.5}),
+        PastWindow(START + timedelta(days=2), "not judged", {}),
+    ]
+    lines = [SCORE, TrendLine("a column of one value", "drift_score/x", "threshold")]
 
     _, words = draw_trend(lines, windows, timedelta(days=1))
 
-    assert words == "largest score: newest 6.5, bound 3, an alarm in 1 of 1 windows"
+    assert words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
+
+
+def test_one_value_is_no_trend() -> None:
+    judged = PastWindow(START, "drift", {"statistic": 6.5, "threshold": 3.0})
+    windows = [judged, PastWindow(START + timedelta(days=1), "not judged", {})]
+    assert draw_trend([SCORE], windows, timedelta(days=1)) == (b"", "")
 
 
 def red_and_green(picture: bytes) -> tuple[int, int]:

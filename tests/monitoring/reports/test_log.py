@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.result import Finding, State
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from tests.support.results import FIRST, result_of
@@ -76,7 +77,9 @@ log_result(pickle.load(sys.stdin.buffer), Files())
 def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient) -> None:
     given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
-    run = log_result(given, {**build_report(given), "sketches.parquet": b"\xffPAR1"})
+    before = PastWindow(FIRST - timedelta(days=1), "no drift", {"statistic": 0.5, "threshold": 3.0})
+
+    run = log_result(given, {**build_report(given, [before]), "sketches.parquet": b"\xffPAR1"})
 
     logged = tracking.get_run(run.run_id)
     assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")
@@ -95,8 +98,8 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert point.timestamp == given.window.end_us // 1000
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
     page = artifact(run.run_id, "report.html").decode()
-    words = "largest score of a column: newest 6.5, bound 3, an alarm in 1 of 1 windows; temperature: newest 6.5"
-    assert f"<img alt='{words}" in page
+    words = "largest score of a column: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
+    assert f"<img alt='{words}'" in page
     assert "<title>whole, daily, 2013-07-01/2013-07-02</title></head>" in page
     assert "name='viewport'" in page
     assert "@media (prefers-color-scheme: dark)" in page
@@ -371,7 +374,9 @@ def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) ->
     )
     given = result_of(endpoint="criteria", kind="performance", findings=found, state="violated")
 
-    run = log_result(given, build_report(given))
+    before = PastWindow(FIRST - timedelta(days=1), "kept", {"criterion/accuracy": 0.84})
+
+    run = log_result(given, build_report(given, [before]))
 
     metrics = tracking.get_run(run.run_id).data.metrics
     assert metrics["criterion/accuracy"] == 0.71

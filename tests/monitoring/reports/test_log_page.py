@@ -1,6 +1,7 @@
 """The files of a report: Evidently agrees with the verdict, and no column kills them."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -147,6 +148,16 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     assert 'src="http' not in page
 
 
+def test_the_page_has_the_threshold_of_the_verdict_and_no_other() -> None:
+    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in ("wind", "calm")]
+
+    page = str(build_report(replace(result_of(wind=9.0, calm=0.5), report=ReportData(pairs)))["report.html"])
+
+    assert re.findall(r"(\w+) threshold is ([\d.]+\d)", page) == [("drift", "3.00")] * 2
+    assert '"Share of Drifted Columns: Actual value 0.500"' in page
+    assert "Less 0" not in page
+
+
 SINCE = "2013-06-29T00:00:00+00:00"
 
 
@@ -158,8 +169,9 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> 
     page = str(build_report(result_of(calm=1.0, findings=(found,)))["report.html"])
 
     assert "<th>since (UTC)<th>in a row<th>value<th>threshold<th>change<th>why" in page
-    assert f">drift<td class=s>2013-06-29<td class=n>3<td class=n>6<td class=n>3<td>{change}<td>on 500 rows<" in page
-    assert ">no drift<td class=s><td class=n><td class=n>1<td class=n>3<td><td><" in page
+    rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
+    assert f"wind|{check}|drift|2013-06-29|3|6|3|{change}|on 500 rows" in rows
+    assert "calm|distribution|no drift|||1|3||" in rows
     calm = build_report(result_of(calm=1.0))["report.html"]
     assert not any(name in calm for name in ("since (UTC)", "in a row", "<th>change"))
 
@@ -197,7 +209,7 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
     page = str(build_report(given)["report.html"])
 
     assert "<span class='undecided'>cannot tell</span>" in page
-    assert "<td class='s undecided'>cannot tell" in page
+    assert "<td class='s undecided' data-label=outcome>cannot tell" in page
 
 
 def test_what_is_not_judged_has_a_page_that_says_why() -> None:
