@@ -155,6 +155,7 @@ class Artifact:
         has_signature: the MLmodel file has one. Without one, `tensors` are the inputs of the loaded graph.
         inputs / outputs: those of the graph, bound to the signature. Empty for a stock `onnx` model until it is loaded.
         refusals: the values that the server refuses because the original does.
+        categories: the values of each column of texts that an encoder of the model has learned, if they are few.
         prediction: the outputs that `predict` returns: a single one as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
         classes: the labels in the order of the columns of the probabilities.
@@ -181,6 +182,7 @@ class Artifact:
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
     refusals: Refusals = NO_REFUSALS
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prediction: tuple[str, ...] = ()
     classes: tuple[str | int | float | bool, ...] = ()
     framework: str = "onnx"
@@ -324,6 +326,7 @@ def read_artifact(folder: Path) -> Artifact:
             inputs=tuple(inputs),
             outputs=tuple(Output(*_read_array(one, one), one["role"]) for one in given.get("outputs", ())),
             refusals=Refusals(missing, infinite, categories),
+            categories={str(column): tuple(map(str, known)) for column, known in given.get("categories", {}).items()},
             prediction=tuple(given.get("prediction", ())),
             classes=tuple(given.get("classes", ())),
             framework=str(given.get("framework", "onnx")),

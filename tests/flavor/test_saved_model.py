@@ -8,7 +8,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from sklearn.pipeline import Pipeline
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.flavor.saved_model import data_digest, environment_lock, own_requirement, provenance_section
@@ -108,3 +110,13 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
 
     assert "git_commit" not in found
     assert found["dataset_name"] == "reference"
+
+
+def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path: Path) -> None:
+    table = pd.DataFrame({"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]})
+    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    model = make_pipeline(encoder, LogisticRegression()).fit(table, np.arange(400) % 2)
+
+    onnxserve.save_model(model, tmp_path / "model", input_example=table)
+
+    assert read_artifact(tmp_path / "model").categories == {"city": ("oslo", "rome")}

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.support.models import write_model
 
 DIGITS = """
@@ -28,6 +30,15 @@ QUOTED = 'it\'s "quoted" & <b>bold</b>'
 
 def with_example(folder: Path, document: dict[str, Any]) -> Path:
     (folder / "serving_input_example.json").write_text(json.dumps(document))
+    return folder
+
+
+def with_categories(folder: Path, **categories: list[str]) -> Path:
+    """Write into the MLmodel file which values these columns have."""
+    file = folder / "MLmodel"
+    document = yaml.safe_load(file.read_text())
+    document["flavors"]["onnxserve"]["categories"] = categories
+    file.write_text(yaml.safe_dump(document))
     return folder
 
 

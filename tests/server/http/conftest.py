@@ -18,7 +18,7 @@ FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"
 
 @pytest.fixture(scope="session")
 def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
-    """flights (a table, classes), digits (pictures, classes), hostile (names that are HTML), tensor, stock."""
+    """flights (a table, classes), digits (pictures, classes), hostile (names of HTML), tensor, stock, airlines."""
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
     state_dir.mkdir()
@@ -30,6 +30,7 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
         "hostile": page_models.hostile_model(root / "hostile"),
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
+        "airlines": page_models.with_categories(mixed_model(root / "airlines"), carrier=["AA", "UA", "W&N"]),
     }
     with gunicorn(
         state_dir,

@@ -7,10 +7,11 @@ policy allows no script that is not a file of this package, and no other host.
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +74,7 @@ def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawRes
 
 def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     schema, example, artifact = subject.schema, subject.example, subject.artifact
-    fields = form_fields(schema, example)
+    fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories})
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
     page_data = {
         "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
@@ -177,6 +178,14 @@ def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 Kind = Literal["number", "boolean", "string", "tensor"]
 
+_KIND_WORDS = {
+    "f": ("number", "numbers"),
+    "i": ("whole number", "whole numbers"),
+    "u": ("whole number", "whole numbers"),
+    "b": ("true or false", "true or false"),
+    "str": ("text", "texts"),
+}
+"""numpy's kind of a dtype, or `str` → the words for one value and for several."""
 _LEAST_SIDE, _MOST_SIDE = 8, 4096
 """Pixels; shorter sides are hardly those of a picture, and longer ones too much for a browser."""
 
@@ -205,24 +214,36 @@ class FormField:
     Attributes:
         id: of its element on the page.
         quoted_name: the name as the server's errors quote it.
-        meaning: type, or dtype and shape, as text.
+        type: type, or dtype and shape, as developers write them.
+        words: the same for everybody.
         is_nullable: True if an empty field is sent as null.
         value: the initial text of the field.
+        choices: the categories of the column, as text; empty if they are not known.
     """
 
     id: str
     name: str
     quoted_name: str
     kind: Kind
-    meaning: str
+    type: str
+    words: str
     is_nullable: bool
     is_required: bool
     value: str
+    choices: tuple[str, ...] = ()
     picture: ImageInput | None = None
 
 
-def form_fields(schema: Schema, example: Example) -> list[FormField]:
-    """Return the fields of a form, in the signature's order, filled with the example's first row."""
+def form_fields(
+    schema: Schema,
+    example: Example,
+    categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
+) -> list[FormField]:
+    """Return the fields of a form, in the signature's order, filled with the example's first row.
+
+    Args:
+        categories: column → its values.
+    """
     if not schema.columns:
         return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
@@ -240,10 +261,12 @@ def form_fields(schema: Schema, example: Example) -> list[FormField]:
                 name=column.name,
                 quoted_name=repr(column.name),
                 kind=kinds.get(dtype, "number"),
-                meaning=column.type,
+                type=column.type,
+                words=_KIND_WORDS["str" if dtype == "str" else np.dtype(dtype).kind][0],
                 is_nullable=dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None),
                 is_required=column.required,
-                value=value if isinstance(value, str) else dump_json(value).decode(),
+                value=_field_text(value),
+                choices=tuple(map(_field_text, categories.get(column.name, ()))),
             )
         )
     return fields
@@ -273,8 +296,24 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
     values = example.values.get(tensor.name, example.values.get(name))
     is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
     shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
-    meaning, picture = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}", image_input(tensor)
-    return FormField(f"field-{position}", name, repr(tensor.name), "tensor", meaning, False, True, shown, picture)
+    type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
+    words = f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, {sizes}"
+    return FormField(
+        id=f"field-{position}",
+        name=name,
+        quoted_name=repr(tensor.name),
+        kind="tensor",
+        type=type,
+        words=words,
+        is_nullable=False,
+        is_required=True,
+        value=shown,
+        picture=image_input(tensor),
+    )
+
+
+def _field_text(value: Any) -> str:
+    return value if isinstance(value, str) else dump_json(value).decode()
 
 
 def snippets(

@@ -51,6 +51,8 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
         ("number", "9007199254740993", False, False),
         ("boolean", "true", False, True),
     ]
+    assert [field.words for field in fields] == ["number", "text", "whole number", "true or false"]
+    assert [field.type for field in fields] == ["double", "string", "long", "boolean"]
     assert fields[1].quoted_name == '"it\'s"'  # as Python's repr, which the errors use
 
 
@@ -60,3 +62,24 @@ def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> No
     schema = compile_schema((column,), (), (Input("wind_gust", "float64", (-1, 1), ("wind_gust",), None),))
     (field,) = form_fields(schema, Example({"wind_gust": [missing]}, 1, True))
     assert (field.value, field.is_nullable) == ("", True)
+
+
+def test_a_column_of_categories_has_them_as_choices_in_the_form_of_its_values() -> None:
+    columns = (Column("carrier", "string"), Column("month", "long"), Column("note", "string"))
+    inputs = tuple(
+        Input(column.name, dtype, (-1, 1), (column.name,))
+        for column, dtype in zip(columns, ("str", "int64", "str"), strict=True)
+    )
+    schema = compile_schema(columns, (), inputs)
+    fields = form_fields(schema, Example({}, 0, False), {"carrier": ("AA", "UA"), "month": (1, 2)})
+    assert [field.choices for field in fields] == [("AA", "UA"), ("1", "2"), ()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("float32", "numbers, any × 4"), ("int8", "whole numbers, any × 4"), ("str", "texts, any × 4")]
+)
+def test_a_tensor_has_words_for_its_values(dtype: str, words: str) -> None:
+    (field,) = form_fields(
+        compile_schema((), (Tensor("x", dtype, (-1, 4)),), (Input("x", dtype, (-1, 4)),)), Example({}, 0, False)
+    )
+    assert field.words == words

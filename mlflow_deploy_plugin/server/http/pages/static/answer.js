@@ -95,7 +95,8 @@ function single([name, values], probabilities) {
 function table(columns, probabilities, rows) {
   const shown = make("table");
   const head = make("tr");
-  const names = ["Row", ...columns.map(([name]) => name), ...(probabilities ? ["Probabilities"] : [])];
+  const numbered = rows !== 1;
+  const names = [...(numbered ? ["Row"] : []), ...columns.map(([name]) => name), ...(probabilities ? ["Probabilities"] : [])];
   for (const name of names) {
     const title = make("th", "", name);
     title.scope = "col";
@@ -104,7 +105,7 @@ function table(columns, probabilities, rows) {
   const body = make("tbody");
   for (let row = 0; row < Math.min(rows, MAX_ROWS_SHOWN); row++) {
     const line = make("tr");
-    line.append(make("td", "row-number", String(row)));
+    if (numbered) line.append(make("td", "row-number", String(row)));
     for (const [, values] of columns) line.append(make("td", "", row < values.length ? cell(values[row]) : ""));
     if (probabilities) {
       const chart = make("td");

@@ -22,7 +22,7 @@ function fieldJson(field) {
   const typed = element(field.id).value;
   const text = typed.trim();
   if (field.kind === "tensor") return pictures.get(field.id) ?? (text || "null");
-  if (typed === "" && (field.is_nullable || field.kind === "number")) return "null";
+  if (typed === "" && (field.is_nullable || field.kind === "number" || field.choices.length)) return "null";
   if (field.kind === "boolean" || (field.kind === "number" && JSON_NUMBER.test(text))) return text;
   return JSON.stringify(typed);
 }
