@@ -65,9 +65,9 @@ def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
 def log(judgement: MonitorResult, evidence: ReportData) -> str:
     """Reports the judgement, and gives the page of its run."""
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
-    from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
+    from mlflow_deploy_plugin.monitoring.reports import build_report, log_result, past_windows
 
-    return log_result(judgement, build_report(replace(judgement, report=evidence))).url
+    return log_result(judgement, build_report(replace(judgement, report=evidence), past_windows(judgement))).url
 
 
 def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
