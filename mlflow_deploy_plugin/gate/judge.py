@@ -42,12 +42,11 @@ from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, 
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
-from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
+from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime import Array, combine_hashes, hash_files, numpy_dtype
 
-_NOTHING_SERVED = "nothing is served that it could be compared with"
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
 
 
@@ -72,6 +71,7 @@ class _Checks:
     candidate: LoadedModel
     allows_code: bool = True
     original: str = ""
+    against: str = ""
     current_folder: Path | None = None
     current: LoadedModel | None = None
     labelled: LabelledRows | None = None
@@ -81,13 +81,14 @@ class _Checks:
 
     def load_current(self, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
         """Load the current version. If it is broken, the candidate is judged alone."""
+        self.against = current.source
         try:
             folder = folders.enter_context(downloaded_version(current))
             self.current, self.current_folder = load_version(folder, allowed.code), folder
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
-            self.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
+            self.notes.append(f"{self.against} cannot be loaded to compare with it: {error.message}")
 
     def run(self) -> Iterator[CheckResult]:
         yield self.parity()
@@ -142,8 +143,8 @@ class _Checks:
 
     def signature(self) -> CheckResult:
         if self.current is None:
-            return CheckResult("signature", "skipped", _NOTHING_SERVED)
-        return check_signature(self.candidate.artifact, self.current.artifact)
+            return CheckResult("signature", "skipped", NO_CURRENT)
+        return check_signature(self.candidate.artifact, self.current.artifact, self.against)
 
     def evaluation(self) -> CheckResult:
         policy = self.policy.evaluation
@@ -159,10 +160,10 @@ class _Checks:
             try:
                 current = self.current.predict(cast_to_signature(self.current.artifact, labelled.rows))
             except OnnxserveError as error:
-                reason = f"what is served cannot answer the dataset's rows: {error.message}"
+                reason = f"{self.against} cannot answer the dataset's rows: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
         self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
-        return check_evaluation(labelled.truth, predictions, current, policy, self.policy.seed)
+        return check_evaluation(labelled.truth, predictions, current, policy, self.policy.seed, self.against)
 
     def robustness(self) -> CheckResult:
         policy, seed = self.policy.robustness, self.policy.seed
@@ -174,11 +175,11 @@ class _Checks:
         if self.labelled is not None and self.predictions is not None:
             metric = metric or default_metric(self.labelled.truth, self.predictions)
             truth = self.labelled.truth[picked]
-        rows, served = take_rows(rows, picked), None
+        rows, current = take_rows(rows, picked), None
         if self.current is not None:
-            served = self.current, own_columns(self.current.artifact, rows)
+            current = self.current, own_columns(self.current.artifact, rows)
         own = own_columns(self.candidate.artifact, rows)
-        return check_robustness(self.candidate, own, policy, seed, truth, metric, served)
+        return check_robustness(self.candidate, own, policy, seed, truth, metric, current, self.against)
 
     def disturbances(self) -> CheckResult:
         policy, evaluation = self.policy.robustness, self.policy.evaluation
@@ -222,9 +223,9 @@ class _Checks:
         if self.current_folder is not None:
             try:
                 candidate, current = measure_costs([self.folder, self.current_folder], rows, policy.batch)
-                return check_budget(candidate, current, policy)
+                return check_budget(candidate, current, policy, self.against)
             except InferenceError as error:
-                self.notes.append(f"not measured beside what is served: {error.message}")
+                self.notes.append(f"not measured in turns with {self.against}: {error.message}")
         (candidate,) = measure_costs([self.folder], rows, policy.batch)
         return check_budget(candidate, None, policy)
 
@@ -251,7 +252,7 @@ def judge(
     """Run the checks and return the verdict. A fault of the version or of the policy's dataset is a failed check.
 
     Args:
-        current: the version that is served now; None if there is none.
+        current: the version that is compared with, as the one that is served now; None if there is none.
         allowed: what may be done here for it.
         original: the URI of the torch model that the candidate was made of; default: the one that it names.
 

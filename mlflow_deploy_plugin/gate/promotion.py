@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.registry import (
     GATE_POLICY_TAG,
     GATE_REASON_TAG,
     GATE_TAG,
+    PASSED_WITHOUT_EVALUATION,
     STARTED_AT,
     GateStatus,
     ResolvedModel,
@@ -44,7 +45,7 @@ class Promotion:
         to: the stage, or @alias.
         uri: the model URI by which endpoints follow it.
         before: the version that was there; empty if there was none.
-        gate: `passed`, `forced`, or `not asked` if the policy does not gate the stage or alias.
+        gate: a passed `VerdictState`, `forced`, or `not asked` if the policy does not gate the stage or alias.
         reason: the reason of the gate, or of the person who forced it.
         report: the address of the gate's report; empty if there is none.
         is_moved: False if it was there already, and nothing was done.
@@ -176,7 +177,7 @@ class _Request:
         if (ungated := self.ungated()) is not None:
             return ungated
         # a forced one need not wait for the same verdict again
-        counted = ("passed", "failed") if force else ("passed",)
+        counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:
                 version, at = self.candidate.version, self.tags[GATE_AT_TAG]

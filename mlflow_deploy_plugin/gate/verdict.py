@@ -9,6 +9,9 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mlflow_deploy_plugin.registry import PASSED_WITHOUT_EVALUATION, VerdictState
+
+NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]
 MAX_FIGURE = 1e300  # MLflow stores infinity as the largest number there is, which looks like a figure
 
@@ -45,7 +48,7 @@ class GateVerdict:
 
     Attributes:
         digest: the digest of all files that were judged (`runtime.combine_hashes`).
-        against: the version that it was compared with, as models:/X/6; empty if nothing was served.
+        against: the version that it was compared with, as models:/X/6; empty if there was none.
         policy: the fields of the policy; `policy_digest` identifies them.
         policy_from: the place of the policy, for the reader.
     """
@@ -65,8 +68,11 @@ class GateVerdict:
         return not any(check.state == "failed" for check in self.checks)
 
     @property
-    def state(self) -> Literal["passed", "failed"]:
-        return "passed" if self.passed else "failed"
+    def state(self) -> VerdictState:
+        if not self.passed:
+            return "failed"
+        is_evaluated = any(check.name == "evaluation" and check.state == "passed" for check in self.checks)
+        return "passed" if is_evaluated else PASSED_WITHOUT_EVALUATION
 
     @property
     def reason(self) -> str:

@@ -61,9 +61,11 @@ from .tags import OPTIMIZED_FROM_TAG as OPTIMIZED_FROM_TAG
 from .tags import OPTIMIZED_WITH_TAG as OPTIMIZED_WITH_TAG
 from .tags import PARENT_TAG as PARENT_TAG
 from .tags import PASSED_STATES as PASSED_STATES
+from .tags import PASSED_WITHOUT_EVALUATION as PASSED_WITHOUT_EVALUATION
 from .tags import TRAINING_TAG as TRAINING_TAG
 from .tags import WRAPPED_FROM_TAG as WRAPPED_FROM_TAG
 from .tags import GateStatus as GateStatus
+from .tags import VerdictState as VerdictState
 from .tags import gate_status_of as gate_status_of
 from .tags import tag_version as tag_version
 from .tags import untag_version as untag_version

@@ -8,6 +8,7 @@
 | one alias                       | `get_model_version_by_alias`                                             |
 | each tag                        | `search_model_versions` for the newest version with it                   |
 
+A version that passed its gate without an evaluation takes another call for the policy that its model has now.
 MLflow's own `get_latest_versions` makes two calls: it asks for the registered model first, which has the answer.
 A version that has an alias and is not the newest of its stage is fetched once, and again when MLflow says that the
 model has changed. No look reads every version: a model may have thousands, each with its tags.
@@ -15,7 +16,7 @@ model has changed. No look reads every version: a model may have thousands, each
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,14 @@ from mlflow_deploy_plugin.registry.model_uri import (
     parse_model_uri,
     registered_meta,
 )
-from mlflow_deploy_plugin.registry.tags import GATE_TAG, GateStatus, gate_status_of
+from mlflow_deploy_plugin.registry.tags import (
+    GATE_POLICY_TAG,
+    GATE_TAG,
+    PASSED_WITHOUT_EVALUATION,
+    GateStatus,
+    gate_status_of,
+    names_dataset,
+)
 from mlflow_deploy_plugin.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
@@ -172,8 +180,21 @@ def _resolved_version(model_uri: str, uri: ModelURI, found: "ModelVersion") -> R
     )
     version = str(found.version)
     source = f"models:/{uri.name}/{version}"
-    gate_status, registered_at = gate_status_of(found.tags), found.creation_timestamp or 0
+    gate_status, registered_at = _gate_status(uri.name, found.tags), found.creation_timestamp or 0
     return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
+
+
+def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
+    """Return the gate status of a version. If it passed without an evaluation, the policy must not demand any now."""
+    status = gate_status_of(tags)
+    if status.state != PASSED_WITHOUT_EVALUATION:
+        return status
+    with registry_errors(f"model {name}"):
+        policy = registry_client().get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
+    if not names_dataset(policy):
+        return status
+    reason = f"it {status.state}, and the policy of {name} names a dataset: `onnxserve gate` evaluates it"
+    return GateStatus(False, "", reason, status.report)
 
 
 def _non_empty(**aspects: str | None) -> dict[str, str]:
@@ -294,7 +315,7 @@ class BatchResolver:
         self._looked_at_again: set[tuple[str, str]] = set()
 
     def look_again(self, resolved: ResolvedModel) -> None:
-        """Fetch this version at each look from now on: its verdict is on other files, and awaits a new one."""
+        """Fetch this version in each call from now on: its verdict is on other files, and a new verdict may come."""
         self._looked_at_again.add((resolved.name, resolved.version))
 
     def resolve(self, model_uris: Iterable[str]) -> dict[str, Resolution]:
@@ -318,7 +339,7 @@ class BatchResolver:
                 resolutions |= dict.fromkeys(uris, error)
                 continue
             for uri, one in parsed.items():
-                resolutions[uri] = _resolved_version(uri, one, found[one]) if one in found else _try_resolve(uri)
+                resolutions[uri] = _try_resolve(uri, found.get(one))
         return resolutions
 
     def _find_versions(self, name: str, uris: Sequence[ModelURI]) -> "dict[ModelURI, ModelVersion]":
@@ -357,8 +378,9 @@ class BatchResolver:
         return known
 
 
-def _try_resolve(model_uri: str) -> Resolution:
+def _try_resolve(model_uri: str, found: "ModelVersion | None" = None) -> Resolution:
+    """Return the resolution of the URI, whose version may be found already."""
     try:
-        return resolve(model_uri)
+        return resolve(model_uri) if found is None else _resolved_version(model_uri, parse_model_uri(model_uri), found)
     except OnnxserveError as error:
         return error

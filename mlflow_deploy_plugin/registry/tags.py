@@ -3,20 +3,26 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+import yaml
 
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 
 ERROR_TAG = "onnxserve.error"
 
 GATE_TAG = "onnxserve.gate"
-"""`passed`, `failed` or `forced`; a version without it has not been through the gate."""
-PASSED_STATES = ("passed", "forced")
+"""A `VerdictState` or `forced`; a version without it has not been through the gate."""
+VerdictState = Literal["passed", "passed without an evaluation", "failed"]
+PASSED_WITHOUT_EVALUATION: VerdictState = "passed without an evaluation"
+"""The state of a version that no labelled rows have judged."""
+PASSED_STATES = ("passed", PASSED_WITHOUT_EVALUATION, "forced")
 GATE_REASON_TAG = "onnxserve.gate.reason"
 """One line: what failed, what passed, or why and by whom it was forced."""
 GATE_REPORT_TAG = "onnxserve.gate.report"
 """The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking server has no pages."""
 GATE_AGAINST_TAG = "onnxserve.gate.against"
-"""The version that it was compared with, e.g. models:/flight-delay/6; empty if nothing was served."""
+"""The version that it was compared with, e.g. models:/flight-delay/6; empty if there was none."""
 GATE_AT_TAG = "onnxserve.gate.at"
 """The time of the verdict, as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
@@ -60,7 +66,7 @@ class GateStatus:
 
     Attributes:
         passed: the version may be promoted and served: it passed, or a person forced it.
-        state: `passed`, `failed`, `forced`, or empty if there is no verdict on the version's files.
+        state: a `VerdictState`, `forced`, or empty if there is no verdict on the version's files.
         reason: one line for a person.
         report: the address of the report; empty if there is none.
         digest: the digest of all files that were judged; empty if the verdict does not record it.
@@ -97,6 +103,16 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
         )
         return GateStatus(False, "", reason, report)
     return GateStatus(state in PASSED_STATES, state, reason or f"the gate says {state}", report, digest)
+
+
+def names_dataset(policy: str) -> bool:
+    """Return True if a gate policy, as YAML, names labelled rows for the evaluation, or if it is not valid."""
+    from mlflow_deploy_plugin.runtime import load_yaml  # imported late: a quarter of a second
+
+    try:
+        return bool(((load_yaml(policy) or {}).get("evaluation") or {}).get("dataset"))
+    except (yaml.YAMLError, ValueError, AttributeError):  # AttributeError: it has another form than a policy
+        return True
 
 
 def wrapped_from(name: str, version: str) -> str:

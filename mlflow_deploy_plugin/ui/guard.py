@@ -314,7 +314,7 @@ def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, ho
         return "", False
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
-    if status.state == "passed" and judged_by != policy.digest:
+    if status.passed and status.state != "forced" and judged_by != policy.digest:
         status = GateStatus(False, "", "it passed another policy than the model has now")
     if status.passed:
         try:

@@ -39,9 +39,9 @@ def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[:6] == [
-        "toy version 2: passed, compared with models:/toy/1",
+        "toy version 2: passed without an evaluation, compared with models:/toy/1",
         "  passed   parity      the ONNX form is proven on 1,000 rows",
-        "  passed   signature   the same columns and types as what is served",
+        "  passed   signature   the same columns and types as models:/toy/1",
         "  skipped  evaluation  the policy skips it",
         "  skipped  robustness  the policy skips it",
         "  skipped  budget      the policy skips it",
@@ -109,7 +109,9 @@ def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "toy version 2 is in Production (before: version 1)"
-    assert lines[1].startswith("  gate: passed; checked: parity, signature; not checked: evaluation")
+    assert lines[1].startswith(
+        "  gate: passed without an evaluation; checked: parity, signature; not checked: evaluation"
+    )
     assert lines[-1] == "  no deployment of this machine follows models:/toy/Production"
 
 
@@ -129,7 +131,7 @@ def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command
     (line,) = done.stdout.splitlines()
     assert line.startswith("toy version 2 is what is served (Production), and there is nothing to compare it with")
     known = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
-    assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed")
+    assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed without an evaluation")
 
 
 def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Command) -> None:

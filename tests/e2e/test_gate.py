@@ -70,7 +70,7 @@ def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) ->
     first = journey.run("promote", MODEL, "1", "--to", "Production")
     assert first.exit_code == 0, first.output
     assert f"{MODEL} version 1 is in Production" in first.stdout
-    assert "nothing is served that it could be compared with" in first.stdout
+    assert "there is no version to compare it with" in first.stdout
 
     config = {"require": "gate=passed"}
     journey.deployments.create_deployment("toy", f"models:/{MODEL}/Production", config=config)

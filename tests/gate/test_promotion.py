@@ -20,6 +20,9 @@ def toy(registry: MlflowClient) -> MlflowClient:
     return registry
 
 
+UNEVALUATED = "passed without an evaluation"
+
+
 def stages(client: MlflowClient) -> dict[int, str]:
     return {v.version: v.current_stage for v in client.search_model_versions("name='toy'")}
 
@@ -39,7 +42,7 @@ def actions() -> list[tuple[str, str, str]]:
 def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> None:
     said: list[str] = []
     found = promote("toy", "2", "production", actor="eva", progress=said.append)
-    assert (found.to, found.before, found.gate, found.uri) == ("Production", "1", "passed", "models:/toy/Production")
+    assert (found.to, found.before, found.gate, found.uri) == ("Production", "1", UNEVALUATED, "models:/toy/Production")
     assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
     assert said[-1] == "moving version 2 to Production"
@@ -75,7 +78,7 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
 
 def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any")
-    assert promote("toy", "4", "Production", force=True, why="why").gate == "passed"
+    assert promote("toy", "4", "Production", force=True, why="why").gate == UNEVALUATED
 
 
 def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> None:
@@ -137,7 +140,7 @@ def test_an_alias_can_be_gated_too(toy: MlflowClient) -> None:
         promote("toy", "4", "@champion")
     found = promote("toy", "2", "@champion")
     assert found.location_text == "has the alias @champion"
-    assert (found.gate, found.before, found.uri) == ("passed", "1", "models:/toy@champion")
+    assert (found.gate, found.before, found.uri) == (UNEVALUATED, "1", "models:/toy@champion")
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
 
@@ -156,7 +159,7 @@ def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: Mlfl
         promote("toy", "2", "Production", actor="eva")
     assert actions() == [("refused", "2", "eva")]
     promote("toy", "2", "Staging")  # on the way, nothing is served by it
-    assert promote("toy", "2", "Production", force=True, why="it is fast now").gate == "passed"
+    assert promote("toy", "2", "Production", force=True, why="it is fast now").gate == UNEVALUATED
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 
 
@@ -166,7 +169,7 @@ def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
     assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
         True,
         False,
-        "passed",
+        UNEVALUATED,
         "is in Production",
     )
     assert again.reason == moved.reason
@@ -175,7 +178,7 @@ def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
 
 def test_what_is_there_without_a_verdict_gets_one(toy: MlflowClient) -> None:
     assert promote("toy", "1", "Production").is_moved
-    assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == "passed"
+    assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
     assert run_gate("toy", "3", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/2"
     other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
+    reasons = {check.name: check.reason for check in other.verdict.checks}
+    assert reasons["signature"] == "the same columns and types as models:/toy/1"  # version 2 is served, not version 1
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
@@ -99,7 +101,7 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     run_gate("toy", "1")
     told = str(verdict_of_served("toy", "1"))
     assert told.startswith("toy version 1 is what is served (Production), and there is nothing to compare it with")
-    assert "; its gate stays passed: " in told
+    assert "; its gate stays passed without an evaluation: " in told
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
     assert verdict_of_served("toy", "1") is None  # by another policy

@@ -9,14 +9,22 @@ from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTa
 
 PASSED = CheckResult("parity", "passed", "the ONNX form is proven")
 SKIPPED = CheckResult("budget", "skipped", "the policy skips it")
+EVALUATED = CheckResult("evaluation", "passed", "0.0000 better")
+UNEVALUATED = CheckResult("evaluation", "skipped", "no dataset")
 FAILED = CheckResult("evaluation", "failed", "worse by more than the margin of 0.0100")
 
 
 @pytest.mark.parametrize(
     ("checks", "state", "reason"),
     [
-        ((), "passed", "checked: nothing"),
-        ((PASSED, SKIPPED), "passed", "checked: parity; not checked: budget: the policy skips it"),
+        ((), "passed without an evaluation", "checked: nothing"),
+        (
+            (PASSED, SKIPPED),
+            "passed without an evaluation",
+            "checked: parity; not checked: budget: the policy skips it",
+        ),
+        ((PASSED, UNEVALUATED), "passed without an evaluation", "checked: parity; not checked: evaluation: no dataset"),
+        ((PASSED, EVALUATED), "passed", "checked: parity, evaluation"),
         ((PASSED, FAILED, SKIPPED), "failed", "evaluation: worse by more than the margin of 0.0100"),
     ],
 )

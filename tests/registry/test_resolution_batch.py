@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution, ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution, ResolvedModel, resolve
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.tracking import tracking_at
@@ -93,6 +93,23 @@ def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waite
     proxy.asked.clear()
     lookup.resolve(uris)
     assert len(proxy.asked) == 2, proxy.asked
+
+
+def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_no_rows(
+    proxy: Proxy, model: str
+) -> None:
+    client, uris = MlflowClient(proxy.url), [f"models:/{model}/Production", f"models:/{model}@new"]
+    for key, value in (("onnxserve.gate", "passed without an evaluation"), ("onnxserve.gate.digest", "ab12")):
+        client.set_model_version_tag(model, "2", key, value)
+    for policy, is_passed in (
+        ("gated_stages: [Production]", True),
+        ("evaluation: {dataset: rows.csv, target: y}", False),
+    ):
+        client.set_registered_model_tag(model, "onnxserve.gate.policy", policy)
+        for found in (resolve(uris[0]), BatchResolver().resolve(uris)[uris[0]]):
+            assert isinstance(found, ResolvedModel)
+            assert found.gate_status.passed is is_passed
+            assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
 
 
 def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:

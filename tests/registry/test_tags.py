@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_TAG,
     GateStatus,
     gate_status_of,
+    names_dataset,
     tag_version,
 )
 from tests.support.services.mlflow_server import MlflowServer
@@ -48,6 +49,21 @@ def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(
 )
 def test_a_version_has_passed_its_gate_or_was_forced_past_it(tags: dict[str, str], status: GateStatus) -> None:
     assert gate_status_of(tags) == status
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_named"),
+    [
+        ("", False),
+        ("evaluation: {margin: 0.1}", False),
+        ("evaluation: {dataset: rows.csv, target: y}", True),
+        ("skip: [evaluation]\nevaluation: {dataset: rows.csv, target: y}", True),
+        ("evaluation: [", True),  # who knows
+        ("evaluation: rows.csv", True),
+    ],
+)
+def test_the_labelled_rows_of_a_policy_are_found(policy: str, is_named: bool) -> None:
+    assert names_dataset(policy) is is_named
 
 
 @pytest.mark.parametrize(("state", "remedy"), [("passed", "onnxserve gate"), ("forced", "onnxserve promote --force")])

@@ -37,7 +37,7 @@ def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> Non
     assert "accuracy 0.71 against 0.80" in event.why
 
 
-@pytest.mark.parametrize("gate", ["passed", "forced"])
+@pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
 def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app: Any, gate: str) -> None:
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", gate, "all 5 checks passed")
@@ -212,11 +212,12 @@ def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
     assert point(mlflow_app, model, "best", "1").status_code == 200
 
 
-def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any) -> None:
+@pytest.mark.parametrize("gate", ["passed", "passed without an evaluation"])
+def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any, gate: str) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = mlflow_app.model()
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    mlflow_app.stands(model, "1", gate, "all 5 checks passed")
     digest = parse_policy(POLICY, "here").digest
     for given, status in (("0" * 16, 403), (digest, 200)):
         mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag("onnxserve.gate.policy_digest", given))

@@ -393,3 +393,10 @@ def offered(html: str, model: str, version: str) -> str:
         rf'<select name="to" [^>]*aria-label="Where version {version} of {model} goes">.*?</form>', html
     )
     return str(form)
+
+
+@pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
+def test_the_gate_status_of_a_version_is_shown_in_its_own_words(mlflow_app: Any, endpoint: str, gate: str) -> None:
+    mlflow_app.stands(endpoint.removeprefix("of-"), "1", gate, "checked: parity")
+    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+    assert re.findall(r'class="mark mark-gate-([\w-]+)">([\w ]+)<', html)[-1] == (gate.replace(" ", "-"), gate)

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.errors import (
     one_line,
 )
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
-from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
+from mlflow_deploy_plugin.registry import CANDIDATE_TAG, PASSED_STATES, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout, WaitsFor
 
 _log = logging.getLogger(__name__)
@@ -96,12 +96,12 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
 def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     """Start the version's rollout, propose it, or leave it, by its gate and the spec's `then`."""
     plan = plan_of(one)
-    if one.figures["gate"] != "passed":
+    if one.figures["gate"] not in PASSED_STATES:
         context.finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
         return
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = one.figures.get("against", plan.base_version)
-    passed = f"it has passed its gate ({one.figures['gate_reason']})"
+    passed = _passed_text(one)
     started = [  # by an earlier attempt at this step
         rollout
         for rollout in context.deployments.store.rollouts(plan.endpoint)
@@ -165,6 +165,11 @@ def _follow(context: RetrainingContext, one: Retraining, rollout: Rollout) -> No
     context.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
+def _passed_text(one: Retraining) -> str:
+    gate = one.figures["gate"].replace("passed", "passed its gate")
+    return f"it has {gate} ({one.figures['gate_reason']})"
+
+
 def _wait_for_server(context: RetrainingContext, one: Retraining, why: str, waits_for: WaitsFor = "") -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
     if context.now() - since < MAX_SERVER_WAIT:
@@ -173,7 +178,7 @@ def _wait_for_server(context: RetrainingContext, one: Retraining, why: str, wait
     context.finish(
         one,
         "proposed",
-        f"it has passed its gate ({one.figures['gate_reason']}), and the endpoint has not been ready for a rollout "
+        f"{_passed_text(one)}, and the endpoint has not been ready for a rollout "
         f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {one.endpoint} --to {one.version}` "
         "brings it",
     )

@@ -97,10 +97,14 @@ class _Change:
     breaks: bool
 
 
-def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
-    """Compare the inputs and outputs of two versions. A column that is no longer needed is ignored in requests."""
+def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
+    """Compare the inputs and outputs of two versions. A column that is no longer needed is ignored in requests.
+
+    Args:
+        against: the name of the current version.
+    """
     if candidate.undescribed or current.undescribed:
-        which = "the new version" if candidate.undescribed else "what is served"
+        which = "the new version" if candidate.undescribed else against
         return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
     if bool(candidate.columns) != bool(current.columns):
         before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
@@ -110,17 +114,15 @@ def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
     changes = [*inputs, *_output_changes(candidate, current)]
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
-        ("change", "name", "served", "new", ""),
+        ("change", "name", against, "new", ""),
         tuple((one.what, one.name, one.before, one.after, "breaks callers" if one.breaks else "") for one in changes),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:
         listed = "; ".join(_sentence(change) for change in breaking)
-        return CheckResult(
-            SIGNATURE, "failed", f"callers of what is served would break: {listed}", figures, table=table
-        )
+        return CheckResult(SIGNATURE, "failed", f"callers of {against} would break: {listed}", figures, table=table)
     if not changes:
-        return CheckResult(SIGNATURE, "passed", "the same columns and types as what is served", figures)
+        return CheckResult(SIGNATURE, "passed", f"the same columns and types as {against}", figures)
     notes = tuple(_sentence(change) for change in changes)
     return CheckResult(SIGNATURE, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
 

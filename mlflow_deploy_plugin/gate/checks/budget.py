@@ -66,8 +66,9 @@ class _Measure:
     theirs: float | None = None
     ratio: float | None = None
 
-    def __str__(self) -> str:
-        compared = "" if self.ratio is None else f" ({self.ratio:.3g} times what is served)"
+    def text(self, against: str) -> str:
+        """Return the measure of the new version, with its ratio to the version `against`."""
+        compared = "" if self.ratio is None else f" ({self.ratio:.3g} times {against})"
         return f"{self.what} {self.ours:.3g} {self.unit}{compared}"
 
     def exceeds(self, max_ratio: float | None, ignore_below: float) -> bool:
@@ -76,17 +77,19 @@ class _Measure:
         return not (self.ratio <= max_ratio or self.ours - self.theirs <= ignore_below)
 
 
-def check_budget(candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy) -> CheckResult:
-    """Check measured costs; `current` is None if nothing is served."""
+def check_budget(
+    candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy, against: str = ""
+) -> CheckResult:
+    """Check measured costs; `current` is None if there is no current version, whose name is `against`."""
     row_p99, batch_p99 = (
         float(np.percentile(np.concatenate(times), 99)) * 1e3 for times in (candidate.rows, candidate.batches)
     )
-    memory, served = candidate.memory / _MB, None if current is None else current.memory / _MB
-    memory_ratio = None if served is None else memory / max(served, 1e-6)
+    memory, current_memory = candidate.memory / _MB, None if current is None else current.memory / _MB
+    memory_ratio = None if current_memory is None else memory / max(current_memory, 1e-6)
     measures = [
         _latency("a row", "row_p50_ms", candidate, current, "rows"),
         _latency(f"a batch of {policy.batch}", "batch_p50_ms", candidate, current, "batches"),
-        _Measure("memory", "memory_mb", "MB", memory, served, memory_ratio),
+        _Measure("memory", "memory_mb", "MB", memory, current_memory, memory_ratio),
     ]
     failures = []
     figures = {"row_p99_ms": row_p99, "batch_p99_ms": batch_p99}
@@ -98,7 +101,7 @@ def check_budget(candidate: MeasuredCost, current: MeasuredCost | None, policy: 
             else (policy.max_memory_ratio, policy.ignore_below_mb)
         )
         if one.exceeds(max_ratio, ignore_below):
-            failures.append(f"{one}; the policy allows {max_ratio:g} times as much")
+            failures.append(f"{one.text(against)}; the policy allows {max_ratio:g} times as much")
         figures[f"{one.figure}_candidate"] = one.ours
         theirs = ratio = ""
         if one.theirs is not None and one.ratio is not None:
@@ -109,8 +112,8 @@ def check_budget(candidate: MeasuredCost, current: MeasuredCost | None, policy: 
         failures.append(f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows {policy.max_p99_ms:g}")
     if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
         failures.append(f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}")
-    reason = "; ".join(failures) or ", ".join(map(str, measures))
-    table = ReportTable(("", "new", "served now", "ratio"), tuple(lines))
+    reason = "; ".join(failures) or ", ".join(one.text(against) for one in measures)
+    table = ReportTable(("", "new", against, "ratio"), tuple(lines))
     return CheckResult(NAME, "failed" if failures else "passed", reason, figures, (), table)
 
 

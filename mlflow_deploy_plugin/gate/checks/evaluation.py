@@ -18,20 +18,26 @@ from mlflow_deploy_plugin.evaluation import (
     weighted_metric,
 )
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.gate.verdict import CheckResult, CheckState
+from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, CheckState
 from mlflow_deploy_plugin.runtime import Array
 
 NAME = "evaluation"
 
 
 def check_evaluation(
-    truth: Array, candidate: ModelPredictions, current: ModelPredictions | None, policy: EvaluationPolicy, seed: int
+    truth: Array,
+    candidate: ModelPredictions,
+    current: ModelPredictions | None,
+    policy: EvaluationPolicy,
+    seed: int,
+    against: str = "",
 ) -> CheckResult:
     """Compare the predictions of two versions for the same labelled rows.
 
     Args:
         truth: [N].
-        current: of the version that is served now. If it is None, only `at_least` is checked.
+        current: of the version that is compared with. If it is None, only `at_least` is checked.
+        against: the name of that version.
 
     Raises:
         InvalidConfig: the metric does not fit the predictions or the truth.
@@ -53,14 +59,14 @@ def check_evaluation(
         too_low = f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
     state: CheckState = "failed" if too_low else "passed"
     if current is None:
-        reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; nothing is served that it could be compared with"
+        reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; {NO_CURRENT}"
         return CheckResult(NAME, state, reason, figures)
     try:
         theirs = weighted_metric(metric, truth, current)
         if not np.isfinite(served := theirs(np.ones(rows))):
             raise InvalidConfig(f"its {metric} is {served}: it answers no numbers")
     except InvalidConfig as error:
-        reason = f"what is served cannot be compared with: {error.message}"
+        reason = f"{against} cannot be compared with: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
     compared = paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
     figures |= {
@@ -73,7 +79,7 @@ def check_evaluation(
     }
     unit = ".1%" if metric in RELATIVE_METRICS else ".4f"
     found = (
-        f"{metric} {compared.candidate:.4f}, served now {compared.current:.4f}: "
+        f"{metric} {compared.candidate:.4f} against {compared.current:.4f} of {against}: "
         f"{abs(compared.difference):{unit}} {'worse' if compared.difference < 0 else 'better'} on {rows:,} rows "
         f"({policy.confidence:.0%} bounds {compared.low:+{unit}} and {compared.high:+{unit}})"
     )

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.runtime import Array
 
 NAME = "robustness"
 _MOVE = 0.25
-_SERVED_FACTOR = 1.25  # of two forests from the same data, one flips a little more
+_CURRENT_FACTOR = 1.25  # of two forests from the same data, one flips a little more
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
@@ -101,7 +101,8 @@ def check_robustness(
     seed: int,
     truth: Array | None = None,
     metric: MetricName | None = None,
-    served: tuple[LoadedModel, NamedArrays] | None = None,
+    current: tuple[LoadedModel, NamedArrays] | None = None,
+    against: str = "",
 ) -> CheckResult:
     """Disturb the rows, and compare the predictions with those for the rows as they are.
 
@@ -109,7 +110,8 @@ def check_robustness(
         rows: the model's columns alone.
         truth: [N] labels of the rows; None: they have none, and no metric is judged.
         metric: default: accuracy of labels, rmse of numbers.
-        served: the current version, and the same rows in its types.
+        current: the version that is compared with, and the same rows in its types.
+        against: the name of that version.
 
     Raises:
         InvalidConfig: the metric does not fit the rows as they are, or is no number.
@@ -134,12 +136,12 @@ def check_robustness(
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
-    if noise.failures(policy) and (current := _served_under_noise(served, policy, seed, truth, metric)) is not None:
+    if noise.failures(policy) and (theirs := _current_under_noise(current, policy, seed, truth, metric)) is not None:
         # the new version need not be better than the current one
-        least = {"max_flips": current.flips * _SERVED_FACTOR, "max_loss": (current.loss or 0.0) * _SERVED_FACTOR}
+        least = {"max_flips": theirs.flips * _CURRENT_FACTOR, "max_loss": (theirs.loss or 0.0) * _CURRENT_FACTOR}
         bounds = policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
-        notes.append(f"under the same noise {current.flips:.1%} of the answers of what is served change")
-        figures["noise_flips_current"] = current.flips
+        notes.append(f"under the same noise {theirs.flips:.1%} of the answers of {against} change")
+        figures["noise_flips_current"] = theirs.flips
     failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
     table = ReportTable(
         ("disturbance", "answers changed", "answers that are no numbers", f"loss of {shown}"),
@@ -177,17 +179,17 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     return CheckResult("disturbances", "failed" if failures else "passed", reason, figures, tuple(notes), table)
 
 
-def _served_under_noise(
-    served: tuple[LoadedModel, NamedArrays] | None,
+def _current_under_noise(
+    current: tuple[LoadedModel, NamedArrays] | None,
     policy: RobustnessPolicy,
     seed: int,
     truth: Array | None,
     metric: MetricName | None,
 ) -> _Outcome | None:
-    """Return None if nothing is served, or if the current version refuses these rows."""
-    if served is None:
+    """Return None if there is no current version, or if it refuses these rows."""
+    if current is None:
         return None
-    model, rows = served
+    model, rows = current
     try:
         disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
         clean = model.predict(rows)

@@ -38,6 +38,7 @@ def test_what_has_no_onnx_form_answers_for_itself(tmp_path: Path) -> None:
     assert (result.state, result.reason) == ("skipped", "it has no ONNX form: the original itself answers")
 
 
+NAME = "models:/m/1"
 SERVED = Artifact(
     folder=Path("x"),
     onnx_file=Path("x"),
@@ -78,14 +79,15 @@ def columns(*given: Column) -> Artifact:
     ],
 )
 def test_what_callers_would_notice(candidate: Any, state: str, said: str) -> None:
-    result = check_signature(candidate, SERVED)
+    result = check_signature(candidate, SERVED, NAME)
     assert result.state == state
     assert re.search(said, result.reason), result.reason
 
 
 def test_what_has_no_signature_and_is_served_is_not_compared_with() -> None:
-    result = check_signature(SERVED, replace(SERVED, undescribed="objects"))
-    assert (result.state, result.reason[:14]) == ("skipped", "what is served")
+    result = check_signature(SERVED, replace(SERVED, undescribed="objects"), NAME)
+    assert result.state == "skipped"
+    assert result.reason.startswith(f"{NAME} has no signature")
 
 
 def tensors(*given: Tensor) -> Artifact:
@@ -104,11 +106,11 @@ def tensors(*given: Tensor) -> Artifact:
     ],
 )
 def test_tensors_are_told_apart_by_name_type_and_shape(new: Any, state: str) -> None:
-    assert check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8)))).state == state
+    assert check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state == state
 
 
 def test_every_change_is_in_the_table() -> None:
-    result = check_signature(columns(A, Column("d", "long")), SERVED)
+    result = check_signature(columns(A, Column("d", "long")), SERVED, NAME)
     assert result.table is not None
     lines = {(line[0], line[1], line[4]) for line in result.table.lines}
     assert lines == {("removed", "b", ""), ("removed", "c", ""), ("added", "d", "breaks callers")}
@@ -117,6 +119,6 @@ def test_every_change_is_in_the_table() -> None:
 
 def test_changes_stand_in_the_order_of_the_columns() -> None:
     letters = tuple("hgfedcba")
-    result = check_signature(columns(A), columns(A, *(Column(name, "double") for name in letters)))
+    result = check_signature(columns(A), columns(A, *(Column(name, "double") for name in letters)), NAME)
     assert result.table is not None
     assert tuple(line[1] for line in result.table.lines) == letters

@@ -25,10 +25,10 @@ def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) 
 @pytest.mark.parametrize(
     ("candidate", "policy", "state", "said"),
     [
-        (cost(), {}, "passed", "a row 2 ms (1 times what is served)"),
-        (cost(row_ms=2.5), {}, "failed", "a row 5 ms (2.5 times what is served); the policy allows 2 times as much"),
-        (cost(batch_ms=30), {}, "failed", "a batch of 64 60 ms (3 times what is served); the policy allows 2"),
-        (cost(memory_mb=300), {}, "failed", "memory 300 MB (3 times what is served); the policy allows 2"),
+        (cost(), {}, "passed", "a row 2 ms (1 times models:/m/1)"),
+        (cost(row_ms=2.5), {}, "failed", "a row 5 ms (2.5 times models:/m/1); the policy allows 2 times as much"),
+        (cost(batch_ms=30), {}, "failed", "a batch of 64 60 ms (3 times models:/m/1); the policy allows 2"),
+        (cost(memory_mb=300), {}, "failed", "memory 300 MB (3 times models:/m/1); the policy allows 2"),
         (cost(row_ms=2.5), {"max_latency_ratio": 3}, "passed", "a row 5 ms"),
         (cost(row_ms=2.5), {"max_latency_ratio": None}, "passed", "a row 5 ms"),
         (cost(row_ms=2.5), {"ignore_below_ms": 10}, "passed", "a row 5 ms"),
@@ -37,7 +37,7 @@ def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) 
     ],
 )
 def test_what_it_may_cost_beside_what_is_served(candidate: Any, policy: dict[str, Any], state: str, said: str) -> None:
-    result = check_budget(candidate, cost(), BudgetPolicy(**policy))
+    result = check_budget(candidate, cost(), BudgetPolicy(**policy), "models:/m/1")
     assert result.state == state
     assert said in result.reason
 

@@ -12,6 +12,9 @@ ROWS = 1000
 TRUTH = np.random.default_rng(0).integers(0, 2, ROWS)
 
 
+NAME = "models:/m/1"
+
+
 def wrong_in(count: int) -> ModelPredictions:
     """Answers that miss the first `count` labels."""
     answers = TRUTH.copy()
@@ -26,16 +29,20 @@ def policy(**fields: Any) -> EvaluationPolicy:
 @pytest.mark.parametrize(
     ("wrong", "state", "said"),
     [
-        (100, "passed", "accuracy 0.9000, served now 0.9000: 0.0000 better"),
+        (100, "passed", "accuracy 0.9000 against 0.9000 of models:/m/1: 0.0000 better"),
         (80, "passed", "0.0200 better"),
         (102, "passed", "0.0020 worse"),
         (108, "failed", "these rows cannot tell that it is not worse by more than 0.0100"),
         (112, "failed", "worse by more than the margin of 0.0100, as far as these rows can tell"),
-        (200, "failed", "worse by more than the margin of 0.0100; accuracy 0.8000, served now 0.9000: 0.1000 worse"),
+        (
+            200,
+            "failed",
+            "worse by more than the margin of 0.0100; accuracy 0.8000 against 0.9000 of models:/m/1: 0.1000 worse",
+        ),
     ],
 )
 def test_it_may_not_be_worse_by_more_than_the_margin(wrong: int, state: str, said: str) -> None:
-    result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), seed=7)
+    result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
     assert result.state == state
     assert said in result.reason
     assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
@@ -71,9 +78,9 @@ def test_the_margin_of_an_error_is_a_share() -> None:
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
     served, near = ModelPredictions(values - 1.0, False), ModelPredictions(values - 1.005, False)
     assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
-    result = check_evaluation(values, ModelPredictions(values - 1.5, False), served, policy(), seed=7)
+    result = check_evaluation(values, ModelPredictions(values - 1.5, False), served, policy(), 7, NAME)
     assert result.state == "failed"
-    assert "rmse 1.5000, served now 1.0000: 50.0% worse" in result.reason
+    assert "rmse 1.5000 against 1.0000 of models:/m/1: 50.0% worse" in result.reason
 
 
 def test_answers_that_are_no_numbers_fail() -> None:
@@ -89,10 +96,10 @@ def test_a_metric_of_probabilities_asks_for_them() -> None:
 
 
 def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
-    result = check_evaluation(TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), seed=7)
+    result = check_evaluation(TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), 7, NAME)
     assert result.state == "failed"
-    assert "what is served cannot be compared with: accuracy is of labels" in result.reason
+    assert "models:/m/1 cannot be compared with: accuracy is of labels" in result.reason
     numbers = TRUTH.astype(float)
     broken = ModelPredictions(np.full(ROWS, np.nan), False)
-    result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), seed=7)
-    assert result.reason == "what is served cannot be compared with: its rmse is nan: it answers no numbers"
+    result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), 7, NAME)
+    assert result.reason == "models:/m/1 cannot be compared with: its rmse is nan: it answers no numbers"

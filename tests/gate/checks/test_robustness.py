@@ -108,9 +108,9 @@ def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tm
     strict = RobustnessPolicy(noise=0.5)
     alone = check_robustness(model, rows, strict, 7)
     assert alone.state == "failed"
-    same = check_robustness(model, rows, strict, 7, served=(model, rows))
+    same = check_robustness(model, rows, strict, 7, current=(model, rows), against="models:/m/1")
     assert same.state == "passed"
     assert same.figures["noise_flips_current"] == same.figures["noise_flips"]
-    assert "of the answers of what is served change" in same.notes[-1]
+    assert "of the answers of models:/m/1 change" in same.notes[-1]
     steady = {name: np.where(values > 0, 1.0, -1.0) for name, values in rows.items()}
-    assert check_robustness(model, rows, strict, 7, served=(better, steady)).state == "failed"
+    assert check_robustness(model, rows, strict, 7, current=(better, steady)).state == "failed"
