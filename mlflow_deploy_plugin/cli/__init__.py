@@ -165,9 +165,10 @@ def main() -> None:
       onnxserve list
       mlflow deployments help -t onnxserve
 
-    Exit status: 0 if the command succeeded; 2 if its options make no sense: one is unknown, missing, no number or no
-    choice, or does not go with another; 1 if it failed or was refused. The reason follows "Error:" on standard error;
-    a command that gives 1 for anything else says so in its help. Ctrl-C ends it by SIGINT, which a shell shows as 130.
+    Exit status: 0 if the command succeeded; 2 if its options make no sense: one is unknown or missing, has a value that
+    it cannot have, or does not go with another; 1 if it failed or was refused. The reason follows "Error:" on standard
+    error; a command that gives 1 for anything else says so in its help. Ctrl-C ends it by SIGINT, which a shell shows
+    as 130.
     """
     os.umask(os.umask(0o077) | 0o002)  # whoever may write a model that is loaded again may run code here
     disable_telemetry()

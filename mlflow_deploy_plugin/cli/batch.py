@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import option
-from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch import BatchProgress
@@ -63,7 +62,7 @@ def batch(output: str, keep: str, **options: Any) -> None:
 
     kept = tuple(name.strip() for name in keep.split(",") if name.strip())
     if len(set(kept)) < len(kept):
-        raise InvalidConfig(f"--keep {keep}: a column stands twice")
+        raise click.UsageError(f"--keep {keep}: a column stands twice")
     progress = _ProgressLines()
     result = run_batch(BatchPlan(output=output, keep=kept, **options), progress.show)
     progress.close()

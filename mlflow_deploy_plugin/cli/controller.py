@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     show_json,
     show_lines,
+    usage_errors,
     why_option,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -158,6 +159,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     if (to is None) == (action is None) and not (to is None and wait):
         raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
     from mlflow_deploy_plugin.controller import (
+        RolloutRequest,
         command_rollout,
         controller_status,
         describe_rollout,
@@ -167,6 +169,8 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
         stall_reason,
     )
 
+    with usage_errors():
+        request = None if to is None else RolloutRequest(to, **plan, why=why)
     with opened_deployments(quiet=action != "abort") as deployments:
         if not deployments.store.rollouts(name, limit=1):  # a deleted endpoint may have had one
             deployments.store.require_endpoint(name)
@@ -174,12 +178,11 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
         def lease() -> str:
             return rollouts_lease_name(deployments.place(name))
 
-        if to is not None:
-            from mlflow_deploy_plugin.controller import RolloutRequest, start_rollout
+        if request is not None:
+            from mlflow_deploy_plugin.controller import start_rollout
             from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
 
             import_mlflow_without_pandas()
-            request = RolloutRequest(to, **plan, why=why)
 
             def check() -> None:
                 if not wait:
@@ -346,7 +349,9 @@ def retrain(
                 line = f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}"
                 show_lines([line, f"    why: {one.cause['why']}"])
             return
-        begun = request_retraining(deployments, name, monitor, mode, why, parse_window(window) if window else None)
+        with usage_errors():
+            rows = parse_window(window) if window else None
+        begun = request_retraining(deployments, name, monitor, mode, why, rows)
         if wait:
             _wait_for_retraining(deployments, begun)
         else:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_json, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    option,
+    output_option,
+    show_json,
+    show_lines,
+    show_progress,
+    usage_errors,
+)
 from mlflow_deploy_plugin.evaluation import DISTURBANCES, METRICS, parse_strengths
 
 if TYPE_CHECKING:
@@ -71,7 +79,8 @@ def robustness(
     # here: pyarrow and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.evaluation import robustness as measure
 
-    chosen = parse_strengths(strengths) if strengths else None
+    with usage_errors():
+        chosen = parse_strengths(strengths) if strengths else None
     report = measure(model_uri, data, target, strengths=chosen, progress=show_progress, **options)
     files = report.save(folder) if folder else []
     if output == "json":

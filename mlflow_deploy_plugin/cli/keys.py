@@ -16,9 +16,10 @@ from mlflow_deploy_plugin.cli.options import (
     show_json,
     show_lines,
     show_progress,
+    usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
+from mlflow_deploy_plugin.errors import NotFound, did_you_mean
 from mlflow_deploy_plugin.spec import RATE, empty_endpoint
 from mlflow_deploy_plugin.statedir import Scope
 
@@ -87,17 +88,19 @@ def create(
         empty_endpoint(one)  # raises if it is no name
     for rate in limits:
         if not re.fullmatch(RATE, rate):
-            raise InvalidConfig(f"--limit {rate}: a rate is expected, as 100/second or 1000000/day")
+            raise click.UsageError(f"--limit {rate}: a rate is expected, as 100/second or 1000000/day")
+    from mlflow_deploy_plugin.inference_log import parse_duration
+
+    with usage_errors():
+        lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
     with opened_store() as store:
-        from mlflow_deploy_plugin.inference_log import parse_duration
         from mlflow_deploy_plugin.store import ApiKeys
 
         known = store.names()
-        lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
         try:
             key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
-            raise InvalidConfig(f"--expires {expires} ends after the year 9999") from None
+            raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
     for one in endpoints:
         if one not in known:
             show_progress(f"the store has no endpoint {one!r} yet{did_you_mean(one, known)}")

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import Commands, opened_store, option, output_option, printable, show_lines
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.cli.options import (
+    Commands,
+    opened_store,
+    option,
+    output_option,
+    printable,
+    show_lines,
+    usage_errors,
+)
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer, values_of
 
 if TYPE_CHECKING:
@@ -106,9 +114,9 @@ def query(
     output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
-        raise InvalidConfig(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
+        raise click.UsageError(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
-        raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
+        raise click.UsageError("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.inference_log import (
         Query,
@@ -124,7 +132,8 @@ def query(
         hidden = _HIDDEN_COLUMNS_OF_FAILED if failed else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
         select = select or f"* EXCLUDE ({hidden})"
         limit = _TABLE_ROWS if limit is None else limit
-    view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
+    with usage_errors():
+        view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
         of_answers, opened = opened, opened.failures
@@ -166,7 +175,8 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """
     from mlflow_deploy_plugin.inference_log import log_stats, parse_time_range
 
-    span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
+    with usage_errors():
+        span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     present = None  # older rows of its name are those of a deleted endpoint
     if span is None:
         with suppress(OnnxserveError), opened_store() as store:  # the log is there without the store
@@ -195,7 +205,8 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     from mlflow_deploy_plugin.inference_log import expire as delete
     from mlflow_deploy_plugin.inference_log import parse_duration
 
-    length = parse_duration(keep, "--keep")
+    with usage_errors():
+        length = parse_duration(keep, "--keep")
     opened = _open()
     _require_logged(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)

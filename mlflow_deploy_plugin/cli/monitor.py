@@ -25,9 +25,10 @@ from mlflow_deploy_plugin.cli.options import (
     show_lines,
     show_progress,
     show_result,
+    usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, one_line
+from mlflow_deploy_plugin.errors import AlreadyExists, NotFound, one_line
 from mlflow_deploy_plugin.spec import MonitorKind, parse_time
 
 if TYPE_CHECKING:
@@ -129,9 +130,10 @@ def expire(keep: str, dry_run: bool) -> None:
     from mlflow_deploy_plugin.store import MIN_DAYS
     from mlflow_deploy_plugin.store import expire as delete
 
-    length = parse_duration(keep, "--keep")
+    with usage_errors():
+        length = parse_duration(keep, "--keep")
     if length < timedelta(days=MIN_DAYS):
-        raise InvalidConfig(f"--keep {keep} is too short: a window may change for {MIN_DAYS} days by late labels")
+        raise click.UsageError(f"--keep {keep} is too short: a window may change for {MIN_DAYS} days by late labels")
     with opened_store() as store:
         done = delete(store, length, only_count=dry_run)
     said = "would be deleted" if dry_run else "deleted"
@@ -412,7 +414,8 @@ def silence(
                 raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")
             click.echo(f"silence {number} is over")
         elif name is not None and length is not None:
-            wanted = parse_duration(length, "--for")
+            with usage_errors():
+                wanted = parse_duration(length, "--for")
             spec = store.require_endpoint(name).spec
             if monitor:
                 spec.monitor(monitor)  # raises for an unknown name
@@ -441,7 +444,8 @@ def _judge_window(
         from mlflow_deploy_plugin.controller import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window
 
-        parsed = parse_window(window) if window is not None else None
+        with usage_errors():
+            parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(request: "WindowRequest") -> "EvaluatedWindow":
@@ -487,7 +491,7 @@ def _time(text: str) -> datetime:
     try:
         return parse_time(text)
     except ValueError:
-        raise InvalidConfig(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
+        raise click.UsageError(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
 
 
 def monitor_document(one: "MonitorOverview") -> dict[str, Any]:

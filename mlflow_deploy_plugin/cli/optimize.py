@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
+from mlflow_deploy_plugin.cli.options import (
+    NumberRange,
+    align_columns,
+    option,
+    output_option,
+    show_progress,
+    show_result,
+)
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.optimization import GraphProfile, Optimization
@@ -18,7 +25,12 @@ _SHOWN_NODES = 10
 @click.argument("model_uri", metavar="MODEL_URI")
 @option("--int8", type=click.Choice(["dynamic", "static"]), help="Weights of 8 bits; static: activations too.")
 @option("--fp16", is_flag=True, help="Weights of 16 bits, with 32 where numbers overflow.")
-@option("--prune", type=float, metavar="SHARE", help="Share of the smallest weights of each layer to set to zero.")
+@option(
+    "--prune",
+    type=NumberRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Share of the smallest weights of each layer to set to zero.",
+)
 @option("--auto", is_flag=True, help="Try all forms; register the fastest within the limit, or none.")
 @option(
     "--rows",
@@ -43,7 +55,7 @@ _SHOWN_NODES = 10
 )
 @option(
     "--max-loss",
-    type=float,
+    type=NumberRange(min=0),
     metavar="LOSS",
     default=0.01,
     help="Largest loss: of the metric; without labels, of equal answers, or of values as a share of their spread.",

@@ -65,19 +65,28 @@ why_option = option(
 )
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn the refusal of an option's value into a usage error, which ends the command with exit status 2."""
+    try:
+        yield
+    except InvalidConfig as error:
+        raise click.UsageError(error.message) from None
+
+
 def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     """Return `["server.workers=2"]` as a mapping; a value may contain `=`.
 
     Raises:
-        InvalidConfig: an entry has no `=` or no name, or a name is given twice.
+        UsageError: an entry has no `=` or no name, or a name is given twice.
     """
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not equals or not name:
-            raise InvalidConfig(f"{what} {entry!r} is not KEY=VALUE")
+            raise click.UsageError(f"{what} {entry!r} is not KEY=VALUE")
         if name in found:
-            raise InvalidConfig(f"{what} {name!r} is said twice")
+            raise click.UsageError(f"{what} {name!r} is said twice")
         found[name] = value
     return found
 

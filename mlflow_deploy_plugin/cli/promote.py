@@ -146,6 +146,8 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
       onnxserve promote flight-delay 7 --to @champion
       onnxserve promote flight-delay 7 --to Production --force --why 'version 6 answers nonsense'
     """
+    if options["force"] and not options["why"].strip():
+        raise click.UsageError("--force needs its reason: --why REASON")
     with opened_deployments() as deployments:
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
         from mlflow_deploy_plugin.gate import promote as move

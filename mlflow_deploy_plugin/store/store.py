@@ -291,10 +291,12 @@ class Store:
             with self.transaction() as session:
                 return save_row(session, row, Rollout, event)
         except IntegrityError:
-            raise AlreadyExists(
-                f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
-                f"`onnxserve rollout {endpoint} --abort`"
-            ) from None
+            raise _rollout_exists(endpoint) from None
+
+    def require_no_rollout(self, endpoint: str) -> None:
+        """Raise AlreadyExists if the endpoint has a rollout that is live."""
+        if self.rollouts(endpoint, live=True):
+            raise _rollout_exists(endpoint)
 
     def rollouts(self, endpoint: str | None = None, live: bool = False, limit: int | None = None) -> list[Rollout]:
         """Return rollouts, oldest first; with `live` only those that have not ended, with `limit` the newest."""
@@ -497,3 +499,10 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     denied = isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
     hint = "; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names another" if denied else ""
     return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}")
+
+
+def _rollout_exists(endpoint: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
+        f"`onnxserve rollout {endpoint} --abort`"
+    )

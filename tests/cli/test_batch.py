@@ -36,7 +36,8 @@ def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
 def test_a_column_that_is_kept_twice_is_refused(tmp_path: Path) -> None:
     result = batch("-m", "x", "-i", "in", "-o", "out", "--keep", "id, id")
 
-    assert (result.exit_code, result.stderr) == (1, "Error: --keep id, id: a column stands twice\n")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: --keep id, id: a column stands twice\n")
 
 
 def test_durations_are_said_in_few_words() -> None:

@@ -102,8 +102,6 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
     [
         (["get", "nobody"], "there is no endpoint 'nobody'; there is none yet"),
         (["traffic", "nobody", "a=1"], "there is no endpoint 'nobody'; there is none yet"),
-        (["traffic", "nobody", "a"], "traffic 'a' is not KEY=VALUE"),
-        (["traffic", "nobody", "a=1", "a=2"], "traffic 'a' is said twice"),
         (["create", "x", "-C", "server.prot=1"], "unknown config key 'server.prot'; did you mean 'server.port'?"),
         (["create", "x", "-C", "traffic.a=1"], "the endpoint 'x' has no deployment 'a'; it has none yet"),
     ],

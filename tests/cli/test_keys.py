@@ -70,9 +70,9 @@ def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
         (["create", "a b"], 1, "letters, digits, . _ - are expected"),
         (["create", "x", "--endpoint", "a/b"], 1, "letters, digits, . _ - are expected"),
         (["create", "x", "--scope", "write"], 2, "'write' is not one of 'infer', 'read', 'admin'"),
-        (["create", "x", "--expires", "soon"], 1, "Error: --expires 'soon' cannot be read; a duration like 30s"),
+        (["create", "x", "--expires", "soon"], 2, "Error: --expires 'soon' cannot be read; a duration like 30s"),
         (["create", "x", "--expires", "999999d"], 0, ""),
-        (["create", "x", "--limit", "lots"], 1, "Error: --limit lots: a rate is expected, as 100/second"),
+        (["create", "x", "--limit", "lots"], 2, "Error: --limit lots: a rate is expected, as 100/second"),
         (["revoke", "shpo"], 1, "Error: no key 'shpo' holds; did you mean 'shop'?"),
     ],
 )

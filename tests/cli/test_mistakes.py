@@ -86,14 +86,12 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
         ),
         ("rollback nope", "there is no endpoint 'nope'; there are flights"),
         ("silence nope --for 2h", "there is no endpoint 'nope'; there are flights"),
-        ("silence flights --for soon", "--for 'soon' cannot be read; a duration like 30s, 5m, 1h or 90d is expected"),
         ("silence nope --list", "there is no endpoint 'nope'; there are flights"),
         ("silence --remove 7", "there is no silence 7; onnxserve silence --list shows those that hold"),
         ("history nope", "there is no endpoint 'nope'; there are flights"),
         ("history flihgts", "there is no endpoint 'flihgts'; did you mean 'flights'?"),
         ("feedback nope -f labels.csv", "there is no endpoint 'nope'; there are flights; or say --url"),
         ("monitor remove flights daily", "endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one"),
-        ("monitor backfill flights d --from now", "'now' is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC"),
         ("wrap typo.joblib", "the file typo.joblib does not exist"),
         ("serve --spec .", "the spec . cannot be read: Is a directory"),
     ],
@@ -130,6 +128,39 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, said:
 )
 def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: str, said: str) -> None:
     assert usage_error(line) == said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rollout flights --to 2 --steps 0,50", "--steps 0,50: they must rise, from at least 1 to at most 100"),
+        ("rollout flights --to 2 --steps 50,10", "--steps 50,10: they must rise, from at least 1 to at most 100"),
+        ("rollout flights --to 2 --every 5", "--every 5: a duration like 30s, 5m or 1h is expected"),
+        ("rollout flights --to 2 --every soon", "--every soon: a duration like 30s, 5m or 1h is expected"),
+        ("rollout flights --to 2 --abort-on errors>1%", "--abort-on: 'errors>1%' is no criterion; what there is: "),
+        ("optimize models:/m/1 --prune 1.5", "Invalid value for '--prune': 1.5 is not in the range 0<x<1."),
+        ("optimize models:/m/1 --fp16 --max-loss -1", "Invalid value for '--max-loss': -1.0 is not in the range x>=0."),
+        ("promote m 1 --to Production --force", "--force needs its reason: --why REASON"),
+        ("silence flights --for soon", "--for 'soon' cannot be read; a duration like 30s, 5m, 1h or 90d is expected"),
+        ("log expire flights --keep 5", "--keep '5' cannot be read; a duration like"),
+        ("log stats flights --since soon", "--since 'soon' cannot be read"),
+        ("monitor expire --keep 1d", "--keep 1d is too short"),
+        ("monitor backfill flights d --from now", "'now' is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC"),
+        ("log query flights rows.txt", "a table is for people: with a file, here rows.txt, say -o csv"),
+        ("retrain flights --window soon", "window 'soon': "),
+        ("monitor run flights --window soon", "window 'soon': a window is START/END"),
+        ("keys create ci --expires soon", "--expires 'soon' cannot be read"),
+        ("keys create ci --limit fast", "--limit fast: a rate is expected"),
+        (
+            "robustness m --data d.csv --target y --strengths noise=lots",
+            "--strengths 'noise=lots' is not NAME=STRENGTH",
+        ),
+        ("endpoint create e -C capture", "-C 'capture' is not KEY=VALUE"),
+        ("endpoint traffic flights a", "traffic 'a' is not KEY=VALUE"),
+    ],
+)
+def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(line: str, said: str) -> None:
+    assert usage_error(line).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     [
         (["run", "flight"], "there is no endpoint 'flight'; did you mean 'flights'?"),
         (["run", "flights", "--monitor", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
-        (["run", "flights", "--window", "soon"], "window 'soon': a window is START/END"),
         (["run", "flights", "--window", "2001-01-01/1d"], "the latest whole window with rows is 2013-"),
-        (["backfill", "flights", "daily", "--from", "now"], "'now' is not a time: 2013-07-01 or"),
         (["backfill", "flights", "daily", "--from", "2013-07-01", "--to", "2013-07-01T23:00"], "no whole window of 1d"),
         (["list", "flight"], "there is no endpoint 'flight'; did you mean 'flights'?"),
         (["pause", "flights", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
@@ -278,6 +276,6 @@ def test_expire_deletes_what_is_old_after_showing_it(store: Store) -> None:
 def test_expire_refuses_a_time_that_is_too_short_or_none(home: Path, keep: str, said: str) -> None:
     refused = invoke("expire", "--keep", keep)
 
-    assert refused.exit_code == 1
-    assert refused.stderr.startswith(f"Error: --keep {keep}" if keep == "3d" else "Error: --keep 'soon'")
+    assert refused.exit_code == 2
+    assert (f"Error: --keep {keep}" if keep == "3d" else "Error: --keep 'soon'") in refused.stderr
     assert said in refused.stderr

@@ -111,7 +111,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["nothing"], 1, "Error: there is no endpoint 'nothing'; there are flights"),
-        (["flights", "--window", "soon"], 1, "Error: window 'soon': a window is START/END"),
+        (["flights", "--window", "soon"], 2, "Error: window 'soon': a window is START/END"),
         (["flights", "--window", "2001-01-01/1d"], 1, "the latest whole window with rows is 2013-07-02/2013-07-03"),
         (["flights", "--false-alarm-rate", "1"], 2, "is not in the range 0<x<1"),
         (["flights", "--min-rows", "0"], 2, "is not in the range x>=1"),

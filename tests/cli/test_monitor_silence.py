@@ -57,7 +57,7 @@ def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
         ([], 2, "say one of NAME --for DURATION, --list, --remove ID"),
         (["--for", "2h"], 2, "say which endpoint"),
         (["flights", "--for", "2h", "--list"], 2, "say one of"),
-        (["flights", "--for", "soon"], 1, "Error: --for 'soon' cannot be read; a duration like 30s"),
+        (["flights", "--for", "soon"], 2, "Error: --for 'soon' cannot be read; a duration like 30s"),
         (["flihgts", "--for", "2h"], 1, "Error: there is no endpoint 'flihgts'; did you mean 'flights'?"),
         (["taxis", "--for", "2h"], 1, "Error: there is no endpoint 'taxis'; there are flights"),
         (["flights", "--monitor", "x", "--for", "2h"], 1, "Error: endpoint 'flights' has no monitor 'x'; it has daily"),

@@ -3,11 +3,11 @@
 import json
 from datetime import UTC, datetime
 
+import click
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.cli.options import align_columns, key_values, show_json, show_lines, show_progress
-from mlflow_deploy_plugin.errors import InvalidConfig
 
 
 def test_a_value_may_hold_the_sign_itself_or_nothing() -> None:
@@ -27,7 +27,7 @@ def test_a_value_may_hold_the_sign_itself_or_nothing() -> None:
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(entries: list[str], message: str) -> None:
-    with pytest.raises(InvalidConfig) as raised:
+    with pytest.raises(click.UsageError) as raised:
         key_values(entries, "traffic")
     assert raised.value.message == message
 

@@ -154,4 +154,4 @@ def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 does not go to Production")
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
-    assert forced.stderr.splitlines()[-1] == "Error: a forced promotion needs its reason: say why (--why)"
+    assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (2, "Error: --force needs its reason: --why REASON")

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.controller.rollouts.plan import (
     MIN_REQUESTS,
     RolloutPlan,
     parse_criteria,
+    parse_every,
     parse_steps,
     plan_of,
 )
@@ -27,7 +28,7 @@ from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, resolve
-from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
+from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor, utc_now
 
 CANDIDATE = "candidate"
@@ -45,6 +46,9 @@ class RolloutRequest:
 
     Attributes:
         to: a model URI, or a version of the model that is served now.
+
+    Raises:
+        InvalidConfig: the steps, their length or the criteria are not valid.
     """
 
     to: str
@@ -53,6 +57,11 @@ class RolloutRequest:
     abort_on: str = DEFAULT_CRITERIA
     min_requests: int = MIN_REQUESTS
     why: str = ""
+
+    def __post_init__(self) -> None:
+        parse_steps(self.steps)
+        parse_criteria(self.abort_on)
+        parse_every(self.every)
 
 
 def start_rollout(
@@ -73,6 +82,7 @@ def start_rollout(
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
+    deployments.store.require_no_rollout(endpoint)  # first: a live one lets several variants answer
     observed = deployments.get_endpoint(endpoint)
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
@@ -83,12 +93,6 @@ def start_rollout(
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)
     criteria = parse_criteria(request.abort_on)
-    try:
-        seconds = float(duration_seconds(request.every))
-    except (ValueError, KeyError, IndexError):
-        seconds = 0.0
-    if seconds < 1:
-        raise InvalidConfig(f"--every {request.every}: a duration like 30s, 5m or 1h is expected")
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(one.is_of_shadow for one in criteria)
     plan = RolloutPlan(
@@ -104,7 +108,7 @@ def start_rollout(
         kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
         selector=reference.selector,
         steps=parse_steps(request.steps),
-        every=seconds,
+        every=parse_every(request.every),
         abort_on=",".join(one.text for one in criteria),
         min_requests=request.min_requests,
         actor=actor or current_actor(),

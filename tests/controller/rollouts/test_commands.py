@@ -17,9 +17,9 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
     start_rollout,
 )
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from tests.support.rollouts import PLAN
 
@@ -68,6 +68,26 @@ def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
     with pytest.raises(NotReady, match="flights: failed; no Kubernetes cluster is configured"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
+
+
+def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(store: Store, tmp_path: Path) -> None:
+    spec = add_variant(new_endpoint("flights", "models:/flight-delay/1"), "candidate", "models:/flight-delay/2")
+    store.add_endpoint("onnxserve", apply_config(spec, {"variants.candidate.weight": 10}))
+    store.add_rollout("flights", PLAN.to_json(), "stepping")
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    with pytest.raises(AlreadyExists, match="onnxserve rollout flights --abort"):
+        start_rollout(deployments, "flights", RolloutRequest(to="2"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [({"steps": "0,50"}, "--steps"), ({"every": "5"}, "--every"), ({"abort_on": "errors>1%"}, "--abort-on")],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_anything_is_looked_up(
+    fields: dict[str, str], option: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=option):
+        RolloutRequest(to="2", **fields)  # type: ignore[arg-type]
 
 
 def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
