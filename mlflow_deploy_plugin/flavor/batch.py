@@ -30,6 +30,8 @@ from mlflow_deploy_plugin.runtime import (
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
+UNSEEN_TEXT = "~ never seen"
+
 Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
 
@@ -141,6 +143,23 @@ def missing_value(series: "pd.Series[Any]") -> float | None:
     A column of objects, as pandas 2 makes of texts, may hold either, and encoders of scikit-learn tell them apart.
     """
     return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
+
+
+def unseen_category(series: "pd.Series[Any]") -> "pd.Series[Any] | None":
+    """Return a column of pandas categories with one more category in every row; None for fractions and booleans.
+
+    The category sorts behind all others: XGBoost 3.1 and 3.2 take any other one for the next category that they know
+    (https://github.com/dmlc/xgboost/issues/12189), and 3.3 refuses all that it has not learned.
+    """
+    known = series.cat.categories
+    if column_type(series) == "string":
+        unseen: str | int = UNSEEN_TEXT
+    elif len(known) and pd.api.types.is_integer_dtype(known.dtype):
+        unseen = int(known.max()) + 1
+    else:
+        return None
+    dtype = pd.CategoricalDtype([*known, unseen], ordered=series.cat.ordered)
+    return pd.Series([unseen] * len(series), series.index, dtype, series.name)
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:

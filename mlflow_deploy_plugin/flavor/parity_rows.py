@@ -148,6 +148,7 @@ class _TableRows:
         yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
         for change in _CHANGES:
             yield change[0], partial(self.changed, *change)
+        yield "unseen categories", self.unseen_categories
         yield "far", self.far
 
     def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
@@ -167,6 +168,14 @@ class _TableRows:
         if names := self.some_columns(fits, count):
             table = self.one_changed(dict.fromkeys(names, count), change)
             yield RowGroup(source, table, block=count, columns=tuple(map(str, names)), compared=compared)
+
+    def unseen_categories(self) -> Iterator[RowGroup]:
+        """Yield rows in which one column of pandas categories has another category; XGBoost refuses its whole table."""
+        for name in self.some_columns(lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS):
+            table = self.some(_UNSEEN_ROWS)
+            if (unseen := batches.unseen_category(table[name])) is not None:
+                table[name] = unseen
+                yield RowGroup("unseen", table, block=_UNSEEN_ROWS, columns=(str(name),))
 
     def far(self) -> Iterator[RowGroup]:
         if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
@@ -390,10 +399,10 @@ _CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
         True,
     ),
     (
-        "unseen",  # a pandas categorical cannot hold another text
+        "unseen",
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
-        lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
+        lambda column, _: pd.Series(batches.UNSEEN_TEXT, column.index).astype(column.dtype),
         True,
     ),
     (

@@ -10,7 +10,7 @@ import io
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
+from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import signature_of
 from mlflow_deploy_plugin.flavor.convert import converter_for
@@ -88,11 +89,19 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
     _skip_type_hint_validation = True  # as above
 
-    def __init__(self, model: Any, predict_fn: str, dtypes: dict[str, Any]) -> None:
-        self.model, self.predict_fn, self.dtypes = model, predict_fn, dtypes
+    def __init__(self, model: Any, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
+        self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        """Return the model's own answer; a value that is no category is missing."""
+        """Return the model's own answer; a value that is not a category is missing.
+
+        Raises:
+            SchemaMismatch: there is such a value in a column of `closed`: the model itself refuses it.
+        """
+        for name in self.closed:
+            values = model_input[name].reset_index(drop=True)
+            for row, value in values[values.notna() & ~values.isin(self.dtypes[name].categories)].items():
+                raise SchemaMismatch(f"column {name!r}, row {row}: the model does not know {value!r}")
         return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
 
 
@@ -106,15 +115,27 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
         return None
     plain = rows.astype(dict.fromkeys(durations, str))
     plain = plain.assign(**{name: batches.column_values(rows[name]) for name in categories})
+    answer = getattr(model, predict_fn)
     try:
-        wanted = getattr(model, predict_fn)(rows)
+        wanted = answer(rows)
     except Exception:  # noqa: BLE001 - MLflow's flavor asks it in another way
         return None
     with contextlib.suppress(Exception):  # whatever a model says of what it has not learned
-        if np.array_equal(getattr(model, predict_fn)(plain), wanted):
+        if np.array_equal(answer(plain), wanted):
             return None
-    python_model = TypedColumnsModel(model, predict_fn, categories | durations)
+    closed = [name for name in categories if _refuses(answer, rows, name)]
+    python_model = TypedColumnsModel(model, predict_fn, categories | durations, closed)
     return "pyfunc", {"python_model": python_model, "input_example": plain}
+
+
+def _refuses(answer: Callable[[pd.DataFrame], Any], rows: pd.DataFrame, name: str) -> bool:
+    """Return True if a model refuses the rows with a category of a column that it has not learned."""
+    unseen = batches.unseen_category(rows[name])
+    try:
+        answer(rows if unseen is None else rows.assign(**{name: unseen}))
+    except Exception:  # noqa: BLE001 - libraries raise any class
+        return True
+    return False
 
 
 def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tuple[str, dict[str, Any]] | None:

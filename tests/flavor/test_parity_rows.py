@@ -161,7 +161,7 @@ def test_each_column_that_can_is_missing_and_each_text_unseen(table: pd.DataFram
         "hour": 0,
         "weekend": 0,
     }
-    assert (groups["unseen"].batch.city == "never seen").sum() == groups["unseen"].block
+    assert (groups["unseen"].batch.city == batches.UNSEEN_TEXT).sum() == groups["unseen"].block
 
 
 def test_same_seed_gives_the_same_rows(table: pd.DataFrame) -> None:
@@ -235,3 +235,15 @@ def test_a_generator_that_raises_an_error_is_left_out_and_named(table: pd.DataFr
     assert list(left_out) == ["vocabulary"]
     assert {"example", "ranges", "thresholds", "unseen", "far together"} <= set(sources)
     assert "vocabulary" not in sources
+
+
+def test_a_column_of_categories_has_another_one_in_rows_of_its_own(table: pd.DataFrame) -> None:
+    typed = table.assign(half=0.5).astype(dict.fromkeys(("city", "hour", "half"), "category"))
+
+    groups = [group for group in parity_rows(typed, None, BoundaryValues()) if group.source == "unseen"]
+
+    assert [group.columns for group in groups] == [("city",), ("hour",)]
+    for (name,), batch in ((group.columns, group.batch) for group in groups):
+        assert set(batch[name].cat.categories) > set(typed[name].cat.categories)
+        assert not set(batch[name]) & set(typed[name].cat.categories)
+        assert batch[name].cat.categories[-1] == max(batch[name].cat.categories)

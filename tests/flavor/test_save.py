@@ -239,6 +239,25 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     np.testing.assert_allclose(found, getattr(booster, predict_fn)(cities))
 
 
+def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
+    tracking: Path, table: pd.DataFrame
+) -> None:
+    cities = table.assign(city=pd.Categorical(np.resize(["lima", "rome", "oslo"], len(table))))
+    options: dict[str, Any] = {"objective": "binary:hinge", "n_estimators": 3, "enable_categorical": True}
+    booster = xgboost.XGBRegressor(**options).fit(cities, table.a > table.b)
+
+    info = onnxserve.log_model(booster, name="model", input_example=cities, pip_requirements=[])
+
+    texts = cities.astype({"city": object}).head(3)
+    texts.loc[2, "city"] = None
+    loaded = mlflow.pyfunc.load_model(info.model_uri)
+    assert "python_function" in info.flavors
+    assert loaded.predict(texts.head(2)).tolist() == booster.predict(cities.head(2)).tolist()
+    texts.loc[1, "city"] = "paris"
+    with pytest.raises(SchemaMismatch, match=r"column 'city', row 1: .* 'paris'"):
+        loaded.predict(texts)
+
+
 def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, table: pd.DataFrame) -> None:
     labels = table.a > table.a.median()
     models: list[Any] = [

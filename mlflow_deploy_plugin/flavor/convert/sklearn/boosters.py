@@ -37,7 +37,7 @@ class NativeBooster(BaseEstimator):  # type: ignore[misc]
 
     def predict(self, rows: Any) -> Array:
         if library_of(self) == "xgboost":
-            rows = sys.modules["xgboost"].DMatrix(rows)
+            rows = sys.modules["xgboost"].DMatrix(rows, enable_categorical=True)
         return np.asarray(self.native_booster.predict(rows))
 
 
@@ -89,9 +89,10 @@ def _xgboost(model: Any) -> Boosting:
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels a row")
     missing = np.nan if model is booster else float(model.missing)
-    categories = tuple(map(_xgboost_categories, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
+    encoded = {place: one for place, one in enumerate(found.get("cats", {}).get("enc", [])) if one["values"]}
+    categories = tuple(map(_xgboost_categories, encoded.values()))
     lines = np.reshape(found.get("weights", []), (-1, len(margin)))[:-1]  # the last are of the margin
-    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, lines)
+    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, tuple(encoded), lines)
 
 
 def _xgboost_trees(document: dict[str, Any], target: int, weight: float) -> list[tuple[int, Tree]]:

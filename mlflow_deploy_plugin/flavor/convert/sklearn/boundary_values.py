@@ -149,7 +149,11 @@ def _own(estimator: Any) -> _Collected:
     found = _Collected()
     splits: Mapping[int, Array] = {}
     if library_of(estimator):
-        splits = read_boosting(estimator).edges()
+        boosting = read_boosting(estimator)
+        splits = boosting.edges()
+        found.values += [
+            ("categories", *known) for known in zip(boosting.category_columns, boosting.categories, strict=False)
+        ]
     elif is_tree(estimator):
         inner = estimator.tree_.feature >= 0
         features, edges = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]

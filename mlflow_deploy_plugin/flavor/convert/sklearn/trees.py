@@ -103,6 +103,7 @@ class Boosting:
         has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
         missing: a number that counts as a missing value, beside NaN.
         categories: the categories of each column of texts or integers, in the order of their codes.
+        category_columns: the positions of these columns; empty if they are not known.
         lines: the slope of each feature, [features, targets], if there are lines instead of trees; a missing value adds
             nothing.
         slopes: if leaves are lines, the feature of each kind of slopes; they are as wide as the rows. Their trees have
@@ -118,6 +119,7 @@ class Boosting:
     has_single_rows: bool = False
     missing: float = np.nan
     categories: tuple[tuple[str | int, ...], ...] = ()
+    category_columns: tuple[int, ...] = ()
     lines: Array = field(default_factory=lambda: np.empty(0))
     slopes: tuple[int, ...] = ()
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.errors import ConversionError, SchemaMismatch
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -204,6 +204,61 @@ def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) 
     np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(GAPS), rtol=1e-5)
     graph = onnx.load(str(loaded.artifact.onnx_file)).graph
     assert [node.op_type for node in graph.node].count("TreeEnsembleRegressor") == 1
+
+
+KNOWN = {"a": [0.5, -0.5], "kind": ["low", "high"], "code": [1, 2]}
+UNSEEN = [("kind", "aaa"), ("kind", "lowest"), ("kind", "zzz"), ("code", -1), ("code", 7)]
+
+
+@pytest.fixture(scope="module")
+def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, OnnxModel]]:
+    """Boosters of a column of texts and of one of integers, each with its saved form."""
+    rows = CODES[["a", "kind", "code"]]
+    fitted = {
+        "xgboost": xgb(enable_categorical=True).fit(rows, OF_KINDS),
+        "native xgboost": xgboost.train({}, xgboost.DMatrix(rows, OF_KINDS, enable_categorical=True), 4),
+        "lightgbm": lgbm(min_data_per_group=2).fit(rows, OF_KINDS),
+    }
+    folder = tmp_path_factory.mktemp("categories")
+    for name, model in fitted.items():
+        save_model(model, folder / name, input_example=rows)
+    return {name: (model, OnnxModel.load(folder / name)) for name, model in fitted.items()}
+
+
+@pytest.mark.parametrize("library", ["xgboost", "native xgboost"])
+@pytest.mark.parametrize(("column", "unseen"), UNSEEN)
+def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_column(
+    library: str, column: str, unseen: Any, of_categories: Any
+) -> None:
+    """Also before the last one that it has learned, where XGBoost 3.2 itself answers as of the next category."""
+    _, saved = of_categories[library]
+    columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
+
+    with pytest.raises(SchemaMismatch, match=f"column {column!r}, row 1: the model does not know {unseen!r}"):
+        saved.run(saved.schema.from_columns(columns))
+
+
+@pytest.mark.parametrize(("column", "unseen"), UNSEEN)
+def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
+    column: str, unseen: Any, of_categories: Any
+) -> None:
+    model, saved = of_categories["lightgbm"]
+    columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
+    categories = {name: pd.Categorical(values) for name, values in columns.items() if name != "a"}
+
+    found = saved.run(saved.schema.from_columns(columns))["probabilities"]
+
+    np.testing.assert_allclose(found, model.predict_proba(pd.DataFrame(columns).assign(**categories)), rtol=1e-5)
+
+
+def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any) -> None:
+    model, saved = of_categories["xgboost"]
+    columns = {**KNOWN, "kind": ["low", None]}
+    rows = pd.DataFrame(columns).assign(**{name: pd.Categorical(columns[name]) for name in ("kind", "code")})
+
+    found = saved.run(saved.schema.from_columns(columns))["probabilities"]
+
+    np.testing.assert_allclose(found, model.predict_proba(rows), rtol=1e-5)
 
 
 def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
