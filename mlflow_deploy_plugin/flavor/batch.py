@@ -221,15 +221,20 @@ def signature_of(
 
 
 def graph_signature(batch: Batch | None, inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
-    """Return the signature of a ready graph: tensors have the sizes that it declares, and without a batch its names."""
-    if batch is None:
-        dtypes = [np.dtype(object if entry.dtype == "str" else entry.dtype) for entry in inputs]
-        given = [TensorSpec(dtype, entry.shape, entry.name) for dtype, entry in zip(dtypes, inputs, strict=True)]
-        declared = SignatureSchema(given)
-    else:
-        declared = _input_schema(batch, inputs)
+    """Return the signature of a ready graph: tensors have the types and sizes that it declares.
+
+    Without a batch, they have the names of the graph, too. Texts have the type of the batch.
+    """
+    if not isinstance(batch, pd.DataFrame):
+        types = {entry.name: np.dtype(object if entry.dtype == "str" else entry.dtype) for entry in inputs}
+        tensors = batch or {name: np.empty(0, dtype) for name, dtype in types.items()}
+        only = next(iter(types.values()))
+        batch = {  # an example is saved as JSON, so that MLflow reads all its floats in 64 bits
+            name: array if array.dtype.kind in "OUT" else array.astype(types.get(name, only))
+            for name, array in tensors.items()
+        }
     answers = [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs]
-    return ModelSignature(inputs=declared, outputs=SignatureSchema(answers))
+    return ModelSignature(inputs=_input_schema(batch, inputs), outputs=SignatureSchema(answers))
 
 
 def _input_schema(batch: Batch, declared: tuple[Input, ...]) -> SignatureSchema:

@@ -144,6 +144,26 @@ def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: 
     assert len(mlflow.MlflowClient().search_model_versions("name='old'")) == versions
 
 
+@pytest.mark.parametrize("form", ["no example", "an example", "a table"])
+def test_the_next_version_of_a_graph_takes_the_graphs_own_types(form: str, tracking: Path, table: pd.DataFrame) -> None:
+    numbers = table.to_numpy(np.float32)
+    examples = {"no example": None, "an example": numbers, "a table": table}
+    graph = parse_graph("g (float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    options: dict[str, Any] = {"input_example": examples[form], "pip_requirements": []}
+    mlflow.onnx.log_model(graph, name="graph", registered_model_name=f"graph, {form}", **options)
+
+    onnxserve.wrap(f"models:/graph, {form}/1")
+
+    new = mlflow.pyfunc.load_model(f"models:/graph, {form}/2")
+    types = [str(spec.type) for spec in new.metadata.signature.inputs.inputs]
+    asked = [table, table.astype(np.float32)] if form == "a table" else [numbers]
+    assert types == (["DataType.double"] * 3 if form == "a table" else ["float32"])
+    for rows in asked:
+        found = new.predict(rows)
+        answer = next(iter(found.values())) if isinstance(found, dict) else found
+        np.testing.assert_allclose(answer, numbers * 2, rtol=1e-6)
+
+
 def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept(
     tracking: Path, model: Pipeline, table: pd.DataFrame
 ) -> None:

@@ -206,7 +206,7 @@ def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) 
     assert [node.op_type for node in graph.node].count("TreeEnsembleRegressor") == 1
 
 
-KNOWN = {"a": [0.5, -0.5], "kind": ["low", "high"], "code": [1, 2]}
+KNOWN: dict[str, list[Any]] = {"a": [0.5, -0.5], "kind": ["low", "high"], "code": [1, 2]}
 UNSEEN = [("kind", "aaa"), ("kind", "lowest"), ("kind", "zzz"), ("code", -1), ("code", 7)]
 
 
@@ -253,7 +253,7 @@ def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
 
 def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any) -> None:
     model, saved = of_categories["xgboost"]
-    columns = {**KNOWN, "kind": ["low", None]}
+    columns: dict[str, Any] = {**KNOWN, "kind": ["low", None]}
     rows = pd.DataFrame(columns).assign(**{name: pd.Categorical(columns[name]) for name in ("kind", "code")})
 
     found = saved.run(saved.schema.from_columns(columns))["probabilities"]
