@@ -149,7 +149,7 @@ def half_precision(proto: Any, rows: Sequence[Feeds]) -> Any:
     except Exception as error:  # noqa: BLE001 - the converter raises what comes
         raise ConversionError(f"ONNX Runtime's converter refuses it: {describe_error(error)}") from None
     if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
-        raise ConversionError(f"no weight is a 32-bit float that may have 16 bits ({_operators(proto)})")
+        raise ConversionError(f"no weight is a 32-bit float that may have 16 bits ({shown_operators(proto)})")
     return _join_islands(half)
 
 
@@ -175,7 +175,7 @@ def pruned(proto: Any, share: float) -> Any:
         tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
         found = True
     if not found:
-        raise ConversionError(f"no layer has weights that could be pruned ({_operators(proto)})")
+        raise ConversionError(f"no layer has weights that could be pruned ({shown_operators(proto)})")
     return result
 
 
@@ -216,7 +216,7 @@ def _quantized(proto: Any, quantize: Callable[[str, str], None], operators: Sequ
     """Return the graph that `quantize` makes of the file of a preprocessed one; a graph in memory it would change."""
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
     if not present:
-        raise ConversionError(f"it has no {', '.join(operators[:3])} ({_operators(proto)})")
+        raise ConversionError(f"it has no {', '.join(operators[:3])} ({shown_operators(proto)})")
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         ready, path = Path(folder) / "ready.onnx", Path(folder) / "quantized.onnx"
         onnx.save(preprocessed(proto), ready)
@@ -297,7 +297,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
             yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
 
 
-def _operators(proto: Any) -> str:
+def shown_operators(proto: Any) -> str:
     """Return the operators of a graph, the most frequent first, for a message."""
     counts = Counter(node.op_type for node in proto.graph.node)
     return f"its operators are {', '.join(name for name, _ in counts.most_common(6))}"

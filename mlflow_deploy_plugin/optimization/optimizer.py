@@ -1,5 +1,6 @@
 """Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
 
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -58,6 +59,8 @@ MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
 _TRIAL_SECONDS = 300.0
+
+_logger = logging.getLogger("mlflow_deploy_plugin.optimization")
 _SEED = 7
 _LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
 
@@ -403,7 +406,11 @@ class _FormMaker:
         try:
             self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
         except OnnxserveError as error:
-            raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
+            _logger.info("%s: %s", name, error.message)
+            raise ConversionError(
+                f"ONNX Runtime makes a graph that it cannot run ({forms.shown_operators(graph)}): its converters are "
+                "made for neural nets. Serve the version as it is, or try its other forms (auto)"
+            ) from None
         form = LoadedOnnx(OnnxModel.load(folder))
         agreement = compare_with_base(self.base, form, half.rows, half.truth, self.metric, self.answers)
         return _Draft(graph, folder, agreement, note)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pyarrow.parquet as pq
 import pytest
+import xgboost
 from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
@@ -117,8 +118,22 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         return broken
 
     monkeypatch.setattr("mlflow_deploy_plugin.optimization.forms.half_precision", half_precision)
-    with pytest.raises(ConversionError, match=r"cannot have the form fp16: ONNX Runtime cannot run the form: .*Gemmm"):
+    with pytest.raises(ConversionError, match=r"cannot have the form fp16: .*\(its operators are .*Gemmm.*auto"):
         onnxserve.optimize("models:/net/1", fp16=True)
+
+
+def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_the_way_round(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 3))
+    booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
+    onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
+
+    with pytest.raises(ConversionError, match=r"cannot have the form fp16: .*operators are .*If.*auto") as refused:
+        onnxserve.optimize(str(tmp_path / "trees"), fp16=True, register="trees")
+
+    assert "\n" not in refused.value.message
+    assert "invalid model" not in refused.value.message
 
 
 def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
