@@ -1,12 +1,14 @@
 """The steps that trainings share: options, the parameters and the picture of the run, the registered version."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import Any, TypeVar
 
 import mlflow
+import numpy as np
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
@@ -21,6 +23,7 @@ Value = TypeVar("Value")
 PICTURE = "picture.png"
 DATA_TAG = "data"
 """The tag of the run that says what it was trained on: `synthetic data, …` if a generator made the rows."""
+_STANDARD_ERRORS = 5
 BLUE, ORANGE, GREY = "#0b69a3", "#d9730d", "#9aa5b1"
 
 
@@ -58,6 +61,23 @@ def log_scores(scores: dict[str, float]) -> None:
     """Log and print metrics of the held-out rows."""
     mlflow.log_metrics(scores)
     print("held out: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
+
+
+def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
+    """Print a warning if a classifier is hardly better than the answer of the most frequent class to everything.
+
+    Args:
+        truth: [N] the classes of the held-out rows, as whole numbers from 0.
+    """
+    share = float(np.bincount(truth).max()) / len(truth)
+    error = (share * (1 - share) / len(truth)) ** 0.5
+    if accuracy < share + _STANDARD_ERRORS * error:
+        print(
+            f"warning: the accuracy {accuracy:.3f} is hardly better than {share:.3f}, the accuracy of always answering "
+            "the most frequent class; train for more epochs",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager

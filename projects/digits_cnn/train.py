@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_labelled, save_labelled, save_weights
-from projects.training import log_options, option, register, run_command
+from projects.training import log_options, option, register, run_command, warn_of_chance
 
 TEST_IMAGES = "test_images.parquet"
 """The artifact for whoever judges the version later: `onnxserve gate`, `onnxserve optimize`."""
@@ -74,6 +74,7 @@ def train(options: Training) -> Any:
         test_accuracy = accuracy(network, test_images, test_digits)
         mlflow.log_metric("test_accuracy", test_accuracy)
         print(f"accuracy on {len(test_images)} test images: {test_accuracy:.3f}", flush=True)
+        warn_of_chance(test_accuracy, test_digits)
         return register(
             network,
             options.registered_model,

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.digits_cnn.fitting import accuracy
 from projects.digits_cnn.train import load_images
 from projects.image_resnet18.network import resnet18
-from projects.training import log_options, log_scores, option, picture, register, run_command
+from projects.training import log_options, log_scores, option, picture, register, run_command, warn_of_chance
 
 BATCH = 64
 RATE = 1e-3
@@ -77,7 +77,9 @@ def train(options: Training) -> Any:
         images, held_out, digits, truth = load_images(options.seed)
         images, held_out = stretched(images, options.side), stretched(held_out, options.side)
         network = fit(images, digits, options)
-        log_scores({"accuracy": accuracy(network, held_out, truth)})
+        reached = accuracy(network, held_out, truth)
+        log_scores({"accuracy": reached})
+        warn_of_chance(reached, truth)
         with torch.no_grad():
             predicted = network(torch.from_numpy(held_out)).numpy().argmax(axis=1)
         with picture(f"image-resnet18 on {len(truth)} held-out digits ({ORIGIN})", 2) as axes:

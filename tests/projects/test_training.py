@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from projects.training import DATA_TAG, PICTURE, run_command
+from projects.training import DATA_TAG, PICTURE, run_command, warn_of_chance
 from tests.support.tracking import tracking_at
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +152,14 @@ def test_docstrings_are_read_without_importing_the_library() -> None:
     assert len(texts) > 50
     assert min(len(text.split()) for text in texts) >= 40
     assert docstrings("no_such_library") == []
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.139, True), (0.95, False)])
+def test_a_classifier_at_the_level_of_chance_is_warned_of(
+    accuracy: float, warns: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_chance(accuracy, np.arange(360) % 10)
+
+    warning = capsys.readouterr().err
+    assert bool(warning) is warns
+    assert not warns or {"0.139", "0.100", "epochs"} <= set(re.findall(r"[\w.]+", warning))
