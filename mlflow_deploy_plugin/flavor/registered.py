@@ -323,6 +323,7 @@ def load_folder(folder: Path, shown: str) -> Original:
         InvalidArtifact: the folder has no MLmodel file, or MLflow cannot read it.
         InvalidConfig: it is in our flavor already.
         ConversionError: it is Python code, its pyfunc answers by another method, or it cannot be loaded here.
+        NotInstalled: its framework is not installed here.
     """
     if not (folder / MLMODEL).is_file():
         raise InvalidArtifact(f"{shown} is no model: it has no MLmodel file")
@@ -359,6 +360,7 @@ def load_folder(folder: Path, shown: str) -> Original:
     except ConversionError as error:
         raise ConversionError(f"{error.message}; {shown} is served as pyfunc as it stands") from error
     except Exception as error:
+        convert.check_installed(error, shown)
         raise ConversionError(
             f"{shown} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
         ) from error
@@ -373,6 +375,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         CodeRefused: it is a joblib or pickle file, which can run any code, and `allow_pickle` is false.
         InvalidConfig: its ending is unknown.
         InvalidArtifact, ConversionError: it is no such file.
+        NotInstalled: its framework is not installed here.
     """
     ending = path.suffix.lower()
     if ending in convert.FILE_ENDINGS:
@@ -394,6 +397,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         try:
             model = joblib.load(path)
         except Exception as error:
+            convert.check_installed(error, str(path))
             raise InvalidArtifact(
                 f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
             ) from error

@@ -1,6 +1,7 @@
 """Files that hold a trained model, and files that hold none."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import mlflow
@@ -10,7 +11,7 @@ import sklearn
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound, NotInstalled
 from mlflow_deploy_plugin.flavor.registered import load_file, load_folder
 
 
@@ -74,3 +75,22 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
     unknown = r"a model of mlflow.spark is of no framework .*known are catboost.*; it is served as pyfunc as it stands"
     with pytest.raises(ConversionError, match=unknown):
         load_folder(tmp_path, "it")
+
+
+def test_a_framework_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("xgboost", "xgboost.sklearn"):
+        monkeypatch.setitem(sys.modules, name, None)  # its import raises ModuleNotFoundError
+    (tmp_path / "model.pkl").write_bytes(b"cxgboost.sklearn\nXGBRegressor\n.")
+    mlmodel = mlflow.models.Model(
+        flavors={
+            "python_function": {"loader_module": "mlflow.xgboost", "data": "model.ubj"},
+            "xgboost": {"data": "model.ubj", "model_class": "xgboost.sklearn.XGBRegressor"},
+        }
+    )
+    mlmodel.save(str(tmp_path / "MLmodel"))
+
+    for load in (lambda: load_file(tmp_path / "model.pkl", allow_pickle=True), lambda: load_folder(tmp_path, "it")):
+        with pytest.raises(NotInstalled, match=r"xgboost.*: pip install 'mlflow-onnxserve\[sklearn\]' xgboost$"):
+            load()

@@ -22,7 +22,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlflow_deploy_plugin.errors import ConversionError, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError, one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
@@ -36,6 +36,7 @@ __all__ = [
     "DynamicAxes",
     "bind_graph",
     "check_flavor",
+    "check_installed",
     "converter_for",
     "load_file",
 ]
@@ -144,6 +145,16 @@ def converter_for(model: Any) -> Any:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(
             f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'"
+        ) from None
+
+
+def check_installed(error: BaseException, what: str) -> None:
+    """Raise NotInstalled, with the pip command, if a model cannot be loaded because a framework is not installed."""
+    package = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if extra := _MODULES.get(package):
+        booster = "" if extra == package else f" {package}"
+        raise NotInstalled(
+            f"{what} needs {package}, which is not installed here: pip install 'mlflow-onnxserve[{extra}]'{booster}"
         ) from None
 
 
