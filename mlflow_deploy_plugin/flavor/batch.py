@@ -223,7 +223,7 @@ def signature_of(
 def graph_signature(batch: Batch | None, inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
     """Return the signature of a ready graph: tensors have the types and sizes that it declares.
 
-    Without a batch, they have the names of the graph, too. Texts have the type of the batch.
+    Without a batch, they also have the names of the graph. Texts have the type of the batch.
     """
     if not isinstance(batch, pd.DataFrame):
         types = {entry.name: np.dtype(object if entry.dtype == "str" else entry.dtype) for entry in inputs}
