@@ -69,6 +69,7 @@ class OnnxserveError(Exception):
         retry_after: seconds after which the same request may do better (HTTP's `Retry-After`); None: nobody knows.
         status / request_id: HTTP status and X-Request-Id of the response that told of it; None and empty if the error
             is this process's own.
+        column: the only column or tensor of the request that the message is about; empty: several, or none.
     """
 
     http_status: ClassVar[int] = 500
@@ -79,10 +80,11 @@ class OnnxserveError(Exception):
         super().__init_subclass__()
         cls.http_status, cls.error_code = http_status or cls.http_status, error_code or cls.error_code
 
-    def __init__(self, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, message: str, retry_after: int | None = None, *, column: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
+        self.column = column
         self.status: int | None = None
         self.request_id = ""
 

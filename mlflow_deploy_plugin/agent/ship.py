@@ -2,7 +2,7 @@
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
     LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       the feedback of callers on those rows
-    LOG/_failed/endpoint=…      like the first, without the model's columns: requests that got no answer
+    LOG/_failed/endpoint=…      like the first, for requests that got no answer: the reason, and no column of the model
 
 Rows are shipped at least once. The offset up to which a segment is shipped is written to `<segment>.shipped` after the
 rows are in the log. The segment is deleted when its worker has released it and all of it is shipped. After a crash in
@@ -314,6 +314,8 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
         "_offset": per_row(pa.array(batch.offsets)),
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
+    if batch.is_failed:
+        return pa.table(columns | {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()})
     schema = batch.model.schema
     found = cast_columns_losslessly(
         schema.dtypes, to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)

@@ -249,8 +249,8 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
     known = [*names, *folders.column_names]
     if missing := [name for name in job.keep if name not in known]:
         raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {join_names(known, missing[0])}")
-    if problem := model.schema.missing_columns(known):
-        raise InvalidRequest(problem)
+    if missing_columns := model.schema.missing_columns(known):
+        raise missing_columns
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):
         raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} stands twice; rename one")

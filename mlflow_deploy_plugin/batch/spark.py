@@ -101,8 +101,8 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
         raise InvalidConfig(
             f"keep: there is no column {missing[0]!r}; there are {join_names(frame.columns, missing[0])}"
         )
-    if problem := model.schema.missing_columns(frame.columns):
-        raise InvalidConfig(problem)
+    if missing_columns := model.schema.missing_columns(frame.columns):
+        raise InvalidConfig(missing_columns.message)
     outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
     if not outputs.fields:
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log import InferenceLog, LogStats, QueryResult
 
 _TABLE_ROWS = 20
-_WIDEST_CELL = 40
+_WIDEST_CELL, _WIDEST_REASON = 40, 200
 _MEASURED_ROWS = 1000
 _SHOWN_TIMES = 24
 _BAR = 30
@@ -66,7 +67,7 @@ def log() -> None:
 @option("--sql", metavar="SQL", default="", help="Whole SELECT over the table log, instead of those three.")
 @option("--labels/--no-labels", default=True, help="Columns _label and _label_number, or none of them.")
 @option("--shadows", is_flag=True, help="Show also what shadows answered.")
-@option("--failed", is_flag=True, help="Show the requests that got no answer instead; _status says why not.")
+@option("--failed", is_flag=True, help="Show the requests that got no answer instead, with the reason.")
 @option(
     "--limit",
     type=click.IntRange(min=0),
@@ -145,7 +146,7 @@ def query(
     request = Query(view, select or "*", where, order_by, sql, limit + 1 if is_table and limit is not None else limit)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
-            show_lines(table_lines(result, limit))
+            show_lines(table_lines(result, limit, _WIDEST_REASON if failed else _WIDEST_CELL))
         else:
             rows, kind, advice = 0, cast(FileFormat, output), "CAST(… AS VARCHAR) makes a text of it"
             with (
@@ -252,13 +253,14 @@ def _warn_of_unreadable(log: "InferenceLog") -> None:
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
 
 
-def table_lines(result: "QueryResult", bound: int | None) -> Iterator[str]:
-    """Yield at most `bound` rows as a table; the first rows give the widths."""
+def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_CELL) -> Iterator[str]:
+    """Yield at most `bound` rows as a table; the first rows give the widths, of at most `widest` characters."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
+    cell = partial(_cell, widest)
     rows = (
         row
         for batch in result.batches
-        for row in zip(*(map(_cell, values_of(column)) for column in batch.columns), strict=True)
+        for row in zip(*(map(cell, values_of(column)) for column in batch.columns), strict=True)
     )
     first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
     names = [printable(name) for name in result.schema.names]
@@ -338,7 +340,7 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
         yield f"  {shown}  {rows:{width},}  {'█' * max(1, round(_BAR * rows / most))}"
 
 
-def _cell(value: Any) -> str:
+def _cell(widest: int, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -349,7 +351,7 @@ def _cell(value: Any) -> str:
         text = _time(value) if isinstance(value, datetime) else value.isoformat()
     else:
         text = printable(str(value))
-    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+    return text if len(text) <= widest else text[: widest - 1] + "…"
 
 
 def _line(cells: Any, widths: list[int], numeric: list[bool]) -> str:

@@ -241,7 +241,8 @@ def _message(text: str, schema: pa.Schema) -> str:
         others = f"a text stands in single quotes; it has {', '.join(schema.names[:40])}"
         return f"the log has no column {name!r}{did_you_mean(name, schema.names, others)}"
     if wrong := _OTHER_TABLE.search(text):
-        return f"the SQL sees the rows as the table log; there is no table {wrong[1]!r}"
+        failed = "; the option --failed makes it that of requests that got no answer" if wrong[1] == "failed" else ""
+        return f"the SQL sees the rows as the table log; there is no table {wrong[1]!r}{failed}"
     first = text.split("\n", 1)[0]
     if _NO_MEMORY.search(first):
         return f"the SQL takes more memory, or room in the temporary folder, than it may have: {first}"

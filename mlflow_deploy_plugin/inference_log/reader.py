@@ -102,7 +102,7 @@ class InferenceLog:
 
     @property
     def failures(self) -> "InferenceLog":
-        """The log of requests that got no answer: `_status` says why, and the model's columns are not there."""
+        """The log of requests that got no answer: it has the reason, and no columns of the model."""
         root, shown = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
         return replace(self, location=replace(self.location, root=root, shown=shown))
 

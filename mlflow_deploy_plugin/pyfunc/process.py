@@ -105,7 +105,7 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
 
 
 def _refusal(error: OnnxserveError) -> SideMessage:
-    return SideMessage("refused", {"error": type(error).__name__, "message": error.message})
+    return SideMessage("refused", {"error": type(error).__name__, "message": error.message, "column": error.column})
 
 
 def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:

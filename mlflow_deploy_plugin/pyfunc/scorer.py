@@ -101,7 +101,8 @@ def to_model_input(
                 arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
         except ValueError:  # binascii.Error is one
             expected = _A_DATE if kind == "datetime" else "base64"
-            raise SchemaMismatch(f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+            why = f"column {name!r} ({kind}) holds a text that is not {expected}"
+            raise SchemaMismatch(why, column=name) from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 

@@ -115,7 +115,8 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
                 row, value = next((row, value) for row, value in enumerate(values) if value not in known)
                 near = shown if isinstance(value, str) else ()  # 17 is not meant by 18
                 hint = did_you_mean(str(value), near, f"it takes {join_names(shown)}")
-                raise SchemaMismatch(f"{column.label}, row {row}: the model does not know {short_repr(value)}{hint}")
+                why = f"{column.label}, row {row}: the model does not know {short_repr(value)}{hint}"
+                raise SchemaMismatch(why, column=column.name)
 
 
 def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:
@@ -126,7 +127,7 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
         rows = np.argwhere(column.values(refused))
         if len(rows):
             place = f", row {rows[0][0]}" if refused.ndim else ""  # one number for all rows is in none
-            raise SchemaMismatch(f"{column.label}{place}: {reason}")
+            raise SchemaMismatch(f"{column.label}{place}: {reason}", column=column.name)
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:

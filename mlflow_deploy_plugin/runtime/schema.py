@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.runtime.values import (
     convert_tensor,
     is_lossless_cast,
     numpy_dtype,
-    overflow_message,
+    overflow_error,
     short_repr,
 )
 
@@ -89,8 +89,8 @@ class Schema:
             return self._from_tensors(data)
         if self._fast is not None and (feeds := self._fast.from_columns(data)) is not None:
             return self._taken(feeds)
-        if problem := self.missing_columns(data):
-            raise SchemaMismatch(problem)
+        if missing := self.missing_columns(data):
+            raise missing
         rows = self._common_length(data)
         absent = sum(name not in data for name in self.names)
         _check_filled(rows * absent, rows * (len(self.names) - absent))
@@ -106,7 +106,7 @@ class Schema:
             try:
                 feeds = {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:
-                raise SchemaMismatch(overflow_message(arrays)) from None
+                raise overflow_error(arrays) from None
         if not self._blocks:
             return self._taken(feeds)
         texts = {column.name for column in self.columns if column.type == "string"}  # blocks hold no texts
@@ -137,8 +137,8 @@ class Schema:
                     raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
             return self.from_frame({name: [record[name] for record in records] for name in names})
         seen = dict.fromkeys(chain.from_iterable(records))
-        if problem := self.missing_columns(seen):
-            raise SchemaMismatch(problem)
+        if missing := self.missing_columns(seen):
+            raise missing
         present = [name for name in self.names if name in seen]
         given = sum(map(len, records))
         _check_filled(len(records) * len(present) - given, given)
@@ -153,7 +153,7 @@ class Schema:
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return self._taken(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
-            raise SchemaMismatch(f"column {doubled[0]!r} stands twice")
+            raise SchemaMismatch(f"column {doubled[0]!r} stands twice", column=doubled[0])
         for row, values in enumerate(rows):
             if not isinstance(values, list | tuple) or len(values) != len(names):
                 raise SchemaMismatch(f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected")
@@ -227,18 +227,18 @@ class Schema:
         columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
 
-    def missing_columns(self, given: Collection[str]) -> str:
-        """Return a message about the required columns that are not among the given ones; an empty text if all are."""
+    def missing_columns(self, given: Collection[str]) -> SchemaMismatch | None:
+        """Return the error about the required columns that are not among the given ones; None if all are."""
         missing = [column.name for column in self.columns if column.required and column.name not in given]
-        return self._missing_message("column", missing, given) if missing else ""
+        return self._missing_error("column", missing, given) if missing else None
 
-    def _missing_message(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> str:
+    def _missing_error(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> SchemaMismatch:
         """Name what is missing, and the unknown name that came in its place."""
         instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
         needed = "" if "did you mean" in instead else f"; the model needs {join_names(self.names, missing[0])}"
         called = join_names([repr(name) for name in missing])
         subject = f"{noun} {called} is" if len(missing) == 1 else f"{noun}s {called} are"
-        return f"{subject} missing{instead}{needed}"
+        return SchemaMismatch(f"{subject} missing{instead}{needed}", column=missing[0])
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
@@ -286,12 +286,14 @@ class Schema:
             if name in data:
                 values = data[name]
                 if not isinstance(values, list | tuple) and not (isinstance(values, np.ndarray) and values.ndim == 1):
-                    raise SchemaMismatch(f"column {name!r} is {short_repr(values)}; a list of values is expected")
+                    why = f"column {name!r} is {short_repr(values)}; a list of values is expected"
+                    raise SchemaMismatch(why, column=name)
                 lengths[name] = len(values)
         first, rows = next(iter(lengths.items()), ("", 0))
         for name, length in lengths.items():
             if length != rows:
-                raise SchemaMismatch(f"column {name!r} has {length} values, but column {first!r} has {rows}")
+                why = f"column {name!r} has {length} values, but column {first!r} has {rows}"
+                raise SchemaMismatch(why, column=name)
         if rows == 0:
             raise SchemaMismatch(NO_ROWS)
         return rows
@@ -329,9 +331,15 @@ class Schema:
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
         missing = [name for name in self.names if name not in data]
         if missing:
-            raise SchemaMismatch(self._missing_message("tensor", missing, data))
+            raise self._missing_error("tensor", missing, data)
         with np.errstate(over="raise"):
-            arrays = {tensor.name: convert_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
+            arrays = {}
+            for tensor in self.tensors:
+                try:
+                    arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
+                except SchemaMismatch as error:
+                    error.column = tensor.name
+                    raise
             feeds = {
                 entry.name: cast_tensor(tensor.name, arrays[tensor.name], entry.dtype)
                 for entry, tensor in self._bound_tensors

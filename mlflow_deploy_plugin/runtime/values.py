@@ -85,7 +85,7 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
         elif missing is not None and (value is None or (not isinstance(value, np.ndarray) and value != value)):
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
-            raise SchemaMismatch(_mistyped(column, row, value))
+            raise _mistyped(column, row, value)
     return strings
 
 
@@ -140,15 +140,16 @@ def tensor_label(name: str) -> str:
     return f"tensor {name!r}" if name else "the tensor"
 
 
-def overflow_message(arrays: Mapping[str, Array]) -> str:
-    """Return a message that names the first number that became infinite in a 32-bit input of the graph."""
+def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
+    """Return the error that names the first number that became infinite in a 32-bit input of the graph."""
     for name, array in arrays.items():
         if array.dtype.kind == "f":
             rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
             if len(rows):
                 value = array[rows[0]].item()
-                return f"column {name!r}, row {rows[0]}: {value!r} is too large for the model's 32-bit input"
-    return "a number is too large for the model's floating-point type"
+                why = f"{value!r} is too large for the model's 32-bit input"
+                return SchemaMismatch(f"column {name!r}, row {rows[0]}: {why}", column=name)
+    return SchemaMismatch("a number is too large for the model's floating-point type")
 
 
 def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
@@ -223,7 +224,7 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
     if not kinds <= accepted:
         row, value = next((row, value) for row, value in enumerate(values) if _kind_of(type(value)) not in accepted)
         is_too_large = dtype.kind == "i" and _kind_of(type(value)) == "f" and float(value).is_integer()
-        raise SchemaMismatch(_unfit(column, row, value) if is_too_large else _mistyped(column, row, value))
+        raise _unfit(column, row, value) if is_too_large else _mistyped(column, row, value)
     try:
         return np.array(values, dtype=dtype)
     except (OverflowError, FloatingPointError):
@@ -231,7 +232,7 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
             try:
                 np.array(value, dtype=dtype)
             except (OverflowError, FloatingPointError):
-                raise SchemaMismatch(_unfit(column, row, value)) from None
+                raise _unfit(column, row, value) from None
         raise
 
 
@@ -243,26 +244,28 @@ def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array
     """Convert an array of numbers or booleans. Integers may not wrap around."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
         held = f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""  # also where it is 1.0
-        raise SchemaMismatch(_mistyped(column, 0, values[0].item()) + held)
+        raise _mistyped(column, 0, values[0].item(), held)
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))
         if len(outside):
-            raise SchemaMismatch(_unfit(column, int(outside[0]), values[outside[0]].item()))
+            raise _unfit(column, int(outside[0]), values[outside[0]].item())
     try:
         return values.astype(dtype, copy=False)
     except FloatingPointError:
         row = int(np.flatnonzero(np.isfinite(values) & (np.abs(values) > np.finfo(dtype).max))[0])
-        raise SchemaMismatch(_unfit(column, row, values[row].item())) from None
+        raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(column: Column, row: int, value: Any) -> str:
+def _mistyped(column: Column, row: int, value: Any, held: str = "") -> SchemaMismatch:
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
-    return f"column {column.name!r} ({column.type}), row {row}: {short_repr(value)}; {expected} is expected"
+    place = f"column {column.name!r} ({column.type}), row {row}"
+    return SchemaMismatch(f"{place}: {short_repr(value)}; {expected} is expected{held}", column=column.name)
 
 
-def _unfit(column: Column, row: int, value: Any) -> str:
-    return f"column {column.name!r}, row {row}: {short_repr(value)} does not fit the type {column.type}"
+def _unfit(column: Column, row: int, value: Any) -> SchemaMismatch:
+    place = f"column {column.name!r}, row {row}"
+    return SchemaMismatch(f"{place}: {short_repr(value)} does not fit the type {column.type}", column=column.name)
 
 
 def _found(kind: str) -> str:

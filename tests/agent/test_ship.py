@@ -77,17 +77,19 @@ def test_requests_without_an_answer_are_a_log_of_their_own(
 ) -> None:
     write(writer, "a", ["AA"])
     for status in (400, 504):
-        writer.write(
-            RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status), TABULAR, {}, {}, 1
-        )
+        record = RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status)
+        reason = {"_error_code": "BAD_REQUEST", "_message": None, "_column": f"c{status}"}
+        texts = {name: np.array([text], object) for name, text in reason.items()}
+        writer.write(record, exclude_columns(TABULAR, ("prediction",), ()), {}, texts, 1)
     assert shipper.ship() == 3
     log = open_log(str(tmp_path / "log"))
     window = parse_window("2026-06-01/1d")
     assert [len(table) for table in log.batches("flights", window)] == [1]
     (failed,) = log.failures.batches("flights", window)
-    assert [(row["_status"], row["_version"], row["_latency_us"]) for row in failed.to_pylist()] == [
-        (400, "3", 70),
-        (504, "3", 70),
+    read = ("_status", "_version", "_latency_us", "_error_code", "_message", "_column")
+    assert [tuple(row[name] for name in read) for row in failed.to_pylist()] == [
+        (400, "3", 70, "BAD_REQUEST", None, "c400"),
+        (504, "3", 70, "BAD_REQUEST", None, "c504"),
     ]
     assert "carrier" not in failed.column_names
     assert shipper.progress.totals.shipped == {"flights": 1}

@@ -195,6 +195,14 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     assert "failed    2 rows of requests that got no answer" in log("stats", "flights").stdout
     assert "rows      30, " in log("stats", "flights").stdout
 
+    message = "column 'hour' (long), row 0: 'x'; an integer is expected"
+    reason = {"_error_code": ["BAD_REQUEST"], "_message": [message], "_column": ["hour"]}
+    LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [400], **reason})
+    assert message in log("query", "flights", "--failed").stdout
+    found = log("query", "flights", "--failed", "--where", "_column = 'hour'", "-o", "json").stdout
+    assert [(one["_error_code"], one["_message"]) for one in json.loads(found)] == [("BAD_REQUEST", message)]
+    assert "--failed" in said(log("query", "flights", "--sql", "SELECT * FROM failed"))
+
     LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [500]}, endpoint="never-well")
     assert log("query", "never-well", "--failed", "--select", "_status", "-o", "csv").stdout == '"_status"\n500\n'
     assert "failed    1 rows of requests that got no answer" in log("stats", "never-well").stdout

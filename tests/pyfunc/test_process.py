@@ -48,7 +48,7 @@ def start():
 
 def answer(request):
     if request.kind == "refuse":
-        raise SchemaMismatch("column 'x' is missing")
+        raise SchemaMismatch("column 'x' is missing", column="x")
     if request.kind == "raise":
         raise KeyError("/usr/lib/python3/thing.py")
     if request.kind == "fill":
@@ -100,13 +100,14 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     assert ready.kind == "ready"
     ours = connect(control)
     assert [ask(ours, "add", n=n).fields["n"] for n in (1, 2)] == [1, 2]
-    assert ask(ours, "refuse").fields == {"error": "SchemaMismatch", "message": "column 'x' is missing"}
+    assert ask(ours, "refuse").fields == {"error": "SchemaMismatch", "message": "column 'x' is missing", "column": "x"}
     said = ask(ours, "raise").fields
-    assert said == {"error": "InferenceError", "message": "the model cannot answer: KeyError: '…'"}
+    assert said == {"error": "InferenceError", "message": "the model cannot answer: KeyError: '…'", "column": ""}
     said = ask(ours, "fill").fields
     assert said == {
         "error": "BodyTooLarge",
         "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on",
+        "column": "",
     }
     assert ask(ours, "add", n=3).fields["n"] == 3
     ours.close()

@@ -179,7 +179,7 @@ def decode_layout(
 def _make_plan(
     record: RequestRecord, model: CapturedModel, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
 ) -> EncodingPlan:
-    """Return the plan of a request; of one that has failed, a row without columns."""
+    """Return the plan of a request. A request that has failed is one row of its outputs, which all are texts."""
     is_failed = record.status >= FIRST_ERROR_STATUS
     rows = 1 if is_failed else next((len(array) for array in feeds.values() if array.ndim), 0)
     sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": [], "masked": []}
@@ -187,6 +187,10 @@ def _make_plan(
     masked: list[MaskedColumn] = []
     arrays = [*feeds.items(), *outputs.items()]
     for position, (name, array) in enumerate(arrays):
+        if is_failed:
+            sides["outputs"].append((name, "str", ()))
+            kept.append((position, True, None))
+            continue
         is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
         holds_objects = is_text and array.size and name not in model.keys and not isinstance(array.flat[0], str | None)
         if array.shape[:1] != (rows,) or holds_objects:

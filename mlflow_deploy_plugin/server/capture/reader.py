@@ -62,7 +62,7 @@ class CapturedBatch:
         latencies: [N] int64, microseconds.
         statuses: [N] int16, HTTP's.
         is_shadow: the outputs were sent to nobody.
-        is_failed: these requests got no prediction; they are rows without columns.
+        is_failed: these requests got no prediction; their outputs are texts that give the reason.
         feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
         masked: [N * rows] hashes by column.
     """

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import Array, Artifact, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
@@ -155,21 +155,21 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
     """
     wanted = _FIELDS.get(head.datatype)
     if wanted is None:
-        raise SchemaMismatch(f"{head} has no typed contents; send it in raw_input_contents")
+        raise head.mismatch(" has no typed contents; send it in raw_input_contents")
     filled = [field.name for field, _ in contents.ListFields()]
     if filled != [wanted] and (filled or 0 not in head.shape):  # an empty field is not sent
         found = ", ".join(filled) or "no contents"
-        raise SchemaMismatch(f"{head} has {found}; its elements are expected in {wanted}")
+        raise head.mismatch(f" has {found}; its elements are expected in {wanted}")
     values = getattr(contents, wanted)
     if len(values) != prod(head.shape):
-        raise SchemaMismatch(f"{head} has {len(values)} elements; its shape asks for {prod(head.shape)}")
+        raise head.mismatch(f" has {len(values)} elements; its shape asks for {prod(head.shape)}")
     if head.datatype == "BYTES":
         texts: list[str] = []
         for value in values:
             try:
                 texts.append((base64.b64encode(value) if is_binary else value).decode())
             except UnicodeDecodeError:
-                raise SchemaMismatch(f"{head}: element {len(texts)} is not valid UTF-8") from None
+                raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
         return np.array(texts, dtype=object).reshape(head.shape)
     dtype = dtype_of(head.datatype)
     if dtype.kind in "fb" and len(values):
@@ -183,5 +183,5 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
     limits = np.iinfo(dtype)
     outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
     if len(outside):
-        raise SchemaMismatch(f"{head}: element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}")
+        raise head.mismatch(f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}")
     return wide.astype(dtype).reshape(head.shape)

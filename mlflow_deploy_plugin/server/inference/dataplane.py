@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, one_line
 from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array, short_repr
 from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
@@ -27,6 +27,9 @@ from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_ke
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
+_MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
+"""The most of an error that is captured: a message may quote values that the caller has sent."""
+_REASON_COLUMNS = ("_error_code", "_message", "_column")
 """The most bytes of a stream that are captured. Later parts are left out."""
 
 
@@ -172,16 +175,31 @@ class DataPlane:
                     self._capture_response(variant, request, arrived, feeds, outputs, prediction_id=prediction_id)
 
     def capture_failure(
-        self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None
+        self,
+        variant: ServedVariant,
+        request_id: str,
+        error: OnnxserveError,
+        seconds: float,
+        event_time: int | None = None,
     ) -> None:
-        """Capture a request that failed, with the sampling of all others, so that failures are a share of all."""
+        """Capture a request that failed, with the sampling of all others, so that failures are a share of all.
+
+        Where `capture` drops or masks columns, no message is captured, because it may quote a value; nor is a column
+        that the signature does not name: the header of a CSV body may be a row.
+        """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
             now = time.time_ns() // 1000
             ids = request_id, new_id()
             moment = now if event_time is None else event_time
+            status, column = error.http_status, error.column
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
-            self.capture.write(record, variant.captured, {}, {}, max_rows=1)
+            hides = bool(capture.drop or capture.mask)
+            message = None if hides else one_line(error.message, _MESSAGE_CHARACTERS)
+            is_named = not hides or column in variant.loaded.predictor.schema.names
+            reason = (error.error_code, message, (is_named and column[:_COLUMN_CHARACTERS]) or None)
+            texts = {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
+            self.capture.write(record, variant.captured, {}, texts, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run every variant of the endpoint; a response cache may have to wait."""

@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.runtime import Array, Feeds, slice_feeds
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
 from mlflow_deploy_plugin.server.inference.messages import (
     RawRequest,
@@ -131,13 +130,12 @@ class RequestContext:
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction, and capture a failure, at the caller's event time if there is one."""
         seconds = self.count(reply.status, outputs)
-        is_failure = reply.status >= FIRST_ERROR_STATUS and not isinstance(reply.error, ClientDisconnected)
-        if is_failure and self.variant is not None:
+        if reply.error is not None and not isinstance(reply.error, ClientDisconnected) and self.variant is not None:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
             self.server.dataplane.capture_failure(
-                self.variant, self.headers["X-Request-Id"], reply.status, seconds, moment
+                self.variant, self.headers["X-Request-Id"], reply.error, seconds, moment
             )
         return reply
 

@@ -458,7 +458,9 @@ class SideProcess:
         if answer.kind != PART_MESSAGE:
             running.expect(connection, False)
         if answer.kind == "refused":
-            raise _REMOTE_ERRORS.get(answer.fields["error"], InferenceError)(answer.fields["message"])
+            refusal = _REMOTE_ERRORS.get(answer.fields["error"], InferenceError)(answer.fields["message"])
+            refusal.column = answer.fields["column"]
+            raise refusal
         return answer
 
     def _give_up(self, running: _ProcessRun, connection: socket.socket, began: float) -> DeadlineExceeded:

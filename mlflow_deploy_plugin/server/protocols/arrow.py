@@ -214,10 +214,10 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     given_names, dtypes = given.names, schema.dtypes
     counts = Counter(given_names)
     if missing := schema.missing_columns(counts):
-        raise SchemaMismatch(missing)
+        raise missing
     names = [one for one in given_names if one in dtypes or one in schema.keys] if schema.columns else given_names
     if doubled := next((name for name in names if counts[name] > 1), None):
-        raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
+        raise SchemaMismatch(f"column {doubled[:100]!r} stands twice", column=doubled)
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
     for name, kind in zip(given_names, given.types, strict=True):
@@ -227,7 +227,7 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
         try:
             check_type(kind, dtype, not schema.columns)
         except UnsupportedColumn as error:
-            raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
+            raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
         checked.add(pair)
     return names
 
@@ -238,7 +238,7 @@ def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) 
     try:
         parts = [to_numpy(_without_views(piece, budget, cast), limit, budget) for piece in pieces]
     except UnsupportedColumn as error:
-        raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
+        raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
@@ -285,7 +285,7 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
                 continue
             if np.isnan(array).any():
                 label = f"column {column.name!r} ({column.type}), row {int(np.argmax(np.isnan(array)))}"
-                raise SchemaMismatch(f"{label}: null; an integer is expected") from None
+                raise SchemaMismatch(f"{label}: null; an integer is expected", column=column.name) from None
         raise
 
 

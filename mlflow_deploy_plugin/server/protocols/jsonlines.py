@@ -123,8 +123,8 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     for number, document in chunk:
         if isinstance(document, dict) != (kind == "object"):
             raise InvalidRequest(f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}")
-        if required and not required <= document.keys():
-            raise SchemaMismatch(f"line {number}: {schema.missing_columns(document)}")
+        if required and not required <= document.keys() and (missing := schema.missing_columns(document)):
+            raise SchemaMismatch(f"line {number}: {missing.message}", column=missing.column)
     try:
         return _read([document for _, document in chunk], kind, schema)
     except SchemaMismatch as error:
@@ -132,8 +132,9 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
             try:
                 _read([document], kind, schema)
             except SchemaMismatch as own:
-                raise SchemaMismatch(f"line {number}: {own.message.replace(', row 0', '', 1)}") from None
-        raise SchemaMismatch(f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}") from None
+                why = f"line {number}: {own.message.replace(', row 0', '', 1)}"
+                raise SchemaMismatch(why, column=own.column) from None
+        raise SchemaMismatch(f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}", column=error.column) from None
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:

@@ -306,9 +306,8 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
                 raise ValueError
             values.append(read(text))
         except (KeyError, ValueError):
-            raise SchemaMismatch(
-                f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is no {types[name]}"
-            ) from None
+            why = f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is no {types[name]}"
+            raise SchemaMismatch(why, column=name) from None
     return values
 
 

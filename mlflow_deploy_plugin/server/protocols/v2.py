@@ -179,13 +179,13 @@ def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, 
         if name in arrays or not (is_only or name in by_column or name in by_input or name in schema.keys):
             raise refused_name(head, arrays, schema)  # before its values are read: 100,000 unknown ones took 3 s
         if (size is None) == ("data" not in entry):
-            raise SchemaMismatch(f"{head} needs either data or the parameter binary_data_size")
+            raise head.mismatch(" needs either data or the parameter binary_data_size")
         if size is None:
             arrays[name] = head, from_json(head, entry["data"])
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             left = len(binary) - start
-            raise SchemaMismatch(f"{head}: binary_data_size is {short_repr(size)}, but {left} bytes are left")
+            raise head.mismatch(f": binary_data_size is {short_repr(size)}, but {left} bytes are left")
         arrays[name] = head, from_binary(head, binary[start : start + size], holds_bytes(head, schema))
         start += size
     if start != len(binary):
@@ -231,9 +231,9 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, Any]) -> Mappin
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
     """Return the error for a tensor whose name is unknown, or among those before it."""
     if head.name in before:
-        return SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
+        return head.mismatch(" stands twice")
     known = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
-    return SchemaMismatch(f"{head} is unknown; the model takes {join_names(known, head.name)}")
+    return head.mismatch(f" is unknown; the model takes {join_names(known, head.name)}")
 
 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
@@ -261,7 +261,7 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             if schema.columns and given[1].shape[1:] in ((), (1,)):  # a column by a wrong name
                 raise refused_name(given[0], (), schema)
             expected = shape_text(wanted.shape)
-            raise SchemaMismatch(f"{given[0]} stands for {wanted.name!r}; the shape {expected} is expected")
+            raise given[0].mismatch(f" stands for {wanted.name!r}; the shape {expected} is expected")
         arrays = dict.fromkeys(dtypes, given)
     for name, (head, array) in arrays.items():
         if name not in dtypes:
@@ -269,7 +269,7 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
         check_datatype(head, dtypes[name])
         if by_column and array.ndim != 1:
             if array.shape[1:] != (1,):
-                raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
+                raise head.mismatch(" stands for a column; the shape [N] or [N, 1] is expected")
             array = array.reshape(-1)
         if head.content_type == "base64" and array.dtype.kind == "O" and name not in fed.binary_columns:
             texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]

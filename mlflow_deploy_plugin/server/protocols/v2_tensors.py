@@ -72,6 +72,10 @@ class TensorHeader(NamedTuple):
     def __str__(self) -> str:
         return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
 
+    def mismatch(self, why: str) -> SchemaMismatch:
+        """Return the error about this tensor, whose message begins with its words."""
+        return SchemaMismatch(f"{self}{why}", column=self.name)
+
 
 def datatype_of(dtype: str) -> str:
     """Return V2's name for a numpy dtype (`str`: strings), or an empty string if it has none (for a mapping)."""
@@ -96,7 +100,7 @@ def kind_of(datatype: Any) -> str:
 def check_datatype(head: TensorHeader, dtype: str) -> None:
     """Raise SchemaMismatch unless an input of this numpy dtype accepts the tensor's datatype."""
     if (head.datatype, dtype) not in _ACCEPTED:
-        raise SchemaMismatch(f"{head} is of the wrong datatype; {datatype_of(dtype)} is expected")
+        raise head.mismatch(f" is of the wrong datatype; {datatype_of(dtype)} is expected")
 
 
 def read_tensor_header(position: int, entry: Any) -> TensorHeader:
@@ -110,18 +114,19 @@ def read_tensor_header(position: int, entry: Any) -> TensorHeader:
             f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected"
         )
     name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
+    label = f"tensor {name[:100]!r}"
     if not isinstance(shape, list) or [size for size in shape if type(size) is not int or not 0 <= size < 2**63]:
-        raise SchemaMismatch(f"tensor {name[:100]!r} has the shape {short_repr(shape)}; an array of sizes is expected")
+        raise SchemaMismatch(f"{label} has the shape {short_repr(shape)}; an array of sizes is expected", column=name)
     if len(shape) > MAX_RANK:
-        raise SchemaMismatch(f"tensor {name[:100]!r} has {len(shape)} dimensions; at most {MAX_RANK} are taken")
+        raise SchemaMismatch(f"{label} has {len(shape)} dimensions; at most {MAX_RANK} are taken", column=name)
     if not isinstance(datatype, str) or datatype not in _DTYPES:
         known = ", ".join(DATATYPES)
-        raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {short_repr(datatype)}; there are {known}")
+        raise SchemaMismatch(f"{label} has the datatype {short_repr(datatype)}; there are {known}", column=name)
     parameters = entry.get("parameters")
     content_type = parameters.get("content_type") if isinstance(parameters, dict) else None
     head = TensorHeader(name, tuple(shape), datatype, content_type)
     if 0 in shape and prod(size for size in shape if size) > MAX_EMPTY_TENSOR_SIZE:
-        raise SchemaMismatch(f"{head} is empty, and its other sizes are more than {MAX_EMPTY_TENSOR_SIZE} together")
+        raise head.mismatch(f" is empty, and its other sizes are more than {MAX_EMPTY_TENSOR_SIZE} together")
     return head
 
 
@@ -139,10 +144,10 @@ def from_json(head: TensorHeader, data: Any) -> Array:
     values: Array | Sequence[Any]
     if isinstance(data, np.ndarray):
         if data.shape not in (head.shape, (prod(head.shape),)):
-            raise SchemaMismatch(f"{head} has elements of the shape {list(data.shape)}")
+            raise head.mismatch(f" has elements of the shape {list(data.shape)}")
         limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
         if limits and (data.min() < limits.min or data.max() > limits.max):
-            raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
+            raise head.mismatch(f" holds a number that does not fit {head.datatype}")
         values = data
     elif isinstance(data, list):
         values, found = data, set(map(type, data))
@@ -152,13 +157,13 @@ def from_json(head: TensorHeader, data: Any) -> Array:
         _check_count(head, len(values))
         if not found <= _JSON_TYPES[dtype.kind]:
             index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
-            raise SchemaMismatch(f"{head}: element {index} is {short_repr(values[index])}, which is no {head.datatype}")
+            raise head.mismatch(f": element {index} is {short_repr(values[index])}, which is no {head.datatype}")
     else:
-        raise SchemaMismatch(f"{head} has as its data {short_repr(data)}; an array is expected")
+        raise head.mismatch(f" has as its data {short_repr(data)}; an array is expected")
     try:
         array = np.asarray(values, dtype)
     except (OverflowError, FloatingPointError):
-        raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
+        raise head.mismatch(f" holds a number that does not fit {head.datatype}") from None
     return array if array.shape == head.shape else array.reshape(head.shape)
 
 
@@ -180,17 +185,17 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
             length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
             start = text + length
             if start > end:
-                raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
+                raise head.mismatch(f": the data ends within element {len(strings)}")
             try:
                 element = data[text:start]
                 strings.append(base64.b64encode(element).decode() if is_binary else str(element, "utf-8"))
             except UnicodeDecodeError:
-                raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
+                raise head.mismatch(f": element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))
         return np.array(strings, dtype=object).reshape(head.shape)
     wanted = prod(head.shape) * dtype.itemsize
     if len(data) != wanted:
-        raise SchemaMismatch(f"{head} has {len(data)} bytes of data; its shape asks for {wanted}")
+        raise head.mismatch(f" has {len(data)} bytes of data; its shape asks for {wanted}")
     if dtype.kind == "b":
         return np.frombuffer(data, np.uint8).reshape(head.shape).astype(np.bool_)
     array = np.frombuffer(data, dtype).reshape(head.shape) if wanted else np.empty(head.shape, dtype)
@@ -207,7 +212,7 @@ def to_binary(array: Array) -> bytes:
 
 def _check_count(head: TensorHeader, count: int) -> None:
     if prod(head.shape) != count:
-        raise SchemaMismatch(f"{head} has {count} elements; its shape asks for {prod(head.shape)}")
+        raise head.mismatch(f" has {count} elements; its shape asks for {prod(head.shape)}")
 
 
 def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[Any]:
@@ -215,6 +220,6 @@ def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[Any]:
     level = [data]
     for size in head.shape:
         if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
-            raise SchemaMismatch(f"{head} is ragged, or nested otherwise than its shape")
+            raise head.mismatch(" is ragged, or nested otherwise than its shape")
         level = list(chain.from_iterable(level))
     return level

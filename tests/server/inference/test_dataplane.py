@@ -130,6 +130,91 @@ def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, b
     assert sample(server, "onnxserve_capture_rows_total", outcome="answered") == 1
 
 
+FLIGHT = {"carrier": "AA", "distance": 7.5, "hour": 3, "late": True}
+CSV = {"content_type": "text/csv"}
+JSON_LINES = {"content_type": "application/jsonl"}
+
+
+def infer_inputs(**values: Any) -> dict[str, Any]:
+    kinds = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
+    row = {**FLIGHT, **values}
+    return {"inputs": [{"name": n, "datatype": kinds[n], "shape": [1], "data": [row[n]]} for n in row]}
+
+
+def reasons(server: Server) -> list[dict[str, Any]]:
+    """Return the texts that are captured of each failure, oldest first."""
+    batches = [batch for path in segments(server.capture.spool) for batch in read_batches(path).batches]
+    failed = [(batch.outputs, row) for batch in batches if batch.is_failed for row in range(len(batch.offsets))]
+    return [{name: texts[row] for name, texts in outputs.items()} for outputs, row in failed]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body", "column"),
+    [
+        ("/invocations", {}, {"dataframe_records": [{**FLIGHT, "hour": "x"}]}, "hour"),
+        (
+            "/invocations",
+            {},
+            b'{"inputs": {"carrier": ["AA"], "distance": [1], "hour": [1e300], "late": [true]}}',
+            "hour",
+        ),
+        ("/invocations", {}, {"dataframe_split": {"columns": ["hour"], "data": [[1]]}}, "carrier"),
+        ("/invocations", {}, {"inputs": {**{name: [value] for name, value in FLIGHT.items()}, "late": 1}}, "late"),
+        ("/invocations", CSV, b"carrier,distance,hour,late\nAA,7.5,x,true\n", "hour"),
+        ("/invocations", JSON_LINES, orjson.dumps({**FLIGHT, "distance": "x"}), "distance"),
+        ("/invocations", JSON_LINES, b'{"carrier": "AA"}', "distance"),
+        ("/v2/models/e/infer", {}, infer_inputs(hour="x"), "hour"),
+        ("/v2/models/e/infer", {}, {"inputs": infer_inputs()["inputs"][:3]}, "late"),
+        ("/v1/models/e:predict", {}, {"instances": [{**FLIGHT, "carrier": 5}]}, "carrier"),
+        ("/invocations", {}, b"{", None),
+    ],
+)
+def test_a_failure_keeps_its_code_its_message_and_the_column(
+    serve_here: Serve, model_folders: dict[str, Path], path: str, headers: dict[str, str], body: Any, column: str | None
+) -> None:
+    server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    named = {"content-type": headers.get("content_type", "application/json")}
+    answered = orjson.loads(handle(server, RawRequest("POST", path, named, content, "192.0.2.1")).body)
+    (reason,) = reasons(server)
+    assert reason == {
+        "_error_code": "BAD_REQUEST",
+        "_message": answered.get("message") or answered["error"],
+        "_column": column,
+    }
+
+
+@pytest.mark.parametrize("hidden", [{"drop": ["carrier"]}, {"mask": ["carrier"]}, {"mask": ["prediction", "carrier"]}])
+def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_without_any_value(
+    serve_here: Serve, model_folders: dict[str, Path], hidden: dict[str, list[str]]
+) -> None:
+    server = serve_here({"e": {"e": variant(model_folders["mixed"])}}, **hidden)
+    documents = (
+        {"dataframe_records": [{**FLIGHT, "carrier": 4711}]},
+        {"dataframe_records": [{**FLIGHT, "distance": "far"}]},
+        {"dataframe_records": [["secret"]]},
+        {"dataframe_split": {"columns": [*FLIGHT], "data": [["secret"]]}},
+        {"dataframe_split": {"columns": ["secret", "secret"], "data": [[1, 2]]}},
+    )
+    for document in documents:
+        assert ask(server, document).status == 400
+    row_as_header = RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"secret,7.5\nAA,8\n")
+    assert handle(server, row_as_header).status == 400
+    found = reasons(server)
+    assert [reason["_column"] for reason in found] == ["carrier", "distance", None, None, None, "carrier"]
+    assert {(reason["_error_code"], reason["_message"]) for reason in found} == {("BAD_REQUEST", None)}
+    captured = b"".join(path.read_bytes() for path in segments(server.capture.spool))
+    assert not any(value in captured for value in (b"4711", b"far", b"secret"))
+
+
+def test_a_captured_reason_is_bounded(serve: Serve) -> None:
+    server = serve()
+    name = "a" * 100_000
+    assert ask(server, {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}).status == 400
+    (reason,) = reasons(server)
+    assert (reason["_column"], len(reason["_message"])) == (name[:100], 500)
+
+
 def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Serve) -> None:
     server = serve(response_cache_bytes=1_000_000)
 

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
@@ -214,12 +215,15 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
         ({"name": "a"}, "column 'when' is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(ask: Callable[..., RawResponse], document: Any, said: str) -> None:
+def test_what_does_not_fit_is_named(server: Server, ask: Callable[..., RawResponse], document: Any, said: str) -> None:
     inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in document.items()]
     responses = [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
     for response in [ask("/predict", document), *responses]:
         assert response.status == 400
         assert said in message(response)
+    batches = [batch for path in segments(server.capture.spool) for batch in read_batches(path).batches]
+    latest = max((batch for batch in batches if batch.is_failed), key=lambda batch: batch.offsets[-1])
+    assert (latest.endpoint, latest.outputs["_column"][-1]) == ("days", "when")
 
 
 def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask: Callable[..., RawResponse]) -> None:
