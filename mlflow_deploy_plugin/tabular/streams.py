@@ -381,7 +381,7 @@ def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -
 
     A column has its known type if all of its texts fit it. Otherwise the type follows from the texts: they are whole
     numbers, numbers, booleans, dates or times if all of them are. A number with a leading zero (01234) is a text,
-    because a number would lose the zero. In other columns than texts, what pandas reads as missing is missing.
+    because a number would lose the zero. In a column that is not text, texts that pandas reads as missing are missing.
 
     Args:
         known: types of columns by name, such as those of the model's signature, or of another file.
