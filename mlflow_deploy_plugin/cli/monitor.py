@@ -56,6 +56,11 @@ _window_option = option(
 )
 
 
+def _names(context: click.Context, parameter: click.Parameter, given: str | None) -> tuple[str, ...]:
+    """Return the names in a list that is separated by commas."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
+
+
 @click.group(cls=Commands)
 def monitor() -> None:
     """Judge captured traffic on a schedule, and by hand.
@@ -334,6 +339,14 @@ def drift() -> None:
     show_default="the monitor's",
     help="Share of windows like the reference that may be called drifted.",
 )
+@option(
+    "--columns",
+    metavar="NAMES",
+    callback=_names,
+    show_default="the monitor's",
+    help="Only columns that are judged: temp,image.",
+)
+@option("--exclude", metavar="NAMES", callback=_names, show_default="none", help="Columns that are left out: id,image.")
 @output_option
 def run_drift(
     name: str,
@@ -346,7 +359,7 @@ def run_drift(
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
 
-    It is `onnxserve monitor run` for one window, which is logged to MLflow. With --min-rows or --false-alarm-rate the
+    It is `onnxserve monitor run` for one window, which is logged to MLflow. With another bound or other columns the
     result is in MLflow alone, and is no verdict of the monitor. The same holds for a file instead of captured rows,
     which needs no endpoint:
 

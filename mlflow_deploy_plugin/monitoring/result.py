@@ -177,6 +177,7 @@ class WindowRequest:
         notes: lines about the window's rows for the reader of the result.
         engine: what sketches the window's rows: this process, or Spark, with the same numbers.
         tried / endpoint_created: as in `MonitorResult`.
+        columns, exclude: columns that a person has named for this window: only these are judged, or all but these.
         progress: gets a line before each step that takes seconds.
         rows_since: as in `store.Endpoint`; rows that a deleted endpoint of the name has captured are not read.
     """
@@ -192,6 +193,8 @@ class WindowRequest:
     engine: Engine = "local"
     tried: str = ""
     endpoint_created: str = ""
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     progress: ProgressCallback = field(default=no_progress, compare=False)
     rows_since: datetime | None = None
 

@@ -115,6 +115,8 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         (["flights", "--window", "2001-01-01/1d"], 1, "the latest whole window with rows is 2013-07-02/2013-07-03"),
         (["flights", "--false-alarm-rate", "1"], 2, "is not in the range 0<x<1"),
         (["flights", "--min-rows", "0"], 2, "is not in the range x>=1"),
+        (["flights", "--columns", "xx"], 1, "'xx'; did you mean 'x'?"),
+        (["flights", "--exclude", "x,xx"], 1, "'xx'; did you mean 'x'?"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code: int, message: str) -> None:
@@ -123,6 +125,15 @@ def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_columns_are_named_for_one_window(home: Path) -> None:
+    judged = json.loads(invoke("flights", "--columns", "x", "-o", "json").stdout)
+    nothing = json.loads(invoke("flights", "--exclude", "x", "-o", "json").stdout)
+
+    assert (judged["verdict"], nothing["verdict"]) == ("drift", "not judged")
+    run = mlflow.MlflowClient().get_run(nothing["run_id"])
+    assert run.data.tags["onnxserve.tried"] == "exclude=x"
 
 
 def test_a_file_beside_a_file_needs_no_endpoint(home: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,7 @@ class SelectedMonitor:
     Attributes:
         capture: says which of the endpoint's columns the log excludes.
         tried: bounds that replace those of the spec this once, as `min_rows=50`; the monitor's verdict stays then.
+        columns, exclude: only these columns are judged this once, or all but these; empty: those of the spec.
     """
 
     endpoint: str
@@ -73,12 +75,25 @@ class SelectedMonitor:
     spec: MonitorSpec
     capture: CaptureSpec
     tried: str = ""
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
-    def with_bounds(self, **bounds: float | None) -> "SelectedMonitor":
-        """Return the monitor with these fields of its spec replaced; None leaves a field as it is."""
+    def with_bounds(
+        self, columns: tuple[str, ...] = (), exclude: tuple[str, ...] = (), **bounds: float | None
+    ) -> "SelectedMonitor":
+        """Return the monitor with these fields of its spec replaced; None leaves a field as it is.
+
+        Raises:
+            InvalidConfig: columns are named, and the monitor's kind does not judge columns.
+        """
+        named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
+        if named and self.spec.kind not in KINDS_WITH_REFERENCE:
+            kinds = ", ".join(KINDS_WITH_REFERENCE)
+            raise InvalidConfig(f"--{next(iter(named))}: monitors of {kinds} judge columns, not {self.spec.kind}")
         given = {name: value for name, value in bounds.items() if value is not None}
-        tried = ", ".join(f"{name}={value}" for name, value in given.items())
-        return replace(self, spec=self.spec.model_copy(update=given), tried=tried)
+        tried = ", ".join(f"{name}={value}" for name, value in (given | named).items())
+        spec = self.spec.model_copy(update=given | ({"columns": columns} if columns else {}))
+        return replace(self, spec=spec, tried=tried, columns=columns, exclude=exclude)
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
@@ -140,7 +155,8 @@ def run_window(
     results: list[EvaluatedWindow] = []
 
     def judge_once(request: WindowRequest) -> EvaluatedWindow:
-        results.append(judge(replace(request, engine=engine, capture=monitor.capture)))
+        named = replace(request, columns=monitor.columns, exclude=monitor.exclude)
+        results.append(judge(replace(named, engine=engine, capture=monitor.capture)))
         return results[-1]
 
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
@@ -251,7 +267,7 @@ def _judge_by_hand(
 
 
 def run_files(
-    name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: float | None
+    name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: Any
 ) -> tuple[MonitorWindow, EvaluatedWindow]:
     """Compare the rows of a file with those of another, and log the report to the experiment `onnxserve/NAME`.
 
@@ -268,7 +284,7 @@ def run_files(
         name: an endpoint's name; the endpoint need not exist.
         rows: Parquet or CSV, a path or any URI that MLflow can fetch; of more than a million rows a sample is taken.
         reference: the same.
-        bounds: fields of the monitor's spec; None: the default.
+        bounds: as `SelectedMonitor.with_bounds` takes them.
 
     Raises:
         NotFound: a file is not there.
@@ -295,7 +311,8 @@ def run_files(
         alone = settings.model_copy(update={"log_uri": folder})
         _lay_out(found, times, Path(alone.inference_log) / f"endpoint={name}")
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        result = judge(replace(window_request(unsaved, monitor.spec, alone, None, notes), tried=tried))
+        request = window_request(unsaved, monitor.spec, alone, None, notes)
+        result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))
     return as_judged(unsaved, result, notes), result
 
 

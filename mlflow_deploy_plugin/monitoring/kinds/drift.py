@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, did_you_mean, join_names
 from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
@@ -70,7 +70,8 @@ _SEED = 0
 _DROPPED = "capture.drop leaves it out of the log"
 _MASKED = "capture.mask writes hashes of its values into the log"
 _KEY = "capture.keys names it: it identifies rows, and the model does not take it"
-_NOTHING_LEFT = "capture.drop or capture.mask keeps every column that would be judged out of the log"
+_LEFT_OUT = "--exclude leaves it out"
+_NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exclude leaves out each of them"
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -138,7 +139,8 @@ class WindowComparison:
         reference: None if there is none; then `missing_reason` says why.
         profile: all rows that the version answered in the window.
         segments: the profiles of the segments by name.
-        excluded: columns that neither side has, because the log does not hold their values, and the reason.
+        excluded: columns that are not judged, and the reason: the log does not hold their values, or a person has
+            named them.
     """
 
     request: WindowRequest
@@ -165,7 +167,7 @@ class WindowComparison:
         chosen = tuple(one for one in (*select_columns(self.names, columns), *absent) if one not in self.excluded)
         if self.reference is None or not chosen:
             reason = self.missing_reason or _NOTHING_LEFT
-            findings = self._not_judged(dict.fromkeys(self.names, reason), columns)
+            findings = self._not_judged({**dict.fromkeys(self.names, reason), **self.excluded}, columns)
             return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         verdict = judge_profile(
@@ -223,7 +225,11 @@ class WindowComparison:
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
-    """Return the window and its reference as sketches, or the result of a window without rows."""
+    """Return the window and its reference as sketches, or the result of a window without rows.
+
+    Raises:
+        InvalidConfig: a person has named a column that neither side has.
+    """
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
@@ -247,6 +253,10 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     else:
         profile = window_profile(store, *version, window)
     columns = {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
+    for name in (*request.columns, *request.exclude):
+        if not select_columns(columns, [name]):
+            hint = did_you_mean(name, columns, f"there are {join_names(sorted(columns))}")
+            raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
     capture = request.capture
     if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
         artifact = version_artifact(request, *version)
@@ -260,6 +270,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes
+    excluded |= {part: _LEFT_OUT for name in request.exclude for part in select_columns(columns, [name])}
     return WindowComparison(request, version, reference, missing_reason, profile, segments, tuple(notes), excluded)
 
 

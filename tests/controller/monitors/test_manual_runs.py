@@ -67,6 +67,13 @@ def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed
     assert run(world, "level").start == NOON
 
 
+def test_a_kind_that_judges_no_columns_takes_none(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+
+    with pytest.raises(InvalidConfig, match=r"--exclude: .* not service_level"):
+        find_monitor(deployments(world), "flights", "level").with_bounds(exclude=("x",))
+
+
 def test_a_window_that_was_judged_already_gets_a_further_revision(world: MonitoredWorld) -> None:
     world.endpoint()
     world.rows(NOON)

@@ -104,7 +104,7 @@ def test_what_cannot_be_judged_is_said(folder: Path, name: str, rows: str, error
         run_files(name, rows, "reference.csv", load_settings(), judge_and_log)
 
 
-def compared(rows: str, reference: str, **bounds: float) -> MonitorResult:
+def compared(rows: str, reference: str, **bounds: Any) -> MonitorResult:
     """Return the verdict on a file without a report."""
 
     def judge(request: Any) -> EvaluatedWindow:
@@ -192,3 +192,35 @@ def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
     found = compared("recent.csv", "training.parquet")
 
     assert (found.state, found.findings[0].subject, found.findings[0].change) == ("drift", "n", "int64 → string")
+
+
+@pytest.mark.parametrize(
+    ("named", "state", "judged"),
+    [
+        ({"columns": ("calm",)}, "no drift", {"calm"}),
+        ({"columns": ("calm", "wild")}, "drift", {"calm", "wild"}),
+        ({"exclude": ("wild",)}, "no drift", {"calm", "id"}),
+        ({"columns": ("calm", "wild"), "exclude": ("wild",)}, "no drift", {"calm"}),
+        ({"exclude": ("calm", "wild", "id")}, "not judged", set()),
+    ],
+)
+def test_only_named_columns_are_judged_or_all_others(
+    folder: Path, named: dict[str, Any], state: str, judged: set[str]
+) -> None:
+    for name, shift in (("recent", 3), ("training", 0)):
+        written(name, {"calm": _rng.normal(0, 1, 400), "wild": _rng.normal(shift, 1, 400), "id": list(range(400))})
+
+    found = compared("recent.parquet", "training.parquet", **named)
+
+    assert found.state == state
+    assert {one.subject for one in found.findings if one.state != "not judged"} == judged
+    excluded = {one.reason for one in found.findings if one.subject in named.get("exclude", ())}
+    assert excluded == ({"--exclude leaves it out"} if "exclude" in named else set())
+
+
+@pytest.mark.parametrize("option", ["columns", "exclude"])
+def test_an_unknown_column_is_named_with_the_nearest_one(folder: Path, option: str) -> None:
+    written("recent", {"temperature": [1.0] * 300})
+
+    with pytest.raises(InvalidConfig, match="'temprature'; did you mean 'temperature'"):
+        compared("recent.csv", "recent.parquet", **{option: ("temprature",)})
