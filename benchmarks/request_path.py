@@ -3,14 +3,15 @@
     .venv/bin/python benchmarks/request_path.py              # about a minute
     .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
     .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys asked for
+    .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. unsampled=. logged=. traced=.
 
-Three models: a logistic regression of 30 floats, one of 100 columns, every other one an integer, and a pipeline of
-the flights' 15 columns (strings, integers, doubles, booleans). A row of the table is one form of body; its columns
-are medians in microseconds: of decoding, the graph's run, capture, metrics and encoding, each called by itself, and
-of the whole `answer`. `rest` is what remains of that: ids and messages, and that a part is slower behind the others,
-whose code and data have taken the caches. `--beside` compares checkouts, or interpreters, by the whole way of a
-request: the connection is given its bytes, and writes its response to no socket. A process for each takes turns with
-the others, so that a busy machine is busy for all. The metrics lie in shared memory, as under gunicorn. The models
+Four models: a logistic regression of 30 floats, the same from an array, one of 100 columns, every other one an integer,
+and a pipeline of the flights' 15 columns (strings, integers, doubles, booleans). A row of the table is one form of
+body; its columns are medians in microseconds: of decoding, the graph's run, capture, metrics and encoding, each called
+by itself, and of the whole `answer`. `rest` is what remains of that: ids and messages, and that a part is slower behind
+the others, whose code and data have taken the caches. `--beside` compares checkouts, or interpreters, by the whole way
+of a request: the connection is given its bytes, and writes its response to no socket. A process for each takes turns
+with the others, so that a busy machine is busy for all. The metrics lie in shared memory, as under gunicorn. The models
 are made once, by another process, so that neither MLflow nor pandas is in the one that is measured.
 """
 
@@ -37,7 +38,7 @@ PARTS = ("decode", "run", "capture", "metrics", "encode", "answer")
 ROUNDS = 15
 ROUND_SECONDS = 0.02
 WIDTH, WIDE = 30, 100
-MODEL_NAMES = ("numbers", "wide", "flights")
+MODEL_NAMES = ("numbers", "array", "wide", "flights")
 KEY = "onnxserve_" + 43 * "k"
 STRINGS = ("carrier", "origin", "dest")
 INTEGERS = ("month", "weekday", "hour", "distance")
@@ -55,7 +56,7 @@ FLIGHT |= {name: 10.25 + place for place, name in enumerate(DOUBLES)} | {"holida
 
 
 def make_models(root: Path) -> None:
-    """Both models as MLmodel folders."""
+    """The models as MLmodel folders."""
     import numpy as np
     import pandas as pd
     from sklearn.compose import make_column_transformer
@@ -71,6 +72,8 @@ def make_models(root: Path) -> None:
     mlflow_deploy_plugin.save_model(
         LogisticRegression().fit(numbers, target), root / "numbers", input_example=numbers.head(5)
     )
+    rows = numbers.to_numpy()
+    mlflow_deploy_plugin.save_model(LogisticRegression().fit(rows, target), root / "array", input_example=rows[:5])
     wide = pd.DataFrame(random.integers(0, 30, (500, WIDE)), columns=[f"feature_{place}" for place in range(WIDE)])
     wide = wide.astype(dict.fromkeys(wide.columns[::2], float))
     mlflow_deploy_plugin.save_model(LogisticRegression().fit(wide, target), root / "wide", input_example=wide.head(5))
@@ -89,13 +92,17 @@ def make_models(root: Path) -> None:
     mlflow_deploy_plugin.save_model(pipeline, root / "flights", input_example=flights.head(5))
 
 
-def open_servers(root: Path, keys: str = "") -> dict[str, Any]:
+def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     """By model: a server in this process, once it is ready.
 
     Args:
-        keys: if not empty its key is KEY, which has a limit of its own if the word says `limited`.
+        label: `keys…`: its key is KEY, which has a limit of its own if the label has the word `limited`. `canary`: a
+            second variant of the same version has a tenth of the weight. `sampled`, `unsampled`: a tenth of the
+            requests is captured, or none. `logged`: each request is logged. `traced`: each has a span; no collector.
     """
+    from mlflow_deploy_plugin.logs import configure_logging
     from mlflow_deploy_plugin.server.assembly import open_server
+    from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.statedir import (
         KEYS,
         SPEC,
@@ -108,14 +115,25 @@ def open_servers(root: Path, keys: str = "") -> dict[str, Any]:
     )
 
     servers = {}
+    if label in ("logged", "traced"):
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until this process ends
+    if label == "logged":
+        os.environ["ONNXSERVE_LOG_REQUESTS"] = "true"
+        configure_logging(load_settings(), "worker")
+    if label == "traced":
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
+    fraction = {"sampled": 0.1, "unsampled": 0.0}.get(label, 1.0)
     for name in MODEL_NAMES:
         variant = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": str(MODELS / name)}
-        wanted = {"generation": 1, "endpoints": {name: {"variants": {"v": variant}, "capture": {"fraction": 1.0}}}}
+        variants = {"v": {**variant, "weight": 90}}
+        if label == "canary":
+            variants["w"] = {**variant, "weight": 10}
+        wanted = {"generation": 1, "endpoints": {name: {"variants": variants, "capture": {"fraction": fraction}}}}
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
-        if keys:
+        if label.startswith("keys"):
             spec = f"{{name: {name}, variants: {{v: {{model: models:/m/1}}}}, server: {{api_keys: true}}}}"
             write_atomically(root / name / SPEC, spec.encode())
-            limits = ("999999999/day",) if "limited" in keys else ()
+            limits = ("999999999/day",) if "limited" in label else ()
             entry = KeyEntry(name="caller", scopes=("infer",), limits=limits)
             write_state(root / name / KEYS, ValidKeys(keys={hashlib.sha256(KEY.encode()).hexdigest(): entry}))
         servers[name] = open_server(root / name)
@@ -148,6 +166,8 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
         ("1 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
         ("1 x 30 dataframe_records", "numbers", "/invocations", {"dataframe_records": [record]}),
         ("1 x 30 instances, rows", "numbers", "/invocations", {"instances": [row]}),
+        ("1 x 30 array instances", "array", "/invocations", {"instances": [row]}),
+        ("1 x 30 array inputs", "array", "/invocations", {"inputs": [row]}),
         ("1 x 30 inputs, columns", "numbers", "/invocations", {"inputs": {k: [v] for k, v in record.items()}}),
         ("1 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
         ("1 x 30 /predict", "numbers", "/predict", record),
@@ -203,7 +223,7 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
         for shown, model, path, document in documents
     ]
     in_csv = ("1 x 30 CSV", "numbers", "/invocations", {"content-type": "text/csv"}, csv.encode())
-    return [*found[:4], in_csv, *found[4:], *others]
+    return [*found[:6], in_csv, *found[6:], *others]
 
 
 def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict[str, Callable[[], Any]]:
@@ -294,15 +314,15 @@ class NoSocket:
         pass
 
 
-async def answer_by_name(keys: str) -> None:
+async def answer_by_name(label: str) -> None:
     """Print the names of the requests; then, for each name that is read, the microseconds of that request."""
     from mlflow_deploy_plugin.server.http.workers import worker_app
     from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 
     worker_app.INLINE_SECONDS = math.inf  # a busy machine takes no request off the loop
     root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
-    servers = open_servers(root, keys)
-    key = f"Authorization: Bearer {KEY}\r\n" if keys else ""
+    servers = open_servers(root, label)
+    key = f"Authorization: Bearer {KEY}\r\n" if label.startswith("keys") else ""
     apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
     requests: dict[str, Callable[[], Any]] = {}
     for shown, model, path, headers, body in bodies():
@@ -339,7 +359,7 @@ def compare(arguments: list[str]) -> None:
         label, _, where = argument.partition("=")
         checkout, _, python = where.partition(":")
         children[label] = subprocess.Popen(
-            [python or sys.executable, __file__, "--answer", *([label] if label.startswith("keys") else [])],
+            [python or sys.executable, __file__, "--answer", label],
             cwd=checkout,
             env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -377,7 +397,7 @@ def main() -> None:
     if sys.argv[1:] == ["--make-models"]:
         return make_models(MODELS)
     if sys.argv[1:2] == ["--answer"]:
-        return asyncio.run(answer_by_name(sys.argv[2] if len(sys.argv) > 2 else ""))
+        return asyncio.run(answer_by_name(sys.argv[2]))
     if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
         shutil.rmtree(MODELS, ignore_errors=True)  # some of them, of an earlier version of this script
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)

@@ -46,6 +46,13 @@ def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
+def small_array(folder: Path) -> Model:
+    """The pipeline of `small`, trained on an array and wrapped with an array as its example."""
+    data, target = load_breast_cancer(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
+    return _saved(pipeline, data[:5], folder / "array")
+
+
 def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     """The flight-delay pipeline: mixed columns, trained on a sample; with rows and what scikit-learn answers."""
     parts = split(load_flights(), 0)

@@ -76,13 +76,14 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
     with ExitStack() as stack:
         ours = _ours(bench, stack, model.ours, body, expected)
         silent = _ours(bench, stack, model.ours, body, expected, *_CAPTURE_OFF)
+        array = _ours(bench, stack, models.small_array(bench.folder).ours, body, expected)
         answer = len(_body_of(ours.target, ours.server))
         others = {
             peer: asked
             for peer, _ in targets
             if (asked := _peer(bench, stack, peer, model, _form(peer, body, v2, split), expected, answer))
         }
-        everyone = [ours, silent, *others.values()]
+        everyone = [ours, silent, array, *others.values()]
         measured = _rounds(bench, everyone, lambda asked: closed_loop(asked.target, CONNECTIONS, bench.seconds))
         by_wrk = (
             _rounds(bench, everyone, lambda asked: wrk_loop(asked.target, CONNECTIONS, bench.seconds)) if WRK else []
@@ -91,7 +92,9 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         asked_openly = [ours, *(others[peer] for peer in (ECHO,) if peer in others)]
         opened = _rounds(bench, asked_openly, lambda asked: open_loop(asked.target, 64, bench.seconds, half))
     for client, rounds in (("", measured), (", asked by wrk", by_wrk)):
-        by_peer = dict(zip(others, rounds[2:], strict=True)) if rounds else {}
+        by_peer = dict(zip(others, rounds[3:], strict=True)) if rounds else {}
+        if rounds:
+            yield table.compared(f"{ONE_ROW}{client}, from an array", "from a frame", rounds[2], rounds[0], 0.95)
         for peer, target in targets:
             if peer is ECHO and peer in by_peer:
                 of_echo = (

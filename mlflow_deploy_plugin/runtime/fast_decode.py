@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
-from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
+from mlflow_deploy_plugin.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
 _ACCEPTED: dict[str, frozenset[type]] = {
@@ -38,6 +38,14 @@ _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "fl
 _MAX_TRANSPOSED = 1_000_000
 """The largest number of values in columns that are turned into rows, each of which takes 50 bytes and more beside its
 values. The exact path needs no rows."""
+_COLUMN_TYPES: dict[str, ColumnType] = {
+    "float64": "double",
+    "float32": "float",
+    "int64": "long",
+    "int32": "integer",
+    "bool": "boolean",
+}
+"""The type of the columns whose values a matrix of this dtype takes."""
 _BLOCK = "@"
 """The first character of the name of a block."""
 
@@ -104,7 +112,7 @@ class FastDecoder:
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
         if is_matrix and len(groups) == 1 and first.column_type != "string":
-            self._matrix = _MatrixDecoder(first, inputs[0], blocks[0].name if blocks else "")
+            self._matrix = _MatrixDecoder(first, len(order), inputs[0], blocks[0].name if blocks else "")
         decoder = self._matrix or _ColumnDecoder(groups, inputs, blocks)
         self._feeds: Callable[[_Rows], Feeds | None] = decoder.from_rows
         self._from_arrays: Callable[[Sequence[Array]], Feeds | None] = decoder.from_arrays
@@ -162,15 +170,16 @@ class _MatrixDecoder:
     """Decodes tables of one type of number or boolean whose columns, in their order, are the graph's only input.
 
     Args:
+        width: the number of columns.
         block: the name of the table in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
     """
 
-    def __init__(self, group: _Group, entry: Input, block: str) -> None:
+    def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
         self._group = group
         self._name, self._dtype = entry.name, numpy_dtype(entry.dtype)
         self._block = block
         form = _PACKED.get((group.column_type, entry.dtype))
-        self._pack_row = _row_packer(entry, form, block) if form else None
+        self._pack_row = _row_packer(entry, width, form, block) if form else None
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         is_row = len(rows) == 1
@@ -320,13 +329,17 @@ def compile_fast_tensor_decoder(
 ) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
     """Return a function that makes feeds of tensors by name, by a look at their dtypes and shapes.
 
-    It returns None if one needs more than a look. There is no such function if one is text or has to be converted.
+    It returns None if one needs more than a look. There is no such function if a tensor is text or has to be converted,
+    unless it is the only one and a matrix.
     """
+    decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
-        return None
+        return decode_matrix
     tensors = [(tensor.name, entry.name, numpy_dtype(tensor.dtype), tensor.shape) for entry, tensor in bound]
 
     def decode(data: Mapping[str, Any]) -> Feeds | None:
+        if decode_matrix is not None and (decoded := decode_matrix(data)) is not None:
+            return decoded
         feeds: Feeds = {}
         for name, fed, dtype, shape in tensors:
             array = data.get(name)
@@ -337,6 +350,32 @@ def compile_fast_tensor_decoder(
                     return None
             feeds[fed] = array
         return None if shared and size_mismatch(shared, feeds) else feeds
+
+    return decode
+
+
+def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
+    """Return a function that makes feeds of the rows of the only tensor, as of columns of one type.
+
+    It returns None for anything but lists that fit. There is no such function if the tensor is no matrix of fixed
+    width, or of a type that no column has.
+    """
+    kind = _COLUMN_TYPES.get(tensor.dtype)
+    if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
+        return None
+    name, width, dtype = tensor.name, tensor.shape[1], numpy_dtype(tensor.dtype)
+    is_rounded_once, is_narrowed = kind == "float", not is_lossless_cast(numpy_dtype(entry.dtype), dtype)
+    group = _Group(kind, [], tuple, _ACCEPTED[kind], dtype)
+    decoder = _MatrixDecoder(group, width, entry, entry.name if is_narrowed else "")
+
+    def decode(data: Mapping[str, Any]) -> Feeds | None:
+        rows = data.get(name) if name or len(data) != 1 else next(iter(data.values()))
+        if type(rows) is not list or not rows or not LISTS.issuperset(map(type, rows)):
+            return None
+        # numpy rounds a matrix of integers once to 32-bit floats, but this decoder would round each value twice
+        if set(map(len, rows)) != {width} or (is_rounded_once and type(rows[0][0]) is int):
+            return None
+        return decoder.from_rows(rows)
 
     return decode
 
@@ -354,7 +393,7 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
     )
 
 
-def _row_packer(entry: Input, form: str, block: str) -> Callable[[Sequence[Any]], Feeds | None]:
+def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[Any]], Feeds | None]:
     """Return a decoder of a single row that does as `_MatrixDecoder.from_matrix`, in a quarter of the time.
 
     It returns None for a null, and for a number that is too large.
@@ -363,7 +402,6 @@ def _row_packer(entry: Input, form: str, block: str) -> Callable[[Sequence[Any]]
         form: the `struct` format of a number of the graph's.
         block: the name of the row in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
     """
-    width = len(entry.columns)
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
     name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")
 

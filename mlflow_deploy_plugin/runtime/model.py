@@ -155,6 +155,8 @@ class OnnxModel:
             self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
         # an output whose first dimension has another name has no rows: the frames of a sound, say
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
+        if artifact.flavor != "onnx":
+            of_rows.add(("batch",))  # the converters call the rows of every output so
         row_outputs = [
             output
             for output in outputs

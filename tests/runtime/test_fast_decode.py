@@ -198,3 +198,44 @@ def test_tensors_go_both_ways_to_the_same_feeds(tensors: Any, first: int) -> Non
     for second in GIVEN:
         for data in ({"x": GIVEN[first], "y": second}, {"": GIVEN[first]}, {"x": GIVEN[first]}):
             assert outcome(lambda: schema.from_columns(data)) == outcome(lambda: slow.from_columns(data))  # noqa: B023
+
+
+MATRIX_TYPES = {COLUMN_TYPES[kind]: kind for kind in VALUES if kind != "string"}
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
+    """Rows that mostly fit the only tensor, which is fed in its own type or in another one."""
+    dtype, width = draw(st.sampled_from(sorted(MATRIX_TYPES))), draw(st.integers(1, 4))
+    values = VALUES[MATRIX_TYPES[dtype]] | st.integers(-(2**63), 2**64 - 1)
+    rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))
+    if rows and draw(st.integers(0, 3)) == 0:
+        rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
+    tensor = Tensor(draw(st.sampled_from(["", "x"])), dtype, (draw(st.sampled_from([-1, -1, 2])), width))
+    source = Input("X", draw(st.sampled_from([dtype, *NUMERIC])), tensor.shape)
+    return compile_schema((), (tensor,), (source,)), rows
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@given(matrices())
+@settings(max_examples=500)
+def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(matrix: tuple[Schema, list[Any]]) -> None:
+    schema, rows = matrix
+    slow = replace(schema)
+    slow.__dict__["_fast_tensors"] = None
+    assert outcome(lambda: schema.from_array(rows)) == outcome(lambda: slow.from_array(rows))
+    for data in ({"x": rows}, {"y": rows}, {"x": rows, "y": rows}):
+        assert outcome(lambda: schema.from_columns(data)) == outcome(lambda: slow.from_columns(data))  # noqa: B023
+
+
+@pytest.mark.parametrize("dtype", sorted(MATRIX_TYPES))
+def test_a_matrix_that_plainly_fits_goes_the_fast_path(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schema.convert_tensor", None)
+    fed = "float32" if dtype == "float64" else dtype
+    value = {"f": 0.5, "i": 3, "b": True}[np.dtype(dtype).kind]
+    for name in ("", "x"):
+        schema = compile_schema((), (Tensor(name, dtype, (-1, 2)),), (Input("X", fed, (-1, 2)),))
+        for feeds in (schema.from_array([[value] * 2]), schema.from_columns({"x": [[value] * 2]})):
+            assert feeds["X"].tolist() == [[value] * 2]
+            assert feeds["X"].dtype == fed
+            assert sent_arrays(feeds)["X"].dtype == dtype

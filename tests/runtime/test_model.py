@@ -275,6 +275,20 @@ def test_a_run_with_more_values_than_may_be_answered_is_refused(
         model.run(refused)
 
 
+def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path: Path) -> None:
+    graph = "g (float[?,1] x) => (float[batch,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 3], "role": "values"}],
+    }
+    model = OnnxModel.load(write_model(tmp_path, graph, [tensor("float32", -1, 1)], section))
+    model.limit_values(12)
+
+    assert model.run({"x": np.ones((4, 1), np.float32)})["y"].size == 12
+    with pytest.raises(BodyTooLarge, match="send at most 4"):
+        model.run({"x": np.ones((5, 1), np.float32)})
+
+
 def test_rows_that_may_be_batched_may_have_as_many_values_each(tmp_path: Path) -> None:
     model = OnnxModel.load(write_model(tmp_path, WIDE))
     model.limit_values(2, batch_rows=4)
