@@ -193,7 +193,10 @@ def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
         policy = registry_client().get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
     if not names_dataset(policy):
         return status
-    reason = f"it {status.state}, and the policy of {name} names a dataset: `onnxserve gate` evaluates it"
+    reason = (
+        f"it {status.state}, and the policy of {name} names a dataset; judge it again with `onnxserve gate`, by a "
+        "policy that does not skip the evaluation"
+    )
     return GateStatus(False, "", reason, status.report)
 
 
@@ -364,14 +367,16 @@ class BatchResolver:
     def _version(self, client: Any, model: Any, number: str) -> "ModelVersion":
         """Return the version with this number.
 
-        One that has not passed the gate is always fetched: setting a tag does not update the model's timestamp.
+        A version that has not passed the gate, or without an evaluation, is always fetched: setting a tag does not
+        update the model's timestamp.
         """
         for version in model.latest_versions:
             if str(version.version) == number:
                 return version
         key = model.name, number
         updated, known = self._versions.get(key, (None, None))
-        is_settled = known is not None and gate_status_of(known.tags).passed and key not in self._looked_at_again
+        status = gate_status_of({} if known is None else known.tags)
+        is_settled = status.passed and status.state != PASSED_WITHOUT_EVALUATION and key not in self._looked_at_again
         if not is_settled or updated != model.last_updated_timestamp:
             known = client.get_model_version(model.name, number)
             self._versions[key] = model.last_updated_timestamp, known

@@ -112,6 +112,18 @@ def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_
             assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
 
 
+def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(proxy: Proxy, model: str) -> None:
+    client, lookup = MlflowClient(proxy.url), BatchResolver()
+    uris = [f"models:/{model}/Production", f"models:/{model}@old"]
+    client.set_registered_model_tag(model, "onnxserve.gate.policy", "gated_stages: [Production]")
+    client.set_model_version_tag(model, "1", "onnxserve.gate.digest", "ab12")
+    for state in ("passed without an evaluation", "passed"):
+        client.set_model_version_tag(model, "1", "onnxserve.gate", state)
+        found = lookup.resolve(uris)[uris[1]]
+        assert isinstance(found, ResolvedModel)
+        assert found.gate_status.state == state
+
+
 def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:
     good, absent, wrong = f"models:/{model}/Production", f"models:/{model}@dead", f"models:/{model}/champion"
     answers = BatchResolver().resolve([good, absent, wrong, "models:/"])
