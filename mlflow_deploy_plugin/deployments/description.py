@@ -6,7 +6,6 @@ The values are plain; an unknown one is an empty text.
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
@@ -138,19 +137,15 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
     reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
     if wanted is not None:
         with suppress(InvalidArtifact):
-            known |= _read_folder(wanted.folder)
+            artifact = read_served_artifact(wanted.folder)
+            facts = {"flavor": artifact.flavor, "parity": artifact.parity_state, "run_id": artifact.run_id}
+            known |= facts | _texts(artifact.provenance)
     if is_running and not (known | reported)["flavor"]:
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
         with suppress(OnnxserveError):
             known |= _read_registry(model_uri)
     return known | reported
-
-
-def _read_folder(folder: Path) -> dict[str, str]:
-    artifact = read_served_artifact(folder)
-    facts = {"flavor": artifact.flavor, "parity": artifact.parity_state, "run_id": artifact.run_id}
-    return facts | _texts(artifact.provenance)
 
 
 def _read_registry(model_uri: str) -> dict[str, str]:
