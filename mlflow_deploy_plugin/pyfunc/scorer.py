@@ -14,9 +14,12 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +59,7 @@ from mlflow_deploy_plugin.runtime import (
     numpy_dtype,
     object_array,
     read_served_artifact,
+    short_repr,
     too_many_values,
 )
 from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage, protocols
@@ -63,9 +67,17 @@ from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage
 _log = logging.getLogger(__name__)
 
 _JSON = "application/json"
-_A_DATE = "a date as 2013-07-01T12:30:00, from 1678 to 2261"
+_A_DATE = "a date in ISO 8601 as 2013-07-01T12:30:00, from 1678 to 2261"
+_ISO_8601 = re.compile(
+    r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?", re.ASCII
+)
+"""The texts that are read as dates. pandas also takes `now` and `2024/01/02`."""
 _TEXTS = pd.Series([""]).dtype
 """The dtype of a column of texts: `str` from pandas 3 on, object before."""
+_MISSING_TEXT: float | None = pd.Series(["", None])[1]
+"""The value that pandas has for a missing text: NaN from pandas 3 on, None before."""
+_MOST_STEPS = 1_000
+"""The most entries of a list or a mapping in which an encoder of a model is looked for."""
 
 
 _LATER: dict[int, type[OnnxserveError]] = {429: TooManyRequests, 503: NotReady}
@@ -86,28 +98,96 @@ def to_model_input(
         names: MLflow's name of each column: a number if it has none, or a number for a name.
 
     Raises:
-        SchemaMismatch: a text is no date, or no base64.
+        SchemaMismatch: a text is not base64.
     """
     # a model may write into its input
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
         return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
     for name, array in arrays.items():
-        kind = types[name]
         try:
-            if kind == "datetime":
-                arrays[name] = _read_dates(array)
-            elif kind == "binary":
+            if types[name] == "binary":
                 arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
         except ValueError:  # binascii.Error is one
-            expected = _A_DATE if kind == "datetime" else "base64"
-            why = f"column {name!r} ({kind}) holds a text that is not {expected}"
+            why = f"column {name!r} (binary) holds a text that is not base64"
             raise SchemaMismatch(why, column=name) from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
-def _read_dates(texts: Array, form: str | None = "ISO8601") -> pd.DatetimeIndex:
-    return pd.to_datetime(texts, utc=True, format=form).tz_localize(None).as_unit("ns")  # MLflow's unit
+def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
+    """Return a column of texts as datetime64[ns], which is MLflow's unit. Each text is read by itself.
+
+    Raises:
+        SchemaMismatch: a value is not a date in ISO 8601, or does not fit into nanoseconds; the message names its row.
+    """
+    values = column.astype(object)
+    is_iso = values.map(lambda value: bool(isinstance(value, date) or _ISO_8601.fullmatch(str(value)))).astype(bool)
+    dates = pd.to_datetime(values.where(is_iso), utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
+    is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
+        why = f"{short_repr(values.iloc[row])} is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
+        raise SchemaMismatch(f"column {name!r} (datetime), row {row}: {why}", column=str(name))
+    return np.asarray(dates.dt.as_unit("ns"))
+
+
+def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
+    """Return the data that MLflow read from a body as the table that a model with columns is given."""
+    is_row = np.isscalar(data)
+    if isinstance(data, Mapping):  # MLflow takes objects and arrays by column for one row, as in a chat
+        is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
+    return pd.DataFrame([data] if is_row else data)
+
+
+def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
+    """Return a column of texts with None or NaN for a missing text, independent of the other rows."""
+    # before pandas 3 a category that is missing would become NaN, where other columns of texts have None
+    if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    texts = column.astype(object).where(column.notna(), missing)
+    is_plain = missing is not None and all(isinstance(value, str) for value in column.dropna())
+    return texts.astype(_TEXTS) if is_plain else texts
+
+
+def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
+    """Yield the attributes of a model, and of each estimator of scikit-learn's kind within it."""
+    parts, seen = [model], set[int]()
+    while parts:
+        part = parts.pop()
+        if id(part) in seen or isinstance(part, type):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Mapping | list | tuple):
+            parts += (part.values() if isinstance(part, Mapping) else part) if len(part) < _MOST_STEPS else ()
+        elif part is model or hasattr(part, "get_params"):
+            fields: dict[str, Any] = getattr(part, "__dict__", {})
+            parts += fields.values()
+            yield fields
+
+
+def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
+    """Return the value of a missing text in each column: None or NaN, which encoders of scikit-learn tell apart.
+
+    The encoders and imputers of the model have learned one of the two from its training rows.
+
+    Args:
+        otherwise: the value for a model that has learned neither of them, or both.
+    """
+    # The key is the column's name. The empty name stands for all columns.
+    learned: dict[str, set[float | None]] = {"": set()}
+    for fields in _estimator_fields(model):
+        is_none_imputed = fields.get("missing_values", "") is None
+        known = (
+            repeat(("", None), fields.get("n_features_in_", 1)) if is_none_imputed else fields.get("categories_", ())
+        )
+        for name, categories in zip(fields.get("feature_names_in_", repeat("")), known, strict=False):
+            if any(isinstance(category, str) for category in categories):
+                missing = {None if category is None else np.nan for category in categories if _is_missing(category)}
+                learned[str(name)] = learned.get(str(name), set()) | missing
+                learned[""] |= missing
+    found = {name: learned.get(str(name)) or learned[""] for name in names}
+    return {name: next(iter(values)) if len(values) == 1 else otherwise for name, values in found.items()}
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -174,10 +254,7 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """
     try:
         if columns := artifact.columns or artifact.logged_columns:
-            is_row = np.isscalar(data)
-            if isinstance(data, Mapping):  # objects and arrays by column are one row to MLflow, as those of a chat are
-                is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
-            frame = pd.DataFrame([data] if is_row else data)
+            frame = _as_table(data, types)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
@@ -320,23 +397,14 @@ class _Recorder:
 
     Args:
         most: the most values of an output. As JSON, each takes fifty bytes of memory and over a microsecond.
-        dates: columns that come as texts, and are dates for the model.
-        texts: columns whose missing values become those that pandas has for texts, in every request alike.
+        convert: returns the data that the model is given for the data that MLflow has read.
         keys: columns that the model is not given; `key_arrays` has their values.
     """
 
     def __init__(
-        self,
-        model: Any,
-        most: int,
-        dates: Sequence[Any] = (),
-        is_csv: bool = False,
-        texts: Sequence[Any] = (),
-        keys: Sequence[str] = (),
+        self, model: Any, most: int, convert: Callable[[Any], Any] = lambda data: data, keys: Sequence[str] = ()
     ) -> None:
-        self._model, self.most, self._dates, self._texts = model, most, dates, texts
-        self._date_form = "ISO8601" if is_csv else None  # that of the first text, as MLflow reads JSON
-        self._keys = keys
+        self._model, self.most, self._convert, self._keys = model, most, convert, keys
         self.key_arrays: dict[str, Array] = {}
         self.metadata = model.metadata
         self.data: Any = None
@@ -357,13 +425,10 @@ class _Recorder:
             for name in [name for name in self._keys if name in data]:
                 column = data.pop(name).astype(object)
                 self.key_arrays[name] = key_array(name, column.where(column.notna(), None).tolist())
-        if self._dates and isinstance(data, list):  # rows, as MLflow takes them
-            data = pd.DataFrame(data)
         self.data, self.params = data, params
-        if isinstance(data, pd.DataFrame | dict):
-            self._convert_columns(data)
         try:
-            self.prediction = self._model.predict(data, params=params)
+            self.data = self._convert(data)
+            self.prediction = self._model.predict(self.data, params=params)
         except MlflowException:
             raise
         except (Exception, SystemExit) as error:
@@ -374,28 +439,13 @@ class _Recorder:
             raise RuntimeError
         return self.prediction
 
-    def _convert_columns(self, table: pd.DataFrame | dict[Any, Any]) -> None:
-        for name in [date for date in self._dates if date in table]:
-            column = pd.Series(table[name])
-            if pd.api.types.is_datetime64_any_dtype(column.dtype):  # as Parquet brings them
-                continue
-            expected = f"which is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
-            # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
-            for value in column.dropna():
-                if not isinstance(value, str):
-                    raise MlflowException(f"column {name!r} (datetime) holds {value!r}, {expected}")
-            try:
-                table[name] = _read_dates(column.to_numpy(), self._date_form).to_numpy()
-            except ValueError:
-                alike = "" if self._date_form else "; in JSON, all texts of a column have the form of the first one"
-                raise MlflowException(f"column {name!r} (datetime) holds a text that is not {_A_DATE}{alike}") from None
-        if not isinstance(table, pd.DataFrame):
-            return
-        for name in self._texts:
-            # a column of nothing but null would hold None, where beside other rows the same null is NaN
-            if name in table and (table[name].isna().all() or isinstance(table[name].dtype, pd.CategoricalDtype)):
-                # before pandas 3 a category that is missing would become NaN, where other columns of texts have None
-                table[name] = table[name].astype(_TEXTS).where(table[name].notna(), None)
+
+def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
+    """Return a signature's inputs with other types in place of some, for MLflow's readers of bodies."""
+    if schema is None or schema.is_tensor_spec():
+        return schema
+    kinds = [types.get(spec.type, spec.type) if isinstance(spec.type, DataType) else spec.type for spec in schema]
+    return Schema([ColSpec(kind, spec.name, spec.required) for kind, spec in zip(kinds, schema, strict=True)])
 
 
 def _with_texts(schema: Schema | None, keys: Sequence[str]) -> Schema | None:
@@ -431,15 +481,19 @@ class Scorer:
             self._types = dict(zip(named, kinds, strict=True))
             self._names = dict(zip(named, self._schema.input_names(), strict=True))
         self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
-        # a Python model tests its texts for None
-        is_python = artifact.framework.startswith("pyfunc.")
-        self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string" and not is_python]
-        self._body_schema = self._schema
-        if self._dates:  # as texts: MLflow's reader of CSV takes no dates, that of JSON numbers
-            fields = [
-                field | {"type": "string"} if field["type"] == "datetime" else field for field in self._schema.to_dict()
-            ]
-            self._body_schema = Schema.from_json(json.dumps(fields))
+        self._missing: dict[str | int, float | None] = {}
+        as_csv, as_json = {DataType.datetime: DataType.string}, {}  # MLflow's reader of CSV refuses dates
+        if artifact.columns:
+            texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
+            original = model
+            with suppress(NotImplementedError):
+                original = model.get_raw_model()
+            # a Python model tests its texts for None
+            is_python = artifact.framework.startswith("pyfunc.")
+            self._missing = _missing_texts(original, texts, None if is_python else _MISSING_TEXT)
+            as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
+        # JSON stays as it came: MLflow's reader would take numbers for dates, and make the text None of null
+        self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
         self._has_warned = False
 
     @classmethod
@@ -491,18 +545,21 @@ class Scorer:
         if not content_type:
             raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         mime_type = content_type.partition(";")[0].strip()
-        is_csv = mime_type == "text/csv"
-        recorder = _Recorder(model, most_values, self._dates, is_csv, self._texts, keys)
+        recorder = _Recorder(model, most_values, self._converted, keys)
         try:
             data: Any = body
             if mime_type == _JSON:  # MLflow reads bytes twice; its own json also keeps integers beyond 64 bits
                 with suppress(ValueError):  # MLflow says what is wrong with it
                     data = json.loads(body)
             if isinstance(data, dict):
+                if scoring_server.is_unified_llm_input(data):  # a chat is not a table
+                    recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
             else:
                 data = body
-            schema = _with_texts(self._body_schema, keys) if is_csv and keys else self._body_schema
+            schema = self._json_schema if mime_type == _JSON else self._csv_schema
+            if mime_type == "text/csv" and keys:
+                schema = _with_texts(schema, keys)
             answer = scoring_server.invocations(data, content_type, recorder, schema)
         except SchemaMismatch:
             raise
@@ -557,7 +614,7 @@ class Scorer:
         self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
     ) -> dict[str, Array]:
         """Return named outputs for what the model takes: a frame, arrays, a mapping of them."""
-        recorder = _Recorder(self._model, most_values, texts=self._texts)
+        recorder = _Recorder(self._model, most_values, self._converted)
         try:
             return to_outputs(recorder.predict(data, params or None))
         except (MlflowException, RuntimeError) as error:
@@ -566,9 +623,29 @@ class Scorer:
             message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
             raise InferenceError(message) from None
 
+    def _converted(self, data: Any) -> Any:
+        """Return the data of a request with its dates, and with its missing texts as the model knows them."""
+        if not self._dates and not self._missing:
+            return data
+        try:
+            table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
+        except ValueError as error:
+            raise SchemaMismatch(f"the columns are not a table: {error}") from None
+        for name in [name for name in self._dates if name in table]:
+            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates
+                table[name] = _read_dates(name, table[name])
+        for name, missing in self._missing.items():
+            if name in table:
+                if table is not data and pd.api.types.is_numeric_dtype(table[name].dtype):  # texts to MLflow
+                    table[name] = table[name].map(str, na_action="ignore")
+                table[name] = _text_column(table[name], missing)
+        return table
+
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         if recorder.is_too_large:
             return BodyTooLarge(too_many_values(recorder.most))
+        if isinstance(recorder.error, SchemaMismatch):
+            return recorder.error
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
             return InferenceError(f"the model cannot compute this input: {error_summary(recorder.error)}")

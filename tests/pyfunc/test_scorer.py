@@ -3,16 +3,26 @@
 import io
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, to_texts
+from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, Scorer, to_texts
+from mlflow_deploy_plugin.runtime import object_array
+from mlflow_deploy_plugin.server import SideMessage
 
 JSON = "application/json"
+Rows = list[dict[str, Any]]
 
 
 def records(*rows: dict[str, Any]) -> bytes:
@@ -21,6 +31,65 @@ def records(*rows: dict[str, Any]) -> bytes:
 
 def values(arrays: Any) -> dict[str, Any]:
     return {name: array.tolist() for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
+    """Models of texts, by the missing value with which they were trained. Each is checked against `load_model`."""
+
+    def encoder() -> OrdinalEncoder:
+        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, max_categories=3)
+
+    city, both = encoder(), make_column_transformer((encoder(), ["city"]), (encoder(), ["land"]))
+    imputer = SimpleImputer(missing_values=None, strategy="constant", fill_value="Rom")
+    cases = {
+        "none": (make_column_transformer((city, ["city"])), None, "CH"),
+        "nan": (make_column_transformer((encoder(), ["city"])), np.nan, "CH"),
+        "imputed": (make_column_transformer((make_pipeline(imputer, encoder()), ["city"])), None, "CH"),
+        "mixed": (both, None, np.nan),
+    }
+    scorers = {}
+    for name, (encoders, missing, land) in cases.items():
+        table = pd.DataFrame(
+            {"city": ["Bern", "Bern", "Rom", missing, missing], "land": [land] * 4 + ["CH"]}, dtype=object
+        )
+        labels = ["north", "north", "south"] + ["south" if name == "imputed" else "none"] * 2
+        model = make_pipeline(encoders, DecisionTreeClassifier(random_state=0)).fit(table, labels)
+        folder = tmp_path_factory.mktemp("towns") / name
+        signature = mlflow.models.infer_signature(pd.DataFrame({"city": ["Bern"], "land": ["CH"]}), np.array(["north"]))
+        mlflow.sklearn.save_model(
+            model, folder, signature=signature, serialization_format="cloudpickle", pip_requirements=[]
+        )
+        assert mlflow.pyfunc.load_model(str(folder)).predict(table).tolist() == labels
+        scorers[name] = Scorer.load(folder)
+    return scorers
+
+
+def as_columns(rows: Rows) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def as_csv(rows: Rows) -> bytes:
+    lines = [",".join(rows[0]), *(",".join(f'"{text}"' if text else "" for text in row.values()) for row in rows)]
+    return "\n".join(lines).encode()
+
+
+def answer(arrays: dict[str, Any]) -> SideMessage:
+    return SideMessage("answer", arrays={"outputs": arrays})
+
+
+ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
+    "records": lambda scorer, rows: scorer.invoke(JSON, records(*rows)),
+    "inputs by row": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"inputs": rows}).encode()),
+    "instances": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"instances": rows}).encode()),
+    "inputs by column": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"inputs": as_columns(rows)}).encode()),
+    "CSV": lambda scorer, rows: scorer.invoke("text/csv", as_csv(rows)),
+    "named arrays": lambda scorer, rows: scorer.predict(
+        {name: object_array(texts) for name, texts in as_columns(rows).items()}
+    ),
+    "a frame of batch": lambda scorer, rows: answer(scorer.outputs_of(pd.DataFrame(rows))),
+}
+"""The ways in which rows of texts come to a model, with its answer as named arrays."""
 
 
 def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> None:
@@ -68,7 +137,7 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
     as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")
     assert as_csv.body == as_json.body
     assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
-    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\) .* not a date as 2013-07-01T12:30:00"):
+    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 'yesterday' .* ISO 8601"):
         scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
 
 
@@ -81,17 +150,37 @@ def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
     in_milliseconds = table.assign(when=table["when"].astype("datetime64[ms]").astype("int64"))
 
     assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
-    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\) holds 1372723200000, which is not a date as 2013-"):
+    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 1372723200000 .*date_format='iso'"):
         scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
     with pytest.raises(InvalidRequest, match="'when'"):
         scorers["days"].invoke(JSON, b'{"inputs": {"when": [1372723200000], "name": ["a"]}}')
 
 
-def test_dates_of_json_have_the_form_of_the_first_one(scorers: dict[str, Any]) -> None:
-    """Python's `isoformat` leaves out microseconds that are 0. MLflow refuses them, too."""
-    texts = "2013-07-01T12:30:00", "2013-07-02T12:30:00.5"
-    with pytest.raises(InvalidRequest, match="in JSON, all texts of a column have the form of the first one"):
-        scorers["days"].invoke(JSON, records(*({"when": text, "name": "a"} for text in texts)))
+@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+def test_each_date_of_a_column_is_read_by_itself(ask: Any, scorers: dict[str, Any]) -> None:
+    texts = [
+        "2024-01-02T04:00:00",
+        "2024-01-03T04:00:00.500000",
+        "2024-01-04T00:30+01:00",
+        "2024-01-05",
+        "20240106T04Z",
+    ]
+    rows, days = [{"when": text, "name": "a"} for text in texts], [3, 4, 4, 6, 7]  # the model adds 1
+    assert ask(scorers["days"], rows).arrays["outputs"]["day"].tolist() == days
+    assert [ask(scorers["days"], [row]).arrays["outputs"]["day"].item() for row in rows] == days
+
+
+NO_DATES = ["02/01/2024", "now", "today", "04:00", "2024/01/02", " 2024-01-02", "NaT", "2024-02-30", "1500-01-01"]
+
+
+@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+@pytest.mark.parametrize("text", NO_DATES)
+def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(
+    text: str, ask: Any, scorers: dict[str, Any]
+) -> None:
+    for row, first in enumerate([[], [{"when": "2024-01-13", "name": "a"}]]):
+        with pytest.raises(SchemaMismatch, match=rf"'when' \(datetime\), row {row}: '{text}'.* ISO 8601"):
+            ask(scorers["days"], [*first, {"when": text, "name": "a"}])
 
 
 def test_dates_are_read_of_a_list_of_rows(scorers: dict[str, Any]) -> None:
@@ -101,7 +190,7 @@ def test_dates_are_read_of_a_list_of_rows(scorers: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31T00:00:00"])
 def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(scorers: dict[str, Any], text: str) -> None:
-    expected = r"'when' \(datetime\) holds a text that is not a date as 2013-07-01T12:30:00, from 1678 to 2261"
+    expected = rf"'when' \(datetime\), row 0: '{text}' .* from 1678 to 2261"
     with pytest.raises(InvalidRequest, match=expected):
         scorers["days"].invoke(JSON, records({"when": text, "name": "a"}))
 
@@ -112,15 +201,31 @@ def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
     assert values(kept["outputs"])["day"] == [184]
 
 
-def test_a_missing_text_is_the_same_alone_and_beside_others(scorers: dict[str, Any]) -> None:
-    """The answer to a row does not hang on the rows that a client sends with it."""
-    alone = scorers["cities"].invoke(JSON, records({"city": None})).body
-    beside = scorers["cities"].invoke(JSON, records({"city": None}, {"city": "Bern"})).body
-    as_arrays = scorers["cities"].predict({"city": np.array([None], dtype=object)}).arrays["outputs"]
+@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+@pytest.mark.parametrize("model", ["none", "nan", "imputed", "mixed"])
+def test_a_missing_text_is_the_one_that_the_encoder_has_learned(model: str, ask: Any, towns: dict[str, Any]) -> None:
+    """Alone and beside others: scikit-learn's encoders tell None from NaN."""
+    scorer, expected = towns[model], ["south" if model == "imputed" else "none", "north"]
+    rows = [{"city": None, "land": "CH"}, {"city": "Bern", "land": None if model == "mixed" else "CH"}]
+    assert ask(scorer, rows).arrays["outputs"]["prediction"].tolist() == expected
+    assert [ask(scorer, [row]).arrays["outputs"]["prediction"].item() for row in rows] == expected
 
-    assert json.loads(beside)["predictions"] == ["none", "north"]
-    assert json.loads(alone)["predictions"] == ["none"]
-    assert values(as_arrays) == {"prediction": ["none"]}
+
+@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(ask: Any, scorers: dict[str, Any]) -> None:
+    rows = [{"text": None, "when": "2024-01-02"}, {"text": "none", "when": None}]
+    outputs = values(ask(scorers["gaps"], rows).arrays["outputs"])
+    assert outputs == {"text": ["None", "'none'"], "when": ["2024-01-02 00:00:00", "NaT"]}
+    assert values(ask(scorers["gaps"], rows[:1]).arrays["outputs"]) == {
+        "text": ["None"],
+        "when": ["2024-01-02 00:00:00"],
+    }
+
+
+def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[str, Any]) -> None:
+    body = {"inputs": {"text": [5, 7], "when": ["2024-01-02"] * 2}}
+    kept = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
+    assert kept["text"].tolist() == ["'5'", "'7'"]
 
 
 def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:

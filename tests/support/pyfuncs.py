@@ -28,6 +28,13 @@ class Days(PythonModel):
         return pd.DataFrame({"day": days, "name": model_input["name"].str.upper()})
 
 
+class Gaps(PythonModel):
+    """Texts and dates in, their spelling in Python out."""
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+        return pd.DataFrame({"text": list(map(repr, model_input["text"])), "when": list(map(str, model_input["when"]))})
+
+
 class Troubled(PythonModel):
     """Does what it is told."""
 
@@ -103,6 +110,7 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
     points = pd.DataFrame({"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]})
     models: dict[str, tuple[PythonModel, Any]] = {
         "days": (Days(), infer_signature(dates, Days().predict(None, dates), {"plus": 1})),
+        "gaps": (Gaps(), infer_signature(pd.DataFrame({"text": ["a"], "when": dates["when"][:1]}))),
         "troubled": (Troubled(), infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))),
         "anything": (Anything(), None),
         "nested": (Nested(), infer_signature(points)),

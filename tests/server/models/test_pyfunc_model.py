@@ -210,7 +210,7 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime) holds a text that is not a date"),
+        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime), row 0: 'yesterday' is not a date"),
         ({"when": 5, "name": "a"}, "column 'when' (string), row 0: 5; a string is expected"),
         ({"name": "a"}, "column 'when' is missing"),
     ],
