@@ -101,7 +101,6 @@ def _page(name: str, otherwise: bytes = b"") -> View:
 _healthy = partial(views.readiness, body=b'{"status":"ok"}')
 _TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
 _V2_MODEL = "/v2/models/NAME[/versions/V]"
-_tf_predict = views.tf_view(partial(views.predict, protocol=TFSERVING))
 _statistics = views.v2_document(management.model_statistics)
 _load = views.v2_control(management.load_model)
 _unload = views.v2_control(management.unload_model)
@@ -157,10 +156,10 @@ ROUTES = (
     Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
     Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
-    _direct(_TF_MODEL + ":predict", "POST", _tf_predict, operations.TF_PREDICT, "infer"),
+    _direct(_TF_MODEL + ":predict", "POST", partial(views.predict, protocol=TFSERVING), operations.TF_PREDICT, "infer"),
     _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
-    _get(_TF_MODEL + "/metadata", views.tf_view(views.tf_metadata), operations.TF_METADATA, "describe"),
-    _get(_TF_MODEL, views.tf_view(views.tf_status), operations.TF_STATUS, "describe"),
+    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
+    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
 )
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
-from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.inference import explain as explanations
@@ -35,10 +35,15 @@ _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
 def predict(
-    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
+    server: Server,
+    request: RawRequest,
+    protocol: Protocol,
+    endpoint: str | None = None,
+    version: str | None = None,
+    label: str | None = None,
 ) -> RawResponse:
     """Return predictions of the endpoint (None: the default one) in this protocol."""
-    return http_response(request.path, infer(server, request, protocol, endpoint, version))
+    return http_response(request.path, infer(server, request, protocol, endpoint, version, label))
 
 
 def predict_by_model(
@@ -46,11 +51,13 @@ def predict_by_model(
 ) -> RawResponse:
     """Return predictions of the endpoint. If the path names none, `model` in the body may, as OpenAI's clients send it.
 
-    A `model` that is no endpoint here is passed over: the default endpoint answers.
+    A `model` that is not an endpoint here, or not one of this caller's, is passed over: the default endpoint answers.
     """
     if endpoint is None and len(server.repository.table) > 1:
-        with suppress(OnnxserveError):  # decoding will tell
+        with suppress(OnnxserveError):  # the prediction refuses the body, or the caller
             model = json_object(request.body).get("model")
+            if isinstance(model, str) and server.auth.is_required:
+                server.auth.require(request.headers, "infer", model, request.caller)
             endpoint = model if isinstance(model, str) and model in server.repository.table else None
     return predict(server, request, protocol, endpoint)
 
@@ -157,38 +164,20 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
         raise CallerRefused("a web page of elsewhere may not change what is served here")
 
 
-def tf_view(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
-    """Return the view of a path of TensorFlow Serving, for one that takes an endpoint and a version (None: none named).
-
-    A label is the name of a variant of the endpoint, or the alias that a variant follows. The view raises:
-        NotFound: no variant of the endpoint has this label.
-        NotReady: see `Repository.find`.
-    """
-
-    def labelled(
-        server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
-    ) -> RawResponse:
-        if label is not None:
-            variants = server.repository.find(endpoint)[1].variants
-            named = (one for name, one in variants.items() if label in (name, one.aspects.get("alias")))
-            if (variant := next(named, None)) is None:
-                raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
-            version = variant.loaded.version
-        return view(server, request, endpoint=endpoint, version=version)
-
-    return labelled
-
-
-def tf_status(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    """Return the state of the version that the path names, or of all that are loaded."""
-    if version is None:
+def tf_status(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    """Return the state of the version that the path names by its number or its label, or of all that are loaded."""
+    if version is None and label is None:
         return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
-    server.repository.select_variant(endpoint, version)
-    return RawResponse(200, tfserving.status(endpoint, [version]))
+    variant = server.repository.select_variant(endpoint, version, label=label)
+    return RawResponse(200, tfserving.status(endpoint, [variant.loaded.version]))
 
 
-def tf_metadata(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    loaded = server.repository.select_variant(endpoint, version).loaded
+def tf_metadata(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    loaded = server.repository.select_variant(endpoint, version, label=label).loaded
     predictor = loaded.predictor
     return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
 

@@ -105,9 +105,12 @@ class RequestContext:
         self._is_admitted = False
         return kept
 
-    def select_variant(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
+    def select_variant(
+        self, endpoint: str | None, version: str | None = None, label: str | None = None
+    ) -> ServedVariant:
         """Select the variant that answers. Raises as `Repository.select_variant`."""
-        return self.answer_by(self.server.repository.select_variant(endpoint, version, self.request.headers))
+        repository = self.server.repository
+        return self.answer_by(repository.select_variant(endpoint, version, self.request.headers, label=label))
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
         """Answer by this variant, and name its version in the headers of the reply."""
@@ -181,7 +184,12 @@ def failure(request: RawRequest | None, error: Exception, headers: dict[str, str
 
 
 def infer(
-    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
+    server: Server,
+    request: RawRequest,
+    protocol: Protocol,
+    endpoint: str | None = None,
+    version: str | None = None,
+    label: str | None = None,
 ) -> Reply:
     """Return predictions of the endpoint (None: the default one). One version decodes, computes and encodes."""
     dataplane, tracer = server.dataplane, server.tracer
@@ -190,9 +198,9 @@ def infer(
     with RequestContext(server, request, protocol.name) as context:
         try:
             context.admit(endpoint)
-            variant = context.select_variant(endpoint, version)
+            variant = context.select_variant(endpoint, version, label)
             decoded, infer_request = context.build_request(protocol, variant)
-            if variant.key is not None and version is None:
+            if variant.key is not None and version is None and label is None:
                 sticky = dataplane.sticky_variant(variant, decoded.feeds)
                 if sticky is not variant:
                     variant = context.answer_by(sticky)

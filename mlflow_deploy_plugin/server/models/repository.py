@@ -119,6 +119,7 @@ class Repository:
         headers: Mapping[str, str] = _NO_HEADERS,
         key: str | None = None,
         draw: float | None = None,
+        label: str | None = None,
     ) -> ServedVariant:
         """Return the variant for a request. Hold it until the response is sent.
 
@@ -129,12 +130,18 @@ class Repository:
             headers: by their names in lower case.
             key: the value of the sticky column. It is known only once some variant has decoded the request.
             draw: a number in [0, 1); None for a random one.
+            label: the name of the variant that answers, or the alias that it follows.
 
         Raises:
             NotReady: nothing is loaded that could answer.
-            NotFound: no endpoint of this name, or it has not loaded this version.
+            NotFound: no endpoint of this name, or it has not loaded this version, or no variant has this label.
         """
         name, served = self.find(endpoint)
+        if label is not None:
+            for variant_name, variant in served.variants.items():
+                if label in (variant_name, variant.aspects.get("alias")):
+                    return variant
+            raise NotFound(f"endpoint {name!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}")
         if version is not None:
             for variant in (*served.answering, *served.variants.values()):
                 if variant.loaded.version == version:

@@ -1,5 +1,6 @@
 """Callers with and without keys, at every route, against both workers."""
 
+import json
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from flask import Blueprint
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.plan import PlanTable
-from mlflow_deploy_plugin.server.http.routes import ROUTES
+from mlflow_deploy_plugin.server.http.routes import ROUTES, Route, expand_path
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope
@@ -68,6 +69,28 @@ def test_every_route_needs_its_scope(server: Server, path: str, method: str, dec
     for scope in SCOPES if needed else ():
         refused = ask(server, named, method, body, host="localhost", authorization=f"Bearer {scope}").status == 403
         assert refused is (scope not in allowing), scope
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "only-e", "nothing"])
+def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(server: Server, key: str) -> None:
+    """A caller that may not ask about an endpoint learns no names by guessing, in no path and in no body."""
+    only_e = KeyEntry(name="only-e", scopes=SCOPES, endpoints=("e",))
+    write_keys(server.repository.state_dir, {"only-e": only_e, "nothing": KeyEntry(name="nothing", scopes=())})
+    caller = {"authorization": f"Bearer {key}"} if key else {}
+
+    def answer(route: Route, template: str, endpoint: str, choice: str) -> tuple[int, bytes]:
+        path, body = template.format(endpoint=endpoint, version=choice, label=choice), {"model": endpoint}
+        response = ask(server, path, route.method, json.dumps(body).encode(), host="localhost", **caller)
+        return response.status, response.body.replace(b"'%b'" % endpoint.encode(), b"NAME")
+
+    for route in [route for route in ROUTES if route.need]:
+        for template in expand_path(route.path, "{{{}}}"):
+            refusal = answer(route, template, "nix", "nix")
+            may_ask = key == "only-e" and "{" not in template
+            assert refusal[0] == (403 if caller and key != "wrong" else 401) or may_ask, template
+            if route.is_direct or not may_ask:
+                named = [answer(route, template, "f", choice) for choice in ("2", "w", "nix")]
+                assert named == [refusal] * 3, template
 
 
 @pytest.mark.parametrize(
