@@ -43,6 +43,7 @@ _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
 _MAX_KNOWN, _MAX_KNOWN_CHARACTERS = 10_000, 200
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
+_MOST_SECONDS = 2**53
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
 """Signatures by a public key; `none` and the symmetric algorithms would let callers sign for themselves."""
 _NO_CERTIFICATE = "this server answers callers with a client certificate of one of its authorities only"
@@ -238,9 +239,13 @@ class Authenticator:
             )
         except (jwt.InvalidKeyError, TypeError):  # with an address in memory in its text
             raise Unauthenticated("the token does not hold: its key is of another kind") from None
-        except (jwt.PyJWTError, ValueError) as error:
+        except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
+        # PyJWT also takes booleans, texts of digits, and integers that are too large for a float
+        times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
+        if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
+            raise Unauthenticated("the token does not hold: its exp, nbf and iat are not all numbers of seconds")
         return claims
 
 

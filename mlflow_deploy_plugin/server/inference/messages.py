@@ -19,7 +19,9 @@ _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
 """The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
 """The tolerance for a wrong clock or time zone. No monitor judges a row before its event time."""
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
+"""The text of an API key (`store/keys.py`)."""
+_REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """The characters that the value of a header, or of gRPC's metadata, may hold as they are."""
 
@@ -103,9 +105,14 @@ def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """Return the caller's `X-Request-Id`, or a new one if it is not 1–128 visible ASCII characters."""
+    """Return the caller's `X-Request-Id`, or a new one if it is not 1–128 visible ASCII characters, or has a key."""
     given = headers.get("x-request-id", "")
     return given if given and _REQUEST_ID.fullmatch(given) else new_id()
+
+
+def without_keys(text: str) -> str:
+    """Return a text of a caller, such as a path, as logs and traces may have it: without API keys."""
+    return _KEY.sub("onnxserve_…", text)
 
 
 def event_time(headers: Mapping[str, str]) -> int | None:

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.server.inference.messages import (
     event_time,
     new_id,
     request_id,
+    without_keys,
 )
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import predicted_labels
@@ -175,7 +176,7 @@ def failure(request: RawRequest | None, error: Exception, headers: dict[str, str
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
-    asked = "" if request is None else f" {request.method[:20]} {request.path[:200]}"
+    asked = "" if request is None else f" {request.method[:20]} {without_keys(request.path)[:200]}"
     named, message = "", "the server failed to answer; its log says why"
     if identity := (headers or {}).get("X-Request-Id"):
         named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 from mlflow_deploy_plugin.errors import RuntimeMissing
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, without_keys
 from mlflow_deploy_plugin.version import __version__
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")
@@ -153,12 +153,12 @@ def observe_request(
     """
     if not (tracer or logs_requests):
         return handle()
-    path = request.path[:500]
+    path = without_keys(request.path)[:500]
     fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
     began = time.perf_counter()
     opened: AbstractContextManager[tuple[Any, str]] = nullcontext((None, ""))
     if tracer:
-        opened = tracer.request(_span_name(request), request.headers, fields)
+        opened = tracer.request(_span_name(request.method, path), request.headers, fields)
     with opened as (span, traceparent):
         response = handle()
         named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
@@ -194,10 +194,10 @@ def observe_request(
     return response
 
 
-def _span_name(request: RawRequest) -> str:
+def _span_name(method: str, path: str) -> str:
     """Return the method and the route with placeholders for names, so that there are few, as HTTP's conventions ask."""
-    parts = request.path.split("/")[:8]
+    parts = path.split("/")[:8]
     for position in range(2, len(parts)):
         if parts[position - 1] in ("models", "versions", "endpoints"):
             parts[position] = "{" + parts[position - 1][:-1] + "}"
-    return f"{request.method[:20]} {'/'.join(parts)[:100]}"
+    return f"{method[:20]} {'/'.join(parts)[:100]}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,13 +14,15 @@ import requests
 from flask import Blueprint
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.routes import ROUTES, Route, expand_path
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope
-from tests.support.handling import ROW, ask, handle
+from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
 from tests.support.servers import gunicorn, one_endpoint, variant, want
@@ -167,6 +170,40 @@ def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest
     assert [getattr(record, "user.name", "") for record in logged] == ["shop", "shop", ""]
     assert [", key shop" in record.getMessage() for record in logged] == [True, True, False]
     assert "secret-text" not in caplog.text
+
+
+KEY = "onnxserve_" + secrets.token_urlsafe(32)
+"""A key as `onnxserve keys create` prints it."""
+
+
+@pytest.mark.parametrize("uses_plan", [False, True])
+def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
+    server: Server, uses_plan: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callers mistake them for the place of the key."""
+    write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
+    with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
+    plans, observed = PlanTable(server), replace(server, logs_requests=True)
+
+    def new_id(path: str, identity: str = "", body: bytes = ROW) -> str:
+        named = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        if identity:
+            named["x-request-id"] = identity
+        request = RawRequest("POST", path, named, body)
+        response = plans.answer(request) if uses_plan else handle(observed, request)
+        return "" if response is None else response.headers.get("X-Request-Id", "")
+
+    with caplog.at_level("INFO"):
+        new = [new_id("/invocations", KEY), new_id("/invocations", f"id={KEY};1")]
+        new.append(new_id("/v2/models/e/infer", body=with_id))
+        for path in (f"/{KEY}", f"/endpoints/{KEY}/invocations", f"/v2/models/e/versions/{KEY}", "/a" * 240 + KEY):
+            new_id(path, "mine")
+        failure(RawRequest("POST", "/a" * 90 + KEY, {}, b""), RuntimeError())
+
+    captured = b"".join(segment.read_bytes() for segment in segments(server.capture.spool))
+    assert all(re.fullmatch("[0-9a-f]{32}", one) and one.encode() in captured for one in new)
+    assert KEY[:30] not in caplog.text + str([vars(record) for record in caplog.records])
+    assert KEY.encode() not in captured
 
 
 @pytest.fixture(params=["fast", "gthread"])

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import threading
 import time
@@ -265,6 +266,23 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(Unauthenticated, match=message):
         of_issuer.require(bearer(token(**changed)), "infer")
+
+
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize(
+    "seconds", [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}], ids=repr
+)
+def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
+    of_issuer: Authenticator, claim: str, seconds: Any
+) -> None:
+    with pytest.raises(Unauthenticated, match="the token does not hold"):
+        of_issuer.require(bearer(token(**{claim: seconds})), "infer")
+
+
+def test_a_token_may_give_its_times_with_fractions(of_issuer: Authenticator) -> None:
+    now = time.time()
+    entry = of_issuer.require(bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)), "infer")
+    assert entry.expires_at == now + 90.5
 
 
 @pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
