@@ -99,7 +99,8 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
     """Return the schema that also reads the columns `keys`; the schema itself without keys."""
     if not keys:
         return schema
-    return KeyedSchema(schema.columns, schema.tensors, schema.inputs, schema.has_rows, schema.refusals, keys, schema)
+    fields = schema.columns, schema.tensors, schema.inputs, schema.has_rows, schema.refusals, keys, schema.is_foreign
+    return KeyedSchema(*fields, model=schema)
 
 
 def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:

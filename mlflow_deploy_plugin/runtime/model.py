@@ -143,7 +143,12 @@ class OnnxModel:
         inputs = tuple(replace(entry, dimension_names=dimensions.get(entry.name, ())) for entry in artifact.inputs)
         self.artifact = replace(artifact, inputs=inputs)
         self.schema: Schema = compile_schema(
-            artifact.columns, artifact.tensors, inputs, artifact.outputs, artifact.refusals
+            artifact.columns,
+            artifact.tensors,
+            inputs,
+            artifact.outputs,
+            artifact.refusals,
+            artifact.framework == "onnx",
         )
         outputs = self.artifact.outputs
         self._output_names = [output.name for output in outputs]

@@ -60,6 +60,8 @@ class Schema:
         has_rows: the first dimension of every tensor is its rows. If not, a request counts as one row.
         refusals: the values that are refused because the original of the model refuses them.
         keys: further columns that are captured and not fed (`keyed_schema.py`).
+        is_foreign: the graph was not converted by this project. Exporters give unrelated dimensions one name, so that
+            only ONNX Runtime decides which sizes agree.
     """
 
     columns: tuple[Column, ...]
@@ -68,6 +70,7 @@ class Schema:
     has_rows: bool = True
     refusals: Refusals = NO_REFUSALS
     keys: tuple[str, ...] = ()
+    is_foreign: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -215,7 +218,8 @@ class Schema:
             inputs = tuple(replace(entry, dimension_names=row_symbols(entry.shape)) for entry in inputs)
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
-        return Schema((), tuple(tensors), inputs, self.has_rows, self.refusals)
+        is_foreign = self.is_foreign and not self.columns  # the rows of a table agree in any case
+        return Schema((), tuple(tensors), inputs, self.has_rows, self.refusals, is_foreign=is_foreign)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
         """Return the number of rows of a request with these inputs or outputs."""
@@ -270,6 +274,8 @@ class Schema:
 
     @cached_property
     def _shared(self) -> SharedDimensions:
+        if self.is_foreign:
+            return ()
         # a tensor may have another rank than its input: the graph then refuses the feeds
         fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.dimension_names)]
         return shared_dimensions(fitting)
@@ -392,11 +398,13 @@ def compile_schema(
     inputs: tuple[Input, ...],
     outputs: tuple[Output, ...] = (),
     refusals: Refusals = NO_REFUSALS,
+    is_foreign: bool = False,
 ) -> Schema:
     """Return the schema after checking that the signature feeds every input of the graph.
 
     Args:
         outputs: empty if they are not known.
+        is_foreign: as in `Schema`.
 
     Raises:
         InvalidArtifact: an input has no source in the signature, or a name stands twice in it.
@@ -409,7 +417,8 @@ def compile_schema(
             raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
     if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
         raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, the signature gives {sorted(names)}")
-    return Schema(columns, tensors, inputs, not rowless_reason(columns, inputs, outputs), refusals)
+    has_rows = not rowless_reason(columns, inputs, outputs)
+    return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
 
 
 def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
@@ -93,8 +94,38 @@ def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
     assert bool(found) == bool(why)
 
 
+OCR = "g (float[A,3,B,C] x) => (float[A] y) <int64[3] axes = {1, 2, 3}> { y = ReduceSum<keepdims=0>(x, axes) }"
+SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
+
+
+def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_converted_here(tmp_path: Path) -> None:
+    """Exporters give one name to dimensions that they know nothing about."""
+    folder = write_model(tmp_path / "ocr", OCR)
+    graph = onnx.load(folder / "model.onnx")
+    for value in (*graph.graph.input, *graph.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = "?"
+    onnx.save(graph, folder / "model.onnx")
+    model, image = OnnxModel.load(folder), np.ones((2, 3, 48, 192), np.float32)
+    assert model.run(model.schema.from_array(image))["y"].tolist() == [3 * 48 * 192] * 2
+    assert model.schema.has_rows
+
+    model, a, b = load(tmp_path / "sum", SUM), np.ones((2, 3), np.float32), np.ones((1, 1), np.float32)
+    assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[2.0] * 3] * 2
+    assert model.run(model.schema.from_columns({"a": a.tolist(), "b": [[1]]}))["y"].tolist() == [[2.0] * 3] * 2
+    with pytest.raises(InferenceError, match="Attempting to broadcast"):
+        model.run(model.schema.from_columns({"a": a, "b": np.ones((2, 2), np.float32)}))
+
+
 def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: Path) -> None:
-    model = load(tmp_path, COSINE)
+    fed = [{"name": name, "dtype": "float32", "shape": [-1, -1], "columns": []} for name in ("a", "b")]
+    answered = [{"name": "y", "dtype": "float32", "shape": [-1, -1], "role": "value"}]
+    section = {"framework": "torch", "inputs": fed, "outputs": answered, "prediction": ["y"]}
+    tensors = [
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1, -1]}} for name in ("a", "b")
+    ]
+    model = OnnxModel.load(write_model(tmp_path, COSINE, tensors, section))
     a, b = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
 
     assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[3.0] * 4] * 2
