@@ -66,37 +66,6 @@ def answers(file: Path) -> list[Any]:
             return answered
 
 
-@pytest.fixture(scope="module")
-def customers(home: BaseDeploymentClient, models: Models) -> str:
-    """An endpoint whose requests have an id that the model does not take."""
-    home.create_deployment("customers", models.once, config={"capture.keys": "customer_id"})
-    return "customers"
-
-
-@pytest.mark.parametrize("kind", FILE_FORMATS)
-def test_the_output_keeps_the_keys_and_is_a_file_that_feedback_takes(customers: str, tmp_path: Path, kind: str) -> None:
-    rows, out, labels = tmp_path / f"rows.{kind}", tmp_path / f"out.{kind}", tmp_path / "labels.jsonl"
-    frame = FRAME[:30].assign(customer_id=[f"{row:03}" for row in range(30)])
-    match kind:
-        case "csv":
-            frame.to_csv(rows, index=False)
-        case "parquet":
-            frame.to_parquet(rows)
-        case _:
-            frame.to_json(rows, orient="records", lines=kind == "jsonl")
-
-    result = predict("-n", customers, "-i", str(rows), "-o", str(out), "--batch-rows", "20")
-
-    assert result.exit_code == 0, result.output
-    written = pd.read_csv(out, dtype={"customer_id": str}).to_dict("records") if kind == "csv" else answers(out)
-    assert [(row["customer_id"], row["y"]) for row in written] == [(f"{row:03}", row * 1.25) for row in range(30)]
-    assert [row["row"] for row in written] == [*range(20), *range(10)]
-    assert len({row["prediction_id"] for row in written}) == 2
-    labels.write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in written))
-    kept = CliRunner().invoke(main, ["feedback", customers, "--file", str(labels), "--no-match"])
-    assert "30 labels accepted" in kept.stdout
-
-
 @pytest.mark.parametrize("way", ["model", "deployment"])
 @pytest.mark.parametrize("kind", FILE_FORMATS)
 def test_every_row_of_every_kind_of_file_is_answered_in_its_order(

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.tabular import FILE_FORMATS
 from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter
@@ -37,6 +39,13 @@ def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
     ]
     wait_until(lambda: len(logged()) == ROWS, 60, "all rows are logged")
     return [answer.headers["X-Prediction-Id"] for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def customers(home: BaseDeploymentClient, models: Models) -> str:
+    """An endpoint whose requests have an id that the model does not take."""
+    home.create_deployment("customers", models.once, config={"capture.keys": "customer_id"})
+    return "customers"
 
 
 def logged(endpoint: str = "sums") -> list[dict[str, Any]]:
@@ -98,6 +107,47 @@ def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
     assert "of 4 rows that they name, 3 are in the log, 1 unmatched" in result.stdout
     expected = {(1, 0): "seven", (2, 1): "nobody", (3, 0): "nine", (4, 0): "nobody"}
     wait_until(lambda: labels(name) == expected, 60, "the labels are beside their rows")
+
+
+@pytest.mark.parametrize("kind", FILE_FORMATS)
+def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
+    customers: str, tmp_path: Path, kind: str
+) -> None:
+    rows, out, labels = tmp_path / f"rows.{kind}", tmp_path / f"out.{kind}", tmp_path / "labels.jsonl"
+    frame = pd.DataFrame({"b": 1.0, "a": range(30), "customer_id": [f"{row:03}" for row in range(30)]})
+    match kind:
+        case "csv":
+            frame.to_csv(rows, index=False)
+        case "parquet":
+            frame.to_parquet(rows)
+        case _:
+            frame.to_json(rows, orient="records", lines=kind == "jsonl")
+
+    options = ["-n", customers, "-i", str(rows), "-o", str(out), "--batch-rows", "20"]
+    result = CliRunner().invoke(main, ["predict", *options])
+
+    assert result.exit_code == 0, result.output
+    written = written_rows(out)
+    assert [(row["customer_id"], row["y"]) for row in written] == [(f"{row:03}", row + 1.0) for row in range(30)]
+    assert [row["row"] for row in written] == [*range(20), *range(10)]
+    assert len({row["prediction_id"] for row in written}) == 2
+    labels.write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in written))
+    assert "30 labels accepted" in feedback(customers, "--file", str(labels), "--no-match").stdout
+
+
+def written_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of an output file of any kind."""
+    match file.suffix:
+        case ".csv":
+            records: list[dict[Any, Any]] = pd.read_csv(file, dtype={"customer_id": str}).to_dict("records")
+            return records
+        case ".parquet":
+            return pq.read_table(file).to_pylist()
+        case ".jsonl":
+            return [json.loads(line) for line in file.read_text().splitlines()]
+        case _:
+            rows: list[dict[str, Any]] = json.loads(file.read_text())["predictions"]
+            return rows
 
 
 def test_an_unknown_key_column_is_answered_with_the_columns_there_are_and_the_setting_that_adds_one(
