@@ -265,10 +265,11 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not found:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    source = get_source(found[-1])
-    if not isinstance(source, FileSystemDatasetSource | HTTPDatasetSource):  # others yield no file, or run code for it
+    sources = map(get_source, found)  # others than these two yield no file, or run code for it
+    readable = [source for source in sources if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)]
+    if not readable:
         raise InvalidConfig(
             f"the dataset {dataset} was logged without a source that can be read; log it with source=FILE, "
             "or name the file itself"
         )
-    return read_rows(Path(source.load()), dataset, artifact)
+    return read_rows(Path(readable[-1].load()), dataset, artifact)

@@ -6,20 +6,32 @@ several outputs.
 """
 
 import inspect
+import json
 import logging
+import os
+import sys
+import sysconfig
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, cast
 
+import cloudpickle
 import mlflow
+import mlflow.data
 import numpy as np
 import pandas as pd
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.models.model import ModelInfo
 from mlflow.models.utils import _Example
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
+from mlflow.utils.logging_utils import eprint
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from mlflow_deploy_plugin.errors import (
     ConversionError,
@@ -32,11 +44,11 @@ from mlflow_deploy_plugin.errors import (
 from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
-from mlflow_deploy_plugin.flavor.batch import as_pandas, to_feeds
+from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas, read_batch, row_count, to_feeds
 from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
-from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
+from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel, data_digest
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
@@ -143,8 +155,8 @@ def log_model(
 
     The conversion and the proof are those of `save_model`, with its arguments and errors; nothing reaches MLflow before
     they have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model and of
-    the registered version; the metrics of the proof become metrics of the run (`onnxserve.parity.…`). The other
-    arguments are MLflow's.
+    the registered version; the metrics of the proof become metrics of the run (`onnxserve.parity.…`). The reference
+    data, or without them the example, becomes a dataset input of the run. The other arguments are MLflow's.
 
     Args:
         fallback: what becomes of a model without an ONNX form that answers as it does. "pyfunc": MLflow's own flavor
@@ -199,9 +211,18 @@ def log_model(
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
         flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
-        others = (as_pandas(parity_data), as_pandas(reference_data))
-        return _log_as_pyfunc(model, error, flavor[0], input_example, others, flavor_options)
+        reference_data = as_pandas(reference_data)
+        if isinstance(event_time, str) and isinstance(reference_data, pd.DataFrame):
+            reference_data = reference_data.drop(columns=event_time, errors="ignore")
+        others = (as_pandas(parity_data), reference_data)
+        info = _log_as_pyfunc(model, error, flavor[0], input_example, others, flavor_options)
+        _log_dataset(info.run_id, input_example if reference_data is None else reference_data)
+        return info
     info = log_wrapped(wrapped, **mlflow_options)
+    _log_dataset(info.run_id, wrapped.data)
+    logged = f"{registered_model_name} version {info.registered_model_version}" if registered_model_name else info.name
+    proof = f"{wrapped.report.state} on {wrapped.report.rows:,} rows" if wrapped.report.rows else wrapped.report.state
+    eprint(f"Logged {logged} as ONNX: {proof}.")
     if explain:
         try:
             explain_rows(info.model_uri, "reference", log=True)
@@ -219,6 +240,59 @@ def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, Any], **mlflow_options
         mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
         mlflow.MlflowClient().set_tag(info.run_id, PARITY_TAG, state)
     return info
+
+
+def _log_dataset(run_id: str | None, data: Any) -> None:
+    """Log the data of a model as a dataset input of its run, unless the run has the same data as an input already."""
+    if run_id is None or data is None:
+        return
+    client = mlflow.MlflowClient()
+    try:
+        batch: Batch = read_batch(data)
+        make: Any = mlflow.data.from_pandas if isinstance(batch, pd.DataFrame) else mlflow.data.from_numpy
+        rows, head = (one if isinstance(one, pd.DataFrame) else one.get("", one) for one in (batch, _first_rows(batch)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow warns of integers in the schema
+            digest = data_digest(batch)
+            known = {one.dataset.digest for one in client.get_run(run_id).inputs.dataset_inputs}
+            if digest in known or (known and make(rows).digest in known):
+                return
+            # MLflow takes 15 s to infer the schema of a million rows
+            dataset = make(head, name=OWN_DATASET, digest=digest)._to_mlflow_entity().to_dictionary()
+        dataset["profile"] = json.dumps({"num_rows": row_count(batch)})
+        context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
+        client.log_inputs(run_id, [DatasetInput(Dataset.from_dictionary(dataset), [context])])
+    except Exception as error:  # noqa: BLE001 - the model is logged, and MLflow's encoders raise any class
+        _logger.warning("the data of the model is not logged as an input of its run: %s", one_line(error))
+
+
+class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """Collects the modules of the classes and functions that a pickle names."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.modules: set[str] = set()
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type | FunctionType):
+            self.modules.add(str(value.__module__).partition(".")[0])
+        return super().reducer_override(value)
+
+
+def _own_code(model: Any) -> list[str]:
+    """Return the files and folders of the user's modules that the pickle of a model needs."""
+    with open(os.devnull, "wb") as file:
+        finder = _ModuleFinder(file)
+        with suppress(Exception):  # a model that cannot be pickled
+            finder.dump(model)
+    stdlib, found = sysconfig.get_path("stdlib"), []
+    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value
+        module = sys.modules.get(name)
+        places = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
+        place = Path(places[0] or stdlib)  # a module of the interpreter itself has no file
+        if not place.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*place.parts}:
+            found.append(os.path.relpath(place))
+    return found
 
 
 def _log_as_pyfunc(
@@ -246,10 +320,12 @@ def _log_as_pyfunc(
     else:
         flavor, arguments = own
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
+    code = [] if options["code_paths"] else _own_code(model)
     _logger.warning(
-        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
+        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)%s',
         error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
         flavor,
+        f". It needs modules of yours where it is served: code_paths={code} logs them with it" if code else "",
     )
     module = import_module(f"mlflow.{flavor}")
     accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]

@@ -47,6 +47,8 @@ from mlflow_deploy_plugin.version import __version__
 LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"
 REFERENCE_FILE = "reference.parquet"
+OWN_DATASET = "reference"
+"""The name of the dataset that `log_model` itself logs to a run."""
 
 EXAMPLE_ROWS = 5
 """The first rows of the user's example, which are MLflow's input example."""
@@ -71,6 +73,7 @@ class WrappedModel:
     Attributes:
         predict_fn: the method of the original that `predict` answers as.
         example: the first rows of the user's example in the form that MLflow saves; None if there is none.
+        data: the rows by which the model is judged, all of them.
         reference: the reference sample; None if there is no data.
         provenance: git commit, dataset digest, environment.
         lock: text of requirements.lock.
@@ -81,6 +84,7 @@ class WrappedModel:
     predict_fn: str
     report: ParityReport
     example: Any
+    data: Batch | None
     reference: Any
     provenance: Mapping[str, Any]
     lock: str
@@ -227,11 +231,11 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, Any]:
         batch: the data the model is judged by. Its digest is used if the active run has logged no dataset.
         lock: text of the environment lock.
     """
-    dataset = {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": "reference"}
+    dataset = {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": OWN_DATASET}
     run = mlflow.active_run()
-    if run is not None and (inputs := mlflow.get_run(run.info.run_id).inputs.dataset_inputs):
-        logged = inputs[-1].dataset
-        dataset = {"dataset_digest": logged.digest, "dataset_name": logged.name}
+    inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []
+    if users := [one.dataset for one in inputs if one.dataset.name != OWN_DATASET]:
+        dataset = {"dataset_digest": users[-1].digest, "dataset_name": users[-1].name}
     commit = _git("rev-parse", "HEAD")
     found = {
         "git_commit": commit,

@@ -107,6 +107,7 @@ def wrap(
         predict_fn=predict_fn,
         report=form.report,
         example=first,
+        data=judged,
         reference=sample,
         provenance=provenance_section(judged, lock),
         lock=lock,
@@ -134,7 +135,6 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         _logger.warning("%s", error.message)
     if report.repair:
         _logger.info("%s", report.repair)
-    _logger.info("parity %s on %d rows", report.state, report.rows)
 
 
 def _read_data(

@@ -1,4 +1,5 @@
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
@@ -393,3 +394,58 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
     assert "the model is not explained: it has no ONNX form" in caplog.text
     with pytest.raises(InvalidConfig, match="explain: there are no rows to explain; give input_example= or reference_"):
         onnxserve.log_model(graph, name="model", explain=True)
+
+
+def dataset_inputs(run: Any) -> list[tuple[str, str]]:
+    return [(one.dataset.name, one.dataset.digest) for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs]
+
+
+def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_provenance(
+    tracking: Path, model: Pipeline, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mlflow.start_run() as run:
+        info = onnxserve.log_model(model, name="model", input_example=table)
+        onnxserve.log_model(model, name="model", input_example=table)
+        assert len(dataset_inputs(run)) == 1
+        onnxserve.log_model(model, name="model", input_example=table.head(5), reference_data=table.head(200))
+
+    first, second = (name for name, _ in dataset_inputs(run))
+    assert (first, second) == ("reference", "reference")
+    assert onnxserve.load_model(info.model_uri).artifact.provenance["dataset_digest"] in {
+        digest for _, digest in dataset_inputs(run)
+    }
+    rows = {
+        json.loads(one.dataset.profile)["num_rows"] for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+    }
+    assert rows == {300, 200}
+    success = [line for line in capsys.readouterr().err.splitlines() if "proven on" in line]
+    assert len(success) == 3
+    assert re.search(r"model .*proven on \d,\d{3} rows", success[0])
+
+
+def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged: ModelInfo) -> None:
+    inputs = mlflow.get_run(logged.run_id).inputs.dataset_inputs
+
+    assert [one.dataset.name for one in inputs] == ["training"]
+
+
+def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(tracking: Path, table: pd.DataFrame) -> None:
+    booster = xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1).fit(table, table.a > 0)
+
+    with mlflow.start_run() as run:
+        onnxserve.log_model(booster, name="model", input_example=table.to_numpy(), pip_requirements=[])
+
+    assert [name for name, _ in dataset_inputs(run)] == ["reference"]
+
+
+@pytest.mark.parametrize("code_paths", [None, [__file__]])
+def test_the_notice_of_a_model_that_needs_modules_of_the_user_names_code_paths(
+    code_paths: list[str] | None, tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_pipeline(FunctionTransformer(ranked), LogisticRegression()).fit(table, table.a > 0)
+
+    onnxserve.log_model(model, name="model", input_example=table, pip_requirements=[], code_paths=code_paths)
+
+    [notice] = [record.message for record in caplog.records if "served as pyfunc" in record.message]
+    assert ("code_paths" in notice) is (code_paths is None)
+    assert code_paths or "tests" in notice
