@@ -6,8 +6,9 @@ makes them once. A request that its plan does not cover, or that fails in it, ta
 (`routes.handle_direct`). That gives the same bytes, and every error; a property test holds the two equal.
 """
 
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
@@ -17,7 +18,7 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse, header_field
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
-from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant, weighted_variant
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
@@ -33,7 +34,7 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
 
 Plan = Callable[[RawRequest], RawResponse | None]
 """Answers a POST; returns None if the general way has to. Then nothing has been captured, and nothing counted but the
-request's rates (`RequestLimits.check_rates`)."""
+request's rates (`RequestLimits.check_rates`). The general way takes the variant that the plan has drawn."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
@@ -68,13 +69,15 @@ class PlanTable:
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():
-            if len(served.variants) != 1 or not served.answering:
-                continue  # each request needs a choice
-            (variant,) = served.answering
-            if not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None:
+            if served.sticky is not None or not served.answering:
+                continue  # the caller decides, or nothing answers
+            if any(
+                not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None
+                for variant in served.answering
+            ):
                 continue  # another process or thread computes it
-            if variant.capture.fraction not in (0.0, 1.0):
-                continue  # each request needs a random number
+            if any(variant.shadows for variant in served.answering):
+                continue  # each shadow gets a copy of the request
             paths = {
                 f"/endpoints/{endpoint}/invocations": INVOCATIONS,
                 f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
@@ -84,9 +87,21 @@ class PlanTable:
                 paths |= {"/invocations": INVOCATIONS, "/predict": PREDICT, "/predict/batch": PREDICT_BATCH}
             for path, protocol in paths.items():
                 if path not in self._server.cloud.paths:
-                    plan = compose_plan(self._server, variant, protocol)
+                    plan = self._compose_choice(served.answering, protocol)
                     plans[path] = _within_places(plan, self._server.limits) if self._server.limits.has_places else plan
         self._plans = plans
+
+    def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
+        """Return the plan that answers by one of the variants, as their weights say."""
+        plans = {variant.name: compose_plan(self._server, variant, protocol) for variant in variants}
+        if len(variants) == 1:
+            return plans[variants[0].name]
+
+        def answer(request: RawRequest) -> RawResponse | None:
+            request.draw = draw = random.random()
+            return plans[weighted_variant(variants, draw).name](request)
+
+        return answer
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
@@ -94,10 +109,13 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     endpoint, name, loaded, captured = variant.endpoint, variant.name, variant.loaded, variant.captured
     model, version, predictor = loaded.model, loaded.version, loaded.predictor
     schema, run, predict = variant.schema, predictor.run, predictor.prediction
-    is_captured, max_rows = variant.capture.fraction == 1.0, variant.capture.max_rows_per_request
+    fraction, max_rows, draw = variant.capture.fraction, variant.capture.max_rows_per_request, random.random
     decode, write = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.write
     count = server.metrics.prediction_counter(variant, protocol.name)
-    version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
+    version_headers = {"X-Model-Name": model, "X-Model-Version": version}
+    if variant.has_others:
+        version_headers["X-Model-Variant"] = name
+    version_fields = header_fields(version_headers)
     require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
     has_rate, check_rates = server.limits.has_rate, server.limits.check_rates
     perf_counter, time_ns = time.perf_counter, time.time_ns
@@ -129,19 +147,14 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         if key is not None:
             count_key(key)
         captured_rows: CapturedRows
-        if is_captured:
+        if fraction == 1.0 or fraction > draw():
             latency = int((ended - request.arrived) * 1e6)
             record = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
             captured_rows = write(record, captured, feeds, outputs, max_rows)
         else:
             captured_rows = schema.count_rows(feeds), 0, None
         count(captured_rows, ended - began, perf_counter() - request.arrived, outputs)
-        response_headers = {
-            "X-Request-Id": id_,
-            "X-Model-Name": model,
-            "X-Model-Version": version,
-            "X-Prediction-Id": prediction_id,
-        }
+        response_headers = {"X-Request-Id": id_, **version_headers, "X-Prediction-Id": prediction_id}
         if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
             fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"
             return RawResponse(200, content, content_type, response_headers, fields)

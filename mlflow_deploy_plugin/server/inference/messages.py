@@ -30,8 +30,8 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """One whole request; names of headers in lower case.
 
-    Only authentication and limits change it. A frozen class would cost half a microsecond a request, and as much for
-    the response.
+    Only authentication, limits and plans change it. A frozen class would cost half a microsecond a request, and as much
+    for the response.
 
     Attributes:
         client: the address that it came from.
@@ -40,6 +40,7 @@ class RawRequest:
         arrived: the time when it was whole, in `time.perf_counter()`. The wait for a thread counts for its deadline.
         is_counted: its rates have counted it (`RequestLimits.check_rates`).
         refusal: why a rate refuses it, and for how many seconds.
+        draw: the number in [0, 1) by which a plan has chosen among weighted variants; None if no plan has.
     """
 
     method: str
@@ -52,6 +53,7 @@ class RawRequest:
     arrived: float = field(default_factory=time.perf_counter)
     is_counted: bool = False
     refusal: tuple[str, int] | None = None
+    draw: float | None = None
 
 
 @dataclass(slots=True)

@@ -110,8 +110,10 @@ class RequestContext:
         self, endpoint: str | None, version: str | None = None, label: str | None = None
     ) -> ServedVariant:
         """Select the variant that answers. Raises as `Repository.select_variant`."""
-        repository = self.server.repository
-        return self.answer_by(repository.select_variant(endpoint, version, self.request.headers, label=label))
+        repository, request = self.server.repository, self.request
+        return self.answer_by(
+            repository.select_variant(endpoint, version, request.headers, draw=request.draw, label=label)
+        )
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
         """Answer by this variant, and name its version in the headers of the reply."""

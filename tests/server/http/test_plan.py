@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.statedir import SPOOL
+from mlflow_deploy_plugin.statedir import SPOOL, WANTED, Wanted, write_state
 from tests.support import servers
 from tests.support.handling import handle
 from tests.support.spool import read_segment
@@ -187,6 +187,75 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
     assert {*planned} ^ {*general} == set(), "Metrics.prediction_counter and count_response count alike"
     assert planned_rows == general_rows
     assert len(planned_rows) == len(BODIES)
+
+
+def canary(model_folders: dict[str, Path], kind: str) -> dict[str, dict[str, Any]]:
+    """Two variants that answer about as often as each other: the mixed model, and a model of this kind."""
+    return {
+        "canary": {
+            "v": servers.variant(model_folders["mixed"], weight=50),
+            "w": servers.variant(model_folders[kind], "2", weight=50),
+        }
+    }
+
+
+def test_a_plan_selects_a_variant_by_weight_and_names_it(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+) -> None:
+    server = serve_here(canary(model_folders, "mixed"))
+    plans, answered = PlanTable(server), []
+    for _ in range(200):
+        request = post("/invocations", {"dataframe_split": SPLIT})
+        planned = plans.answer(request)
+        assert planned is not None
+        assert shown(planned, request) == shown(handle(server, request), request)
+        answered.append((planned.headers["X-Model-Variant"], planned.headers["X-Model-Version"]))
+    assert {*answered} == {("v", "1"), ("w", "2")}
+    assert 60 < answered.count(("w", "2")) < 140
+
+
+def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+) -> None:
+    server = serve_here(canary(model_folders, "single"))
+    plans, refusing = PlanTable(server), []
+    for _ in range(200):
+        request = post("/invocations", {"dataframe_split": SPLIT})
+        response = plans.answer(request) or handle(server, request)
+        if response.status == 400:
+            refusing.append(response.headers["X-Model-Variant"])
+    assert {*refusing} == {"w"}
+    assert 60 < len(refusing) < 140
+
+
+def test_a_plan_captures_a_sample_and_counts_all_rows(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+) -> None:
+    server = serve_here({"mixed": {"v": servers.variant(model_folders["mixed"])}}, fraction=0.5)
+    plans = PlanTable(server)
+    assert all(plans.answer(post("/invocations", {"dataframe_split": SPLIT})) for _ in range(200))
+    server.capture.close()
+    captured = sum(len(read_segment(segment)[0]) for segment in (server.repository.state_dir / SPOOL).iterdir())
+    assert 60 < captured < 140
+    counted = server.metrics.page().decode()
+    assert 'onnxserve_capture_rows_total{endpoint="mixed",outcome="answered"} 200.0' in counted
+
+
+@pytest.mark.parametrize(
+    ("other", "sticky"), [({"shadow": True}, None), ({}, {"header": "x-user"}), ({}, {"key": "a"})]
+)
+def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    other: dict[str, Any],
+    sticky: dict[str, str] | None,
+) -> None:
+    variants = {"v": servers.variant(bias_folders["1"]), "w": servers.variant(bias_folders["2"], "2", **other)}
+    server = serve_here({"e": variants})
+    wanted = {"generation": 2, "endpoints": {"e": {"variants": variants, "sticky": sticky}}}
+    write_state(server.repository.state_dir / WANTED, Wanted.model_validate(wanted))
+    wait_until(lambda: (server.repository.table["e"].sticky is None) == (sticky is None))
+    assert PlanTable(server).answer(post("/invocations", {"inputs": [[0, 0, 0]]})) is None
 
 
 @pytest.mark.parametrize(
