@@ -255,14 +255,12 @@ class _ArenaKeeper:
         while True:
             time.sleep(_KEEP_SECONDS / 4)
             for reference in list(self._grown):
-                self._shrink_if_idle(reference)
-
-    def _shrink_if_idle(self, reference: "weakref.ref[Arena]") -> None:
-        arena = reference()
-        if arena is None or arena.is_idle() or self.is_memory_short():
-            self._grown.discard(reference)  # before it is shrunk: a run that ends from here on adds the arena again
-            if arena is not None:
-                arena.shrink()
+                arena = reference()
+                if arena is None or arena.is_idle() or self.is_memory_short():
+                    self._grown.discard(reference)  # before it is shrunk: a run that ends from here on adds it again
+                    if arena is not None:
+                        arena.shrink()
+                del arena  # a version that is replaced is freed although this thread sleeps
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
