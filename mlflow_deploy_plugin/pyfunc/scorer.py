@@ -631,6 +631,9 @@ class Scorer:
             table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
         except ValueError as error:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
+        doubled = {*table.columns[table.columns.duplicated()]}
+        if name := next((name for name in (*self._dates, *self._missing) if name in doubled), None):
+            raise SchemaMismatch(f"column {name!r} is there twice", column=str(name))
         for name in [name for name in self._dates if name in table]:
             if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates
                 table[name] = _read_dates(name, table[name])

@@ -228,6 +228,13 @@ def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[s
     assert kept["text"].tolist() == ["'5'", "'7'"]
 
 
+@pytest.mark.parametrize("name", ["when", "text"])
+def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(scorers: dict[str, Any], name: str) -> None:
+    split = {"columns": ["when", "text", name], "data": [["2024-01-02", "a", None]]}
+    with pytest.raises(SchemaMismatch, match=f"'{name}'"):
+        scorers["gaps"].invoke(JSON, json.dumps({"dataframe_split": split}).encode())
+
+
 def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
     file = io.BytesIO()
     pd.DataFrame({"city": ["Bern", None]}, dtype="category").to_parquet(file)
