@@ -27,10 +27,10 @@ from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_ke
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
+"""The most bytes of a stream that are captured. Later parts are left out."""
 _MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
 """The most of an error that is captured: a message may quote values that the caller has sent."""
 _REASON_COLUMNS = ("_error_code", "_message", "_column")
-"""The most bytes of a stream that are captured. Later parts are left out."""
 
 
 @dataclass(slots=True)
