@@ -115,8 +115,8 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
         return None
     plain = rows.astype(dict.fromkeys(durations, str))
     plain = plain.assign(**{name: batches.column_values(rows[name]) for name in categories})
-    answer = getattr(model, predict_fn)
     try:
+        answer = getattr(model, predict_fn)
         wanted = answer(rows)
     except Exception:  # noqa: BLE001 - MLflow's flavor asks it in another way
         return None
