@@ -70,7 +70,7 @@ class PlanTable:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():
             if served.sticky is not None or not served.answering:
-                continue  # the caller decides, or nothing answers
+                continue  # the caller's key selects the variant, or no variant answers
             if any(
                 not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None
                 for variant in served.answering
@@ -92,7 +92,7 @@ class PlanTable:
         self._plans = plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
-        """Return the plan that answers by one of the variants, as their weights say."""
+        """Return the plan that selects one of the variants by their weights for each request."""
         plans = {variant.name: compose_plan(self._server, variant, protocol) for variant in variants}
         if len(variants) == 1:
             return plans[variants[0].name]
