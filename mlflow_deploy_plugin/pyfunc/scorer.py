@@ -121,8 +121,9 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
         SchemaMismatch: a value is not a date in ISO 8601, or does not fit into nanoseconds; the message names its row.
     """
     values = column.astype(object)
-    is_iso = values.map(lambda value: bool(isinstance(value, date) or _ISO_8601.fullmatch(str(value)))).astype(bool)
-    dates = pd.to_datetime(values.where(is_iso), utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
+    is_iso = values.map(lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))))
+    texts = values.where(is_iso.astype(bool))
+    dates = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
     is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())

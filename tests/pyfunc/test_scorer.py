@@ -152,8 +152,9 @@ def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
     assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
     with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 1372723200000 .*date_format='iso'"):
         scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
-    with pytest.raises(InvalidRequest, match="'when'"):
-        scorers["days"].invoke(JSON, b'{"inputs": {"when": [1372723200000], "name": ["a"]}}')
+    for number in (1372723200000, 20130702, 2013):
+        with pytest.raises(InvalidRequest, match=rf"'when' \(datetime\), row 0: {number} "):
+            scorers["days"].invoke(JSON, b'{"inputs": {"when": [%d], "name": ["a"]}}' % number)
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
