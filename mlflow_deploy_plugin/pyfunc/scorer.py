@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
-from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,12 +177,13 @@ def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | No
     # The key is the column's name. The empty name stands for all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
-        is_none_imputed = fields.get("missing_values", "") is None
-        known = (
-            repeat(("", None), fields.get("n_features_in_", 1)) if is_none_imputed else fields.get("categories_", ())
-        )
-        for name, categories in zip(fields.get("feature_names_in_", repeat("")), known, strict=False):
-            if any(isinstance(category, str) for category in categories):
+        known, columns = fields.get("categories_"), fields.get("feature_names_in_")
+        known = known if isinstance(known, list) else []  # an estimator of the user may have any attribute
+        columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
+        if fields.get("missing_values", "") is None:  # an imputer
+            known = [np.array(["", None])] * len(columns)
+        for name, categories in zip(columns, known, strict=False):
+            if isinstance(categories, np.ndarray) and any(isinstance(category, str) for category in categories):
                 missing = {None if category is None else np.nan for category in categories if _is_missing(category)}
                 learned[str(name)] = learned.get(str(name), set()) | missing
                 learned[""] |= missing

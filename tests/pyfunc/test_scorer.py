@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -221,6 +222,26 @@ def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(ask: A
         "text": ["None"],
         "when": ["2024-01-02 00:00:00"],
     }
+
+
+@pytest.mark.parametrize(
+    "fields", [{"categories_": None}, {"categories_": [1, 2]}, {"feature_names_in_": None, "missing_values": None}]
+)
+def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    table = pd.DataFrame({"city": ["Bern", "Rom"]}, dtype=object)
+    model = make_pipeline(OrdinalEncoder(), DecisionTreeClassifier()).fit(table, ["north", "south"])
+    vars(model).update(fields)
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        signature=mlflow.models.infer_signature(table, np.array(["north"])),
+        serialization_format="cloudpickle",
+        pip_requirements=[],
+    )
+    answer = Scorer.load(tmp_path / "model").invoke(JSON, records({"city": "Rom"}))
+    assert answer.arrays["outputs"]["prediction"].tolist() == ["south"]
 
 
 def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[str, Any]) -> None:
