@@ -87,9 +87,9 @@ class KeyedSchema(Schema):
             elif not self.has_rows and not isinstance(values, list | tuple):
                 values = [values]  # one value for the whole request
             if not isinstance(values, list | tuple) and np.ndim(values) != 1:
-                raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected")
+                raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected", column=name)
             if len(values) != rows:
-                raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows")
+                raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows", column=name)
             array = key_array(name, values)
             arrays[name] = array if self.has_rows else array.reshape(())
         return add_keys(feeds, arrays)
@@ -129,7 +129,7 @@ def key_array(name: str, values: Sequence[Any] | Array) -> Array:
     if not kinds <= {str}:
         for row, value in enumerate(cells):
             if not isinstance(value, str | int | float | bool | None):
-                problem = f"key {name!r}, row {row}: {short_repr(value)}"
-                raise SchemaMismatch(f"{problem} is neither a text nor a number nor a boolean")
+                why = f"{short_repr(value)} is neither a text nor a number nor a boolean"
+                raise SchemaMismatch(f"key {name!r}, row {row}: {why}", column=name)
         cells = [as_text(value) for value in cells]
     return object_array(cells)

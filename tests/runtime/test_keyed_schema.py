@@ -40,8 +40,17 @@ def test_a_missing_fraction_is_not_a_number() -> None:
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}], ids=str)
 def test_a_value_that_is_a_container_is_refused_by_its_row(value: Any) -> None:
-    with pytest.raises(SchemaMismatch, match="key 'id', row 1"):
+    with pytest.raises(SchemaMismatch, match="key 'id', row 1") as refusal:
         key_array("id", ["x", value])
+    assert refusal.value.column == "id"
+
+
+@pytest.mark.parametrize("value", [[], ["a", "b"], "a", {"a": 1}], ids=str)
+def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(value: Any) -> None:
+    schema = with_keys(Schema((), (Tensor("x", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)), ("id",))
+    with pytest.raises(SchemaMismatch, match="key 'id'") as refusal:
+        schema.from_columns({"x": [[1.0, 2.0]], "id": value})
+    assert refusal.value.column == "id"
 
 
 @pytest.mark.parametrize("value", [7, [7]], ids=str)
