@@ -114,20 +114,22 @@ def read_tensor_header(position: int, entry: Any) -> TensorHeader:
             f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected"
         )
     name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
-    label = f"tensor {name[:100]!r}"
     if not isinstance(shape, list) or [size for size in shape if type(size) is not int or not 0 <= size < 2**63]:
-        raise SchemaMismatch(f"{label} has the shape {short_repr(shape)}; an array of sizes is expected", column=name)
+        raise _header_error(name, f"the shape {short_repr(shape)}; an array of sizes is expected")
     if len(shape) > MAX_RANK:
-        raise SchemaMismatch(f"{label} has {len(shape)} dimensions; at most {MAX_RANK} are taken", column=name)
+        raise _header_error(name, f"{len(shape)} dimensions; at most {MAX_RANK} are taken")
     if not isinstance(datatype, str) or datatype not in _DTYPES:
-        known = ", ".join(DATATYPES)
-        raise SchemaMismatch(f"{label} has the datatype {short_repr(datatype)}; there are {known}", column=name)
+        raise _header_error(name, f"the datatype {short_repr(datatype)}; there are {', '.join(DATATYPES)}")
     parameters = entry.get("parameters")
     content_type = parameters.get("content_type") if isinstance(parameters, dict) else None
     head = TensorHeader(name, tuple(shape), datatype, content_type)
     if 0 in shape and prod(size for size in shape if size) > MAX_EMPTY_TENSOR_SIZE:
         raise head.mismatch(f" is empty, and its other sizes are more than {MAX_EMPTY_TENSOR_SIZE} together")
     return head
+
+
+def _header_error(name: str, why: str) -> SchemaMismatch:
+    return SchemaMismatch(f"tensor {name[:100]!r} has {why}", column=name)
 
 
 def from_json(head: TensorHeader, data: Any) -> Array:
