@@ -416,10 +416,9 @@ class _Recorder:
 
     def take_keys(self, document: dict[str, Any]) -> None:
         """Take the keys out of a JSON document: next to a missing value, pandas would cut the digits of an integer."""
-        taken = {
-            name: values for name in self._keys if (values := protocols.mlflow.take_column(document, name)) is not None
-        }
-        self.key_arrays |= {name: key_array(name, values) for name, values in taken.items()}
+        for name in self._keys:
+            if (values := protocols.mlflow.take_column(document, name)) is not None:
+                self.key_arrays[name] = key_array(name, values)
 
     def predict(self, data: Any, params: Any = None) -> Any:
         if isinstance(data, pd.DataFrame):

@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
@@ -38,13 +38,7 @@ _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "fl
 _MAX_TRANSPOSED = 1_000_000
 """The largest number of values in columns that are turned into rows, each of which takes 50 bytes and more beside its
 values. The exact path needs no rows."""
-_COLUMN_TYPES: dict[str, ColumnType] = {
-    "float64": "double",
-    "float32": "float",
-    "int64": "long",
-    "int32": "integer",
-    "bool": "boolean",
-}
+_COLUMN_TYPES = {dtype: kind for kind, dtype in COLUMN_TYPES.items() if dtype != "str"}
 """The type of the columns whose values a matrix of this dtype takes."""
 _BLOCK = "@"
 """The first character of the name of a block."""
@@ -63,7 +57,7 @@ class _Group:
         dtype: of their array.
     """
 
-    column_type: ColumnType
+    column_type: str
     names: list[str]
     pick: _Pick
     accepted: frozenset[type]
@@ -101,7 +95,7 @@ class FastDecoder:
         self.order = order = tuple(column.name for column in columns)
         self._names = list(order)  # as JSON brings them
         self._by_name = _picker(order)
-        positions: dict[ColumnType, list[int]] = {}
+        positions: dict[str, list[int]] = {}
         for position, column in enumerate(columns):
             positions.setdefault(column.type, []).append(position)
         groups = [
