@@ -108,9 +108,12 @@ class Follower:
                 self.resolver.advance()
         fatal = is_first and not has_restored and self._lacks_versions()
         if not fatal:
-            self._write_wanted()
+            self._update_wanted()
             fatal = self._roll_back_unloadable()
-            self._write_wanted()
+            self._update_wanted()
+            if self._wanted.generation:
+                checkpoint(self.state_dir, self.resolver.models)
+                assert_state(self.state_dir / WANTED, self._wanted)
             self._control.settle(self._outcome)
         for fetcher in self.key_fetchers:
             fetcher.assert_file()
@@ -163,7 +166,7 @@ class Follower:
             return all(lacking)
         return not self._control.specs or any(lacking)
 
-    def _write_wanted(self) -> None:
+    def _update_wanted(self) -> None:
         before, endpoints = self._wanted, {}
         for spec in self._specs:
             # no worker is to see an endpoint that a command loads before its models are on this disk
@@ -171,17 +174,12 @@ class Follower:
             if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
                 endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded
-        is_empty = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
+        if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
+            return
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
-        is_new = not is_empty and (not is_same or self._is_forced)
-        if is_new:
-            self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
-        if not self._wanted.generation:
+        if is_same and not self._is_forced:
             return
-        checkpoint(self.state_dir, self.resolver.models)
-        assert_state(self.state_dir / WANTED, self._wanted)
-        if not is_new:
-            return
+        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
         self._is_forced = False
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
