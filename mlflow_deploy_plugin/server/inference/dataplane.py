@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array,
 from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.inference.messages import new_id
+from mlflow_deploy_plugin.server.inference.messages import new_id, without_keys
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
@@ -192,10 +192,10 @@ class DataPlane:
             now = time.time_ns() // 1000
             ids = request_id, new_id()
             moment = now if event_time is None else event_time
-            status, column = error.http_status, error.column
+            status, column = error.http_status, without_keys(error.column)
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
             hides = bool(capture.drop or capture.mask)
-            message = None if hides else one_line(error.message, _MESSAGE_CHARACTERS)
+            message = None if hides else one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
             is_named = not hides or column in variant.loaded.predictor.schema.names
             reason = (error.error_code, message, (is_named and column[:_COLUMN_CHARACTERS]) or None)
             texts = {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}

@@ -196,6 +196,8 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     with caplog.at_level("INFO"):
         new = [new_id("/invocations", KEY), new_id("/invocations", f"id={KEY};1")]
         new.append(new_id("/v2/models/e/infer", body=with_id))
+        new_id("/invocations", body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode())
+        new_id("/invocations", body=json.dumps({"dataframe_split": {"columns": [KEY, KEY], "data": [[1, 2]]}}).encode())
         for path in (f"/{KEY}", f"/endpoints/{KEY}/invocations", f"/v2/models/e/versions/{KEY}", "/a" * 240 + KEY):
             new_id(path, "mine")
         failure(RawRequest("POST", "/a" * 90 + KEY, {}, b""), RuntimeError())
