@@ -50,7 +50,7 @@ _CSV_TYPES = (
     *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
 )
 """The types that a column of a CSV file may have, the first that fits; otherwise it is text."""
-_LEADING_ZERO = r"^\s*[+-]?0[0-9xX]"
+_LEADING_ZERO = r"^[+-]?0[0-9xX]"
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
 """True for the bytes that may stand before a quotation mark that opens a value, and after one that closes it."""
 
