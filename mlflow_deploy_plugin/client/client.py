@@ -398,11 +398,11 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
 def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
     """Raise OnnxserveError if the answer does not have the form that the block reads.
 
-    An answer of a proxy, as its login page, may have the status 200, too.
+    A proxy may also answer with the status 200, for example with its login page.
     """
     try:
         yield
-    except (AttributeError, LookupError, OSError, TypeError, ValueError):  # of orjson, numpy and Arrow
+    except (AttributeError, LookupError, OSError, TypeError, ValueError):  # orjson, numpy and Arrow raise these
         kind = one_line(response.headers.get("Content-Type", "no Content-Type"), 100)
         error = OnnxserveError(f"the server answered with status {response.status} and in an unknown form ({kind})")
         error.status, error.request_id = response.status, response.headers.get("X-Request-Id", "")

@@ -351,8 +351,8 @@ def compile_fast_tensor_decoder(
 def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
     """Return a function that makes feeds of the rows of the only tensor, as of columns of one type.
 
-    It returns None for anything but lists that fit. There is no such function if the tensor is no matrix of fixed
-    width, or of a type that no column has.
+    It returns None for anything but lists that fit. There is no such function unless the tensor is a matrix of fixed
+    width whose type a column may have.
     """
     kind = _COLUMN_TYPES.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:

@@ -287,7 +287,7 @@ _keeper = _ArenaKeeper()
 
 
 def quiet_options() -> Any:
-    """Return the options of a run that writes no line of its own. Its exception has the reason for a failure."""
+    """Return the options of a run that does not log. Its exception has the reason for a failure."""
     options = import_onnxruntime().RunOptions()
     options.log_severity_level = 4
     return options

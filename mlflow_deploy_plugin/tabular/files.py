@@ -132,7 +132,7 @@ def unfinished_stem(name: str) -> str:
 
 
 def cut_name(name: str, room: int) -> str:
-    """Return a file name, cut if `room` more bytes would exceed what a file system takes."""
+    """Return a file name, cut so that `room` more bytes stay within the limit of a file system."""
     content, most = os.fsencode(name), _MOST_NAME_BYTES - room
     return name if len(content) <= most else content[:most].decode(errors="ignore")
 

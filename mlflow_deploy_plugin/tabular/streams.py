@@ -1,8 +1,9 @@
 """Files of rows of any size as Arrow tables of a few megabytes, one after the other: CSV, JSON Lines and Parquet.
 
 The columns of a CSV file are texts, and an empty field is null; `typed_tables` returns their values. The columns of a
-JSON Lines file have the types that the caller names, else those of its first block; one that the caller names, and that
-the block has no value of, is looked for in the rest. Rows are counted from 0, without header and blank lines.
+JSON Lines file have the types that the caller names, otherwise the types of its first block; a column that the caller
+names is looked for in the rest if the block has no value of it. Rows are counted from 0, without header and blank
+lines.
 """
 
 import codecs
@@ -340,7 +341,7 @@ def open_csv(path: Path) -> RowStream:
 
 
 def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV file as tables of texts, first one without rows; an empty field is null.
+    """Yield the rows of a CSV file as tables of texts, beginning with an empty table; an empty field is null.
 
     Args:
         most_columns: only so many columns, the first ones.

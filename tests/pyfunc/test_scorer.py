@@ -206,7 +206,7 @@ def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("model", ["none", "nan", "imputed", "mixed"])
 def test_a_missing_text_is_the_one_that_the_encoder_has_learned(model: str, ask: Any, towns: dict[str, Any]) -> None:
-    """Alone and beside others: scikit-learn's encoders tell None from NaN."""
+    """scikit-learn's encoders distinguish None and NaN; the other rows of a request change neither."""
     scorer, expected = towns[model], ["south" if model == "imputed" else "none", "north"]
     rows = [{"city": None, "land": "CH"}, {"city": "Bern", "land": None if model == "mixed" else "CH"}]
     assert ask(scorer, rows).arrays["outputs"]["prediction"].tolist() == expected

@@ -80,7 +80,7 @@ class CaptureWriter:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> tuple[int, int, bool]:
-        """Append the first `max_rows` rows of a request as it was sent. One that has failed is a row of texts.
+        """Append the first `max_rows` rows of a request as it was sent. A failed request is a row of texts.
 
         Returns:
             Its rows, how many of them were to be written, and whether they are in the file.

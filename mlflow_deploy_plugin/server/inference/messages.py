@@ -30,8 +30,8 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """One whole request; names of headers in lower case.
 
-    Only authentication, limits and plans change it. A frozen class would cost half a microsecond a request, and as much
-    for the response.
+    Only authentication, limits and plans change it. A frozen class would cost half a microsecond per request, and as
+    much for the response.
 
     Attributes:
         client: the address that it came from.
