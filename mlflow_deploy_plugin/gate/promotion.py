@@ -1,5 +1,6 @@
 """Promotion: the gate first, then the stage or the alias, both in the audit trail."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -196,7 +197,10 @@ class _Request:
         except OnnxserveError as error:
             if not force:
                 raise
-            return GateStatus(False, "", f"the gate could not be run: {error.message}")
+            digest = ""
+            with suppress(OnnxserveError):  # The version is not served while its files cannot be read.
+                digest = version_digest(self.candidate.source)
+            return GateStatus(False, "", f"the gate could not be run: {error.message}", digest=digest)
         verdict = gated.verdict
         return GateStatus(verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest)
 

@@ -5,9 +5,10 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate.policy import Permissions
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
-from mlflow_deploy_plugin.registry import version_digest
+from mlflow_deploy_plugin.registry import resolve, version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 
@@ -118,8 +119,13 @@ def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
         promote("toy", "5", "Production")
 
 
-def test_a_forced_version_is_forced_with_its_files(toy: MlflowClient) -> None:
-    promote("toy", "4", "Production", force=True, why="a drill")
+@pytest.mark.parametrize("can_be_judged", [True, False])
+def test_a_forced_version_is_forced_with_its_files(can_be_judged: bool, toy: MlflowClient) -> None:
+    if not can_be_judged:
+        policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
+        toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
+    promote("toy", "4", "Production", force=True, why="a drill", allowed=Permissions(files=can_be_judged))
+    assert resolve("models:/toy/4").gate_status.passed
     assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest("models:/toy/4")
 
 
