@@ -1,6 +1,5 @@
 """Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
 
-import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,14 @@ import numpy as np
 import onnx
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError, Refused
+from mlflow_deploy_plugin.errors import (
+    ConversionError,
+    DeadlineExceeded,
+    InvalidConfig,
+    OnnxserveError,
+    ParityError,
+    Refused,
+)
 from mlflow_deploy_plugin.evaluation import (
     Agreement,
     LoadedOnnx,
@@ -33,7 +39,7 @@ from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.optimization import forms, saved_form
 from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
-from mlflow_deploy_plugin.processes import Worker
+from mlflow_deploy_plugin.processes import ProcessCrashed, Worker
 from mlflow_deploy_plugin.registry import (
     DATA_DIGEST_TAG,
     OPTIMIZED_FROM_TAG,
@@ -59,8 +65,6 @@ MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
 _TRIAL_SECONDS = 300.0
-
-_logger = logging.getLogger("mlflow_deploy_plugin.optimization")
 _SEED = 7
 _LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
 
@@ -405,12 +409,13 @@ class _FormMaker:
         saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
         try:
             self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
+        except (DeadlineExceeded, ProcessCrashed) as error:
+            raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
         except OnnxserveError as error:
-            _logger.info("%s: %s", name, error.message)
             raise ConversionError(
                 f"ONNX Runtime makes a graph that it cannot run ({forms.shown_operators(graph)}): its converters are "
                 "made for neural nets. Serve the version as it is, or try its other forms (auto)"
-            ) from None
+            ) from error
         form = LoadedOnnx(OnnxModel.load(folder))
         agreement = compare_with_base(self.base, form, half.rows, half.truth, self.metric, self.answers)
         return _Draft(graph, folder, agreement, note)

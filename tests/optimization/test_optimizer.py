@@ -122,6 +122,14 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
+def test_a_form_that_runs_too_long_is_refused_for_its_time(
+    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.optimization.optimizer._TRIAL_SECONDS", 0)
+    with pytest.raises(ConversionError, match=r"cannot have the form fp16: .*longer than 0 s"):
+        onnxserve.optimize("models:/net/1", fp16=True)
+
+
 def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_the_way_round(
     registry: MlflowClient, tmp_path: Path
 ) -> None:
