@@ -17,7 +17,6 @@ from mlflow.utils.file_utils import get_total_file_size
 
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, reference_rows
 from mlflow_deploy_plugin.flavor import ONNX_FILE, PARITY_FILE, write_graph
-from mlflow_deploy_plugin.registry import REGISTERED_META
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OUTPUT_PREFIX, PREDICTION, OnnxModel, read_artifact
 from mlflow_deploy_plugin.runtime import to_log_columns as log_columns
 
@@ -46,7 +45,7 @@ def save_model(
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
     beside = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
-    left_out = shutil.ignore_patterns(REGISTERED_META, artifact.onnx_file.name, *beside)
+    left_out = shutil.ignore_patterns(artifact.onnx_file.name, *beside)
     shutil.copytree(base, folder, dirs_exist_ok=True, ignore=left_out)
     digests = write_graph(folder, graph)
     before = Model.load(str(base))

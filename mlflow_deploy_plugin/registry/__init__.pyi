@@ -14,6 +14,7 @@ from .model_files import LoggedColumns as LoggedColumns
 from .model_files import download as download
 from .model_files import fetch as fetch
 from .model_files import fetch_mlmodel as fetch_mlmodel
+from .model_files import is_loading_trace as is_loading_trace
 from .model_files import logged_columns as logged_columns
 from .model_files import refuse_links as refuse_links
 from .model_files import version_digest as version_digest

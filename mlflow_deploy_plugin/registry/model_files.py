@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.registry.connection import (
     registry_errors,
     store_failure,
 )
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import REGISTERED_META, parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -46,6 +46,8 @@ _PACKAGES = {
 def download(source: str, destination: Path) -> Path:
     """Copy the files at `source` (of a `ResolvedModel`) into the empty folder `destination`.
 
+    Files that are written by loading the model in place (`is_loading_trace`) are left out.
+
     Returns:
         The folder of the MLmodel file, somewhere below `destination`.
 
@@ -59,31 +61,40 @@ def download(source: str, destination: Path) -> Path:
     location = _location(source)
     folder = _local_folder(location)
     if not folder:
-        return fetch(location, destination, f"the files of {redact_credentials(source)}")
-    if not folder.is_dir():
+        copied = fetch(location, destination, f"the files of {redact_credentials(source)}")
+    elif not folder.is_dir():
         raise NotFound(f"the folder {folder} of the model's files does not exist")
+    else:
+        copied = _copy(folder, destination / "model")
+    for path in copied.rglob("*"):
+        if path.is_file() and is_loading_trace(path.relative_to(copied)):
+            path.unlink()
+    return copied
+
+
+def _copy(folder: Path, copied: Path) -> Path:
     refuse_links(folder)
-    copied = destination / "model"
     try:
-        shutil.copytree(folder, copied, symlinks=True)
+        return Path(shutil.copytree(folder, copied, symlinks=True))
     except shutil.Error as error:
         _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
         raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
     except OSError as error:
         raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
-    return copied
+
+
+def is_loading_trace(path: Path) -> bool:
+    """Return True if MLflow or Python writes this file of a model's folder when the model is loaded in place.
+
+    These files are not part of a version: `mlflow.pyfunc.load_model` would change the digest of the files otherwise.
+    """
+    return "__pycache__" in path.parts or path == Path(REGISTERED_META)
 
 
 def version_digest(source: str) -> str:
-    """Return the digest of all files at `source` (of a `ResolvedModel`). Raises as `download`.
-
-    Files of another machine are downloaded for it.
-    """
+    """Copy the files at `source` (of a `ResolvedModel`), and return the digest of all of them; raise as `download`."""
     from mlflow_deploy_plugin.runtime import combine_hashes, hash_files  # imported late: a quarter of a second
 
-    if (folder := _local_folder(_location(source))) and folder.is_dir():
-        refuse_links(folder)
-        return combine_hashes(hash_files(folder))
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
         return combine_hashes(hash_files(download(source, Path(temporary))))
 

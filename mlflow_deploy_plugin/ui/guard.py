@@ -42,6 +42,7 @@ from mlflow_deploy_plugin.registry import (
     GateStatus,
     StageOrAlias,
     gate_status_of,
+    is_loading_trace,
 )
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import load_settings
@@ -342,7 +343,7 @@ def _digest_now(model: str, version: str) -> str:
         for entry in store.list_artifacts(folders.pop() or None):
             if entry.is_dir:
                 folders.append(entry.path)
-            else:
+            elif not is_loading_trace(Path(entry.path).relative_to(root)):
                 files.append((entry.path, entry.file_size))
     mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
     return _digest_of_files(uri, root, tuple(sorted(files)), mlmodel)

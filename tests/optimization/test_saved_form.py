@@ -15,7 +15,6 @@ PARITY = {"state": "warned", "rows": 400, "problem": "it is models:/net/1 as pru
 
 def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_record(tmp_path: Path) -> None:
     base = write_network(tmp_path / "base")
-    (base / "registered_model_meta").write_text("model_name: net")
     graph = forms.pruned(network(), 0.5)
     save_model(tmp_path / "form", base=base, graph=graph, record={"base": "models:/net/1", "loss": 0.1}, parity=PARITY)
 
@@ -25,7 +24,6 @@ def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_reco
     assert artifact.optimization == {"base": "models:/net/1", "loss": 0.1}
     assert artifact.parity == PARITY
     assert (artifact.tensors, artifact.outputs) == (read_artifact(base).tensors, read_artifact(base).outputs)
-    assert not (tmp_path / "form" / "registered_model_meta").exists()
     proof = json.loads((tmp_path / "form" / "parity.json").read_text())
     assert proof["parity_of_base"] == {"state": "proven", "rows": 1000}
     assert read_artifact(base).optimization == {}

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_files import download, fetch, fetch_mlmodel, refuse_links
+from mlflow_deploy_plugin.registry.model_files import download, fetch, fetch_mlmodel, refuse_links, version_digest
 from tests.support.models import IDENTITY, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
@@ -25,8 +26,20 @@ def names(folder: Path) -> set[str]:
 def test_the_files_of_a_version_are_copied(store: Any, artifacts: Path, tmp_path: Path, source: str) -> None:
     folder = download(source.format(model_id=store.model_id, run_id=store.run_id), tmp_path)
     assert folder.is_relative_to(tmp_path)
-    assert names(folder) - {"registered_model_meta"} == names(artifacts)  # MLflow adds it for a run's model
+    assert names(folder) == names(artifacts)
     assert (folder / "MLmodel").read_bytes() == (artifacts / "MLmodel").read_bytes()
+
+
+def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(artifacts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "model"))
+    before = version_digest(str(folder))
+    for name in ("registered_model_meta", "code/__pycache__/module.cpython-311.pyc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the loader")
+    assert version_digest(str(folder)) == before
+    assert names(download(str(folder), tmp_path / "copy")) == names(artifacts)
+    (folder / "code" / "registered_model_meta").write_text("of the author")
+    assert version_digest(str(folder)) != before
 
 
 def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
+def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    files = mlflow_app.files(model, "1")
+    (files / "registered_model_meta").write_text("model_version: 1")
+    (files / "code" / "__pycache__").mkdir(parents=True)
+    (files / "code" / "__pycache__" / "module.cpython-311.pyc").write_bytes(b"compiled")
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+
+
 def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(mlflow_app: Any) -> None:
     model = mlflow_app.model()
     weights = mlflow_app.files(model, "1") / "weights.bin"
