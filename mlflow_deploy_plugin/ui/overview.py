@@ -252,7 +252,8 @@ def build_overview(
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        hidden=len(stored) + len(unreadable) - len(names) + len(unseen),
+        # The page of one model counts none: it would tell anybody whether a model of that name is served.
+        hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
 
 

@@ -40,8 +40,8 @@ class Accounts:
         session.auth = (user, f"password-of-{user}")
         return session
 
-    def page(self, user: str) -> str:
-        return self.browser(user).get(f"{self.server.url}/onnxserve", timeout=60).text
+    def page(self, user: str, **query: str) -> str:
+        return self.browser(user).get(f"{self.server.url}/onnxserve", params=query, timeout=60).text
 
     def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
         """Sends a form with the token of the user's own page, and gives the status and the page that comes."""
@@ -146,6 +146,14 @@ def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(acc
         assert f'"endpoint": "{name}"' not in of_carol
     assert "2 more, of models that you may not read" in accounts.page("carol")
     assert "models:/X" not in accounts.page("carol")
+
+
+def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_not_exist(accounts: Accounts) -> None:
+    assert 'id="endpoint-x"' in accounts.page("bob", model="X")
+    for model in ("X", "nothing"):
+        page = accounts.page("carol", model=model)
+        assert f"No endpoint serves <bdi>{model}</bdi> yet" in page
+        assert "may not read" not in page
 
 
 @pytest.mark.parametrize(
