@@ -111,9 +111,9 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
                 session, url, body, content_type, target.timeout_seconds, _TRIES
             )
             predictions = document.get("predictions")
-            return (
-                _with_keys(predictions, target.keys, prediction_id, content_type, body) if target.keys else predictions
-            )
+            if not target.keys:
+                return predictions
+            return _with_keys(predictions, target.keys, prediction_id, content_type, body)
 
         yield predict
 

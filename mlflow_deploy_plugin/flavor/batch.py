@@ -30,8 +30,6 @@ from mlflow_deploy_plugin.runtime import (
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
-UNSEEN_TEXT = "~ never seen"
-
 Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
 
@@ -153,7 +151,7 @@ def unseen_category(series: "pd.Series[Any]") -> "pd.Series[Any] | None":
     """
     known = series.cat.categories
     if column_type(series) == "string":
-        unseen: str | int = UNSEEN_TEXT
+        unseen: str | int = "~ never seen"
     elif len(known) and pd.api.types.is_integer_dtype(known.dtype):
         unseen = int(known.max()) + 1
     else:

@@ -402,7 +402,7 @@ _CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
         "unseen",
         lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
         _UNSEEN_ROWS,
-        lambda column, _: pd.Series(batches.UNSEEN_TEXT, column.index).astype(column.dtype),
+        lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
         True,
     ),
     (
