@@ -65,22 +65,19 @@ def download(source: str, destination: Path) -> Path:
     elif not folder.is_dir():
         raise NotFound(f"the folder {folder} of the model's files does not exist")
     else:
-        copied = _copy(folder, destination / "model")
+        refuse_links(folder)
+        copied = destination / "model"
+        try:
+            shutil.copytree(folder, copied, symlinks=True)
+        except shutil.Error as error:
+            _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
+            raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
+        except OSError as error:
+            raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
     for path in copied.rglob("*"):
         if path.is_file() and is_loading_trace(path.relative_to(copied)):
             path.unlink()
     return copied
-
-
-def _copy(folder: Path, copied: Path) -> Path:
-    refuse_links(folder)
-    try:
-        return Path(shutil.copytree(folder, copied, symlinks=True))
-    except shutil.Error as error:
-        _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
-        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
-    except OSError as error:
-        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
 
 
 def is_loading_trace(path: Path) -> bool:
