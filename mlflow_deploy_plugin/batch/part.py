@@ -76,6 +76,14 @@ class Part:
     size: int
     state: str
 
+    @property
+    def rejected(self) -> str:
+        """The name of the file with its rejected rows. A digest distinguishes names that have to be cut."""
+        folder, slash, base = self.output.rpartition("/")
+        cut = cut_name(base, len(".12345678.jsonl"))
+        digest = f".{hashlib.sha256(base.encode()).hexdigest()[:8]}" if cut != base else ""
+        return f"{REJECTED}/{folder}{slash}{cut}{digest}.jsonl"
+
 
 @dataclass(frozen=True)
 class PartJob:
@@ -186,7 +194,7 @@ def _write_part(
                 if job.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
                 if rejects is None:
-                    rejects = rejected_rows.enter_context(open_new(job.output, _rejected_name(job.part.output)))
+                    rejects = rejected_rows.enter_context(open_new(job.output, job.part.rejected))
                 row = {"row": piece.number, "why": piece.why, "content": piece.content}
                 rejects.write(orjson.dumps(row, default=str) + b"\n")
                 rejected += 1
@@ -202,14 +210,6 @@ def _write_part(
         if job.part.state and _has_changed(job, source):
             raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
     return PartResult(rows, rejected)
-
-
-def _rejected_name(output: str) -> str:
-    """Return the name of the file with the rejected rows. A digest distinguishes names that have to be cut."""
-    folder, slash, base = output.rpartition("/")
-    cut = cut_name(base, len(".12345678.jsonl"))
-    digest = f".{hashlib.sha256(base.encode()).hexdigest()[:8]}" if cut != base else ""
-    return f"{REJECTED}/{folder}{slash}{cut}{digest}.jsonl"
 
 
 def _has_changed(job: PartJob, source: LogLocation) -> bool:

@@ -30,7 +30,7 @@ from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_an
 
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, ConvertedModel
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
 from mlflow_deploy_plugin.runtime import (
@@ -136,7 +136,9 @@ def save_model(
         proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
     if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
         proofs["refused"] = refused
-    if categories := _listed_categories(wrapped.converted.boundary_values):
+    learned = wrapped.converted.boundary_values.categories.items()
+    texts = {name: [str(one) for one in values if isinstance(one, str)] for name, values in learned}
+    if categories := {name: found for name, found in texts.items() if 0 < len(found) <= _MOST_LISTED}:
         proofs["categories"] = categories
     write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
@@ -170,13 +172,6 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
     if repository := origin.get("vcs_info"):
         return f"{name} @ {repository['vcs']}+{origin['url']}@{repository['commit_id']}"
     return f"{name}=={__version__}"
-
-
-def _listed_categories(boundary_values: BoundaryValues) -> dict[str, list[str]]:
-    """Return the categories of each column of texts that an encoder has learned, if they are few enough for a list."""
-    learned = boundary_values.categories.items()
-    texts = {name: [str(one) for one in values if isinstance(one, str)] for name, values in learned}
-    return {name: found for name, found in texts.items() if 0 < len(found) <= _MOST_LISTED}
 
 
 def write_mlmodel(

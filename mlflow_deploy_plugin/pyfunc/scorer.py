@@ -448,16 +448,6 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
     return Schema([ColSpec(kind, spec.name, spec.required) for kind, spec in zip(kinds, schema, strict=True)])
 
 
-def _with_texts(schema: Schema | None, keys: Sequence[str]) -> Schema | None:
-    """Return the schema by which MLflow reads CSV, with the keys as texts: 007 is not a number.
-
-    A schema of tensors has no such columns, and stays as it is.
-    """
-    if schema is not None and (schema.is_tensor_spec() or not schema.has_input_names()):
-        return schema
-    return Schema([*(schema or ()), *(ColSpec(DataType.string, name, required=False) for name in keys)])
-
-
 def load_scorer(folder: Path) -> "Scorer":
     """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load it."""
     try:
@@ -558,8 +548,10 @@ class Scorer:
             else:
                 data = body
             schema = self._json_schema if mime_type == _JSON else self._csv_schema
-            if mime_type == "text/csv" and keys:
-                schema = _with_texts(schema, keys)
+            has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
+            if mime_type == "text/csv" and keys and has_columns:  # MLflow reads the keys as texts: 007 is not a number
+                texts = (ColSpec(DataType.string, name, required=False) for name in keys)
+                schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
         except SchemaMismatch:
             raise

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import orjson
@@ -147,6 +147,23 @@ class CapturedModel:
         is_masked = column in self.mask or (self.outputs is None and PREDICTION in self.mask)
         return [(column, None)] if is_masked else []
 
+    def with_keys(self, keys: tuple[str, ...]) -> Self:
+        """Return the model with the further columns `keys`.
+
+        Raises:
+            InvalidConfig: a key is an input of the model.
+        """
+        schema = self.schema
+        taken = {*schema.names, *(entry.name for entry in schema.inputs)}
+        if both := next((name for name in keys if name in taken), ""):
+            raise InvalidConfig(
+                f"capture.keys: {both!r} is an input of {self.model} {self.version}, and is captured without it; "
+                "a key is a column that the model does not take"
+            )
+        inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
+        further = tuple(Column(name, "string", required=False) for name in keys) if schema.columns else ()
+        return replace(self, schema=replace(schema, columns=(*schema.columns, *further), inputs=inputs), keys=keys)
+
 
 @lru_cache(maxsize=1024)
 def exclude_columns(
@@ -160,7 +177,7 @@ def exclude_columns(
         InvalidConfig: a name of `drop` or `mask` is none of the log's columns; the message says which is nearest. Or a
             key is an input of the model.
     """
-    model = _add_keys(model, keys) if keys else model
+    model = model.with_keys(keys) if keys else model
     if not drop and not mask:
         return model
     _check_names("drop", drop, model)
@@ -193,19 +210,6 @@ def exclude_columns(
         model.schema.has_rows,
     )
     return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
-
-
-def _add_keys(model: CapturedModel, keys: tuple[str, ...]) -> CapturedModel:
-    schema = model.schema
-    taken = {*schema.names, *(entry.name for entry in schema.inputs)}
-    if both := next((name for name in keys if name in taken), ""):
-        raise InvalidConfig(
-            f"capture.keys: {both!r} is an input of {model.model} {model.version}, and is captured without it; "
-            "a key is a column that the model does not take"
-        )
-    inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
-    columns = (*schema.columns, *(Column(name, "string", required=False) for name in keys)) if schema.columns else ()
-    return replace(model, schema=replace(schema, columns=columns, inputs=inputs), keys=keys)
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
