@@ -46,7 +46,7 @@ def open_store(
 
     Raises:
         InvalidConfig: it is not a URL of a database that is known here.
-        StoreUnavailable: it cannot be reached, or a newer onnxserve made it.
+        StoreUnavailable: the store cannot be reached, or its schema is not known here.
     """
     try:
         parsed = make_url(url)
@@ -99,8 +99,9 @@ def _migrate(connection: Connection) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if current is not None and current not in known:
         raise StoreUnavailable(
-            f"the store at {redacted_url(connection.engine.url)} was made by a newer onnxserve (schema {current}): "
-            f"upgrade this one ({__version__})"
+            f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which onnxserve "
+            f"{__version__} does not know: upgrade onnxserve if a newer one made the store; if a build before the "
+            "first release made it, move its tables away and run `onnxserve migrate`"
         )
     if current != scripts.get_current_head():
         command.upgrade(config, "head")
