@@ -58,17 +58,3 @@ def test_a_status_means_an_error_that_has_it(error: type[OnnxserveError]) -> Non
 )
 def test_the_most_general_error_of_a_status_is_meant(status: int, error: type[OnnxserveError]) -> None:
     assert errors.error_of_status(status) is error
-
-
-@pytest.mark.parametrize(
-    ("text", "most", "line"),
-    [
-        ("it\n  fails", None, "it fails"),
-        (ValueError("a\tlong\nmessage"), 6, "a long"),
-        (MemoryError(), 300, "MemoryError"),
-        ("", None, ""),
-        ("\x1b[1mkeras says\x1b[0m", None, "keras says"),
-    ],
-)
-def test_a_message_of_others_is_one_line(text: object, most: int | None, line: str) -> None:
-    assert errors.one_line(text, most) == line

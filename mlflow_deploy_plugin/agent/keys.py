@@ -10,7 +10,8 @@ from typing import Any
 import requests
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import bounded_answers
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, assert_content
 

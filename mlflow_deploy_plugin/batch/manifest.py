@@ -16,8 +16,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mlflow_deploy_plugin.batch.part import REJECTED, Part, state_of
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import hash_files
 from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of, unfinished_stem

@@ -33,8 +33,9 @@ from mlflow_deploy_plugin.batch.table_model import (
     typed,
     with_kept,
 )
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, join_names, one_line
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, upload_file
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.tabular import (

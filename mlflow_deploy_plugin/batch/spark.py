@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.batch.part import PartJob, predict_part
 from mlflow_deploy_plugin.batch.table_model import declared_outputs, load_table_model, takes, with_kept
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, join_names, one_line
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.processes import NO_CONNECT, spark_context
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.statedir import temporary_folder

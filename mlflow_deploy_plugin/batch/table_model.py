@@ -15,14 +15,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import (
-    InferenceError,
-    InvalidConfig,
-    InvalidRequest,
-    OnnxserveError,
-    SchemaMismatch,
-    without_row_number,
-)
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.messages import without_row_number
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,

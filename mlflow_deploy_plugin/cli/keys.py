@@ -19,7 +19,8 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import NotFound, did_you_mean
+from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.spec import RATE, empty_endpoint
 from mlflow_deploy_plugin.statedir import Scope
 

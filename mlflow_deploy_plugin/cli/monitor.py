@@ -28,7 +28,8 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import AlreadyExists, NotFound, one_line
+from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.spec import MonitorKind, parse_time
 
 if TYPE_CHECKING:

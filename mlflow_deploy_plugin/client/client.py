@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.client.rows import (
     encode_rows,
     encode_tensors,
 )
-from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.version import __version__
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -18,8 +18,9 @@ import orjson
 from mlflow_deploy_plugin.client import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
-from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError, without_row_number
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LabelColumns
+from mlflow_deploy_plugin.messages import without_row_number
 from mlflow_deploy_plugin.runtime import PREDICTION
 from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet

@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.scoring import original_document, score, score_stream, scoring_target
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
 from mlflow_deploy_plugin.spec import field_reference, new_endpoint
 

@@ -14,14 +14,8 @@ from urllib.parse import urlparse
 
 import yaml
 
-from mlflow_deploy_plugin.errors import (
-    InvalidConfig,
-    OnnxserveError,
-    RegistryUnavailable,
-    did_you_mean,
-    join_names,
-    one_line,
-)
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.registry import LoggedColumns, fetch_mlmodel, logged_columns, parse_model_uri, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.settings import absolute_path

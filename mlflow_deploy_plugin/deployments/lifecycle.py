@@ -21,15 +21,8 @@ from mlflow_deploy_plugin.deployments.server_metrics import (
     parse_server_metrics,
     read_page,
 )
-from mlflow_deploy_plugin.errors import (
-    AlreadyExists,
-    InvalidConfig,
-    NotFound,
-    OnnxserveError,
-    Refused,
-    did_you_mean,
-    join_names,
-)
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
 from mlflow_deploy_plugin.server import HISTORY, Span, read_history
 from mlflow_deploy_plugin.settings import Settings, load_settings

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import OnnxserveError, Refused, one_line
+from mlflow_deploy_plugin.errors import OnnxserveError, Refused
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, take_rows
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, fetch_mlmodel, resolve, wrapped_from
 from mlflow_deploy_plugin.runtime import FLAVOR, Array, Artifact, read_mlmodel
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch, join_names
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
 from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.evaluation.dataset import (
     LabelledRows,
@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import Array
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, join_names, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 from mlflow_deploy_plugin.settings import absolute_path

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch, one_line
+from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import ResolvedModel, download
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.statedir import temporary_folder

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.messages import did_you_mean
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)

@@ -22,12 +22,12 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     ParityError,
     SchemaMismatch,
-    one_line,
 )
 from mlflow_deploy_plugin.evaluation import reference_rows
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import (

@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, column_type
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.parity import RowGroup
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array
 
 MIN_PARITY_ROWS = 1_000

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mlflow_deploy_plugin.errors import InvalidConfig, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation import REFERENCE, MetricName, check_strengths
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import load_yaml
 

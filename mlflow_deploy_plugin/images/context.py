@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from mlflow_deploy_plugin.errors import NotInstalled, one_line
+from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.messages import one_line
 
 MODEL_PATH = "/opt/ml/model"
 """The folder where SageMaker and MLflow's own images have their model; `serve` looks there by itself."""

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.scan import read_folder
 from mlflow_deploy_plugin.inference_log.storage import (
     DAY,
@@ -49,6 +49,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
     hash_ids,
     splitmix64,
 )
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, as_key, as_text
 
 LABELS = "_labels"

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, view_schema, view_tables
 from mlflow_deploy_plugin.inference_log.tables import conform
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime import available_cores
 
 MEMORY_MB = 512

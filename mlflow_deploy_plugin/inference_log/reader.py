@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotFound, did_you_mean
+from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels, LabelMatches, join_labels
 from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
 from mlflow_deploy_plugin.inference_log.storage import (
@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
     unify_schemas,
 )
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import write_atomically

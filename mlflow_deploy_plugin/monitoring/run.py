@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.evaluation import require_matplotlib
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.reports import add_history, build_report, log_result, past_windows
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, ReportData, WindowRequest

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
 
 _CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
 _ALONE = {

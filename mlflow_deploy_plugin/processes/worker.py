@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
 from typing import Any
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import Child, Output, exit_reason, requests_of_parent
 
 _log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from mlflow_deploy_plugin.errors import (
     InvalidArtifact,
     InvalidRequest,
     OnnxserveError,
-    one_line,
 )
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server import (
     INPUT_EXAMPLE,

@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from mlflow_deploy_plugin.errors import (
-    InvalidArtifact,
-    InvalidConfig,
-    NotFound,
-    NotInstalled,
-    RegistryUnavailable,
-    did_you_mean,
-)
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, NotInstalled, RegistryUnavailable
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.registry.connection import (
     harden_mlflow_client,
     ignore_warnings,

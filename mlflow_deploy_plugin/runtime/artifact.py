@@ -30,7 +30,8 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, one_line
+from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.messages import one_line
 
 MLMODEL = "MLmodel"
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")

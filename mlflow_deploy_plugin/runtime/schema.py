@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch, hint_for_missing, join_names
+from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.messages import hint_for_missing, join_names
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, NO_REFUSALS, Column, Input, Output, Refusals, Tensor
 from mlflow_deploy_plugin.runtime.fast_decode import FastDecoder, compile_fast_tensor_decoder, type_blocks
 from mlflow_deploy_plugin.runtime.feeds import (

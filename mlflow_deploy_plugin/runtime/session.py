@@ -22,7 +22,8 @@ from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing, one_line
+from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.spec import Device, ProviderOptions
 
 _PROVIDERS: dict[Device, str] = {

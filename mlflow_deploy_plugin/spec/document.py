@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_mean, one_line
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.messages import did_you_mean, one_line
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,

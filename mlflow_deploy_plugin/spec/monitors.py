@@ -16,7 +16,8 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.spec.types import (
     REFERENCE,
     SMALLEST_ROLLING_RATE,

@@ -18,15 +18,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.errors import (
-    AlreadyExists,
-    InvalidConfig,
-    NotFound,
-    StoreUnavailable,
-    did_you_mean,
-    join_names,
-    one_line,
-)
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable
+from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
 from mlflow_deploy_plugin.store.audit import (
     AuditEvent,

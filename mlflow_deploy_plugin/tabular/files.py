@@ -16,7 +16,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.messages import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

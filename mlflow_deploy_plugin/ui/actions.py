@@ -23,8 +23,9 @@ import requests
 
 from mlflow_deploy_plugin.controller import rollback_target
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, rollout_traffic_refusal
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import (
     PreviousVersion,
     StageOrAlias,

@@ -20,8 +20,9 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
     total_metrics,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
 from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,

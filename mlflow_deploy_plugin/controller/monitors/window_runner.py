@@ -30,8 +30,9 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, locate_log, microseconds, read_watermarks, window_at
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, record_failure, record_result
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -26,15 +26,9 @@ from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedul
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.errors import (
-    AlreadyExists,
-    InvalidConfig,
-    NotReady,
-    OnnxserveError,
-    StoreUnavailable,
-    one_line,
-)
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, PASSED_STATES, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout, WaitsFor
 

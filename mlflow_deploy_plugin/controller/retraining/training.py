@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.deployments import check_project
-from mlflow_deploy_plugin.errors import InvalidConfig, join_names
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import (
     LABEL,
     LABEL_NUMBER,
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.inference_log import (
     open_log,
     parse_window,
 )
+from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.spec import CaptureSpec
 from mlflow_deploy_plugin.store import Retraining, utc_now

@@ -20,8 +20,9 @@ from docker.errors import APIError, DockerException
 from docker.types import DeviceRequest, Mount
 
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, one_line
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, asks_mlflow, local_files
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.settings import Settings, absolute_path
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 

@@ -29,8 +29,9 @@ from kubernetes.stream import portforward
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names, one_line
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.manifests import CONTAINER, Document
+from mlflow_deploy_plugin.messages import join_names, one_line
 
 MANAGER = "onnxserve"
 """The field manager of all that is applied."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.manifests import CONTAINER, Document
+from mlflow_deploy_plugin.messages import one_line
 
 UNSEEN = "waiting for the cluster to plan the rollout"
 _RETRY_MARGIN_SECONDS = 10

@@ -22,11 +22,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
+from mlflow_deploy_plugin.messages import one_line
 
 __all__ = [
     "FILE_ENDINGS",

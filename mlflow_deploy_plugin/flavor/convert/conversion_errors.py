@@ -11,7 +11,8 @@ from contextlib import suppress
 from os import PathLike
 from typing import Any
 
-from mlflow_deploy_plugin.errors import ModelError, one_line
+from mlflow_deploy_plugin.errors import ModelError
+from mlflow_deploy_plugin.messages import one_line
 
 _FLAVORS = {
     **{name: name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")},

@@ -11,10 +11,11 @@ import onnx
 import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input, Output
 
 OriginalModel = Callable[[Batch], dict[str, Array]]

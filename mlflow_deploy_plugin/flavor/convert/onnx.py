@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, one_line
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     fed_inputs,
     served_type,
 )
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, describe_error, import_onnxruntime, numpy_dtype, session_options
 
 _OLDEST_OPSET = 7

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-from mlflow_deploy_plugin.errors import InvalidConfig, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.registry import redact_credentials
 from mlflow_deploy_plugin.settings import Settings, active_workspace

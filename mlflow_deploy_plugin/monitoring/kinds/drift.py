@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, did_you_mean, join_names
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
+from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (

@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime import (
     OUTPUT_PREFIX,
     PREDICTION,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array, short_repr
 from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Input,

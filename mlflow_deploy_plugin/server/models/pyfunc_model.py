@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InferenceError, join_names
+from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import (
     UNNAMED_OUTPUT,
     Array,

@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, join_names
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
 from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version

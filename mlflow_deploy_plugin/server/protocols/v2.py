@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch, join_names
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Array,

@@ -20,7 +20,6 @@ from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransformer, SplineTransformer
 
-from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -33,6 +32,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array
 
 _ROWS = (

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, one_line
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import microseconds_of
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import download, fetch, logged_columns, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, read_artifact
 from mlflow_deploy_plugin.settings import absolute_path

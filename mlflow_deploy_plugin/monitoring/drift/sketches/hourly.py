@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.inference_log import (
     DAY,
     EPOCH,
@@ -46,6 +46,7 @@ from mlflow_deploy_plugin.inference_log import (
     open_log,
     write_file,
 )
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
     profile_from_parquet,

@@ -1,10 +1,17 @@
-"""Which name was meant, and how many are looked at and shown."""
+"""The parts of messages: texts of others, names that were meant, and lists of names."""
 
 import time
 
 import pytest
 
-from mlflow_deploy_plugin.errors import close_matches, closest_match, did_you_mean, hint_for_missing, join_names
+from mlflow_deploy_plugin.messages import (
+    close_matches,
+    closest_match,
+    did_you_mean,
+    hint_for_missing,
+    join_names,
+    one_line,
+)
 
 
 def test_the_nearest_known_name_is_meant() -> None:
@@ -41,3 +48,17 @@ def test_a_hostile_number_of_long_names_costs_milliseconds() -> None:
     hint_for_missing((f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000)))
     closest_match("x" * 10_000_000, (f"known {number}" for number in range(1_000_000)))
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "line"),
+    [
+        ("it\n  fails", None, "it fails"),
+        (ValueError("a\tlong\nmessage"), 6, "a long"),
+        (MemoryError(), 300, "MemoryError"),
+        ("", None, ""),
+        ("\x1b[1mkeras says\x1b[0m", None, "keras says"),
+    ],
+)
+def test_a_message_of_others_is_one_line(text: object, most: int | None, line: str) -> None:
+    assert one_line(text, most) == line
