@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.spec import RATE, empty_endpoint
+from mlflow_deploy_plugin.spec import RATE, empty_endpoint, parse_duration
 from mlflow_deploy_plugin.statedir import Scope
 
 if TYPE_CHECKING:
@@ -90,8 +90,6 @@ def create(
     for rate in limits:
         if not re.fullmatch(RATE, rate):
             raise click.UsageError(f"--limit {rate}: a rate is expected, as 100/second or 1000000/day")
-    from mlflow_deploy_plugin.inference_log import parse_duration
-
     with usage_errors():
         lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
     with opened_store() as store:

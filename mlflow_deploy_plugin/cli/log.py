@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.spec import parse_duration
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer, values_of
 
 if TYPE_CHECKING:
@@ -204,7 +205,6 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
     """
     from mlflow_deploy_plugin.inference_log import expire as delete
-    from mlflow_deploy_plugin.inference_log import parse_duration
 
     with usage_errors():
         length = parse_duration(keep, "--keep")

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec import MonitorKind, parse_time
+from mlflow_deploy_plugin.spec import MonitorKind, parse_duration, parse_time
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller import EvaluatedWindow, MonitorOverview
@@ -132,7 +132,6 @@ def expire(keep: str, dry_run: bool) -> None:
     still alarms stays, as do the newest 200 windows of each monitor, the runs in MLflow, the audit trail, rollouts and
     retrainings.
     """
-    from mlflow_deploy_plugin.inference_log import parse_duration
     from mlflow_deploy_plugin.store import MIN_DAYS
     from mlflow_deploy_plugin.store import expire as delete
 
@@ -419,7 +418,6 @@ def silence(
         raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
         # here: SQLAlchemy takes a second that no other command should wait for
-        from mlflow_deploy_plugin.inference_log import parse_duration
         from mlflow_deploy_plugin.store import Silences
 
         silences = Silences(store)

@@ -66,7 +66,6 @@ from .windows import HOUR_US as HOUR_US
 from .windows import TimeRange as TimeRange
 from .windows import Window as Window
 from .windows import microseconds as microseconds
-from .windows import parse_duration as parse_duration
 from .windows import parse_time_range as parse_time_range
 from .windows import parse_window as parse_window
 from .windows import window_at as window_at

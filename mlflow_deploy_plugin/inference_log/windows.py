@@ -3,18 +3,16 @@
 A `Window` is of event time. A `TimeRange`, as `--since` and `--until` give it, is of event time and of receipt.
 """
 
-import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import duration_seconds, parse_time
+from mlflow_deploy_plugin.spec import duration_seconds, is_duration, parse_duration, parse_time
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000
 CLOCK_SKEW = timedelta(hours=1)
 """The clocks of a server and of a bucket differ by less."""
-DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
 _EXPECTED_WINDOW = "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, 2013-07-01T12:00/6h"
@@ -99,8 +97,7 @@ def parse_window(text: str) -> Window:
         raise InvalidConfig(f"window {text!r}: {_EXPECTED_WINDOW}")
     try:
         start = time(start_text)
-        is_length = DURATION.fullmatch(end_text) is not None
-        end = start + timedelta(seconds=duration_seconds(end_text)) if is_length else time(end_text)
+        end = start + timedelta(seconds=duration_seconds(end_text)) if is_duration(end_text) else time(end_text)
     except OverflowError:
         raise InvalidConfig(f"window {text!r} is not within the years 1 to 9999") from None
     if end <= start:
@@ -126,7 +123,7 @@ def parse_time_range(since: str | None, until: str | None, now: datetime) -> Tim
     """
     found = TimeRange()
     if since is not None:
-        if DURATION.fullmatch(since):
+        if is_duration(since):
             found = replace(found, received_from=_before(now, since, "--since"))
         elif "/" in since:
             window = parse_window(since)
@@ -136,20 +133,13 @@ def parse_time_range(since: str | None, until: str | None, now: datetime) -> Tim
     if until is not None:
         if since is not None and "/" in since:
             raise InvalidConfig(f"--since {since} is a window already: leave --until {until} out")
-        if DURATION.fullmatch(until):
+        if is_duration(until):
             found = replace(found, received_until=_before(now, until, "--until"))
         else:
             found = replace(found, end=_parse_bound(until, "--until"))
     if found.end <= found.start or found.received_until <= found.received_from:
         raise InvalidConfig(f"nothing lies between --since {since} and --until {until}")
     return found
-
-
-def parse_duration(text: str, option: str) -> timedelta:
-    """Parse `90d`, `12h`. Raises InvalidConfig if it is something else."""
-    if not DURATION.fullmatch(text):
-        raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h or 90d is expected")
-    return timedelta(seconds=duration_seconds(text))
 
 
 def _before(now: datetime, duration: str, option: str) -> datetime:

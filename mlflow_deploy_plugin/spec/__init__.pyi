@@ -37,8 +37,10 @@ from .types import crontab_times as crontab_times
 from .types import duration_seconds as duration_seconds
 from .types import duration_text as duration_text
 from .types import field_descriptions as field_descriptions
+from .types import is_duration as is_duration
 from .types import is_loopback as is_loopback
 from .types import load_time_zone as load_time_zone
+from .types import parse_duration as parse_duration
 from .types import parse_time as parse_time
 from .types import reachable_url as reachable_url
 from .types import rolling_span as rolling_span

@@ -21,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-_NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[1-9][0-9]{0,5}[smhd]$"
+_LENGTH = r"[1-9][0-9]{0,5}[smhd]"
+_NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", f"^{_LENGTH}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 
-REFERENCE = r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$"
+REFERENCE = f"^(training|rolling:{_LENGTH}|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
 VARIABLE_VALUE = r"^[^\x00]*$"
 VARIABLE, NETWORK = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
@@ -86,6 +87,18 @@ def parse_time(text: str) -> datetime:
     """
     time = datetime.fromisoformat(text)
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def is_duration(text: str) -> bool:
+    """Return True if the text is a duration such as `"90s"`, `"5m"`, `"1h"` or `"1d"`."""
+    return re.fullmatch(_LENGTH, text) is not None
+
+
+def parse_duration(text: str, option: str) -> timedelta:
+    """Return a duration that a person has written for an option; raise InvalidConfig for any other text."""
+    if not is_duration(text):
+        raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h or 90d is expected")
+    return timedelta(seconds=duration_seconds(text))
 
 
 def duration_seconds(duration: str) -> int:
@@ -168,7 +181,7 @@ def validate_reference(text: str) -> str:
     begin, _, end = said.partition("/")
     try:
         start = parse_time(begin)
-        stop = start + timedelta(seconds=duration_seconds(end)) if re.match(_DURATION, end) else parse_time(end)
+        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else parse_time(end)
     except (ValueError, OverflowError):
         raise ValueError("a window is START/END or START/DURATION in UTC, as window:2013-01-01/2013-04-01") from None
     if stop <= start:

@@ -5,13 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.windows import (
-    microseconds,
-    parse_duration,
-    parse_time_range,
-    parse_window,
-    window_at,
-)
+from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_time_range, parse_window, window_at
 
 JULY = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -100,9 +94,3 @@ def test_files_that_were_written_before_hold_nothing_that_was_received_since() -
 def test_what_cannot_be_is_one_line(since: str | None, until: str | None, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         parse_time_range(since, until, NOW)
-
-
-def test_a_length_is_read_or_refused() -> None:
-    assert parse_duration("90d", "--keep") == timedelta(days=90)
-    with pytest.raises(InvalidConfig, match="--keep '0d' cannot be read"):
-        parse_duration("0d", "--keep")

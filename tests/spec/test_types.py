@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.spec import (
     duration_seconds,
     duration_text,
     load_time_zone,
+    parse_duration,
     reachable_url,
     rolling_span,
     validate_crontab,
@@ -20,6 +21,13 @@ from mlflow_deploy_plugin.spec.types import validate_lag, validate_reference
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)])
 def test_durations_are_seconds(text: str, seconds: int) -> None:
     assert duration_seconds(text) == seconds
+
+
+def test_a_duration_of_an_option_is_read_or_refused() -> None:
+    assert parse_duration("90d", "--keep") == timedelta(days=90)
+    for text in ("0d", "05m", " 5m", "5m\n", "1000000s", "5", "m", "", "1.5h", "٣d"):
+        with pytest.raises(InvalidConfig, match="--keep"):
+            parse_duration(text, "--keep")
 
 
 DAY = timedelta(days=1)

@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import
     dependence_of,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
-from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec
+from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec, duration_text
 from mlflow_deploy_plugin.statedir import FileCache
 
 NULLS: Mapping[NullKind, type[Null]] = {
@@ -111,8 +111,7 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     most = int(max(supported))
     smallest = show_rate(1 / (most + 1))
     pieces = group.reference.pieces
-    units, window = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)), pieces.grid.length_us // 1_000_000
-    length = next(f"{window // size}{unit}" for unit, size in units if window % size == 0)
+    length = duration_text(pieces.grid.length_us // 1_000_000)
     if pieces.grid.lag_windows:
         has, instead = f"the log has {most}", "wait until it is older"
         if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
