@@ -16,6 +16,13 @@ from typing import Any
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import available_cores
+from mlflow_deploy_plugin.server.http.limits import (
+    FIELD_BYTES,
+    FIELDS,
+    KEEP_ALIVE_SECONDS,
+    MAX_CONNECTIONS,
+    REQUEST_LINE_BYTES,
+)
 from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
@@ -25,7 +32,7 @@ STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
-_MAX_FILES, _MAX_CONNECTIONS = 65536, 1000
+_MAX_FILES = 65536
 _GTHREAD_GUNICORN = (25, 2)
 _HTTP = f"{__package__}.http"
 control_socket_disable = True
@@ -56,10 +63,13 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         "--worker-class": f"{_HTTP}.{worker}",
         "--threads": server.threads,
         # an idle client makes place for a new one only at this number; the other files are the spool's and the models'
-        "--worker-connections": min(_MAX_CONNECTIONS, files * 3 // 4),
+        "--worker-connections": min(MAX_CONNECTIONS, files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
-        "--keep-alive": 75,  # longer than the 60 s after which load balancers let go of an idle connection
+        "--keep-alive": KEEP_ALIVE_SECONDS,
+        "--limit-request-line": REQUEST_LINE_BYTES,
+        "--limit-request-fields": FIELDS,
+        "--limit-request-field_size": FIELD_BYTES,
         "--log-level": "warning",
     }
     if (memory := shared_memory()) is not None:

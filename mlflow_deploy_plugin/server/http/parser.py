@@ -21,9 +21,14 @@ from mlflow_deploy_plugin.errors import (
     UnfitPath,
     UnknownTransferCoding,
 )
+from mlflow_deploy_plugin.server.http.limits import (
+    CHUNK_LINE_BYTES,
+    FIELD_BYTES,
+    FIELDS,
+    HEAD_BYTES,
+    REQUEST_LINE_BYTES,
+)
 
-REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
-_HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 CHUNKED = -1
 LAST_CHUNK = b"0\r\n\r\n"
 EMPTY_LINE = b"\r\n"
@@ -38,14 +43,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?")
 _SINGLE = ("host", "content-type", "content-length", "transfer-encoding")
 
-SLOWEST_BYTES_PER_SECOND = 1024
-"""A slower request counts as idle if other clients want its place."""
-MAX_UNSENT_BYTES = 256 * 1024 * 1024
-"""The limit of the bytes of responses that the clients of a worker have not taken. Above it, the response that waits
-longest is broken off."""
-LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
-"""The seconds and bytes for which a client that is still sending is read before its connection is closed."""
-_CHUNK_LINE_BYTES = 1024
 _STEPS = 1000
 """The most steps of one `feed`. 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -136,8 +133,8 @@ def _check_beginning(head: bytes) -> None:
     if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
         if b"\n" not in head[:REQUEST_LINE_BYTES]:
             raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
-    elif len(head) > _HEAD_BYTES + 3:  # three bytes of its end
-        raise HeadersTooLarge(f"the header fields together are more than this server's limit of {_HEAD_BYTES} bytes")
+    elif len(head) > HEAD_BYTES + 3:  # three bytes of its end
+        raise HeadersTooLarge(f"the header fields together are more than this server's limit of {HEAD_BYTES} bytes")
     if head.count(b"\n") != head.count(b"\r\n"):
         raise InvalidRequest("a line of the request's head ends without CR; lines of HTTP/1.1 end with CR LF")
 
@@ -322,7 +319,7 @@ class _ChunkedBody:
 
     def _line_end(self, data: bytes, position: int) -> int:
         """Return the end of the line that begins at `position`, or -1 if it has not come yet."""
-        most = _CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
+        most = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
         end = data.find(b"\r\n", position, position + most + 2)
         if (end < 0 and len(data) - position > most + 1) or b"\n" in data[position : end if end >= 0 else None]:
             raise InvalidRequest("the body is not in valid chunks: a line is too long, or ends without CR")

@@ -22,14 +22,16 @@ from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
-from mlflow_deploy_plugin.server.http.parser import (
-    CHUNKED,
-    EMPTY_LINE,
-    LAST_CHUNK,
+from mlflow_deploy_plugin.server.http.limits import (
     LINGER_BYTES,
     LINGER_SECONDS,
     MAX_UNSENT_BYTES,
     SLOWEST_BYTES_PER_SECOND,
+)
+from mlflow_deploy_plugin.server.http.parser import (
+    CHUNKED,
+    EMPTY_LINE,
+    LAST_CHUNK,
     BodyParser,
     RequestHead,
     body_parser,

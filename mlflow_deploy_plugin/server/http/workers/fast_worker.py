@@ -16,7 +16,7 @@ from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
 from mlflow_deploy_plugin.server.certificates import open_following_tls
-from mlflow_deploy_plugin.server.http.workers.worker_app import ConnectionLimits
+from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 
 _CHECK_SECONDS = 0.1
 

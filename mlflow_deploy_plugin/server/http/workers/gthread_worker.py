@@ -45,17 +45,13 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.certificates import open_following_tls
-from mlflow_deploy_plugin.server.http.parser import (
-    CHUNKED,
-    LAST_CHUNK,
+from mlflow_deploy_plugin.server.http.limits import (
     LINGER_BYTES,
     LINGER_SECONDS,
     MAX_UNSENT_BYTES,
     SLOWEST_BYTES_PER_SECOND,
-    RequestHead,
-    body_parser,
-    parse_head,
 )
+from mlflow_deploy_plugin.server.http.parser import CHUNKED, LAST_CHUNK, RequestHead, body_parser, parse_head
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 
 _MAX_LAG_SECONDS = 3.0

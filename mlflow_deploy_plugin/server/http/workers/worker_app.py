@@ -3,11 +3,11 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.server.assembly import Server, open_worker
 from mlflow_deploy_plugin.server.http.app import ServerApp
+from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, max_batch_rows, request_threads
@@ -70,23 +70,6 @@ class InlinePolicy:
         self._seconds[key] = average + change * (_FALLING_WEIGHT if change < 0 else _RISING_WEIGHT)
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """gunicorn's settings for the connections of one worker.
-
-    Attributes:
-        request_seconds: `--timeout`: for a request to arrive, and for a client to take a part of its response.
-        keep_alive_seconds: `--keep-alive`: for a connection to be idle.
-        connections: `--worker-connections`: one more replaces an idle connection, or is refused.
-        body_bytes: for all bodies that are incomplete or not answered; above it, requests are refused.
-    """
-
-    request_seconds: float = 60.0
-    keep_alive_seconds: float = 75.0
-    connections: int = 1000
-    body_bytes: int = 256 * 1024 * 1024
-
-
 class WorkerApp:
     """The application of the fast worker.
 
@@ -114,7 +97,7 @@ class WorkerApp:
         self.inline_policy = InlinePolicy(waits_for_nobody)
         self._sample = 0
         self.pool = RequestThreads(threads)
-        self.limits = ConnectionLimits()
+        self.limits = ConnectionLimits(server.spec.request_timeout_seconds)
         self.now = 0.0
         self.buffered_bytes = 0
         self.streams = 0

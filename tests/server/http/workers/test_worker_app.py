@@ -13,14 +13,10 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
-from mlflow_deploy_plugin.server.http.workers.worker_app import (
-    INLINE_SECONDS,
-    ConnectionLimits,
-    InlinePolicy,
-    WorkerApp,
-)
+from mlflow_deploy_plugin.server.http.workers.worker_app import INLINE_SECONDS, InlinePolicy, WorkerApp
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.servers import one_endpoint, variant
 from tests.support.waiting import wait_until
@@ -32,7 +28,7 @@ def test_bodies_of_all_connections_together_are_bounded(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path]
 ) -> None:
     app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
-    app.limits = ConnectionLimits(body_bytes=100_000)
+    app.limits = ConnectionLimits(60.0, body_bytes=100_000)
 
     async def talk() -> None:
         state = SimpleNamespace(connections=set())
