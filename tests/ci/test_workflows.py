@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,6 +50,20 @@ def test_an_action_is_pinned_by_its_commit_which_is_the_same_everywhere() -> Non
     used = re.findall(r"uses: ([\w./-]+)@(\S+) # (v\S+)", "".join(file.read_text() for file in OURS))
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for _, commit, _ in used)
     assert len({action for action, *_ in used}) == len(set(used))
+
+
+def test_a_release_publishes_only_after_the_jobs_of_a_push_and_of_a_night() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())["jobs"]
+    assert [jobs[name]["uses"].rpartition("/")[2] for name in ("ci", "nightly")] == ["ci.yaml", "nightly.yaml"]
+    publishing = {name for name, job in jobs.items() if "write" in job.get("permissions", {}).values()}
+    assert {"pypi", "images", "chart", "github"} == publishing
+    assert [name for name in sorted(publishing) if not required(jobs, name) >= {"ci", "nightly"}] == []
+
+
+def required(jobs: dict[str, Any], name: str) -> set[str]:
+    """Return the jobs that have to succeed before this job."""
+    needs = jobs[name].get("needs", [])
+    return set(needs).union(*(required(jobs, need) for need in needs))
 
 
 def assert_passes(*command: str | Path) -> None:
