@@ -1,6 +1,13 @@
 """Requests to a server in this process, without a worker."""
 
+import io
+import sys
 import threading
+from collections.abc import Mapping
+from typing import IO, Any
+from urllib.parse import unquote_to_bytes
+
+from werkzeug.test import run_wsgi_app
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
@@ -30,3 +37,39 @@ def ask(
     """Answer a JSON request; keywords are headers, with underscores for hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return handle(server, RawRequest(method, path, {**JSON, **named}, body))
+
+
+_OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")
+
+
+def wsgi_environ(method: str, target: str, headers: Mapping[str, str], body: IO[bytes]) -> dict[str, Any]:
+    """Return the environ that gunicorn makes of a request. The target and the headers are passed unchecked.
+
+    The input ends where the body ends.
+    """
+    path, _, query = target.partition("?")
+    named = {name.upper().replace("-", "_"): value for name, value in headers.items() if "_" not in name}
+    return {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(path.encode("latin-1")).decode("latin-1"),
+        "RAW_URI": target,
+        "QUERY_STRING": query,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": body,
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        **{name if name in _OWN_KEYS else f"HTTP_{name}": value for name, value in named.items()},
+    }
+
+
+def ask_wsgi(
+    app: ServerApp, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+) -> tuple[int, dict[str, str], bytes]:
+    """Answer a request by the WSGI application; return the status, the headers in lower case and the body."""
+    content, status, fields = run_wsgi_app(app, wsgi_environ(method, target, headers, io.BytesIO(body)), buffered=True)
+    return int(status[:3]), {name.lower(): value for name, value in fields}, b"".join(content)

@@ -10,7 +10,7 @@ _HTTP, _PROTOCOLS, _RUNTIME = f"{_OURS}server.http.", f"{_OURS}server.protocols.
 
 @dataclass(frozen=True)
 class Removal:
-    """The removal of a bound in one of the workers, or in the function that both answer by.
+    """The removal of a bound in the fast worker, in the WSGI application, or in the function that both answer by.
 
     Attributes:
         patched: what stands in for attributes of modules and classes: Python expressions, in which `original` is what
@@ -18,7 +18,7 @@ class Removal:
         fields: of the server's spec.
     """
 
-    of: Literal["answer", "fast", "gthread"]
+    of: Literal["answer", "fast", "wsgi"]
     patched: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -28,46 +28,42 @@ def _answer(**patched: str) -> tuple[Removal, ...]:
     return (Removal("answer", {_OURS + name.replace("__", "."): text for name, text in patched.items()}),)
 
 
-def _both(fast: Mapping[str, str], gthread: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
-    """Return removals from both workers; the same if the second is not given."""
-    patched = (("fast", fast), ("gthread", fast if gthread is None else gthread))
-    return tuple(Removal(of, {_HTTP + name: text for name, text in names.items()}) for of, names in patched)  # type: ignore[arg-type]
+def _fast(patched: Mapping[str, str]) -> tuple[Removal, ...]:
+    """Return a removal from the fast worker. The names are relative to `server/http`."""
+    return (Removal("fast", {_HTTP + name: text for name, text in patched.items()}),)
 
 
-_NOTHING = "lambda *_, **__: None"
+def _both(fast: Mapping[str, str], wsgi: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
+    """Return removals from the worker and from the WSGI application; the same if the second is not given."""
+    return (*_fast(fast), Removal("wsgi", _fast(wsgi or fast)[0].patched))
+
+
+_NOTHING, _ANY_TARGET = "lambda *_, **__: None", "lambda target: target.partition('?')[0]"
 BOUNDS: dict[str, tuple[Removal, ...]] = {
-    "request line": _both({"parser._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}),
-    "target": _both(
-        dict.fromkeys(["parser.decode_path", "app.decode_path"], "lambda target: target.partition('?')[0]")
-    ),
+    "request line": _fast({"parser._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}),
+    "target": _both({"parser.decode_path": _ANY_TARGET}, {"app.decode_path": _ANY_TARGET}),
     "names in paths": _both({"routes._match": "lambda path: original('/ping')"}),
     "names of models": (),  # server/models/repository.py: lease
     "methods": _both(
         {"routes._match": "lambda path: ({**(m := original(path)[0]), 'DELETE': next(iter(m.values()))}, {})"}
     ),
-    "host": _both(dict.fromkeys(["parser.check_host", "app.check_host"], _NOTHING)),
-    "header fields": _both({"parser._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
-    "lengths": _both({"parser._length": "lambda headers, is_first_minor: 0"}),
-    "transfer coding": _both({"parser._length": "lambda headers, is_first_minor: 0"}),
-    "chunks": _both({"parser._SIZE": "re.compile(rb'[^0-9a-f]*([0-9a-f]*).*')"}),
-    "request line bytes": _both({"parser.REQUEST_LINE_BYTES": "10**6"}),
-    "field bytes": _both({"parser.FIELD_BYTES": "10**6"}),
-    "fields": _both({"parser.FIELDS": "10**6"}),
-    "expectation": _both(
+    "host": _both({"parser.check_host": _NOTHING}, {"app.check_host": _NOTHING}),
+    "header fields": _fast({"parser._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
+    "lengths": _fast({"parser._length": "lambda headers, is_first_minor: 0"}),
+    "transfer coding": _fast({"parser._length": "lambda headers, is_first_minor: 0"}),
+    "chunks": _fast({"parser._SIZE": "re.compile(rb'[^0-9a-f]*([0-9a-f]*).*')"}),
+    "request line bytes": _fast({"parser.REQUEST_LINE_BYTES": "10**6"}),
+    "field bytes": _fast({"parser.FIELD_BYTES": "10**6"}),
+    "fields": _fast({"parser.FIELDS": "10**6"}),
+    "expectation": _fast(
         {"parser._fields": "lambda lines: {k: v for k, v in original(lines).items() if k != 'expect'}"}
     ),
     "body bytes": _both(
         {"workers.connection.body_parser": "lambda length, limit: original(length, 10**15)"},
         {"app._read_body": "lambda stream, length, limit: original(stream, length, 10**15)"},
     ),
-    "seconds of a head": _both(
-        {"workers.connection.HttpConnection.check_deadline": _NOTHING},
-        {"workers.gthread_worker.GracefulThreadWorker.murder_pending": _NOTHING},
-    ),
-    "seconds of a body": _both(
-        {"workers.connection.HttpConnection.check_deadline": _NOTHING},
-        {"workers.gthread_worker.GracefulThreadWorker.murder_pending": _NOTHING},
-    ),
+    "seconds of a head": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
+    "seconds of a body": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
     "callers": _answer(server__http__views__check_same_site=_NOTHING),
     "content type": _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
     "encoding": _answer(server__http__routes__decode_body="lambda request, limit: request"),
@@ -131,3 +127,5 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "deadline": (),  # runtime/batcher.py; server/inference/dataplane.py
 }
 """The removals of each bound; none if it is not one attribute, but stands where the comment says."""
+OF_THE_CONNECTION = {name for name, removals in BOUNDS.items() if {removal.of for removal in removals} == {"fast"}}
+"""The bounds that only the fast worker has: the parser's, deadlines and limits of requests at the same time."""

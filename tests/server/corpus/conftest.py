@@ -1,7 +1,7 @@
-"""One server a worker class, small enough that its bounds are cheap to reach."""
+"""A server, and its WSGI application in this process, so small that its bounds are cheap to reach."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
-from tests.server.corpus.wire import Wire
+from tests.server.corpus.wire import Wire, Wsgi
 from tests.support.servers import gunicorn, variant, want, write_spec
 from tests.support.waiting import wait_until
 
-WORKERS = ("fast", "gthread")
 SERVER = {"max_body_bytes": MAX_BODY_BYTES, "request_timeout_seconds": 3, "threads": 12}
 _VERTEX = {"AIP_HTTP_PORT": "8080", "AIP_PREDICT_ROUTE": VERTEX, "AIP_HEALTH_ROUTE": VERTEX_HEALTH}
 
@@ -65,6 +64,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
 
 
 @pytest.fixture(scope="session")
+def wsgi(server: Any) -> Wsgi:
+    return Wsgi(server)
+
+
+@pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Start:
     """Start a server with the endpoints of `routes.py`; keywords are fields of its spec.
 
@@ -72,9 +76,9 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
     """
 
     @contextmanager
-    def started(worker_class: str, config: Path | None = None, **fields: Any) -> Iterator[Tried]:
-        state_dir = tmp_path_factory.mktemp(worker_class)
-        server = {**SERVER, "worker_class": worker_class, **fields}
+    def started(config: Path | None = None, **fields: Any) -> Iterator[Tried]:
+        state_dir = tmp_path_factory.mktemp("state")
+        server = {**SERVER, **fields}
         _write_state(state_dir, model_folders, server)
         with gunicorn(state_dir, spec=ServerSpec.model_validate(server), config=config, environment=_VERTEX) as running:
             secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
@@ -85,12 +89,10 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
 
 
 @pytest.fixture(scope="session")
-def tried(start: Start) -> Iterator[dict[str, Tried]]:
-    """Yield the server of each worker class. At the end the same workers live, and no log has a traceback."""
-    with ExitStack() as stack:
-        servers = {kind: stack.enter_context(start(kind)) for kind in WORKERS}
-        before = {kind: server.pids for kind, server in servers.items()}
-        yield servers
-        for kind, server in servers.items():
-            assert server.pids == before[kind], server.log
-            assert "Traceback" not in server.log
+def tried(start: Start) -> Iterator[Tried]:
+    """Yield a server. At the end the same worker lives, and its log has no traceback."""
+    with start() as server:
+        before = server.pids
+        yield server
+        assert server.pids == before, server.log
+        assert "Traceback" not in server.log

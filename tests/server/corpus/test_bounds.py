@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.server.corpus import limits, slow
 from tests.server.corpus.bounds import BOUNDS, Removal
-from tests.server.corpus.case import BodyCase
 from tests.server.corpus.cases import CASES
-from tests.server.corpus.wire import Answer, Neglected, Refused, check_refusal
-from tests.support.handling import handle
+from tests.server.corpus.wire import Neglected, Refused, Wsgi
 
 REMOVALS = [(name, removal) for name, removals in BOUNDS.items() for removal in removals]
 _SLOW_SECONDS = 8.0
@@ -50,41 +47,35 @@ def fails(attempts: Iterable[Callable[[], None]]) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    ("name", "removal"), [pytest.param(*entry, id=entry[0]) for entry in REMOVALS if entry[1].of == "answer"]
-)
-def test_without_a_bound_of_bodies_one_of_its_cases_fails(
-    server: Any, monkeypatch: pytest.MonkeyPatch, name: str, removal: Removal
-) -> None:
-    def ask(case: BodyCase, route: Any) -> None:
-        headers = {key.lower(): value for key, value in {**route.headers, **case.headers}.items() if value}
-        response = handle(server, RawRequest(route.method, route.path, headers, case.body(route)))
-        check_refusal(case, route, Answer(response.status, response.headers, response.body))
+def removals(*of: str) -> Any:
+    """Parametrize by the removals from these."""
+    found = [pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}") for entry in REMOVALS if entry[1].of in of]
+    return pytest.mark.parametrize(("name", "removal"), found)
 
-    cases = [case for case in CASES if case.bound == name and isinstance(case, BodyCase)]
-    attempts = [lambda case=case, route=route: ask(case, route) for case in cases for route in case.on]  # type: ignore[misc]
-    assert not fails(attempts)
+
+@removals("answer", "wsgi")
+def test_without_a_bound_of_the_application_one_of_its_cases_fails(
+    wsgi: Wsgi, monkeypatch: pytest.MonkeyPatch, name: str, removal: Removal
+) -> None:
     for target, text in removal.patched.items():
         module, _, attribute = target.rpartition(".")
         owner = importlib.import_module(module)
         value = eval(text, {"re": re, "original": getattr(owner, attribute)})
         monkeypatch.setattr(owner, attribute, value)
-    assert fails(attempts)
+    cases = [case for case in CASES if case.bound == name]
+    assert fails([lambda case=case, route=route: wsgi.check(case, route) for case in cases for route in case.on])  # type: ignore[misc]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "removal"),
-    [pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}") for entry in REMOVALS if entry[1].of != "answer"],
-)
-def test_without_a_bound_of_a_worker_one_of_its_cases_fails(
+@removals("fast")
+def test_without_a_bound_of_the_worker_one_of_its_cases_fails(
     start: Any, tmp_path: Path, name: str, removal: Removal
 ) -> None:
     config = tmp_path / "without.py"
     config.write_text(_CONFIG.format(patched=dict(removal.patched)))
     crowds = [(where, crowd, routes) for where, crowd, routes in limits.CASES if crowd.bound == name]
     fields = {**(limits.NARROW[crowds[0][0]] if crowds else {}), **removal.fields}
-    with start(removal.of, config, **fields) as tried:
+    with start(config, **fields) as tried:
         attempts: list[Callable[[], None]] = [
             *[lambda c=c, r=r: c.try_on(tried.wire, r) for _, c, routes in crowds for r in routes],
             *[lambda c=c: tried.wire.check(c, c.on[0]) for c in CASES if c.bound == name],

@@ -1,17 +1,17 @@
-"""The corpus over real sockets: every bad request is refused as it should, and nobody else notices."""
+"""The corpus over real sockets and to the WSGI application: every bad request is refused as it should, and others are
+answered."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.server.corpus import heads
+from tests.server.corpus.bounds import OF_THE_CONNECTION
 from tests.server.corpus.case import AnyCase, Route
 from tests.server.corpus.cases import CASES
+from tests.server.corpus.conftest import Tried
 from tests.server.corpus.routes import ALL
-from tests.server.corpus.wire import Refused
-
-pytestmark = pytest.mark.parametrize("kind", ["fast", "gthread"])
+from tests.server.corpus.wire import Refused, Wsgi
 
 
 def failures(check: Callable[[Route], None], routes: tuple[Route, ...]) -> list[str]:
@@ -25,19 +25,23 @@ def failures(check: Callable[[Route], None], routes: tuple[Route, ...]) -> list[
     return found
 
 
-def test_every_route_gives_its_right_answer(tried: dict[str, Any], kind: str) -> None:
-    assert failures(tried[kind].wire.check_good, ALL) == []
+def test_every_route_gives_its_right_answer(tried: Tried, wsgi: Wsgi) -> None:
+    assert failures(tried.wire.check_good, ALL) == []
+    assert failures(wsgi.check_good, ALL) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_bad_request_is_refused_and_the_good_one_after_it_answered(
-    tried: dict[str, Any], kind: str, case: AnyCase
-) -> None:
-    assert failures(lambda route: tried[kind].wire.check(case, route), case.on) == []
+def test_a_bad_request_is_refused_and_the_good_one_after_it_answered(tried: Tried, case: AnyCase) -> None:
+    assert failures(lambda route: tried.wire.check(case, route), case.on) == []
 
 
 @pytest.mark.parametrize("case", heads.PIPELINED, ids=lambda case: case.name)
-def test_a_bad_request_behind_a_good_one_does_not_touch_its_answer(
-    tried: dict[str, Any], kind: str, case: AnyCase
-) -> None:
-    assert failures(lambda route: tried[kind].wire.check(case, route, comes_first=True), case.on) == []
+def test_a_bad_request_behind_a_good_one_does_not_touch_its_answer(tried: Tried, case: AnyCase) -> None:
+    assert failures(lambda route: tried.wire.check(case, route, comes_first=True), case.on) == []
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.bound not in OF_THE_CONNECTION], ids=lambda case: case.name
+)
+def test_the_wsgi_application_refuses_a_bad_request_alike(wsgi: Wsgi, case: AnyCase) -> None:
+    assert failures(lambda route: wsgi.check(case, route), case.on) == []

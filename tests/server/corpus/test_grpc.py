@@ -29,11 +29,11 @@ NOISE = {
 _CODES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"}
 
 
-@pytest.fixture(scope="module", params=["fast", "gthread"])
-def called(request: pytest.FixtureRequest, start: Any) -> Iterator[tuple[Any, Any]]:
+@pytest.fixture(scope="module")
+def called(start: Any) -> Iterator[tuple[Any, Any]]:
     """Yield a channel to the server, and the server."""
     port = free_port()
-    with start(request.param, grpc_port=port) as tried, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with start(grpc_port=port) as tried, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         before = tried.pids
         yield channel, tried
         assert tried.pids == before

@@ -1,19 +1,17 @@
-"""Hostile bytes, in one piece and cut in two at any place: both workers read them alike, and go on or close alike."""
+"""Hostile bytes, in one piece and cut in two at any place: they are read alike, and the connection goes on or closes
+alike."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import pytest
 
 from tests.server.corpus import raw
+from tests.server.corpus.conftest import Tried
 from tests.server.corpus.raw import Raw, exchanged
 
 _AT_ONCE = 8
 
 
-@pytest.mark.parametrize("kind", ["fast", "gthread"])
-def test_hostile_bytes_are_read_alike_by_both_workers_however_they_are_cut(tried: dict[str, Any], kind: str) -> None:
-    port = tried[kind].wire.port
+def test_hostile_bytes_are_read_alike_however_they_are_cut(tried: Tried) -> None:
+    port = tried.wire.port
 
     def check(job: tuple[Raw, int]) -> str:
         case, cut = job
@@ -30,9 +28,8 @@ def test_hostile_bytes_are_read_alike_by_both_workers_however_they_are_cut(tried
     assert len({case.name for case in raw.CASES}) == len(raw.CASES)
 
 
-@pytest.mark.parametrize("kind", ["fast", "gthread"])
-def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: dict[str, Any], kind: str) -> None:
-    port = tried[kind].wire.port
+def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: Tried) -> None:
+    port = tried.wire.port
     cases = [case for case in raw.CASES if len(case.sent) < 250][::3]
 
     def check(case: Raw) -> str:

@@ -8,10 +8,9 @@ from tests.server.corpus import limits
 from tests.server.corpus.limits import ROUTES
 
 
-@pytest.mark.parametrize("kind", ["fast", "gthread"])
 @pytest.mark.parametrize("server", limits.NARROW)
-def test_a_crowd_is_refused_only_for_its_number(start: Any, kind: str, server: str) -> None:
-    with start(kind, **limits.NARROW[server]) as tried:
+def test_a_crowd_is_refused_only_for_its_number(start: Any, server: str) -> None:
+    with start(**limits.NARROW[server]) as tried:
         before = tried.pids
         for where, crowd, routes in limits.CASES:
             for route in routes if where == server else ():

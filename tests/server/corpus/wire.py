@@ -1,4 +1,4 @@
-"""Requests as bytes on a socket, and what comes back."""
+"""Requests as bytes, on a socket or to the WSGI application in this process, and their responses."""
 
 import contextlib
 import json
@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.app import ServerApp
 from tests.server.corpus.case import AnyCase, Route
+from tests.support.handling import ask_wsgi
 
 PATIENCE_SECONDS = 8.0
 """After which an answer counts as never given."""
@@ -97,6 +100,36 @@ class Wire:
             raise Refused("no answer in time") from None
         except OSError:
             return None
+
+
+class Wsgi:
+    """The WSGI application of a server in this process.
+
+    A request is taken apart without a check of it, as by a server of WSGI that lets everything pass.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._app = ServerApp(server)
+        self._secrets = (*_SECRETS, str(server.repository.state_dir).encode())
+
+    def check_good(self, route: Route) -> None:
+        """Check that the good request of the route gets its right response."""
+        check_right(route, self._ask(route.request()))
+
+    def check(self, case: AnyCase, route: Route) -> None:
+        """Check that the case is refused as it should, and that a good request then gets its right response."""
+        check_refusal(case, route, self._ask(case.sent(route)), self._secrets)
+        self.check_good(route)
+
+    def _ask(self, sent: bytes) -> Answer:
+        head, _, body = sent.partition(b"\r\n\r\n")
+        line, *fields = head.decode("latin-1").split("\r\n")
+        method, target, _ = line.split(" ")
+        headers = {name: value.strip(" ") for name, _, value in (field.partition(":") for field in fields)}
+        if "Transfer-Encoding" in headers:  # in a single chunk
+            size, _, rest = body.partition(b"\r\n")
+            body = rest[: int(size, 16)]
+        return Answer(*ask_wsgi(self._app, method, target, headers, body))
 
 
 def check_right(route: Route, answer: Answer | None) -> None:

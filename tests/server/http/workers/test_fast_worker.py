@@ -1,16 +1,16 @@
-"""Both workers: the same bytes for the same requests, and nothing lost when one ends or is killed."""
+"""The worker: the same answers as the WSGI application's, and nothing lost when it ends or is killed."""
 
 import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import requests
 
+from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
-from tests.support.servers import gunicorn, one_endpoint, variant
+from tests.support.handling import ask_wsgi
+from tests.support.servers import gunicorn, one_endpoint, opened, variant
 from tests.support.waiting import wait_until
 
 WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")
@@ -29,33 +31,44 @@ ROW = b'{"inputs": [[1, 2, 3]]}'
 V2_ROW = b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
 ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@dataclass(frozen=True)
+class Both:
+    """A server, and the WSGI application of the same endpoints in this process."""
+
+    running: Any
+    app: ServerApp
+
+    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> list[Answer]:
+        """Return the answers of both; the path is sent as it is written."""
+        host, _, port = self.running.url.removeprefix("http://").partition(":")
+        named = {"Host": f"{host}:{port}", "X-Request-Id": "mine", "Content-Length": str(len(body)), **headers}
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        with contextlib.closing(connection):
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in named.items():
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            response = connection.getresponse()
+            got = {name.lower(): value for name, value in response.getheaders()}
+            answered = response.status, got, response.read()
+        return [
+            (status, {name: value for name, value in fields.items() if name not in OF_THE_CONNECTION}, content)
+            for status, fields, content in (answered, ask_wsgi(self.app, method, path, named, body))
+        ]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[list[Any]]:
-    """Yield a server of each kind, on the same two endpoints."""
-    with contextlib.ExitStack() as servers:
-        running = []
-        for kind in WORKERS:
-            state_dir = tmp_path_factory.mktemp(kind)
-            endpoints = {name: {"v": variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
-            endpoints["odd"] = {"v": variant(bias_folders["3"], "3\r\n\r\nHTTP/1.1 200 OK", model=ODD)}
-            running.append(servers.enter_context(gunicorn(state_dir, endpoints, ServerSpec(worker_class=kind))))
-        yield running
-
-
-def ask(url: str, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body; the path is sent as it is written."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    with contextlib.closing(connection):
-        connection.putrequest(method, path, skip_accept_encoding=True)
-        for name, value in {"X-Request-Id": "mine", "Content-Length": str(len(body)), **headers}.items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        response = connection.getresponse()
-        got = {name.lower(): value for name, value in response.getheaders()}
-        return response.status, {n: v for n, v in got.items() if n not in OF_THE_CONNECTION}, response.read()
+def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Both]:
+    endpoints = {name: {"v": variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
+    endpoints["odd"] = {"v": variant(bias_folders["3"], "3\r\n\r\nHTTP/1.1 200 OK", model=ODD)}
+    with (
+        gunicorn(tmp_path_factory.mktemp("fast"), endpoints) as running,
+        opened(tmp_path_factory.mktemp("here"), endpoints) as server,
+    ):
+        yield Both(running, ServerApp(server))
 
 
 CASES = [
@@ -136,83 +149,40 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "path", "headers", "body"), CASES)
-def test_both_workers_send_the_same(
-    both: list[Any], method: str, path: str, headers: dict[str, str], body: bytes
+def test_the_worker_and_the_wsgi_application_answer_the_same(
+    both: Both, method: str, path: str, headers: dict[str, str], body: bytes
 ) -> None:
-    fast, threaded = ((*ask(running.url, method, path, headers, body),) for running in both)
-    for answered in (fast, threaded):  # what differs from answer to answer
+    fast, wsgi = both.ask(method, path, headers, body)
+    for answered in (fast, wsgi):  # these headers differ from answer to answer
         if "x-prediction-id" in answered[1]:
             assert len(answered[1].pop("x-prediction-id")) == 32
         if len(answered[1].get("x-request-id", "")) == 32:
             answered[1].pop("x-request-id")
-    assert fast == threaded
+    assert fast == wsgi
     assert fast[0] < 500
 
 
-def test_both_workers_tell_the_methods_of_a_path(both: list[Any]) -> None:
-    for running in both:
-        for path, allowed in (("/ping", "GET, HEAD, OPTIONS"), ("/v2/models/e/infer", "POST, OPTIONS")):
-            told = ask(running.url, "OPTIONS", path, {}, b"")
-            assert told == (204, {"allow": allowed}, b"")
-            status, headers, _ = ask(running.url, "DELETE", path, {}, b"")
+def test_the_methods_of_a_path_are_told(both: Both) -> None:
+    for path, allowed in (("/ping", "GET, HEAD, OPTIONS"), ("/v2/models/e/infer", "POST, OPTIONS")):
+        assert both.ask("OPTIONS", path, {}) == [(204, {"allow": allowed}, b"")] * 2
+        for status, headers, _ in both.ask("DELETE", path, {}):
             assert (status, headers["allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/a%0Ab/ready", "/v2//health", "/v2/../ping"])
-def test_both_workers_refuse_an_odd_path_in_the_form_of_its_protocol(both: list[Any], path: str) -> None:
-    for running in both:
-        status, _, body = ask(running.url, "GET", path, {}, b"")
+def test_an_odd_path_is_refused_in_the_form_of_its_protocol(both: Both, path: str) -> None:
+    for status, _, body in both.ask("GET", path, {}):
         assert (status, list(json.loads(body))) == (400, ["error"])
 
 
-def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: list[Any]) -> None:
-    for running in both:
-        status, headers, _ = ask(running.url, "POST", "/endpoints/odd/invocations", {"Content-Type": JSON}, ROW)
+def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: Both) -> None:
+    for status, headers, _ in both.ask("POST", "/endpoints/odd/invocations", {"Content-Type": JSON}, ROW):
         assert status == 200
         assert headers["x-model-name"] == "Fl%C3%BCge%0D%0AX-Evil: yes"
         assert headers["x-model-version"] == "3%0D%0A%0D%0AHTTP/1.1 200 OK"
         assert "x-evil" not in headers
-        page = ask(running.url, "GET", "/metrics", {}, b"")[2].decode()
-        assert all(line.startswith(("#", "onnxserve_", "ml_")) for line in page.split("\n") if line)
-
-
-BROKEN = {
-    "no-version": b"GET /ping\r\n\r\n",
-    "lower-case-method": b"get /ping HTTP/1.1\r\nHost: x\r\n\r\n",
-    "no-host": b"GET /ping HTTP/1.1\r\n\r\n",
-    "two-hosts": b"GET /ping HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
-    "absolute": b"GET http://x/ping HTTP/1.1\r\nHost: x\r\n\r\n",
-    "non-ascii": "GET /pïng HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
-    "folded": b"GET /ping HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
-    "space-before-colon": b"GET /ping HTTP/1.1\r\nHost : x\r\n\r\n",
-    "two-lengths": b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
-    "length-and-chunks": b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-    "chunk-size": b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n\r\n",
-    "expectation": b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nContent-Length: 2\r\n\r\n{}",
-    "coding": b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: br\r\n\r\n",
-    "long-line": b"GET /" + b"a" * 8190 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "long-field": b"GET /ping HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 8200 + b"\r\n\r\n",
-    "many-fields": b"GET /ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100 + b"\r\n",
-}
-
-
-def exchanged(url: str, sent: bytes) -> bytes:
-    """Return the response, up to the end of the document."""
-    answered = b""
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
-        connection.sendall(sent)
-        while not answered.endswith(b"}") and (piece := connection.recv(65536)):
-            answered += piece
-    return answered
-
-
-@pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN.keys())
-def test_both_workers_refuse_broken_http_alike(both: list[Any], sent: bytes) -> None:
-    fast, threaded = (exchanged(running.url, sent) for running in both)
-    for answered in (fast, threaded):
-        assert b"Content-Type: application/json" in answered
-        assert re.search(rb'\{"error_code":"(BAD_REQUEST|NOT_IMPLEMENTED)","message":"', answered)
-    assert fast.split()[1] == threaded.split()[1]
+    for _, _, page in both.ask("GET", "/metrics", {}):
+        assert all(line.startswith(("#", "onnxserve_", "ml_")) for line in page.decode().split("\n") if line)
 
 
 class Load:
