@@ -9,11 +9,9 @@ import ssl
 import sys
 import time
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import available_cores
 from mlflow_deploy_plugin.server.http.limits import (
@@ -30,18 +28,17 @@ from mlflow_deploy_plugin.statedir import METRICS, worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
-_HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
+_HEARTBEATS = 3  # a healthy `gthread` notifies the arbiter once a second
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES = 65536
-_GTHREAD_GUNICORN = (25, 2)
 _HTTP = f"{__package__}.http"
 control_socket_disable = True
 """gunicorn 25.1 opens a control socket unless this setting is true. Earlier versions ignore the name."""
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
-    "fast": ("workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
-    "gthread": ("workers.gthread_worker.GracefulThreadWorker", "app:create_app"),
+    "fast": (f"{_HTTP}.workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
+    "gthread": ("gthread", "app:create_app"),
 }
-"""The class of each worker, and the function that makes its application."""
+"""The class of each worker as gunicorn finds it, and the function that makes its application."""
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
@@ -60,7 +57,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
     options = {
         "--config": f"python:{__name__}",
         "--workers": server.workers,
-        "--worker-class": f"{_HTTP}.{worker}",
+        "--worker-class": worker,
         "--threads": server.threads,
         # an idle client makes place for a new one only at this number; the other files are the spool's and the models'
         "--worker-connections": min(MAX_CONNECTIONS, files * 3 // 4),
@@ -90,17 +87,6 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
-
-
-def check_gunicorn(worker_class: WorkerClass) -> None:
-    """Raise NotInstalled if gunicorn is too old for the worker: the threaded one subclasses its own of 25.2."""
-    installed = version("gunicorn")
-    if worker_class == "gthread" and tuple(map(int, installed.split(".")[:2])) < _GTHREAD_GUNICORN:
-        needed = ".".join(map(str, _GTHREAD_GUNICORN))
-        raise NotInstalled(
-            f"server.worker_class gthread needs gunicorn {needed} or later, and {installed} is installed: "
-            f"pip install 'gunicorn>={needed}', or set server.worker_class to fast"
-        )
 
 
 def on_starting(arbiter: Any) -> None:
@@ -144,7 +130,7 @@ def post_worker_init(worker: Any) -> None:
     wrong. A worker that shares its listener with another server goes on waiting until it can answer: the other server
     takes the clients meanwhile.
 
-    The worker's class calls `grpc.drain()` when it is told to end, so that HTTP and gRPC drain at the same time.
+    The fast worker calls `grpc.drain()` at SIGTERM, so that HTTP and gRPC drain at the same time.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1

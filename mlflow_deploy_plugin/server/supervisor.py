@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.processes import (
 )
 from mlflow_deploy_plugin.server.certificates import open_tls
 from mlflow_deploy_plugin.server.cloud import is_healthy
-from mlflow_deploy_plugin.server.gunicorn_conf import check_gunicorn, gunicorn_command
+from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs, reachable_url
@@ -79,13 +79,11 @@ def supervise(
 
     Raises:
         InvalidConfig: the spec is malformed, or one of its ports or the files of TLS cannot be used.
-        RuntimeMissing, NotInstalled: it asks for gRPC, and grpcio is not installed; or for tokens, and PyJWT is not; or
-            for the threaded worker, and gunicorn is too old.
+        RuntimeMissing, NotInstalled: it asks for gRPC, and grpcio is not installed; or for tokens, and PyJWT is not.
         DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     check_exposure(server, announce)
-    check_gunicorn(server.worker_class)
     if server.certfile is not None and server.keyfile is not None:
         open_tls(server.certfile, server.keyfile, server.ca_certs)
     make_local_key(state_dir)

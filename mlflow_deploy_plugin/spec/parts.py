@@ -93,7 +93,7 @@ class ServerSpec(SpecPart):
     threads: int = Field(default=4, ge=1, le=256)
     """Requests that one worker handles at the same time."""
     worker_class: WorkerClass = "fast"
-    """What speaks HTTP: fast answers on an event loop, gthread is gunicorn's own, with Flask."""
+    """The worker that speaks HTTP: fast answers on an event loop; gthread is gunicorn's own, for debugging."""
     certfile: str | None = Field(default=None, min_length=1)
     """Certificate chain in PEM; with keyfile, the server speaks https only. On kubernetes each of these files is
     SECRET/KEY: flights-tls/tls.crt."""

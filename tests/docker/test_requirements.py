@@ -19,7 +19,6 @@ ROOTS = [
     "mlflow_deploy_plugin.server.http.app",
     "mlflow_deploy_plugin.server.http.workers.connection",
     "mlflow_deploy_plugin.server.http.workers.worker_app",
-    "mlflow_deploy_plugin.server.http.workers.gthread_worker",
     "mlflow_deploy_plugin.server.http.workers.fast_worker",
     "mlflow_deploy_plugin.agent.__main__",
 ]
@@ -33,7 +32,7 @@ MODULE_OF = {
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
-NOT_IMPORTED_BY_US = {"cryptography", "uvloop"}  # used by PyJWT, by uvicorn
+NOT_IMPORTED_BY_US = {"cryptography", "gunicorn", "uvloop"}  # used by PyJWT, a program, used by uvicorn
 
 
 NOT_TAKEN = [

@@ -1,4 +1,4 @@
-"""Callers with and without a client certificate, over both workers and gRPC, by authorities that are made here."""
+"""Callers with and without a client certificate, over HTTP and gRPC, by authorities that are made here."""
 
 import os
 import re
@@ -115,15 +115,11 @@ class Client:
         )
 
 
-@pytest.fixture(params=["fast", "gthread"])
+@pytest.fixture
 def client(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    ours: Authority,
-    settings: dict[str, str],
+    tmp_path: Path, bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
 ) -> Iterator[Client]:
-    spec = ServerSpec.model_validate({"worker_class": request.param, **settings})
+    spec = ServerSpec.model_validate(settings)
     make_local_key(tmp_path)
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         yield Client(running.url, ours)

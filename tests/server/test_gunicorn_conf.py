@@ -12,8 +12,6 @@ import pytest
 from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
-from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.server import gunicorn_conf
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
@@ -66,13 +64,15 @@ def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) 
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_the_threaded_worker_is_refused_with_a_gunicorn_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gunicorn_conf, "version", lambda _: "23.0.0")
-    with pytest.raises(NotInstalled, match=r"'gunicorn>=25\.2'.*worker_class to fast"):
-        gunicorn_conf.check_gunicorn("gthread")
-    gunicorn_conf.check_gunicorn("fast")
-    monkeypatch.setattr(gunicorn_conf, "version", lambda _: "25.2.0")
-    gunicorn_conf.check_gunicorn("gthread")
+def test_gunicorn_s_own_threaded_worker_starts_and_answers(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+    spec = ServerSpec(worker_class="gthread", graceful_timeout_seconds=1)  # it waits for idle clients so long
+    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"]), spec) as running:
+        assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
+        assert running.post(data="{", headers={"Content-Type": "application/json"}).status_code == 400
+        lines = running.post(data=iter([b"[1, 2, 3]\n"] * 3), headers={"Content-Type": "application/jsonl"})
+        assert lines.content == b"[1006.0]\n" * 3
+        assert running.post("/nowhere").status_code == 404
+    assert "Traceback" not in running.log.read_text()
 
 
 def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:

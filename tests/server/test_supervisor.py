@@ -78,13 +78,11 @@ def check_end(served: Served, number: signal.Signals) -> None:
     assert not list((served.state_dir / "spool").iterdir())
 
 
-@pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
-    serve: Start, tmp_path: Path, kind: str
+    serve: Start, tmp_path: Path
 ) -> None:
     model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
-    options = (f"server.worker_class={kind}", "server.graceful_timeout_seconds=2")
-    running = serve("-m", str(model), *(word for option in options for word in ("-C", option))).wait_ready()
+    running = serve("-m", str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
     hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
     with ThreadPoolExecutor(4) as clients:
         asked = [
@@ -196,9 +194,8 @@ def workers(served: Served) -> set[int]:
     return {worker.pid for worker in read_workers(served.state_dir)}
 
 
-@pytest.mark.parametrize("kind", ["fast", "gthread"])
-def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: Start, kind: str) -> None:
-    running = start("state", "-w", "2", "-C", f"server.worker_class={kind}").wait_ready()
+def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: Start) -> None:
+    running = start("state", "-w", "2").wait_ready()
     master, old = gunicorn_pid(running), workers(running)
     for worker in old:
         os.kill(worker, signal.SIGSTOP)  # an orphan that hears nothing does not stay for ever

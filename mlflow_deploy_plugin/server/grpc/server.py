@@ -76,11 +76,13 @@ class GrpcServer:
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Wait until everything is answered, after `drain`.
+        """Wait until everything is answered. Drain first if the worker has not: gunicorn's own does not.
 
         gRPC itself goes on waiting, for as long as 20 s, until each client has acknowledged the end, which one that is
         stopped or whose machine is gone does not.
         """
+        if self._ended is None:
+            self.drain()
         quiet = 0.0
         while self._ended is not None and not self._ended.wait(_LOOK_SECONDS):
             quiet = 0.0 if self._calls.open else quiet + _LOOK_SECONDS

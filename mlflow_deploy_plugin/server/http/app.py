@@ -1,4 +1,4 @@
-"""The Flask application of both workers: predictions and health checks go their own way, all else is in blueprints."""
+"""The Flask and WSGI application: predictions and health checks go their own way, everything else is in blueprints."""
 
 import errno
 import io
@@ -54,7 +54,7 @@ def create_app(state_dir: str) -> Flask:
 
 
 class ServerApp(Flask):
-    """The Flask application around a server. The fast worker calls `handle`, the threaded worker calls it as WSGI.
+    """The Flask application around a server. The fast worker calls `handle`. Other servers call it as WSGI.
 
     Predictions and health checks are answered before Flask looks for a route. All else is a view of a blueprint.
     """
@@ -74,14 +74,8 @@ class ServerApp(Flask):
         )
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request that has come by WSGI. `handle` calls Flask's own part, as in the fast worker.
-
-        If the body has not come whole, our worker (`workers/gthread_worker.py`) has to close the connection.
-        """
-        response, stream = self._answer_wsgi(Request(environ)), environ["wsgi.input"]
-        if not (response.is_streamed or getattr(stream, "is_whole", True)):
-            stream.close_connection()
-        return response(environ, start_response)
+        """Answer a request that has come by WSGI. `handle` calls Flask's own part, as in the fast worker."""
+        return self._answer_wsgi(Request(environ))(environ, start_response)
 
     def _answer_wsgi(self, request: Request) -> Response:
         path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
@@ -105,7 +99,6 @@ class ServerApp(Flask):
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, caller)
-        raw.arrived -= getattr(stream, "waited_seconds", 0.0)  # spent in our worker's queue after it had arrived
         return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
@@ -168,7 +161,6 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
         return b""
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
-    getattr(stream, "limit", lambda limit: None)(limit)
     pieces: list[bytes] = []
     size = 0
     for piece in _pieces(stream, content_length):
@@ -183,8 +175,7 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
     """Yield the body as it comes. Nothing behind it is read, since some servers would wait for that.
 
     Raises:
-        InvalidRequest: it ended before its declared length, did not arrive in time (`workers/gthread_worker.py`), or
-            is torn.
+        InvalidRequest: it ended before its declared length, or the server could not read it.
     """
     left = sys.maxsize if content_length is None else content_length
     try:
@@ -198,16 +189,7 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
 
 
 def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: int | None) -> Response:
-    awaits_client = getattr(stream, "awaits_client", lambda is_awaited: None)  # a method of our worker's
-
-    def pieces() -> Iterator[bytes]:
-        """Yield the body; each piece has the time that a whole body has."""
-        for piece in _pieces(stream, content_length):
-            awaits_client(False)
-            yield piece
-            awaits_client(True)
-
-    response = stream_predictions(server, raw, pieces())
+    response = stream_predictions(server, raw, _pieces(stream, content_length))
     if response.pieces is not None:
         response.pieces = _hold_back(response.pieces, server.max_body_bytes)
     return flask_response(response)
@@ -216,7 +198,7 @@ def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
     """Yield the response once it has more than `limit` bytes, or at its end.
 
-    Most clients read nothing before they have sent all, and this worker reads nothing while it cannot send. The
+    Most clients read nothing before they have sent all, and a WSGI server reads nothing while it cannot send. The
     connection of a response that breaks off ends without the last chunk, as gunicorn ends it for a broken pipe.
     """
     held: list[bytes] = []

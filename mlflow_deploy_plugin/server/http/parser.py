@@ -1,4 +1,4 @@
-"""The parser of HTTP/1.1 requests that both workers share: bytes → `RequestHead`, and the body piece by piece.
+"""The parser of HTTP/1.1 requests of the fast worker: bytes → `RequestHead`, and the body piece by piece.
 
 Ambiguous requests are refused (RFC 9112, sections 2 to 7, and those that gunicorn refuses): requests are smuggled in
 bytes that two readers read differently. A client sends the same head with every request of a connection, so parsed
@@ -54,7 +54,6 @@ class RequestHead:
     """The request line and the header fields.
 
     Attributes:
-        target: the path and the query, as they were sent.
         path / query: the path is decoded; the query is as it was sent.
         headers: names in lower case; the values of a name that comes several times are joined by commas.
         length: bytes of the body; `CHUNKED` if the body says itself where it ends.
@@ -64,7 +63,6 @@ class RequestHead:
     """
 
     method: str
-    target: str
     path: str
     query: str
     headers: Mapping[str, str]
@@ -122,7 +120,7 @@ def _read(head: bytes) -> RequestHead:
     target = match[2].decode("latin-1")
     path, query = decode_path(target), target.partition("?")[2]
     method = match[1].decode()
-    return RequestHead(method, target, path, query, headers, length, keep_alive, expects_continue, is_http_1_1)
+    return RequestHead(method, path, query, headers, length, keep_alive, expects_continue, is_http_1_1)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)

@@ -1,4 +1,4 @@
-"""The bytes of a whole connection, and the responses that have to come: the same from both workers, however cut."""
+"""The bytes of a whole connection, and the responses that have to come, however it is cut."""
 
 import contextlib
 import json

@@ -69,16 +69,14 @@ def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterat
         yield Called(running, f"127.0.0.1:{spec.grpc_port}")
 
 
-@pytest.fixture(scope="session", params=["fast", "gthread"])
-def called(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]
-) -> Iterator[Called]:
-    """Run one server a worker class, with the models of the other tests and one for each datatype."""
+@pytest.fixture(scope="session")
+def called(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Called]:
+    """Run a server with the models of the other tests and one for each datatype."""
     root = tmp_path_factory.mktemp("grpc")
     folders = {kind: model_folders[kind] for kind in ("mixed", "single", "tensor")}
     folders |= {datatype: echo_model(root / datatype, datatype) for datatype in (*DTYPES, "BYTES")}
     endpoints = {name: {"v": variant(folder, "7")} for name, folder in folders.items()}
-    with calling(root, endpoints, worker_class=request.param) as served:
+    with calling(root, endpoints) as served:
         yield served
 
 

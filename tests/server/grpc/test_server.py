@@ -28,7 +28,6 @@ from tests.support.servers import variant
 from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
-CLASSES = pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -
         assert all(map(holds_grpcio, pids))
 
 
-@CLASSES
+@pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 def test_a_call_in_flight_is_answered_when_the_server_ends(
     tmp_path: Path, endpoints: dict[str, Any], worker_class: str
 ) -> None:
@@ -81,12 +80,9 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
         assert called.http.process.wait(20) == 0
 
 
-@CLASSES
-def test_idle_streams_and_connections_do_not_delay_the_end(
-    tmp_path: Path, endpoints: dict[str, Any], worker_class: str
-) -> None:
+def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     answered = threading.Event()
-    serving = calling(tmp_path, endpoints, worker_class=worker_class, graceful_timeout_seconds=60)
+    serving = calling(tmp_path, endpoints, graceful_timeout_seconds=60)
     with serving as called, called.client() as client:
         client.start_stream(lambda result, error: answered.set())
         client.async_stream_infer("tensor", [tensor("image", IMAGE)])

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 over gRPC as Triton's own client speaks it, against gunicorn with both workers."""
+"""The Open Inference Protocol V2 over gRPC as Triton's own client speaks it, against gunicorn."""
 
 import queue
 from typing import Any

@@ -1,4 +1,4 @@
-"""Flask's part of the HTTP surface: its rules, and blueprints of other distributions, in both workers."""
+"""Flask's part of the HTTP surface: its rules, and blueprints of other distributions."""
 
 import os
 import re
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.servers import gunicorn, one_endpoint
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
@@ -53,21 +52,13 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["fast", "gthread"])
+@pytest.fixture(scope="module")
 def running(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    distribution: Path,
-    bias_folders: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory, distribution: Path, bias_folders: dict[str, Path]
 ) -> Iterator[Any]:
-    state_dir = tmp_path_factory.mktemp(request.param)
+    state_dir = tmp_path_factory.mktemp("state")
     path = os.pathsep.join(filter(None, [str(distribution), os.environ.get("PYTHONPATH")]))
-    with gunicorn(
-        state_dir,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(worker_class=request.param),
-        environment={"PYTHONPATH": path},
-    ) as running:
+    with gunicorn(state_dir, one_endpoint(bias_folders["1"]), environment={"PYTHONPATH": path}) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""Callers with and without keys, at every route, against both workers."""
+"""Callers with and without keys, at every route."""
 
 import json
 import re
@@ -208,15 +208,15 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     assert KEY.encode() not in captured
 
 
-@pytest.fixture(params=["fast", "gthread"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[str]:
-    spec = ServerSpec.model_validate({"worker_class": request.param, **SETTINGS})
+@pytest.fixture
+def url(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[str]:
+    spec = ServerSpec.model_validate(SETTINGS)
     write_scopes(tmp_path)
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         yield running.url
 
 
-def test_both_workers_ask_for_keys_and_wait_for_no_body_of_a_stranger(url: str) -> None:
+def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) -> None:
     """Bodies of strangers could else fill the memory that those of one worker may take together."""
     headers = {"Content-Type": "application/json", "Authorization": "Bearer infer"}
 
@@ -240,7 +240,7 @@ def test_both_workers_ask_for_keys_and_wait_for_no_body_of_a_stranger(url: str) 
     assert b"send Authorization: Bearer KEY" in answer
 
 
-def test_both_workers_count_requests_by_key_and_refuse_what_is_above_its_limit(url: str) -> None:
+def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url: str) -> None:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer thrice"}
     answers = [requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)]
 

@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
 from tests.support.handling import handle
@@ -45,13 +44,10 @@ def kept(spool: Path) -> list[FeedbackFrame]:
     return [frame for segment in segments(spool) for frame in read_batches(segment).feedback]
 
 
-@pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
-    tmp_path: Path, model_folders: dict[str, Path], worker_class: WorkerClass
+    tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:
-    with gunicorn(
-        tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}, ServerSpec(worker_class=worker_class)
-    ) as running:
+    with gunicorn(tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
         one = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
         for path, body, accepted in (("/feedback", one, 1), ("/endpoints/flights/feedback", BATCH, 3)):

@@ -1,14 +1,15 @@
 """Our parser beside h11 and llhttp on generated raw requests: it never frames a request in another way than they do.
 
 Requests are smuggled where two programs read the same bytes in two ways. Of 12,000 streams, whole and in segments, each
-peer takes every request that we take with the same method, target and body, or refuses it. With one exception we refuse
-what both refuse, and all three take what is valid.
+peer takes every request that we take with the same method, path, query and body, or refuses it. With one exception we
+refuse what both refuse, and all three take what is valid.
 """
 
 import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 import h11
 import httptools
@@ -19,8 +20,8 @@ from mlflow_deploy_plugin.server.http.parser import body_parser, parse_head
 
 STREAMS = pytest.mark.parametrize("count", [2_000, pytest.param(12_000, marks=pytest.mark.long)])
 MOST_BYTES = 1 << 20
-Framed = tuple[bytes, bytes, bytes]
-"""Method, target, body."""
+Framed = tuple[bytes, str, str, bytes]
+"""Method, path, query, body."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def read_ours(segments: list[bytes]) -> Reading:
                     if not body.is_whole:
                         data = body.feed(data)
                     if body.is_whole:
-                        requests.append((head.method.encode(), head.target.encode("latin-1"), b"".join(body.pieces)))
+                        requests.append((head.method.encode(), head.path, head.query, b"".join(body.pieces)))
                         if not head.keep_alive:
                             return Reading(requests, "closed")
                         head, body = None, None
@@ -62,6 +63,12 @@ def read_ours(segments: list[bytes]) -> Reading:
     except OnnxserveError:
         return Reading(requests, "refused")
     return Reading(requests, "open")
+
+
+def framed(method: bytes, target: bytes, body: bytes) -> Framed:
+    """Return what a peer has read, in our form."""
+    path, _, query = target.partition(b"?")
+    return method, unquote_to_bytes(path).decode("utf-8", "replace"), query.decode("latin-1"), body
 
 
 def read_h11(segments: list[bytes]) -> Reading:
@@ -78,7 +85,7 @@ def read_h11(segments: list[bytes]) -> Reading:
                 elif isinstance(event, h11.Data):
                     body += event.data
                 elif isinstance(event, h11.EndOfMessage) and head is not None:
-                    requests.append((head.method, head.target, body))
+                    requests.append(framed(head.method, head.target, body))
                     connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
                     connection.send(h11.EndOfMessage())
                     if connection.our_state is not h11.DONE:
@@ -111,7 +118,7 @@ class _Messages:
 
     def on_message_complete(self) -> None:
         if not self.is_closed:
-            self.requests.append((self.parser.get_method(), self.target, self.body))
+            self.requests.append(framed(self.parser.get_method(), self.target, self.body))
             self.is_closed = not self.parser.should_keep_alive()
 
 

@@ -1,4 +1,4 @@
-"""JSON Lines that are answered while they come, by both workers."""
+"""JSON Lines that are answered while they come."""
 
 import contextlib
 import json
@@ -21,20 +21,13 @@ HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.fixture(scope="module", params=["fast", "gthread"])
-def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]
-) -> Iterator[Any]:
-    state_dir = tmp_path_factory.mktemp(request.param)
-    spec = ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=3, worker_class=request.param)
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
+    state_dir = tmp_path_factory.mktemp("state")
+    spec = ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=3)
     with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture
-def is_fast(running: Any) -> bool:
-    return "gthread" not in str(running.log)
 
 
 Post = Callable[..., requests.Response]
@@ -102,9 +95,7 @@ def test_a_body_larger_than_the_limit_is_no_matter_where_no_line_is(post: Post) 
     assert "line 1 is larger" in refused.json()["message"]
 
 
-def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.socket], is_fast: bool) -> None:
-    if not is_fast:
-        pytest.skip("gunicorn's own worker reads 64 KiB at once")
+def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.socket]) -> None:
     connection = connect()
     connection.sendall(CHUNKED)
     for number in range(3):
@@ -155,15 +146,13 @@ def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect: Callable[[]
     assert not content.endswith(chunk())
 
 
-def test_a_stream_may_last_longer_than_the_time_for_a_request(
-    connect: Callable[[], socket.socket], is_fast: bool
-) -> None:
+def test_a_stream_may_last_longer_than_the_time_for_a_request(connect: Callable[[], socket.socket]) -> None:
     connection = connect()
     connection.sendall(CHUNKED)
     until = time.monotonic() + 5
     pieces = 0
     while time.monotonic() < until:
-        connection.sendall(chunk(LINE % 3 * 6600))  # gunicorn's own worker reads 64 KiB at once
+        connection.sendall(chunk(LINE % 3 * 6600))
         pieces += 1
         time.sleep(0.4)
     connection.sendall(chunk())
@@ -171,12 +160,9 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["fast", "gthread"])
-def test_the_model_has_all_the_time_between_two_pieces(
-    tmp_path: Path, bias_folders: dict[str, Path], kind: Any
-) -> None:
+def test_the_model_has_all_the_time_between_two_pieces(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     slow: Any = {"max_batch_size": 64, "max_queue_delay_microseconds": 4_000_000, "request_timeout_seconds": 2}
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(worker_class=kind, **slow)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(**slow)) as running:
         line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
         response = requests.post(
             running.url + "/invocations",
@@ -187,11 +173,7 @@ def test_the_model_has_all_the_time_between_two_pieces(
         assert response.content == b"[1006.0]\n" * 3
 
 
-def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
-    connect: Callable[[], socket.socket], is_fast: bool
-) -> None:
-    if not is_fast:
-        pytest.skip("gunicorn's own worker waits for the client to take what it has sent")
+def test_a_client_that_does_not_read_until_it_has_sent_is_answered(connect: Callable[[], socket.socket]) -> None:
     connection = connect()
     body = LINE % 3 * 80_000
     connection.sendall(CHUNKED + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500)))
@@ -200,9 +182,7 @@ def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
     assert content.count(b"[1006.0]\n") + content.count(b"\r\n") >= 80_000
 
 
-def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket], is_fast: bool, post: Post) -> None:
-    if not is_fast:
-        pytest.skip("there each takes a thread of the pool")
+def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket], post: Post) -> None:
     open_streams: list[socket.socket] = []
 
     def open_stream() -> bool:

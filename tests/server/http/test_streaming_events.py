@@ -1,4 +1,4 @@
-"""A model that answers in parts, whose parts are sent as server-sent events while it makes them, by both workers."""
+"""A model that answers in parts, whose parts are sent as server-sent events while it makes them."""
 
 import json
 import re
@@ -54,9 +54,9 @@ def _load_pyfunc(path):
 Post = Callable[..., requests.Response]
 
 
-@pytest.fixture(scope="module", params=["fast", "gthread"])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("agent")
     (folder / "code").mkdir()
     (folder / "code" / "agent_in_parts.py").write_text(CODE)
     loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
@@ -70,9 +70,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     signature = {"inputs": json.dumps([messages])}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}))
     state_dir = folder / "state"
-    with gunicorn(
-        state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2, worker_class=request.param)
-    ) as running:
+    with gunicorn(state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2)) as running:
         yield running
 
 

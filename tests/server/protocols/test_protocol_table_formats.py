@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols import arrow
-from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.handling import handle
 from tests.support.servers import gunicorn, one_endpoint
 
@@ -112,12 +111,10 @@ def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
     assert "'b', 'c' are missing" in json.loads(response.body)["message"]
 
 
-@pytest.fixture(scope="module", params=["fast", "gthread"])
-def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]
-) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
-    with gunicorn(state_dir, one_endpoint(model_folders["single"]), ServerSpec(worker_class=request.param)) as running:
+    with gunicorn(state_dir, one_endpoint(model_folders["single"])) as running:
         yield running
 
 

@@ -18,7 +18,7 @@ INLINE_SECONDS = 0.001
 """A request that is expected to take longer than this is answered in a thread, and not on the event loop."""
 _SWITCH_SECONDS = 0.0005
 """The time after which a thread with a large request gives the interpreter to the loop. With Python's default, small
-requests waited 5 ms. The threaded worker keeps the default, since it would only switch more often."""
+requests waited 5 ms."""
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8

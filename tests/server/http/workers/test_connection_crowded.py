@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import write_model
 from tests.support.servers import gunicorn, variant
 from tests.support.serving import is_answered
@@ -32,21 +32,16 @@ SECONDS = 20.0
 Connect = Callable[..., socket.socket]
 
 
-@pytest.fixture(params=["fast", "gthread"])
-def kind(request: pytest.FixtureRequest) -> WorkerClass:
-    return "fast" if request.param == "fast" else "gthread"
-
-
 @pytest.fixture
-def connect(tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass) -> Iterator[Connect]:
-    """Open a connection to a worker with 4 threads, and send something."""
-    with open_connections(tmp_path, bias_folders, ServerSpec(worker_class=kind)) as connected:
+def connect(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Connect]:
+    """Open a connection to a worker, and send something."""
+    with open_connections(tmp_path, bias_folders, ServerSpec()) as connected:
         yield connected
 
 
 @pytest.fixture
 def connect_tls(tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]) -> Iterator[Connect]:
-    """Open a TLS connection to the fast worker, and send something."""
+    """Open a TLS connection to a worker, and send something."""
     cert, key = map(str, certificate)
     with open_connections(tmp_path, bias_folders, ServerSpec(certfile=cert, keyfile=key)) as connected:
         yield connected
@@ -107,9 +102,8 @@ def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> No
 
 
 @pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
-def test_requests_that_come_too_slowly_give_way(connect: Connect, kind: WorkerClass, begun: bytes) -> None:
-    """Each of them takes a thread of the threaded worker, or waits for one."""
-    slow = [connect(begun) for _ in range(PLACES if kind == "fast" else PLACES // 2)]
+def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) -> None:
+    slow = [connect(begun) for _ in range(PLACES)]
     stop = threading.Event()
 
     def trickle() -> None:
@@ -130,9 +124,7 @@ def test_requests_that_come_too_slowly_give_way(connect: Connect, kind: WorkerCl
         thread.join()
 
 
-def test_an_upload_that_gets_on_does_not_give_way(connect: Connect, kind: WorkerClass) -> None:
-    if kind == "gthread":
-        pytest.skip("there it has a thread, and nobody waits for it")
+def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
     body = b" " * 400_000
     upload = connect(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
     for start in range(0, len(body), 4000):

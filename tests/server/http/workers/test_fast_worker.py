@@ -19,13 +19,12 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.handling import ask_wsgi
 from tests.support.servers import gunicorn, one_endpoint, opened, variant
 from tests.support.waiting import wait_until
 
-WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")
 JSON = "application/json"
 ROW = b'{"inputs": [[1, 2, 3]]}'
 V2_ROW = b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
@@ -250,11 +249,10 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
     assert (load.broken, set(load.statuses)) == ([], {200})
 
 
-@pytest.mark.parametrize("kind", WORKERS)
 def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
-    tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2, worker_class=kind)) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
             load.wait_for(50)
@@ -266,12 +264,11 @@ def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
     assert len(load.broken) <= 6, load.broken
 
 
-@pytest.mark.parametrize("kind", WORKERS)
 def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
-    tmp_path: Path, bias_folders: dict[str, Path], kind: WorkerClass
+    tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
     variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}  # takes a while to load
-    with gunicorn(tmp_path, {"e": variants}, ServerSpec(worker_class=kind)) as running:
+    with gunicorn(tmp_path, {"e": variants}) as running:
         (killed,) = other_workers(tmp_path, set())
         os.kill(killed, signal.SIGKILL)
         statuses = set()
@@ -285,17 +282,14 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
     assert statuses == {200}
 
 
-@pytest.fixture(scope="module", params=WORKERS)
+@pytest.fixture(scope="module")
 def encrypted(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    bias_folders: dict[str, Path],
-    certificate: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
 ) -> Iterator[Any]:
     """Yield a server that speaks TLS; its `trusted` is the certificate."""
     state_dir = tmp_path_factory.mktemp("encrypted")
     cert, key = certificate
-    spec = ServerSpec(worker_class=request.param, threads=2, certfile=str(cert), keyfile=str(key))
+    spec = ServerSpec(threads=2, certfile=str(cert), keyfile=str(key))
     with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
         yield running
 
@@ -345,7 +339,7 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
     tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
 ) -> None:
     cert, key = certificate
-    spec = ServerSpec(worker_class="gthread", certfile=str(cert), keyfile=str(key))
+    spec = ServerSpec(certfile=str(cert), keyfile=str(key))
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = ssl.create_default_context(cafile=str(cert)).wrap_bio(received, sent, server_hostname="127.0.0.1")
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
@@ -371,21 +365,13 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    """Both kinds run at the same time: it takes seconds."""
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for kind in WORKERS:
-            (tmp_path / kind).mkdir()
-            spec = ServerSpec(worker_class=kind, request_timeout_seconds=1)
-            servers.append(stack.enter_context(gunicorn(tmp_path / kind, one_endpoint(bias_folders["1"]), spec)))
-        before = [other_workers(running.state_dir, set()) for running in servers]
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)) as running:
+        before = other_workers(tmp_path, set())
         began = time.monotonic()
-        with contextlib.ExitStack() as clients:
-            loads = [clients.enter_context(Load(running.url, clients=3, pause=0)) for running in servers]
+        with Load(running.url, clients=3, pause=0) as load:
             wait_until(lambda: time.monotonic() - began > 4, what="more than the arbiter's patience")
-            assert [other_workers(running.state_dir, set()) for running in servers] == before
-        assert [(load.broken, set(load.statuses)) for load in loads] == [([], {200})] * 2
-        for running in servers:
-            running.process.kill()
-        for (worker,) in before:
-            wait_until(partial(has_ended, worker), what="the worker's end")
+            assert other_workers(tmp_path, set()) == before
+        assert (load.broken, set(load.statuses)) == ([], {200})
+        running.process.kill()
+        (worker,) = before
+        wait_until(partial(has_ended, worker), what="the worker's end")
