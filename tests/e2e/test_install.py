@@ -229,11 +229,7 @@ def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
 
 
 def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path: Path) -> None:
-    """Also by the threaded worker, whose gunicorn is newer here than beside MLflow's server (the extra `ui`)."""
-    folder = environment(_extras("The smallest example"))
-    run_smallest_example(folder, tmp_path)
-    (tmp_path / "gthread").mkdir()
-    run_smallest_example(folder, tmp_path / "gthread", config={"server.worker_class": "gthread"})
+    run_smallest_example(environment(_extras("The smallest example")), tmp_path)
 
 
 def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_tests_of_rooms(
@@ -245,9 +241,9 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
     _install(folder, f"{checkout}[cpu,controller,sklearn,statsmodels,ui]", "--resolution", "lowest-direct")
     _install(folder, "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
     run_smallest_example(folder, tmp_path)
-    rooms = [f"tests/{room}" for room in ("gate", "monitoring/alerts", "runtime", "server/test_gunicorn_conf.py")]
-    selection = ["-m", "not long", "-k", "not gthread"]  # that worker needs a later gunicorn, and is refused here
-    _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", *selection, *rooms], cwd=checkout)
+    of_gunicorn = ("server/test_gunicorn_conf.py", "server/http/workers/test_fast_worker_gunicorn.py")
+    rooms = [f"tests/{room}" for room in ("gate", "monitoring/alerts", "runtime", *of_gunicorn)]
+    _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *rooms], cwd=checkout)
 
 
 def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:

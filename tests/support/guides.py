@@ -49,16 +49,9 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
     return kept | own
 
 
-def run_smallest_example(environment: Path, folder: Path, config: dict[str, str] | None = None) -> None:
-    """Run the example in that virtual environment and an empty folder; it has to predict.
-
-    Args:
-        config: fields that its deployment sets beside.
-    """
+def run_smallest_example(environment: Path, folder: Path) -> None:
+    """Run the example in that virtual environment and an empty folder; it has to predict."""
     (code,) = blocks("python", section("The smallest example"))
-    if config:
-        code, created = code.replace('"models:/cancer/1")', f'"models:/cancer/1", config={config!r})'), code
-        assert code != created
     command = [str(environment / "bin" / "python"), "-c", code]
     result = subprocess.run(
         command, check=False, cwd=folder, env=shell(environment, folder), capture_output=True, text=True, timeout=200
