@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import without_row_number
@@ -32,7 +33,7 @@ from mlflow_deploy_plugin.runtime import (
     pyfunc_schema,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.server import PARQUET, protocols
+from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import temporary_folder
 from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line
@@ -106,13 +107,13 @@ class OnnxTable:
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
         """Return the `predictions` with which a server answers this body of /invocations. Raises as `predict`."""
-        is_parquet = content_type == PARQUET
-        if is_parquet:
+        is_arrow = content_type == protocols.arrow.STREAM
+        if is_arrow:
             feeds = protocols.arrow.decode(content_type, body, self.schema, _LARGEST_TABLE_BYTES)
         else:
             feeds = protocols.mlflow.decode(content_type, body, self.schema)
         outputs = self._model.run(feeds, self.artifact.prediction)
-        of_table = is_parquet or protocols.mlflow.is_table(content_type, body)
+        of_table = is_arrow or protocols.mlflow.is_table(content_type, body)
         return orjson.loads(protocols.mlflow.encode(self._model.prediction(outputs, of_table)))["predictions"]
 
 
@@ -139,6 +140,10 @@ class PyfuncTable:
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
+        if content_type == protocols.arrow.STREAM:  # MLflow's functions read tables as Parquet
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
+            content_type, body = "application/vnd.apache.parquet", sink.getvalue().to_pybytes()
         try:
             with redirect_stdout(sys.stderr):
                 answer = self._scorer.invoke(content_type, body).body

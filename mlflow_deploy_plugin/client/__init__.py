@@ -4,8 +4,8 @@
         late = client.predict(frame)
         client.feedback(late, frame["was_late"])
 
-Frames and arrays travel as Arrow and in numpy's format, plain Python values as JSON; a server that does not know those
-formats (MLflow's own) is asked in JSON from then on. Imports neither mlflow nor pandas.
+Frames and arrays travel as Arrow, plain Python values as JSON. If a server does not take Arrow, as MLflow's own, the
+client sends it only JSON from then on. Imports neither mlflow nor pandas.
 """
 
 from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy, response_error

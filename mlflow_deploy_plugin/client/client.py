@@ -108,8 +108,8 @@ class Client:
         headers: sent with every request, e.g. `{"Authorization": "Bearer KEY"}` for a server that asks for an API key.
         retries: the tries of a request, and the pauses between them.
         connections: the number of connections that are kept open. More threads open further ones for one request.
-        only_json: send only JSON, which every model takes, and neither Arrow nor numpy's format. It becomes true once
-            the server has refused these, as for a pyfunc whose signature names no inputs.
+        only_json: send only JSON, which every model takes, and never Arrow. It becomes true once the server has
+            refused Arrow with 415, as MLflow's own does.
         pool: sends the requests. It is given for a proxy (`urllib3.ProxyManager`), or for certificates of one's own
             (`urllib3.PoolManager(ca_certs=…)`).
         generator: draws the pauses.

@@ -4,7 +4,6 @@ A frame of pandas, polars or pyarrow is recognised by `__arrow_c_stream__`, with
 https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -19,7 +18,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest
 BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 """MLflow's forms of a JSON body."""
 JSON = "application/json"
-_ARROW, _NPY = "application/vnd.apache.arrow.stream", "application/x-npy"
+_ARROW = "application/vnd.apache.arrow.stream"
 
 _ARROW_LISTS = ("list", "large_list", "fixed_size_list")
 _ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dictionary", "null", *_ARROW_LISTS)
@@ -42,25 +41,25 @@ def encode_json(rows: Any, params: Mapping[str, Any] | None = None) -> bytes:
 
 def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     """Return the body of `/invocations`, its Content-Type and the Accept header, in the fastest form that keeps the
-    types of the rows: Arrow, numpy's format, or JSON, as for dates."""
+    types of the rows: Arrow, or JSON, as for dates. An array is an Arrow column without a name."""
     rows = _without_series(rows)
-    if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub":
-        sink = io.BytesIO()
-        np.save(sink, rows, allow_pickle=False)
-        return sink.getvalue(), _NPY, f"{_ARROW}, {JSON};q=0.5"
-    if is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
+    columns: Mapping[str, Any] | None = None
+    if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
+        columns = {"": rows}
+    elif isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values()):
+        columns = rows
+    elif is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
         dtype, *others = set(rows.dtypes)
         # pyarrow takes 25 µs a column of pandas, and sends pandas' metadata. A named index is a column to it
         if not others and isinstance(dtype, np.dtype) and dtype.kind in "fiub" and list(rows.index.names) == [None]:
-            rows = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
-    columns = isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values())
-    if not columns and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
+            columns = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
+    if columns is None and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
         return encode_json(rows), JSON, JSON
     import pyarrow as pa  # here: rows of plain values need not wait for it
 
     try:
-        if columns:
-            arrays = {name: as_array(values) for name, values in rows.items()}
+        if columns is not None:
+            arrays = {name: as_array(values) for name, values in columns.items()}
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)

@@ -2,14 +2,18 @@
 process.
 
 Rows are read in batches, and only one batch is in memory. A JSON document is an exception: it is read whole. A row is
-sent in the form that it has in the file. So it is read by the same rules as a request, and nothing is guessed here.
+sent in the form that it has in the file, and a row of Parquet as Arrow. So the server reads each row by the same rules
+as a request, and no value is guessed here.
 """
 
+import base64
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import islice
 from typing import IO, Any
 
@@ -22,7 +26,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidReq
 from mlflow_deploy_plugin.inference_log import LabelColumns
 from mlflow_deploy_plugin.messages import without_row_number
 from mlflow_deploy_plugin.runtime import PREDICTION
-from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json, protocols
+from mlflow_deploy_plugin.server import CSV, JSON, load_json, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 _TRIES = 6
@@ -102,12 +106,15 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
     """Predict by a server; one that is overloaded, or is just being changed, is tried again.
 
-    If the endpoint has key columns, they are in the answer (`_with_keys`).
+    If the endpoint has key columns, they are in the answer (`_with_keys`). A pyfunc is sent JSON in place of Arrow, so
+    that MLflow's functions read the rows and write the answer.
     """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
 
         def predict(content_type: str, body: bytes) -> Any:
+            if content_type == protocols.arrow.STREAM and target.has_pyfunc:
+                content_type, body = JSON, _arrow_as_json(body)
             document, prediction_id = post_with_retries(
                 session, url, body, content_type, target.timeout_seconds, _TRIES
             )
@@ -151,9 +158,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
         document = load_json(body)
         taken = {name: protocols.mlflow.take_column(document, name) for name in keys}
         return {name: values for name, values in taken.items() if values is not None}
-    import pyarrow.parquet as pq  # here: no other format needs it
-
-    table = pq.read_table(io.BytesIO(body))
+    table = _read_arrow(body)
     return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}
 
 
@@ -263,11 +268,11 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
 
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     import pyarrow as pa  # here: no other format needs it
-    import pyarrow.parquet as pq
 
     def encode(records: Any) -> bytes:
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_batches([records]), sink, compression="none")
+        with pa.ipc.new_stream(sink, records.schema) as writer:
+            writer.write_batch(records)
         encoded: bytes = sink.getvalue().to_pybytes()
         return encoded
 
@@ -277,7 +282,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
             for records in parquet.iter_batches(batch_size=batch_rows):
                 places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
                 row += len(records)
-                yield RowBatch(records, places, PARQUET, encode, row)
+                yield RowBatch(records, places, protocols.arrow.STREAM, encode, row)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {first_line(error)}") from None
 
@@ -286,6 +291,27 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     except (pa.ArrowException, OSError) as error:
         raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
     return RowFile(name, parquet.metadata.num_rows, batches(parquet))
+
+
+def _read_arrow(body: bytes) -> Any:
+    """Return the `pyarrow.Table` in a body that `_parquet` has made."""
+    import pyarrow as pa  # here: as above
+
+    return pa.ipc.open_stream(body).read_all()
+
+
+def _arrow_as_json(body: bytes) -> bytes:
+    """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode()
+        return float(value) if isinstance(value, Decimal) else value.isoformat()
+
+    table = _read_arrow(body)
+    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    split = {"columns": table.column_names, "data": list(rows)}
+    return json.dumps({"dataframe_split": split}, default=plain).encode()
 
 
 def _length(file: IO[bytes]) -> int | None:

@@ -6,6 +6,7 @@ The body of a request is one of MLflow's forms: dataframe_split, dataframe_recor
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +15,12 @@ import orjson
 
 from mlflow_deploy_plugin.client import BODY_FORMS, encode_json, is_pandas_frame
 from mlflow_deploy_plugin.deployments.config import traffic_weights
+from mlflow_deploy_plugin.deployments.description import describe
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,11 +30,21 @@ _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 @dataclass(frozen=True)
 class ScoringTarget:
-    """The server that answers a request, how long the client waits for it, and the endpoint's key columns."""
+    """The server that answers a request, how long the client waits for it, and the endpoint's key columns.
+
+    Attributes:
+        answering: the deployments that the endpoint's traffic goes to.
+    """
 
     url: str
     timeout_seconds: float
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...]
+    answering: tuple[Deployment, ...]
+
+    @cached_property
+    def has_pyfunc(self) -> bool:
+        """True if a model without an ONNX form may answer."""
+        return any(describe(deployment)["flavor"] == PYTHON_FUNCTION for deployment in self.answering)
 
 
 @contextmanager
@@ -46,23 +59,23 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
     observed: Deployment | ObservedEndpoint
     if name is not None:
         observed = deployments.get(name, endpoint)
-        stored = observed.endpoint
-        answering = [one for one, weight in traffic_weights(stored.spec).items() if weight > 0]
-        if answering != [name]:
-            raise InvalidConfig(
-                f"{name!r} cannot be asked alone, the endpoint {stored.name!r} is answered by "
-                f"{', '.join(answering)}: ask by --endpoint {stored.name}"
-            )
     elif endpoint is not None:
         observed = deployments.get_endpoint(endpoint)
     else:
         raise InvalidConfig("say which deployment or which endpoint is asked")
-    observation = observed.observation
+    stored, observation = observed.endpoint, observed.observation
+    answering = [one for one, weight in traffic_weights(stored.spec).items() if weight > 0]
+    if name is not None and answering != [name]:
+        raise InvalidConfig(
+            f"{name!r} cannot be asked alone, the endpoint {stored.name!r} is answered by "
+            f"{', '.join(answering)}: ask by --endpoint {stored.name}"
+        )
     if not observation.url:
-        raise NotReady(f"{observed.endpoint.name}: {observation.state}; {observation.reason}")
-    with deployments.reached(observed.endpoint) as url:
-        spec = observed.endpoint.spec
-        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys)
+        raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
+    with deployments.reached(stored) as url:
+        spec = stored.spec
+        asked = tuple(Deployment(one, stored, observation) for one in answering)
+        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, asked)
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: Any) -> dict[str, Any]:

@@ -42,7 +42,6 @@ from .observability.history import HISTORY_INTERVALS as HISTORY_INTERVALS
 from .observability.history import HistoryWriter as HistoryWriter
 from .observability.history import Span as Span
 from .observability.history import read_history as read_history
-from .protocols.arrow import PARQUET as PARQUET
 from .protocols.content import CSV as CSV
 from .protocols.content import JSON as JSON
 from .protocols.content import load_json as load_json

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, open_output, value_writer
 from tests.support.commands import said
 from tests.support.deployments import Models
-from tests.support.pyfuncs import Days
+from tests.support.pyfuncs import Days, save_pyfuncs
 
 ROWS = 2500
 FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
@@ -225,6 +225,22 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
     ended = typed("-m", days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
 
     assert ended.stdout == b'{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n'
+
+
+def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_reads(
+    home: BaseDeploymentClient, tmp_path: Path
+) -> None:
+    folder = save_pyfuncs(tmp_path, ["bytes"])["bytes"]
+    rows = as_parquet(pd.DataFrame({"blob": [b"\xff\0\x01", b""], "extra": [float("inf"), None]}))
+    home.create_deployment("bytes", str(folder))
+    try:
+        answered = [
+            predict(*way, "-t", "parquet", "-O", "jsonl", given=rows) for way in (["-n", "bytes"], ["-m", str(folder)])
+        ]
+    finally:
+        home.delete_deployment("bytes")
+
+    assert [result.stdout for result in answered] == ["3\n0\n"] * 2, answered
 
 
 def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.client.rows import (
 )
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.server.protocols.mlflow import decode
-from mlflow_deploy_plugin.server.protocols.npy import decode as decode_npy
 from tests.support.schemas import columns_schema, tensor_schema
 
 ARROW = arrow.STREAM
@@ -124,12 +123,36 @@ def test_a_frame_that_is_none_of_pandas_is_written_in_json_too() -> None:
 
 
 @given(ARRAYS)
-def test_an_array_travels_in_numpys_format(array: Any) -> None:
+def test_an_array_is_the_only_tensor(array: Any) -> None:
     body, content_type, _ = encode_rows(array)
 
-    assert content_type == "application/x-npy"
+    assert content_type == ARROW
     schema = tensor_schema(array.dtype.name, -1, *array.shape[1:])
-    np.testing.assert_array_equal(decode_npy(body, schema)["x"], array)
+    np.testing.assert_array_equal(arrow.decode(ARROW, body, schema, 10_000)["x"], array)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "i2", "u1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_has_the_columns_in_the_order_of_the_signature(dtype: str, order: Any) -> None:
+    body, content_type, _ = encode_rows(np.asarray(np.arange(6).reshape(3, 2), dtype, order=order))
+
+    assert content_type == ARROW
+    feeds = arrow.decode(ARROW, body, columns_schema("", a="double", b="double"), 10_000)
+    assert (feeds["a"].tolist(), feeds["b"].tolist()) == ([[0], [2], [4]], [[1], [3], [5]])
+
+
+def test_gaps_and_infinities_of_an_array_stay() -> None:
+    array = np.array([np.nan, np.inf, -0.0])
+    feeds = arrow.decode(ARROW, encode_rows(array)[0], columns_schema("", a="double"), 10_000)
+    np.testing.assert_array_equal(feeds["a"], array.reshape(3, 1))
+
+
+@pytest.mark.parametrize("array", [np.ones((0, 2), ">f8"), np.ones((2, 0)), np.array(1.0)])
+def test_an_array_that_arrow_has_no_form_for_travels_as_json(array: Any) -> None:
+    body, content_type, _ = encode_rows(array)
+
+    assert content_type == "application/json"
+    assert orjson.loads(body) == {"inputs": array.tolist()}
 
 
 @given(ARRAYS)

@@ -48,6 +48,7 @@ _FILE_MAGIC = b"ARROW1\0\0"
 _MOST_LISTED = 100_000
 """Entries of a list in a Parquet footer (columns, row groups). Each takes hundreds of bytes once it is counted."""
 _MOST_MESSAGES = 10_000
+_UNNAMED = [""]
 _EXACT_TYPES = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
 _I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
@@ -57,7 +58,8 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
     """Return the feeds in a body of one of `MEDIA_TYPES`. Columns that the model does not take are not read.
 
     A null is NaN in a floating-point column and a missing string in a string column. Strings may be encoded as a
-    dictionary. A tensor is a column of lists, of any one length, or, of rank 2, all columns as they come.
+    dictionary. A tensor is a column of lists, of any one length, or, of rank 2, all columns as they come. If the only
+    column of a table has no name, each list in it is a row, with the model's columns in the signature's order.
 
     Args:
         limit: bytes that the columns may take when decompressed, and values that they may have.
@@ -106,7 +108,17 @@ def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
     }
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
+    if schema.columns and chosen == _UNNAMED:
+        arrays = _split_array(arrays[""], schema.names)
     return _column_feeds(arrays, schema) if schema.columns else schema.from_frame(arrays)
+
+
+def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
+    """Return the columns of an array of [N, columns]; one of [N] is the only column."""
+    if array.ndim > 2 or array.size != len(array) * len(names):
+        shape = f"the array has the shape {list(array.shape)}"
+        raise SchemaMismatch(f"{shape}; [any, {len(names)}] is expected, with the columns in the signature's order")
+    return dict(zip(names, array.reshape(len(array), -1).T, strict=True))
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
@@ -211,6 +223,8 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     """
     if len(given.names) > MOST_COLUMNS:
         raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
+    if given.names == _UNNAMED and schema.columns:
+        return _UNNAMED
     given_names, dtypes = given.names, schema.dtypes
     counts = Counter(given_names)
     if missing := schema.missing_columns(counts):

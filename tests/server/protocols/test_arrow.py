@@ -317,6 +317,19 @@ def test_a_tensor_is_a_column_of_lists_or_all_columns(media: str) -> None:
         )
 
 
+@pytest.mark.parametrize("lists", [[[1.0, 2.0], [4.0, 5.0]], [["a", "b"]]])
+def test_a_column_without_a_name_holds_the_columns_in_the_order_of_the_signature(lists: list[Any]) -> None:
+    kind: ColumnType = "string" if lists == [["a", "b"]] else "double"
+    feeds = arrow.decode(arrow.STREAM, stream(pa.table({"": lists})), schema_of(y=kind, x=kind), LIMIT)
+    assert [[*row] for row in zip(feeds["y"].ravel(), feeds["x"].ravel(), strict=True)] == lists
+
+
+@pytest.mark.parametrize("column", [[1.0, 2.0], [[1.0], [2.0]], [[1.0] * 3], [[[1.0, 2.0]]], [["a", "b"]], [None]])
+def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(column: list[Any]) -> None:
+    with pytest.raises(SchemaMismatch):
+        arrow.decode(arrow.STREAM, stream(pa.table({"": column})), schema_of(y="double", x="double"), LIMIT)
+
+
 @pytest.mark.parametrize(
     "column", [[[1.0], [1.0, 2.0]], [[1.0, None], [1.0, 2.0]], [[1.0] * 3] * 2, [None, [1.0, 2.0]], [["a", "b"]]]
 )
