@@ -109,7 +109,7 @@ class OnnxTable:
         """Return the `predictions` with which a server answers this body of /invocations. Raises as `predict`."""
         is_arrow = content_type == protocols.arrow.STREAM
         if is_arrow:
-            feeds = protocols.arrow.decode(content_type, body, self.schema, _LARGEST_TABLE_BYTES)
+            feeds = protocols.arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
         else:
             feeds = protocols.mlflow.decode(content_type, body, self.schema)
         outputs = self._model.run(feeds, self.artifact.prediction)

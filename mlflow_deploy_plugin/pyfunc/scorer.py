@@ -518,7 +518,7 @@ class Scorer:
         return {name: array[:0] for name, array in outputs.items()}
 
     def invoke(
-        self, content_type: str | None, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+        self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> SideMessage:
         """Answer a body of `/invocations`. The message also has arrays for the inference log, if it can.
 
@@ -529,11 +529,9 @@ class Scorer:
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
 
     def _score(
-        self, model: Any, content_type: str | None, body: bytes, most_values: int, keys: Sequence[str]
+        self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
     ) -> tuple[_Recorder, str]:
         """Have the model predict for a body of `/invocations`; return what it was given, and MLflow's answer."""
-        if not content_type:
-            raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         mime_type = content_type.partition(";")[0].strip()
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
@@ -567,7 +565,7 @@ class Scorer:
         return recorder, answer.response
 
     def stream(
-        self, content_type: str | None, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+        self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> Iterator[SideMessage]:
         """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end.
 

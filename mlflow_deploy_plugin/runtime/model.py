@@ -106,7 +106,7 @@ class OpaqueBody:
         keys: columns that are taken out of it before the model reads it, and captured.
     """
 
-    content_type: str | None
+    content_type: str
     content: bytes
     is_streamed: bool = False
     keys: tuple[str, ...] = ()

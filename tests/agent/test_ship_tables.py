@@ -83,7 +83,7 @@ def by_arrow(rows: Rows, schema: Schema) -> Feeds:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return arrow.decode(arrow.STREAM, sink.getvalue().to_pybytes(), schema, 10**6)
+    return arrow.decode(sink.getvalue().to_pybytes(), schema, 10**6)
 
 
 def by_split(rows: Rows, schema: Schema) -> Feeds:
@@ -119,12 +119,6 @@ def _arrays_of(rows: Rows) -> dict[str, Array]:
     }
 
 
-def by_parquet(rows: Rows, schema: Schema) -> Feeds:
-    sink = io.BytesIO()
-    pq.write_table(pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in TYPES.items()}), sink)
-    return arrow.decode(arrow.PARQUET, sink.getvalue(), schema, 10**6)
-
-
 def by_inputs(rows: Rows, schema: Schema) -> Feeds:
     columns = {name: [row[name] for row in rows] for name in TYPES}
     return mlflow.decode("application/json", orjson.dumps({"inputs": columns}), schema)
@@ -140,7 +134,6 @@ WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
     "v2 binary": by_v2_binary,
     "gRPC": by_grpc,
     "arrow": by_arrow,
-    "parquet": by_parquet,
     "inputs": by_inputs,
     "csv": by_csv,
 }

@@ -66,8 +66,8 @@ def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
     frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
     schema = columns_schema("", a="double", b="string")
 
-    body, content_type, _ = encode_rows(frame)
-    feeds = arrow.decode(content_type, body, schema, 10_000)
+    body, _, _ = encode_rows(frame)
+    feeds = arrow.decode(body, schema, 10_000)
 
     np.testing.assert_equal(feeds["a"], np.array([[1.0], [np.nan]]))
     assert feeds["b"].tolist() == [["x"], [""]]
@@ -92,7 +92,7 @@ def test_a_frame_is_read_by_the_server_as_it_was(frame: pd.DataFrame) -> None:
     body, content_type, _ = encode_rows(frame)
 
     assert content_type == ARROW
-    feeds = arrow.decode(ARROW, body, columns_schema("", a="double", b="double"), 2**20)
+    feeds = arrow.decode(body, columns_schema("", a="double", b="double"), 2**20)
     np.testing.assert_array_equal(np.column_stack([feeds["a"], feeds["b"]]), FRAME)
 
 
@@ -102,7 +102,7 @@ def test_a_series_is_the_only_column(name: Any) -> None:
     series = pd.Series(["good day", None], index=[7, 3], name=name)
 
     body, content_type, _ = encode_rows(series)
-    sent = arrow.decode(ARROW, body, schema, 10_000) if name == "text" else decode(content_type, body, schema)
+    sent = arrow.decode(body, schema, 10_000) if name == "text" else decode(content_type, body, schema)
     as_json = decode("application/json", encode_json(series), schema)
 
     assert sent["text"].tolist() == as_json["text"].tolist() == [["good day"], [""]]
@@ -128,7 +128,7 @@ def test_an_array_is_the_only_tensor(array: Any) -> None:
 
     assert content_type == ARROW
     schema = tensor_schema(array.dtype.name, -1, *array.shape[1:])
-    np.testing.assert_array_equal(arrow.decode(ARROW, body, schema, 10_000)["x"], array)
+    np.testing.assert_array_equal(arrow.decode(body, schema, 10_000)["x"], array)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "i2", "u1"])
@@ -137,13 +137,13 @@ def test_an_array_has_the_columns_in_the_order_of_the_signature(dtype: str, orde
     body, content_type, _ = encode_rows(np.asarray(np.arange(6).reshape(3, 2), dtype, order=order))
 
     assert content_type == ARROW
-    feeds = arrow.decode(ARROW, body, columns_schema("", a="double", b="double"), 10_000)
+    feeds = arrow.decode(body, columns_schema("", a="double", b="double"), 10_000)
     assert (feeds["a"].tolist(), feeds["b"].tolist()) == ([[0], [2], [4]], [[1], [3], [5]])
 
 
 def test_gaps_and_infinities_of_an_array_stay() -> None:
     array = np.array([np.nan, np.inf, -0.0])
-    feeds = arrow.decode(ARROW, encode_rows(array)[0], columns_schema("", a="double"), 10_000)
+    feeds = arrow.decode(encode_rows(array)[0], columns_schema("", a="double"), 10_000)
     np.testing.assert_array_equal(feeds["a"], array.reshape(3, 1))
 
 

@@ -28,8 +28,8 @@ def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str | None, bytes], Answer]:
-    def ask(model: str, content_type: str | None, body: bytes) -> Answer:
+def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str, bytes], Answer]:
+    def ask(model: str, content_type: str, body: bytes) -> Answer:
         try:
             return 200, scorers[model].invoke(content_type, body).body
         except OnnxserveError as refusal:
@@ -39,7 +39,7 @@ def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str | None, bytes], Answ
 
 
 @pytest.fixture(scope="session")
-def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str | None, bytes], Answer]:
+def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], Answer]:
     """The application that `mlflow models serve` starts."""
     import warnings
 
@@ -57,9 +57,8 @@ def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str | None, by
             for name, folder in pyfunc_folders.items()
         }
 
-    def ask(model: str, content_type: str | None, body: bytes) -> Answer:
-        headers = {} if content_type is None else {"Content-Type": content_type}
-        response = clients[model].post("/invocations", headers=headers, content=body)
+    def ask(model: str, content_type: str, body: bytes) -> Answer:
+        response = clients[model].post("/invocations", headers={"Content-Type": content_type}, content=body)
         return response.status_code, response.content
 
     return ask

@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import Array, Artifact, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.parquet_metadata import InvalidThrift, read_varint
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MAX_RANK,
     TensorHeader,
@@ -45,6 +44,7 @@ MAX_FIELDS = 100_000
 _MAX_PARAMETERS = 1_000
 _FIXED_SIZES = {1: 8, 5: 4}
 """The bytes of a number of 64 and of 32 bits, by their wire type."""
+_VARINT_BYTES = 10
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
@@ -64,20 +64,36 @@ def read_message(kind: type[Message], body: bytes) -> Any:
 def _check_fields(view: memoryview) -> None:
     """Count the fields (https://protobuf.dev/programming-guides/encoding); malformed bytes are left to protobuf."""
     at = fields = 0
-    with suppress(InvalidThrift, IndexError):
+    with suppress(ValueError, IndexError):
         while at < len(view):
             fields += 1
             if fields > MAX_FIELDS:
                 raise InvalidRequest(f"the message has more than {MAX_FIELDS} inputs, outputs and parameters")
-            key, at = read_varint(view, at)
+            key, at = _read_varint(view, at)
             match key & 7:
                 case 0:
-                    _, at = read_varint(view, at)
+                    _, at = _read_varint(view, at)
                 case 2:
-                    length, at = read_varint(view, at)
+                    length, at = _read_varint(view, at)
                     at += length
                 case kind:  # the two ends of a group have nothing of their own
                     at += _FIXED_SIZES.get(kind, 0)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Return the number in base 128 (LEB128) that begins at `at`, and its end.
+
+    Raises:
+        ValueError: it has more than ten bytes.
+        IndexError: the bytes end within it.
+    """
+    value = 0
+    for position in range(_VARINT_BYTES):
+        byte = view[at + position]
+        value |= (byte & 127) << (7 * position)
+        if byte < 128:
+            return value, at + position + 1
+    raise ValueError
 
 
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
@@ -176,7 +192,7 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
         # Protobuf packs these as they lie in memory, behind a tag and their length: 30,000 take 4 µs, one by one 1,600.
         contents.DiscardUnknownFields()
         packed = memoryview(contents.SerializeToString())
-        return from_binary(head, packed[read_varint(packed, 1)[1] :])
+        return from_binary(head, packed[_read_varint(packed, 1)[1] :])
     if dtype.itemsize >= 4 or not len(values):
         return np.fromiter(values, dtype, len(values)).reshape(head.shape)
     wide = np.fromiter(values, np.int64, len(values))

@@ -1,11 +1,11 @@
-"""Tables as Arrow IPC streams and files, and as Parquet: bodies ↔ feeds and predictions.
+"""Tables as Arrow IPC streams and files: bodies ↔ feeds and predictions.
 
 Columns go from the body's buffers into the graph's input without a Python object a value. pyarrow is imported on the
 first such request (75 ms, 33 MB) and by no other; it works in the thread of the request, and never reaches pandas.
 
 Arrow's reader is safe against torn and hostile bodies, but it trusts sizes: a compressed buffer of a record batch says
 how large it is, and that much memory is taken. So the headers are read first, with the reader's own framing, and the
-sizes in them have to fit the server's limit (`check_stream_size`; for Parquet `parquet_metadata.py`).
+sizes in them have to fit the server's limit (`check_stream_size`).
 
 https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.iana.org/assignments/media-types
 """
@@ -30,23 +30,13 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
 )
 from mlflow_deploy_plugin.server.protocols.content import check_row_aligned, dump_json
 from mlflow_deploy_plugin.server.protocols.mlflow import MOST_COLUMNS
-from mlflow_deploy_plugin.server.protocols.parquet_metadata import (
-    byte_array_paths,
-    check_pages,
-    count_rows,
-    read_row_groups,
-)
 from mlflow_deploy_plugin.tabular import first_line
 
 STREAM = "application/vnd.apache.arrow.stream"
 FILE = "application/vnd.apache.arrow.file"
-PARQUET = "application/vnd.apache.parquet"
-X_PARQUET = "application/x-parquet"
-MEDIA_TYPES = (STREAM, FILE, PARQUET, X_PARQUET)
+MEDIA_TYPES = (STREAM, FILE)
 
 _FILE_MAGIC = b"ARROW1\0\0"
-_MOST_LISTED = 100_000
-"""Entries of a list in a Parquet footer (columns, row groups). Each takes hundreds of bytes once it is counted."""
 _MOST_MESSAGES = 10_000
 _UNNAMED = [""]
 _EXACT_TYPES = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
@@ -54,8 +44,8 @@ _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
 _I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
 
 
-def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in a body of one of `MEDIA_TYPES`. Columns that the model does not take are not read.
+def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
+    """Return the feeds in an Arrow stream or file. Columns that the model does not take are not read.
 
     A null is NaN in a floating-point column and a missing string in a string column. Strings may be encoded as a
     dictionary. A tensor is a column of lists, of any one length, or, of rank 2, all columns as they come. If the only
@@ -65,20 +55,24 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
         limit: bytes that the columns may take when decompressed, and values that they may have.
 
     Raises:
-        InvalidRequest: the body is not of the format `media`.
+        InvalidRequest: the body is not a stream or file of Arrow.
         BodyTooLarge: it takes more than `limit`.
         SchemaMismatch: the table does not fit the signature.
     """
     import pyarrow as pa
 
-    is_parquet = media in (PARQUET, X_PARQUET)
+    stream = pa.py_buffer(body)
+    if body.startswith(_FILE_MAGIC):  # a file is a stream between this word and a footer
+        stream = stream.slice(len(_FILE_MAGIC))
     try:
-        table, chosen = _read_parquet(body, schema, limit) if is_parquet else _read_stream(body, schema, limit)
+        check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
+        reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
+        chosen = select_columns(reader.schema, schema)
+        table = reader.read_all()
         table.validate()
         return _feeds(table, chosen, schema, limit)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
-        name = "Parquet file" if is_parquet else "Arrow stream"
-        raise InvalidRequest(f"the body is not a valid {name}: {first_line(error)}") from None
+        raise InvalidRequest(f"the body is not a valid Arrow stream: {first_line(error)}") from None
 
 
 def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
@@ -127,13 +121,8 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
 
     table = prediction_table(prediction)
     sink = pa.BufferOutputStream()
-    if media in (PARQUET, X_PARQUET):
-        from pyarrow import parquet
-
-        parquet.write_table(table, sink)
-    else:
-        with (pa.ipc.new_stream if media == STREAM else pa.ipc.new_file)(sink, table.schema) as writer:
-            writer.write_table(table)
+    with (pa.ipc.new_stream if media == STREAM else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table)
     encoded: bytes = sink.getvalue().to_pybytes()
     return encoded
 
@@ -160,60 +149,6 @@ def prediction_table(prediction: Array | dict[str, Array]) -> Any:
     return pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
 
 
-def _read_stream(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[str]]:
-    """Return the table in an Arrow stream or file, and the columns that the model takes.
-
-    A file is a stream between a magic word and a footer.
-    """
-    import pyarrow as pa
-
-    stream = pa.py_buffer(body)
-    if body.startswith(_FILE_MAGIC):
-        stream = stream.slice(len(_FILE_MAGIC))
-    check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
-    reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
-    chosen = select_columns(reader.schema, schema)
-    return reader.read_all(), chosen
-
-
-def _read_parquet(body: bytes, schema: Schema, limit: int) -> tuple[Any, list[str]]:
-    """Return a table of the columns that the model takes, and their names.
-
-    Strings stay in their dictionaries, where one stands for many rows. For a tensor of strings these are all leaves of
-    byte arrays, since any column may be one. pyarrow takes no name that is not in the file.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    groups = read_row_groups(body)
-    rows = count_rows(groups)
-    if rows == 0:
-        raise SchemaMismatch(NO_ROWS)
-    texts = byte_array_paths(groups) if schema.keys or "str" in schema.dtypes.values() else []
-    file = parquet.ParquetFile(
-        pa.BufferReader(body),
-        read_dictionary=[
-            path for path in texts if not schema.columns or path in schema.keys or schema.dtypes.get(path) == "str"
-        ],
-        coerce_int96_timestamp_unit="us",  # in nanoseconds, a year beyond 2262 overflows
-        thrift_container_size_limit=_MOST_LISTED,
-        pre_buffer=False,
-    )
-    names = select_columns(file.schema_arrow, schema)
-    _check_value_count(rows, len(names), limit)
-    wanted = set(names)
-    lengths = sorted({len(name) for name in wanted})
-    leaves = [
-        leaf
-        for leaf, path in enumerate(column.path for column in file.schema)
-        # a leaf's path begins with the name of its column, which may have dots itself
-        if not schema.columns
-        or any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
-    ]
-    check_pages(body, groups, leaves, limit)
-    return file.read(columns=names, use_threads=False), names
-
-
 def select_columns(given: Any, schema: Schema) -> list[str]:
     """Return the columns to read of a table with this Arrow schema, before any value is read.
 
@@ -223,9 +158,11 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     """
     if len(given.names) > MOST_COLUMNS:
         raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
-    if given.names == _UNNAMED and schema.columns:
-        return _UNNAMED
     given_names, dtypes = given.names, schema.dtypes
+    if given_names == _UNNAMED and schema.columns:
+        for expected in set(dtypes.values()):
+            _check_column("", given.types[0], expected, takes_lists=True)
+        return _UNNAMED
     counts = Counter(given_names)
     if missing := schema.missing_columns(counts):
         raise missing
@@ -238,12 +175,16 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
         dtype = None if name in schema.keys else dtypes.get(name, only)
         if dtype is None or (pair := (str(kind), dtype)) in checked:
             continue
-        try:
-            check_type(kind, dtype, not schema.columns)
-        except UnsupportedColumn as error:
-            raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
+        _check_column(name, kind, dtype, not schema.columns)
         checked.add(pair)
     return names
+
+
+def _check_column(name: str, kind: Any, dtype: str, takes_lists: bool) -> None:
+    try:
+        check_type(kind, dtype, takes_lists)
+    except UnsupportedColumn as error:
+        raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
 
 
 def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:

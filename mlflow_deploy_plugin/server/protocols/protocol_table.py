@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy, tfserving, v2
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, tfserving, v2
 from mlflow_deploy_plugin.server.protocols.content import (
     CSV,
     JSON,
@@ -38,14 +38,13 @@ from mlflow_deploy_plugin.server.protocols.content import (
     json_type,
     load_json,
     load_json_object,
-    media_name,
     media_type,
     rows_of,
 )
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
-TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
+TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
 """Media types that `/invocations` takes and writes beside MLflow's JSON and CSV."""
 _MOST_PROBABILITIES = 4_000_000
 """The most probabilities by name in one answer. Each takes 105 bytes of memory, in a matrix as JSON 18."""
@@ -58,8 +57,7 @@ OPENAI_ROUTES = {
 """MLflow's tasks whose bodies and answers are OpenAI's, and the route that OpenAI's clients ask."""
 _MAX_ACCEPT_CHARACTERS = 2000
 """A longer Accept than any client writes counts as empty."""
-_UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
-"""Media types that MLflow's scoring server does not take, so that a pyfunc cannot read them itself."""
+_MEDIA_TYPES = (JSON, CSV, *TABLE_FORMATS)
 
 
 class EncodedResponse(NamedTuple):
@@ -109,13 +107,11 @@ def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: in
     Raises:
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: see the modules of the formats.
     """
-    media = media_type(content_type, (JSON, CSV, *TABLE_FORMATS))
+    media = media_type(content_type, _MEDIA_TYPES)
     if media in arrow.MEDIA_TYPES:
-        return arrow.decode(media, body, schema, limit)
+        return arrow.decode(body, schema, limit)
     if media in jsonlines.MEDIA_TYPES:
         return jsonlines.decode(body, schema)
-    if media in npy.MEDIA_TYPES:
-        return npy.decode(body, schema)
     return mlflow.decode(content_type, body, schema)
 
 
@@ -138,17 +134,15 @@ def _negotiate_format(media: str, accept: str | None) -> str:
 def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
     predictor = variant.loaded.predictor
     content_type = headers.get("content-type")
-    media = media_name(content_type)
-    if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
+    media = media_type(content_type, _MEDIA_TYPES)
+    if predictor.artifact.flavor == PYTHON_FUNCTION and media in (JSON, CSV):
         is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
-        return DecodedRequest(
-            {}, _encode_opaque, body=OpaqueBody(content_type, body, is_streamed, variant.capture.keys)
-        )
+        opaque = OpaqueBody(headers["content-type"], body, is_streamed, variant.capture.keys)
+        return DecodedRequest({}, _encode_opaque, body=opaque)
     feeds = decode_rows(content_type, body, variant.schema, limit)
     of_table = False
     if not predictor.artifact.has_signature:
-        is_mlflow = media in (JSON, CSV)
-        of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
+        of_table = media in TABLE_FORMATS or mlflow.is_table(content_type, body)
     answered = _negotiate_format(media, headers.get("accept"))
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -157,9 +151,7 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
             return EncodedResponse(mlflow.encode(prediction))
         if answered in arrow.MEDIA_TYPES:
             return EncodedResponse(arrow.encode(answered, prediction), answered)
-        if answered in jsonlines.MEDIA_TYPES:
-            return EncodedResponse(jsonlines.encode(prediction), answered)
-        return EncodedResponse(npy.encode(prediction), answered)
+        return EncodedResponse(jsonlines.encode(prediction), answered)
 
     return DecodedRequest(feeds, encode)
 

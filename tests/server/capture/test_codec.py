@@ -127,7 +127,7 @@ TABLES: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("accept", ["application/json", "application/x-npy", "application/vnd.apache.arrow.stream"])
+@pytest.mark.parametrize("accept", ["application/json", "application/vnd.apache.arrow.stream"])
 def test_a_table_is_answered_or_refused_in_words(server: Server, name: str, accept: str) -> None:
     for content_type, body in TABLES.values():
         for path in (

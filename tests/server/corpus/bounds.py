@@ -105,19 +105,14 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         server__protocols__jsonlines___feeds="lambda chunk, kind, schema: "
         "original([line for line in chunk if isinstance(line[1], dict)], 'object', schema)"
     ),
-    "numpy": _answer(server__protocols__npy___LONGEST_HEADER="10**9"),
     "arrow": (),  # pyarrow; protocols/arrow.py
     "arrow file": (),  # pyarrow; protocols/arrow.py
-    "parquet": (),  # pyarrow; protocols/parquet_metadata.py
     "Arrow's sizes": _answer(server__protocols__arrow__check_stream_size=_NOTHING),
     "rows of a table": _answer(
         server__protocols__arrow___check_value_count=_NOTHING,
         server__protocols__arrow__to_numpy="lambda array, limit, budget: original(array, 10**12, budget)",
     ),
     "words of a dictionary": _answer(server__protocols__arrow__StringBudget="lambda left: original(10**12)"),
-    "Parquet's pages": _answer(server__protocols__arrow__check_pages=_NOTHING),
-    "Parquet's prefixes": _answer(server__protocols__parquet_metadata___DELTA_BYTE_ARRAY="-1"),
-    "Parquet's footer": _answer(server__protocols__parquet_metadata___LARGEST_FOOTER="10**9"),
     "the repository": _answer(server__inference__management__check_unload_parameters=_NOTHING),
     "bytes of a config": _answer(server__inference__management__LARGEST_CONFIG_BYTES="10**9"),
     "YAML of a config": _answer(server__inference__management__check_yaml=_NOTHING),

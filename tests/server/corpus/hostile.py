@@ -3,7 +3,6 @@
 Most of them are refused; that is not what is looked at here, but what it costs.
 """
 
-import struct
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from tests.server.corpus.bodies import FIELDS as FIELDS
 from tests.server.corpus.case import Route
-from tests.server.corpus.routes import RECORD, arrow_stream, dump, npy, parquet_file, table
+from tests.server.corpus.routes import RECORD, arrow_stream, dump, table
 
 Fill = Callable[[int], bytes]
 """Bytes of about this size."""
@@ -252,25 +251,11 @@ def _rows(write: Callable[[pa.Table], bytes]) -> Fill:
     return fill
 
 
-def _row_groups(size: int) -> bytes:
-    return parquet_file(pa.concat_tables([table([RECORD])] * (size // 1000)), row_group_size=1)
-
-
 _ARROW: dict[str, Fill] = {
     "columns": _arrow_columns(arrow_stream),
     "columns of one name": _arrow_twins,
     "batches": _batches,
     "rows": _rows(arrow_stream),
-}
-_PARQUET: dict[str, Fill] = {
-    "columns": _arrow_columns(parquet_file),
-    "row groups": _row_groups,
-    "rows": _rows(parquet_file),
-}
-_NPY: dict[str, Fill] = {
-    "rows": lambda size: npy(np.ones((size // 12, 3), np.float32)),
-    "columns": lambda size: npy(np.ones((1, size // 4), np.float32)),
-    "a header": lambda size: b"\x93NUMPY\2\0" + struct.pack("<I", size) + b" " * size,
 }
 
 
@@ -296,7 +281,7 @@ _FEEDBACK: dict[str, Fill] = {
 }
 
 
-_TABLES = {"csv": _CSV, "jsonl": _LINES, "npy": _NPY, "arrow": _ARROW, "parquet": _PARQUET, "feedback": _FEEDBACK}
+_TABLES = {"csv": _CSV, "jsonl": _LINES, "arrow": _ARROW, "feedback": _FEEDBACK}
 
 
 def _within(field: bytes, fills: dict[str, Fill]) -> Iterator[tuple[str, Fill]]:

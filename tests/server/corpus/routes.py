@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from tests.server.corpus.case import Route
 
-JSON, JSONL, CSV, NPY = "application/json", "application/jsonl", "text/csv", "application/x-npy"
+JSON, JSONL, CSV = "application/json", "application/jsonl", "text/csv"
 STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
-PARQUET = "application/vnd.apache.parquet"
 
 MAX_BODY_BYTES = 2_000_000
 VERTEX, VERTEX_HEALTH = "/vertex", "/vertex/health"
@@ -47,18 +45,6 @@ def arrow_file(content: pa.Table) -> bytes:
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, content.schema) as writer:
         writer.write_table(content)
-    return sink.getvalue()
-
-
-def parquet_file(content: pa.Table, **options: Any) -> bytes:
-    sink = io.BytesIO()
-    parquet.write_table(content, sink, **options)
-    return sink.getvalue()
-
-
-def npy(array: Any) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, array)
     return sink.getvalue()
 
 
@@ -101,7 +87,7 @@ LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
 }
 """A table of flights in each language of JSON."""
 
-_TYPES = {"csv": CSV, "jsonl": JSONL, "npy": NPY, "arrow": STREAM, "arrow file": FILE, "parquet": PARQUET}
+_TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
 _UNTYPED = {"v2", "v2 binary", "tf rows", "tf columns", "tf tensor", "index", "parameters"}
 
 
@@ -165,8 +151,6 @@ TABLES = (
     _route("/predict/batch", "csv", CSV_TEXT, b'{"predictions":["yes"],'),
     ARROW,
     _route("/invocations", "arrow file", arrow_file(table([RECORD])), b"yes"),
-    _route("/invocations", "parquet", parquet_file(table([RECORD])), b"yes"),
-    _route("/endpoints/single/invocations", "npy", npy(np.array([[1, 2, 3]], np.float32)), b"NUMPY"),
 )
 TENSORS = (
     BINARY,

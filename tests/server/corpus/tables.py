@@ -1,4 +1,4 @@
-"""Tables in other forms than JSON (CSV, JSON Lines, numpy, Arrow, Parquet); tensors as bytes; the repository."""
+"""Tables in other forms than JSON (CSV, JSON Lines, Arrow); tensors as bytes; the repository."""
 
 import json
 import struct
@@ -17,8 +17,6 @@ from tests.server.corpus.routes import (
     arrow_file,
     arrow_stream,
     dump,
-    npy,
-    parquet_file,
     reading,
     table,
 )
@@ -79,34 +77,6 @@ LINES: list[AnyCase] = _cases(
     },
 )
 
-_GOOD_NPY = npy(np.array([[1, 2, 3]], np.float32))
-
-
-def _npy(header: bytes, data: bytes = b"") -> bytes:
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + data
-
-
-NUMPY: list[AnyCase] = _cases(
-    "numpy",
-    reading("npy"),
-    {
-        "bytes that are no array": b"\x93NUMPX" + _GOOD_NPY[6:],
-        "half an array": _GOOD_NPY[:-5],
-        "bytes behind an array": _GOOD_NPY + b"1234",
-        "a pickle": _npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 3), }\n", b"\x80\x04N."),
-        "a header that runs code": _npy(b"{'descr': __import__('os').getcwd(), 'shape': (1, 3), }\n"),
-        "a shape of a terabyte": _npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999, 3), }\n"),
-        "a header of 60,000 bytes": _npy(
-            b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }" + b" " * 60_000 + b"\n", bytes(12)
-        ),
-        "another version of the format": _GOOD_NPY[:6] + b"\x09\0" + _GOOD_NPY[8:],
-        "a matrix of another width": npy(np.array([[1, 2]], np.float32)),
-        "a picture for a table": npy(np.ones((1, 3, 3), np.float32)),
-        "texts": npy(np.array([["a", "b", "c"]])),
-        "complex numbers": npy(np.ones((1, 3), np.complex128)),
-    },
-)
-
 _TABLE = table([RECORD])
 _WIDE = pa.table({name: pa.nulls(600_000) for name in RECORD})
 
@@ -148,7 +118,6 @@ def _of(writer: Callable[[pa.Table], bytes], language: str) -> list[AnyCase]:
 ARROW: list[AnyCase] = [
     *_of(arrow_stream, "arrow"),
     *_of(arrow_file, "arrow file"),
-    *_of(parquet_file, "parquet"),
     *_cases(
         "Arrow's sizes",
         reading("arrow"),
@@ -163,42 +132,6 @@ ARROW: list[AnyCase] = [
         {"a long word that stands for a thousand rows": arrow_stream(_many("carrier", _DICTIONARY))},
         413,
         "limit",
-    ),
-    *_cases(
-        "Parquet's pages",
-        reading("parquet"),
-        {
-            "a compressed page of 2 MB": parquet_file(
-                _many("distance", np.random.default_rng(0).integers(0, 2, 100_000) * 1.0).append_column(
-                    "x", pa.array(["y"] * 100_000)
-                ),
-                use_dictionary=False,
-                compression="zstd",
-            )
-        },
-        413,
-    ),
-    *_cases(
-        "Parquet's prefixes",
-        reading("parquet"),
-        {
-            "strings as prefixes of each other": parquet_file(
-                _TABLE, use_dictionary=False, column_encoding={"carrier": "DELTA_BYTE_ARRAY"}
-            )
-        },
-        400,
-        "DELTA_BYTE_ARRAY",
-    ),
-    *_cases(
-        "Parquet's footer",
-        reading("parquet"),
-        {
-            "a footer of a million bytes": b"PAR1" + bytes(1_100_000) + struct.pack("<I", 1_100_000) + b"PAR1",
-            "a footer longer than the file": parquet_file(_TABLE)[:-8] + b"\xff\xff\xff\x7fPAR1",
-        },
-        400,
-        "footer",
-        "at most",
     ),
 ]
 
@@ -291,4 +224,4 @@ REPOSITORY: list[AnyCase] = [
     ),
 ]
 
-CASES: list[AnyCase] = [*CSV, *LINES, *NUMPY, *ARROW, *BINARIES, *REPOSITORY]
+CASES: list[AnyCase] = [*CSV, *LINES, *ARROW, *BINARIES, *REPOSITORY]

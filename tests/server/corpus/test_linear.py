@@ -26,7 +26,7 @@ MOST = 2.0
 _TRIES, _MOST_MEMORY = 6, 3.0
 _JSON = {"Content-Type": "application/json"}
 _ROUTES = [
-    *{route.reads: route for route in POSTS if route.reads in {"npy", "arrow", "parquet", "csv", "jsonl"}}.values(),
+    *{route.reads: route for route in POSTS if route.reads in {"arrow", "csv", "jsonl"}}.values(),
     *{route.reads: route for route in POSTS if route.reads in hostile.FIELDS}.values(),
     next(route for route in POSTS if route.reads == "records"),
     next(route for route in POSTS if route.path.endswith("/load")),

@@ -199,12 +199,13 @@ def test_the_same_question_has_the_same_answer_whatever_rows_are_beside_it(serve
 
 def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
     table = pa.table({name: [1.0, 0.5] for name in "abc"})
-    parquet = io.BytesIO()
-    pq.write_table(table, parquet)
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
     bodies = {
         "text/csv": b"a,b,c\n1,1,1\n.5,.5,.5\n",
         "application/x-ndjson": b'{"a":1,"b":1,"c":1}\n{"a":0.5,"b":0.5,"c":0.5}\n',
-        "application/vnd.apache.parquet": parquet.getvalue(),
+        "application/vnd.apache.arrow.stream": stream.getvalue(),
     }
     wanted = explain(server, "linear", json={"dataframe_records": table.to_pylist()}).json()["values"]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
@@ -42,6 +43,7 @@ from tests.support.spool import read_segment
 from tests.support.waiting import answers, wait_until
 
 MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
+ARROW = "application/vnd.apache.arrow.stream"
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
 TIMEOUT_SECONDS = 2
 
@@ -97,6 +99,28 @@ def test_invocations_take_dates_and_params(ask: Callable[..., RawResponse]) -> N
     assert response.status == 200
     assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
     assert response.headers["X-Model-Version"] == "1"
+
+
+@pytest.mark.parametrize("content_type", ["application/vnd.apache.parquet", "application/x-npy", "text/plain", ""])
+@pytest.mark.parametrize("name", ["knn", "anything"])
+def test_another_content_type_is_refused_with_those_that_are_taken(
+    ask: Callable[..., RawResponse], name: str, content_type: str
+) -> None:
+    response = ask(f"/endpoints/{name}/invocations", b"PAR1", content_type)
+    assert response.status == 415
+    assert "parquet" not in message(response).partition("takes ")[2]
+    assert {"application/json", "text/csv", ARROW} <= set(message(response).split())
+
+
+def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(ask: Callable[..., RawResponse]) -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"": [[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0]]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    response = ask("/endpoints/knn/invocations", sink.getvalue().to_pybytes(), ARROW)
+
+    assert pa.ipc.open_stream(response.body).read_all()["prediction"].to_pylist() == ["up", "down"]
 
 
 def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., RawResponse]) -> None:

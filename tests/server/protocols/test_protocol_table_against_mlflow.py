@@ -14,6 +14,7 @@ from tests.support.invocations import CASES
 
 DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("it crashes", 500, 415): ["no content type"],
+    ("a table is sent as Arrow", 400, 415): ["Parquet"],
     ("names of media types and of parameters have no case, and values may be quoted (RFC 9110)", 415, 200): [
         "charset utf8",
         "charset in quotes",
