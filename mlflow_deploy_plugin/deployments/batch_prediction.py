@@ -301,7 +301,11 @@ def _read_arrow(body: bytes) -> Any:
 
 
 def _arrow_as_json(body: bytes) -> bytes:
-    """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads."""
+    """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads.
+
+    Raises:
+        InvalidRequest: a value has no form in JSON, as a time span.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, bytes):
@@ -309,9 +313,12 @@ def _arrow_as_json(body: bytes) -> bytes:
         return float(value) if isinstance(value, Decimal) else value.isoformat()
 
     table = _read_arrow(body)
-    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    split = {"columns": table.column_names, "data": list(rows)}
-    return json.dumps({"dataframe_split": split}, default=plain).encode()
+    try:
+        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        split = {"columns": table.column_names, "data": list(rows)}
+        return json.dumps({"dataframe_split": split}, default=plain).encode()
+    except (AttributeError, ValueError, OverflowError) as error:  # pyarrow raises the last two for some times
+        raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
 def _length(file: IO[bytes]) -> int | None:

@@ -232,15 +232,19 @@ def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_r
 ) -> None:
     folder = save_pyfuncs(tmp_path, ["bytes"])["bytes"]
     rows = as_parquet(pd.DataFrame({"blob": [b"\xff\0\x01", b""], "extra": [float("inf"), None]}))
+    spans = as_parquet(pd.DataFrame({"blob": [b"\0"], "span": pd.to_timedelta(["1h"])}))
     home.create_deployment("bytes", str(folder))
     try:
         answered = [
             predict(*way, "-t", "parquet", "-O", "jsonl", given=rows) for way in (["-n", "bytes"], ["-m", str(folder)])
         ]
+        refused = predict("-n", "bytes", "-t", "parquet", "-O", "jsonl", given=spans)
     finally:
         home.delete_deployment("bytes")
 
     assert [result.stdout for result in answered] == ["3\n0\n"] * 2, answered
+    assert refused.exit_code == 1
+    assert "JSON" in refused.stderr
 
 
 def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:
