@@ -32,6 +32,16 @@ def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> 
         assert default_endpoint_name(str(note.parent)) == "tiny"
 
 
+def test_a_folder_that_mlflow_downloaded_keeps_its_name_and_version(tmp_path: Path) -> None:
+    folder = tensor_model(tmp_path / "m")
+    (folder / REGISTERED_META).write_text("{model_name: tiny, model_version: '3'}")
+    with planned_image(str(folder)) as plan:
+        note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
+        assert isinstance(note, Path)
+        known = resolve(str(note.parent))
+    assert (known.name, known.version) == ("tiny", "3")
+
+
 def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F811
     digests = []
     for _ in range(2):
