@@ -107,7 +107,7 @@ def planned_image(
                     f"{model_uri} has no ONNX form, and the image holds no library to run its code: wrap it (onnxserve "
                     "wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
                 )
-            if resolved.version:  # also of a folder that MLflow downloaded: the copy has no note
+            if resolved.version:  # `download` leaves out MLflow's note, from which the server reads name and version.
                 note = {"model_name": resolved.name, "model_version": resolved.version}
                 (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)
