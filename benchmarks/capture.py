@@ -48,10 +48,10 @@ class Cost:
 def cost(kind: str, choice: str, requests: int) -> Cost:
     """Writes and ships that many requests of one row."""
     from mlflow_deploy_plugin.agent.ship import Shipper
-    from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
-    from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-    from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
+    from mlflow_deploy_plugin.spool.captured_model import exclude_columns
+    from mlflow_deploy_plugin.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
     source = shipping.captured(kind)
     whole = next(source)[0]
@@ -90,8 +90,8 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
 
 def labels() -> tuple[float, float]:
     """Microseconds of writing down one label, best and median."""
-    from mlflow_deploy_plugin.server.capture.codec import Feedback
-    from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+    from mlflow_deploy_plugin.spool.codec import Feedback
+    from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
         writer = CaptureWriter(Path(folder))

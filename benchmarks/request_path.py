@@ -228,11 +228,11 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
 
 def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict[str, Callable[[], Any]]:
     """Each part of answering this body as a function without arguments."""
-    from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.inference.messages import RawRequest
     from mlflow_deploy_plugin.server.protocols import protocol_table
+    from mlflow_deploy_plugin.spool.codec import RequestRecord
 
     by_path = {
         "/invocations": protocol_table.INVOCATIONS,

@@ -36,7 +36,7 @@ SETTLING_SECONDS = 3.0
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """The captured model, feeds and outputs of requests of one row: `VARIETY` answers, and new floats each."""
     from mlflow_deploy_plugin.runtime import OnnxModel
-    from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
+    from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
     loaded = OnnxModel.load(request_path.MODELS / kind)
     bound = CapturedModel("m", "1", loaded.schema, loaded.artifact.prediction)
@@ -63,8 +63,8 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
 
 def write_spool(spool: Path, kind: str, requests: int) -> float:
     """Fills the spool; CPU seconds of the writing alone."""
-    from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-    from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+    from mlflow_deploy_plugin.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
     writer = CaptureWriter(spool)
     now = time.time_ns() // 1000

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "mlflow_deploy_plugin"
 RECORD = Path(__file__).with_suffix(".json")
 GENERATED = {"inference_pb2.py"}
 MIGRATIONS = PACKAGE / "store" / "migrations"
-LAYERS = ({"http", "grpc", "assembly"}, {"inference"}, {"models"}, {"observability"}, {"protocols", "capture"})
+LAYERS = ({"http", "grpc", "assembly"}, {"inference"}, {"models"}, {"observability"}, {"protocols"})
 """The layers inside `server`, from the top. Any layer may import the other modules, and they may import any layer."""
 SENTENCE_WORDS = 4
 """A literal with at least this many words is a sentence."""

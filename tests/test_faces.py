@@ -24,6 +24,7 @@ import pytest
         "server",
         "server.protocols",
         "spec",
+        "spool",
         "statedir",
         "store",
         "tabular",

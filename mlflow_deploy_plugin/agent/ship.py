@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.inference_log import (
 )
 from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, as_text, cast_columns_losslessly, to_log_columns
-from mlflow_deploy_plugin.server import (
+from mlflow_deploy_plugin.spool import (
     SHIPPED,
     SUFFIX,
     CapturedBatch,

@@ -32,8 +32,9 @@ from mlflow_deploy_plugin.inference_log import (
     view_tables,
     write_labels,
 )
-from mlflow_deploy_plugin.server import MASK_KEY, ColumnMask, protocols
+from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask
 
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0

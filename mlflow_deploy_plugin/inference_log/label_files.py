@@ -17,7 +17,8 @@ import pyarrow as pa
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import as_text
-from mlflow_deploy_plugin.server import Feedback, protocols
+from mlflow_deploy_plugin.server import protocols
+from mlflow_deploy_plugin.spool import Feedback
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
 
 PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"

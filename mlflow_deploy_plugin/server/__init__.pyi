@@ -1,17 +1,4 @@
 from . import protocols as protocols
-from .capture.captured_model import MASK_KEY as MASK_KEY
-from .capture.captured_model import ColumnMask as ColumnMask
-from .capture.codec import Feedback as Feedback
-from .capture.codec import FeedbackFrame as FeedbackFrame
-from .capture.frames import SHIPPED as SHIPPED
-from .capture.frames import SUFFIX as SUFFIX
-from .capture.frames import is_released as is_released
-from .capture.frames import segments as segments
-from .capture.frames import shipped_bytes as shipped_bytes
-from .capture.reader import CapturedBatch as CapturedBatch
-from .capture.reader import CapturedSegment as CapturedSegment
-from .capture.reader import Utf8Array as Utf8Array
-from .capture.reader import read_batches as read_batches
 from .cloud import read_cloud as read_cloud
 from .device import require_device as require_device
 from .http.embedded import AsgiApp as AsgiApp

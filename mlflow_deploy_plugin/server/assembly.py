@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores, limit_memory
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
@@ -25,6 +24,7 @@ from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+from mlflow_deploy_plugin.spool import CaptureWriter
 from mlflow_deploy_plugin.statedir import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"

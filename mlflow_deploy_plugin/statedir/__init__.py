@@ -15,12 +15,12 @@
     look                deployment → agent          a reference was moved in the registry: poll at once
     server.json         supervisor → everyone       process id, host, port
     server.log          supervisor, workers, agent  their log
-    spool/              workers → agent             captured requests (`server/capture/`)
+    spool/              workers → agent             captured requests (`spool/`)
     metrics             gunicorn                    a link to the folder of the workers' counters
     counted.json        gunicorn → agent            the rows that the last workers have counted
     history/            agent → workers             the last hour and day (`server/observability/history.py`)
     progress.json       agent                       the rows it has shipped (`agent/progress.py`)
-    mask.key            workers                     the key of masked columns (`server/capture/captured_model.py`)
+    mask.key            workers                     the key of masked columns (`spool/captured_model.py`)
 
 Every file has one writer and is replaced by an atomic rename, so that a reader sees the old content or the new, never
 half of one. Workers serve what `wanted.json` says, also while the registry is down and after a restart. The agent

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.clocks import Clock
 from tests.support.fake_registry import Case, World
 from tests.support.models import write_model

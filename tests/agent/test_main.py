@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir import METRICS, SPEC
 from tests.support.shipping import files, write
 

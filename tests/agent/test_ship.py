@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import open_log, parse_window
 from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, exclude_columns
-from mlflow_deploy_plugin.server.capture.codec import Feedback, RequestRecord
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel, exclude_columns
+from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
 
 

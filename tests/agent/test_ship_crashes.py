@@ -10,8 +10,8 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import open_log, parse_window, read_labels
-from mlflow_deploy_plugin.server.capture.codec import Feedback
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.codec import Feedback
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write
 from tests.support.spool import read_segment
 

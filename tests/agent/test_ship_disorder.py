@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
-from mlflow_deploy_plugin.server.capture.codec import Feedback, RequestRecord
-from mlflow_deploy_plugin.server.capture.frames import FRAME, MAGIC
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.captured_model import exclude_columns
+from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
+from mlflow_deploy_plugin.spool.frames import FRAME, MAGIC
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.services.s3 import s3_server
 from tests.support.shipping import NOON, TABULAR, files, rows, write
 from tests.support.spool import read_segment

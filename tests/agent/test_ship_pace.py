@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.clocks import Clock
 from tests.support.services.s3 import s3_server
 from tests.support.shipping import rows, write

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
+from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter
 

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelColumns, LabelEntry, read_label_file
-from mlflow_deploy_plugin.server.capture.codec import Feedback
+from mlflow_deploy_plugin.spool.codec import Feedback
 
 KEY = LabelColumns(key=("flight", "day"), label="late")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.spool.codec import RequestRecord
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000

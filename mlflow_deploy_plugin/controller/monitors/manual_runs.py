@@ -41,9 +41,9 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log, window_at
 from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_datasets
 from mlflow_deploy_plugin.runtime import EVENT_TIME
-from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, MonitorSpec, empty_endpoint
+from mlflow_deploy_plugin.spool import segments, shipped_bytes
 from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
 from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, held_lease, unknown_endpoint
 

@@ -56,8 +56,8 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.server import MASK_KEY
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
+from mlflow_deploy_plugin.spool import MASK_KEY
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     CONTROL,

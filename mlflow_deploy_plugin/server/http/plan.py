@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
@@ -31,6 +30,7 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
     EncodedResponse,
     Protocol,
 )
+from mlflow_deploy_plugin.spool import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]
 """Answers a POST; returns None if the general way has to. Then nothing has been captured, and nothing counted but the

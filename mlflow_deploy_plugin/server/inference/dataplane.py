@@ -16,9 +16,6 @@ from typing import Any
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array, short_repr
-from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import new_id, without_keys
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
@@ -26,6 +23,7 @@ from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_key
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
+from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CaptureWriter, RequestRecord
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
 """The most bytes of a stream that are captured. Later parts are left out."""

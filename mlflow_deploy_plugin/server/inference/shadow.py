@@ -33,12 +33,11 @@ from mlflow_deploy_plugin.runtime import (
     slice_feeds,
     unbatchable_reason,
 )
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord, as_one_row
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.spool import CaptureWriter, RequestRecord, as_one_row
 
 logger = logging.getLogger(__name__)
 

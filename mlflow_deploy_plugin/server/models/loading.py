@@ -27,11 +27,11 @@ from mlflow_deploy_plugin.runtime import (
     repeat_row,
     unbatchable_reason,
 )
-from mlflow_deploy_plugin.server.capture.captured_model import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from types import MappingProxyType
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
-from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.models.variants import (
     LoadedVersion,
@@ -33,6 +32,7 @@ from mlflow_deploy_plugin.server.models.variants import (
     sticky_variant,
     weighted_variant,
 )
+from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.statedir import (
     WANTED,
     LoadedVariant,

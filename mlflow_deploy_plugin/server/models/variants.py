@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, Schema, sent_arrays, with_keys
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
+from mlflow_deploy_plugin.spool import CapturedModel
 
 
 @dataclass(frozen=True, eq=False)

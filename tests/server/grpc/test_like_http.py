@@ -10,7 +10,7 @@ import pytest
 import requests
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.spool.frames import segments
 from tests.server.grpc.conftest import calling, message, tensor
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.servers import variant

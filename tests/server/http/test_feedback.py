@@ -9,12 +9,12 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
-from mlflow_deploy_plugin.server.capture.codec import Feedback, FeedbackFrame
-from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.spool.captured_model import ColumnMask
+from mlflow_deploy_plugin.spool.codec import Feedback, FeedbackFrame
+from mlflow_deploy_plugin.spool.frames import segments
+from mlflow_deploy_plugin.spool.reader import read_batches
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
 from tests.support.handling import handle

@@ -11,8 +11,8 @@ import pytest
 import requests
 import yaml
 
-from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.servers import gunicorn, variant
 from tests.support.spool import CapturedRequest, read_segment

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spool.frames import segments
 from tests.support.handling import handle
 from tests.support.servers import opened, variant
 from tests.support.spool import read_segment

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.runtime import Column, Input, Schema
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import Feedback, RequestRecord
-from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.reader import Utf8Array, read_batches
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
+from mlflow_deploy_plugin.spool.frames import segments
+from mlflow_deploy_plugin.spool.reader import Utf8Array, read_batches
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.spool import read_segment
 
 HOUR = 3_600_000_000

@@ -16,15 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import Array, NarrowedFeeds
-from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, CapturedModel, ColumnMask, encode_model
-from mlflow_deploy_plugin.server.capture.codec import (
-    EncodingPlan,
-    Feedback,
-    RequestEncoder,
-    RequestRecord,
-    encode_feedback,
-)
-from mlflow_deploy_plugin.server.capture.frames import (
+from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, encode_model
+from mlflow_deploy_plugin.spool.codec import EncodingPlan, Feedback, RequestEncoder, RequestRecord, encode_feedback
+from mlflow_deploy_plugin.spool.frames import (
     FEEDBACK_KIND,
     FRAME,
     LAYOUT_KIND,

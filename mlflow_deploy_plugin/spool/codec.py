@@ -16,8 +16,8 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime import Array, as_table
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, ColumnMask, decode_model
-from mlflow_deploy_plugin.server.capture.frames import REFERRING
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask, decode_model
+from mlflow_deploy_plugin.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
 """A request with this status or a higher one got no prediction."""

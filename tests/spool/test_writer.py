@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.runtime import Column, Input, Schema, compile_schema, sent_arrays, to_log_columns
-from mlflow_deploy_plugin.server.capture import writer as capture
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.frames import is_released, segments
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.spool import writer as capture
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.spool.codec import RequestRecord
+from mlflow_deploy_plugin.spool.frames import is_released, segments
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.disk import files_of_at_most
 from tests.support.spool import read_segment
 

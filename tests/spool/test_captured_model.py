@@ -12,12 +12,12 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema, to_log_columns
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
+from mlflow_deploy_plugin.spool.codec import RequestRecord
+from mlflow_deploy_plugin.spool.frames import segments
+from mlflow_deploy_plugin.spool.reader import read_batches
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle
 from tests.support.servers import variant, want

@@ -18,9 +18,9 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime import Array
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import FeedbackFrame, decode_feedback, decode_layout
-from mlflow_deploy_plugin.server.capture.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.spool.codec import FeedbackFrame, decode_feedback, decode_layout
+from mlflow_deploy_plugin.spool.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at
 
 _HEAD = np.dtype(
     [

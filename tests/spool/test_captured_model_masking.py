@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
+from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 
 
 @pytest.mark.parametrize(

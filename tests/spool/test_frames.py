@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.server.capture.frames import (
+from mlflow_deploy_plugin.spool.frames import (
     FRAME,
     MAGIC,
     SHIPPED,

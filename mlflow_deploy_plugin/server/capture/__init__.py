@@ -1,1 +1,0 @@
-"""The spool: captured requests and feedback as bytes on disk, written by the workers and read by the agent."""
