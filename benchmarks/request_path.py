@@ -230,8 +230,8 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.server.http.plan import PlanTable
+    from mlflow_deploy_plugin.server.inference import protocol_table
     from mlflow_deploy_plugin.server.inference.messages import RawRequest
-    from mlflow_deploy_plugin.server.protocols import protocol_table
     from mlflow_deploy_plugin.spool.codec import RequestRecord
 
     by_path = {

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "mlflow_deploy_plugin"
 RECORD = Path(__file__).with_suffix(".json")
 GENERATED = {"inference_pb2.py"}
 MIGRATIONS = PACKAGE / "store" / "migrations"
-LAYERS = ({"http", "grpc", "assembly"}, {"inference"}, {"models"}, {"observability"}, {"protocols"})
+LAYERS = ({"http", "grpc", "assembly"}, {"inference"}, {"models"}, {"observability"})
 """The layers inside `server`, from the top. Any layer may import the other modules, and they may import any layer."""
 SENTENCE_WORDS = 4
 """A literal with at least this many words is a sentence."""
@@ -206,8 +206,9 @@ def _room(name: str) -> str:
 
 
 def imports_past_a_face(found: list[Module]) -> list[str]:
-    """Return the imports of another room's inner modules; its `__init__` is the face that it shows to other rooms."""
+    """Return the imports of another room's inner modules that its face, the names of its `__init__`, does not show."""
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    shown = set(names_in_faces())
     past = []
     for module in found:
         own = Path(module.name).parts[0]
@@ -216,7 +217,7 @@ def imports_past_a_face(found: list[Module]) -> list[str]:
                 continue
             room = _room(node.module or "")
             inner = (node.module or "").count(".") > 1 or any(
-                (PACKAGE / room / f"{n.name}.py").exists() for n in node.names
+                (PACKAGE / room / f"{n.name}.py").exists() and f"{room} {n.name}" not in shown for n in node.names
             )
             if room in rooms and room != own and inner:
                 past.append(f"{module.at(node)} {node.module}")

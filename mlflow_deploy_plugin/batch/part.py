@@ -22,6 +22,7 @@ import orjson
 import pyarrow as pa
 from pyarrow import fs
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.batch.table_model import (
     OnnxTable,
     TableModel,
@@ -36,7 +37,6 @@ from mlflow_deploy_plugin.batch.table_model import (
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, upload_file
 from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.tabular import (
     FileFormat,

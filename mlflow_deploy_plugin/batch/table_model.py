@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import without_row_number
 from mlflow_deploy_plugin.registry import download, resolve
@@ -33,7 +34,6 @@ from mlflow_deploy_plugin.runtime import (
     pyfunc_schema,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import temporary_folder
 from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line

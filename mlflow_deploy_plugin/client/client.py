@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.version import __version__
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _CONNECT_SECONDS = 5.0
 _MOST_LABELS = 10_000
-"""The most labels of one request, as in `server/protocols/feedback.py`."""
+"""The most labels of one request, as in `protocols/feedback.py`."""
 _REFUSED_UNDONE = (429, 503)
 """The statuses of requests that are sent again: nothing of them was computed."""
 

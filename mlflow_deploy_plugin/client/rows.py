@@ -119,7 +119,7 @@ def encode_tensors(inputs: Mapping[str, Any], outputs: Sequence[str] | None) -> 
     Raises:
         InvalidRequest: an array has a dtype that V2 has no datatype for.
     """
-    from mlflow_deploy_plugin.server import protocols  # here: only this protocol needs them
+    from mlflow_deploy_plugin import protocols  # here: only this protocol needs them
 
     tensors, parts = [], []
     for name, values in inputs.items():
@@ -137,7 +137,7 @@ def encode_tensors(inputs: Mapping[str, Any], outputs: Sequence[str] | None) -> 
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     """Return the outputs in a V2 response, which are binary or in its JSON head."""
-    from mlflow_deploy_plugin.server import protocols  # here: as above
+    from mlflow_deploy_plugin import protocols  # here: as above
 
     content, start, arrays = memoryview(body), head_length, {}
     for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):

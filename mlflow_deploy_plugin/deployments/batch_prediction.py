@@ -19,14 +19,15 @@ from typing import IO, Any
 
 import orjson
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.client import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LabelColumns
 from mlflow_deploy_plugin.messages import without_row_number
+from mlflow_deploy_plugin.protocols import CSV, JSON, load_json
 from mlflow_deploy_plugin.runtime import PREDICTION
-from mlflow_deploy_plugin.server import CSV, JSON, load_json, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 _TRIES = 6

@@ -14,6 +14,7 @@ from uuid import uuid4
 import orjson
 import pyarrow as pa
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
@@ -32,7 +33,6 @@ from mlflow_deploy_plugin.inference_log import (
     view_tables,
     write_labels,
 )
-from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     CommandFailed,
@@ -29,6 +30,7 @@ from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refus
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes import run_to_end
+from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
@@ -38,7 +40,7 @@ from mlflow_deploy_plugin.runtime import (
     numpy_dtype,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.server import INPUT_EXAMPLE, JSON, protocols
+from mlflow_deploy_plugin.server import INPUT_EXAMPLE
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import temporary_folder
 

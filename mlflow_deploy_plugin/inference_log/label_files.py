@@ -14,10 +14,10 @@ from typing import IO, Any
 import orjson
 import pyarrow as pa
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import as_text
-from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spool import Feedback
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
 

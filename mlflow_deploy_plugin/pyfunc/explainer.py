@@ -20,6 +20,7 @@ import pyarrow as pa
 import shap
 from pyarrow.types import is_floating
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import (
     DeadlineExceeded,
     InferenceError,
@@ -28,16 +29,15 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server import (
     INPUT_EXAMPLE,
-    JSON,
     ExplainedFeature,
     SideMessage,
     explained_columns,
     explained_features,
     explained_outputs,
-    protocols,
 )
 from mlflow_deploy_plugin.tabular import read_parquet
 

@@ -36,6 +36,7 @@ from mlflow.types.schema import AnyType, Object
 from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import (
     BodyTooLarge,
     InferenceError,
@@ -61,7 +62,7 @@ from mlflow_deploy_plugin.runtime import (
     short_repr,
     too_many_values,
 )
-from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage, protocols
+from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,3 @@
-from . import protocols as protocols
 from .cloud import read_cloud as read_cloud
 from .device import require_device as require_device
 from .http.embedded import AsgiApp as AsgiApp
@@ -29,9 +28,6 @@ from .observability.history import HISTORY_INTERVALS as HISTORY_INTERVALS
 from .observability.history import HistoryWriter as HistoryWriter
 from .observability.history import Span as Span
 from .observability.history import read_history as read_history
-from .protocols.content import CSV as CSV
-from .protocols.content import JSON as JSON
-from .protocols.content import load_json as load_json
 from .supervisor import supervise as supervise
 
 __all__: list[str]

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.protocols import arrow, jsonlines, mlflow, v2
+from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, dtype_of, to_binary
 from mlflow_deploy_plugin.runtime import Array, Artifact, Column, Feeds, Input, Output, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, v2
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHeader, dtype_of, to_binary
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.writer import CaptureWriter

@@ -19,8 +19,8 @@ from mlflow_deploy_plugin.client.rows import (
     encode_rows,
     encode_tensors,
 )
-from mlflow_deploy_plugin.server.protocols import arrow
-from mlflow_deploy_plugin.server.protocols.mlflow import decode
+from mlflow_deploy_plugin.protocols import arrow
+from mlflow_deploy_plugin.protocols.mlflow import decode
 from tests.support.schemas import columns_schema, tensor_schema
 
 ARROW = arrow.STREAM

@@ -15,10 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime import Array, Artifact, Schema
-from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.v2_tensors import (
+from mlflow_deploy_plugin.protocols import (
     MAX_RANK,
     TensorHeader,
     array_datatype,
@@ -26,7 +23,10 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     from_binary,
     read_tensor_header,
     to_binary,
+    v2,
 )
+from mlflow_deploy_plugin.runtime import Array, Artifact, Schema
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 
 _FIELDS = {
     "BOOL": "bool_contents",

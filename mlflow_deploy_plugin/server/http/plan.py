@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from mlflow_deploy_plugin.protocols import JSON, LARGE_BYTES, decode_document, dump_json, json_object
 from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, encode_body
@@ -17,12 +18,7 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse, header_field
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
-from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant, weighted_variant
-from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
-from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
-from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
-from mlflow_deploy_plugin.server.protocols.mlflow import decode_document
-from mlflow_deploy_plugin.server.protocols.protocol_table import (
+from mlflow_deploy_plugin.server.inference.protocol_table import (
     INVOCATIONS,
     PREDICT,
     PREDICT_BATCH,
@@ -30,6 +26,8 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
     EncodedResponse,
     Protocol,
 )
+from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant, weighted_variant
+from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.spool import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]

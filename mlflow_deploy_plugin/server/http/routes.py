@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.messages import close_matches
+from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
@@ -21,8 +22,7 @@ from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.auth import Need
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
-from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.protocol_table import (
+from mlflow_deploy_plugin.server.inference.protocol_table import (
     AZURE,
     CHAT_COMPLETIONS,
     EMBEDDINGS,

@@ -20,6 +20,7 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.protocols import datatype_of, json_object, json_type, v2
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Input,
@@ -32,9 +33,6 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
-from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.content import json_object, json_type
-from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
 
 LARGEST_CONFIG_BYTES = 64 * 1024

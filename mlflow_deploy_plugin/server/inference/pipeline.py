@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     SchemaMismatch,
 )
+from mlflow_deploy_plugin.protocols import EVENTS, dump_json, jsonlines, media_type
 from mlflow_deploy_plugin.runtime import Array, Feeds, slice_feeds
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
@@ -36,11 +37,9 @@ from mlflow_deploy_plugin.server.inference.messages import (
     request_id,
     without_keys,
 )
+from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import predicted_labels
-from mlflow_deploy_plugin.server.protocols import jsonlines
-from mlflow_deploy_plugin.server.protocols.content import EVENTS, dump_json, media_type
-from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
+from mlflow_deploy_plugin.protocols import JSON, mlflow
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Batcher,
@@ -29,8 +30,6 @@ from mlflow_deploy_plugin.runtime import (
 )
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
-from mlflow_deploy_plugin.server.protocols import mlflow
-from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
 

@@ -20,11 +20,12 @@ import pyarrow as pa
 import zstandard
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.protocols import arrow, feedback, jsonlines, mlflow, tfserving
+from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.protocols import arrow, feedback, jsonlines, mlflow, protocol_table, tfserving
-from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.inference import protocol_table
 
 LIMIT = 16 * 1024 * 1024
 """`server.max_body_bytes`, as it is without being said."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _OURS = "mlflow_deploy_plugin."
-_HTTP, _PROTOCOLS, _RUNTIME = f"{_OURS}server.http.", f"{_OURS}server.protocols.", f"{_OURS}runtime."
+_HTTP = f"{_OURS}server.http."
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,27 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "seconds of a head": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
     "seconds of a body": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
     "callers": _answer(server__http__views__check_same_site=_NOTHING),
-    "content type": _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
+    "content type": _answer(protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
     "encoding": _answer(server__http__routes__decode_body="lambda request, limit: request"),
     "decompressed bytes": _answer(server__http__routes__decode_body="lambda request, limit: original(request, 10**12)"),
     "gzip members": _answer(server__http__encodings___MOST_MEMBERS="10**9"),
     "zstd window": _answer(server__http__encodings___ZSTD_WINDOW="2**27"),
-    "JSON": _answer(server__protocols__protocol_table__load_json="lambda body: []"),
+    "JSON": _answer(server__inference__protocol_table__load_json="lambda body: []"),
     "depth of JSON": (),  # orjson: 1,024 levels
-    "depth around NaN": _answer(
-        server__protocols__content__DEEPEST="10**9", server__protocols__content___TOO_DEEP="'too deep'"
-    ),
+    "depth around NaN": _answer(protocols__content__DEEPEST="10**9", protocols__content___TOO_DEEP="'too deep'"),
     "kinds of JSON": (),  # where each document is read
-    "depth of base64": _answer(server__protocols__tfserving___DEEPEST="10**9"),
+    "depth of base64": _answer(protocols__tfserving___DEEPEST="10**9"),
     "types": _answer(runtime__values___ACCEPTED="dict.fromkeys(original, frozenset('fibsn?'))"),
     "columns": _answer(runtime__schema__Counter="lambda names: original()"),
     "rows": (),  # runtime/schema.py: from_rows
     "shapes": _answer(
         runtime__values___check_nesting=_NOTHING, runtime__values___SOURCES="dict.fromkeys(original, 'fiubUO')"
     ),
-    "V2": _answer(server__protocols__v2___UNSUPPORTED="()"),
-    "V2 rank": _answer(server__protocols__v2_tensors__MAX_RANK="10**9"),
-    "V2 counts": _answer(server__protocols__v2_tensors___check_count=_NOTHING),
+    "V2": _answer(protocols__v2___UNSUPPORTED="()"),
+    "V2 rank": _answer(protocols__v2_tensors__MAX_RANK="10**9"),
+    "V2 counts": _answer(protocols__v2_tensors___check_count=_NOTHING),
     "binary tensors": _answer(
-        server__protocols__v2__from_binary="lambda head, data: original(head, bytes(data)[:16].ljust(16))"
+        protocols__v2__from_binary="lambda head, data: original(head, bytes(data)[:16].ljust(16))"
     ),
     "TensorFlow": (),  # protocols/tfserving.py: decode
     "MLflow": (),  # protocols/mlflow.py: decode_document
@@ -97,22 +95,22 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         server__inference__messages___MOST_AHEAD="original.max",
     ),
     "CSV": _answer(
-        server__protocols__mlflow__read_column="lambda name, types, fields: "
+        protocols__mlflow__read_column="lambda name, types, fields: "
         "original(name, types, [text.replace('_', '') for text in fields])"
     ),
     "field of CSV": (),  # csv.field_size_limit: 131,072 characters
     "JSON Lines": _answer(
-        server__protocols__jsonlines___feeds="lambda chunk, kind, schema: "
+        protocols__jsonlines___feeds="lambda chunk, kind, schema: "
         "original([line for line in chunk if isinstance(line[1], dict)], 'object', schema)"
     ),
     "arrow": (),  # pyarrow; protocols/arrow.py
     "arrow file": (),  # pyarrow; protocols/arrow.py
-    "Arrow's sizes": _answer(server__protocols__arrow__check_stream_size=_NOTHING),
+    "Arrow's sizes": _answer(protocols__arrow__check_stream_size=_NOTHING),
     "rows of a table": _answer(
-        server__protocols__arrow___check_value_count=_NOTHING,
-        server__protocols__arrow__to_numpy="lambda array, limit, budget: original(array, 10**12, budget)",
+        protocols__arrow___check_value_count=_NOTHING,
+        protocols__arrow__to_numpy="lambda array, limit, budget: original(array, 10**12, budget)",
     ),
-    "words of a dictionary": _answer(server__protocols__arrow__StringBudget="lambda left: original(10**12)"),
+    "words of a dictionary": _answer(protocols__arrow__StringBudget="lambda left: original(10**12)"),
     "the repository": _answer(server__inference__management__check_unload_parameters=_NOTHING),
     "bytes of a config": _answer(server__inference__management__LARGEST_CONFIG_BYTES="10**9"),
     "YAML of a config": _answer(server__inference__management__check_yaml=_NOTHING),

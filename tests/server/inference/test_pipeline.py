@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer, infer_lines
-from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, Protocol
+from mlflow_deploy_plugin.server.inference.protocol_table import DecodedRequest, Protocol
 from mlflow_deploy_plugin.spool.frames import segments
 from tests.support.handling import V2_ROW, ask
 from tests.support.servers import one_endpoint, variant

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.protocols import EVENTS, JSON
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
@@ -18,7 +19,6 @@ from mlflow_deploy_plugin.server.http.responses import error_response
 from mlflow_deploy_plugin.server.http.routes import Route, list_routes
 from mlflow_deploy_plugin.server.inference.auth import scopes_for
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
-from mlflow_deploy_plugin.server.protocols.content import EVENTS, JSON
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.version import __version__
 

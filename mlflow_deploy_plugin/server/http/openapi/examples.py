@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.protocols import JSON, datatype_of, load_json, mlflow
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema
 from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
-from mlflow_deploy_plugin.server.protocols import mlflow
-from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 
 MAX_ROWS = 3
 MAX_VALUES = 1024

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlflow_deploy_plugin.protocols import CSV, EVENTS, JSON, OCTETS, feedback
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.schemas import (
@@ -16,11 +17,8 @@ from mlflow_deploy_plugin.server.http.openapi.schemas import (
     array_schema,
     object_schema,
 )
+from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
 from mlflow_deploy_plugin.server.models.explainer import is_explainable
-from mlflow_deploy_plugin.server.protocols import feedback
-from mlflow_deploy_plugin.server.protocols.content import CSV, EVENTS, JSON
-from mlflow_deploy_plugin.server.protocols.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
-from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 
 
 @dataclass(frozen=True)

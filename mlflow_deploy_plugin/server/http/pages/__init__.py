@@ -18,6 +18,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.protocols import dtype_of, dump_json, mlflow
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.openapi import document, examples
@@ -26,9 +27,6 @@ from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocatio
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.protocols import mlflow
-from mlflow_deploy_plugin.server.protocols.content import dump_json
-from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.protocols import large_json, mlflow
+from mlflow_deploy_plugin.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema
-from mlflow_deploy_plugin.server.protocols import large_json, mlflow
-from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
 
 SCHEMAS = {
     "doubles": compile_schema(

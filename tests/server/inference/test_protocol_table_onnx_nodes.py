@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
+from mlflow_deploy_plugin.protocols.v2 import HEADER_LENGTH
+from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, datatype_of, from_binary, to_binary
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.protocols.v2 import HEADER_LENGTH
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHeader, datatype_of, from_binary, to_binary
 from tests.support.handling import handle
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
 from tests.support.servers import variant

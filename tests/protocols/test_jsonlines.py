@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.protocols import jsonlines
+from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
-from mlflow_deploy_plugin.server.protocols import jsonlines
-from mlflow_deploy_plugin.server.protocols.content import dump_json
 
 
 def schema_of(**types: ColumnType) -> Schema:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Artifact, Feeds, Schema, short_repr
-from mlflow_deploy_plugin.server.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
 
 SIGNATURE = "serving_default"
 

@@ -15,6 +15,18 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.protocols.content import JSON, base64_text, dump_json, json_object, json_type, media_type
+from mlflow_deploy_plugin.protocols.large_json import load_infer_request
+from mlflow_deploy_plugin.protocols.v2_tensors import (
+    TensorHeader,
+    array_datatype,
+    check_datatype,
+    datatype_of,
+    from_binary,
+    from_json,
+    read_tensor_header,
+    to_binary,
+)
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Array,
@@ -26,25 +38,6 @@ from mlflow_deploy_plugin.runtime import (
     no_batch_dimension_reason,
     shape_text,
     short_repr,
-)
-from mlflow_deploy_plugin.server.protocols.content import (
-    JSON,
-    base64_text,
-    dump_json,
-    json_object,
-    json_type,
-    media_type,
-)
-from mlflow_deploy_plugin.server.protocols.large_json import load_infer_request
-from mlflow_deploy_plugin.server.protocols.v2_tensors import (
-    TensorHeader,
-    array_datatype,
-    check_datatype,
-    datatype_of,
-    from_binary,
-    from_json,
-    read_tensor_header,
-    to_binary,
 )
 from mlflow_deploy_plugin.version import __version__
 

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.protocols import arrow
+from mlflow_deploy_plugin.protocols.arrow_columns import check_type
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     Column,
@@ -26,8 +28,6 @@ from mlflow_deploy_plugin.runtime import (
     sent_arrays,
 )
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import FrameSchema
-from mlflow_deploy_plugin.server.protocols import arrow
-from mlflow_deploy_plugin.server.protocols.arrow_columns import check_type
 
 LIMIT = 4_000_000
 

@@ -1,6 +1,6 @@
 """The table of prediction protocols: how a request becomes the feeds of a model, and how its outputs become a response.
 
-Each module of this folder knows the bytes of one protocol. A `Protocol` binds such a module to the variant that serves
+Each module of `protocols/` knows the bytes of one protocol. A `Protocol` binds such a module to the variant that serves
 the request: its schema, its artifact, and whether it is a pyfunc. A pyfunc reads and writes the forms of MLflow itself,
 since objects, dates and params have no form as arrays.
 
@@ -26,21 +26,25 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
-from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, tfserving, v2
-from mlflow_deploy_plugin.server.protocols.content import (
+from mlflow_deploy_plugin.protocols import (
     CSV,
     JSON,
+    arrow,
     check_depth,
     dump_json,
     json_type,
+    jsonlines,
     load_json,
     load_json_object,
     media_type,
+    mlflow,
     rows_of,
+    tfserving,
+    v2,
 )
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 

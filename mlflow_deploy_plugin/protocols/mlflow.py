@@ -17,17 +17,9 @@ from string import whitespace
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.protocols.content import CSV, JSON, dump_json, json_object, json_type, load_json, media_type
+from mlflow_deploy_plugin.protocols.large_json import read_large_csv, read_large_feeds
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols.content import (
-    CSV,
-    JSON,
-    dump_json,
-    json_object,
-    json_type,
-    load_json,
-    media_type,
-)
-from mlflow_deploy_plugin.server.protocols.large_json import read_large_csv, read_large_feeds
 from mlflow_deploy_plugin.tabular import MISSING_TEXTS
 
 _ACCEPTED = (JSON, CSV)

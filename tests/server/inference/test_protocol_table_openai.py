@@ -22,7 +22,7 @@ from mlflow.types.llm import (
 from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.server.protocols.protocol_table import CHAT_COMPLETIONS
+from mlflow_deploy_plugin.server.inference.protocol_table import CHAT_COMPLETIONS
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.statedir import SPOOL, KeyEntry

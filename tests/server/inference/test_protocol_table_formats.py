@@ -11,10 +11,10 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.protocols import arrow
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.protocols import arrow
 from tests.support.handling import handle
 from tests.support.servers import gunicorn, one_endpoint
 

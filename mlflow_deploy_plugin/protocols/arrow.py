@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema, object_array
-from mlflow_deploy_plugin.server.protocols.arrow_columns import (
+from mlflow_deploy_plugin.protocols.arrow_columns import (
     StringBudget,
     UnsupportedColumn,
     address,
@@ -28,8 +27,9 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     packed_strings,
     to_numpy,
 )
-from mlflow_deploy_plugin.server.protocols.content import check_row_aligned, dump_json
-from mlflow_deploy_plugin.server.protocols.mlflow import MOST_COLUMNS
+from mlflow_deploy_plugin.protocols.content import check_row_aligned, dump_json
+from mlflow_deploy_plugin.protocols.mlflow import MOST_COLUMNS
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema, object_array
 from mlflow_deploy_plugin.tabular import first_line
 
 STREAM = "application/vnd.apache.arrow.stream"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.protocols import v2
+from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.runtime import Array, Artifact, Input, Output, Schema, Tensor, compile_schema
-from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHeader, from_binary
 
 DTYPES = {
     "BOOL": "bool",

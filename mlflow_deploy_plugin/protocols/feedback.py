@@ -11,8 +11,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.protocols.content import load_json_object
 from mlflow_deploy_plugin.runtime import short_repr
-from mlflow_deploy_plugin.server.protocols.content import load_json_object
 from mlflow_deploy_plugin.spool import Feedback, Value
 
 MOST_ENTRIES = 10_000

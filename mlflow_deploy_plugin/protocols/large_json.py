@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_deploy_plugin.protocols.content import check_containers
+from mlflow_deploy_plugin.protocols.v2_tensors import kind_of
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, fits_shape
-from mlflow_deploy_plugin.server.protocols.content import check_containers
-from mlflow_deploy_plugin.server.protocols.v2_tensors import kind_of
 
 try:
     import simdjson

@@ -1,0 +1,33 @@
+from . import arrow as arrow
+from . import feedback as feedback
+from . import jsonlines as jsonlines
+from . import mlflow as mlflow
+from . import tfserving as tfserving
+from . import v2 as v2
+from . import v2_tensors as v2_tensors
+from .content import CSV as CSV
+from .content import EVENTS as EVENTS
+from .content import JSON as JSON
+from .content import check_depth as check_depth
+from .content import dump_json as dump_json
+from .content import json_object as json_object
+from .content import json_type as json_type
+from .content import load_json as load_json
+from .content import load_json_object as load_json_object
+from .content import media_name as media_name
+from .content import media_type as media_type
+from .content import rows_of as rows_of
+from .large_json import LARGE_BYTES as LARGE_BYTES
+from .mlflow import decode_document as decode_document
+from .v2 import OCTETS as OCTETS
+from .v2_tensors import DATATYPES as DATATYPES
+from .v2_tensors import MAX_RANK as MAX_RANK
+from .v2_tensors import TensorHeader as TensorHeader
+from .v2_tensors import array_datatype as array_datatype
+from .v2_tensors import datatype_of as datatype_of
+from .v2_tensors import dtype_of as dtype_of
+from .v2_tensors import from_binary as from_binary
+from .v2_tensors import read_tensor_header as read_tensor_header
+from .v2_tensors import to_binary as to_binary
+
+__all__: list[str]
