@@ -55,8 +55,8 @@ def history_line(endpoint: str, left: int) -> bytes:
 
 def agent_reading(endpoints: int, folder: Path) -> Callable[[], object]:
     """Return what the agent does every ten seconds, for a server of so many endpoints."""
-    from mlflow_deploy_plugin.server.observability.history import _read_counts
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
+    from mlflow_deploy_plugin.statedir.history import _read_counts
 
     metrics = Metrics(folder)
     for number in range(endpoints):

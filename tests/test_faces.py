@@ -39,7 +39,7 @@ def test_every_name_of_a_face_that_loads_late_is_there(room: str) -> None:
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        ("server import SideMessage", (".supervisor", ".dataplane", ".repository")),
+        ("protocols import SideMessage", (".arrow", ".large_json", "orjson")),
         ("runtime import FLAVOR", ("numpy", "onnxruntime")),
         ("registry import parse_model_uri", ("mlflow.tracking", ".resolution")),
         ("inference_log import Window", ("duckdb", "pandas", "pyarrow")),

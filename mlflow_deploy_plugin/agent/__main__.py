@@ -30,11 +30,20 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
 from mlflow_deploy_plugin.registry import hidden_pandas, ignore_warnings, set_service_timeouts
-from mlflow_deploy_plugin.server import HistoryWriter, remove_metrics
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
 from mlflow_deploy_plugin.spool import segments
-from mlflow_deploy_plugin.statedir import AGENT, METRICS, SPEC, SPOOL, AgentState, locked, write_state
+from mlflow_deploy_plugin.statedir import (
+    AGENT,
+    METRICS,
+    SPEC,
+    SPOOL,
+    AgentState,
+    HistoryWriter,
+    locked,
+    remove_metrics,
+    write_state,
+)
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 

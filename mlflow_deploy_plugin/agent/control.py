@@ -17,15 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.server import MAX_COMMAND_AGE_SECONDS, MAX_WAITING, command_answer, command_files
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.statedir import (
     ANSWERS,
     COMMANDS,
     CONTROL,
+    MAX_COMMAND_AGE_SECONDS,
+    MAX_WAITING,
     Command,
     Control,
     assert_content,
+    command_answer,
+    command_files,
     read_state,
     write_state,
 )

@@ -19,8 +19,14 @@ import orjson
 
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation, Watermark, write_watermark
-from mlflow_deploy_plugin.server import read_capture_counters, saved_capture_counters
-from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state, write_atomically
+from mlflow_deploy_plugin.statedir import (
+    WANTED,
+    Wanted,
+    read_capture_counters,
+    read_state,
+    saved_capture_counters,
+    write_atomically,
+)
 
 _log = logging.getLogger(__name__)
 

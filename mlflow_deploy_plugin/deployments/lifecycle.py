@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.deployments.server_metrics import (
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
-from mlflow_deploy_plugin.server import HISTORY, Span, read_history
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,
@@ -34,6 +33,7 @@ from mlflow_deploy_plugin.spec import (
     remove_monitor,
     remove_variant,
 )
+from mlflow_deploy_plugin.statedir import HISTORY, Span, read_history
 from mlflow_deploy_plugin.store import Endpoint, Store, open_store, unknown_endpoint
 
 _PAGE_SECONDS = 5.0

@@ -1,5 +1,5 @@
 """Counters of a server since its start (`/metrics`), and their growth in the last hour or day (`/metrics/history`,
-`server/observability/history.py`). The controller and the console use them.
+`statedir/history.py`). The controller and the console use them.
 
 The counters are the server's own, summed over its workers and protocols. They begin at zero with each server. A lower
 value than before means a restart, as in Prometheus.

@@ -40,13 +40,20 @@ from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_versio
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OnnxModel, read_served_artifact, row_count
-from mlflow_deploy_plugin.server import explained_features
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Array,
+    Feeds,
+    OnnxModel,
+    explained_features,
+    read_served_artifact,
+    row_count,
+)
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc import RowContributions
-    from mlflow_deploy_plugin.server import ExplainedFeature
+    from mlflow_deploy_plugin.runtime import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
 _PERMUTATIONS = 10  # pairs of them, as `/explain`

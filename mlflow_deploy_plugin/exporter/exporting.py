@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.processes import run_to_end
 from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import (
+    INPUT_EXAMPLE,
     PYTHON_FUNCTION,
     Array,
     OnnxModel,
@@ -40,7 +41,6 @@ from mlflow_deploy_plugin.runtime import (
     numpy_dtype,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.server import INPUT_EXAMPLE
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir import temporary_folder
 

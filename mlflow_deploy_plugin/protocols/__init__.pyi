@@ -19,6 +19,14 @@ from .content import media_type as media_type
 from .content import rows_of as rows_of
 from .large_json import LARGE_BYTES as LARGE_BYTES
 from .mlflow import decode_document as decode_document
+from .side_messages import FAILED_MESSAGE as FAILED_MESSAGE
+from .side_messages import PART_MESSAGE as PART_MESSAGE
+from .side_messages import READY_MESSAGE as READY_MESSAGE
+from .side_messages import MalformedMessage as MalformedMessage
+from .side_messages import SideMessage as SideMessage
+from .side_messages import receive_connection as receive_connection
+from .side_messages import receive_message as receive_message
+from .side_messages import send_message as send_message
 from .v2 import OCTETS as OCTETS
 from .v2_tensors import DATATYPES as DATATYPES
 from .v2_tensors import MAX_RANK as MAX_RANK

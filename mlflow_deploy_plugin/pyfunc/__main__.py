@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.protocols import READY_MESSAGE, SideMessage
 from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summary, load_failure, version_differences
-from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
 
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 

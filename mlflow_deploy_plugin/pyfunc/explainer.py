@@ -29,12 +29,14 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.protocols import JSON
-from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
-from mlflow_deploy_plugin.server import (
+from mlflow_deploy_plugin.protocols import JSON, SideMessage
+from mlflow_deploy_plugin.runtime import (
     INPUT_EXAMPLE,
+    Array,
     ExplainedFeature,
-    SideMessage,
+    Feeds,
+    OnnxModel,
+    cast_columns,
     explained_columns,
     explained_features,
     explained_outputs,

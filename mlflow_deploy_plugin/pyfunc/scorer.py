@@ -48,9 +48,11 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     UnsupportedMediaType,
 )
+from mlflow_deploy_plugin.protocols import PART_MESSAGE, SideMessage
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
+    INPUT_EXAMPLE,
     UNNAMED_OUTPUT,
     Array,
     Artifact,
@@ -62,7 +64,6 @@ from mlflow_deploy_plugin.runtime import (
     short_repr,
     too_many_values,
 )
-from mlflow_deploy_plugin.server import INPUT_EXAMPLE, PART_MESSAGE, SideMessage
 
 _log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 from .artifact import COLUMN_TYPES as COLUMN_TYPES
 from .artifact import FLAVOR as FLAVOR
+from .artifact import INPUT_EXAMPLE as INPUT_EXAMPLE
 from .artifact import MLMODEL as MLMODEL
 from .artifact import PYFUNC_PARITY as PYFUNC_PARITY
 from .artifact import PYTHON_FUNCTION as PYTHON_FUNCTION
@@ -22,6 +23,12 @@ from .artifact import read_mlmodel as read_mlmodel
 from .batcher import Batcher as Batcher
 from .batcher import BatchPolicy as BatchPolicy
 from .batcher import unbatchable_reason as unbatchable_reason
+from .explained import ExplainedFeature as ExplainedFeature
+from .explained import check_explainable as check_explainable
+from .explained import explained_columns as explained_columns
+from .explained import explained_features as explained_features
+from .explained import explained_outputs as explained_outputs
+from .explained import is_explainable as is_explainable
 from .feeds import Array as Array
 from .feeds import Feeds as Feeds
 from .feeds import NarrowedFeeds as NarrowedFeeds
@@ -72,6 +79,8 @@ from .session import memory_limit as memory_limit
 from .session import open_session as open_session
 from .session import physical_memory as physical_memory
 from .session import session_options as session_options
+from .shadow_compare import ShadowComparison as ShadowComparison
+from .shadow_compare import compare_outputs as compare_outputs
 from .values import NO_ROWS as NO_ROWS
 from .values import fits_shape as fits_shape
 from .values import numpy_dtype as numpy_dtype

@@ -34,6 +34,8 @@ from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.messages import one_line
 
 MLMODEL = "MLmodel"
+INPUT_EXAMPLE = "serving_input_example.json"
+"""MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 """Identifiers are shown in headers, metrics and logs, and the author of the file is not always who serves it."""

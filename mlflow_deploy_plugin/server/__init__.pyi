@@ -3,31 +3,6 @@ from .device import require_device as require_device
 from .http.embedded import AsgiApp as AsgiApp
 from .http.embedded import EmbeddedModel as EmbeddedModel
 from .http.embedded import WsgiApp as WsgiApp
-from .inference.shadow_compare import compare_outputs as compare_outputs
-from .models.explainer import ExplainedFeature as ExplainedFeature
-from .models.explainer import explained_columns as explained_columns
-from .models.explainer import explained_features as explained_features
-from .models.explainer import explained_outputs as explained_outputs
-from .models.loading import INPUT_EXAMPLE as INPUT_EXAMPLE
-from .models.model_control import MAX_COMMAND_AGE_SECONDS as MAX_COMMAND_AGE_SECONDS
-from .models.model_control import MAX_WAITING as MAX_WAITING
-from .models.model_control import command_answer as command_answer
-from .models.model_control import command_files as command_files
-from .models.side_process import FAILED_MESSAGE as FAILED_MESSAGE
-from .models.side_process import PART_MESSAGE as PART_MESSAGE
-from .models.side_process import READY_MESSAGE as READY_MESSAGE
-from .models.side_process import SideMessage as SideMessage
-from .models.side_process import receive_connection as receive_connection
-from .models.side_process import receive_message as receive_message
-from .models.side_process import send_message as send_message
-from .observability.exposition import read_capture_counters as read_capture_counters
-from .observability.exposition import remove_metrics as remove_metrics
-from .observability.exposition import saved_capture_counters as saved_capture_counters
-from .observability.history import HISTORY as HISTORY
-from .observability.history import HISTORY_INTERVALS as HISTORY_INTERVALS
-from .observability.history import HistoryWriter as HistoryWriter
-from .observability.history import Span as Span
-from .observability.history import read_history as read_history
 from .supervisor import supervise as supervise
 
 __all__: list[str]

@@ -21,10 +21,9 @@ from mlflow_deploy_plugin.server.http.limits import (
     MAX_CONNECTIONS,
     REQUEST_LINE_BYTES,
 )
-from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import METRICS, worker_file
+from mlflow_deploy_plugin.statedir import METRICS, make_metrics_folder, remove_metrics, shared_memory, worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"

@@ -6,7 +6,7 @@
     loading/PID.json    each worker → agent         the version it is loading just now
     agent.json          agent → everyone            its last poll of the registry, and its errors
     followed.json       agent                       the versions served and those before them, for the next start
-    commands/ID.json    worker → agent              an endpoint to load or unload (`server/models/model_control.py`)
+    commands/ID.json    worker → agent              an endpoint to load or unload (`commands.py`)
     answers/ID.json     agent → worker              the result of the command
     keys.json           agent → workers             the valid API keys, by their digests
     jwks.json           agent → workers             the public keys of the issuer of tokens (RFC 7517)
@@ -18,7 +18,7 @@
     spool/              workers → agent             captured requests (`spool/`)
     metrics             gunicorn                    a link to the folder of the workers' counters
     counted.json        gunicorn → agent            the rows that the last workers have counted
-    history/            agent → workers             the last hour and day (`server/observability/history.py`)
+    history/            agent → workers             the last hour and day (`history.py`)
     progress.json       agent                       the rows it has shipped (`agent/progress.py`)
     mask.key            workers                     the key of masked columns (`spool/captured_model.py`)
 

@@ -21,7 +21,6 @@ from flask import Blueprint, Flask, Response, make_response, redirect, render_te
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
-from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import (
     DEFAULT_WORKSPACE,
     active_workspace,
@@ -30,6 +29,7 @@ from mlflow_deploy_plugin.settings import (
     workspace_query,
 )
 from mlflow_deploy_plugin.spec import reachable_url
+from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.access import (
     TOKEN_FIELD,

@@ -36,9 +36,9 @@ from mlflow_deploy_plugin.registry import (
     registered_model_uris,
     without_step_events,
 )
-from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.ui.access import (
     caller,

@@ -1,7 +1,7 @@
 """The pictures of an endpoint: traffic, latency and errors by version, labels, a rollout's evidence, monitors' windows.
 
 The figures of the traffic come from the server's own history, which is there whether anybody looks or not
-(`server/observability/history.py`); a rollout's evidence and the windows of monitors come from
+(`statedir/history.py`); a rollout's evidence and the windows of monitors come from
 the store.
 """
 
@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
 )
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.server import HISTORY_INTERVALS, Span
 from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.statedir import HISTORY_INTERVALS, Span
 from mlflow_deploy_plugin.store import Monitors, Rollout, Store
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict

@@ -9,7 +9,6 @@ import pytest
 from mlflow_deploy_plugin.agent import control as module
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.server.models.model_control import MAX_COMMAND_AGE_SECONDS, command_files
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
     ANSWERS,
@@ -21,6 +20,7 @@ from mlflow_deploy_plugin.statedir import (
     read_state,
     write_state,
 )
+from mlflow_deploy_plugin.statedir.commands import MAX_COMMAND_AGE_SECONDS, command_files
 from tests.support.disk import files_of_at_most
 from tests.support.waiting import wait_until
 

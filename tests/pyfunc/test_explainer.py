@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.server.models.side_process import SideMessage
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from tests.support.models import write_model
 from tests.support.page_models import with_example
 

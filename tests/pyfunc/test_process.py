@@ -11,8 +11,8 @@ from typing import IO
 import pytest
 
 from mlflow_deploy_plugin.processes import Child
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, version_differences
-from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
 from tests.support.ecs import read_line
 from tests.support.waiting import wait_until
 
@@ -21,10 +21,10 @@ import atexit, sys, threading, time
 from mlflow_deploy_plugin.pyfunc import process
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.process import answer_all
-from mlflow_deploy_plugin.server.models import side_process
-from mlflow_deploy_plugin.server.models.side_process import SideMessage
+from mlflow_deploy_plugin.protocols import side_messages
+from mlflow_deploy_plugin.protocols import SideMessage
 
-side_process.MAX_BYTES = 1000
+side_messages.MAX_BYTES = 1000
 if sys.argv[1] == "hangs at its end":
     process._END_SECONDS = 0.1
 

@@ -18,9 +18,9 @@ from sklearn.preprocessing import OrdinalEncoder
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.protocols import SideMessage
 from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, Scorer, to_texts
 from mlflow_deploy_plugin.runtime import object_array
-from mlflow_deploy_plugin.server import SideMessage
 
 JSON = "application/json"
 Rows = list[dict[str, Any]]

@@ -12,12 +12,11 @@ from typing import Any
 import requests
 import yaml
 
-from mlflow_deploy_plugin.server import remove_metrics
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, write_state
+from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, remove_metrics, write_state
 from tests.support.models import columns, write_model
 from tests.support.waiting import wait_until
 

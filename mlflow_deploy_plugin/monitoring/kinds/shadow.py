@@ -1,7 +1,7 @@
 """Shadows: how often a variant whose predictions are never sent to a client would have answered differently.
 
 The log has a shadow's rows beside the answered ones, with the same prediction id and row. Two answers are compared as
-in the server (`server/inference/shadow_compare.py`), on the same arrays.
+in the server (`runtime/shadow_compare.py`), on the same arrays.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +33,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output
-from mlflow_deploy_plugin.server import compare_outputs
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output, compare_outputs
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 MAX_ROWS = 100_000

@@ -30,9 +30,17 @@ from mlflow_deploy_plugin.server.http.parser import body_too_large
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
-from mlflow_deploy_plugin.server.observability.exposition import make_metrics_folder, remove_metrics
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-from mlflow_deploy_plugin.statedir import AGENT, SPEC, AgentState, claim_free_state_dir, read_state, write_atomically
+from mlflow_deploy_plugin.statedir import (
+    AGENT,
+    SPEC,
+    AgentState,
+    claim_free_state_dir,
+    make_metrics_folder,
+    read_state,
+    remove_metrics,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, VERTEX, Protocol
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
 from mlflow_deploy_plugin.server.observability import metrics
-from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page, gpu_metrics_page
-from mlflow_deploy_plugin.server.observability.history import SPANS, read_history
+from mlflow_deploy_plugin.server.observability.gauges import agent_metrics_page, gpu_metrics_page
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import SPANS, read_history
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.protocols import JSON, dump_json, load_json_object, media_name, mlflow
-from mlflow_deploy_plugin.runtime import Array, Feeds, row_count, short_repr
+from mlflow_deploy_plugin.protocols import JSON, SideMessage, dump_json, load_json_object, media_name, mlflow
+from mlflow_deploy_plugin.runtime import Array, Feeds, check_explainable, explained_features, row_count, short_repr
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import RequestContext
 from mlflow_deploy_plugin.server.inference.protocol_table import decode_rows
-from mlflow_deploy_plugin.server.models.explainer import check_explainable, explained_features
-from mlflow_deploy_plugin.server.models.side_process import SideMessage
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 
 _PERMUTATIONS = 10

@@ -28,12 +28,12 @@ from mlflow_deploy_plugin.runtime import (
     add_keys,
     array_bytes,
     cast_columns,
+    compare_outputs,
     concatenate_feeds,
     sent_arrays,
     slice_feeds,
     unbatchable_reason,
 )
-from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Metrics

@@ -15,6 +15,7 @@ import psutil
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
 from mlflow_deploy_plugin.protocols import JSON, mlflow
 from mlflow_deploy_plugin.runtime import (
+    INPUT_EXAMPLE,
     PYTHON_FUNCTION,
     Batcher,
     BatchPolicy,
@@ -34,9 +35,6 @@ from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
 
 logger = logging.getLogger(__name__)
-
-INPUT_EXAMPLE = "serving_input_example.json"
-"""MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
 
 # The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
 _RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)')

@@ -1,10 +1,8 @@
 """Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
 
-The wanted state has one writer, the agent. So a worker leaves a command file in the state folder, and waits for the
-agent's answer for a bounded time. The agent (`agent/control.py`) answers once every worker has applied the change.
-Files are named by the time they were made, so that commands are executed in order. The worker removes both files; the
-agent removes the files of workers that have died. All times are those of the machine's monotonic clock, which all its
-processes share.
+The wanted state has one writer, the agent. So a worker leaves a command file in the state folder
+(`statedir/commands.py`), and waits for the agent's answer for a bounded time. The agent (`agent/control.py`) answers
+once every worker has applied the change.
 """
 
 import os
@@ -15,42 +13,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import (
-    DeadlineExceeded,
-    InvalidConfig,
-    ModelError,
-    NotFound,
-    NotReady,
-    OnnxserveError,
-    RegistryUnavailable,
-    TooManyRequests,
-)
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidConfig, NotReady, TooManyRequests
 from mlflow_deploy_plugin.spec import EndpointSpec, ModelControlMode
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     ANSWERS,
+    COMMAND_TIMEOUT_SECONDS,
     COMMANDS,
+    MAX_WAITING,
     AgentState,
     Command,
     CommandAnswer,
+    command_error,
+    command_files,
     is_alive,
     read_state,
     write_state,
 )
 
-MAX_WAITING = 64
-"""The commands of one server that may wait at the same time."""
 _MAX_COMMAND_BYTES = 256 * 1024
-COMMAND_TIMEOUT_SECONDS = 60.0
-MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
-"""The age from which on nobody waits for the answer to a command."""
 _AGENT_SECONDS = 10.0
 """The longest absence of the agent: after a crash it is restarted within a second, and then imports MLflow."""
 _POLL_SECONDS = 0.05
-
-_ERRORS: dict[str, type[OnnxserveError]] = {
-    error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
-}
 
 
 @dataclass(eq=False)
@@ -115,8 +99,8 @@ class ModelControl:
             finally:
                 file.unlink(missing_ok=True)  # first: a command without an answer would be taken again
                 answer_file.unlink(missing_ok=True)
-        if answer.error:
-            raise _ERRORS.get(answer.kind, OnnxserveError)(answer.error)
+        if (refusal := command_error(answer)) is not None:
+            raise refusal
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
@@ -146,16 +130,3 @@ class ModelControl:
                 )
             time.sleep(_POLL_SECONDS)
         return answer
-
-
-def command_answer(error: OnnxserveError | None) -> CommandAnswer:
-    """Return the answer to a command that succeeded (None) or failed with this error."""
-    if error is None:
-        return CommandAnswer()
-    kinds = [kind.__name__ for kind in type(error).__mro__]
-    return CommandAnswer(error=error.message, kind=next((kind for kind in kinds if kind in _ERRORS), ""))
-
-
-def command_files(state_dir: Path) -> list[Path]:
-    """Return the files of the waiting commands, oldest first."""
-    return sorted((state_dir / COMMANDS).glob("[!.]*.json"))

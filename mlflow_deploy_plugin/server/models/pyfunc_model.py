@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.protocols import SideMessage
 from mlflow_deploy_plugin.runtime import (
     UNNAMED_OUTPUT,
     Array,
@@ -22,7 +23,7 @@ from mlflow_deploy_plugin.runtime import (
     add_keys,
     pyfunc_schema,
 )
-from mlflow_deploy_plugin.server.models.side_process import SideMessage, SideProcess
+from mlflow_deploy_plugin.server.models.side_process import SideProcess
 
 logger = logging.getLogger(__name__)
 

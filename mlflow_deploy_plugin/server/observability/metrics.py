@@ -1,6 +1,6 @@
 """Prometheus metrics of the server, summed over its workers, and the statistics of V2 that are made of them.
 
-Every worker keeps its values in files of one folder (`exposition.py`), which is made before the first fork.
+Every worker keeps its values in files of one folder (`statedir/metric_files.py`), which is made before the first fork.
 """
 
 import os
@@ -17,15 +17,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import Array, Artifact
-from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison
+from mlflow_deploy_plugin.runtime import Array, Artifact, ShadowComparison
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
-from mlflow_deploy_plugin.server.observability.exposition import (
+from mlflow_deploy_plugin.statedir import (
     CAPTURE_ROWS,
     FEEDBACK_LABELS,
     OF_VARIANT,
     REQUEST_DURATION,
     REQUESTS,
+    KeyEntry,
     Metric,
     MetricSeries,
     MmapCounters,
@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     read_families,
     read_series,
 )
-from mlflow_deploy_plugin.statedir import KeyEntry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_PREDICTIONS = 100

@@ -24,10 +24,10 @@ from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.observability.exposition import read_families
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
+from mlflow_deploy_plugin.statedir.metric_files import read_families
 from tests.support import servers
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model

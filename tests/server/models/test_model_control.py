@@ -19,9 +19,10 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.server.models.model_control import MAX_WAITING, ModelControl, command_answer, command_files
+from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import AGENT, ANSWERS, COMMANDS, AgentState, Command, read_state, write_state
+from mlflow_deploy_plugin.statedir.commands import MAX_WAITING, command_answer, command_files
 from tests.support.waiting import wait_until
 
 

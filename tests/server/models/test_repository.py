@@ -14,7 +14,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.runtime import Placement
-from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE, load_warm
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.statedir import (
     LOADING,

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -13,25 +11,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
-from mlflow_deploy_plugin.server.models import side_process
-from mlflow_deploy_plugin.server.models.side_process import (
-    MalformedMessage,
-    SideMessage,
-    SideProcess,
-    receive_message,
-    send_message,
-)
+from mlflow_deploy_plugin.protocols import SideMessage, side_messages
+from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from tests.support.waiting import is_gone, wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, threading, time
-from mlflow_deploy_plugin.server.models.side_process import (
-    SideMessage, receive_connection, receive_message, send_message
-)
+from mlflow_deploy_plugin.protocols import SideMessage, receive_connection, receive_message, send_message
 
 how, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 control.set_inheritable(False)
@@ -334,102 +323,13 @@ def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
     wait_until(lambda: is_gone(pid), what="the side process is gone")
 
 
-Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    one, other = socket.socketpair()
-    with one, other:
-        yield one, other
-
-
-def objects(*texts: str) -> np.ndarray:
-    return np.array(texts, dtype=object)
-
-
-def test_what_is_sent_is_received(pair: Pair) -> None:
-    arrays = {
-        "feeds": {
-            "x": np.arange(6, dtype=np.float32).reshape(3, 2),
-            "flag": np.array([True]),
-            "none": np.empty((0, 4)),
-        },
-        "outputs": {"text": objects("ä", "", "half \ud800").reshape(3, 1), "big": np.array([2**63], dtype=np.uint64)},
-    }
-    send_message(pair[0], SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"))
-    got = receive_message(pair[1])
-    assert got is not None
-    assert (got.kind, got.fields, got.body) == ("ask", {"a": [1, None]}, b"\x00\xff")
-    for group, named in arrays.items():
-        assert got.arrays[group].keys() == named.keys()
-        for name, array in named.items():
-            assert got.arrays[group][name].dtype == array.dtype
-            assert got.arrays[group][name].tolist() == array.tolist()
-            assert got.arrays[group][name].shape == array.shape
-
-
-def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
-    array = np.arange(1_000_000, dtype=np.int64)
-    sender = threading.Thread(target=send_message, args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}})))
-    sender.start()
-    got = receive_message(pair[1], time.monotonic() + 30)
-    sender.join()
-    assert got is not None
-    assert (got.arrays["feeds"]["x"] == array).all()
-
-
-def framed(head: bytes, rest: bytes = b"") -> bytes:
-    return struct.pack("<4sIQ", b"OXP1", len(head), len(rest)) + head + rest
-
-
-def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) -> None:
-    send_message(pair[0], SideMessage("ask"))
-    pair[0].sendall(b"OXP1\x05")
-    pair[0].close()
-    assert receive_message(pair[1]) == SideMessage("ask")
-    with pytest.raises(MalformedMessage, match="half a message"):
-        receive_message(pair[1])
-    assert receive_message(pair[1]) is None
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        struct.pack("<4sIQ", b"WXYZ", 1, 0) + b"{",
-        struct.pack("<4sIQ", b"OXP1", 2**31, 0),
-        struct.pack("<4sIQ", b"OXP1", 2, 2**60) + b"{}",
-        struct.pack("<4sIQ", b"OXP1", 2, 0) + b"{}",
-        struct.pack("<4sIQ", b"OXP1", 1, 0) + b"{",
-        framed(b'{"kind":"","fields":{},"arrays":{"f":{"x":0}}}', bytes(8)),
-        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","|O",[1],8]]}}', bytes(8)),
-        framed(b'{"kind":"a","fields":{},"arrays":[]}'),
-        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1000000000000000],2]]}}', b"[]"),
-        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1],100000]]}}', b"[" * 100_000),
-    ],
-)
-def test_what_is_no_message_is_refused(pair: Pair, sent: bytes) -> None:
-    pair[0].sendall(sent)
-    with pytest.raises(MalformedMessage):
-        receive_message(pair[1], time.monotonic() + 5)
-
-
-def test_silence_ends_at_the_deadline(pair: Pair) -> None:
-    with pytest.raises(TimeoutError):
-        receive_message(pair[1], time.monotonic() + 0.05)
-    with pytest.raises(TimeoutError):
-        receive_message(pair[1], time.monotonic() - 1)
-    with pytest.raises(TimeoutError):
-        send_message(pair[0], SideMessage("ask", body=bytes(10_000_000)), time.monotonic() + 0.05)
-
-
 def test_a_request_that_is_too_large_is_refused_and_the_process_goes_on(
     new_process: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = new_process()
     process.start()
     pid = pid_of(process)
-    monkeypatch.setattr(side_process, "MAX_BYTES", 1000)
+    monkeypatch.setattr(side_messages, "MAX_BYTES", 1000)
     with pytest.raises(BodyTooLarge, match=r"^the request is too large for the process of this model: 2,000 bytes"):
         process.request(SideMessage("echo", body=bytes(2000)))
     assert process.request(SideMessage("echo")).fields["pid"] == pid

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlflow_deploy_plugin.protocols import CSV, EVENTS, JSON, OCTETS, feedback
-from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.runtime import Artifact, Schema, is_explainable
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.schemas import (
     ARRAY_OR_OBJECT,
@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.server.http.openapi.schemas import (
     object_schema,
 )
 from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
-from mlflow_deploy_plugin.server.models.explainer import is_explainable
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from itertools import accumulate
@@ -18,13 +17,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from mlflow_deploy_plugin.server.observability import exposition
-from mlflow_deploy_plugin.server.observability.exposition import (
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.statedir import METRICS, metric_files
+from mlflow_deploy_plugin.statedir.metric_files import (
     COUNTED,
     CaptureCounters,
     Metric,
     MmapCounters,
-    agent_metrics_page,
     make_metrics_folder,
     prometheus_text,
     read_capture_counters,
@@ -32,8 +31,6 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     save_capture_counters,
     saved_capture_counters,
 )
-from mlflow_deploy_plugin.server.observability.metrics import Metrics
-from mlflow_deploy_plugin.statedir import AGENT, METRICS, AgentState, RefusedVersion, ShippingState, write_state
 
 Page = dict[str, tuple[str, str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]]
 WORDS = st.text(st.sampled_from('le": ,\\n\n{}ü"='), max_size=6)
@@ -198,7 +195,7 @@ def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypat
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exposition, "open", full, raising=False)
+    monkeypatch.setattr(metric_files, "open", full, raising=False)
     for number in range(2000):
         tally.cells[tally.slot(HELP, {"n": str(number)})] += 1
         histogram = tally.slot(SECONDS, {"n": str(number)})
@@ -225,49 +222,6 @@ def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
         assert all(series.value == 0.0 for family in read_families(tmp_path) for series in family.series)
     writer.join()
     assert len(read(tmp_path)) == 2000
-
-
-REFUSED = RefusedVersion(endpoint="e", variant="v", model='x"\n', version="2", cause="gate", reason="not passed")
-
-
-def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
-    families = text_string_to_metric_families(agent_metrics_page(state_dir).decode())
-    return {family.name: [(sample.labels, sample.value) for sample in family.samples] for family in families}
-
-
-def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
-    shipping = ShippingState(complete_until=120.0)
-    state = AgentState(
-        pid=os.getpid(),
-        checked_at=12.5,
-        error="a; b",
-        errors=2,
-        refused=(REFUSED,),
-        shipping=shipping,
-        keys_fetched_at=11.5,
-    )
-    write_state(tmp_path / AGENT, state)
-    assert samples(tmp_path) == {
-        "onnxserve_agent_up": [({}, 1.0)],
-        "onnxserve_agent_errors": [({}, 2.0)],
-        "onnxserve_registry_checked_timestamp_seconds": [({}, 12.5)],
-        "onnxserve_keys_fetched_timestamp_seconds": [({}, 11.5)],
-        "onnxserve_log_complete_until_timestamp_seconds": [({}, 120.0)],
-        "onnxserve_wanted_version_refused": [
-            ({"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"}, 1.0)
-        ],
-    }
-
-
-@pytest.mark.parametrize("is_there", [False, True])
-def test_an_agent_that_is_not_there_is_told(tmp_path: Path, is_there: bool) -> None:
-    if is_there:
-        dead = subprocess.Popen(["true"])
-        dead.wait()
-        write_state(tmp_path / AGENT, AgentState(pid=dead.pid))
-        assert samples(tmp_path)["onnxserve_agent_up"] == [({}, 0.0)]
-    else:
-        assert agent_metrics_page(tmp_path) == b""
 
 
 def test_metrics_lie_on_the_disk_where_shared_memory_has_no_room(

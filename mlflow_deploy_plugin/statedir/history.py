@@ -27,8 +27,8 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from mlflow_deploy_plugin.server.observability import exposition
-from mlflow_deploy_plugin.statedir import METRICS, write_atomically
+from mlflow_deploy_plugin.statedir import metric_files
+from mlflow_deploy_plugin.statedir.files import METRICS, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -122,19 +122,19 @@ def _lines(path: Path) -> list[bytes]:
 
 def _read_counts(folder: Path) -> _Counts:
     counts = _Counts()
-    found = exposition.read_series(folder)
-    of_version = itemgetter(*exposition.OF_VARIANT)
-    for series in found[exposition.REQUESTS]:
+    found = metric_files.read_series(folder)
+    of_version = itemgetter(*metric_files.OF_VARIANT)
+    for series in found[metric_files.REQUESTS]:
         counts["requests", *of_version(series.labels), series.labels["status"]] += int(series.value)
-    for series in found[exposition.REQUEST_DURATION]:
+    for series in found[metric_files.REQUEST_DURATION]:
         if series.labels["protocol"] == _EXPLANATIONS:
             continue
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
             counts["durations", *of_version(series.labels), bound] += int(count - below)
-    for series in found[exposition.CAPTURE_ROWS]:
+    for series in found[metric_files.CAPTURE_ROWS]:
         if series.labels["outcome"] == "answered":
             counts["rows", series.labels["endpoint"]] += int(series.value)
-    for series in found[exposition.FEEDBACK_LABELS]:
+    for series in found[metric_files.FEEDBACK_LABELS]:
         if series.labels["outcome"] == "accepted":
             counts["labels",] += int(series.value)
     return counts

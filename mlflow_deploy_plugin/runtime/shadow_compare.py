@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Array, Artifact, Output, as_table, row_count
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.runtime.feeds import Array, as_table, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 

@@ -1,15 +1,19 @@
-"""GPUs among the metrics, by an NVML that is not one: this machine has no GPU."""
+"""The agent and the GPUs among the metrics; the GPUs are those of a fake NVML, since this machine has none."""
 # ruff: noqa: N802 - the names are NVML's
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.server.observability import exposition
-from mlflow_deploy_plugin.server.observability.exposition import gpu_metrics_page
+from mlflow_deploy_plugin.server.observability import gauges
+from mlflow_deploy_plugin.server.observability.gauges import agent_metrics_page, gpu_metrics_page
+from mlflow_deploy_plugin.statedir import AGENT, AgentState, RefusedVersion, ShippingState, write_state
 
 
 class NVMLError(Exception):
@@ -56,9 +60,9 @@ class FakeNvml(ModuleType):
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    exposition._nvml.cache_clear()
+    gauges._nvml.cache_clear()
     yield
-    exposition._nvml.cache_clear()
+    gauges._nvml.cache_clear()
 
 
 def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +86,46 @@ def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(monkeypat
 def test_without_nvml_there_is_nothing(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", module)
     assert gpu_metrics_page() == b""
+
+
+REFUSED = RefusedVersion(endpoint="e", variant="v", model='x"\n', version="2", cause="gate", reason="not passed")
+
+
+def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
+    families = text_string_to_metric_families(agent_metrics_page(state_dir).decode())
+    return {family.name: [(sample.labels, sample.value) for sample in family.samples] for family in families}
+
+
+def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
+    shipping = ShippingState(complete_until=120.0)
+    state = AgentState(
+        pid=os.getpid(),
+        checked_at=12.5,
+        error="a; b",
+        errors=2,
+        refused=(REFUSED,),
+        shipping=shipping,
+        keys_fetched_at=11.5,
+    )
+    write_state(tmp_path / AGENT, state)
+    assert samples(tmp_path) == {
+        "onnxserve_agent_up": [({}, 1.0)],
+        "onnxserve_agent_errors": [({}, 2.0)],
+        "onnxserve_registry_checked_timestamp_seconds": [({}, 12.5)],
+        "onnxserve_keys_fetched_timestamp_seconds": [({}, 11.5)],
+        "onnxserve_log_complete_until_timestamp_seconds": [({}, 120.0)],
+        "onnxserve_wanted_version_refused": [
+            ({"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"}, 1.0)
+        ],
+    }
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_agent_that_is_not_there_is_told(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        write_state(tmp_path / AGENT, AgentState(pid=dead.pid))
+        assert samples(tmp_path)["onnxserve_agent_up"] == [({}, 0.0)]
+    else:
+        assert agent_metrics_page(tmp_path) == b""

@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.runtime import Artifact, Output
-from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison, compare_outputs
+from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison, compare_outputs
 
 LABEL = Output("label", "str", (-1,), "label")
 CHANCES = Output("p", "float32", (-1, 2), "probabilities")

@@ -1,0 +1,131 @@
+"""The messages between a worker and a process beside it, and the passing of connections to that process.
+
+A message is a frame: a magic number, two lengths, then JSON, then arrays and bytes as they lie in memory. The JSON
+names the message, its plain fields and its arrays in order. Unlike a pickle, it holds no code, so that no message can
+make a worker run anything. Lengths are checked before anything is read.
+"""
+
+import json
+import math
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow_deploy_plugin.runtime import Array, pack_arrays, unpack_arrays
+
+READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
+PART_MESSAGE = "part"
+"""The kind of a part of an answer, which another message follows."""
+MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 1024 * 1024 * 1024
+
+_FRAME = struct.Struct("<4sIQ")  # magic, length of the JSON, length of what follows it
+_MAGIC = b"OXP1"
+_CHUNK = 1024 * 1024
+
+
+class MalformedMessage(Exception):
+    """The bytes are no message, or the other side has gone in the middle of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideMessage:
+    """One message.
+
+    Attributes:
+        fields: values that JSON has.
+        arrays: by group and name; numbers, booleans, or strings in object arrays.
+    """
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def send_message(connection: socket.socket, message: SideMessage, deadline: float = math.inf) -> None:
+    """Send the whole message; `deadline` in monotonic seconds.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        OSError: the other side has gone.
+        ValueError: the message is too large; nothing was sent.
+    """
+    layout: dict[str, list[tuple[Any, ...]]] = {}
+    blobs: list[Any] = []
+    for group, arrays in message.arrays.items():
+        # not orjson: a text that came as JSON may hold a lone surrogate
+        layout[group], contents = pack_arrays(arrays, lambda texts: json.dumps(texts).encode())
+        blobs += contents
+    blobs.append(message.body)
+    head = json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode()
+    following = sum(memoryview(blob).nbytes for blob in blobs)
+    for size, most in ((len(head), MAX_JSON_BYTES), (following, MAX_BYTES)):
+        if size > most:
+            raise ValueError(f"{size:,} bytes; at most {most:,} are passed on")
+    _set_timeout(connection, deadline)
+    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # the timeout is that of the whole call
+    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # who has read all may have gone
+        _set_timeout(connection, deadline)
+        connection.sendall(blob)
+
+
+def receive_message(connection: socket.socket, deadline: float = math.inf) -> SideMessage | None:
+    """Receive the next message, or None if the other side has gone; `deadline` in monotonic seconds.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        MalformedMessage: no message, or half of one.
+        OSError: the connection cannot be read.
+    """
+    prefix = _read(connection, _FRAME.size, deadline)
+    if not prefix:
+        return None
+    if len(prefix) < _FRAME.size:
+        raise MalformedMessage("half a message")
+    magic, length, following = _FRAME.unpack(prefix)
+    if magic != _MAGIC or length > MAX_JSON_BYTES or following > MAX_BYTES:
+        raise MalformedMessage("no message")
+    head, rest = _read(connection, length, deadline), _read(connection, following, deadline)
+    if len(head) < length or len(rest) < following:
+        raise MalformedMessage("half a message")
+    try:
+        document, arrays, left = json.loads(head), {}, memoryview(rest)
+        for group, layout in document["arrays"].items():
+            arrays[group], left = unpack_arrays(layout, left, json.loads)
+        return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MalformedMessage(f"no message: {error}") from None
+
+
+def receive_connection(control: socket.socket) -> socket.socket | None:
+    """Receive a connection on which requests will come, or None if the worker has gone."""
+    _, descriptors, *_ = socket.recv_fds(control, 1, 1)
+    if not descriptors:
+        return None
+    connection = socket.socket(fileno=descriptors[0])
+    connection.set_inheritable(False)
+    return connection
+
+
+def _set_timeout(connection: socket.socket, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(None if left == math.inf else left)
+
+
+def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
+    """Read `size` bytes, or fewer if the other side has gone."""
+    parts, left = [], size
+    while left:
+        _set_timeout(connection, deadline)
+        part = connection.recv(min(left, _CHUNK))
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)

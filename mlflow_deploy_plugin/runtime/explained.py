@@ -1,0 +1,159 @@
+"""The parts of a model that can be explained: its features, and the numbers among its outputs.
+
+The worker asks to refuse a request early, the process that explains (`pyfunc/explainer.py`) to compute.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE, PYTHON_FUNCTION, Artifact, Output
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+
+MAX_COLUMNS = 1000
+MAX_OUTPUTS = 100
+
+Name = str | int | float | bool
+"""A class keeps its type, so that a predicted label is found among the names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedFeature:
+    """A column of a table, or of a tensor of rank 2.
+
+    Attributes:
+        places: the inputs of the graph that it feeds, and its position in each.
+    """
+
+    name: str
+    places: tuple[tuple[str, int], ...]
+
+    def values(self, feeds: Mapping[str, Array]) -> Array:
+        """Return [N], the values that the graph is fed with."""
+        name, position = self.places[0]
+        return feeds[name].reshape(len(feeds[name]), -1)[:, position]
+
+
+def check_explainable(artifact: Artifact) -> None:
+    """Check, as far as that is possible without rows, that the model can be explained.
+
+    Raises:
+        InvalidRequest: it cannot; the message says why.
+    """
+    if artifact.flavor == PYTHON_FUNCTION:
+        raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
+    for entry in artifact.inputs:
+        if entry.shape:  # an empty one says nothing
+            _check_rank(entry.name, len(entry.shape))
+        if entry.shape[:1] not in ((), (-1,)):
+            raise InvalidRequest(
+                f"the graph takes batches of {entry.shape[0]} rows; explaining needs one that takes any number of them"
+            )
+    explained_outputs(artifact)
+    if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
+        raise InvalidRequest(
+            "the model came without rows to explain against; log it with mlflow_deploy_plugin.log_model and "
+            "reference_data= or input_example="
+        )
+
+
+def is_explainable(artifact: Artifact) -> bool:
+    try:
+        check_explainable(artifact)
+    except InvalidRequest:
+        return False
+    return True
+
+
+def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
+    """Return the features in the order of the signature; `feeds` show how many a tensor has.
+
+    Raises:
+        InvalidRequest: the rows are not made of single values, or of too many.
+    """
+    for entry in artifact.inputs:
+        _check_rank(entry.name, feeds[entry.name].ndim)
+    if artifact.columns:
+        places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
+        for entry in artifact.inputs:
+            for position, name in enumerate(entry.columns):
+                places[name].append((entry.name, position))
+        features = [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
+    else:
+        features = []
+        for entry in artifact.inputs:
+            array = feeds[entry.name]
+            for place in range(1 if array.ndim == 1 else array.shape[1]):
+                # those of the only tensor are numbered, as unnamed columns are
+                numbered = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
+                features.append(ExplainedFeature(entry.name if array.ndim == 1 else numbered, ((entry.name, place),)))
+    if len(features) > MAX_COLUMNS:
+        raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
+    return features
+
+
+def explained_outputs(artifact: Artifact) -> list[Output]:
+    """Return the outputs to explain: probabilities of the classes, else scores, else the numbers of `predict`.
+
+    Raises:
+        InvalidRequest: the model has none of them.
+    """
+    for role in ("probabilities", "scores"):
+        if found := [output for output in artifact.outputs if output.role == role]:
+            return found
+    given = [output for output in artifact.outputs if output.name in artifact.prediction and output.role == "values"]
+    for kinds in (("map",), ("float16", "float32", "float64"), ("int8", "int16", "int32", "int64", "uint8", "bool")):
+        if found := [output for output in given if output.dtype in kinds]:
+            return found
+    raise InvalidRequest(
+        "the model answers labels alone, and no number that could be explained; log it with its probabilities"
+    )
+
+
+def explained_columns(
+    artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]
+) -> tuple[list[Name], Array]:
+    """Return the names of the numbers to explain, and the numbers, [N, K] float64.
+
+    A number is named by its class, else by its position; the only number of a row has the name of its output.
+
+    Raises:
+        InvalidRequest: an output does not have one row of numbers for each row, or there are too many of them.
+    """
+    names: list[Name] = []
+    parts = []
+    for output in explained:
+        array = outputs[output.name]
+        labels: list[Name]
+        if output.dtype == "map":
+            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
+            numbers = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
+        elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
+            raise InvalidRequest(
+                f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
+                "are explained"
+            )
+        else:
+            numbers = array.astype(np.float64).reshape(len(array), -1)
+            width = numbers.shape[1]
+            labels = list(artifact.classes) if width == len(artifact.classes) else list(range(width))
+            labels = labels if width > 1 else []
+        if len(explained) > 1:
+            labels = [f"{output.name}[{label}]" for label in labels]
+        names += labels or [output.name]
+        parts.append(numbers)
+    if len({len(part) for part in parts}) > 1:
+        raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
+    if len(names) > MAX_OUTPUTS:
+        raise InvalidRequest(f"the model answers {len(names)} numbers a row; at most {MAX_OUTPUTS} are explained")
+    return names, np.concatenate(parts, axis=1)
+
+
+def _check_rank(name: str, rank: int) -> None:
+    if rank not in (1, 2):
+        raise InvalidRequest(
+            f"the input {name!r} has {rank} dimensions; what is explained is a table: columns, or tensors with one row "
+            "of single values a prediction (not images, texts or sequences)"
+        )

@@ -1,0 +1,46 @@
+"""The commands of model control as files, and the errors in their answers.
+
+A worker leaves a command for the agent, which answers it. Files are named by the time they were made, so that commands
+are executed in order. The worker removes both files; the agent removes the files of workers that have died. All times
+are those of the machine's monotonic clock, which all its processes share.
+"""
+
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import (
+    InvalidConfig,
+    ModelError,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+    RegistryUnavailable,
+)
+from mlflow_deploy_plugin.statedir.files import COMMANDS
+from mlflow_deploy_plugin.statedir.models import CommandAnswer
+
+MAX_WAITING = 64
+"""The commands of one server that may wait at the same time."""
+COMMAND_TIMEOUT_SECONDS = 60.0
+MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
+"""The age from which on nobody waits for the answer to a command."""
+_ERRORS: dict[str, type[OnnxserveError]] = {
+    error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
+}
+
+
+def command_answer(error: OnnxserveError | None) -> CommandAnswer:
+    """Return the answer to a command that succeeded (None) or failed with this error."""
+    if error is None:
+        return CommandAnswer()
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return CommandAnswer(error=error.message, kind=next((kind for kind in kinds if kind in _ERRORS), ""))
+
+
+def command_error(answer: CommandAnswer) -> OnnxserveError | None:
+    """Reverse `command_answer`."""
+    return _ERRORS.get(answer.kind, OnnxserveError)(answer.error) if answer.error else None
+
+
+def command_files(state_dir: Path) -> list[Path]:
+    """Return the files of the waiting commands, oldest first."""
+    return sorted((state_dir / COMMANDS).glob("[!.]*.json"))
