@@ -8,7 +8,9 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.cli.batch import _duration
+from tests.support.commands import said
 from tests.support.models import columns, write_model
+from tests.support.refusals import mentions
 
 
 def batch(*arguments: str) -> Result:
@@ -24,11 +26,10 @@ def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
     skipped = batch(*given, "-o", str(tmp_path / "out"), "--on-error", "skip-row")
     left_out = batch(*given, "-o", str(tmp_path / "none"), "--on-error", "skip-part")
 
-    assert (failed.exit_code, failed.stdout) == (1, "")
-    assert failed.stderr == "Error: rows.csv: row 1 (from 0): column 'x' (float): 'oops' is no float\n"
+    assert mentions(said(failed), "rows.csv", "row 1", "'x'", "'oops'")
     assert skipped.exit_code == 0
     assert skipped.stdout.startswith("2 predictions of same in ")
-    assert skipped.stderr == f"  1 bad rows were left out: {tmp_path / 'out'}/_rejected has them\n"
+    assert mentions(skipped.stderr, "1 bad rows", f"{tmp_path / 'out'}/_rejected")
     assert (tmp_path / "out" / "rows.csv").read_text() == '"id","y"\n"a",1\n"c",3\n'
     assert (left_out.exit_code, left_out.stderr.count("left out: rows.csv: row 1")) == (1, 1)
 

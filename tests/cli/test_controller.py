@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.spec import add_variant, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
 from tests.support.clusters import silent_api
+from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT
 
 CODE = """
@@ -97,7 +98,7 @@ def ask(*arguments: str) -> Result:
 def test_without_an_endpoint_it_says_what_it_wants(store: Store) -> None:
     asked = ask()
     assert asked.exit_code == 2
-    assert "say which endpoint (NAME), or --list" in asked.output
+    assert mentions(asked.output.splitlines()[-1], "NAME", "--list")
 
 
 @pytest.mark.parametrize(
@@ -117,23 +118,23 @@ def test_options_that_do_not_go_together_are_said(store: Store, options: list[st
 def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
     asked = ask("flights")
     assert asked.exit_code == 1
-    assert "there is no endpoint 'flights'" in asked.output
-    assert "endpoint 'flights' has had no retraining" in ask("flights", "--list").output
+    assert mentions(asked.output, "no endpoint", "'flights'")
+    assert mentions(ask("flights", "--list").output, "no retraining", "'flights'")
 
 
 def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN, "waiting")
     monkeypatch.setattr("mlflow_deploy_plugin.controller.request_retraining", lambda *_: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
-    assert "controller@here does it; `onnxserve retrain --list` shows how far it is" in ask("flights").output
+    assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain --list`")
 
 
 def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
     cause = {"kind": "asked", "why": "asked by ada: new carrier"}
     Retrainings(store).add("flights", "accuracy", "X", cause, PLAN, "waiting")
     text = ask("--list").output
-    assert "flights: retraining 1 of X, full: waiting" in text
-    assert "why: asked by ada: new carrier" in text
+    assert mentions(text, "flights", "retraining 1", "X", "full", "waiting")
+    assert cause["why"] in text
     assert json.loads(ask("--list", "-o", "json").output)[0]["state"] == "waiting"
 
 
@@ -167,7 +168,7 @@ def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Sto
     assert first.startswith("flights: ")
     assert "promoted" in rest
     assert shown.returncode == 0
-    assert complaint == "leaves it to other controllers: the server of 'flights' is on another machine\n"
+    assert mentions(complaint, "other controllers", "'flights'")
 
 
 def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Store, tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Stor
         shown.kill()
         watchdog.cancel()
 
-    assert said == "flights: waits for controller@pod, who is changing it\n"
+    assert mentions(said, "flights", "controller@pod")
 
 
 @pytest.mark.long
@@ -209,7 +210,7 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
             complaint = running.communicate(timeout=120)[1]
 
     assert running.returncode == 1
-    assert "the controller leaves what has not ended after 8 s" in complaint
+    assert mentions(complaint, "controller", "8 s")
 
 
 def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.deployments import Models
+from tests.support.refusals import mentions
 
 
 def endpoint(*arguments: str) -> Result:
@@ -53,9 +54,9 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
         "champion": 95,
         "challenger": 6,
     }
-    assert "sticky by header: x-user-id" in endpoint("get", "flights").stdout
+    assert mentions(endpoint("get", "flights").stdout, "sticky", "x-user-id")
 
-    assert endpoint("get", "flihgts").stderr == "Error: there is no endpoint 'flihgts'; did you mean 'flights'?\n"
+    assert mentions(endpoint("get", "flihgts").stderr, "'flihgts'", "'flights'")
     assert [one["name"] for one in told("list")] == ["flights"]
     head, row = endpoint("list").stdout.splitlines()
     assert head.split() == ["NAME", "STATE", "TRAFFIC", "URL"]
@@ -64,7 +65,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert endpoint("delete", "flights").output == "flights is deleted\n"
     again = endpoint("delete", "flights")
     assert (again.exit_code, again.stdout) == (0, "")
-    assert again.stderr == "nothing was deleted: there is no endpoint 'flights'; there is none yet\n"
+    assert mentions(again.stderr, "nothing was deleted", "'flights'")
     assert told("list") == []
 
 
@@ -224,7 +225,7 @@ def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder: Path) -> No
     _, row, reason = endpoint("list").stdout.splitlines()
 
     assert row.split() == ["lost", "failed", "lost=100"]
-    assert reason == "lost: the server is gone; `onnxserve start lost` brings it back"
+    assert mentions(reason, "lost", "`onnxserve start lost`")
 
 
 def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
@@ -249,8 +250,7 @@ def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
     said = CliRunner().invoke(main, ["start", "moved"])
 
     assert said.exit_code == 1
-    assert f"port {taken_port} on 127.0.0.1 is in use" in said.stderr
-    assert said.stderr.endswith("of a deployment that is there, by `onnxserve endpoint update NAME -C server.port=…`\n")
+    assert mentions(said.stderr, f"port {taken_port}", "in use", "`onnxserve endpoint update NAME -C server.port=…`")
 
 
 def test_logs_shows_the_last_lines_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
+from tests.support.refusals import mentions
 
 
 @pytest.fixture(autouse=True)
@@ -23,25 +24,25 @@ def keys(*arguments: str) -> Result:
 
 
 def test_a_key_is_printed_once_listed_and_revoked() -> None:
-    assert keys("list").stdout == "there are no keys: `onnxserve keys create NAME` makes one\n"
+    assert mentions(keys("list").stdout, "`onnxserve keys create NAME`")
     made = keys("create", "shop", "--endpoint", "flights", "--expires", "90d")
     assert made.stdout.startswith("onnxserve_")
     assert "shown once" in made.stderr
     other = json.loads(keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout)
     assert (other["scopes"], other["endpoints"], other["expires_at"]) == (["admin", "read"], None, None)
     listed = keys("list").stdout
-    assert "shop  infer       flights    none" in listed
+    assert ["shop", "infer", "flights", "none"] in [line.split()[:4] for line in listed.splitlines()]
     assert "holds until " in listed
     for text in (made.stdout.strip(), other["key"]):
         assert text not in listed
         assert hashlib.sha256(text.encode()).hexdigest() not in listed
     exported = json.loads(keys("export").stdout)["keys"]
     assert exported[hashlib.sha256(other["key"].encode()).hexdigest()]["name"] == "ops"
-    assert keys("revoke", "shop", "--why", "it was in a log").stdout == "the key shop is revoked\n"
+    assert mentions(keys("revoke", "shop", "--why", "leaked").stdout, "shop", "revoked")
     assert [bool(key["revoked_at"]) for key in json.loads(keys("list", "-o", "json").stdout)] == [True, False]
     history = CliRunner().invoke(main, ["history"]).output
     assert "key.create" in history
-    assert "why: it was in a log" in history
+    assert "why: leaked" in history
 
 
 def test_a_key_for_an_endpoint_that_is_not_known_yet_is_made_with_a_warning() -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
+from tests.support.refusals import mentions
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(line: str, 
     ],
 )
 def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
-    assert usage_error(line) == f"Invalid value for '{option}': 'nan' is not a number"
+    assert mentions(usage_error(line), f"'{option}'", "'nan'")
 
 
 @pytest.mark.parametrize(

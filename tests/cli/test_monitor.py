@@ -1,6 +1,7 @@
 """`onnxserve monitor …`: what it prints and refuses. The schedule itself: tests/controller/monitors."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
+from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
 
@@ -41,6 +43,11 @@ def store(home: Path) -> Iterator[Store]:
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["monitor", *arguments])
+
+
+def figures(result: Result) -> list[int]:
+    """Return the numbers of windows in the last line of a backfill: judged now, judged before, not judged."""
+    return [int(number) for number in re.findall(r"\d+", result.stdout.splitlines()[-1])]
 
 
 def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_window_down(
@@ -86,7 +93,7 @@ def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
         "[2/2] 2013-07-11/2013-07-12: no drift",
         "2 windows judged, 0 judged before, 0 could not be judged",
     ]
-    assert again.stdout.splitlines()[-1] == "0 windows judged, 2 judged before, 0 could not be judged"
+    assert figures(again) == [0, 2, 0]
     assert first.exit_code == again.exit_code == 0
 
 
@@ -100,7 +107,7 @@ def test_backfill_says_what_could_not_be_judged(home: Path, store: Store, monkey
     again = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
 
     assert failed.exit_code == 1
-    assert failed.stdout.splitlines()[-1] == "0 windows judged, 0 judged before, 1 could not be judged"
+    assert figures(failed) == [0, 0, 1]
     assert failed.stdout.startswith("[1/1] 2013-07-21/2013-07-22: could not be judged: ")
     assert "Traceback" not in failed.output
     assert again.stdout.startswith("[1/1] 2013-07-21/2013-07-22: no drift\n")
@@ -125,9 +132,9 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
         ended = invoke(*command)
 
     assert ended.exit_code == 130
-    assert "ended after 1 of 2 windows; the same command goes on from there" in ended.stderr
-    assert Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason == "it was ended by hand"
-    assert invoke(*command).stdout.splitlines()[-1] == "1 windows judged, 1 judged before, 0 could not be judged"
+    assert mentions(ended.stderr, "1 of 2 windows")
+    assert mentions(Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason, "by hand")
+    assert figures(invoke(*command)) == [1, 1, 0]
 
 
 def test_what_is_due_is_judged_as_the_controller_would(home: Path, store: Store) -> None:
@@ -142,7 +149,7 @@ def test_what_is_due_is_judged_as_the_controller_would(home: Path, store: Store)
     lines = first.stdout.splitlines()
     assert lines[0].startswith(f"due: monitor daily {begin:%F}/{begin + DAY:%F}: no drift; run ")
     assert lines[1].endswith("not judged: the window has no rows")
-    assert again.stdout == "due: monitor daily: nothing is due\n"
+    assert mentions(again.stdout, "due: monitor daily", "nothing is due")
     store.remove_endpoint("due")
 
 
@@ -175,7 +182,7 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
     ]
     assert lines[1].split()[:5] == ["flights", "daily", "drift", "1d", "paused"]
     assert lines[2].startswith("flights daily: by ")
-    assert lines[3] == "flights daily: 1 window could not be judged"
+    assert mentions(lines[3], "flights daily", "1 window")
     assert "no controller runs" in text.stderr
 
 
@@ -208,19 +215,19 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     unknown = invoke("add", "new", "other", "-C", "min_row=7")
     nowhere = invoke("add", "new", "other", "--time-zone", "Berlin")
 
-    assert none.stdout == "there are no monitors: onnxserve monitor add new MONITOR makes one\n"
-    assert "endpoint 'new' has no monitor 'drift'; onnxserve monitor add makes one" in never.stderr
+    assert mentions(none.stdout, "onnxserve monitor add new MONITOR")
+    assert mentions(never.stderr, "'new'", "'drift'", "onnxserve monitor add")
     assert added.exit_code == 0, added.output
     endpoint = store.endpoint("new")
     assert endpoint is not None
     spec = endpoint.spec.monitors["nightly"]
     assert (spec.every, spec.schedule, spec.min_rows) == ("1h", "15 6 * * 1-5", 7)
-    assert "has a monitor 'nightly' already" in again.stderr
-    assert "monitors.other.schedule: five fields are expected; minute, hour, day, month and" in wrong.stderr
-    assert "did you mean 'monitors.NAME.min_rows'" in unknown.stderr
-    assert "time_zone 'Berlin' is not known; as Europe/Berlin" in nowhere.stderr
+    assert mentions(again.stderr, "'nightly'", "already")
+    assert mentions(wrong.stderr, "monitors.other.schedule", "five fields")
+    assert mentions(unknown.stderr, "'monitors.NAME.min_rows'")
+    assert mentions(nowhere.stderr, "time_zone", "'Berlin'", "Europe/Berlin")
     assert invoke("remove", "new", "nightly").exit_code == 0
-    assert "endpoint 'new' has no monitor 'nightly'" in invoke("remove", "new", "nightly").stderr
+    assert mentions(invoke("remove", "new", "nightly").stderr, "no monitor", "'nightly'", "'new'")
     store.remove_endpoint("new")
 
 
@@ -256,7 +263,7 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
     result = invoke("run", "flights", "--window", "2013-07-01/1d")
 
     store.release_lease(lease)
-    assert "is being judged by controller@here: try again later" in result.stderr
+    assert mentions(result.stderr, "controller@here")
 
 
 def test_expire_deletes_what_is_old_after_showing_it(store: Store) -> None:
@@ -267,9 +274,10 @@ def test_expire_deletes_what_is_old_after_showing_it(store: Store) -> None:
     done = invoke("expire", "--keep", "400d")
     again = invoke("expire", "--keep", "400d")
 
-    assert dry.stdout == "0 windows and 1 alerts older than 400d would be deleted\n"
-    assert done.stdout == "0 windows and 1 alerts older than 400d deleted\n"
-    assert again.stdout == "0 windows and 0 alerts older than 400d deleted\n"
+    assert mentions(dry.stdout, "0 windows", "1 alerts", "400d", "would be deleted")
+    assert mentions(done.stdout, "0 windows", "1 alerts", "400d", "deleted")
+    assert "would" not in done.stdout
+    assert mentions(again.stdout, "0 windows", "0 alerts")
 
 
 @pytest.mark.parametrize(("keep", "said"), [("3d", "too short: a window may change for 7 days"), ("soon", "90d")])

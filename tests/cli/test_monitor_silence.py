@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import open_store
+from tests.support.refusals import mentions
 
 
 @pytest.fixture
@@ -34,13 +35,13 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert silence("--list").output.count("\n") == 2
     assert silence("taxis", "--list").output.startswith("Error: there is no endpoint 'taxis'")
     assert [one["monitor"] for one in json.loads(silence("--list", "-o", "json").output)] == ["daily", None]
-    assert silence("--remove", "1", "--why", "it has passed").output == "silence 1 is over\n"
+    assert mentions(silence("--remove", "1", "--why", "passed").output, "silence 1", "over")
     assert silence("--list").output.startswith("2  ")
     history = CliRunner().invoke(main, ["history", "flights"]).output
     assert "silence  flights" in history
-    assert "why: a known storm" in history
+    assert mentions(history, "a known storm")
     assert "silence.end  flights" in history
-    assert "why: it has passed" in history
+    assert "why: passed" in history
 
 
 def test_a_reason_is_text_to_the_terminal(flights: None) -> None:

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from tests.support.classifiers import labelled, registered_toy, write_rows
+from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
 Command = Callable[..., Result]
@@ -48,7 +49,7 @@ def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
     ]
     assert lines[6] == "  policy: cheap.yaml"
     assert lines[7].startswith("  report: run ")
-    assert "fetching version 2 and version 1" in done.stderr
+    assert mentions(done.stderr, "fetching", "version 2", "version 1")
 
 
 def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
@@ -86,7 +87,7 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, toy: Co
 def test_a_torch_original_that_the_version_does_not_name_can_be_given(arguments: tuple[str, ...], toy: Command) -> None:
     done = toy(*arguments, "--policy", "attack.yaml", "--original", "/gone")
     assert done.exit_code == 1
-    assert "the torch original /gone: " in done.stdout + done.stderr
+    assert mentions(done.stdout + done.stderr, "torch original", "/gone")
 
 
 @pytest.mark.parametrize("arguments", [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")])
@@ -108,11 +109,11 @@ def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:
     done = toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "toy version 2 is in Production (before: version 1)"
+    assert mentions(lines[0], "toy version 2", "Production", "version 1")
     assert lines[1].startswith(
         "  gate: passed without an evaluation; checked: parity, signature; not checked: evaluation"
     )
-    assert lines[-1] == "  no deployment of this machine follows models:/toy/Production"
+    assert mentions(lines[-1], "no deployment", "models:/toy/Production")
 
 
 def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:

@@ -40,7 +40,7 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
     assert first.endswith(" rows")
     assert lines[0].split() == ["input", "X", "float32", "[-1,", "2]", "2", "columns"]
     assert lines[1].split()[:5] == ["output", "prediction", "float32", "[-1]", "agrees"]
-    assert lines[-1] == "  next: onnxserve promote old 2 --to Production"
+    assert lines[-1].split() == ["next:", "onnxserve", "promote", "old", "2", "--to", "Production"]
     assert done.stderr.splitlines()[:2] == ["reading models:/old/1", "converting and proving a LinearRegression"]
 
 
