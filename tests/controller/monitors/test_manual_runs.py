@@ -26,6 +26,7 @@ from tests.support.deployments import empty_home
 from tests.support.guides import run_page
 from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.refusals import mentions, refused
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
@@ -70,7 +71,7 @@ def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed
 def test_a_kind_that_judges_no_columns_takes_none(world: MonitoredWorld) -> None:
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
 
-    with pytest.raises(InvalidConfig, match=r"--exclude: .* not service_level"):
+    with refused(InvalidConfig, "--exclude", "service_level"):
         find_monitor(deployments(world), "flights", "level").with_bounds(exclude=("x",))
 
 
@@ -117,7 +118,7 @@ def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_anot
     world.store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
 
     assert find_monitor(deployments(world), "flights", None).name == "drift"
-    with pytest.raises(NotFound, match="endpoint 'flights' has no monitor 'drfit'; onnxserve monitor add makes one"):
+    with refused(NotFound, "'flights'", "'drfit'", "onnxserve monitor add"):
         find_monitor(deployments(world), "flights", "drfit")
 
 
@@ -283,13 +284,13 @@ def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> 
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
 
-    with pytest.raises(NotFound, match="no endpoint 'flihgts'; did you mean 'flights'"):
+    with refused(NotFound, "'flihgts'", "'flights'"):
         find_monitor(deployments(world), "flihgts", None)
-    with pytest.raises(NotFound, match="no monitor 'weekly'; it has daily, hourly"):
+    with refused(NotFound, "'weekly'", "daily, hourly"):
         run(world, "weekly")
-    with pytest.raises(InvalidConfig, match=r"several monitors: say which, --monitor daily \| hourly"):
+    with refused(InvalidConfig, "--monitor daily | hourly"):
         run(world)
-    with pytest.raises(NotFound, match=r"no captured rows in 2014-.*; the latest .* 2026-11-20T12:00"):
+    with refused(NotFound, "no captured rows", "2026-11-20T12:00"):
         run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
 
 
@@ -297,13 +298,8 @@ def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(
     world.endpoint(seconds={"every": "1s"})
     found = find_monitor(deployments(world), "flights", None)
 
-    with pytest.raises(InvalidConfig) as refused:
+    with refused(InvalidConfig, "2,592,000 windows of 1s", "10,000", "--to 2026-11-20T14:46:40"):
         next(manual_runs.backfill(deployments(world), found, NOON, NOON + 24 * 30 * HOUR, world.answer))
-
-    assert refused.value.message == (
-        "2,592,000 windows of 1s lie between 2026-11-20 12:00 and 2026-12-20 12:00 UTC, and one backfill judges at "
-        "most 10,000: say --to 2026-11-20T14:46:40, or take a monitor of longer windows"
-    )
     assert world.monitors.windows() == []
 
 
@@ -316,7 +312,7 @@ def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
         raise InvalidConfig("the reference is not there")
 
     world.judge = judge
-    with pytest.raises(Exception, match="the reference is not there"):
+    with pytest.raises(Exception, match="not there"):
         run(world)
 
     (window,) = world.monitors.windows("flights", states=("failed",))
@@ -364,8 +360,8 @@ def test_the_page_shows_the_first_verdicts(tmp_path: Path, new_database: Callabl
     assert re.search(r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", monitored, re.MULTILINE)
     assert re.search(r"^cancer +drift +drift +10m +waiting +\S+ +no drift", monitored, re.MULTILINE)
     assert re.search(r"^cancer accuracy \S+: not judged$", labelled, re.MULTILINE)
-    assert "estimated accuracy: estimated 0.9" in labelled
-    assert "of 228 rows that they name, 228 are in the log" in labelled
+    assert re.search(r"^\W*estimated accuracy: estimated 0\.9", labelled, re.MULTILINE)
+    assert mentions(labelled, "228 rows", "none is unmatched")
     assert re.search(r"^cancer accuracy \S+ \(revision 2\): kept$", labelled, re.MULTILINE)
     assert re.search(r"^cancer +drift +drift +1d +waiting", longer, re.MULTILINE)
     with tracking_at(uri):
@@ -380,7 +376,7 @@ def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorl
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
     found = find_monitor(deployments(world), "flights", "level")
 
-    with pytest.raises(InvalidConfig, match=r"--engine spark: monitors of drift, .* are sketched, not service_level"):
+    with refused(InvalidConfig, "--engine spark", "drift", "service_level"):
         manual_runs.run_window(deployments(world), found, None, world.answer, "spark")
 
 
@@ -388,5 +384,5 @@ def test_what_is_due_is_known_of_endpoints_of_the_store_alone(world: MonitoredWo
     left_by_a_server(world)
     found = find_monitor(deployments(world), "flights", None)
 
-    with pytest.raises(NotFound, match="no endpoint 'flights' in the store"):
+    with refused(NotFound, "'flights'", "the store"):
         next(manual_runs.run_due(deployments(world), found, world.said.append))

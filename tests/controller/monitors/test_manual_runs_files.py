@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.monitoring import MonitorResult, load_datasets
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
+from tests.support.refusals import mentions, refused
 from tests.support.tracking import tracking_at
 
 _rng = np.random.default_rng(0)
@@ -50,7 +51,7 @@ def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_b
     calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
 
     assert calm.result.state == "no drift"
-    assert "neither file says when its rows happened" in calm.result.notes[0]
+    assert mentions(calm.result.notes[0], "neither file")
     assert shifted.result.state == "drift"
     assert shifted.result.reason.startswith("x: mean ")
     assert (shifted.result.model, shifted.result.rows) == ("", 300)
@@ -86,7 +87,7 @@ def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPat
 
     notes = judged(table(1000), table(300)).result.notes
 
-    assert "the dataset rows.parquet has 1,000 rows, of which 400 are read" in notes
+    assert any(mentions(note, "rows.parquet", "1,000 rows", "400") for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -222,5 +223,5 @@ def test_only_named_columns_are_judged_or_all_others(
 def test_an_unknown_column_is_named_with_the_nearest_one(folder: Path, option: str) -> None:
     written("recent", {"temperature": [1.0] * 300})
 
-    with pytest.raises(InvalidConfig, match="'temprature'; did you mean 'temperature'"):
+    with refused(InvalidConfig, "'temprature'", "'temperature'"):
         compared("recent.csv", "recent.parquet", **{option: ("temprature",)})

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_version
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts
 from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 MINUTE = timedelta(minutes=1)
@@ -57,7 +58,7 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     assert [hour.start for hour in log.hours("flights")] == [NOON + HOUR, NOON + 2 * HOUR]
     assert window_versions(log, "flights", day) == {("flight-delay", "1"): 5}
     assert judged(heir, Window(NOON + HOUR, NOON + 2 * HOUR)) == (NOON + HOUR, 2)
-    with pytest.raises(NotFound, match="the latest whole window with rows is 2026-11-20T14:00"):
+    with refused(NotFound, "2026-11-20T14:00"):
         judged(heir, Window(NOON, NOON + HOUR))
     stats = log_stats(log, "flights")
     assert (stats.rows, stats.first) == (5, NOON + HOUR + 40 * MINUTE)
@@ -96,7 +97,7 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
     (judged,) = world.wait_for(1)
 
     assert (judged.endpoint, judged.verdict) == ("taxis", "no drift")
-    wait_until(lambda: any("endpoint 'flights' in the store cannot be read" in line for line in world.said), SECONDS)
+    wait_until(lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said), SECONDS)
     assert [one.state for one in world.monitors.windows("flights")] == [begun.state]
     assert [one.endpoint for one in Alerts(world.store).firing()] == ["flights"]
 

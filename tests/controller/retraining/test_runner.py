@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.store.tables import RetrainingRow
 from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.refusals import mentions
 from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until
 
@@ -78,7 +79,7 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world: 
 
     said = "its plan in the store cannot be read (project: Field required; sampling: Unexpected keyword argument)"
     assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts another")
-    assert world.said[-1] == f"{ENDPOINT}: retraining {ended.id} of {MODEL}: failed; {ended.reason}"
+    assert mentions(world.said[-1], ENDPOINT, f"retraining {ended.id}", MODEL, "failed", ended.reason)
     assert next(world.deployments.store.events(ENDPOINT, newest_first=True)).action == "retrain.end"
     assert state == "waiting" or process.get_run(ended.run_id).status == "KILLED"
 

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.store.retrainings import Retraining
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.refusals import mentions
 from tests.support.retraining import RetrainingWorld
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
@@ -77,8 +78,8 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     assert proposed.reason.startswith(
         "it has passed its gate without an evaluation (all good), and the endpoint has not"
     )
-    assert f"`onnxserve rollout {ENDPOINT} --to 2` brings it" in proposed.reason
-    assert any("version 2 is proposed" in line for line in told(world))
+    assert mentions(proposed.reason, f"`onnxserve rollout {ENDPOINT} --to 2`")
+    assert any(mentions(line, "version 2", "proposed") for line in told(world))
 
 
 def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: RetrainingWorld) -> None:
@@ -99,7 +100,7 @@ def test_where_no_controller_reaches_the_server_the_version_is_proposed(world: R
     gated(world, "rollout")
     proposed = later(world, hours=2)
     assert proposed.state == "proposed"
-    assert "its server is out of reach from here, and no controller that reaches it has begun" in proposed.reason
+    assert mentions(proposed.reason, "out of reach", "no controller")
 
 
 def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWorld) -> None:
@@ -158,8 +159,8 @@ def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world: R
     world.at("running", started_at=long_ago)
     spoil(world)
     failed = world.until("failed", seconds=5)
-    assert failed.reason == "the run took longer than 21600 s and was ended"
-    assert any("the run took longer" in line for line in told(world))
+    assert mentions(failed.reason, "21600 s")
+    assert any(mentions(line, failed.reason) for line in told(world))
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered"])
@@ -171,7 +172,7 @@ def test_while_mlflow_is_down_it_waits_and_says_so(
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
         waiting = world.take()
     assert waiting.state == state
-    assert "does not answer as it should: connection refused" in waiting.reason
+    assert mentions(waiting.reason, "connection refused")
 
 
 def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(world: RetrainingWorld) -> None:
@@ -208,7 +209,7 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: Retrain
         process.write_heartbeat(running.run_id, utc_now())
     silent = later(world, minutes=3)
     assert silent.state == "running"
-    assert "its training runs on another 1a2b3c4d, or has ended: it has said nothing since" in silent.reason
+    assert mentions(silent.reason, "another 1a2b3c4d")
     assert later(world, minutes=3, seconds=20).state == "running"  # MLflow may have been down
     again = later(world, minutes=3, seconds=40)
     assert (again.state, again.figures) == ("waiting", {"attempt": 2})
@@ -218,7 +219,7 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: Retrain
 def test_of_a_training_that_failed_on_another_machine_it_is_said_where_its_log_is(world: RetrainingWorld) -> None:
     running = world.at("running", **ELSEWHERE)
     MlflowClient().set_terminated(running.run_id, "FAILED")
-    assert world.take().reason == "the run failed: its log is on another 1a2b3c4d"
+    assert mentions(world.take().reason, "failed", "another 1a2b3c4d")
 
 
 def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> None:
@@ -239,12 +240,13 @@ def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWo
 
 
 def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(tmp_path: Path) -> None:
+    line = "Error: git clone https://{}git.example/x.git has failed"
     with (tmp_path / process.LOG).open("wb") as log:
         log.write(b"chatter\n" * 1000)
         log.truncate(5 * 2**30)  # a hole: takes no place on the disk
         log.seek(0, 2)
-        log.write(b"\nError: git clone https://ada:secret@git.example/x.git has failed\n")
-    assert process.last_line(tmp_path) == "Error: git clone https://git.example/x.git has failed"
+        log.write(f"\n{line.format('ada:secret@')}\n".encode())
+    assert process.last_line(tmp_path) == line.format("")
 
 
 def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: RetrainingWorld) -> None:

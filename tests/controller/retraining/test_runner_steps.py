@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.store.alerts import Alerts
 from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.refusals import mentions
 from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until
 
@@ -53,7 +54,7 @@ def test_a_version_that_is_worse_on_the_newest_rows_is_left(world: RetrainingWor
     begin(world, "worse")
     left = world.until("proposed", "failed", "left")
     assert left.state == "left"
-    assert "it has not passed its gate: evaluation" in left.reason
+    assert mentions(left.reason, "gate", "evaluation")
     assert MlflowClient().get_model_version(MODEL, "2").tags["onnxserve.candidate"] == "left"
 
 
@@ -61,17 +62,14 @@ def test_a_version_that_is_worse_on_the_newest_rows_is_left(world: RetrainingWor
 def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(world: RetrainingWorld) -> None:
     begin(world, "fail")
     failed = world.until("failed")
-    assert failed.reason == "the run failed: Error: the data make no sense"
+    assert mentions(failed.reason, "failed", "the data make no sense")
     assert len(MlflowClient().search_runs([run_experiment(failed.run_id)])) == 1
 
 
 @pytest.mark.long
 def test_a_run_that_registers_nothing_has_failed(world: RetrainingWorld) -> None:
     begin(world, "nothing")
-    assert (
-        world.until("failed").reason
-        == f"the run has registered no version of {MODEL}, and has logged no model within `mlflow.start_run()`"
-    )
+    assert mentions(world.until("failed").reason, "no version", MODEL, "`mlflow.start_run()`")
 
 
 def _is_gone(run_id: str) -> bool:
@@ -106,7 +104,7 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world: Retrai
     family = [psutil.Process(pid) for pid in process._processes(run_id)]
     assert len(family) >= 2
     failed = world.until("failed")
-    assert failed.reason == "the run took longer than 8 s and was ended"
+    assert mentions(failed.reason, "8 s")
     assert not any(process.is_running() and process.status() != "zombie" for process in family)
     assert MlflowClient().get_run(run_id).info.status == "KILLED"
 
@@ -122,7 +120,7 @@ def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(w
 
 def said(world: RetrainingWorld) -> bool:
     log = world.context.folder(world.latest()) / process.LOG
-    return log.is_file() and "learns data.parquet as full" in log.read_text()
+    return log.is_file() and mentions(log.read_text(), "data.parquet", "full")
 
 
 def run_experiment(run_id: str) -> str:

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.retrainings import Retraining
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld, written
 
 
@@ -68,9 +69,7 @@ def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
-    assert (
-        f"has {share * 600:g} labelled rows, and at least 100 are wanted: send what really happened by" in failed.reason
-    )
+    assert mentions(failed.reason, f"{share * 600:g} labelled rows", "100")
     assert not failed.has_trained
 
 
@@ -81,10 +80,7 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
     running = world.take()
     assert (running.state, running.figures["rows"]) == ("running", 300)
     failed = world.until("failed")
-    assert (
-        failed.reason
-        == f"the run has registered no version of {MODEL}, and has logged no model within `mlflow.start_run()`"
-    )
+    assert mentions(failed.reason, "no version", MODEL, "`mlflow.start_run()`")
 
 
 def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
@@ -92,7 +88,7 @@ def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
-    assert failed.reason == "all 600 labels up to 2026-06-02 are '1': that teaches nothing"
+    assert mentions(failed.reason, "600 labels", "2026-06-02", "'1'")
 
 
 def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: RetrainingWorld) -> None:
@@ -101,7 +97,7 @@ def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: Retrai
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "rolling_out", "failed", "left")
     assert history(world) == ("proposed", proposed.reason)
-    assert "or without a column of the model, to compare it with what is served" in proposed.reason
+    assert mentions(proposed.reason, "without a column")
 
 
 def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world: RetrainingWorld) -> None:
@@ -225,7 +221,7 @@ def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
 
 def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
     world.capture(rows=48)
-    with pytest.raises(InvalidConfig, match="has 48 labelled rows, and at least 100 are wanted"):
+    with refused(InvalidConfig, "48 labelled rows", "100"):
         collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
 
 

