@@ -1,0 +1,62 @@
+"""The wording of the messages of the command line that people see most: each row is a command and its last line."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a home with the endpoint `flights`, which no server runs for."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("lsit", 2, "Error: there is no command 'lsit'; did you mean 'list'?"),
+        (
+            "deploy",
+            2,
+            "Error: there is no command 'deploy'; MLflow's own is meant: "
+            "`mlflow deployments create -t onnxserve --name NAME`",
+        ),
+        ("serve", 2, "Error: give either -m MODEL_URI or --spec FILE"),
+        ("predict", 2, "Error: say either -m MODEL_URI or -n DEPLOYMENT"),
+        ("promote m 1 --to Production --force", 2, "Error: --force needs its reason: --why REASON"),
+        ("promote m 1 --to Production --wait nan", 2, "Error: Invalid value for '--wait': 'nan' is not a number"),
+        ("rollout flights --to 2 --every 5", 2, "Error: --every 5: a duration like 30s, 5m or 1h is expected"),
+        (
+            "rollout flights --to 2 --steps 50,10",
+            2,
+            "Error: --steps 50,10: they must rise, from at least 1 to at most 100",
+        ),
+        ("retrain", 2, "Error: say which endpoint (NAME), or --list"),
+        ("start fligths", 1, "Error: there is no deployment 'fligths'; did you mean 'flights'?"),
+        ("endpoint get nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
+        (
+            "monitor remove flights daily",
+            1,
+            "Error: endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one",
+        ),
+        ("feedback flights -f labels", 1, "Error: the file labels cannot be read: No such file or directory"),
+        ("silence --remove 7", 1, "Error: there is no silence 7; onnxserve silence --list shows those that hold"),
+        ("keys list", 0, "there are no keys: `onnxserve keys create NAME` makes one"),
+        ("monitor list", 0, "there are no monitors: onnxserve monitor add NAME MONITOR makes one"),
+        ("silence --list", 0, "no silence holds: `onnxserve silence NAME --for 2h` makes one"),
+        ("endpoint delete nope", 0, "nothing was deleted: there is no endpoint 'nope'; there are flights"),
+    ],
+)
+def test_the_last_line_of_a_command(line: str, status: int, message: str) -> None:
+    result = CliRunner().invoke(main, line.split())
+
+    assert (result.exit_code, result.output.splitlines()[-1]) == (status, message)
