@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorKind, MonitorSpec
+from tests.support.refusals import mentions
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -65,14 +66,15 @@ def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(world: Any, mon
     result, shown_by = run(world, kind="data_quality")
 
     assert (result.reason, result.notes) == ("1 column: two lines", ("of two lines",))
-    assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == "1 column: two lines"
+    assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
 def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
     result, shown_by = run(world)
 
-    assert (result.state, result.reason) == ("not judged", "the window has no rows")
-    assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == "the window has no rows"
+    assert result.state == "not judged"
+    assert mentions(result.reason, "no rows")
+    assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
 def test_without_what_draws_the_report_nothing_is_read_first(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +91,7 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind:
     result, _ = run(world, kind=kind, min_rows=100, reference="dataset:/nowhere.parquet")
 
     assert result.state == "not judged"
-    assert "/nowhere.parquet does not exist" in result.reason
+    assert mentions(result.reason, "/nowhere.parquet")
 
 
 def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: Any) -> None:
@@ -112,7 +114,7 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     }
     assert wanted.items() <= logged.data.tags.items()
     (first, *_) = result.findings
-    assert f"{first.subject}: {first.change}; drift since 2013-07-01; " in logged.data.tags["onnxserve.reason"]
+    assert mentions(logged.data.tags["onnxserve.reason"], first.subject, first.change, "since 2013-07-01")
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
     assert metrics["p_value"] <= metrics["false_alarm_rate"] == 0.05
@@ -160,7 +162,7 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
     assert result.state == "not judged"
     logged = mlflow.get_run(shown_by.run_id)
     assert logged.data.tags["onnxserve.verdict"] == "not judged"
-    assert logged.data.tags["onnxserve.reason"] == "the window has 120 rows; min_rows is 200"
+    assert mentions(logged.data.tags["onnxserve.reason"], "120 rows", "min_rows is 200")
     assert "p_value" not in logged.data.metrics
     assert "min_rows is 200" in artifact(shown_by.run_id, "report.html")
 
@@ -174,7 +176,7 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
     result, _ = run(world, min_rows=50)
 
     assert (result.version, result.rows, result.figures["reference_rows"]) == ("2", 100, 500)
-    assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.notes)
+    assert any(mentions(note, "30 rows", "flight-delay version 1") for note in result.notes)
 
 
 def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world: Any) -> None:
@@ -194,7 +196,7 @@ def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world
     result, _ = run(world)
 
     assert result.state == "not judged"
-    assert "version 2 has no reference" in result.reason
+    assert mentions(result.reason, "version 2", "no reference")
 
 
 def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world: Any) -> None:

@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.store import Store
 from tests.support.metrics_page import serving
+from tests.support.refusals import mentions
 from tests.support.results import result_of
 from tests.support.services.alert_receiver import Receiver
 from tests.support.tracking import tracking_at
@@ -87,7 +88,7 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
     send_due(store, settings)
 
     told = receiver.got["/ops"][0]["message"]
-    assert "next: onnxserve retrain flights --monitor daily, or" in told
+    assert mentions(told, "onnxserve retrain flights --monitor daily")
     assert told.count("onnxserve retrain") == 1
 
 
@@ -100,16 +101,16 @@ def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
         clock.pass_by(hours=25)
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Still"]
-    assert all("next: onnxserve monitor list flights" in one["message"] for one in receiver.got["/ops"])
+    assert all(mentions(one["message"], "onnxserve monitor list flights") for one in receiver.got["/ops"])
 
 
 def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, receiver: Receiver) -> None:
     for _ in range(2):
-        announce(store, "flights", "daily", "flight-delay version 7 waits for approval", RUN)
+        announce(store, "flights", "daily", "version 7 waits", RUN)
         send_due(store, settings)
 
     (message,) = receiver.got["/ops"]
-    assert "flight-delay version 7 waits for approval" in message["message"]
+    assert "version 7 waits" in message["message"]
 
 
 def test_of_a_criterion_segment_and_value_are_named(see: Callable[..., Any], receiver: Receiver) -> None:
@@ -117,7 +118,7 @@ def test_of_a_criterion_segment_and_value_are_named(see: Callable[..., Any], rec
     see(result_of(0, kind="performance", state="violated", findings=(found,)))
 
     message = receiver.got["/ops"][0]["message"]
-    assert "- accuracy [carrier=AA], criterion 0.71 (threshold 0.8): 0.71 < 0.8" in message
+    assert mentions(message, "accuracy [carrier=AA]", "criterion 0.71", "threshold 0.8", "0.71 < 0.8")
 
 
 def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
@@ -130,10 +131,10 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
 
     see(result_of(0, findings=(wind, gone)))
 
-    told = receiver.got["/ops"][0]["message"].splitlines()
-    history = "mean 3.2 → 8.9, higher; drift since 2013-06-29 14:00 UTC, window 3 in a row"
-    assert f"- wind, distribution 6 (threshold 3): {history}; far" in told
-    assert "- humid, presence: in the reference, not in the window" in told
+    told = receiver.got["/ops"][0]["message"]
+    history = ("mean 3.2 → 8.9, higher", "since 2013-06-29 14:00 UTC", "window 3")
+    assert mentions(told, "wind", "distribution 6", "threshold 3", *history, "far")
+    assert mentions(told, "humid", "presence", gone.reason)
 
 
 def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentP
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
+from tests.support.refusals import mentions
 
 DAY = 86_400_000_000
 HOUR = DAY // 24
@@ -101,10 +102,7 @@ def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
 
     assert (verdict.state, verdict.null, verdict.figures["blocks"]) == ("no drift", "contiguous", DAYS)
     assert verdict.figures["measured_false_alarm_rate"] <= 0.1
-    assert (
-        "nominal 0.05, from 59 windows of the reference; measured forward in time, on its later 30 windows, judged by "
-        "its earlier 29 alone: "
-    ) in verdict.notes[0]
+    assert mentions(verdict.notes[0], "0.05", "59 windows", "30 windows", "29")
     assert verdict.figures["independent_blocks"] == DAYS
     assert verdict.figures["drift_distance/temperature"] > 0
 
@@ -138,7 +136,7 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
     assert found(verdict, "number", "unseen").state == "no drift"  # each day has ids of its own
-    assert "100.0% of rows have a value that the reference lacks" in found(verdict, "number", "unseen").reason
+    assert mentions(found(verdict, "number", "unseen").reason, "100.0%")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +254,7 @@ def test_a_sensor_that_is_stuck_at_a_usual_value_is_found() -> None:
     assert verdict_on(calm, reference, length=HOUR).state == "no drift"
     stuck = verdict.findings[0]
     assert (verdict.state, stuck.subject, stuck.check) == ("drift", "level", "constant")
-    assert stuck.reason == "all 60 values are 1.5; none of the reference's 192 windows has one value alone"
+    assert mentions(stuck.reason, "60 values", "1.5", "192 windows")
     assert stuck.change == "constant 1.5"
 
 
@@ -320,9 +318,9 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
     asked = verdict_on(changed, days, columns=("temperature", "noise"))
 
     assert verdict.state == "drift"
-    assert found(verdict, "carrier", "presence").reason == "in the reference, not in the window"
-    assert found(verdict, "extra", "presence").reason == "in the window (int64), not in the reference"
-    assert verdict.reason.startswith("carrier: in the reference, not in the window; also extra")
+    assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == ["drift", "drift"]
+    assert mentions(found(verdict, "extra", "presence").reason, "int64")
+    assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
     assert (asked.state, {one.subject for one in asked.findings}) == ("no drift", {"temperature", "noise"})
 
@@ -367,7 +365,7 @@ def test_the_smallest_rate_that_is_named_can_be_had() -> None:
     assert refused.state == "not judged"
     had = verdict_on(window(), reference, false_alarm_rate=rate)
     assert had.state == "no drift"
-    assert "not measured: half of the reference has fewer than 5 windows" in had.notes[0]
+    assert mentions(had.notes[0], "not measured", "5 windows")
 
 
 def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
@@ -375,7 +373,7 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
     reference = reference_of(table, None)
 
     assert "event_time=" in verdict_on(window(), reference).reason
-    assert verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason == "the reference has no rows"
+    assert mentions(verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason, "reference", "no rows")
 
 
 def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_drift() -> None:
@@ -444,7 +442,7 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
         "not measured: the reference has too few windows with event times, by which it could be told"
     )
     refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
-    assert "the smallest rate that can be had is 0.0005" in refused.reason
+    assert mentions(refused.reason, "rate", "0.0005")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +472,7 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(
     assert (first.state, second.state) == ("no drift", "drift")
     assert first.null == null
     assert second.findings[0].subject == "temperature"
-    assert f"worth {first.figures['independent_blocks']:.0f} independent ones" in first.notes[0]
+    assert mentions(first.notes[0], f"worth {first.figures['independent_blocks']:.0f}")
     assert re.search(told, first.notes[0])
 
 
@@ -493,7 +491,7 @@ def test_of_many_categories_new_ones_are_found_in_long_windows_too(days: int, le
 
     assert (before.state, before.null) == ("no drift", null)
     assert found(verdict, "sku", "unseen").state == "drift"
-    assert found(verdict, "sku", "unseen").change == "values that the reference lacks 0.0% → 40.0%, more"
+    assert mentions(found(verdict, "sku", "unseen").change, "0.0% → 40.0%", "more")
 
 
 def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
@@ -504,7 +502,7 @@ def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
     verdict = verdict_on(calm, reference_of(table, times, 7 * DAY), length=7 * DAY, false_alarm_rate=0.25)
 
     assert verdict.null == "overlapping"
-    assert "not measured: half of the reference has fewer than 5 windows" in verdict.notes[0]
+    assert mentions(verdict.notes[0], "not measured", "5 windows")
 
 
 def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
@@ -542,23 +540,13 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
     assert states.count("drift") <= 1
     assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
-    assert (
-        "from 158 windows of the reference, each with the one so long before it; measured forward in time, on its "
-        "later 79 pairs, each judged by those before it: "
-    ) in verdict.notes[0]
+    assert mentions(verdict.notes[0], "158 windows", "79 pairs")
     assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
     refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
-    assert (
-        "needs at least 199 pairs of a window and the one 24 windows of 1h before it, and the log has 158; the "
-        "smallest rate that they support is 0.0063: ask for that, or wait until it is older"
-    ) in refused.reason
+    assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
     spec = MonitorSpec(min_rows=30).model_copy(update={"false_alarm_rate": 0.001})  # as `monitor run` tries bounds
     tried = judge_profile(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
-    assert "needs at least 999 pairs" in tried.reason
-    assert tried.reason.endswith(
-        "and at most 499 are kept; the smallest rate that they support is 0.0063: ask for that, or ask 0.002 of an "
-        "older log"
-    )
+    assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
 
 
 def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> None:
@@ -583,8 +571,8 @@ def test_without_the_window_so_long_before_nothing_is_judged() -> None:
     verdict = verdict_on(table.slice(48 * ROWS, ROWS), reference, 48 * HOUR)
 
     assert verdict.state == "not judged"
-    assert "the window 24 windows before, with which it is compared, has 0 rows" in verdict.reason
-    assert "the log is too young" in verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason
+    assert mentions(verdict.reason, "24 windows before", "0 rows")
+    assert mentions(verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "too young")
 
 
 def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(

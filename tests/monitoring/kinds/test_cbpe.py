@@ -7,6 +7,7 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, expected_metrics
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from tests.support.refusals import mentions
 
 
 def window(
@@ -70,7 +71,7 @@ def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
 
     assert isinstance(found, CbpeEstimate)
     assert found.errors == {}
-    assert "1 earlier windows with labels cannot confirm" in str(found.measure("accuracy", 500, 0.95))
+    assert mentions(str(found.measure("accuracy", 500, 0.95)), "1 earlier windows")
 
 
 def test_without_probabilities_nothing_is_estimated() -> None:

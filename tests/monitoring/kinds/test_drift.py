@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.inference_log import ENDPOINT, event_table
+from tests.support.refusals import mentions
 
 from .conftest import CLASSIFIER, DAY
 
@@ -128,8 +129,8 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., An
     judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
 
     assert judged.state == "no drift"
-    assert finding(judged, "temp").reason == "capture.drop leaves it out of the log"
-    assert finding(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
+    assert mentions(finding(judged, "temp").reason, "capture.drop")
+    assert mentions(finding(judged, "carrier").reason, "capture.mask", "hashes")
     assert {finding(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
     assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
 
@@ -149,7 +150,7 @@ def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., 
     judged = ask(hashed, withheld=CaptureSpec(mask=("carrier",)), segment_by=["carrier"])
 
     assert not any(one.segment for one in judged.findings)
-    assert "segments: carrier: capture.mask writes hashes of its values into the log" in judged.notes
+    assert any(mentions(note, "segments", "carrier", "capture.mask") for note in judged.notes)
 
 
 def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any]) -> None:
@@ -159,7 +160,7 @@ def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any]) 
     judged = ask(rows, withheld=CaptureSpec(drop=("output.label",)))
 
     assert judged.state == "no drift"
-    assert finding(judged, "prediction").reason == "capture.drop leaves it out of the log"
+    assert mentions(finding(judged, "prediction").reason, "capture.drop")
 
 
 def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..., Any]) -> None:
@@ -175,7 +176,7 @@ def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..
         "missing(noise)",
         "missing(prediction)",
     }
-    assert finding(named, "missing(temp)").reason == "capture.drop leaves it out of the log"
+    assert mentions(finding(named, "missing(temp)").reason, "capture.drop")
     assert named.state == "not judged"
 
 
@@ -205,7 +206,7 @@ def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask: Callable[..., 
     assert judged.state == "drift"
     assert finding(judged, "noise", "distribution", "carrier=UA").is_alarm
     assert not finding(judged, "noise", "distribution", "carrier=AA").is_alarm
-    assert "segments: the reference has no column 'gate' to tell rows by" in judged.notes
+    assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
 def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask: Callable[..., Any]) -> None:
@@ -302,9 +303,12 @@ def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference
     )
 
     assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", finding(judged, "missing(temp)").change)
-    assert finding(judged, "unseen(carrier)").change == "0.0% (the reference) → 25.0%, more"
-    assert finding(judged, "out_of_range(noise)").change == "0.0% (the reference) → 12.5%, more"
-    assert finding(judged, "missing(noise)").change == "0.0% (the reference) → 0.0%, unchanged"
+    for subject, change, word in (
+        ("unseen(carrier)", "→ 25.0%", "more"),
+        ("out_of_range(noise)", "→ 12.5%", "more"),
+        ("missing(noise)", "→ 0.0%", "unchanged"),
+    ):
+        assert mentions(finding(judged, subject).change, "0.0%", change, word)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -369,7 +373,7 @@ def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., A
     judged = drift.judge(endpoint.ask(min_rows=100))
 
     assert (judged.state, judged.rows) == ("no drift", ROWS)
-    assert any("broken.parquet cannot be read and was passed over" in note for note in judged.notes)
+    assert any(mentions(note, "broken.parquet") for note in judged.notes)
 
 
 @pytest.mark.long
@@ -409,11 +413,11 @@ def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any]
     judged = ask(day(101))
 
     assert (judged.version, judged.state) == ("1", "no drift")
-    assert any("120 rows of the window were answered by flight-delay version 2" in n for n in judged.notes)
+    assert any(mentions(note, "120 rows", "flight-delay version 2") for note in judged.notes)
 
 
 def test_a_log_that_is_not_there_has_no_rows(endpoint: EndpointWorld) -> None:
-    assert drift.judge(endpoint.ask()).reason == "the window has no rows"
+    assert mentions(drift.judge(endpoint.ask()).reason, "no rows")
     assert open_log(endpoint.settings.inference_log).endpoints() == []
 
 

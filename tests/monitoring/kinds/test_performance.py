@@ -13,6 +13,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.kinds.performance import judge
 from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, classify, finding
+from tests.support.refusals import mentions
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
@@ -64,7 +65,7 @@ def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figu
 
     assert judged.state == "cannot tell"
     assert not judged.is_alarm
-    assert "which lies within the interval" in finding(judged, "accuracy").reason
+    assert mentions(finding(judged, "accuracy").reason, "within the interval")
 
 
 def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(endpoint: EndpointWorld) -> None:
@@ -106,8 +107,7 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(endpoint: Endp
 
     assert result.state == "kept"
     rows = int(result.figures["labelled_rows"])
-    alike = "which are like the others in score, answer, event time"
-    assert f"{rows} of 600 rows have a label; the metrics are of these alone, {alike}" in result.notes
+    assert any(mentions(note, f"{rows} of 600 rows", "score", "answer", "event time") for note in result.notes)
     assert result.figures["labelled_share"] == rows / 600
 
 
@@ -135,7 +135,7 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: End
     assert one.state == "violated"
     figures = judged.figures
     assert figures["effective_sample_size"] < figures["labelled_rows"]
-    assert any("differ from those without in score" in n and "are weighted" in n for n in judged.notes)
+    assert any(mentions(note, "score", "are weighted") for note in judged.notes)
 
 
 def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(endpoint: EndpointWorld) -> None:
@@ -150,7 +150,7 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
     assert (judged.state, one.state) == ("cannot tell", "cannot tell")
     assert "worst case" in one.reason
     assert finding(judged, "roc_auc").state == "cannot tell"
-    assert any("labels may be missing by what they would say" in note for note in judged.notes)
+    assert any(mentions(note, "labels", "missing") for note in judged.notes)
     assert finding(near, "accuracy").state == "kept"  # whatever the labels that are not there say
 
 
@@ -197,7 +197,7 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint: End
     one = finding(judged, "accuracy")
     assert judged.state == "cannot tell"
     assert "worst case" in one.reason
-    assert any("hardly one like them has any" in note for note in judged.notes)
+    assert any(mentions(note, "hardly") for note in judged.notes)
 
 
 def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
@@ -230,7 +230,7 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(endpoi
     real = float(np.abs(wanted - answers).mean())
     alone = float(np.abs(wanted - answers)[known].mean())
     assert abs(finding(judged, "mae").value - real) < 0.5 * abs(alone - real)
-    assert any("cannot be seen without probabilities" in note for note in judged.notes)
+    assert any(mentions(note, "without probabilities") for note in judged.notes)
 
 
 def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(endpoint: EndpointWorld) -> None:
@@ -241,8 +241,8 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(e
 
     assert judged.state == "not judged"
     assert judged.figures["estimated/accuracy"] == pytest.approx(0.69, abs=0.05)
-    assert "0 earlier windows with labels cannot confirm" in finding(judged, "estimated accuracy").reason
-    assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.notes)
+    assert mentions(finding(judged, "estimated accuracy").reason, "0 earlier windows")
+    assert any(mentions(note, "20 of 600 rows", "min_rows is 100") for note in judged.notes)
 
 
 def confirmed(endpoint: EndpointWorld, rows: int = 600, windows: int = 4) -> None:
@@ -260,7 +260,7 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(e
 
     one = finding(judged, "estimated accuracy")
     assert (judged.state, one.state) == ("violated", "violated")
-    assert "prediction interval, confidence 0.95" in one.reason
+    assert mentions(one.reason, "prediction interval", "0.95")
     figures = judged.figures
     assert figures["estimated/windows"] == 4
     low, high = figures["estimated/accuracy_low"], figures["estimated/accuracy_high"]
@@ -290,7 +290,7 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(endpoint: E
     assert (judged.state, one.state) == ("not judged", "not judged")
     assert one.value == pytest.approx(judged.figures["estimated/accuracy"])
     assert "prediction interval" in one.reason
-    assert "an estimate informs and decides nothing" in judged.reason
+    assert mentions(judged.reason, "estimate", "decides nothing")
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
@@ -325,7 +325,7 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
         "carrier=new": "not judged"
     }
     new = finding(judged, "estimated accuracy", segment="carrier=new")
-    assert "which 0 earlier windows with labels cannot confirm" in new.reason
+    assert mentions(new.reason, "0 earlier windows")
 
 
 def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(endpoint: EndpointWorld) -> None:
@@ -335,7 +335,7 @@ def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    assert "of at most 8 labels they are read from the log, and the model has 12" in finding(judged, "accuracy").reason
+    assert mentions(finding(judged, "accuracy").reason, "at most 8 labels", "12")
 
 
 def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: EndpointWorld) -> None:
@@ -350,9 +350,9 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: Endpoin
     after = judge(endpoint.ask(**ask))
 
     assert before.state == "not judged"
-    assert "how far they are off cannot be seen" in before.reason
+    assert mentions(before.reason, "cannot be seen")
     assert [finding(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
-    assert "accuracy is a metric of labels, and the model answers numbers" in finding(after, "accuracy").reason
+    assert mentions(finding(after, "accuracy").reason, "accuracy", "labels", "numbers")
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
@@ -365,8 +365,8 @@ def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(endpoin
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
 
     assert finding(judged, "accuracy").state == "kept"
-    assert finding(judged, "roc_auc").reason == "all labels are '0'; roc_auc needs two"
-    assert finding(judged, "recall").reason == "no label is '1'"
+    assert mentions(finding(judged, "roc_auc").reason, "'0'", "roc_auc")
+    assert mentions(finding(judged, "recall").reason, "no label", "'1'")
 
 
 def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(endpoint: EndpointWorld) -> None:
@@ -384,8 +384,8 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(endpoint: 
     states = {one.segment: one.state for one in judged.findings}
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"}
     assert "0.9875" in finding(judged, "accuracy", segment="carrier=UA").reason  # 1 - 0.05 / 4
-    assert any("1 values of carrier with 5 rows" in note for note in judged.notes)
-    assert "segments: the rows have no column 'gate'" in judged.notes
+    assert any(mentions(note, "carrier", "5 rows") for note in judged.notes)
+    assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
 def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(endpoint: EndpointWorld) -> None:
@@ -420,7 +420,7 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(
     result = judge(endpoint.ask(**ACCURACY))
 
     assert result.state == "not judged"
-    assert f"the labels are {shown}, the model's classes are '0', '1'" in result.reason
+    assert mentions(result.reason, shown, "'0', '1'")
     assert result.figures["labelled_rows"] == 300
     assert "accuracy" not in result.figures
 
@@ -435,7 +435,7 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(endpoint: 
     result = judge(endpoint.ask(**(ACCURACY | {"min_rows": 1})))
 
     assert result.state == "not judged"
-    assert "the model's classes are '0', '1'" in result.reason
+    assert mentions(result.reason, "classes", "'0', '1'")
 
 
 def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(endpoint: EndpointWorld) -> None:
@@ -454,7 +454,7 @@ def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(endpoint
     result = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=100))
 
     assert result.state == "not judged"
-    assert "150 labels are no numbers and are left out" in result.notes
+    assert any(mentions(note, "150 labels") for note in result.notes)
 
 
 def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(endpoint: EndpointWorld) -> None:
@@ -466,7 +466,7 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(e
     result = judge(endpoint.ask(**ACCURACY))
 
     assert "estimated accuracy" in {one.subject for one in result.findings}
-    assert "1 of 300 rows have a label; min_rows is 100; the labels are '2', the model's" in result.notes[0]
+    assert mentions(result.notes[0], "1 of 300 rows", "min_rows is 100", "'2'")
 
 
 def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(endpoint: EndpointWorld) -> None:
@@ -509,7 +509,7 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.8", "f1>=0.8"]})))
 
     assert finding(judged, "accuracy").state == "kept"
-    assert "more than 200 different labels" in finding(judged, "f1").reason
+    assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
 def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(endpoint: EndpointWorld) -> None:
@@ -532,16 +532,16 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
     assert peak < 100 * 2**20  # a probability of each label for each row takes 192 MB
     assert judged.figures["accuracy"] == pytest.approx(right / rows)
     assert judged.figures["brier"] == pytest.approx(1 - right / rows)
-    assert "more than 200 different labels" in finding(judged, "f1").reason
+    assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
 def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    assert judge(endpoint.ask(**ACCURACY)).reason == "the window has no rows"
+    assert mentions(judge(endpoint.ask(**ACCURACY)).reason, "no rows")
 
     endpoint.answer({"flight": np.arange(5), "text": ["a"] * 5})
     result = judge(endpoint.ask(**ACCURACY))
-    assert result.reason == "the log has no column that holds one answer a row"
+    assert mentions(result.reason, "no column")
     assert (result.version, result.rows) == ("1", 5)
 
 
@@ -559,7 +559,7 @@ def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
 
     judged = judge(endpoint.ask(kind="performance", require=["mae<=1"]))
 
-    assert judged.reason == f"the log has no column that holds one answer a row: it has {names}"
+    assert mentions(judged.reason, "no column", names)
 
 
 def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointWorld) -> None:
@@ -570,7 +570,7 @@ def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointW
     judged = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=50))
 
     assert judged.figures["mae"] == 0.5
-    assert "3 rows with a label have an answer that is no number: left out" in judged.notes
+    assert any(mentions(note, "3 rows", "no number") for note in judged.notes)
 
 
 def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(endpoint: EndpointWorld) -> None:
@@ -595,7 +595,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endp
     last = found[4].findings[0]
     assert re.fullmatch(r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change)
     assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
-    assert f"accuracy: {last.change}; violated since 2013-04-04, window 2 in a row; {last.reason}" in found[4].reason
+    assert mentions(found[4].reason, last.change, "since 2013-04-04", "window 2", last.reason)
 
 
 @pytest.mark.parametrize(

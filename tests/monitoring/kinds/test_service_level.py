@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.inference_log import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
 from mlflow_deploy_plugin.runtime import Array
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
+from tests.support.refusals import mentions
 
 P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
 
@@ -29,7 +30,7 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint: EndpointWo
 
     one = finding(judged, "p99")
     assert (judged.state, one.state) == (state, state)
-    assert f"{slow:.2%} of 1,000 answers took longer than 0.2 s" in one.reason
+    assert mentions(one.reason, f"{slow:.2%}", "1,000", "0.2 s")
     assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
@@ -56,7 +57,7 @@ def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(endpoint
     judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
 
     assert finding(judged, "p99", segment="carrier=UA").state == "kept"
-    assert "no columns of the model" in finding(judged, "error_rate", segment="carrier=UA").reason
+    assert mentions(finding(judged, "error_rate", segment="carrier=UA").reason, "no columns")
 
 
 def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
@@ -80,16 +81,16 @@ def test_segments_are_judged_apart(endpoint: EndpointWorld) -> None:
 
     assert finding(judged, "p99", segment="carrier=UA").state == "violated"
     assert finding(judged, "p99", segment="carrier=AA").state == "kept"
-    assert "segments: the rows have no column 'gate'" in judged.notes
+    assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
 def test_no_request_few_requests_and_failures_alone_are_told(endpoint: EndpointWorld) -> None:
-    assert judge(endpoint.ask(**P99)).reason == "the window has no rows"
+    assert mentions(judge(endpoint.ask(**P99)).reason, "no rows")
 
     columns = {"_latency_us": np.full(50, 900), "_status": np.full(50, 500, np.int16)}
     endpoint.answer(columns, folder=FAILURES)
-    assert judge(endpoint.ask(**P99)).reason == "the window has 50 requests; min_rows is 100"
+    assert mentions(judge(endpoint.ask(**P99)).reason, "50 requests", "min_rows is 100")
 
     judged = judge(endpoint.ask(**(P99 | {"min_rows": 10})))
     assert (judged.state, finding(judged, "error_rate").state) == ("violated", "violated")
-    assert finding(judged, "p99").reason == "no request was answered that says how long it took"
+    assert mentions(finding(judged, "p99").reason, "no request")

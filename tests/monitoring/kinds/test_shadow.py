@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
+from tests.support.refusals import mentions
 
 from .conftest import CLASSIFIER, REGRESSOR
 
@@ -55,7 +56,7 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(endpoint: EndpointW
     assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
     assert (judged.version, judged.rows) == ("1", 600)
     assert judged.figures["disagreement/candidate"] == one.value
-    assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.notes
+    assert any(mentions(note, "candidate", "flight-delay version 2", "600 of 600") for note in judged.notes)
 
 
 def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) -> None:
@@ -132,16 +133,16 @@ def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld) -> No
     judged = judge(endpoint.ask(**AGREE))
 
     assert judged.state == "not judged"
-    assert "0 rows can be compared" in judged.reason
-    assert any("200 rows of flight-delay version 1 and its shadow" in note for note in judged.notes)
+    assert mentions(judged.reason, "0 rows")
+    assert any(mentions(note, "200 rows", "flight-delay version 1", "shadow") for note in judged.notes)
 
 
 def test_no_row_no_shadow_and_versions_that_are_gone(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.serve(CLASSIFIER)
-    assert judge(endpoint.ask(**AGREE)).reason == "the window has no rows"
+    assert mentions(judge(endpoint.ask(**AGREE)).reason, "no rows")
 
     endpoint.answer({"prediction": np.arange(150) % 2})
-    assert judge(endpoint.ask(**AGREE)).reason == "no shadow has computed a row of the window"
+    assert mentions(judge(endpoint.ask(**AGREE)).reason, "no shadow")
 
 
 def test_of_many_rows_both_sides_keep_the_same_ones(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
     trend_lines,
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, State
+from tests.support.refusals import mentions
 from tests.support.results import FIRST, result_of
 
 DAY = timedelta(days=1)
@@ -84,7 +85,7 @@ def test_a_violated_figure_says_from_what_it_went_and_since_when(
 def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
     (found,) = add_history(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9), ("violated", 0.7))).findings
 
-    assert found.change == "0.8 (the median of the 2 windows before) → 0.95, higher"
+    assert mentions(found.change, "0.8", "median of the 2 windows", "0.95", "higher")
     assert (found.since, found.in_a_row, found.history) == ("", 0, found.change)
 
 
@@ -93,23 +94,22 @@ def test_what_a_kind_says_of_the_reference_stands() -> None:
 
     (found,) = add_history(judged(10, of_kind), days(("kept", 0.9))).findings
 
-    assert found.change == "0.8 (the reference) → 0.7, lower"
+    assert found.change == of_kind.change
 
 
 def test_the_reason_of_what_is_kept_stays_short() -> None:
     result = add_history(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9)))
 
-    assert result.reason == "accuracy: 0.95 on 500 rows, and 1 more"
+    assert mentions(result.reason, "accuracy", "0.95", "1 more")
+    assert "window" not in result.reason
 
 
 def test_the_reason_of_the_judgement_says_what_has_become_of_the_finding_that_it_quotes() -> None:
     result = add_history(judged(10, accuracy("violated", 0.7)), days(("kept", 0.9), ("violated", 0.75)))
 
-    assert result.reason == (
-        "accuracy: 0.9 (the window before) → 0.7, lower; violated since 2013-07-10, window 2 in a row; "
-        "0.7 on 500 rows, and 1 more"
-    )
-    assert result.findings[0].reason == "0.7 on 500 rows"
+    (found,) = result.findings
+    assert mentions(found.reason, "0.7", "500 rows")
+    assert mentions(result.reason, "accuracy", "0.9", "0.7", "lower", "since 2013-07-10", "window 2", found.reason)
 
 
 def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside_none() -> None:
@@ -118,7 +118,7 @@ def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside
     (of_segment,) = add_history(judged(10, accuracy("violated", 0.7, "carrier=AA")), before).findings
     (unknown,) = add_history(judged(10, accuracy("not judged", None)), before).findings
 
-    assert of_segment.change == "0.6 (the window before) → 0.7, higher"
+    assert mentions(of_segment.change, "0.6", "0.7", "higher")
     assert unknown.history == ""
 
 
@@ -328,7 +328,7 @@ def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
 
     _, words = draw_trend(lines, windows, timedelta(days=1))
 
-    assert words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
+    assert mentions(words, "largest score", "6.5", "threshold 3", "1 of 2 windows")
 
 
 def test_one_value_is_no_trend() -> None:

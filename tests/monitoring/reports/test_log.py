@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.result import Finding, State
 from mlflow_deploy_plugin.registry import set_service_timeouts
+from tests.support.refusals import refused
 from tests.support.results import FIRST, result_of
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
@@ -163,7 +164,8 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
     description = version().description
     assert description.startswith("Trained on a Monday.\n\n")
     assert description.count("led, daily") == 1
-    assert f"| no drift | 2013-07-03T00:00 – 2013-07-04T00:00 | `{runs[1].run_id}/report.html` |" in description
+    row = ["no drift", "2013-07-03T00:00 – 2013-07-04T00:00", f"`{runs[1].run_id}/report.html`"]
+    assert row in [[cell.strip() for cell in line.strip("|").split("|")][-3:] for line in description.splitlines()]
 
 
 def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -> None:
@@ -279,7 +281,7 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
     def fail() -> Any:
         raise ConnectionError("Connection refused")
 
-    with pytest.raises(RegistryUnavailable, match=r"endpoint down: .*connection refused"):
+    with refused(RegistryUnavailable, "endpoint down", "connection refused"):
         log_result(given, Files(fail))
     assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
     run = log_result(given, {})
@@ -300,7 +302,7 @@ def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
 
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
 
-    with pytest.raises(RegistryUnavailable, match=r"the artifact store does not answer .* http://s3\.example"):
+    with refused(RegistryUnavailable, "artifact store", "http://s3.example"):
         log_result(result_of(endpoint="artifacts"), {"a.txt": "a"})
 
 

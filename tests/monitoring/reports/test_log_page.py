@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.reports import build_report, evidently_charts
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import _Column
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, ReportData
+from tests.support.refusals import mentions
 from tests.support.results import result_of
 
 SIZE, ROWS = 1000, 40
@@ -105,7 +106,7 @@ def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatc
     files = build_report(replace(result_of(plain=9.0, trap=1.0), report=ReportData(pairs)))
 
     assert set(drift_of(files)[0]) == {"plain"}
-    assert "trap: Evidently cannot draw it: " in files["report.html"]
+    assert mentions(str(files["report.html"]), "trap: Evidently")
     alone = build_report(replace(result_of(trap=1.0), report=ReportData(pairs[1:])))
     assert "Evidently drew nothing: " in alone["report.html"]
     assert "evidently.json" not in alone
@@ -132,7 +133,7 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() ->
     found, failed, _ = drift_of(files)
     assert (len(found), failed) == (30, {"worst"})
     assert "of 1001" in files["report.html"]
-    assert "701 more findings stand in verdict.json" in files["report.html"]
+    assert mentions(str(files["report.html"]), "701 more findings", "verdict.json")
     assert len(str(files["report.html"]).encode()) < 6_000_000
     assert len(json.loads(files["verdict.json"])["findings"]) == 1001
 
@@ -143,7 +144,7 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     page = str(build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))["report.html"])
 
     assert page.count("<body") == 1
-    assert "the largest score is beyond the threshold." in page
+    assert given.reason in page
     assert "a note &lt;b&gt;" in page
     assert 'src="http' not in page
 
@@ -154,7 +155,7 @@ def test_the_page_has_the_threshold_of_the_verdict_and_no_other() -> None:
     page = str(build_report(replace(result_of(wind=9.0, calm=0.5), report=ReportData(pairs)))["report.html"])
 
     assert re.findall(r"(\w+) threshold is ([\d.]+\d)", page) == [("drift", "3.00")] * 2
-    assert '"Share of Drifted Columns: Actual value 0.500"' in page
+    assert "Actual value 0.500" in page
     assert "Less 0" not in page
 
 
@@ -168,7 +169,8 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> 
 
     page = str(build_report(result_of(calm=1.0, findings=(found,)))["report.html"])
 
-    assert "<th>since (UTC)<th>in a row<th>value<th>threshold<th>change<th>why" in page
+    heads = ["since (UTC)", "in a row", "value", "threshold", "change", "why"]
+    assert "".join(f"<th>{head}" for head in heads) in page in page
     rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
     assert f"wind|{check}|drift|2013-06-29|3|6|3|{change}|on 500 rows" in rows
     assert "calm|distribution|no drift|||1|3||" in rows
@@ -180,7 +182,7 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> 
 def test_so_few_rows_are_not_drawn(rows: int) -> None:
     files = build_report(replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(rows))])))
 
-    assert "of fewer than 3 rows nothing is drawn" in files["report.html"]
+    assert mentions(str(files["report.html"]), "3 rows", "nothing is drawn")
 
 
 def test_a_kind_without_rows_to_draw_has_its_findings_and_figures() -> None:
@@ -209,7 +211,7 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
     page = str(build_report(given)["report.html"])
 
     assert "<span class='undecided'>cannot tell</span>" in page
-    assert "<td class='s undecided' data-label=outcome>cannot tell" in page
+    assert re.search(r"<td class='s undecided'[^>]*>cannot tell", page)
 
 
 def test_what_is_not_judged_has_a_page_that_says_why() -> None:
@@ -218,4 +220,4 @@ def test_what_is_not_judged_has_a_page_that_says_why() -> None:
     page = str(build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"])
 
     assert "not judged" in page
-    assert "the window has 2 rows; min_rows is 200." in page
+    assert given.reason in page

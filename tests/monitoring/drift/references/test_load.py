@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.spec import MonitorSpec, rolling_span
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows, reference_of_days
 from tests.monitoring.drift.sketches.test_sketch import assert_same
 from tests.support.inference_log import MODEL, LogWriter
+from tests.support.refusals import mentions, refused
 
 from .conftest import DAYS, ROWS, window_rows
 
@@ -64,8 +65,8 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
     reference = ask(columns=("carrier", "gone"))
 
     assert list(reference.bins) == ["carrier"]
-    assert "gone: the reference of model flight-delay version 1 has no such column" in reference.notes
-    with pytest.raises(InvalidConfig, match="has no column 'gone' to judge; it has temperature"):
+    assert any(mentions(note, "gone", "flight-delay version 1") for note in reference.notes)
+    with refused(InvalidConfig, "'gone'", "temperature"):
         ask(columns=("gone",))
 
 
@@ -133,7 +134,7 @@ def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask: 
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 
     assert reference.pieces.total.rows == 6 * ROWS
-    assert "version 2 did not answer in the reference" in reference.notes[0]
+    assert mentions(reference.notes[0], "version 2", "did not answer")
 
 
 def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(
@@ -157,7 +158,7 @@ def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., A
     assert starts[0] == parse_window("2013-01-09T04:00/1h").start_us  # the first with rows
     assert starts[-1] == parse_window("2013-01-11T04:00/1h").start_us
     assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
-    assert reference.notes[0] == "compared with the same window 1d before, 2013-01-10T05:00:00/2013-01-10T06:00:00"
+    assert mentions(reference.notes[0], "1d before", "2013-01-10T05:00:00/2013-01-10T06:00:00")
     gone = ask("rolling:1d", window=parse_window("2013-01-11T15:00/1h"))
     assert (gone.pieces.others.rows, len(gone.pieces.windows) > 0) == (0, True)
 
@@ -172,7 +173,7 @@ def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
     }
     asked = replace(question_of(window=window), spec=MonitorSpec(**spec))
 
-    with pytest.raises(NotFound, match="nothing was captured of 'flights' before"):
+    with refused(NotFound, "nothing was captured", "'flights'"):
         rolling_windows(asked, MODEL, "1")
     assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
@@ -183,8 +184,8 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask: C
     pieces = ask("rolling:60d", window=window).pieces
 
     assert (pieces.others.rows, len(pieces.pairs()[0])) == (0, 0)
-    assert "the window 8640 windows before" in too_few_rows(
-        ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)
+    assert mentions(
+        too_few_rows(ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)), "8640 windows"
     )
 
 
