@@ -1,0 +1,95 @@
+"""The wording of the controller's messages that people see most."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.controller import (
+    RolloutRequest,
+    command_rollout,
+    find_monitor,
+    last_rollout,
+    request_retraining,
+    require_controller,
+    rollback,
+)
+from mlflow_deploy_plugin.controller.work import next_fire
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import open_store
+from tests.support.rollouts import PLAN
+
+
+@pytest.fixture
+def deployments(tmp_path: Path) -> Deployments:
+    """Return the deployments of a store with the endpoint `flights`, its two monitors and its live rollout."""
+    store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
+    monitors = {"monitors.daily.kind": "drift", "monitors.weekly.kind": "drift"}
+    store.add_endpoint("onnxserve", apply_config(new_endpoint("flights", "models:/X/1"), monitors))
+    store.add_endpoint("onnxserve", new_endpoint("taxis", "models:/Y/1"))
+    store.add_rollout("flights", PLAN.to_json(), "stepping")
+    return Deployments(store, Settings(home=tmp_path), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (
+            lambda flights: find_monitor(flights, "flihgts", None),
+            "there is no endpoint 'flihgts'; did you mean 'flights'?",
+        ),
+        (
+            lambda flights: find_monitor(flights, "flights", None),
+            "endpoint 'flights' has several monitors: say which, --monitor daily | weekly",
+        ),
+        (
+            lambda flights: find_monitor(flights, "flights", "drfit"),
+            "endpoint 'flights' has no monitor 'drfit'; it has daily, weekly",
+        ),
+        (
+            lambda flights: find_monitor(flights, "taxis", "drfit"),
+            "endpoint 'taxis' has no monitor 'drfit'; onnxserve monitor add makes one",
+        ),
+        (
+            lambda flights: require_controller(flights.store, "rollouts", patience=0),
+            "no controller runs that reaches the server, so nothing was begun: start `onnxserve controller` "
+            "first, or say --wait to run the rollout in this command",
+        ),
+        (lambda flights: last_rollout(flights.store, "taxis"), "endpoint 'taxis' has had no rollout"),
+        (
+            lambda flights: command_rollout(flights, "flights", "resume"),
+            "the rollout of 'flights' cannot be resumed: it is stepping",
+        ),
+        (lambda flights: command_rollout(flights, "taxis", "abort"), "endpoint 'taxis' has no rollout under way"),
+        (lambda flights: request_retraining(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
+        (
+            lambda flights: request_retraining(flights, "flights"),
+            "no monitor of endpoint 'flights' says how the model is trained: onnxserve endpoint update flights "
+            "-C monitors.NAME.retrain.project=PROJECT",
+        ),
+        (lambda flights: rollback(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
+        (
+            lambda _: RolloutRequest(to="2", steps="0,50"),
+            "--steps 0,50: they must rise, from at least 1 to at most 100",
+        ),
+        (lambda _: RolloutRequest(to="2", every="5"), "--every 5: a duration like 30s, 5m or 1h is expected"),
+        (
+            lambda _: RolloutRequest(to="2", abort_on="p99>0.5x"),
+            "--abort-on: p99>0.5x: the candidate would have to be faster; say at least 1x",
+        ),
+        (
+            lambda _: next_fire("15 6 * * *", "Berlin", datetime(2026, 11, 22, tzinfo=UTC)),
+            "time_zone 'Berlin' is not known; as Europe/Berlin",
+        ),
+    ],
+)
+def test_the_message_of_a_refusal(
+    deployments: Deployments, cause: Callable[[Deployments], object], message: str
+) -> None:
+    with pytest.raises(OnnxserveError) as refused:
+        cause(deployments)
+    assert str(refused.value) == message
