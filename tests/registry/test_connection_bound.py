@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.registry import bounded_answers
+from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 
 MOST = 100_000
@@ -99,7 +100,7 @@ def serve() -> Iterator[Callable[[Answer], str]]:
 
 @pytest.mark.parametrize("answer", [endless, endless_chunks, endless_until_closed, packed])
 def test_a_body_that_is_too_large_is_refused(serve: Callable[[Answer], str], answer: Answer) -> None:
-    with bounded_answers(MOST), pytest.raises(requests.RequestException, match="larger than 100,000 bytes"):
+    with bounded_answers(MOST), refused(requests.RequestException, "100,000 bytes"):
         requests.get(serve(answer), timeout=5)
 
 
@@ -114,7 +115,7 @@ def test_the_body_of_a_redirection_is_bounded(serve: Callable[[Answer], str]) ->
 @pytest.mark.parametrize("answer", [slow_head, slow_body, slow_body_until_closed])
 def test_an_answer_that_is_not_complete_in_time_is_refused(serve: Callable[[Answer], str], answer: Answer) -> None:
     url, began = serve(answer), time.monotonic()
-    with bounded_answers(seconds=SECONDS), pytest.raises(requests.RequestException, match=r"not complete after 0\.5 s"):
+    with bounded_answers(seconds=SECONDS), refused(requests.RequestException, "not complete", "0.5 s"):
         requests.get(url, timeout=0.2)
     assert time.monotonic() - began < 5
 

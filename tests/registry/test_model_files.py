@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_files import download, fetch, fetch_mlmodel, refuse_links, version_digest
 from tests.support.models import IDENTITY, parse_graph
+from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
@@ -43,7 +44,7 @@ def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(art
 
 
 def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="the folder /no/such of the model's files does not exist"):
+    with refused(NotFound, "folder /no/such"):
         download("file:///no/such", tmp_path)
 
 
@@ -57,7 +58,7 @@ def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(tmp_path: Pa
         client.log_text(run_id, "of the run", "held_out.csv")
         assert fetch(f"runs:/{run_id}/held_out.csv", tmp_path / "copy", "it").read_text() == "of the run"
         for location in (f"runs:/{run_id}/{step}/../../secret.csv", f"models:/m/1/{step}/../../secret.csv"):
-            with pytest.raises(InvalidConfig, match=r"^the dataset: the path of .* has a segment \.\.; say the path"):
+            with refused(InvalidConfig, "the dataset", "segment .."):
                 fetch(location, tmp_path / "copy", "the dataset")
 
 
@@ -68,15 +69,15 @@ def test_links_among_the_files_are_refused(tmp_path: Path, link: Any) -> None:
     model = tmp_path / "model"
     (model / "data").mkdir(parents=True)
     link(secret, model / "data" / "weights")
-    with pytest.raises(InvalidArtifact, match="'data/weights' is a link"):
+    with refused(InvalidArtifact, "'data/weights'", "a link"):
         refuse_links(model)
-    with pytest.raises(InvalidArtifact, match="'data/weights' is a link"):
+    with refused(InvalidArtifact, "'data/weights'", "a link"):
         download(str(model), tmp_path / "copy")
 
 
 def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
-    with pytest.raises(InvalidArtifact, match="neither a file nor a folder"):
+    with refused(InvalidArtifact, "neither"):
         refuse_links(tmp_path)
 
 
@@ -97,16 +98,13 @@ except NotInstalled as error:
 def test_a_store_whose_package_is_missing_names_what_to_install(tmp_path: Path) -> None:
     asked = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow keeps a client that it has made once
     said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    assert said == (
-        "the files of s3://bucket/model need a package that is not installed here (boto3): "
-        "pip install 'mlflow-onnxserve[s3]'\n"
-    )
+    assert mentions(said, "s3://bucket/model", "boto3", "pip install 'mlflow-onnxserve[s3]'")
 
 
 def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="the files of foo:/bar: MLflow knows no store foo:…; it knows s3, gs and"):
+    with refused(InvalidConfig, "foo:/bar", "foo:…", "s3, gs"):
         download("foo:/bar", tmp_path)
-    with pytest.raises(InvalidConfig, match="MLflow knows no store model:…; did you mean 'models'"):
+    with refused(InvalidConfig, "model:…", "'models'"):
         download("model:/flights/1", tmp_path)
 
 

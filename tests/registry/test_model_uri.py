@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.registry.model_uri import (
     parse_model_uri,
     registered_meta,
 )
+from tests.support.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -112,20 +113,20 @@ def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> Non
     ],
 )
 def test_a_web_address_is_refused_with_what_it_may_have_been_meant_for(address: str, words: str) -> None:
-    with pytest.raises(InvalidConfig) as refused:
+    with pytest.raises(InvalidConfig) as raised:
         parse_model_uri(address)
-    assert words in refused.value.message
+    assert words in raised.value.message
 
 
 def test_a_web_address_is_refused_without_its_password() -> None:
-    with pytest.raises(InvalidConfig) as refused:
+    with pytest.raises(InvalidConfig) as raised:
         parse_model_uri("https://user:secret@host/m")
-    assert "secret" not in refused.value.message
+    assert "secret" not in raised.value.message
 
 
 @pytest.mark.parametrize("uri", ["models:/./flights", "models:/../flights/1", "models:/~/flights"])
 def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
-    with pytest.raises(InvalidConfig, match="names a folder, not a registered model; give the folder: "):
+    with refused(InvalidConfig, "a folder", "a registered model"):
         parse_model_uri(uri)
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
+from tests.support.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_name_that_mlflow_cannot_search_for_is_told(store: Any) -> None:
     client = mlflow.MlflowClient()
     client.create_registered_model(name)
     try:
-        with pytest.raises(InvalidConfig, match=r"has both kinds of quotes: MLflow cannot be asked for the versions"):
+        with refused(InvalidConfig, "quotes"):
             resolve(f"models:/{name}/Staging")
     finally:
         client.delete_registered_model(name)
@@ -99,14 +100,12 @@ def test_what_does_not_exist_is_said_with_what_does(store: Any, model_uri: str, 
 
 
 def test_a_model_that_is_not_there_is_said_with_the_registry_that_was_asked(store: Any) -> None:
-    with pytest.raises(
-        NotFound, match=r"no registered model tyni; registered are empty, tiny, in MLflow at sqlite:///\S+$"
-    ):
+    with refused(NotFound, "tyni", "empty, tiny", "sqlite://"):
         resolve("models:/tyni/Production")
 
 
 def test_an_unknown_stage_is_told_from_an_alias(store: Any) -> None:
-    with pytest.raises(InvalidConfig, match=r"neither a version, `latest` nor a stage.*models:/tiny@champion"):
+    with refused(InvalidConfig, "a version", "`latest`", "a stage", "models:/tiny@champion"):
         resolve("models:/tiny/champion")
 
 
@@ -119,11 +118,10 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     set_service_timeouts()
     mlflow.set_tracking_uri("http://user:secret@127.0.0.1:9")
     started = time.monotonic()
-    with pytest.raises(RegistryUnavailable) as caught:
+    names = ("model tiny", "http://127.0.0.1:9", "connection refused")
+    with refused(RegistryUnavailable, *names) as caught:
         resolve("models:/tiny/Production")
-    assert caught.value.message == (
-        "model tiny: MLflow at http://127.0.0.1:9 does not answer as it should: connection refused"
-    )
+    assert "secret" not in caught.value.message
     assert time.monotonic() - started < 60  # by MLflow's own retries it is four minutes
 
 
@@ -148,7 +146,7 @@ def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
 def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str) -> None:
     """MLflow registers a model of such a name; a folder may have it too."""
     (tmp_path / name).mkdir()
-    with pytest.raises(InvalidConfig, match=r"^the name 'tiny\\.* has control characters"):
+    with refused(InvalidConfig, "'tiny", "control characters"):
         resolve(str(tmp_path / name))
 
 
@@ -156,14 +154,13 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
     ("given", "right"),
     [
         (".", "mlflow.register_model gives the model in a folder one"),
-        ("/srv/model", "mlflow.register_model gives the model in a folder one"),
-        ("models:/tiny/2", "give name and version: tiny 2"),
-        ("models:/tiny/Production", "give name and version: tiny VERSION"),
-        ("models:/tiny@a", "give name and version: tiny VERSION"),
-        ("models://profile/tiny/2", "give name and version: NAME VERSION"),
+        ("/srv/model", "mlflow.register_model"),
+        ("models:/tiny/2", "tiny 2"),
+        ("models:/tiny/Production", "tiny VERSION"),
+        ("models:/tiny@a", "tiny VERSION"),
+        ("models://profile/tiny/2", "NAME VERSION"),
     ],
 )
 def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:
-    with pytest.raises(InvalidConfig) as refused:
+    with refused(InvalidConfig, repr(given), "no name", right):
         registered_version(given, "1")
-    assert refused.value.message == f"{given!r} is no name of a registered model; {right}"

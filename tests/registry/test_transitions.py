@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.registry.transitions import (
     previous_in_registry,
     was_rolled_back,
 )
+from tests.support.refusals import refused
 from tests.support.services.postgresql import postgresql_server
 from tests.support.tracking import tracking_at
 
@@ -221,7 +222,7 @@ def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
 
 
 def test_a_version_that_does_not_exist_is_said(model: str) -> None:
-    with pytest.raises(NotFound, match=f"model {model} version 9 does not exist"):
+    with refused(NotFound, f"model {model} version 9"):
         move_version(parse_model_uri(f"models:/{model}/Production"), "9")
 
 
@@ -231,7 +232,7 @@ def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytes
 
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
 
-    with pytest.raises(InvalidConfig, match=f"MLflow refuses {model} version 2: the gate has not passed"):
+    with refused(InvalidConfig, "MLflow", f"{model} version 2", "the gate has not passed"):
         move_version(parse_model_uri(f"models:/{model}/Production"), "2")
 
 
