@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.models import write_model
+from tests.support.refusals import mentions, refused
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -73,7 +74,7 @@ def test_without_anything_served_it_is_judged_alone(
     verdict, checks, _, _ = judged(version("worse"), None, policy)
     assert verdict.passed
     assert verdict.against == ""
-    assert checks["signature"].reason == "there is no version to compare it with"
+    assert mentions(checks["signature"].reason, "no version")
 
 
 def test_without_a_dataset_the_reference_is_disturbed(version: Callable[[str], ResolvedModel]) -> None:
@@ -119,7 +120,7 @@ def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
     (folder / "model.onnx").write_bytes(b"not a graph")
     verdict, checks, _, _ = judged(version("good"), resolve(str(folder)), policy)
     assert verdict.passed
-    assert f"{folder} cannot be loaded" in checks["signature"].notes[0]
+    assert mentions(checks["signature"].notes[0], str(folder), "be loaded")
 
 
 def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version: Callable[[str], ResolvedModel]) -> None:
@@ -164,7 +165,7 @@ def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
 def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
     version: Callable[[str], ResolvedModel], policy: GatePolicy
 ) -> None:
-    with pytest.raises(InvalidConfig, match=r"holdout\.parquet may not be read here, where only artifacts of MLflow"):
+    with refused(InvalidConfig, "holdout.parquet", "artifacts of MLflow"):
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
     assert judge(version("equal"), None, skipped, "a test", allowed=Permissions(files=False))[0].passed
@@ -220,7 +221,7 @@ def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
 def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(
     policy: dict[str, object], version: Callable[[str], ResolvedModel]
 ) -> None:
-    with pytest.raises(InvalidConfig, match="the policy's dataset /etc/passwd may not be read here"):
+    with refused(InvalidConfig, "the policy", "/etc/passwd"):
         judge(
             version("good"),
             None,
@@ -238,4 +239,4 @@ def test_where_no_code_may_run_no_torch_original_is_loaded(
     verdict, _ = judge(version("good"), None, policy, "a test", allowed=Permissions(code=False))
     (check,) = (check for check in verdict.checks if check.name == "disturbances")
     assert check.state == "failed"
-    assert "pgd: the torch original would run code of its own, which is not done on this server" in check.reason
+    assert mentions(check.reason, "pgd", "the torch original", "code")

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.gate.run import run_gate
 from mlflow_deploy_plugin.registry import resolve, version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
+from tests.support.refusals import mentions, refused
 
 
 @pytest.fixture
@@ -46,14 +47,14 @@ def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> Non
     assert (found.to, found.before, found.gate, found.uri) == ("Production", "1", UNEVALUATED, "models:/toy/Production")
     assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
-    assert said[-1] == "moving version 2 to Production"
+    assert mentions(said[-1], "version 2", "Production")
     event = events()[-1]
     assert (event.before, event.after) == ("version 1 in Production", "version 2 in Production")
     assert (event.detail["report"], event.detail["moved"]) == (found.report, {"place": "Production", "before": "1"})
 
 
 def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: MlflowClient) -> None:
-    with pytest.raises(GateRefused, match=r"toy version 4 does not go to Production.*form is warned.*report: "):
+    with refused(GateRefused, "toy version 4", "Production", "form", "report"):
         promote("toy", "4", "Production", actor="eva")
     assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
     assert actions() == [("gate", "4", "eva"), ("refused", "4", "eva")]
@@ -62,7 +63,7 @@ def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: Mlflow
 
 
 def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
-    with pytest.raises(InvalidConfig, match="a forced promotion needs its reason"):
+    with refused(InvalidConfig, "forced", "reason"):
         promote("toy", "4", "Production", force=True)
     found = promote("toy", "4", "Production", force=True, why="the old one is broken", actor="eva")
     assert found.gate == "forced"
@@ -134,7 +135,7 @@ def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: Mlf
         if line.startswith("logging"):
             toy.transition_model_version_stage("toy", "3", "Production", archive_existing_versions=True)
 
-    with pytest.raises(GateRefused, match=r"version 3 came to Production while version 2 was judged.*promote it again"):
+    with refused(GateRefused, "version 3", "Production", "version 2", "again"):
         promote("toy", "2", "Production", progress=overtaken)
     assert stages(toy)[3] == "Production"
     assert promote("toy", "2", "Production").before == "3"
@@ -142,10 +143,10 @@ def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: Mlf
 
 def test_an_alias_can_be_gated_too(toy: MlflowClient) -> None:
     toy.set_registered_model_alias("toy", "champion", "1")
-    with pytest.raises(GateRefused, match="toy version 4 does not go to @champion"):
+    with refused(GateRefused, "toy version 4", "@champion"):
         promote("toy", "4", "@champion")
     found = promote("toy", "2", "@champion")
-    assert found.location_text == "has the alias @champion"
+    assert mentions(found.location_text, "@champion")
     assert (found.gate, found.before, found.uri) == (UNEVALUATED, "1", "models:/toy@champion")
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
@@ -203,5 +204,5 @@ def test_what_cannot_be_meant_is_named(
 
 def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "easy.yaml").write_text("skip: [evaluation, robustness, budget]")
-    with pytest.raises(InvalidConfig, match="model toy has a policy of its own"):
+    with refused(InvalidConfig, "model toy", "policy of its own"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")

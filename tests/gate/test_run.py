@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
 from mlflow_deploy_plugin.registry import resolve, version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
+from tests.support.refusals import mentions
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
     found = resolve("models:/toy/3").gate_status
     assert (found.passed, found.state) == (False, "failed")
     assert found.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
-    assert resolve("models:/toy/2").gate_status.reason == "it has not been through the gate"
+    assert mentions(resolve("models:/toy/2").gate_status.reason, "the gate")
 
 
 def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
@@ -89,7 +90,7 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
     other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
     reasons = {check.name: check.reason for check in other.verdict.checks}
-    assert reasons["signature"] == "the same columns and types as models:/toy/1"  # version 2 is served, not version 1
+    assert mentions(reasons["signature"], "the same", "models:/toy/1")  # version 2 is served, not version 1
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
@@ -101,7 +102,7 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     run_gate("toy", "1")
     told = str(verdict_of_served("toy", "1"))
     assert told.startswith("toy version 1 is what is served (Production), and there is nothing to compare it with")
-    assert "; its gate stays passed without an evaluation: " in told
+    assert mentions(told, "stays passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
     assert verdict_of_served("toy", "1") is None  # by another policy

@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.gate.checks.robustness import check_robustness
 from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
+from tests.support.refusals import mentions
 
 ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}
@@ -47,7 +48,7 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Pa
     model = load_version(write_classifier(tmp_path / "model", extra=extra))
     result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert result.state == "failed"
-    assert "of the answers change under noise of 5% of the std; the policy allows 10.0%" in result.reason
+    assert mentions(result.reason, "noise of 5%", "10.0%")
     assert result.figures["noise_flips"] == pytest.approx(0.5, abs=0.1)
 
 
@@ -56,7 +57,7 @@ def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path)
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
     result = check_robustness(model, INPUT, lenient, seed=7, truth=ROWS["label"])
     assert result.state == "failed"
-    assert "the metric loses 0." in result.reason
+    assert "metric loses 0." in result.reason
     assert result.figures["noise_loss"] > 0.1
     assert check_robustness(model, INPUT, lenient, seed=7).state == "passed"
 
@@ -76,7 +77,7 @@ def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where
     assert told.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
     strict = check_robustness(model, INPUT, RobustnessPolicy(refusals="fail"), seed=7)
     assert strict.state == "failed"
-    assert "of the answers to missing values are no numbers" in strict.reason
+    assert mentions(strict.reason, "missing values", "no numbers")
 
 
 def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> None:
@@ -111,6 +112,6 @@ def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tm
     same = check_robustness(model, rows, strict, 7, current=(model, rows), against="models:/m/1")
     assert same.state == "passed"
     assert same.figures["noise_flips_current"] == same.figures["noise_flips"]
-    assert "of the answers of models:/m/1 change" in same.notes[-1]
+    assert mentions(same.notes[-1], "models:/m/1")
     steady = {name: np.where(values > 0, 1.0, -1.0) for name, values in rows.items()}
     assert check_robustness(model, rows, strict, 7, current=(better, steady)).state == "failed"

@@ -1,0 +1,76 @@
+"""The wording of the gate's messages that people see most."""
+
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.gate import parse_policy, promote
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "evaluaton: {}",
+            "the policy: evaluaton: Extra inputs are not permitted; the fields are gated_stages, gated_aliases, "
+            "parity, evaluation, robustness, budget, skip, seed, fresh_hours",
+        ),
+        (
+            "evaluation: {dataset: d.csv}",
+            "the policy: evaluation: Value error, the dataset needs a target, the column that holds the truth",
+        ),
+        (
+            "robustness: {disturbances: {noise: 1}}",
+            "the policy: Value error, robustness.disturbances need labelled rows: robustness.dataset, or "
+            "evaluation.dataset",
+        ),
+        (
+            "robustness: {disturbances: [noise]}",
+            "the policy: robustness.disturbances: Value error, a mapping of disturbances to strengths is "
+            "expected, as {noise: 0.1, missing: [0.1, 0.2]}",
+        ),
+        (
+            "robustness: {disturbances: {noise: -1}}",
+            "the policy: robustness.disturbances: Value error, noise cannot have the strength -1; a number "
+            "above 0, up to 1e+06, is expected",
+        ),
+        (
+            "- a",
+            "the policy is not a mapping; its fields are gated_stages, gated_aliases, parity, evaluation, "
+            "robustness, budget, skip, seed, fresh_hours",
+        ),
+    ],
+)
+def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        parse_policy(text, "the policy")
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"version": "2", "to": "Prod"},
+            "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias (@champion)",
+        ),
+        ({"version": "9"}, "model toy has no version 9; versions: 1 (Production), 2 (None), 3 (None), 4 (None)"),
+        ({"version": "4", "force": True}, "a forced promotion needs its reason: say why (--why)"),
+        (
+            {"version": "3"},
+            "toy version 3 does not go to Production, it was rolled back (flights: too slow): `onnxserve "
+            "promote toy 3 --to Production --force --why TEXT` promotes it all the same, and takes its tag "
+            "onnxserve.rolled_back off",
+        ),
+    ],
+)
+def test_the_message_of_a_promotion_that_is_refused(
+    registry: MlflowClient, asked: dict[str, Any], message: str
+) -> None:
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]")
+    registry.set_model_version_tag("toy", "3", "onnxserve.rolled_back", "flights: too slow")
+    with pytest.raises(OnnxserveError) as refused:
+        promote("toy", **({"to": "Production"} | asked))
+    assert str(refused.value) == message
