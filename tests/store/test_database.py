@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.store import Store, open_store, utc_now
 from mlflow_deploy_plugin.store.database import SCHEMA, migration_config
 from mlflow_deploy_plugin.store.store import store_unavailable
 from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
+from tests.support.refusals import mentions, refused
 
 OPEN_AND_ADD = """
 import sys
@@ -156,7 +157,7 @@ def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable) as caught:
         open_store(f"sqlite:///{tmp_path}/store.db")
 
-    assert "file is not a database" in caught.value.message
+    assert mentions(caught.value.message, "not a database")
     assert "\n" not in caught.value.message
 
 
@@ -173,12 +174,12 @@ def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(StoreUnavailable, match=r"cannot be used: .*; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names"):
+    with refused(StoreUnavailable, f"{tmp_path}/file", "ONNXSERVE_HOME", "ONNXSERVE_STORE_URI"):
         open_store(f"sqlite:///{tmp_path}/file/store.db")
 
 
 def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_another(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match=r"cannot be used: unable to open .*; ONNXSERVE_HOME, or"):
+    with refused(StoreUnavailable, "unable to open", "ONNXSERVE_HOME"):
         open_store(f"sqlite:///{tmp_path}")
 
 
@@ -195,7 +196,7 @@ def test_an_unreachable_database_is_named_without_its_password() -> None:
         with pytest.raises(StoreUnavailable) as caught:
             open_store(f"postgresql+psycopg://onnx:s3cret@127.0.0.1:{port}/db?application_name=x")
 
-    assert f"postgresql+psycopg://onnx:***@127.0.0.1:{port}/db cannot be used" in caught.value.message
+    assert mentions(caught.value.message, f"postgresql+psycopg://onnx:***@127.0.0.1:{port}/db")
     assert "s3cret" not in caught.value.message
     assert "\n" not in caught.value.message
 

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.store.tables import RetrainingRow
+from tests.support.refusals import refused
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -63,7 +64,7 @@ def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> No
 
 def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(retrainings: Retrainings) -> None:
     first = add(retrainings)
-    with pytest.raises(AlreadyExists, match=f"model X is being trained already: retraining {first.id} is waiting"):
+    with refused(AlreadyExists, "model X", f"retraining {first.id}", "waiting"):
         add(retrainings, endpoint="another")
     other = add(retrainings, model="Y")
     retrainings.update(replace(first, state="failed", ended_at=NOON))

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor, held_lease, open_store
 from mlflow_deploy_plugin.store.tables import LeaseRow
+from tests.support.refusals import refused
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
@@ -56,7 +57,7 @@ def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], nam
     first, second = (machine.store for machine in machines)
     live = first.add_rollout(name, {}, "starting")
 
-    with pytest.raises(AlreadyExists, match=f"endpoint '{name}' has a rollout already"):
+    with refused(AlreadyExists, f"'{name}'", "rollout"):
         second.add_rollout(name, {}, "starting")
 
     assert first.update_rollout(replace(live, state="promoted", ended_at=NOW), None)

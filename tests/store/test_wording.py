@@ -1,0 +1,62 @@
+"""The wording of the store's messages that people see most."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import ApiKeys, Retrainings, Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Return a store with the endpoint `flights`, its live rollout and retraining, and the key `shop`."""
+    made = open_store(f"sqlite:///{tmp_path}/store.db")
+    made.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    made.add_rollout("flights", {"to": "models:/X/2"}, "stepping")
+    Retrainings(made).add("flights", "accuracy", "X", {"why": "an alarm"}, {}, "waiting")
+    ApiKeys(made).create("shop", ["infer"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (lambda store: store.require_endpoint("flihgts"), "there is no endpoint 'flihgts'; did you mean 'flights'?"),
+        (lambda store: store.require_endpoint("nope"), "there is no endpoint 'nope'; there are flights"),
+        (
+            lambda store: store.add_endpoint("onnxserve", new_endpoint("flights", "m")),
+            "the endpoint 'flights' exists already: update or delete it",
+        ),
+        (lambda store: store.replace_spec(new_endpoint("nope", "m")), "there is no endpoint 'nope'"),
+        (
+            lambda store: store.add_rollout("flights", {}, "starting"),
+            "endpoint 'flights' has a rollout already: wait for its end, or abort it with `onnxserve rollout "
+            "flights --abort`",
+        ),
+        (
+            lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}, "waiting"),
+            "model X is being trained already: retraining 1 is waiting",
+        ),
+        (
+            lambda store: ApiKeys(store).create("shop", ["infer"]),
+            "there is, or was, a key 'shop' already; choose another name",
+        ),
+        (
+            lambda store: open_store("store.db"),
+            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db",
+        ),
+        (lambda store: open_store("nosql://host/db"), "ONNXSERVE_STORE_URI: 'nosql' is no database known here"),
+        (
+            lambda store: open_store("sqlite:////proc/none/store.db"),
+            "the store at sqlite:////proc/none/store.db cannot be used: [Errno 2] No such file or directory: "
+            "'/proc/none'; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names another",
+        ),
+    ],
+)
+def test_the_message_of_a_refusal(store: Store, cause: Callable[[Store], object], message: str) -> None:
+    with pytest.raises(OnnxserveError) as refused:
+        cause(store)
+    assert str(refused.value) == message
