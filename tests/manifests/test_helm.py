@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.manifests import FORMATS, Document, Place, dump_docume
 from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
 from mlflow_deploy_plugin.version import __version__
 from tests.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricted
+from tests.support.refusals import mentions, refused
 
 CHART = Path(__file__).parents[2] / "docker" / "helm" / "onnxserve"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -135,8 +136,8 @@ def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of
     assert pods == {"plain": None, "of-a": [{"name": "MLFLOW_WORKSPACE", "value": "team-a"}]}
     del values["endpoints"]["plain"]
     values["controller"] = {"enabled": True}
-    refused = helm("template", "shipped", str(CHART), values=values)
-    assert "endpoints.of-a is of the MLflow workspace team-a, and the controllers and" in refused.stderr
+    failed = helm("template", "shipped", str(CHART), values=values)
+    assert mentions(failed.stderr, "endpoints.of-a", "workspace team-a", "the controllers")
     assert template({**values, "environment": {"MLFLOW_WORKSPACE": "team-a"}})
 
 
@@ -246,7 +247,8 @@ def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, messa
 def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Document) -> None:
     """Helm takes a default away where a value is null, as below a key with nothing but comments."""
     done = helm("template", "shipped", str(CHART), values=values)
-    assert "values don't meet the specifications of the schema" in done.stderr
+    assert done.returncode
+    assert mentions(done.stderr, "schema")
 
 
 @NEEDS_HELM
@@ -255,7 +257,7 @@ def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: 
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}}
     monitors = {"daily": {"endpoint": name, "monitor": "drift", "schedule": "0 3 * * *"}}
     done = helm("template", "shipped", str(CHART), values={"endpoints": {name: endpoint}, "monitors": monitors})
-    assert f"endpoints.{name}: this release has objects of that name itself: take another name" in done.stderr
+    assert mentions(done.stderr, f"endpoints.{name}", "this release")
 
 
 @NEEDS_HELM
@@ -265,7 +267,7 @@ def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused
     values = {"monitors": {"flights-by-the-month-of-arrival": monitor}}
     assert helm("template", "shipped", str(CHART), values=values).returncode == 0
     done = helm("template", "shipped-to-all", str(CHART), values=values)
-    assert "monitors.flights-by-the-month-of-arrival: Kubernetes gives a CronJob 52 characters, and " in done.stderr
+    assert mentions(done.stderr, "monitors.flights-by-the-month-of-arrival", "CronJob", "52")
 
 
 def test_the_chart_is_of_this_version() -> None:
@@ -288,5 +290,5 @@ def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
 
 
 def test_what_kubernetes_refuses_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="cannot name a Service"):
+    with refused(InvalidConfig, "'Flights_1'", "a Service"):
         FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)

@@ -1,0 +1,90 @@
+"""The wording of the messages about specs that cannot be rendered."""
+
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import FORMATS, Place
+from mlflow_deploy_plugin.spec import new_endpoint
+
+MODEL = "models:/x/1"
+
+
+@pytest.mark.parametrize(
+    ("form", "model", "config", "message"),
+    [
+        (
+            "kubernetes",
+            MODEL,
+            {"kubernetes.host": "f.example"},
+            "everybody who reaches kubernetes.host f.example could use the endpoint: say -C "
+            "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if something before it "
+            "authenticates",
+        ),
+        (
+            "kubernetes",
+            MODEL,
+            {"kubernetes.max_replicas": "9"},
+            "kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod",
+        ),
+        (
+            "kubernetes",
+            MODEL,
+            {"kubernetes.max_replicas": "3", "container.cpus": "1"},
+            "kubernetes: max_replicas 3 is to be more than replicas, 3, and those 1 or more",
+        ),
+        (
+            "kubernetes",
+            MODEL,
+            {"kubernetes.tls_secret": "t"},
+            "kubernetes: tls_secret goes with `host`, which is not set",
+        ),
+        (
+            "kubernetes",
+            MODEL,
+            {"container.secrets.A": "store"},
+            "container.secrets.A: SECRET/KEY is expected on Kubernetes (got 'store')",
+        ),
+        (
+            "kubernetes",
+            MODEL,
+            {"kubernetes.service_monitor_key": "prometheus/key"},
+            "kubernetes: service_monitor_key goes with `service_monitor`, which is not set",
+        ),
+        (
+            "compose",
+            MODEL,
+            {"server.host": "0.0.0.0"},
+            "everybody who reaches server.host 0.0.0.0 could use the endpoint: say -C server.api_keys=true or "
+            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates",
+        ),
+        ("compose", "models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),
+        (
+            "systemd",
+            "/srv/my models",
+            {},
+            "'/srv/my models' cannot stand in a unit: an absolute path of letters, digits and _./@+=,- is wanted",
+        ),
+        (
+            "systemd",
+            MODEL,
+            {"container.image": "flights:3"},
+            "container.image: a unit runs /opt/onnxserve/bin/onnxserve of its machine, and no image; leave it out",
+        ),
+        (
+            "seldon",
+            MODEL,
+            {"kubernetes.host": "f.example", "server.api_keys": "true"},
+            "kubernetes.host: Seldon makes its routes itself; leave it out",
+        ),
+        (
+            "kserve",
+            MODEL,
+            {"kubernetes.host": "f.example", "server.api_keys": "true"},
+            "kubernetes.host: KServe makes host names and gateways itself; leave it out",
+        ),
+    ],
+)
+def test_the_message_of_a_refusal(form: str, model: str, config: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        FORMATS[form](new_endpoint("flights", model, config), Place("ml"))
+    assert str(refused.value) == message
