@@ -7,20 +7,21 @@ import pytest
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+from tests.support.refusals import refused
 
 
 def test_a_time_zone_has_to_be_known_where_it_is_said() -> None:
     spec = configure(new_endpoint("flights", "models:/X/1"), {"monitors.daily.time_zone": "Europe/Berlin"})
 
     assert spec.monitors["daily"].time_zone == "Europe/Berlin"
-    with pytest.raises(InvalidConfig, match="time_zone 'Europe/Berlinn' is not known"):
+    with refused(InvalidConfig, "time_zone", "'Europe/Berlinn'"):
         configure(spec, {"monitors.daily.time_zone": "Europe/Berlinn"})
     assert configure(spec, {"monitors.daily.time_zone": ""}).monitors["daily"].time_zone == "UTC"
 
 
 @pytest.mark.parametrize("traffic", ["flights=100", {}, 7])
 def test_traffic_is_a_weight_of_each_name(traffic: object) -> None:
-    with pytest.raises(InvalidConfig, match=r"traffic is \{NAME: WEIGHT\}, not .*: -C traffic\.NAME=WEIGHT$"):
+    with refused(InvalidConfig, "traffic", "-C traffic.NAME=WEIGHT"):
         configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
 
 
@@ -56,15 +57,15 @@ def test_a_repository_is_kept_as_it_is(project: Path) -> None:
 
 
 def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> None:
-    with pytest.raises(InvalidConfig, match=r"^monitors\.m\.retrain\.project: there is no folder .*/elsewhere; wanted"):
+    with refused(InvalidConfig, "monitors.m.retrain.project", "no folder", f"{project}/elsewhere"):
         with_project("elsewhere")
-    with pytest.raises(InvalidConfig, match=r"retrain\.entry_point: .* has no entry point 'trian'; it has train$"):
+    with refused(InvalidConfig, "retrain.entry_point", "'trian'", "it has train"):
         with_project(".", entry_point="trian")
     (project / "MLproject").write_text("entry_points: [")
-    with pytest.raises(InvalidConfig, match=r"retrain\.project: .*MLproject cannot be read: "):
+    with refused(InvalidConfig, "retrain.project", "MLproject", "cannot be read"):
         with_project(".")
     (project / "MLproject").unlink()
-    with pytest.raises(InvalidConfig, match=r"has no MLproject; wanted is the folder of an MLflow project"):
+    with refused(InvalidConfig, "no MLproject", "an MLflow project"):
         with_project(".")
 
 
@@ -78,17 +79,12 @@ def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path)
 def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> None:
     declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
     (project / "MLproject").write_text(f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}")
-    with pytest.raises(
-        InvalidConfig,
-        match=r"retrain\.parameters\.max_itr: .* has no parameter 'max_itr'; it has max_iter, data, city$",
-    ):
+    with refused(InvalidConfig, "retrain.parameters.max_itr", "'max_itr'", "max_iter, data, city"):
         with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
-    with pytest.raises(
-        InvalidConfig, match=r"parameters\.city: entry point 'train' .* wants a value for it, and has no default"
-    ):
+    with refused(InvalidConfig, "parameters.city", "'train'", "no default"):
         with_project(".", **{"parameters.max_iter": "9"})
     spec = with_project(".", **{"parameters.city": "rome"})  # data is given by the retraining itself
-    with pytest.raises(InvalidConfig, match=r"has no parameter 'town'"):
+    with refused(InvalidConfig, "no parameter", "'town'"):
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 
 

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, current_actor, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.clusters import silent_api
+from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
@@ -59,14 +60,13 @@ def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last
     created = client.create_endpoint("e", {"server.port": str(free_port), "capture.fraction": "0.5"})
     assert (created["name"], created["state"], created["traffic"]) == ("e", "empty", {})
     assert "--endpoint e" in created["reason"]
-    with pytest.raises(MlflowException, match="e: empty; no deployment yet") as caught:
+    with refused(MlflowException, "e", "empty", "no deployment", code="TEMPORARILY_UNAVAILABLE"):
         client.predict(None, ROWS, endpoint="e")
-    assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
-    with pytest.raises(MlflowException, match=f"port {free_port} belongs to"):
+    with refused(MlflowException, f"port {free_port}", code="INVALID_PARAMETER_VALUE"):
         client.create_endpoint("f", {"server.port": free_port})
-    with pytest.raises(MlflowException, match="'e' is an endpoint already: say --endpoint e"):
+    with refused(MlflowException, "'e'", "--endpoint e", code="RESOURCE_ALREADY_EXISTS"):
         client.create_deployment("e", models.once)
-    with pytest.raises(MlflowException, match="ONNX Runtime cannot load"):
+    with refused(MlflowException, "ONNX Runtime", code="INTERNAL_ERROR"):
         client.create_deployment("champion", models.broken, endpoint="e")
     assert (client.get_endpoint("e")["state"], client.list_deployments("e")) == ("empty", [])
     assert list((tmp_path / "home" / "deployments").glob("*")) == []
@@ -106,7 +106,7 @@ def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
         assert row is not None
         row.spec += more  # as another version of onnxserve wrote it
 
-    with pytest.raises(MlflowException, match=f"port {free_port} belongs to the deployment 'e'"):
+    with refused(MlflowException, f"port {free_port}", "'e'", code="INVALID_PARAMETER_VALUE"):
         client.create_endpoint("f", {"server.port": free_port})
 
 
@@ -144,7 +144,7 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
         client.update_endpoint("e", {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"})
         assert set(answered(client)) == {"once", "twice"}
         relative = os.path.relpath(models.broken)
-        with pytest.raises(MlflowException, match="deployment challenger: ONNX Runtime cannot load"):
+        with refused(MlflowException, "challenger", "ONNX Runtime", code="INTERNAL_ERROR"):
             client.update_endpoint("e", {"variants.challenger.model": relative, "traffic": {"challenger": 1}})
         assert client.get_endpoint("e")["traffic"] == {"champion": 50, "challenger": 50}
         assert set(answered(client)) == {"once", "twice"}
@@ -166,8 +166,8 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
 
     said = next(event for event in events("e") if event.action == "traffic")
     assert (said.actor, said.why) == ("anna@desk", "enough seen")
-    assert said.before == "champion 50, challenger 50"
-    assert said.after == "champion 100, challenger 0"
+    assert said.before.split(", ") == ["champion 50", "challenger 50"]
+    assert said.after.split(", ") == ["champion 100", "challenger 0"]
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
     assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
     deleted = typed("delete-endpoint", "--endpoint", "nobody")
-    assert deleted.stdout == "\nEndpoint nobody is deleted\n"  # MLflow's own words, whatever a plugin finds
+    assert mentions(deleted.stdout, "nobody", "deleted")  # MLflow's own words, whatever a plugin finds
     assert deleted.stderr.startswith("nothing was deleted: there is no endpoint 'nobody'; there are ")
     by_the_wrong_name = typed("delete", "--name", "empty")
     assert by_the_wrong_name.exit_code == 0
@@ -270,7 +270,7 @@ def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(clie
     with open_deployments(silently, parse_target("onnxserve:/docker")) as deployments:
         reason = deployments.create_endpoint("e", {}).observation.reason
 
-    assert "`mlflow deployments create -t onnxserve:/docker --endpoint e …` adds one" in reason
+    assert mentions(reason, "`mlflow deployments create -t onnxserve:/docker --endpoint e …`")
 
 
 def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path: Path) -> None:

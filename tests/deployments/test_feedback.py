@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter
+from tests.support.refusals import mentions
 
 
 def feedback(*arguments: str, given: str | None = None) -> Result:
@@ -42,11 +43,11 @@ def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(maske
     (folder / "spec.yaml").write_text("---\n".join(map(dump_spec, specs)))
     command = ("sums", "--file", "labels.csv", "--key", "carrier,flight")
 
-    refused = feedback(*command)
-    assert "carrier is masked in the log, and the key of the mask is not on this machine" in said(refused)
+    failed = feedback(*command)
+    assert mentions(said(failed), "carrier", "the key of the mask")
 
     (tmp_path / "home" / "mask.key").rename(folder / "mask.key")
-    assert "of 1 rows that they name, 1 are in the log" in feedback(*command).stdout
+    assert mentions(feedback(*command).stdout, "1 rows", "none is unmatched")
     (brought,) = (masked_log / "_labels").rglob("*.parquet")
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 

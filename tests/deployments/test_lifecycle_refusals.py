@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.statedir import locked
+from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 
 
@@ -33,7 +34,7 @@ def test_a_name_that_no_endpoint_has_touches_no_file(deployments: Deployments, t
 
     deployments.delete_endpoint(name)
     for change in (lambda: deployments.update_endpoint(name, {}), lambda: deployments.remove(name, "x")):
-        with pytest.raises(NotFound, match="there is no endpoint"):
+        with refused(NotFound, "no endpoint"):
             change()
 
     assert (tmp_path / "stolen.lock").exists()
@@ -61,7 +62,7 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
         lambda: deployments.update_endpoint("flights", {"traffic.flights": 100}),
         lambda: deployments.update("flights", None, {"variants.flights.weight": "100"}),
     ):
-        with pytest.raises(InvalidConfig, match="is its rollout's, which is under way: `onnxserve rollout flights"):
+        with refused(InvalidConfig, "rollout", "`onnxserve rollout flights"):
             change()
 
 
@@ -78,7 +79,7 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deploy
             wait_until(_waits_for_a_lock)
             deployments.store.add_rollout("flights", {}, "stepping")
 
-        with pytest.raises(InvalidConfig, match="is its rollout's, which is under way"):
+        with refused(InvalidConfig, "rollout", "`onnxserve rollout flights"):
             waiting.result()
     assert [event.action for event in deployments.store.events()] == ["create"]
 

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
+from tests.support.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,7 @@ def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_
 
 def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
-    with pytest.raises(
-        InvalidConfig, match="the pods do not reach MLflow at http://localhost:5000: say by -C container"
-    ):
+    with refused(InvalidConfig, "the pods", "MLflow", "http://localhost:5000", "-C container"):
         pod_environment(new_endpoint("f", "models:/f/Production"))
 
 
@@ -193,7 +192,7 @@ def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatc
     before = deepcopy(cluster.objects)
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
     backend = KubernetesBackend(Settings(), "ml")
-    with pytest.raises(DeploymentFailed, match="the NetworkPolicy is refused"):
+    with refused(DeploymentFailed, "NetworkPolicy"):
         backend.apply(new_endpoint("f", "/model", {"kubernetes.force_conflicts": "true"}), print)
     assert {"Service", *before} < set(cluster.objects)
     backend.remove("f")  # as `create` does when it has failed
@@ -215,12 +214,10 @@ SPEC = new_endpoint("f", "/model")
     ],
     ids=["observe", "server_pages", "place", "stop", "logs", "reached"],
 )
-@pytest.mark.parametrize(
-    ("owner", "whose"), [("sqlite:///b.db on b", "belongs to the store sqlite:///b.db on b"), ("", "to no store")]
-)
+@pytest.mark.parametrize(("owner", "whose"), [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")])
 def test_pods_of_another_are_not_taken_for_the_endpoints(
     monkeypatch: pytest.MonkeyPatch, ask: Callable[[KubernetesBackend], Any], owner: str, whose: str
 ) -> None:
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
-    with pytest.raises(InvalidConfig, match=f"the Deployment 'f' in namespace ml .*{whose}, and not to "):
+    with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):
         ask(KubernetesBackend(Settings(), "ml"))

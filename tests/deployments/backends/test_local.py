@@ -11,12 +11,13 @@ from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LOG, METRICS, claim_state_dir
+from tests.support.refusals import refused
 
 
 def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
     assert is_port_free("127.0.0.1", free_port)
     assert not is_port_free("127.0.0.1", taken_port)
-    with pytest.raises(InvalidConfig, match=f"port {taken_port} on 127.0.0.1 is in use"):
+    with refused(InvalidConfig, f"port {taken_port}", "127.0.0.1", "in use"):
         check_port("127.0.0.1", taken_port)
 
 
@@ -28,17 +29,17 @@ def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
 
     assert choose_port("127.0.0.1", []) == free_port
     assert choose_port("127.0.0.1", [free_port]) > free_port
-    with pytest.raises(DeploymentFailed, match=f"no port from {free_port} to .* is free: give one by -C server.port="):
+    with refused(DeploymentFailed, f"no port from {free_port}", "-C server.port="):
         choose_port("127.0.0.1", range(free_port, 65536))
 
 
 def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
-    with pytest.raises(InvalidConfig, match=f"cannot listen on 192.0.2.1:{free_port}"):
+    with refused(InvalidConfig, f"192.0.2.1:{free_port}"):
         is_port_free("192.0.2.1", free_port)
 
 
 def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="is for targets that run an image"):
+    with refused(InvalidConfig, "container.…", "-t onnxserve:/docker"):
         LocalBackend(Settings(home=tmp_path)).apply(
             apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
         )

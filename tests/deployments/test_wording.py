@@ -1,0 +1,85 @@
+"""The wording of the messages about deployments that people see most."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.deployments import Deployments, parse_target, read_rows
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture
+def deployments(tmp_path: Path) -> Deployments:
+    """Return the deployments of a store with the endpoint `flights`, which no server runs for."""
+    store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1", {"server.port": 8123}))
+    return Deployments(store, Settings(home=tmp_path), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (
+            lambda _: parse_target("onnxserve:/podman"),
+            "there is no target 'onnxserve:/podman'; there are onnxserve, onnxserve:/docker, "
+            "onnxserve:/kubernetes/NAMESPACE (a namespace has letters a-z, digits and -)",
+        ),
+        (lambda flights: flights.update_endpoint("nope", {}), "there is no endpoint 'nope'; there are flights"),
+        (
+            lambda flights: flights.update_endpoint("flights", {"server.prot": "1"}),
+            "unknown config key 'server.prot'; did you mean 'server.port'?",
+        ),
+        (
+            lambda flights: flights.update_endpoint("flights", {"monitors.m.time_zone": "Berlin"}),
+            "time_zone 'Berlin' is not known; as Europe/Berlin",
+        ),
+        (
+            lambda flights: flights.update_endpoint("flights", {"monitors.m.retrain.project": "/nowhere"}),
+            "monitors.m.retrain.project: there is no folder /nowhere; wanted is the folder of an MLflow "
+            "project, or a Git URI",
+        ),
+        (
+            lambda flights: flights.update_endpoint("flights", {"traffic": "flights=100"}),
+            "traffic is {NAME: WEIGHT}, not 'flights=100'; on a command line: -C traffic.NAME=WEIGHT",
+        ),
+        (
+            lambda flights: flights.set_traffic("flights", {"other": 50}),
+            "the endpoint 'flights' has no deployment 'other'; it has flights",
+        ),
+        (
+            lambda flights: flights.set_traffic("flights", {"flights": 200}),
+            "variants.flights.weight: at most 100 is expected (got 200)",
+        ),
+        (
+            lambda flights: flights.create_endpoint("flights", {}),
+            "the endpoint 'flights' exists already: update or delete it",
+        ),
+        (
+            lambda flights: flights.create_endpoint("taxis", {"server.port": "8123"}),
+            "port 8123 belongs to the deployment 'flights': choose another one by -C server.port=…",
+        ),
+        (
+            lambda flights: flights.remove_monitor("flights", "daily", ""),
+            "endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one",
+        ),
+        (
+            lambda _: list(read_rows(io.BytesIO(b"a,b\n1\n"), "rows.csv", "csv", 2).batches),
+            "rows.csv, line 2: 1 fields; the header has 2",
+        ),
+        (
+            lambda _: list(read_rows(io.BytesIO(b'[1]\n{"a": 1}\n'), "rows.jsonl", "jsonl", 2).batches),
+            "rows.jsonl, line 2: one line is a JSON object, another is not",
+        ),
+    ],
+)
+def test_the_message_of_a_refusal(
+    deployments: Deployments, cause: Callable[[Deployments], object], message: str
+) -> None:
+    with pytest.raises(OnnxserveError) as refused:
+        cause(deployments)
+    assert str(refused.value) == message
