@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.access import add_sessions, authenticate_once_a_request
 from tests.support.console import PAGE, form, open_page
+from tests.support.refusals import mentions
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, heade
     browser, _, token = open_page(mlflow_app)
     answer = browser.post(PAGE, data=form(endpoint, token), headers=headers)
     assert answer.status_code == 403
-    assert "the form was sent from another site" in answer.get_data(as_text=True)
+    assert mentions(answer.get_data(as_text=True), "another site")
 
 
 def test_a_name_that_leads_here_for_the_moment_gets_neither_the_page_nor_its_token(
@@ -172,7 +173,7 @@ def test_a_form_without_its_token_is_refused(mlflow_app: Any, endpoint: str, tok
     browser, _, _ = open_page(mlflow_app)
     answer = browser.post(PAGE, data=form(endpoint, token))
     assert answer.status_code == 403
-    assert "repeat what you wanted" in answer.get_data(as_text=True)
+    assert mentions(answer.get_data(as_text=True), "repeat")
 
 
 def test_the_token_of_one_browser_is_not_that_of_another(mlflow_app: Any, endpoint: str) -> None:

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.statedir import LOOK
 from tests.support.console import AJAX, API, POLICY, events, move, point
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
@@ -20,21 +21,19 @@ def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(mlflow_app: Any
     answer = move(mlflow_app, model, "2", "production", base)
     assert answer.status_code == 403
     assert answer.json["error_code"] == "PERMISSION_DENIED"
-    assert answer.json["message"] == (
-        f"version 2 of {model} may not become Production: it has not been through the gate. "
-        f"`onnxserve promote {model} 2 --to Production` runs the gate and says what is missing"
-    )
+    command = f"`onnxserve promote {model} 2 --to Production`"
+    assert mentions(answer.json["message"], f"version 2 of {model}", "Production", "the gate", command)
     assert mlflow_app.stage(model, "2") == "None"
 
 
 def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> None:
-    model = mlflow_app.model()
-    mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
+    model, reason = mlflow_app.model(), "evaluation: accuracy 0.71 against 0.80"
+    mlflow_app.stands(model, "1", "failed", reason)
     move(mlflow_app, model, "1", "Production")
     (event,) = events(mlflow_app, model)
     assert (event.action, event.version, event.before, event.after) == ("refused", "1", "None", "Production")
     assert event.actor == "anonymous@127.0.0.1"
-    assert "accuracy 0.71 against 0.80" in event.why
+    assert reason in event.why
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
@@ -47,7 +46,7 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app:
     assert mlflow_app.stage(model, "2") == "Production"
     first, second = events(mlflow_app, model)
     assert (first.action, first.version, first.before, first.after) == ("transition", "1", "None", "Production")
-    assert first.why == f"gate {gate}: all 5 checks passed"
+    assert mentions(first.why, f"gate {gate}", "all 5 checks passed")
     moved = {"stood_there": "1", "archived": True, "moved": {"place": "Production", "before": "1"}}
     assert second.detail == {"via": "mlflow", "address": "127.0.0.1"} | moved
 
@@ -62,7 +61,7 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     (judged / "MLmodel").write_text((others / "MLmodel").read_text())  # of the same size
     for answer in (move(mlflow_app, model, "1", "Production"), point(mlflow_app, model, "champion", "1")):
         assert answer.status_code == 403
-        assert "differ from the files that the gate judged" in answer.json["message"]
+        assert mentions(answer.json["message"], "differ", "the gate")
     (judged / "MLmodel").write_text(right)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
@@ -137,7 +136,7 @@ def test_what_makes_no_sense_is_answered_by_mlflow(mlflow_app: Any, asked: Any, 
     answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
     assert (answer.status_code, answer.json["error_code"]) == (status, code)
     if isinstance(asked["version"], int):
-        assert "Invalid value 1 for parameter 'version'" in answer.json["message"]
+        assert mentions(answer.json["message"], "'version'")
 
 
 def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app: Any) -> None:
@@ -330,4 +329,4 @@ def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     assert move(mlflow_app, model, "1", "Production").status_code == 200
     assert mlflow_app.stage(model, "1") == "Production"
-    assert "not in the audit trail: transition by anonymous@127.0.0.1" in caplog.text
+    assert mentions(caplog.text, "audit trail", "transition by anonymous@127.0.0.1")

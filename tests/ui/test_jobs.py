@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.statedir import is_alive, write_state
 from mlflow_deploy_plugin.ui import jobs
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 
@@ -19,7 +20,7 @@ def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(jobs, "_MODULE", "hangs")
     started = Jobs(tmp_path, longest=0.0).start(press({}), {})
     ended = wait_until(lambda: found(tmp_path, started.id, "failed"), 60, "it was stopped")
-    assert ended.message == "it did not end within 0 s, and was stopped"
+    assert mentions(ended.message, "0 s", "stopped")
     assert not is_alive(started.pid)
 
 
@@ -45,7 +46,7 @@ def test_one_person_cannot_take_the_places_of_the_others(tmp_path: Path, monkeyp
     for place in range(4):
         write_state(tmp_path / f"{place:016}.json", press({"version": str(place)}, id=f"{place:016}", actor="mallory"))
 
-    with pytest.raises(TooManyRequests, match=r"^4 of your actions are running: wait until one has ended$"):
+    with refused(TooManyRequests, "4 of your actions"):
         Jobs(tmp_path).start(press({"version": "4"}, actor="mallory"), {})
     started = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
     wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")

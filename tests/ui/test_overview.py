@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving
 from tests.support.monitors import judged_window
+from tests.support.refusals import mentions
 
 
 def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
@@ -30,7 +32,8 @@ def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoi
     mlflow_app.store.add_rollout(endpoint, spec, "stepping")
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
     assert f'<th scope="row">{endpoint}</th><td data-label="To">models:/m/2</td>' in html
-    assert '<td><span class="mark mark-stepping">stepping</span></td> <td data-label="Step">1 of 4</td>' in html
+    assert '<span class="mark mark-stepping">stepping</span>' in html
+    assert 'data-label="Step">1 of 4<' in html
 
 
 def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any) -> None:
@@ -45,14 +48,14 @@ def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str)
     Monitors(mlflow_app.store).pause(endpoint, "hits", actor="ada")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
     Monitors(mlflow_app.store).pause(endpoint, "hits", paused=False)
-    assert f'<td data-label="What">monitor.pause</td>\n          <td data-label="Of">{endpoint} hits <bdi>' in html
+    assert re.search(rf'data-label="What">monitor\.pause</td>\s*<td data-label="Of">{endpoint} hits <bdi>', html)
 
 
 def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.record("promote", model=endpoint.removeprefix("of-"), version="2", why="for this endpoint")
     mlflow_app.store.record("promote", model="another", version="2", why="for another one")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
-    assert f"<title>{endpoint} – onnxserve in MLflow</title>" in html
+    assert f"<title>{endpoint} –" in html
     assert "for this endpoint" in html
     assert "for another one" not in html
 
@@ -79,7 +82,7 @@ def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
     mlflow_app.store.remove_endpoint("beside-it")
     summary = html[html.index('<ul class="summary"') : html.index("</ul>")]
-    assert '<span class="mark mark-failed">2 failed</span>' in summary
+    assert 'mark-failed">2 failed</span>' in summary
     for name in ("beside-it", endpoint):
         assert f'<a href="#endpoint-{name}">{name}</a>' in summary
         assert f'<h2 id="endpoint-{name}">' in html
@@ -101,7 +104,7 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_a
 
     mlflow_app.store.remove_endpoint("spoilt")
     assert '<span class="mark mark-unreadable">unreadable</span>' in html
-    assert "cannot be read: unknown field &#39;sampling&#39;" in html
+    assert mentions(html, "cannot be read", "&#39;sampling&#39;")
     assert endpoint in html
 
 
@@ -137,9 +140,9 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
     mlflow_app.store.remove_endpoint("stepping")
-    assert "Roll back to version 1</button>" in html
+    assert mentions(html, "Roll back", "version 1</button>")
     assert html.count(' name="why"') == 1
-    assert '<p class="muted">Change the traffic, not now: the traffic of &#39;stepping&#39; is its rollout' in html
+    assert mentions(html, "not now", "&#39;stepping&#39;")
     assert html.lower().count("not now: ") == 1
 
 
@@ -170,7 +173,7 @@ def test_a_rollback_is_offered_once_something_was_served_before(
     mlflow_app.store.remove_endpoint("moved")
     assert "Roll back" not in before
     assert "Change the traffic</button>" in before
-    assert "Roll back to version 1</button>" in after
+    assert mentions(after, "Roll back", "version 1</button>")
 
 
 def test_the_page_of_a_model_has_the_endpoints_that_serve_it(mlflow_app: Any, endpoint: str) -> None:
@@ -181,7 +184,7 @@ def test_the_page_of_a_model_has_the_endpoints_that_serve_it(mlflow_app: Any, en
     assert re.findall(r'<h2 id="endpoint-([^"]+)"', own) == [endpoint]
     assert f'action="{PAGE}?model={model}"' in own
     assert re.findall(r'<h2 id="endpoint-([^"]+)"', none) == []
-    assert "No endpoint serves <bdi>nowhere</bdi> yet" in none
+    assert mentions(none, "No endpoint", "<bdi>nowhere</bdi>")
 
 
 def test_a_server_that_does_not_answer_is_silent(
@@ -195,7 +198,7 @@ def test_a_server_that_does_not_answer_is_silent(
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
     assert '<span class="mark mark-silent">silent</span>' in html
-    assert f"{endpoint}: nothing answers there" in html
+    assert mentions(html, f"{endpoint}: nothing answers")
 
 
 def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
@@ -211,7 +214,7 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
     assert '<span class="mark mark-degraded">degraded</span>' in html
-    assert "the inference log s3://rows cannot be written: 403" in html
+    assert observation.shipping_error in html
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
     worker = WorkerState(pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}})
     one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080", workers=(worker,)))
     pods = {"f-1": parse_server_metrics(page), "f-2": parse_server_metrics(page)}
-    found = pods | dict.fromkeys(unread, Refused("no command can be run there"))
+    found = pods | dict.fromkeys(unread, Refused("no command"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: found)
 
@@ -235,7 +238,7 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
     requests, refused, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
     assert [int(one) for one in (requests, refused, failures)] == [one * (2 - len(unread)) for one in (100, 3, 2)]
-    assert all(f"{pod}: no command can be run there" in html for pod in unread)
+    assert all(f"{pod}: no command" in html for pod in unread)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +265,8 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
 
     assert "<h3>Monitors</h3>" in html
-    assert f'<span class="mark mark-{mark}">{state}</span> <span class="muted">accuracy: 0.84 (the' in html
-    assert f"lower; {state} &lt;since&gt; 2013-07-09" in html
+    assert f'mark-{mark}">{state}</span>' in html
+    assert mentions(html, "accuracy: 0.84", "lower", f"{state} &lt;since&gt; 2013-07-09")
 
 
 def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
@@ -327,12 +330,12 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
         store.remove_endpoint(f"alerted-{number:02}")
 
     assert 'id="endpoint-alerted-30"' not in page
-    assert '<span class="mark mark-alarm">1 firing</span>' in page
-    assert '<a href="/onnxserve?endpoint=alerted-30">alerted-30</a> <b>daily</b> since' in page
+    assert 'mark-alarm">1 firing</span>' in page
+    assert 'endpoint=alerted-30">alerted-30</a> <b>daily</b>' in page
     said = own[own.index('<ul class="alerts">') :]
-    assert " ".join(re.sub("<[^>]*>", " ", said[: said.index("</ul>")]).split()) == (
-        "daily since 2026-11-20 03:10 UTC m version 3: drift - &lt;delay&gt; next: onnxserve retrain alerted-30 report"
-    )
+    text = " ".join(re.sub("<[^>]*>", " ", said[: said.index("</ul>")]).split())
+    first, second = detail["lines"]
+    assert mentions(unescape(text), "daily", "2026-11-20 03:10 UTC", first, second, str(detail["next"]), "report")
     assert f'href="{detail["link"]}"' in said
     assert "firing" not in other
 
@@ -353,7 +356,7 @@ def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any
 
     tag = ModelVersionTag("onnxserve.rolled_back", "flights: <too slow>")
     mlflow_app.registry.set_model_version_tag(endpoint.removeprefix("of-"), "1", tag)
-    assert "rolled back: flights: &lt;too slow&gt;; it is promoted again by" in mlflow_app.client.get(PAGE).text
+    assert mentions(mlflow_app.client.get(PAGE).text, "rolled back", "flights: &lt;too slow&gt;")
 
 
 def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow_app: Any, endpoint: str) -> None:
@@ -370,17 +373,17 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
     mlflow_app.store.remove_endpoint(f"of-{unread}")
 
-    why = f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first"
-    assert f'value="traffic" disabled title="{why}">Change the traffic</button>' in html
+    reasons = re.findall(r'value="traffic" disabled title="([^"]*)">', html)
+    (why,) = (reason for reason in reasons if mentions(reason, f"`onnxserve start {endpoint}`"))
     assert f"Not now: {why}</p>" in html
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1)
-    assert "Production – it was rolled back" in of_1
-    assert '<option value="" selected>where to?</option>' in of_1
+    assert re.search("Production – [^<]*it was rolled back", of_1)
+    assert 'value="" selected>where to?</option>' in of_1
     assert "where to?" not in of_2
     assert '<option value="Staging">Staging</option>' in of_1
     assert '<option value="Production">Production</option>' in of_2
-    assert '<option value="Staging" disabled title="it is there already">Staging – it is there already' in of_2
+    assert re.search(r'<option value="Staging" disabled title="([^"]+)">Staging – \1<', of_2)
     of_unread = offered(html, unread, "1")
     assert re.search(r'value="promote" disabled title="[^"]*gated_stages', of_unread)
     assert re.search(r'value="gate" class="quiet" formnovalidate disabled title="[^"]*gated_stages', of_unread)

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 from tests.support.browser import CHROMIUM, accessibility_findings, chromium
 from tests.support.deployments import SIGNATURE, weighted_sum, working_in
+from tests.support.refusals import refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
@@ -80,7 +81,7 @@ def workspaces(server: Workspaces) -> Workspaces:
 def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspaces) -> None:
     for version in ("1", "2"):
         workspaces.move(FREE, version)
-    with pytest.raises(MlflowException, match="has not been through the gate"):
+    with refused(MlflowException, "Production", "the gate", code="PERMISSION_DENIED"):
         workspaces.move(GATED, "1")  # which stood there before another one: in the other workspace
 
     assert [(event.action, event.version) for event in workspaces.events(FREE)] == [

@@ -1,0 +1,65 @@
+"""The wording of the messages that a person gets from the console and from MLflow's guarded calls."""
+
+import html
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.console import PAGE, form, open_page
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight:champion": "much"}, "the weight of champion is 'much'; a whole number from 0 to 100 is expected"),
+        ({"weight:champion": "0"}, "nobody would answer flights: give at least one variant a weight"),
+        ({"endpoint": "nobody"}, "there is no endpoint 'nobody' (any more)"),
+        ({"action": "explode"}, "there is no action 'explode'; there are traffic, rollback, promote, gate"),
+        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, "'Mars' is no stage and no @alias"),
+        (
+            {"action": "gate", "model": "m", "version": "one"},
+            "a registered model and the number of its version are expected",
+        ),
+        ({"why": "x" * 501}, "the reason has 501 characters; at most 500 are kept"),
+        ({"csrf_token": ""}, "nothing was done, since the page was out of date: repeat what you wanted"),
+    ],
+)
+def test_the_alert_of_a_form_that_is_refused(
+    mlflow_app: Any, endpoint: str, changed: dict[str, str], message: str
+) -> None:
+    browser, _, token = open_page(mlflow_app)
+
+    page = browser.post(PAGE, data={**form(endpoint, token), **changed}).get_data(as_text=True)
+
+    (alert,) = re.findall(r'role="alert">([^<]*)<', page)
+    assert html.unescape(alert).replace(endpoint, "flights") == message
+
+
+@pytest.mark.parametrize(
+    ("gate", "reason", "message"),
+    [
+        (
+            "",
+            "",
+            "version 1 of delay may not become Production: it has not been through the gate. `onnxserve promote "
+            "delay 1 --to Production` runs the gate and says what is missing",
+        ),
+        (
+            "failed",
+            "evaluation: accuracy 0.71 against 0.80",
+            "version 1 of delay may not become Production: evaluation: accuracy 0.71 against 0.80. `onnxserve "
+            "promote delay 1 --to Production` runs the gate and says what is missing",
+        ),
+    ],
+)
+def test_the_message_of_a_move_that_the_gate_forbids(mlflow_app: Any, gate: str, reason: str, message: str) -> None:
+    model = mlflow_app.model()
+    if gate:
+        mlflow_app.stands(model, "1", gate, reason)
+
+    asked = {"name": model, "version": "1", "stage": "Production"}
+    answer = mlflow_app.client.post("/api/2.0/mlflow/model-versions/transition-stage", json=asked)
+
+    assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    assert answer.json["message"].replace(model, "delay") == message
