@@ -25,11 +25,16 @@ from .explanation import Explanation as Explanation
 from .explanation import contributions_format as contributions_format
 from .explanation import explain as explain
 from .explanation import require_shap as require_shap
+from .metrics import EPSILON as EPSILON
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
+from .metrics import HITS_DIVISORS as HITS_DIVISORS
 from .metrics import RELATIVE_METRICS as RELATIVE_METRICS
 from .metrics import Baseline as Baseline
 from .metrics import default_metric as default_metric
+from .metrics import log_losses as log_losses
+from .metrics import mean_over_labels as mean_over_labels
 from .metrics import paired_bootstrap as paired_bootstrap
+from .metrics import weight_below_scores as weight_below_scores
 from .metrics import weighted_metric as weighted_metric
 from .model import LoadedModel as LoadedModel
 from .model import LoadedOnnx as LoadedOnnx

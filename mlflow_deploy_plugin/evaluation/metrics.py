@@ -2,12 +2,13 @@
 
 Every metric equals scikit-learn's of the same name with `sample_weight`; a test compares them. A resample is a weight
 for each row. So a metric has two parts: one is computed once for the rows, the other for a thousand weightings.
+Monitoring builds its metrics with intervals from the same parts.
 
 With two labels, f1 is that of the larger label, and roc_auc that of the pair. With more labels, both are the mean over
 the labels (macro), roc_auc of each label against all others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,14 @@ HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": F
 RELATIVE_METRICS = ("rmse", "mae")
 """Metrics in the unit of the target: a difference is given as a share of the current value."""
 
-_LEAST = float(np.finfo(np.float64).eps)  # as scikit-learn clips probabilities
+EPSILON = float(np.finfo(np.float64).eps)
+"""The smallest probability that a log loss is computed with, and the smallest divisor, as in scikit-learn."""
+HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
+    "f1": lambda true, called: (true + called) / 2,
+    "precision": lambda true, called: called,
+    "recall": lambda true, called: true,
+}
+"""By metric, the number by which a label's hits are divided, given its true rows and its predicted rows."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ def paired_bootstrap(
 
     def difference(weights: Array) -> float:
         ours, theirs = candidate(weights), current(weights)
-        return sign * (ours - theirs) / (max(abs(theirs), _LEAST) if metric in RELATIVE_METRICS else 1.0)
+        return sign * (ours - theirs) / (max(abs(theirs), EPSILON) if metric in RELATIVE_METRICS else 1.0)
 
     rng = np.random.default_rng(seed)
     ones = np.ones(rows)
@@ -183,9 +191,9 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     hit = np.where(predicted == truth, true, len(labels))  # the last place has the rows without a hit, as NaN for NaN
 
     def f1(weights: Array) -> float:
-        total = np.bincount(true, weights, len(labels)) + np.bincount(called, weights, len(labels))
+        counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))
         hits = np.bincount(hit, weights, len(labels) + 1)[:-1]
-        return float(np.divide(2 * hits, total, out=np.zeros(len(labels)), where=total > 0)[scored].mean())
+        return float(mean_over_labels(hits[scored], HITS_DIVISORS["f1"](*counts)))
 
     return f1
 
@@ -206,7 +214,7 @@ def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredic
         known = probabilities[:, columns]
         sums = known.sum(axis=1, keepdims=True)
         own = (known / np.where(sums > 0, sums, 1))[np.arange(len(truth)), np.searchsorted(labels, truth)]
-        return _weighted_mean(-np.log(np.clip(own, _LEAST, 1 - _LEAST)))
+        return _weighted_mean(log_losses(own))
     if len(labels) < 2:
         raise InvalidConfig("roc_auc needs rows of two labels; the target has one")
     picked = [1] if len(labels) == 2 else range(len(labels))
@@ -216,16 +224,39 @@ def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredic
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
     """Return the share of pairs of a positive and a negative row in which the positive one has the higher score."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of the rows of one score
-    positive = is_positive[order].astype(np.float64)
+    positive, weight_below = is_positive.astype(np.float64), weight_below_scores(scores)
 
     def score(weights: Array) -> float:
-        sorted_weights = weights[order]
-        above = np.add.reduceat(sorted_weights * positive, starts)
-        below = np.add.reduceat(sorted_weights * (1 - positive), starts)
+        above, below = weights * positive, weights * (1 - positive)
         total = above.sum() * below.sum()
-        pairs = above @ (np.cumsum(below) - below / 2)
-        return float(pairs / total) if total else float("nan")
+        return float(above @ weight_below(below) / total) if total else float("nan")
 
     return score
+
+
+def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
+    """Return a function of weights, [N], that returns [N]: the weight of all rows with a lower score than each row.
+
+    Of the rows with the same score, half of the weight counts.
+    """
+    _, ranks = np.unique(scores, return_inverse=True)
+
+    def weight_below(weights: Array) -> Array:
+        sums = np.bincount(ranks, weights)
+        halfway: Array = (np.cumsum(sums) - sums / 2)[ranks]
+        return halfway
+
+    return weight_below
+
+
+def log_losses(probabilities: Array) -> Array:
+    """Return the log losses of rows, given the probability of each row's true label."""
+    losses: Array = -np.log(np.clip(probabilities, EPSILON, 1 - EPSILON))
+    return losses
+
+
+def mean_over_labels(hits: Array, divisor: Array) -> Array:
+    """Return the mean of `hits / divisor` over the last axis, the labels; a label whose divisor is 0 counts as 0."""
+    ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
+    mean: Array = ratios.mean(axis=-1)
+    return mean

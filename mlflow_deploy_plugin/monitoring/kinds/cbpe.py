@@ -33,8 +33,9 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, weight_below
-from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, EPSILON, ClassPredictions
+from mlflow_deploy_plugin.evaluation import HITS_DIVISORS, log_losses, mean_over_labels, weight_below_scores
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
+from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
 
@@ -181,35 +182,27 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     given, own = answers.probabilities, chances[np.arange(len(chances)), answers.predicted]
     if name == "accuracy":
         return float(own.mean())
-    if name in _OF_CONFUSION:
+    if name in HITS_DIVISORS:
         classes = len(answers.classes)
         called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
         hits = np.bincount(answers.predicted, own, minlength=classes)
         true = chances.sum(axis=0)
         asked = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
-        total = _OF_CONFUSION[name](true[asked], called[asked])
+        total = HITS_DIVISORS[name](true[asked], called[asked])
         if not (total > 0).any():
             return Refused(f"no row was called {answers.classes[1 if answers.is_binary else -1]!r}")
-        return float(np.where(total > 0, hits[asked] / np.where(total > 0, total, 1), 0).mean())
+        return float(mean_over_labels(hits[asked], total))
     assert given is not None
     if name == "log_loss":
-        return float(-(chances * np.log(np.clip(given, EPSILON, 1 - EPSILON))).sum(axis=1).mean())
+        return float((chances * log_losses(given)).sum(axis=1).mean())
     if name == "brier":
         return float((chances * np.square(1 - given) + (1 - chances) * np.square(given)).sum(axis=1).mean() / 2)
     areas = []
     for place in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
         above, below = chances[:, place], 1 - chances[:, place]  # every row is both, with its chances as weights
         if (total := above.sum() * below.sum()) > 0:
-            areas.append(float(above @ weight_below(given[:, place], below) / total))
+            areas.append(float(above @ weight_below_scores(given[:, place])(below) / total))
     return float(np.mean(areas)) if areas else Refused("all rows are expected to be of one label")
-
-
-_OF_CONFUSION: Mapping[str, Callable[[Array, Array], Array]] = {
-    "f1": lambda true, called: (true + called) / 2,
-    "precision": lambda true, called: called,
-    "recall": lambda true, called: true,
-}
-"""The divisor of the hits, made of the true and the called rows of each label."""
 
 
 def _probabilities(one: LabelledWindow) -> Array:

@@ -33,6 +33,7 @@ import pyarrow as pa
 from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.evaluation import weight_below_scores
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
@@ -234,7 +235,8 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     for positive, score in zip(is_positive.T, scores.T, strict=True):
         above, below = weights * positive, weights * ~positive
         positives, negatives = above.sum(), below.sum()
-        beaten, beating = weight_below(score, below), positives - weight_below(score, above)
+        weight_below = weight_below_scores(score)
+        beaten, beating = weight_below(below), positives - weight_below(above)
         areas.append(float(above @ beaten / (positives * negatives)))
         own = np.where(positive, beaten / negatives, beating / positives) - areas[-1]
         own *= weights * np.where(positive, count / positives, count / negatives)
@@ -251,14 +253,6 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
     logit, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
     return MetricInterval("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", effective_n)
-
-
-def weight_below(scores: Array, weights: Array) -> Array:
-    """Return [N]: the weight of all rows with a lower score than each, and half of those with the same."""
-    _, places = np.unique(scores, return_inverse=True)
-    sums = np.bincount(places, weights)
-    halfway: Array = (np.cumsum(sums) - sums / 2)[places]
-    return halfway
 
 
 def _expit(value: float) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.evaluation import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
     Sampling,
@@ -25,7 +26,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 )
 from mlflow_deploy_plugin.runtime import Array
 
-EPSILON = float(np.finfo(np.float64).eps)
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
 MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
@@ -117,7 +117,7 @@ def _classification_metric(
             return Refused(f"no label is {answers.classes[1]!r}")
         return auc_interval(truth[:, None] == asked, given[:, asked], sampling)
     if name == "log_loss":
-        losses = -np.log(np.clip(given[np.arange(len(truth)), truth], EPSILON, 1 - EPSILON))
+        losses = log_losses(given[np.arange(len(truth)), truth])
     else:
         losses = np.square(given - (truth[:, None] == np.arange(len(answers.classes)))).sum(axis=1) / 2
     return bootstrap_interval(name, losses[:, None], _first, sampling)
@@ -147,13 +147,10 @@ def _confusion_metric(
     true, called = cells // classes, cells % classes
     seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
     is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
-    below = {"f1": (is_true + is_called) / 2, "recall": is_true, "precision": is_called}[name]
+    below = HITS_DIVISORS[name](is_true, is_called)
 
     def figure(shares: Array) -> Array:
-        total = shares @ below
-        each = np.where(total > 0, shares @ (is_true * is_called) / np.where(total > 0, total, 1), 0.0)
-        mean: Array = each.mean(axis=-1)
-        return mean
+        return mean_over_labels(shares @ (is_true * is_called), shares @ below)
 
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
