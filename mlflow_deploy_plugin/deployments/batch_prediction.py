@@ -186,14 +186,13 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
         nonlocal header
         width = 0
         for record in csv_records(file):
-            if record.error:
-                raise InvalidRequest(f"{name}, line {record.line}: not valid CSV: {record.error}")
-            if not header:
-                header, width = record.raw, len(record.fields)
-            elif len(record.fields) != width:
-                raise InvalidRequest(f"{name}, line {record.line}: {len(record.fields)} fields; the header has {width}")
-            else:
+            width = width or len(record.fields)
+            if fault := record.fault(width):
+                raise InvalidRequest(f"{name}, line {record.line}: {fault}")
+            if header:
                 yield record.raw, f"line {record.line}", record.position
+            else:
+                header = record.raw
 
     return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
 

@@ -148,20 +148,14 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
 def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
     header: list[str] = []
     for record in csv_records(file):
-        fields, place = record.fields, f"line {record.line}"
-        if record.error:
-            yield BadRow(place, f"it is no CSV: {record.error}", None)
-        elif not header:
-            header = fields
+        place, shown = f"line {record.line}", ",".join(record.fields).encode(errors="replace").decode()
+        if not header and not record.error:
+            header = record.fields
             _require_columns(header, name, columns)
+        elif fault := record.fault(len(header)):
+            yield BadRow(place, fault, None if record.error else shown)
         else:
-            shown = ",".join(fields).encode(errors="replace").decode()
-            if len(fields) != len(header):
-                yield BadRow(place, f"it has {len(fields)} fields, the header {len(header)}", shown)
-            elif any("\udc80" <= one <= "\udcff" for field in fields for one in field):
-                yield BadRow(place, "it is no UTF-8", shown)
-            else:
-                yield _Row(record.line, place, dict(zip(header, fields, strict=True)), shown)
+            yield _Row(record.line, place, dict(zip(header, record.fields, strict=True)), shown)
     if not header:
         raise InvalidConfig(f"{name} is empty; a header and rows are expected")
 

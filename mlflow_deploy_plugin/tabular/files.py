@@ -155,6 +155,22 @@ class CsvRecord(NamedTuple):
     position: int
     error: str = ""
 
+    def fault(self, width: int, positions: Iterable[int] | None = None) -> str:
+        """Return why the record is not a row of a file with `width` columns; empty if it is a row.
+
+        Args:
+            positions: of the columns that are read; None: all columns.
+        """
+        if self.error:
+            return f"not valid CSV: {self.error}"
+        if len(self.fields) != width:
+            return f"{len(self.fields)} fields; the header has {width}"
+        try:
+            "".join(self.fields if positions is None else (self.fields[place] for place in positions)).encode()
+        except UnicodeEncodeError:  # a byte that is not UTF-8 is a lone surrogate
+            return "not UTF-8, which CSV files have to be written in"
+        return ""
+
 
 def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
     """Yield the records of a CSV file. A record that is not valid CSV has an error, and the next ones follow.

@@ -193,7 +193,7 @@ class RowStream:
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
         with _long_csv_values():
             for number, record in enumerate(csv_records(lines), first):
-                if why := _csv_fault(record, len(names), places):
+                if why := record.fault(len(names), places):
                     bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
                 else:
                     good.append(record.raw)
@@ -505,19 +505,6 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     # one at an edge has itself beside it
     before, after = signs[np.maximum(marks[:count:2], 1) - 1], signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
     return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
-
-
-def _csv_fault(record: CsvRecord, width: int, places: Sequence[int]) -> str:
-    """Return why a record is no row of a file with `width` columns, of which some are read; empty if it is one."""
-    if record.error:
-        return f"not valid CSV: {record.error}"
-    if len(record.fields) != width:
-        return f"{len(record.fields)} fields; the header has {width}"
-    try:
-        "".join(record.fields[place] for place in places).encode()
-    except UnicodeEncodeError:  # a byte that is not UTF-8 is a lone surrogate
-        return "not UTF-8, which CSV files have to be written in"
-    return ""
 
 
 def _is_changed(value: Any, kind: pa.DataType) -> bool:

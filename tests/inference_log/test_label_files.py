@@ -110,14 +110,14 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
     assert [feedback.prediction_id for feedback in good(rows)] == ["a", "i"]
     assert "the X-Prediction-Id of an answer" in bad(rows)["line 10"]
     assert "a whole number from 0 is expected" in bad(rows)["line 12"]
-    assert {place: why for place, why in bad(rows).items() if place not in ("line 10", "line 12")} == {
-        "line 3": "it has 2 fields, the header 3",
+    assert "UTF-8" in bad(rows)["line 9"]
+    assert {place: why for place, why in bad(rows).items() if place not in ("line 9", "line 10", "line 12")} == {
+        "line 3": "2 fields; the header has 3",
         "line 4": "it has no 'prediction_id'",
         "line 5": "its 'label' is empty",
         "line 6": "row is '-1'; a whole number from 0 is expected",
         "line 7": "row is 'first'; a whole number from 0 is expected",
         "line 8": "label has 2000 characters; at most 1000 are taken",
-        "line 9": "it is no UTF-8",
     }
 
 
@@ -125,7 +125,7 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_label_only() -> None:
     rows = read("csv", 'prediction_id,label\na,1\nb,"1\nc,1\nd,1\n')
 
     assert [feedback.prediction_id for feedback in good(rows)] == ["a", "c", "d"]
-    assert bad(rows)["line 3"].startswith("it is no CSV: ")
+    assert "CSV" in bad(rows)["line 3"]
 
 
 def test_bad_lines_of_json_are_named() -> None:
